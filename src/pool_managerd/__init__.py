@@ -1,0 +1,71 @@
+"""pool-managerd: this model, this engine, these GPUs, kept healthy.
+
+``async with PoolManager(config) as node:`` is the library's front door; ``pool-managerd serve`` the daemon's.
+Names are imported when they are first used, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pool_managerd._version import __version__
+
+if TYPE_CHECKING:
+    from pool_managerd.config import Config, PoolConfig
+    from pool_managerd.config_load import load_config
+    from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+    from pool_managerd.core.backoff import BackoffPolicy
+    from pool_managerd.core.drain import DrainOutcome, DrainRequest
+    from pool_managerd.core.health import HealthStatus
+    from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
+    from pool_managerd.engines.provisioner import EngineProvisioner
+    from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
+    from pool_managerd.models.provisioner import ModelProvisioner
+    from pool_managerd.node import PoolManager
+
+_HOMES = {
+    "config": ("Config", "PoolConfig"),
+    "config_load": ("load_config",),
+    "core.artifacts": ("PreparedEngine", "ResolvedModel"),
+    "core.backoff": ("BackoffPolicy",),
+    "core.drain": ("DrainOutcome", "DrainRequest"),
+    "core.health": ("HealthStatus",),
+    "embedding": ("PreloadOutcome", "Registry", "execute_drain"),
+    "engines.provisioner": ("EngineProvisioner",),
+    "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
+    "models.provisioner": ("ModelProvisioner",),
+    "node": ("PoolManager",),
+}
+_WHERE = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BackoffPolicy",
+    "Config",
+    "DrainOutcome",
+    "DrainRequest",
+    "EngineError",
+    "EngineProvisioner",
+    "HealthStatus",
+    "ModelProvisioner",
+    "NodeError",
+    "PoolConfig",
+    "PoolError",
+    "PoolManager",
+    "PreloadOutcome",
+    "PreparedEngine",
+    "Registry",
+    "RequestError",
+    "ResolvedModel",
+    "SpecError",
+    "__version__",
+    "execute_drain",
+    "load_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,67 @@
+"""A validation error in the words of the file: its place, its key, what was found and what may stand there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from pool_managerd.config_schema import Shape
+from pool_managerd.config_sources import KeyPath, Problem, Tree, key_text, place_of
+
+_RULES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "greater_than_equal": lambda ctx: f"must be ≥ {ctx['ge']}",
+    "greater_than": lambda ctx: f"must be > {ctx['gt']}",
+    "less_than_equal": lambda ctx: f"must be ≤ {ctx['le']}",
+    "less_than": lambda ctx: f"must be < {ctx['lt']}",
+    "literal_error": lambda ctx: f"must be {ctx['expected']}",
+    "string_pattern_mismatch": lambda ctx: f"must match {ctx['pattern']}",
+    "int_type": lambda ctx: "must be a whole number",
+    "int_from_float": lambda ctx: "must be a whole number",
+    "int_parsing_size": lambda ctx: "the number is too large",
+    "float_type": lambda ctx: "must be a number",
+    "bool_type": lambda ctx: "must be true or false",
+    "string_type": lambda ctx: "must be text; put it in quotes if it looks like a number",
+    "path_type": lambda ctx: "must be a path",
+    "dict_type": lambda ctx: "must be a mapping",
+    "tuple_type": lambda ctx: "must be a list",
+    "model_type": lambda ctx: "must be a section of keys",
+    "model_attributes_type": lambda ctx: "must be a section of keys",
+}
+
+
+def explain(item: ErrorDetails, tree: Tree) -> Problem | None:
+    """The problem behind one validation error, or None when the loader reports it itself with a better place."""
+    path: KeyPath = item["loc"]
+    kind, ctx = item["type"], item.get("ctx", {})
+    if not path:
+        return None if "duplicate pool id" in item["msg"] else Problem(place_of(tree, path), "", item["msg"])
+    if kind == "extra_forbidden":
+        return unknown_key(path, tree)
+    if kind == "missing":
+        return Problem(place_of(tree, path[:-1]), key_text(path), f"cannot leave it out: add `{path[-1]}: …`")
+    if kind == "value_error":
+        rule = str(ctx.get("error", item["msg"]))
+    else:
+        rule = _RULES[kind](ctx) if kind in _RULES else item["msg"]
+    return Problem(place_of(tree, path), key_text(path), f"cannot use {_shown(path, item['input'])}: {rule}")
+
+
+def unknown_key(path: KeyPath, tree: Tree) -> Problem:
+    """An unknown key, with the one that was probably meant."""
+    known = Shape.at(path[:-1]).keys
+    near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return Problem(place_of(tree, path), key_text(path[:-1]), f"unknown key {str(path[-1])!r} ({hint})")
+
+
+def _shown(path: KeyPath, value: object) -> str:
+    """The value as an error may show it. Environments of engines may hold secrets, so theirs are not shown."""
+    if "env" in path:
+        return "this value"
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

