@@ -1,0 +1,1 @@
+"""Decisions. Pure: standard library only; no asyncio, no I/O, no clock, no randomness, no logging."""

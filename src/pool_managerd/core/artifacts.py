@@ -1,0 +1,90 @@
+"""What flows between the provisioners, the runtime and the registry: plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that is on this machine's disk (``{id, local_path}``, SPEC §6.3).
+
+    ``digest`` is ``sha256:<hex>`` when the content was hashed; ``verified`` is true only when it matched an
+    expected digest.
+    """
+
+    id: str
+    local_path: str
+    size_bytes: int = 0
+    digest: str | None = None
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedEngine:
+    """A ready-to-spawn description of one engine process (SPEC §6.5). Making one spawns nothing.
+
+    ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on
+    ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
+    set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
+    ``verbatim`` marks an engine submitted by a caller: it runs as given, and is not warmed up.
+    """
+
+    pool_id: str
+    binary_path: str
+    flags: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 0
+    model_path: str | None = None
+    model_id: str | None = None
+    engine: str = "llamacpp"
+    engine_version: str = "unknown"
+    replica_id: str = "r0"
+    device_mask: str | None = None
+    provisioning_mode: str = "external"
+    slots_total: int = 1
+    ctx: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    health_path: str = "/health"
+    attach_url: str | None = None
+    verbatim: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """Base URL of the engine's HTTP server, without a trailing slash."""
+        if self.attach_url is not None:
+            return self.attach_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The argument vector, binary first; no shell ever sees it."""
+        return (self.binary_path, *self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How an engine process ended, as its shim wrote it down.
+
+    Exactly one of ``code`` and ``signal`` is set when the outcome is known; both are None when the shim
+    itself was lost ("unknown"). ``max_rss_bytes`` is the peak of the engine process. ``oom_kills`` counts
+    kills by the kernel's OOM killer in the engine's cgroup, None where that is not measured.
+    ``stopped_by_us`` is true when the stop ladder was under way.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    started_at_ms: int = 0
+    ended_at_ms: int = 0
+    uptime_seconds: float = 0.0
+    max_rss_bytes: int = 0
+    oom_kills: int | None = None
+    stopped_by_us: bool = False
+    log_bytes_dropped: int = 0
+
+    @property
+    def known(self) -> bool:
+        return self.code is not None or self.signal is not None

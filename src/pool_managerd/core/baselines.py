@@ -1,0 +1,46 @@
+"""Smoothed measurements per (engine_version, model_id, device_mask), bounded in number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+ALPHA = 0.3
+LIMIT = 256
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Exponentially weighted averages; ``samples`` says how much they rest on."""
+
+    first_token_ms: float
+    tokens_per_s: float
+    samples: int = 1
+
+
+class Baselines:
+    """The newest ``limit`` keys; the one longest unused goes first."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._known: OrderedDict[Key, Baseline] = OrderedDict()
+
+    def observe(self, key: Key, first_token_ms: float, tokens_per_s: float) -> Baseline:
+        """Fold one measurement in; the first one counts in full."""
+        old = self._known.pop(key, None)
+        new = Baseline(first_token_ms, tokens_per_s)
+        if old is not None:
+            new = Baseline(
+                old.first_token_ms + ALPHA * (first_token_ms - old.first_token_ms),
+                old.tokens_per_s + ALPHA * (tokens_per_s - old.tokens_per_s),
+                old.samples + 1,
+            )
+        self._known[key] = new
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+        return new
+
+    def get(self, key: Key) -> Baseline | None:
+        return self._known.get(key)

@@ -1,0 +1,61 @@
+"""What a probe saw, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class HealthStatus:
+    """``live``: the engine process (or attached URL) is there. ``ready``: all gates passed and not draining (ORCH-3504)."""
+
+    live: bool = False
+    ready: bool = False
+
+
+class ProbeOutcome(StrEnum):
+    """``discarded`` means that the prober itself failed (no free descriptor, say): it says nothing about the engine."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    DISCARDED = "discarded"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One probe. ``reason`` is a short phrase for people, empty on success."""
+
+    outcome: ProbeOutcome
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is ProbeOutcome.SUCCESS
+
+
+def judge_response(status: int, content_type: str, body: bytes) -> ProbeResult:
+    """The verdict on a health response: exactly 200, and not a web page in an engine's place.
+
+    llama.cpp answers 503 while it loads; any status but 200 means not ready (SPEC §9). A JSON body that says
+    something other than ok contradicts its own status and is not believed.
+    """
+    if status != 200:
+        return ProbeResult(ProbeOutcome.ERROR, f"answered {status}")
+    head = body[:512].lstrip().lower()
+    if "html" in content_type or head.startswith((b"<!doctype", b"<html")):
+        return ProbeResult(ProbeOutcome.ERROR, "answered 200 with a web page, so something else holds the port")
+    if any(byte < 9 for byte in body[:512]):
+        return ProbeResult(ProbeOutcome.ERROR, "answered 200 with garbage")
+    if head.startswith(b"{") and b'"status"' in head and not any(word in head for word in (b'"ok"', b'"ready"', b'"healthy"')):
+        return ProbeResult(ProbeOutcome.ERROR, "answered 200 with a status that is not ok")
+    return ProbeResult(ProbeOutcome.SUCCESS)
+
+
+def next_gap_ms(previous_ms: int, longest_ms: int) -> int:
+    """The gap before the next start-up probe: quick at first, then doubling up to ``longest_ms``.
+
+    Readiness is noticed within a fraction of the load time instead of at the next fixed tick.
+    """
+    return min(max(previous_ms * 3 // 2, previous_ms + 1), longest_ms)

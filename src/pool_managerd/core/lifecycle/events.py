@@ -1,0 +1,239 @@
+"""What can happen to an instance: requests, news from its helpers, the alarm. Frozen values, compared with ``==``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened, or somebody asks for something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Event):
+    """Bring the engine up. ``retry`` false: a failed start is final (a submitted preload). ``origin`` is for people."""
+
+    retry: bool = True
+    origin: str = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Event):
+    """Stop now, without waiting for leases, and stay down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restart(Event):
+    """Stop if need be, then start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Event):
+    """From now on nothing starts by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Event):
+    """End a hold; a start that was due happens now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Event):
+    """Refuse leases, wait for ``active_leases`` to end, stop at the latest after ``deadline_ms``."""
+
+    deadline_ms: int
+    active_leases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain(Event):
+    """Take a drain back that has not stopped the engine yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesChanged(Event):
+    """``active`` leases are in flight now."""
+
+    active: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine(Event):
+    """A GPU of this pool is not to be trusted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndQuarantine(Event):
+    """The GPUs of this pool are trusted again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBreaker(Event):
+    """Too many failures: no start for ``open_s`` seconds."""
+
+    open_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResetBreaker(Event):
+    """An operator forgives the failures so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep(Event):
+    """Let go of VRAM but keep the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake(Event):
+    """Take VRAM up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt(Event):
+    """After a restart of the daemon: an engine of ``epoch`` was found running."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Event):
+    """The alarm went off."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEvent(Event):
+    """News from launch number ``epoch``; news from an older launch is stale and changes nothing."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagingProgress(EpochEvent):
+    """Bytes are still moving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged(EpochEvent):
+    """Model on disk, engine prepared."""
+
+    external: bool = False
+    uses_gpus: bool = False
+    warmable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StagingFailed(EpochEvent):
+    """The model or the engine could not be made ready. ``reason`` is a failure reason of SPEC §2.3."""
+
+    error: str
+    retriable: bool = True
+    reason: str = "preload_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned(EpochEvent):
+    """The engine process runs."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed(EpochEvent):
+    """The engine process could not be run."""
+
+    error: str
+    retriable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSucceeded(EpochEvent):
+    """A good answer to a probe of this launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeMissed(EpochEvent):
+    """A bad answer or none."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDiscarded(EpochEvent):
+    """The prober itself failed: nothing was learnt."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmedUp(EpochEvent):
+    """The warm-up prompt was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupFailed(EpochEvent):
+    """The warm-up prompt was not answered; this only warns."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Died(EpochEvent):
+    """The engine process is dead; how it ended is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(EpochEvent):
+    """The process is reaped. ``code`` or ``signal`` tell how, both None when that was lost.
+
+    ``summary`` is the last_error text (SPEC §8.5), ``evidence`` the line of the log that says most;
+    ``port_conflict`` is true when the log says that the port was taken.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    summary: str = ""
+    evidence: str = ""
+    port_conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VramFree(EpochEvent):
+    """The GPUs no longer list the engine's processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class VramHeld(EpochEvent):
+    """The memory was not given back in time; ``holder`` says by whom it is held."""
+
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class HelperDied(EpochEvent):
+    """The task that worked for this launch ended without an answer."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted(EpochEvent):
+    """The engine that was found is ours and runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdopted(EpochEvent):
+    """The engine that was found is gone or not ours."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slept(EpochEvent):
+    """The engine let go of its VRAM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woke(EpochEvent):
+    """The engine has its VRAM back."""

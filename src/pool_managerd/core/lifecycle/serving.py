@@ -1,0 +1,255 @@
+"""While an engine serves: probes, drain, sleep, flags, the breaker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pool_managerd.core import narration
+from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.ending import Step, begin_stop, launch, to, with_effects
+from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
+from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, send_due_probe
+
+# --- probes ---------------------------------------------------------------------------------------------------------
+
+
+def probe_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
+    healthy = replace(i, last_good_at=now, probe_failures=0, probe_reason="", hung=False, probe_sent_at=None,
+                      next_probe_at=now + p.probe_interval_s)  # fmt: skip
+    if i.hung:
+        return healthy, (do.Say("recovered", f"Engine of pool '{i.pool_id}' answers its health probes again"),)
+    return healthy, ()
+
+
+def probe_missed(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
+    """``failure_threshold`` misses in a row make it unhealthy. A gap in our own time discards the history (A9)."""
+    asleep = i.probe_sent_at is not None and now - i.probe_sent_at > 2 * (p.probe_interval_s + p.probe_timeout_s)
+    misses = 1 if asleep else i.probe_failures + 1
+    missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + p.probe_interval_s)
+    if misses < p.failure_threshold or i.hung:
+        return missed, ()
+    error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
+    fields = {"last_error": error, "probe_failures": misses}
+    if p.fail_open:
+        human = f"Engine of pool '{i.pool_id}' stopped answering; it is left running and may come back"
+        return replace(missed, hung=True, last_error=error), (do.Say("unhealthy", human, level="warn", fields=fields),)
+    human = f"Engine of pool '{i.pool_id}' stopped answering its health probes; replacing it"
+    failed = replace(missed, hung=True, last_error=error, crash_count=i.crash_count + 1)
+    say = do.Say("unhealthy", human, level="error", fields={**fields, "crash_count": failed.crash_count})
+    return with_effects((say,), begin_stop(failed, now, p, After.RECOVER, error=error))
+
+
+def draining_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
+    """A draining engine is on its way out: misses are remembered, nothing more."""
+    return replace(i, probe_failures=i.probe_failures + 1, probe_sent_at=None, next_probe_at=now + p.probe_interval_s), ()
+
+
+def attached_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
+    healthy, said = probe_ok(i, e, now, p)
+    if i.last_good_at is not None:
+        return healthy, said
+    took = round((now - i.launched_at) * 1000) if i.launched_at is not None else 0
+    ready = replace(healthy, ready_since=now, last_error=None, reason=None)
+    say = do.Say("preload_succeeded", f"Pool '{i.pool_id}' is ready; its engine is somebody else's", fields={"duration_ms": took})
+    return ready, (*said, do.Announce(i.epoch), say)
+
+
+def attached_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
+    """Never signalled, never restarted: the pool is un-ready until the engine answers again."""
+    misses = i.probe_failures + 1
+    gap_s = p.probe_interval_s if i.last_good_at is not None else p.probe_gap_ms / 1000
+    missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_s)
+    if i.last_good_at is None or misses < p.failure_threshold:
+        return missed, ()
+    error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
+    human = f"The attached engine of pool '{i.pool_id}' stopped answering"
+    return replace(missed, last_good_at=None, ready_since=None, last_error=error), (do.Say("unhealthy", human, level="warn"),)
+
+
+def serving_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
+    """A probe whose answer never came back (its helper is gone) counts as a miss."""
+    if i.probe_sent_at is not None and now - i.probe_sent_at > p.probe_timeout_s * 2 + p.probe_interval_s:
+        missed = attached_miss if i.phase is Phase.ATTACHED else probe_missed
+        return missed(i, ev.ProbeMissed(i.epoch, "was never answered"), now, p)
+    return send_due_probe(i, now)
+
+
+# --- drain ----------------------------------------------------------------------------------------------------------
+
+
+def drain_serving(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
+    """Refuse leases from this step on; stop as soon as nothing is in flight, at the latest at the deadline."""
+    draining = to(
+        i, Phase.DRAINING, now, deadline=now + e.deadline_ms / 1000, next_probe_at=now + p.probe_interval_s,
+        drain_since=now, drain_leases=e.active_leases, force_stopped=False,
+    )  # fmt: skip
+    say = drain_started(i, e.active_leases, e.deadline_ms)
+    if e.active_leases == 0:
+        return with_effects((say,), begin_stop(draining, now, p, After.STAY))
+    if e.deadline_ms == 0:
+        return with_effects((say,), _force(draining, now, p))
+    return draining, (say,)
+
+
+def drain_not_serving(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
+    """Nothing is in flight on an engine that is not ready: stop it now and stay down."""
+    draining = replace(i, drain_since=now, drain_leases=0, force_stopped=False)
+    say = drain_started(i, 0, e.deadline_ms)
+    if i.phase is Phase.STAGING:
+        return with_effects((say, do.CancelStaging(i.epoch)), begin_stop(draining, now, p, After.STAY))
+    return with_effects((say,), begin_stop(draining, now, p, After.STAY))
+
+
+def drain_started(i: Instance, leases: int, deadline_ms: int) -> do.Say:
+    human = narration.draining(i.pool_id, leases, deadline_ms)
+    fields = {"active_leases": leases, "deadline_ms": deadline_ms}
+    return do.Say("drain_started", human, level="warn" if leases else "info", fields=fields)
+
+
+def leases_changed(i: Instance, e: ev.LeasesChanged, now: float, p: Policy) -> Step:
+    still = replace(i, drain_leases=e.active)
+    return (still, ()) if e.active else begin_stop(still, now, p, After.STAY)
+
+
+def draining_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
+    if i.deadline is not None and now >= i.deadline:
+        return _force(i, now, p)
+    return send_due_probe(i, now)
+
+
+def stop_draining(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+    """Whoever asks to stop does not want to wait for leases any longer."""
+    return _force(i, now, p)
+
+
+def _force(i: Instance, now: float, p: Policy) -> Step:
+    return begin_stop(replace(i, force_stopped=i.drain_leases > 0), now, p, After.STAY)
+
+
+def undrain(i: Instance, e: ev.Undrain, now: float, p: Policy) -> Step:
+    """Back to serving; ready again at once only when a probe of this launch was good just now."""
+    back = replace(i, drain_since=None, drain_leases=0, force_stopped=False, probe_sent_at=None)
+    say = do.Say("undrain", f"Drain of pool '{i.pool_id}' was taken back")
+    if i.external:
+        return to(back, Phase.ATTACHED, now, next_probe_at=now), (say,)
+    fresh = i.last_good_at is not None and now - i.last_good_at <= p.fresh_s and i.probe_failures == 0
+    if fresh:
+        return to(back, Phase.READY, now, next_probe_at=now + p.probe_interval_s), (say,)
+    return to(back, Phase.STARTING, now, deadline=now + p.startup_timeout_s, next_probe_at=now, warmed=True), (say,)
+
+
+# --- stop, hold, quarantine, breaker --------------------------------------------------------------------------------
+
+
+def stop_idle(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+    """Nothing runs, so a start that was due is forgotten; but a process that would not die is asked again."""
+    if i.has_process:
+        return stop_running(i, e, now, p)
+    down = to(i, Phase.DOWN, now, owed=False, reason=None, drained=True)
+    if i.phase is Phase.DOWN:
+        return down, ()
+    return down, (do.Say("stopped", f"Pool '{i.pool_id}' stays down; nothing of it was running"),)
+
+
+def stop_staging(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+    step = cancel_staging(i, now)
+    return replace(step[0], drained=True), step[1]
+
+
+def stop_running(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+    return begin_stop(replace(i, drained=True), now, p, After.STAY)
+
+
+def stop_stopping(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+    """Whatever was to follow, nothing follows now."""
+    return replace(i, after=After.STAY, drained=True), ()
+
+
+def hold(i: Instance, e: ev.Hold, now: float, p: Policy) -> Step:
+    say = do.Say("hold", f"Pool '{i.pool_id}' is held: nothing starts by itself")
+    if i.phase in (Phase.BACKOFF, Phase.OPEN):
+        return to(i, Phase.DOWN, now, held=True, owed=True), (say,)
+    return replace(i, held=True), (say,)
+
+
+def release(i: Instance, e: ev.Release, now: float, p: Policy) -> Step:
+    say = do.Say("release", f"Pool '{i.pool_id}' is no longer held")
+    return _resume(replace(i, held=False), now, p, say)
+
+
+def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
+    say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error")
+    if i.phase in (Phase.BACKOFF, Phase.OPEN):
+        return to(i, Phase.DOWN, now, quarantined=True, owed=True, last_error=e.reason), (say,)
+    return replace(i, quarantined=True, last_error=e.reason), (say,)
+
+
+def end_quarantine(i: Instance, e: ev.EndQuarantine, now: float, p: Policy) -> Step:
+    say = do.Say("quarantine_over", f"Pool '{i.pool_id}' is out of quarantine")
+    return _resume(replace(i, quarantined=False), now, p, say)
+
+
+def _resume(i: Instance, now: float, p: Policy, say: do.Say) -> Step:
+    if i.phase is Phase.DOWN and i.owed and not i.held and not i.quarantined:
+        return with_effects((say,), launch(i, now, p, origin="restart"))
+    return i, (say,)
+
+
+def open_breaker(i: Instance, e: ev.OpenBreaker, now: float, p: Policy) -> Step:
+    if i.has_process:
+        return i, ()
+    error = f"pool '{i.pool_id}' failed too often; its circuit breaker is open for {narration.duration(e.open_s)}"
+    opened = to(i, Phase.OPEN, now, deadline=now + e.open_s, reason="circuit_open")
+    return opened, (do.Say("breaker", error, level="error", fields={"failure_count": i.failures}),)
+
+
+def reset_breaker(i: Instance, e: ev.ResetBreaker, now: float, p: Policy) -> Step:
+    """Failures are forgiven; a start that only the breaker held back happens now."""
+    forgiven = replace(i, failures=0)
+    if i.phase in (Phase.OPEN, Phase.BACKOFF):
+        return launch(forgiven, now, p, origin="restart")
+    return forgiven, ()
+
+
+def due_start(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
+    """The wait is over: the next start, or the one half-open test of an open breaker."""
+    if i.deadline is None or now < i.deadline:
+        return i, ()
+    return launch(i, now, p, origin="restart")
+
+
+# --- sleep ----------------------------------------------------------------------------------------------------------
+
+
+def sleep(i: Instance, e: ev.Sleep, now: float, p: Policy) -> Step:
+    asleep = to(i, Phase.SLEEPING, now, deadline=now + p.sleep_timeout_s)
+    return asleep, (do.SleepEngine(i.epoch), do.Say("sleep", f"Pool '{i.pool_id}' goes to sleep"))
+
+
+def slept(i: Instance, e: ev.Slept, now: float, p: Policy) -> Step:
+    return replace(i, deadline=None), ()
+
+
+def wake(i: Instance, e: ev.Wake | ev.Start, now: float, p: Policy) -> Step:
+    waking = to(i, Phase.WAKING, now, deadline=now + p.sleep_timeout_s, last_good_at=None)
+    return waking, (do.WakeEngine(i.epoch), do.Say("wake", f"Pool '{i.pool_id}' wakes up"))
+
+
+def woke(i: Instance, e: ev.Woke, now: float, p: Policy) -> Step:
+    return replace(i, probe_sent_at=now), (do.SendProbe(i.epoch),)
+
+
+def waking_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
+    return become_ready(replace(i, last_good_at=now, probe_failures=0), now, p)
+
+
+def stuck_asleep(i: Instance, e: ev.HelperDied, now: float, p: Policy) -> Step:
+    """An engine that neither sleeps nor wakes is replaced."""
+    return begin_stop(i, now, p, After.RECOVER, error=f"cannot put the engine to sleep or wake it: {e.what}")
+
+
+def sleeping_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
+    if i.deadline is not None and now >= i.deadline:
+        return stuck_asleep(i, ev.HelperDied(i.epoch, "it took too long"), now, p)
+    return send_due_probe(i, now)

@@ -1,0 +1,51 @@
+"""Short sentences for people, in the present tense, about what was decided and why (ORCH-3300, ORCH-3312).
+
+They stand beside the structured fields and never replace them; no secrets, no opaque ids.
+"""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """``850 ms``, ``4 s``, ``2 min``: coarse on purpose."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min"
+
+
+def count(number: int, noun: str) -> str:
+    """``no leases``, ``one lease``, ``3 leases``."""
+    words = {0: "no", 1: "one"}
+    return f"{words.get(number, number)} {noun}{'' if number == 1 else 's'}"
+
+
+def exit_phrase(code: int | None, signal_name: str | None) -> str:
+    """How a process ended, as part of a sentence."""
+    if signal_name:
+        return f"died of {signal_name}"
+    if code is None:
+        return "is gone, and how it ended was lost"
+    return f"exited with code {code}"
+
+
+def starting(pool_id: str, origin: str) -> str:
+    why = {"boot": "as configured", "demand": "on demand", "restart": "again", "another port": "on another port"}.get(
+        origin, "on request"
+    )
+    return f"Starting pool '{pool_id}' {why}"
+
+
+def backing_off(pool_id: str, what: str, delay_ms: int) -> str:
+    return f"Engine of pool '{pool_id}' {what}; starting it again in {duration(delay_ms / 1000)}"
+
+
+def giving_up(pool_id: str, what: str, why: str) -> str:
+    return f"Engine of pool '{pool_id}' {what}; it stays down because {why}"
+
+
+def draining(pool_id: str, leases: int, deadline_ms: int) -> str:
+    if leases == 0:
+        return f"Pool '{pool_id}' is draining; nothing is running on it"
+    return f"Pool '{pool_id}' is draining; {count(leases, 'lease')} may run on for {duration(deadline_ms / 1000)}"

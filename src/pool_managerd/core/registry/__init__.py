@@ -1,0 +1,8 @@
+"""What placement reads: per pool health, capacity, leases and versions (ORCH-3501, SPEC §3–4)."""
+
+from pool_managerd.core.registry.entry import PoolEntry
+from pool_managerd.core.registry.registry import Registry
+from pool_managerd.core.registry.snapshot import PoolSnapshot
+from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
+
+__all__ = ["Handoff", "Lease", "PerfHints", "PoolEntry", "PoolSnapshot", "Registry"]

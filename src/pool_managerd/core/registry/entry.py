@@ -1,0 +1,58 @@
+"""One pool's row: plain data with the few rules that keep it true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pool_managerd.core.health import HealthStatus
+from pool_managerd.core.registry.types import Lease, PerfHints
+
+
+@dataclass(slots=True)
+class PoolEntry:
+    """All fields of SPEC §3.1. ``version`` is the configuration's, not the engine's.
+
+    Leases are counted two ways that add up: ``counted`` by the seeds' counter calls, ``leases`` by id.
+    """
+
+    pool_id: str
+    health: HealthStatus = field(default_factory=HealthStatus)
+    last_heartbeat_ms: int | None = None
+    version: str | None = None
+    last_error: str | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    engine_digest: str | None = None
+    engine_catalog_id: str | None = None
+    model_id: str | None = None
+    model_ref: str | None = None
+    device_mask: str | None = None
+    slots_total: int | None = None
+    reported_free: int | None = None
+    perf_hints: PerfHints | None = None
+    draining: bool = False
+    vram_total_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    compute_capability: str | None = None
+    crash_count: int = 0
+    restart_count: int = 0
+    state: str = "uninitialized"
+    circuit_state: str = "closed"
+    ctx_max: int | None = None
+    sampler_profile_version: str | None = None
+    counted: int = 0
+    leases: dict[str, Lease] = field(default_factory=dict)
+    leases_given: int = 0
+
+    @property
+    def active_leases(self) -> int:
+        return self.counted + len(self.leases)
+
+    @property
+    def slots_free(self) -> int | None:
+        """What the engine reported free, never more than the leases leave over."""
+        if self.slots_total is None:
+            return self.reported_free
+        left = self.slots_total - self.active_leases
+        reported = self.slots_total if self.reported_free is None else self.reported_free
+        return max(0, min(left, reported))

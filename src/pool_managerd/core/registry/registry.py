@@ -1,0 +1,286 @@
+"""The registry: getters, setters and lease accounting per pool, by the names the seeds fix (ORCH-3503, B-REG-*).
+
+Not thread-safe by itself: like every asyncio object it belongs to one loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pool_managerd.core.health import HealthStatus
+from pool_managerd.core.registry.entry import PoolEntry
+from pool_managerd.core.registry.snapshot import PoolSnapshot, snapshot_of
+from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
+from pool_managerd.errors import RequestError, SpecError
+
+INT32_MAX = 2**31 - 1
+_UPDATABLE = ("engine_version", "device_mask", "slots_total", "slots_free", "perf_hints")
+
+
+class Registry:
+    """Pools by id. A setter on an unknown pool creates it with defaults; a getter never does.
+
+    ``clock_ms`` gives unix milliseconds, for heartbeats only. ``salt`` makes lease ids unique across restarts.
+    """
+
+    def __init__(self, clock_ms: Callable[[], int], salt: str = "") -> None:
+        self._clock_ms = clock_ms
+        self._salt = salt
+        self._entries: dict[str, PoolEntry] = {}
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change: two snapshots of one revision are equal."""
+        return self._revision
+
+    # --- pools ---
+
+    def register(self, pool_id: str) -> bool:
+        """True when the pool is new (B-REG-080)."""
+        if pool_id in self._entries:
+            return False
+        self._change(pool_id)
+        return True
+
+    def deregister(self, pool_id: str) -> bool:
+        """True when the pool existed (B-REG-083)."""
+        existed = self._entries.pop(pool_id, None) is not None
+        self._revision += existed
+        return existed
+
+    def get(self, pool_id: str) -> PoolEntry | None:
+        return self._entries.get(pool_id)
+
+    def pool_ids(self) -> list[str]:
+        return sorted(self._entries)
+
+    def snapshots(self) -> list[PoolSnapshot]:
+        """Every pool, sorted by id (B-REG-120)."""
+        return [snapshot_of(self._entries[pool_id]) for pool_id in sorted(self._entries)]
+
+    def update(self, pool_id: str, fields: Mapping[str, Any]) -> None:
+        """Merge only the given fields (B-REG-110). Raises SpecError for a field that cannot be updated."""
+        unknown = sorted(set(fields) - set(_UPDATABLE))
+        if unknown:
+            raise SpecError(f"cannot update {', '.join(unknown)}: only {', '.join(_UPDATABLE)} can be")
+        entry = self._change(pool_id)
+        if "slots_total" in fields or "slots_free" in fields:
+            self.set_slots(pool_id, fields.get("slots_total", entry.slots_total), fields.get("slots_free", entry.reported_free))
+        for name in ("engine_version", "device_mask", "perf_hints"):
+            if name in fields:
+                setattr(entry, name, fields[name])
+
+    def publish(self, pool_id: str, **fields: Any) -> PoolEntry:
+        """Set several fields at once, atomically for every reader of this loop."""
+        entry = self._change(pool_id)
+        for name, value in fields.items():
+            setattr(entry, name, value)
+        return entry
+
+    # --- fields ---
+
+    def set_health(self, pool_id: str, live: bool | HealthStatus, ready: bool = False) -> None:
+        status = live if isinstance(live, HealthStatus) else HealthStatus(live, ready)
+        self._change(pool_id).health = status
+
+    def get_health(self, pool_id: str) -> HealthStatus | None:
+        entry = self._entries.get(pool_id)
+        return entry.health if entry else None
+
+    def set_last_error(self, pool_id: str, error: str | None) -> None:
+        self._change(pool_id).last_error = error
+
+    def get_last_error(self, pool_id: str) -> str | None:
+        entry = self._entries.get(pool_id)
+        return entry.last_error if entry else None
+
+    def set_heartbeat(self, pool_id: str, unix_ms: int) -> None:
+        self._change(pool_id).last_heartbeat_ms = unix_ms
+
+    def get_heartbeat(self, pool_id: str) -> int | None:
+        entry = self._entries.get(pool_id)
+        return entry.last_heartbeat_ms if entry else None
+
+    def set_version(self, pool_id: str, version: str) -> None:
+        self._change(pool_id).version = version
+
+    def get_version(self, pool_id: str) -> str | None:
+        entry = self._entries.get(pool_id)
+        return entry.version if entry else None
+
+    def set_engine_version(self, pool_id: str, engine_version: str) -> None:
+        self._change(pool_id).engine_version = engine_version
+
+    def get_engine_version(self, pool_id: str) -> str | None:
+        entry = self._entries.get(pool_id)
+        return entry.engine_version if entry else None
+
+    def set_engine_meta(
+        self, pool_id: str, version: str | None = None, digest: str | None = None, catalog_id: str | None = None
+    ) -> None:
+        """Overwrites only what is supplied (B-REG-040..045)."""
+        entry = self._change(pool_id)
+        entry.engine_version = version if version is not None else entry.engine_version
+        entry.engine_digest = digest if digest is not None else entry.engine_digest
+        entry.engine_catalog_id = catalog_id if catalog_id is not None else entry.engine_catalog_id
+
+    def set_device_mask(self, pool_id: str, device_mask: str | None) -> None:
+        """None means no restriction (B-REG-052)."""
+        self._change(pool_id).device_mask = device_mask
+
+    def get_device_mask(self, pool_id: str) -> str | None:
+        entry = self._entries.get(pool_id)
+        return entry.device_mask if entry else None
+
+    def set_slots(self, pool_id: str, total: int | None, free: int | None) -> None:
+        """``free`` is clamped into 0..``total`` (B-REG-060..064)."""
+        entry = self._change(pool_id)
+        entry.slots_total = None if total is None else max(0, total)
+        bounded = free if free is None or entry.slots_total is None else min(free, entry.slots_total)
+        entry.reported_free = None if bounded is None else max(0, bounded)
+
+    def get_slots(self, pool_id: str) -> tuple[int | None, int | None]:
+        """(total, free), (None, None) for an unknown pool."""
+        entry = self._entries.get(pool_id)
+        return (entry.slots_total, entry.slots_free) if entry else (None, None)
+
+    def set_perf_hints(self, pool_id: str, hints: PerfHints | None) -> None:
+        self._change(pool_id).perf_hints = hints
+
+    def set_draining(self, pool_id: str, draining: bool) -> None:
+        self._change(pool_id).draining = draining
+
+    def get_draining(self, pool_id: str) -> bool:
+        """False for an unknown pool."""
+        entry = self._entries.get(pool_id)
+        return entry.draining if entry else False
+
+    def register_ready_from_handoff(self, pool_id: str, handoff: Handoff | Mapping[str, Any]) -> None:
+        """A healthy engine announced itself: live and ready, last_error and draining cleared (B-REG-100..107)."""
+        note = handoff if isinstance(handoff, Handoff) else Handoff.from_mapping(handoff)
+        entry = self._change(pool_id)
+        entry.health = HealthStatus(live=True, ready=True)
+        entry.state = "ready"
+        entry.draining = False
+        entry.last_error = None
+        entry.last_heartbeat_ms = self._clock_ms()
+        for name in ("engine", "engine_version", "device_mask"):
+            if (value := getattr(note, name)) is not None:
+                setattr(entry, name, value)
+        if note.slots_total is not None or note.slots_free is not None:
+            self.set_slots(pool_id, note.slots_total, note.slots_free)
+
+    # --- leases ---
+
+    def allocate_lease(self, pool_id: str) -> int:
+        """One more unit in flight; the new count. Raises RequestError POOL_DRAINING or NO_FREE_SLOTS (SPEC §4)."""
+        entry = self._change(pool_id)
+        self._admit(entry)
+        entry.counted += 1
+        return entry.active_leases
+
+    def release_lease(self, pool_id: str) -> int:
+        """One unit less, never below 0; the new count (ORCH-3502)."""
+        entry = self._change(pool_id)
+        entry.counted = max(0, entry.counted - 1)
+        return entry.active_leases
+
+    def get_active_leases(self, pool_id: str) -> int:
+        """0 for an unknown pool."""
+        entry = self._entries.get(pool_id)
+        return entry.active_leases if entry else 0
+
+    def grant(self, pool_id: str, *, holder: str | None = None, given_at_ms: int = 0, expires_at: float | None = None) -> Lease:
+        """A lease with an id, so that releasing it twice counts once. Raises as ``allocate_lease``."""
+        entry = self._change(pool_id)
+        self._admit(entry)
+        entry.leases_given += 1
+        lease = Lease(f"{self._prefix(pool_id)}-{entry.leases_given:x}", holder, given_at_ms, expires_at)
+        entry.leases[lease.lease_id] = lease
+        return lease
+
+    def renew(self, pool_id: str, lease_id: str, expires_at: float | None) -> Lease:
+        """A new end for a lease that is still active; RequestError LEASE_NOT_FOUND otherwise."""
+        entry = self._entries.get(pool_id)
+        if entry is None or lease_id not in entry.leases:
+            raise self._no_lease(pool_id, lease_id)
+        lease = replace(entry.leases[lease_id], expires_at=expires_at)
+        entry.leases[lease_id] = lease
+        return lease
+
+    def release(self, pool_id: str, lease_id: str) -> int:
+        """Idempotent for every id that was ever given; RequestError LEASE_NOT_FOUND for any other."""
+        entry = self._entries.get(pool_id)
+        if entry is None or not self._was_given(entry, lease_id):
+            raise self._no_lease(pool_id, lease_id)
+        if entry.leases.pop(lease_id, None) is not None:
+            self._revision += 1
+        return entry.active_leases
+
+    def expire(self, pool_id: str, now: float) -> list[Lease]:
+        """Ends the leases whose time is over and returns them."""
+        entry = self._entries.get(pool_id)
+        if entry is None:
+            return []
+        over = [lease for lease in entry.leases.values() if lease.expires_at is not None and lease.expires_at <= now]
+        for lease in over:
+            del entry.leases[lease.lease_id]
+        self._revision += bool(over)
+        return over
+
+    def next_expiry(self, pool_id: str) -> float | None:
+        entry = self._entries.get(pool_id)
+        times = [lease.expires_at for lease in entry.leases.values() if lease.expires_at is not None] if entry else []
+        return min(times, default=None)
+
+    def end_leases(self, pool_id: str) -> int:
+        """The instance is gone and its leases with it; how many there were."""
+        entry = self._entries.get(pool_id)
+        if entry is None:
+            return 0
+        ended = entry.active_leases
+        entry.counted = 0
+        entry.leases.clear()
+        self._revision += bool(ended)
+        return ended
+
+    def _admit(self, entry: PoolEntry) -> None:
+        if entry.draining:
+            raise RequestError(
+                f"cannot lease pool {entry.pool_id}: it is draining", code="POOL_DRAINING", status=409, pool_id=entry.pool_id,
+                hint="use another pool, or undrain this one",
+            )  # fmt: skip
+        limit = entry.slots_total if entry.slots_total is not None else INT32_MAX
+        if entry.active_leases >= limit:
+            raise RequestError(
+                f"cannot lease pool {entry.pool_id}: all {limit} slots are in use", code="NO_FREE_SLOTS", status=409,
+                pool_id=entry.pool_id, retriable=True, hint="wait for a lease to end, or raise 'slots' of the pool",
+            )  # fmt: skip
+
+    def _was_given(self, entry: PoolEntry, lease_id: str) -> bool:
+        prefix, dash, number = lease_id.rpartition("-")
+        if not dash or prefix != self._prefix(entry.pool_id) or not 0 < len(number) <= 16 or number != number.lower():
+            return False
+        try:
+            return 0 < int(number, 16) <= entry.leases_given
+        except ValueError:
+            return False
+
+    def _no_lease(self, pool_id: str, lease_id: str) -> RequestError:
+        return RequestError(
+            f"lease {lease_id[:64]!r} not found on pool {pool_id}", code="LEASE_NOT_FOUND", status=404, pool_id=pool_id
+        )
+
+    def _prefix(self, pool_id: str) -> str:
+        return hashlib.blake2b(f"{self._salt}:{pool_id}".encode(), digest_size=6).hexdigest()
+
+    def _change(self, pool_id: str) -> PoolEntry:
+        self._revision += 1
+        entry = self._entries.get(pool_id)
+        if entry is None:
+            entry = self._entries[pool_id] = PoolEntry(pool_id)
+        return entry

@@ -1,0 +1,52 @@
+"""Hypothesis strategies for lifecycles: events that fit the present launch, late ones, duplicates, wrong ones."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.lifecycle import Policy
+from pool_managerd.core.lifecycle import events as ev
+
+REQUESTS = [
+    ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Stop(), ev.Restart(), ev.Hold(), ev.Release(), ev.Undrain(),
+    ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"), ev.EndQuarantine(), ev.OpenBreaker(5.0),
+]  # fmt: skip
+
+drains = st.builds(ev.Drain, deadline_ms=st.sampled_from([0, 1, 1000]), active_leases=st.integers(0, 3))
+leases = st.builds(ev.LeasesChanged, active=st.integers(0, 3))
+
+
+def news(epoch: int) -> list[ev.Event]:
+    """Everything that can be heard of launch ``epoch``."""
+    staging = [
+        ev.StagingProgress(epoch), ev.Staged(epoch), ev.Staged(epoch, external=True), ev.Staged(epoch, uses_gpus=True),
+        ev.Staged(epoch, warmable=False), ev.StagingFailed(epoch, "no model", retriable=False),
+        ev.StagingFailed(epoch, "no disk"),
+    ]  # fmt: skip
+    running = [
+        ev.Spawned(epoch, 4711), ev.SpawnFailed(epoch, "no binary"), ev.ProbeSucceeded(epoch),
+        ev.ProbeMissed(epoch, "answered 503"), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
+        ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
+        ev.Adopted(epoch), ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
+    ]  # fmt: skip
+    ending = [
+        ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=1, summary="exit_code=1"),
+        ev.Exited(epoch, signal=9), ev.Exited(epoch, code=1, summary="exit_code=1", port_conflict=True), ev.Exited(epoch),
+        ev.VramFree(epoch), ev.VramHeld(epoch, "pid 7"),
+    ]  # fmt: skip
+    return [*staging, *running, *ending]
+
+
+SAMPLES = [*REQUESTS, ev.Drain(1000, 1), ev.LeasesChanged(0), ev.Adopt(7), ev.Tick(), *news(1)]
+
+policies = st.builds(
+    Policy,
+    restart=st.sampled_from(["on-failure", "always", "never"]),
+    warmup=st.sampled_from(["before_ready", "after_ready", "off"]),
+    fail_open=st.booleans(),
+    failure_threshold=st.integers(1, 4),
+    backoff=st.builds(
+        BackoffRules, initial_ms=st.integers(0, 2000), max_ms=st.integers(0, 60_000), min_delay_ms=st.integers(0, 800)
+    ),
+)

@@ -1,0 +1,338 @@
+"""Whole stories of one engine, told as events and effects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, validate, view
+from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle import events as ev
+
+POLICY = Policy(backoff=BackoffRules(initial_ms=1000, jitter=0.0))
+
+
+class Story:
+    """Feeds events to one instance at a time that only moves when told to."""
+
+    def __init__(self, policy: Policy = POLICY) -> None:
+        self.policy, self.now, self.i = policy, 1000.0, Instance("p")
+        self.effects: list[do.Effect] = []
+
+    def tell(self, *events: ev.Event, after_s: float = 0.0) -> list[do.Effect]:
+        self.now += after_s
+        self.effects = []
+        for event in events:
+            self.i, effects = step(self.i, event, self.now, self.policy)
+            validate(self.i, self.now, self.policy)
+            self.effects += effects
+        return self.effects
+
+    def until_ready(self) -> Story:
+        n = self.i.epoch + 1
+        self.tell(ev.Start(), ev.Staged(n), ev.Spawned(n, 42), ev.ProbeSucceeded(n), ev.WarmedUp(n))
+        assert self.phase() is Phase.READY
+        return self
+
+    def phase(self) -> Phase:
+        return self.i.phase
+
+    def kinds(self) -> list[str]:
+        return [type(effect).__name__ for effect in self.effects if not isinstance(effect, do.Say)]
+
+    def said(self, action: str) -> do.Say:
+        return next(effect for effect in self.effects if isinstance(effect, do.Say) and effect.action == action)
+
+
+def test_a_start_reserves_before_it_stages_and_writes_the_pid_before_it_probes() -> None:
+    story = Story()
+    story.tell(ev.Start())
+    assert story.kinds() == ["ReserveVram", "StageArtifacts"]
+    story.tell(ev.Staged(1))
+    assert story.kinds() == ["SpawnEngine"]
+    story.tell(ev.Spawned(1, 42))
+    assert story.kinds() == ["WritePid", "SendProbe"]
+    assert view(story.i).live and not view(story.i).ready
+
+
+def test_start_up_probes_come_fast_at_first_and_never_slower_than_the_interval() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42))
+    gaps = []
+    for _ in range(20):
+        story.tell(ev.ProbeMissed(1, "answered 503"))
+        assert story.i.next_probe_at is not None
+        gaps.append(story.i.next_probe_at - story.now)
+        story.tell(ev.Tick(), after_s=gaps[-1])
+    assert gaps[0] < 0.01
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == pytest.approx(POLICY.probe_gap_ms / 1000)
+
+
+def test_the_first_good_probe_leads_to_the_warm_up_and_then_to_ready() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeSucceeded(1))
+    assert story.phase() is Phase.WARMING and not view(story.i).ready
+    story.tell(ev.WarmedUp(1), after_s=0.5)
+    assert view(story.i).ready
+    assert story.kinds() == ["Announce"]
+    assert story.said("preload_succeeded").fields["duration_ms"] == 500
+
+
+def test_a_failed_warm_up_only_warns() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmupFailed(1, "no token"))
+    assert view(story.i).ready
+    assert story.said("warmup_failed").level == "warn"
+
+
+def test_an_engine_that_is_not_warmable_is_ready_with_its_first_good_probe() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, warmable=False), ev.Spawned(1, 42), ev.ProbeSucceeded(1))
+    assert view(story.i).ready
+
+
+def test_an_engine_that_exits_while_starting_fails_at_once_with_its_exit_code() -> None:
+    story = Story()
+    story.tell(ev.Start(retry=False), ev.Staged(1), ev.Spawned(1, 42), ev.Died(1))
+    assert not view(story.i).live
+    story.tell(ev.Exited(1, code=3, summary="exit_code=3"))
+    assert story.phase() is Phase.FAILED and story.i.reason == "preload_failed"
+    assert "health check failed" in str(story.i.last_error) and "code 3" in str(story.i.last_error)
+
+
+def test_a_configured_pool_tries_again_after_a_failed_start() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.Died(1), ev.Exited(1, code=3, summary="exit_code=3"))
+    assert story.phase() is Phase.BACKOFF
+    story.tell(ev.Tick(), after_s=1.1)
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+
+
+def test_an_engine_that_never_becomes_healthy_is_stopped_at_the_deadline() -> None:
+    story = Story()
+    story.tell(ev.Start(retry=False), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeMissed(1, "answered 503"))
+    story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    assert story.kinds() == ["StopEngine"]
+    story.tell(ev.Died(1), ev.Exited(1, signal=15))
+    assert story.phase() is Phase.FAILED
+    assert "health check failed" in str(story.i.last_error) and "answered 503" in str(story.i.last_error)
+    assert story.i.crash_count == 0, "we stopped it: that is no crash"
+
+
+def test_a_crash_is_noticed_before_its_cause_is_known_and_comes_back_with_backoff() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1), after_s=10)
+    assert story.kinds() == ["Withdraw", "EndLeases"] and "is gone" in story.said("died").human
+    assert not view(story.i).live and not view(story.i).ready
+    story.tell(ev.Exited(1, signal=9, summary="signal SIGKILL"))
+    assert story.phase() is Phase.BACKOFF and story.i.crash_count == 1 and story.i.last_error == "signal SIGKILL"
+    crash, wait = story.said("crash"), story.said("backoff")
+    assert crash.fields["exit_code"] is None and crash.fields["uptime_seconds"] == 10
+    assert wait.fields["backoff_ms"] == 1000 and wait.fields["crash_count"] == 1
+    story.tell(ev.Tick(), after_s=1.0)
+    assert story.phase() is Phase.STAGING and story.i.restart_count == 1
+
+
+def test_backoff_grows_with_crashes_in_a_row_and_starts_over_after_a_stable_run() -> None:
+    story = Story()
+    delays = []
+    story.until_ready()
+    for run_s in (1, 1, 1, POLICY.backoff.reset_after_ms / 1000):
+        n = story.i.epoch
+        story.tell(ev.Died(n), ev.Exited(n, signal=11, summary="signal SIGSEGV"), after_s=run_s)
+        delays.append(story.said("backoff").fields["backoff_ms"])
+        n += 1
+        story.tell(ev.Tick(), after_s=100)
+        story.tell(ev.Staged(n), ev.Spawned(n, 42), ev.ProbeSucceeded(n), ev.WarmedUp(n))
+    assert delays == [1000, 2000, 4000, 1000]
+
+
+def test_exit_code_0_of_a_ready_engine_is_graceful_and_not_restarted() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.DOWN and story.i.crash_count == 0 and story.i.last_error is None
+    assert view(story.i).state == "offline"
+
+
+@pytest.mark.parametrize(
+    ("restart", "code", "phase"), [("always", 0, Phase.BACKOFF), ("never", 1, Phase.FAILED), ("never", 0, Phase.DOWN)]
+)
+def test_the_restart_policy_decides_what_follows_an_exit(restart: str, code: int, phase: Phase) -> None:
+    story = Story(replace(POLICY, restart=restart)).until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, code=code, summary=f"exit_code={code}"))
+    assert story.phase() is phase
+
+
+def test_a_lost_race_for_the_port_is_started_again_at_once_but_not_forever() -> None:
+    story = Story()
+    story.tell(ev.Start())
+    for n in range(1, POLICY.port_retries + 1):
+        story.tell(ev.Staged(n), ev.Spawned(n, 42), ev.Died(n), ev.Exited(n, code=1, summary="exit_code=1", port_conflict=True))
+        assert story.phase() is Phase.STAGING and story.i.epoch == n + 1 and story.i.crash_count == 0
+    n = story.i.epoch
+    story.tell(ev.Staged(n), ev.Spawned(n, 42), ev.Died(n), ev.Exited(n, code=1, summary="exit_code=1", port_conflict=True))
+    assert story.phase() is Phase.BACKOFF and story.i.crash_count == 1
+
+
+def test_a_hung_engine_is_replaced_after_the_threshold_of_missed_probes() -> None:
+    story = Story().until_ready()
+    for _ in range(POLICY.failure_threshold - 1):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeMissed(1, "had no answer within 2 s"), after_s=2)
+        assert view(story.i).ready, "one miss is not a failure"
+    story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+    story.tell(ev.ProbeMissed(1, "had no answer within 2 s"), after_s=2)
+    assert not view(story.i).ready and story.kinds() == ["StopEngine"]
+    story.tell(ev.Died(1), ev.Exited(1, signal=9))
+    assert story.phase() is Phase.BACKOFF and "health check failed" in str(story.i.last_error) and story.i.crash_count == 1
+
+
+def test_in_dev_a_hung_engine_is_left_running_and_may_come_back() -> None:
+    story = Story(replace(POLICY, fail_open=True)).until_ready()
+    for _ in range(POLICY.failure_threshold):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeMissed(1, "was refused"))
+    assert story.phase() is Phase.READY and not view(story.i).ready and view(story.i).live
+    story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready
+
+
+def test_misses_around_a_pause_of_our_own_process_are_not_held_against_the_engine() -> None:
+    story = Story().until_ready()
+    for _ in range(POLICY.failure_threshold + 2):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeMissed(1, "was reset"), after_s=60)
+    assert view(story.i).ready
+
+
+def test_drain_waits_for_leases_and_stops_when_the_last_one_ends() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(30_000, 2))
+    assert view(story.i).draining and view(story.i).live and not view(story.i).ready
+    story.tell(ev.LeasesChanged(1), after_s=1)
+    assert story.phase() is Phase.DRAINING
+    story.tell(ev.LeasesChanged(0), after_s=1)
+    assert story.kinds() == ["StopEngine"]
+    story.tell(ev.Died(1), ev.Exited(1, code=0))
+    assert story.said("drain_finished").fields == {"force_stopped": False, "duration_ms": 2000, "final_lease_count": 0}
+    assert story.phase() is Phase.DOWN and story.i.drained and not view(story.i).draining
+
+
+def test_drain_stops_by_force_at_its_deadline() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(1_000, 2))
+    story.tell(ev.Tick(), after_s=1.0)
+    story.tell(ev.Died(1), ev.Exited(1, signal=15))
+    assert story.said("drain_finished").fields == {"force_stopped": True, "duration_ms": 1000, "final_lease_count": 2}
+    assert story.i.crash_count == 0
+
+
+def test_a_drain_without_leases_completes_at_once() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(30_000, 0))
+    assert "StopEngine" in story.kinds()
+
+
+def test_a_crash_during_a_drain_ends_it_and_nothing_restarts() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(30_000, 1), ev.Died(1), ev.Exited(1, signal=11, summary="signal SIGSEGV"))
+    assert story.phase() is Phase.DOWN and story.i.crash_count == 1 and story.i.drained
+    assert story.said("drain_finished").fields["force_stopped"] is False
+
+
+def test_undrain_brings_a_healthy_engine_back_at_once() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(30_000, 1), ev.Undrain())
+    assert view(story.i).ready and not view(story.i).draining
+
+
+def test_a_stop_during_the_spawn_kills_what_comes_late() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Stop())
+    assert story.phase() is Phase.DOWN
+    story.tell(ev.Spawned(1, 42))
+    assert story.kinds() == ["KillEngine"] and story.phase() is Phase.STOPPING
+    story.tell(ev.Exited(1, signal=9))
+    assert story.phase() is Phase.DOWN
+
+
+def test_an_engine_that_ignores_sigterm_is_killed_and_one_that_survives_that_is_reported() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Stop())
+    story.tell(ev.Tick(), after_s=POLICY.stop_grace_ms / 1000 + POLICY.kill_wait_s)
+    assert story.kinds() == ["KillEngine"]
+    story.tell(ev.Tick(), after_s=POLICY.kill_wait_s)
+    assert story.phase() is Phase.FAILED and story.i.reason == "stop_failed" and story.i.has_process
+    story.tell(ev.Start())
+    assert isinstance(story.effects[0], do.Refuse)
+    story.tell(ev.Exited(1, signal=9))
+    assert not story.i.has_process
+
+
+def test_down_waits_until_the_memory_is_seen_free() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
+    story.tell(ev.Stop(), ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.STOPPING and "AwaitVram" in story.kinds()
+    story.tell(ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds()
+
+
+def test_restart_stops_and_starts_and_counts() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Restart(), ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2 and story.i.restart_count == 1
+
+
+def test_a_held_pool_does_not_restart_until_it_is_released() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Hold(), ev.Died(1), ev.Exited(1, signal=9))
+    assert story.phase() is Phase.DOWN and story.i.owed
+    story.tell(ev.Start())
+    assert story.effects == [do.Refuse("POOL_HELD", "cannot start pool 'p': it is held; release it first")]
+    story.tell(ev.Release())
+    assert story.phase() is Phase.STAGING
+
+
+def test_an_external_engine_is_probed_and_never_signalled() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, external=True))
+    assert story.kinds()[-1:] == ["SendProbe"] and "SpawnEngine" not in story.kinds()
+    assert view(story.i).state == "starting" and not view(story.i).live
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready and view(story.i).live
+    for _ in range(POLICY.failure_threshold):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeMissed(1, "was refused"))
+    assert not view(story.i).ready and story.phase() is Phase.ATTACHED
+    story.tell(ev.Stop())
+    assert "StopEngine" not in story.kinds() and story.phase() is Phase.DOWN
+
+
+def test_a_quarantined_gpu_makes_its_pool_unready_and_forbids_new_starts() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Quarantine("Xid 79"))
+    assert not view(story.i).ready and view(story.i).live
+    story.tell(ev.Stop(), ev.Died(1), ev.Exited(1, code=0), ev.Start())
+    assert isinstance(story.effects[-1], do.Refuse)
+
+
+def test_an_open_breaker_refuses_starts_until_it_is_reset() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, signal=9), ev.OpenBreaker(300))
+    assert view(story.i).state == "failed" and story.i.reason == "circuit_open"
+    story.tell(ev.Start())
+    assert isinstance(story.effects[0], do.Refuse) and story.effects[0].code == "CIRCUIT_OPEN"
+    story.tell(ev.ResetBreaker())
+    assert story.phase() is Phase.STAGING and story.i.failures == 0
+
+
+def test_the_next_alarm_is_data() -> None:
+    story = Story()
+    assert next_alarm(story.i, POLICY) is None
+    story.tell(ev.Start())
+    assert next_alarm(story.i, POLICY) == story.now + POLICY.staging_stall_s
