@@ -1,0 +1,139 @@
+"""What happens to an engine between fork and exec. Stdlib only; runs in the forked child of a shim.
+
+The steps are ordered: what needs privileges comes before they are given up, and the parent-death signal comes
+after the change of user, which would clear it. Each step has a name, so that a failure can be told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_MORE_LIKELY_OOM_VICTIM = b"500"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """prctl(2). Raises OSError."""
+    if _libc.prctl(option, argument, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def set_name(name: str) -> None:
+    """The short name of this process, as ``ps -o comm`` shows it."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def execute(order: dict[str, Any], *, output: int, status: int, shim_pid: int) -> NoReturn:
+    """Become the engine that ``order`` describes. Never returns: a failure goes to ``status`` as ``step:errno``."""
+    step = "start"
+    try:
+        for step, action in _steps(order, output, status, shim_pid):  # noqa: B007 - the name is used after a failure
+            action()
+        step = "exec"
+        os.execve(order["program"], order["argv"], order["env"])  # noqa: S606 - no shell is the point
+    except OSError as error:
+        os.write(status, f"{step}:{error.errno or 0}".encode())
+    except BaseException as error:  # noqa: BLE001 - the boundary of this process: it must end here, whatever happened
+        os.write(status, f"{step} ({type(error).__name__}):0".encode())
+    os._exit(127)
+
+
+def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> list[tuple[str, Any]]:
+    return [
+        ("session", os.setsid),
+        ("signals", _reset_signals),
+        ("limits", _limit),
+        ("cgroup", lambda: _enter_cgroup(order.get("cgroup", ""))),
+        ("descriptors", lambda: _connect(output, status)),
+        ("user", lambda: _change_user(order["credentials"])),
+        ("capabilities", _drop_capabilities),
+        ("no_new_privs", lambda: prctl(PR_SET_NO_NEW_PRIVS, 1)),
+        ("parent", lambda: _die_with(shim_pid)),
+        ("workdir", lambda: os.chdir(order["cwd"])),
+    ]
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of an engine holds prompts, and is huge
+    os.umask(0o077)
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, _MORE_LIKELY_OOM_VICTIM)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass  # only a preference: without it the kernel chooses by size alone
+
+
+def _enter_cgroup(path: str) -> None:
+    """The place where the engine's own cgroup is entered; engines have none yet, ``path`` is empty."""
+
+
+def _connect(output: int, status: int) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # The shim's own descriptors close on exec; this is for whatever reached the fork server uninvited.
+    os.closerange(3, status)
+    os.closerange(status + 1, 1 << 20)
+
+
+def _change_user(credentials: dict[str, Any] | None) -> None:
+    if os.geteuid() == 0:
+        _drop_bounding_set()
+    if credentials is not None:
+        os.setgroups(credentials["groups"])
+        os.setresgid(credentials["gid"], credentials["gid"], credentials["gid"])
+        os.setresuid(credentials["uid"], credentials["uid"], credentials["uid"])
+
+
+def _drop_bounding_set() -> None:
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError:
+            # EINVAL: past the last one this kernel knows. EPERM: root without CAP_SETPCAP; then no_new_privs
+            # alone keeps exec from regaining what is dropped below, and the read-back says what is true.
+            return
+
+
+def _drop_capabilities() -> None:
+    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # fails only where there is no ambient set
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if _libc.capset(header, none) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _die_with(shim_pid: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != shim_pid:  # it died before the signal was armed
+        os._exit(127)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)  # the shim's
+    for number in signal.valid_signals():
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

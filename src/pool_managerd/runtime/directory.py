@@ -1,0 +1,151 @@
+"""One directory of ours, and file operations that cannot leave it: no link is followed, every write is a rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pool_managerd.errors import NodeError
+from pool_managerd.runtime.wire import write_atomically
+
+MAX_READ_BYTES = 64 * 1024
+CODE = "RUNTIME_DIR_UNUSABLE"
+
+
+class ConfinedDirectory:
+    """Files by plain name in ``path``, which is created with ``mode`` when it is missing.
+
+    ``private`` directories must belong to the daemon's user. ``may_be_link`` is for the one that the operator
+    names. What forbids an operation is raised as NodeError with the path and the remedy.
+    """
+
+    def __init__(self, path: Path, mode: int, *, private: bool = False, may_be_link: bool = False) -> None:
+        self.path = path
+        self._mode = mode
+        self._private = private
+        self._flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if may_be_link else os.O_NOFOLLOW)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of the directory. Raises NodeError."""
+        try:
+            try:
+                fd = os.open(self.path, self._flags)
+            except FileNotFoundError:
+                self.path.mkdir(self._mode, parents=True, exist_ok=True)
+                fd = os.open(self.path, self._flags)
+                os.fchmod(fd, self._mode)  # whatever the umask: engines of another user must get through
+        except OSError as error:
+            raise cannot("use", self.path, error) from error
+        try:
+            owner = os.fstat(fd).st_uid
+            if self._private and owner != os.geteuid():
+                raise NodeError(
+                    f"cannot use {self.path}: it belongs to uid {owner}, who could forge what is in it",
+                    code=CODE,
+                    hint="run the daemon as the user who owns the runtime directory, or choose another one",
+                    retriable=False,
+                )
+            yield fd
+        finally:
+            os.close(fd)
+
+    def names(self, suffix: str) -> list[str]:
+        """The names that end so, sorted. Raises NodeError."""
+        with self.opened() as fd:
+            return sorted(name for name in os.listdir(fd) if name.endswith(suffix))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the file in one step. Raises NodeError, also when a link or a device has its place."""
+        path = self.path / name
+        with self.opened() as fd:
+            try:
+                if _is_planted(fd, name):
+                    raise NodeError(
+                        f"cannot write {path}: it is a link or no regular file, and nothing is written through it",
+                        code=CODE,
+                        hint=f"find out who put it there, then remove it: rm {path}",
+                        retriable=False,
+                    )
+                write_atomically(fd, name, data, 0o644)
+            except OSError as error:
+                raise cannot("write", path, error) from error
+
+    def remove(self, name: str) -> bool:
+        """Remove the file, or the link that has its place; False when there is none. Raises NodeError."""
+        with self.opened() as fd:
+            try:
+                os.unlink(name, dir_fd=fd)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise cannot("remove", self.path / name, error) from error
+        return True
+
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError."""
+        with self.opened() as directory, _open_regular(directory, name) as fd:
+            data = _read_fully(fd, max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ValueError(f"it is longer than {max_bytes} bytes")
+        return data
+
+    def read_end(self, name: str, count: int) -> bytes:
+        """The last ``count`` bytes; b"" when there is no such regular file."""
+        try:
+            with self.opened() as directory, _open_regular(directory, name) as fd:
+                os.lseek(fd, max(0, os.fstat(fd).st_size - count), os.SEEK_SET)
+                return _read_fully(fd, count)
+        except OSError:
+            return b""
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file. Raises OSError, ValueError with what is wrong with it, NodeError."""
+        try:
+            content = json.loads(self.read(name))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        return content
+
+
+def cannot(what: str, path: Path, error: OSError) -> NodeError:
+    """A NodeError for an operation on ``path`` that the disk or the permissions refused."""
+    return NodeError(
+        f"cannot {what} {path}: {error.strerror or error}",
+        code=CODE,
+        hint="check that the runtime directory is on a writable disk with free space and belongs to the daemon's user",
+    )
+
+
+@contextmanager
+def _open_regular(directory: int, name: str) -> Iterator[int]:
+    # O_NONBLOCK: a planted FIFO must not hang the open.
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(f"{name} is no regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read_fully(fd: int, count: int) -> bytes:
+    chunks: list[bytes] = []
+    while count > 0 and (chunk := os.read(fd, min(count, 65536))):
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def _is_planted(directory: int, name: str) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

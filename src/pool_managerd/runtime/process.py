@@ -1,0 +1,174 @@
+"""One running engine as the daemon sees it: who it is, when it ends, how it ended, and how to stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.errors import NodeError
+from pool_managerd.runtime import wire
+from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.records import InstanceRecords, parse_exit
+from pool_managerd.runtime.strays import kill_strays
+
+# The shim gives leftovers 5 s to die and then writes its record. Beyond this it is stuck, or stopped by somebody.
+_SHIM_OVERDUE_SECONDS = 8.0
+_ENGINE_OVERDUE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The daemon's hold on an engine: the shim's channel and pidfds of engine and shim. All are closed together."""
+
+    channel: socket.socket
+    engine_pidfd: int
+    shim_pidfd: int
+
+    def close(self) -> None:
+        """Give up the hold. The engine goes on."""
+        self.channel.close()
+        os.close(self.engine_pidfd)
+        os.close(self.shim_pidfd)
+
+
+class EngineProcess:
+    """Made by ``Launcher.launch`` inside a running loop. ``wait`` (or ``close``) frees the descriptors.
+
+    ``isolation`` is what the kernel says about the running engine; ``notice`` is a sentence for the operator when
+    that is less than the default, else None.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        connection: Connection,
+        records: InstanceRecords,
+        *,
+        isolation: str,
+        notice: str | None = None,
+    ) -> None:
+        self.identity = identity
+        self.pid = identity.pid
+        self.isolation = isolation
+        self.notice = notice
+        self._records = records
+        self._connection: Connection | None = connection
+        self._dead = asyncio.Event()
+        self._shim_gone = asyncio.Event()
+        self._ending: asyncio.Task[ExitRecord] | None = None
+        loop = self._loop = asyncio.get_running_loop()
+        self._overdue: asyncio.TimerHandle | None = None
+        loop.add_reader(connection.engine_pidfd, self._on_engine_end)
+        loop.add_reader(connection.shim_pidfd, self._on_shim_end)
+
+    async def wait_dead(self) -> None:
+        """Return as soon as the engine process has ended; its outcome may not be known yet."""
+        await self._dead.wait()
+
+    async def wait(self) -> ExitRecord:
+        """Return how the engine ended, once its shim has cleaned up. Any number of callers, before or after.
+
+        Raises RuntimeError after ``close``.
+
+        When the shim itself was lost, the engine is killed, what it left behind too, and the record is unknown.
+        """
+        if self._ending is None:
+            if self._connection is None:
+                raise RuntimeError("cannot wait for an engine that is no longer watched")
+            self._ending = self._loop.create_task(self._end())
+        return await asyncio.shield(self._ending)
+
+    def stop(self, grace_ms: int) -> None:
+        """Start the stop ladder: SIGTERM to the group, after ``grace_ms`` SIGKILL, to all descendants too.
+
+        The shim carries it out, so it goes on if the daemon dies. Asked again, it can only get shorter.
+        """
+        self._tell({"op": "stop", "grace_ms": max(0, grace_ms)}, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop at once, even when the shim does not react."""
+        self._tell({"op": "kill"}, signal.SIGUSR1)
+        if self._connection is not None:
+            _send(self._connection.engine_pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop watching without touching the engine: it goes on under its shim."""
+        if self._ending is not None:
+            self._ending.cancel()
+        self._release()
+
+    def _tell(self, message: dict[str, object], otherwise: signal.Signals) -> None:
+        if self._connection is None or self._shim_gone.is_set():
+            return
+        try:
+            self._connection.channel.send(wire.encode(message))
+        except OSError:
+            _send(self._connection.shim_pidfd, otherwise)
+
+    def _on_engine_end(self) -> None:
+        if self._connection is not None:
+            self._loop.remove_reader(self._connection.engine_pidfd)
+            self._overdue = self._loop.call_later(_SHIM_OVERDUE_SECONDS, self._give_up_shim)
+        self._dead.set()
+
+    def _on_shim_end(self) -> None:
+        if self._connection is not None:
+            self._loop.remove_reader(self._connection.shim_pidfd)
+        if self._overdue is not None:
+            self._overdue.cancel()
+        self._shim_gone.set()
+
+    def _give_up_shim(self) -> None:
+        if self._connection is not None:
+            _send(self._connection.shim_pidfd, signal.SIGKILL)
+
+    async def _end(self) -> ExitRecord:
+        await self._shim_gone.wait()
+        record = self._records.exit_of(self.identity) or self._last_words()
+        if record is None:
+            record = await self._end_without_shim()
+        with suppress(NodeError):  # a broken disk must not cost the outcome
+            self._records.forget(self.identity)
+        self._release()
+        return record
+
+    def _last_words(self) -> ExitRecord | None:
+        """The exit record that the shim also sends: it may have had no disk to write it to."""
+        if self._connection is None:
+            return None
+        try:
+            frames = wire.Decoder().feed(self._connection.channel.recv(65536))
+            return parse_exit(frames[0]["exit"]) if frames else None
+        except (OSError, wire.WireError, KeyError, TypeError):
+            return None
+
+    async def _end_without_shim(self) -> ExitRecord:
+        if self._connection is not None:
+            _send(self._connection.engine_pidfd, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_ENGINE_OVERDUE_SECONDS):
+                await self._dead.wait()
+        except TimeoutError:
+            pass  # stuck in the kernel: nothing more can be done to it from here
+        while await kill_strays(self.identity.nonce):
+            pass
+        return ExitRecord()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._loop.remove_reader(connection.engine_pidfd)
+            self._loop.remove_reader(connection.shim_pidfd)
+            connection.close()
+        if self._overdue is not None:
+            self._overdue.cancel()
+
+
+def _send(pidfd: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)

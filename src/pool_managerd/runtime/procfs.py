@@ -1,0 +1,104 @@
+"""What /proc says about a process. Stdlib only: the shims use it too. A process that is gone reads as None."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+NONCE_VARIABLE = "POOL_MANAGERD_NONCE"
+_MAX_BYTES = 4 << 20
+
+
+class Stat(NamedTuple):
+    """The fields of /proc/PID/stat that identify a process; ``start_ticks`` counts since boot (field 22)."""
+
+    state: str
+    parent_pid: int
+    start_ticks: int
+
+
+def stat(pid: int) -> Stat | None:
+    """The state of ``pid``, or None when there is no such process."""
+    data = _read(pid, "stat")
+    if data is None:
+        return None
+    # The name in parentheses may hold spaces and parentheses itself; what follows the last one is regular.
+    fields = data[data.rfind(b")") + 2 :].split()
+    if len(fields) < 20:
+        return None
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+def start_ticks(pid: int) -> int | None:
+    """When ``pid`` started, in clock ticks since boot; with the pid and the boot id it names one process only."""
+    found = stat(pid)
+    return None if found is None else found.start_ticks
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """True when ``pid`` is the very process that started at ``ticks`` and has not ended (a zombie has)."""
+    found = stat(pid)
+    return found is not None and found.start_ticks == ticks and found.state not in "ZX"
+
+
+def name(pid: int) -> str | None:
+    """The process's short name (/proc/PID/comm)."""
+    data = _read(pid, "comm")
+    return None if data is None else data.rstrip(b"\n").decode("utf-8", "replace")
+
+
+def nonce(pid: int) -> str | None:
+    """The instance nonce in the process's environment, if it has one that we may read."""
+    prefix = NONCE_VARIABLE.encode() + b"="
+    for entry in (_read(pid, "environ") or b"").split(b"\0"):
+        if entry.startswith(prefix):
+            return entry[len(prefix) :].decode("ascii", "replace")
+    return None
+
+
+def status(pid: int) -> dict[str, str] | None:
+    """The fields of /proc/PID/status by name."""
+    data = _read(pid, "status")
+    if data is None:
+        return None
+    pairs = (line.partition(":") for line in data.decode("utf-8", "replace").splitlines())
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def children(pid: int) -> list[int]:
+    """The pids of the processes whose parent is the single-threaded process ``pid``, zombies included."""
+    data = _read(pid, f"task/{pid}/children")
+    if data is not None:
+        return [int(child) for child in data.split()]
+    # A kernel without CONFIG_PROC_CHILDREN.
+    found = ((other, stat(other)) for other in pids())
+    return [other for other, it in found if it is not None and it.parent_pid == pid]
+
+
+def pids() -> list[int]:
+    """Every process of this pid namespace."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def boot_id() -> str:
+    """A name for the running boot of this machine: pids and start times mean nothing in another one."""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read(64).decode("ascii").strip()
+
+
+def _read(pid: int, entry: str) -> bytes | None:
+    try:
+        fd = os.open(f"/proc/{pid}/{entry}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        chunks = []
+        size = 0
+        while size < _MAX_BYTES and (chunk := os.read(fd, 65536)):
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

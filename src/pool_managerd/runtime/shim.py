@@ -1,0 +1,315 @@
+"""The parent of one engine: starts it, keeps its output, stops it, cleans up after it, writes down how it ended.
+
+Stdlib only, single-threaded, forked by the fork server. It outlives the daemon: its only ties are the control
+channel, which may close at any time, and the files in the runtime directory. It stays outside the engine's
+user and sandbox, so nothing the engine does can forge the exit record.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+from pool_managerd.runtime import confine, procfs, reaper, wire
+from pool_managerd.runtime.logfile import LogFile
+
+_ORDER_SECONDS = 10.0
+_EXEC_SECONDS = 10.0
+_READ_BYTES = 65536
+_DRAIN_BYTES = 1 << 20
+
+
+class StartFailedError(Exception):
+    """The engine does not run: which step failed, and the errno."""
+
+    def __init__(self, step: str, code: int) -> None:
+        super().__init__(step, code)
+        self.step = step
+        self.code = code
+
+
+def run(channel: socket.socket) -> None:
+    """The whole life of a shim, from the order on ``channel`` to the exit record. Called in a fresh fork."""
+    os.setsid()
+    confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
+    confine.set_name(wire.SHIM_NAME)
+    order = wire.receive(channel, _ORDER_SECONDS)
+    if order is None:
+        return  # the daemon went away before it said what to start
+    shim = Shim(channel, order)
+    try:
+        shim.start()
+    except StartFailedError as failure:
+        channel.sendall(wire.encode({"ok": False, "step": failure.step, "errno": failure.code}))
+        return
+    shim.supervise()
+    shim.finish()
+
+
+class Shim:
+    """One engine, from fork to exit record."""
+
+    def __init__(self, channel: socket.socket, order: dict[str, Any]) -> None:
+        self._channel: socket.socket | None = channel
+        self._decoder = wire.Decoder()
+        self._order = order
+        self._identity: dict[str, Any] = dict(order["identity"])
+        self._engine = 0
+        self._engine_pidfd = -1
+        self._output = -1
+        self._wakeup = -1
+        self._poll = select.poll()
+        self._kept = False
+        self._stopping = False
+        self._kill_at: float | None = None
+        self._started_at_ms = 0
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Fork and exec the engine, and answer the daemon. Raises StartFailedError."""
+        step = "runtime_dir"
+        try:
+            self._open_files()
+            step = "fork"
+            self._handle_signals()
+            status = self._fork()
+            step = "record"
+            self._write_record({"state": "running"})
+        except OSError as error:
+            self._abandon()
+            raise StartFailedError(step, error.errno or errno.EIO) from error
+        self._await_exec(status)
+        self._answer()
+
+    def _open_files(self) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        directory = os.open(self._order["runtime_dir"], flags)
+        self._records = os.open("shims", flags | os.O_NOFOLLOW, dir_fd=directory)
+        limits = self._order["log"]
+        self._log = LogFile(
+            directory,
+            limits["name"],
+            max_bytes=limits["max_bytes"],
+            keep=limits["keep"],
+            bytes_per_second=limits["bytes_per_second"],
+        )
+        try:
+            self._log.open()
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR):
+                raise StartFailedError("log", error.errno) from error  # something was planted there: refuse
+            # A full or read-only disk costs the log, not the engine; it is tried again while running.
+
+    def _handle_signals(self) -> None:
+        self._wakeup, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake the poll
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(self._order["grace_ms"]))
+        signal.signal(signal.SIGUSR1, lambda *_: self._stop(0))
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_IGN)
+
+    def _fork(self) -> int:
+        self._output, output = os.pipe2(os.O_CLOEXEC)
+        status, status_of_child = os.pipe2(os.O_CLOEXEC)
+        shim_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            confine.execute(self._order, output=output, status=status_of_child, shim_pid=shim_pid)
+        self._engine = pid
+        self._started_at_ms = time.time_ns() // 1_000_000
+        self._started = time.monotonic()
+        os.close(output)
+        os.close(status_of_child)
+        os.set_blocking(self._output, False)
+        self._engine_pidfd = os.pidfd_open(pid)
+        self._identity.update(
+            pid=pid,
+            start_ticks=procfs.start_ticks(pid) or 0,
+            shim_pid=shim_pid,
+            shim_start_ticks=procfs.start_ticks(shim_pid) or 0,
+        )
+        return status
+
+    def _await_exec(self, status: int) -> None:
+        """Until exec closed the status pipe, or said which step failed."""
+        readable = select.select([status], [], [], _EXEC_SECONDS)[0]
+        report = os.read(status, 256).decode("ascii", "replace") if readable else f"exec:{errno.ETIMEDOUT}"
+        os.close(status)
+        if report:
+            self._abandon()
+            step, _, code = report.rpartition(":")
+            raise StartFailedError(step, int(code))
+
+    def _abandon(self) -> None:
+        if self._engine:
+            os.kill(self._engine, signal.SIGKILL)  # unreaped, so the pid is still the child's
+            os.waitpid(self._engine, 0)
+            self._engine = 0
+            self._remove_record()
+
+    def _answer(self) -> None:
+        answer = wire.encode({"ok": True, **{key: self._identity[key] for key in wire.STARTED_KEYS}})
+        own_pidfd = os.pidfd_open(os.getpid())
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            # Small enough for an empty socket buffer: it never blocks and is never split.
+            socket.send_fds(channel, [answer], [self._engine_pidfd, own_pidfd])
+        except OSError:
+            self._lose_channel()
+        os.close(own_pidfd)
+
+    def supervise(self) -> None:
+        """Pump output and obey stop requests until the engine has ended."""
+        for fd in (self._engine_pidfd, self._output, self._wakeup):
+            self._poll.register(fd, select.POLLIN)
+        if self._channel is not None:
+            self._channel.setblocking(False)
+            self._poll.register(self._channel, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in self._poll.poll(self._milliseconds_to_kill())}
+            if self._engine_pidfd in ready:
+                return
+            if self._output in ready and not self._pump():
+                self._poll.unregister(self._output)
+            if self._wakeup in ready:
+                os.read(self._wakeup, 4096)
+                reaper.reap_orphans(self._engine)
+            if self._channel is not None and self._channel.fileno() in ready:
+                self._obey()
+            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                self._kill_at = None
+                self._signal_group(signal.SIGKILL)
+
+    def _milliseconds_to_kill(self) -> float | None:
+        return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000 + 1)
+
+    def _pump(self) -> bool:
+        """Move one read's worth from pipe to log; False when the pipe has no writer any more."""
+        try:
+            data = os.read(self._output, _READ_BYTES)
+        except BlockingIOError:
+            return True
+        if data:
+            self._log.write(data)
+        return bool(data)
+
+    def _obey(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            data = self._channel.recv(4096)
+            frames = self._decoder.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, wire.WireError):
+            data, frames = b"", []
+        for frame in frames:
+            if frame.get("op") == "keep":
+                self._kept = True
+            elif frame.get("op") == "stop":
+                self._stop(int(frame["grace_ms"]))
+            elif frame.get("op") == "kill":
+                self._stop(0)
+        if not data:
+            self._lose_channel()
+
+    def _lose_channel(self) -> None:
+        if self._channel is not None:
+            with suppress(KeyError):
+                self._poll.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+        if not self._kept:
+            self._stop(0)  # the daemon never learnt of this engine: nobody would look after it
+
+    def _stop(self, grace_ms: int) -> None:
+        """The stop ladder; asked again, it can only get shorter."""
+        now = time.monotonic()
+        deadline = now + max(0, grace_ms) / 1000
+        if grace_ms > 0 and not self._stopping:
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)  # a stopped process would never see the SIGTERM
+        if not self._stopping or (self._kill_at is not None and deadline < self._kill_at):
+            self._kill_at = deadline
+        self._stopping = True
+
+    def _signal_group(self, number: int) -> None:
+        # The engine leads its group and is not reaped yet, so neither its pid nor the group's id can be reused.
+        if self._engine:
+            try:
+                os.killpg(self._engine, number)
+            except ProcessLookupError:
+                os.kill(self._engine, number)  # it has not reached its setsid yet
+            except PermissionError:
+                pass  # it changed its user, which no_new_privs forbids; the record will tell
+
+    def finish(self) -> None:
+        """After the engine's end: kill what is left, empty the pipe, write the exit record."""
+        ended_at_ms = time.time_ns() // 1_000_000
+        uptime = time.monotonic() - self._started
+        self._signal_group(signal.SIGKILL)
+        _, status, usage = os.wait4(self._engine, 0)
+        self._engine = 0
+        leftovers = reaper.kill_descendants(self._wakeup)
+        self._drain()
+        self._obey()  # a stop request that crossed the engine's end
+        self._log.close()
+        code = os.waitstatus_to_exitcode(status)
+        ending = {
+            "code": code if code >= 0 else None,
+            "signal": -code if code < 0 else None,
+            "started_at_ms": self._started_at_ms,
+            "ended_at_ms": ended_at_ms,
+            "uptime_seconds": round(uptime, 3),
+            "max_rss_bytes": usage.ru_maxrss * 1024,
+            "oom_kills": None,
+            "stopped_by_us": self._stopping,
+            "log_bytes_dropped": self._log.dropped_bytes,
+        }
+        with suppress(OSError):  # a broken disk; a daemon that is there learns it all the same
+            self._write_record({"state": "exited", "exit": ending, "leftover_pids": leftovers})
+        if self._channel is not None:
+            with suppress(OSError):
+                self._channel.send(wire.encode({"exit": ending}))
+
+    def _drain(self) -> None:
+        """What is in the pipe already; whoever else still holds its other end is not waited for."""
+        left = _DRAIN_BYTES
+        while left > 0:
+            try:
+                data = os.read(self._output, _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            left -= len(data)
+            self._log.write(data)
+
+    def _write_record(self, content: dict[str, Any]) -> None:
+        record = {"schema_version": wire.VERSION, "identity": self._identity, **content}
+        data = (json.dumps(record) + "\n").encode()
+        name = self._order["record_name"]
+        try:
+            wire.write_atomically(self._records, name, data, 0o600)
+        except OSError:
+            if content["state"] == "running":
+                raise
+            # No room for a second file: write over the first one, whose block is there. Its reader waits for
+            # this process to end, so it never sees half of it.
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._records)
+            wire.write_all(fd, data)
+            os.ftruncate(fd, len(data))
+
+    def _remove_record(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self._order["record_name"], dir_fd=self._records)

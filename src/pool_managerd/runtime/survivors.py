@@ -1,0 +1,128 @@
+"""Engines of a daemon that died: found by identity, never by pid alone, and stopped through their shim."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.records import InstanceRecords
+from pool_managerd.runtime.strays import kill_strays
+from pool_managerd.runtime.waiting import ended_within, has_ended
+
+# A shim that was told to kill gives leftovers 5 s and then writes its record.
+_SHIM_SECONDS = 8.0
+_ENGINE_SECONDS = 2.0
+
+Outcome = Literal["stopped", "killed", "gone", "not ours"]
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """What became of one engine of a dead predecessor; ``human`` says it in a sentence."""
+
+    identity: Identity
+    outcome: Outcome
+    human: str
+
+
+async def stop_survivors(records: Iterable[Identity], grace_ms: int) -> list[Survivor]:
+    """Stop every recorded engine that still runs, all at once, and the processes that they left behind.
+
+    SIGTERM comes first; what is there after ``grace_ms`` is killed. A record of another boot or a reused pid is
+    reported as gone and nothing is signalled. The result is in the order of ``records``; it takes at most
+    ``grace_ms`` and about ten seconds more. The records themselves stay: they are the caller's to forget.
+    """
+    return list(await asyncio.gather(*(_stop(identity, grace_ms) for identity in records)))
+
+
+async def _stop(identity: Identity, grace_ms: int) -> Survivor:
+    if not identity.is_this_boot():
+        return _survivor(identity, "gone", "it belongs to an earlier boot of this machine")
+    with _hold(identity.shim_pid, identity.shim_runs) as shim, _hold(identity.pid, identity.engine_runs) as engine:
+        if shim is None and engine is None:
+            strays = await kill_strays(identity.nonce)
+            return _left_behind(identity, strays) if strays else _absent(identity)
+        killed = False
+        if shim is not None:
+            killed = await _stop_through_shim(shim, identity, grace_ms)
+        if engine is not None and not has_ended(engine):
+            killed = await _stop_directly(engine, grace_ms if shim is None else 0)
+        strays = await kill_strays(identity.nonce)
+        stuck = engine is not None and not has_ended(engine)
+    if stuck:
+        return _survivor(identity, "killed", "it was killed but is still there, stuck in the kernel")
+    also = f"; so were {len(strays)} processes that it had left behind" if strays else ""
+    if killed:
+        return _survivor(identity, "killed", f"it did not end within {grace_ms} ms of SIGTERM and was killed{also}")
+    return _survivor(identity, "stopped", f"it was stopped{also}")
+
+
+async def _stop_through_shim(shim: int, identity: Identity, grace_ms: int) -> bool:
+    """True when it took a SIGKILL. The shim's own ladder may be shorter than ``grace_ms``, never longer."""
+    _send(shim, signal.SIGTERM)
+    _send(shim, signal.SIGCONT)
+    if await ended_within(shim, grace_ms / 1000):
+        ending = InstanceRecords(Path(identity.record_path).parent).exit_of(identity)
+        return ending is not None and ending.signal == signal.SIGKILL
+    _send(shim, signal.SIGUSR1)
+    if not await ended_within(shim, _SHIM_SECONDS):
+        _send(shim, signal.SIGKILL)  # the engine dies with it
+    return True
+
+
+async def _stop_directly(engine: int, grace_ms: int) -> bool:
+    """For an engine whose shim is gone; True when it took a SIGKILL."""
+    if grace_ms > 0:
+        _send(engine, signal.SIGTERM)
+        _send(engine, signal.SIGCONT)
+        if await ended_within(engine, grace_ms / 1000):
+            return False
+    _send(engine, signal.SIGKILL)
+    await ended_within(engine, _ENGINE_SECONDS)
+    return True
+
+
+@contextmanager
+def _hold(pid: int, is_ours: Callable[[], bool]) -> Iterator[int | None]:
+    """A pidfd of a process that was proved ours after it was opened, so that no signal can reach another; else None."""
+    try:
+        pidfd = os.pidfd_open(pid) if pid > 1 else None
+    except OSError:
+        pidfd = None
+    try:
+        yield pidfd if is_ours() else None
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _send(pidfd: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _absent(identity: Identity) -> Survivor:
+    ticks = procfs.start_ticks(identity.pid) if identity.pid > 1 else None
+    if ticks is None:
+        return _survivor(identity, "gone", "it had ended already")
+    if ticks != identity.start_ticks:
+        return _survivor(identity, "gone", "it had ended, and its pid is another process's now, which was left alone")
+    if procfs.nonce(identity.pid) not in (identity.nonce, None):
+        return _survivor(identity, "not ours", "the process with its pid carries another engine's mark and was left alone")
+    return _survivor(identity, "gone", "it had ended already")
+
+
+def _left_behind(identity: Identity, strays: list[int]) -> Survivor:
+    return _survivor(identity, "killed", f"it had ended, but left {len(strays)} processes behind, which were killed")
+
+
+def _survivor(identity: Identity, outcome: Outcome, human: str) -> Survivor:
+    return Survivor(identity, outcome, f"Engine of pool '{identity.pool_id}' (pid {identity.pid}): {human}")

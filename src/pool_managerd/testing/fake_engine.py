@@ -1,0 +1,283 @@
+"""A scripted engine: speaks llama.cpp's HTTP, and misbehaves exactly as told. Stdlib only.
+
+Run it as ``python fake_engine.py --port N [flags]``. Flags it does not know, such as ``--model x``, are accepted
+and ignored. SIGTERM ends it with code 0 unless ``--ignore-term`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+_MAX_REQUEST_BYTES = 1 << 20
+_HANG_SECONDS = 3600.0
+_WORDS = ("The ", "capital ", "of ", "France ", "is ", "Paris", ".")
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    """The script of one run, from its flags."""
+    flags = argparse.ArgumentParser(allow_abbrev=False)
+    flags.add_argument("--host", default="127.0.0.1")
+    flags.add_argument("--port", type=int, default=0)
+    flags.add_argument("--parallel", type=int, default=1, help="slots, as /props and /slots tell them")
+    flags.add_argument("--model-id", default="fake-model")
+    flags.add_argument("--ready-after", type=float, default=0.0, metavar="S", help="/health answers 503 until then")
+    modes = ["ok", "503", "hang", "drip", "garbage", "big", "redirect", "close", "flap"]
+    flags.add_argument("--health", choices=modes, default="ok")
+    flags.add_argument("--ignore-term", action="store_true")
+    flags.add_argument("--fork-grandchildren", type=int, default=0, metavar="N")
+    flags.add_argument("--setsid", action="store_true", help="grandchildren in sessions of their own")
+    flags.add_argument("--leave-pipe", action="store_true", help="one grandchild that holds stdout, in its own session")
+    flags.add_argument("--spam-mb-s", type=float, default=0.0, metavar="X")
+    flags.add_argument("--exit-after", type=float, default=None, metavar="S", help="0 exits before binding the port")
+    flags.add_argument("--exit-code", type=int, default=1)
+    flags.add_argument("--signal-after", type=float, default=None, metavar="S", help="kill itself with --signal")
+    flags.add_argument("--signal", type=int, default=int(signal.SIGSEGV))
+    flags.add_argument("--close-port-after", type=float, default=None, metavar="S")
+    flags.add_argument("--grow-mem", action="store_true", help="10 MB more each 100 ms, up to 2 GB")
+    flags.add_argument("--print-env", action="store_true")
+    flags.add_argument("--token-ms", type=float, default=1.0, metavar="MS", help="time between streamed tokens")
+    known, _ = flags.parse_known_args(argv)
+    return known
+
+
+class FakeEngine:
+    """One run of the script."""
+
+    def __init__(self, script: argparse.Namespace) -> None:
+        self._script = script
+        self._started = time.monotonic()
+        self._health_calls = 0
+        self._listener: socket.socket | None = None
+
+    def run(self) -> NoReturn:
+        """Do what the script says; ends the process."""
+        script = self._script
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if script.ignore_term else lambda *_: os._exit(0))
+        if script.print_env:
+            for name, value in sorted(os.environ.items()):
+                print(f"env {name}={value}")
+        print(f"fake engine {os.getpid()} starts", flush=True)
+        if script.exit_after == 0:
+            print("fake engine gives up at once", file=sys.stderr, flush=True)
+            os._exit(script.exit_code)
+        self._fork_grandchildren()
+        self._after(script.exit_after, lambda: os._exit(script.exit_code))
+        self._after(script.signal_after, lambda: os.kill(os.getpid(), script.signal))
+        self._after(script.close_port_after, self._close_port)
+        if script.spam_mb_s:
+            threading.Thread(target=self._spam, daemon=True).start()
+        if script.grow_mem:
+            threading.Thread(target=self._grow, daemon=True).start()
+        self._serve()
+
+    def _after(self, seconds: float | None, action: Any) -> None:
+        if seconds is not None:
+            timer = threading.Timer(seconds, action)
+            timer.daemon = True
+            timer.start()
+
+    def _fork_grandchildren(self) -> None:
+        script = self._script
+        sleeper = [sys.executable, "-I", "-S", "-c", "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"]
+        for _ in range(script.fork_grandchildren):
+            child = subprocess.Popen(sleeper, start_new_session=script.setsid, stdout=subprocess.DEVNULL)
+            print(f"grandchild {child.pid}", flush=True)
+        if script.leave_pipe:
+            child = subprocess.Popen(sleeper, start_new_session=True)
+            print(f"grandchild {child.pid}", flush=True)
+
+    def _spam(self) -> None:
+        line = b"spam " * 200 + b"\n"
+        burst = line * max(1, int(self._script.spam_mb_s * 1e6 / 100 / len(line)))
+        while True:
+            sys.stdout.buffer.write(burst)
+            sys.stdout.buffer.flush()
+            time.sleep(0.01)
+
+    def _grow(self) -> None:
+        held: list[bytearray] = []
+        while len(held) < 200:
+            held.append(bytearray(os.urandom(1024)) * 10_240)
+            time.sleep(0.1)
+
+    def _close_port(self) -> None:
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+
+    def _serve(self) -> NoReturn:
+        family = socket.AF_INET6 if ":" in self._script.host else socket.AF_INET
+        self._listener = listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._script.host, self._script.port))
+        except OSError as error:
+            print(f"cannot bind: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        listener.listen(64)
+        print(f"fake engine listens on port {listener.getsockname()[1]}", flush=True)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                signal.pause()
+                continue
+            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                request = _read_request(connection)
+                if request is not None:
+                    self._answer(connection, *request)
+            except OSError:
+                pass  # the client went away
+
+    def _answer(self, connection: socket.socket, method: str, path: str, body: dict[str, Any]) -> None:
+        script = self._script
+        reads: dict[str, Any] = {
+            "/v1/models": {"object": "list", "data": [{"id": script.model_id, "object": "model", "owned_by": "fake"}]},
+            "/props": {
+                "total_slots": script.parallel,
+                "build_info": "fake-1",
+                "model_path": script.model_id,
+                "default_generation_settings": {"n_ctx": 2048},
+            },
+            "/slots": [{"id": slot, "n_ctx": 2048, "is_processing": False} for slot in range(script.parallel)],
+        }
+        if path in ("/health", "/v1/health"):
+            self._answer_health(connection)
+        elif not self._is_ready():
+            _reply(connection, 503, _loading())
+        elif method == "GET" and path in reads:
+            _reply(connection, 200, reads[path])
+        elif method == "GET" and path == "/metrics":
+            _reply(connection, 200, b"llamacpp:requests_processing 0\nllamacpp:tokens_predicted_total 0\n", "text/plain")
+        elif method == "POST" and path in ("/completion", "/completions", "/v1/completions", "/v1/chat/completions"):
+            self._complete(connection, body, openai=path.startswith("/v1/"))
+        else:
+            _reply(connection, 404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}})
+
+    def _is_ready(self) -> bool:
+        return bool(time.monotonic() - self._started >= self._script.ready_after)
+
+    def _answer_health(self, connection: socket.socket) -> None:
+        self._health_calls += 1
+        mode = self._script.health
+        if mode == "flap":
+            mode = "ok" if self._health_calls % 2 else "503"
+        if mode == "ok" and not self._is_ready():
+            mode = "503"
+        if mode == "ok":
+            _reply(connection, 200, {"status": "ok"})
+        elif mode == "503":
+            _reply(connection, 503, _loading())
+        elif mode == "hang":
+            time.sleep(_HANG_SECONDS)
+        elif mode == "drip":
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n" + b'{"status":"ok"}':
+                connection.sendall(bytes([byte]))
+                time.sleep(0.5)
+        elif mode == "garbage":
+            connection.sendall(b"\x00\xffthis is not HTTP\r\n\r\n")
+        elif mode == "big":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+            for _ in range(1024):
+                connection.sendall(b"x" * (1 << 20))
+        elif mode == "redirect":
+            connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/health\r\nContent-Length: 0\r\n\r\n")
+
+    def _complete(self, connection: socket.socket, body: dict[str, Any], *, openai: bool) -> None:
+        limit = body.get("n_predict", body.get("max_tokens"))
+        words = [_WORDS[index % len(_WORDS)] for index in range(limit if isinstance(limit, int) and limit > 0 else len(_WORDS))]
+        each = self._script.token_ms
+        timings = {
+            "prompt_n": 4,
+            "prompt_ms": each,
+            "predicted_n": len(words),
+            "predicted_ms": each * len(words),
+            "predicted_per_second": 1000 / each if each else 1e6,
+        }
+        if not body.get("stream"):
+            _reply(connection, 200, _whole("".join(words), timings, self._script.model_id, openai=openai))
+            return
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for index, word in enumerate(words):
+            time.sleep(each / 1000)
+            _send_event(connection, _piece(word, index, self._script.model_id, openai=openai))
+        _send_event(connection, _last(timings, self._script.model_id, openai=openai))
+        if openai:
+            connection.sendall(b"data: [DONE]\n\n")
+
+
+def _loading() -> dict[str, Any]:
+    return {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+
+
+def _whole(text: str, timings: dict[str, Any], model: str, *, openai: bool) -> dict[str, Any]:
+    if not openai:
+        return {"content": text, "stop": True, "timings": timings, "model": model}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": "stop"}
+    return {"object": "chat.completion", "model": model, "choices": [choice], "timings": timings}
+
+
+def _piece(word: str, index: int, model: str, *, openai: bool) -> dict[str, Any]:
+    if not openai:
+        return {"index": 0, "content": word, "tokens": [index], "stop": False}
+    choice = {"index": 0, "delta": {"content": word}, "text": word, "finish_reason": None}
+    return {"object": "chat.completion.chunk", "model": model, "choices": [choice]}
+
+
+def _last(timings: dict[str, Any], model: str, *, openai: bool) -> dict[str, Any]:
+    if not openai:
+        return {"index": 0, "content": "", "tokens": [], "stop": True, "stop_type": "limit", "timings": timings}
+    choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}
+    return {"object": "chat.completion.chunk", "model": model, "choices": [choice], "timings": timings}
+
+
+def _send_event(connection: socket.socket, event: dict[str, Any]) -> None:
+    connection.sendall(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+def _reply(connection: socket.socket, status: int, content: Any, kind: str = "application/json") -> None:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    head = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+
+
+def _read_request(connection: socket.socket) -> tuple[str, str, dict[str, Any]] | None:
+    """Method, path and JSON body of the one request that a connection carries."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(65536)
+        if not more or len(data) > _MAX_REQUEST_BYTES:
+            return None
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    method, path, *_ = [*lines[0].split(), "", ""]
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    length = int(headers.get("content-length", "0") or 0)
+    while len(body) < min(length, _MAX_REQUEST_BYTES):
+        more = connection.recv(65536)
+        if not more:
+            return None
+        body += more
+    try:
+        content = json.loads(body) if body else {}
+    except ValueError:
+        content = {}
+    return method, path.partition("?")[0], content if isinstance(content, dict) else {}
+
+
+if __name__ == "__main__":
+    FakeEngine(options(sys.argv[1:])).run()

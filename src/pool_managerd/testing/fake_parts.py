@@ -1,0 +1,189 @@
+"""Fakes of what supervision needs, named by how they behave; each does what its Protocol says, in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.registry import Registry
+from pool_managerd.errors import EngineError, PoolError
+from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.testing.manual_clock import ManualClock
+
+GOOD = ProbeResult(ProbeOutcome.SUCCESS)
+
+
+class FakeProcess:
+    """Runs until it is told to end. ``ignores_term`` makes only ``kill`` work."""
+
+    isolation = "none"
+    notice: str | None = None
+
+    def __init__(self, pid: int, *, ignores_term: bool = False) -> None:
+        self.pid = pid
+        self.signals: list[str] = []
+        self._ignores_term = ignores_term
+        self._record: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+
+    async def wait_dead(self) -> None:
+        await asyncio.shield(self._record)
+
+    async def wait(self) -> ExitRecord:
+        return await asyncio.shield(self._record)
+
+    def stop(self, grace_ms: int) -> None:
+        self.signals.append("term")
+        if not self._ignores_term:
+            self.end(ExitRecord(code=0, stopped_by_us=True))
+
+    def kill(self) -> None:
+        self.signals.append("kill")
+        self.end(ExitRecord(signal=9, stopped_by_us=True))
+
+    def end(self, record: ExitRecord) -> None:
+        """The process ends by itself, or by somebody else's hand."""
+        if not self._record.done():
+            self._record.set_result(record)
+
+
+class FakeLauncher:
+    """Starts fake processes; ``refuse`` makes the next launches fail with that error."""
+
+    def __init__(self) -> None:
+        self.processes: list[FakeProcess] = []
+        self.refuse: PoolError | None = None
+        self.ignores_term = False
+
+    async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> FakeProcess:
+        if self.refuse is not None:
+            raise self.refuse
+        process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
+        self.processes.append(process)
+        return process
+
+
+class FakeModels:
+    """Has every model at once; ``refuse`` makes it fail, ``stuck`` makes it never answer."""
+
+    def __init__(self) -> None:
+        self.refuse: PoolError | None = None
+        self.stuck = False
+
+    async def ensure_present(
+        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> ResolvedModel:
+        if self.stuck:
+            await asyncio.get_running_loop().create_future()
+        if self.refuse is not None:
+            raise self.refuse
+        return ResolvedModel(ref, "/models/model.gguf", 1, None)
+
+
+class FakeEngines:
+    """Prepares an engine for any pool."""
+
+    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine:
+        attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
+        return PreparedEngine(
+            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1", attach_url=attach_url,
+            model_id=model.id if model else None,
+        )  # fmt: skip
+
+    def release(self, pool_id: str) -> None:
+        """There are no ports to give back."""
+
+
+class FakeProber:
+    """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail."""
+
+    def __init__(self) -> None:
+        self.result = GOOD
+        self.first_token_ms: float | None = 20.0
+        self.probes = 0
+
+    async def probe(self, url: str, timeout_s: float) -> ProbeResult:
+        self.probes += 1
+        return self.result
+
+    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+        if self.first_token_ms is None:
+            raise ValueError("no token")
+        return self.first_token_ms, 50.0
+
+
+class FakeFiles:
+    """Remembers which files there would be, and in which order they came and went."""
+
+    def __init__(self) -> None:
+        self.pids: dict[str, int] = {}
+        self.handoffs: set[str] = set()
+        self.history: list[str] = []
+        self.log: list[str] = []
+
+    def write_pid(self, pool_id: str, pid: int) -> None:
+        self.pids[pool_id] = pid
+        self.history.append(f"pid {pid}")
+
+    def remove_pid(self, pool_id: str) -> None:
+        if self.pids.pop(pool_id, None) is not None:
+            self.history.append("no pid")
+
+    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path:
+        self.handoffs.add(engine.pool_id)
+        self.history.append("handoff")
+        return Path("/run/engines/engine.json")
+
+    def remove_handoff(self, pool_id: str, replica_id: str) -> None:
+        self.handoffs.discard(pool_id)
+
+    def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
+        return self.log[-max_lines:]
+
+
+class FakeRecords:
+    """Counters in memory."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, tuple[int, int]] = {}
+
+    def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None:
+        self.counters[pool_id] = (crash_count, restart_count)
+
+
+class FakeNode:
+    """All fakes together, and the Services made of them."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.events = EventLog(self.clock.wall_ms)
+        self.registry = Registry(self.clock.wall_ms, salt="fake")
+        self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
+        self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
+        self.fatal: list[BaseException] = []
+        self.told: list[Event] = []
+        self.events.listen(self.told.append)
+
+    def services(self, **changes: Any) -> Services:
+        parts: dict[str, Any] = {
+            "clock": self.clock, "registry": self.registry, "events": self.events, "baselines": Baselines(),
+            "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
+            "owns_port": lambda pid, port: True, "records": self.records, "gate": BootGate(1), "require_gpu": lambda: None,
+            "node_id": "node", "on_fatal": self.fatal.append,
+        }  # fmt: skip
+        return Services(**{**parts, **changes})
+
+    def types(self, *, journal: bool = True) -> list[str]:
+        """The types of all events so far."""
+        return [event.type for event in self.told if event.journal or not journal]
+
+
+def no_binary() -> EngineError:
+    """What a launcher says of a binary that is not there."""
+    return EngineError("preload failed: cannot run /engine: no such file", hint="install it")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.launcher import LaunchOptions
+from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
+
+
+async def test_a_willing_engine_ends_on_sigterm_with_its_own_code(bench: Bench) -> None:
+    process = await bench.launch(sh("trap 'exit 4' TERM; echo up; while :; do sleep 0.01; done"))
+    await bench.says("up")
+    process.stop(5000)
+    record = await within(2, process)
+    assert (record.code, record.stopped_by_us) == (4, True)
+
+
+async def test_an_engine_that_ignores_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
+    process = await bench.launch(fake("--ignore-term"))
+    await bench.says("listens")
+    started = time.monotonic()
+    process.stop(300)
+    process.stop(5000)  # asking again never makes it longer
+    record = await within(2, process)
+    assert (record.signal, record.stopped_by_us) == (signal.SIGKILL, True)
+    assert 0.3 <= time.monotonic() - started < 2.3
+
+
+async def test_asking_again_with_less_grace_shortens_the_wait(bench: Bench) -> None:
+    process = await bench.launch(fake("--ignore-term"))
+    await bench.says("listens")
+    started = time.monotonic()
+    process.stop(60_000)
+    process.stop(100)
+    assert (await within(2, process)).signal == signal.SIGKILL
+    assert time.monotonic() - started < 2.1
+
+
+async def test_no_grace_means_no_sigterm(bench: Bench) -> None:
+    process = await bench.launch(sh("trap 'exit 4' TERM; echo up; while :; do sleep 0.01; done"))
+    await bench.says("up")
+    process.stop(0)
+    assert (await within(2, process)).signal == signal.SIGKILL
+
+
+async def test_kill_is_immediate_and_ours(bench: Bench) -> None:
+    process = await bench.launch(fake("--ignore-term"))
+    started = time.monotonic()
+    process.kill()
+    record = await within(2, process)
+    assert (record.signal, record.stopped_by_us) == (signal.SIGKILL, True)
+    assert time.monotonic() - started < 0.5
+
+
+async def test_stopping_what_has_ended_changes_nothing(bench: Bench) -> None:
+    process = await bench.launch(sh("exit 7"))
+    record = await within(2, process)
+    process.stop(10)
+    process.kill()
+    assert await process.wait() == record
+    assert not record.stopped_by_us
+
+
+async def test_a_suspended_engine_is_woken_to_end(bench: Bench) -> None:
+    process = await bench.launch(sh("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done"))
+    await bench.says("up")
+    end(process.pid, signal.SIGSTOP)
+    process.stop(5000)
+    assert (await within(2, process)).code == 0
+
+
+async def test_the_death_is_noticed_before_the_cleaning_up_is_done(bench: Bench) -> None:
+    process = await bench.launch(sh("exec sleep 60"))
+    end(process.pid)
+    async with asyncio.timeout(1):
+        await process.wait_dead()
+    assert (await within(2, process)).signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize("session", [(), ("--setsid",)])
+async def test_what_an_engine_forked_dies_with_it(bench: Bench, session: tuple[str, ...]) -> None:
+    process = await bench.launch(fake("--fork-grandchildren", "5", *session))
+    grandchildren = await bench.grandchildren(5)
+    await bench.says("listens")
+    end(process.pid)
+    await within(3, process)
+    assert not [pid for pid in grandchildren if alive(pid)]
+
+
+async def test_what_an_engine_forked_dies_on_a_stop_too(bench: Bench) -> None:
+    process = await bench.launch(fake("--fork-grandchildren", "3", "--setsid", "--ignore-term"))
+    grandchildren = await bench.grandchildren(3)
+    process.stop(100)
+    await within(3, process)
+    assert not [pid for pid in grandchildren if alive(pid)]
+
+
+async def test_every_generation_of_orphans_is_reached(bench: Bench) -> None:
+    nest = "setsid sh -c 'setsid sh -c \"setsid sleep 62 & echo grandchild \\$!; exec sleep 62\" & exec sleep 62' & sleep 62"
+    process = await bench.launch(sh(nest))
+    (deepest,) = await bench.grandchildren(1)
+    end(process.pid)
+    await within(3, process)
+    assert not alive(deepest)
+
+
+async def test_an_end_is_noticed_although_a_grandchild_holds_the_output(bench: Bench) -> None:
+    process = await bench.launch(fake("--leave-pipe"))
+    (holder,) = await bench.grandchildren(1)
+    started = time.monotonic()
+    end(process.pid)
+    await within(3, process)
+    assert time.monotonic() - started < 1.0
+    assert not alive(holder)
+
+
+async def test_orphans_that_end_on_their_own_are_collected_while_the_engine_runs(bench: Bench) -> None:
+    process = await bench.launch(sh("(setsid sleep 0.05 & echo grandchild $!); exec sleep 60"))
+    (orphan,) = await bench.grandchildren(1)
+    await eventually(lambda: procfs.stat(orphan) is None)
+    assert alive(process.pid)
+
+
+async def test_a_spamming_engine_can_be_stopped_and_its_log_stays_small(bench: Bench) -> None:
+    options = LaunchOptions(profile="dev", log_max_bytes=500_000, log_keep=1, log_bytes_per_second=2_000_000)
+    process = await bench.launch(fake("--spam-mb-s", "200"), options=options)
+    await eventually(lambda: bench.files.log_path("p").with_suffix(".log.1").exists())
+    process.stop(2000)
+    record = await within(2, process)
+    assert record.code == 0
+    sizes = [path.stat().st_size for path in bench.root.glob("engine-p.log*")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 500_000
+
+
+async def test_a_suspended_shim_does_not_keep_the_engine_alive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pool_managerd.runtime.process._SHIM_OVERDUE_SECONDS", 0.2)
+    process = await bench.launch(fake("--fork-grandchildren", "2", "--setsid"))
+    grandchildren = await bench.grandchildren(2)
+    end(process.identity.shim_pid, signal.SIGSTOP)
+    process.kill()
+    record = await within(3, process)
+    assert not record.known
+    assert not alive(process.pid)
+    await eventually(lambda: not [pid for pid in grandchildren if alive(pid)])
+
+
+async def test_a_lost_shim_takes_the_engine_with_it_and_the_outcome_is_unknown(bench: Bench) -> None:
+    process = await bench.launch(fake("--fork-grandchildren", "2", "--setsid"))
+    grandchildren = await bench.grandchildren(2)
+    end(process.identity.shim_pid)
+    record = await within(3, process)
+    assert not record.known
+    assert not alive(process.pid)
+    await eventually(lambda: not [pid for pid in grandchildren if alive(pid)])
+    assert bench.files.records.all() == []
+
+
+async def test_sigterm_to_the_shim_stops_the_engine_with_the_grace_of_the_order(bench: Bench) -> None:
+    process = await bench.launch(fake("--ignore-term"), grace_ms=200)
+    await bench.says("listens")
+    started = time.monotonic()
+    end(process.identity.shim_pid, signal.SIGTERM)
+    record = await within(2, process)
+    assert (record.signal, record.stopped_by_us) == (signal.SIGKILL, True)
+    assert 0.2 <= time.monotonic() - started < 2.2
