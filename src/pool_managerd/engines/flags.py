@@ -1,0 +1,142 @@
+"""Flags of an engine as data: which exist, how many values each takes, and their one normal form (SPEC §6.6).
+
+Normal form: canonical names, one use per option (the last wins), sorted by name. It does not depend on the order in
+which different options were written, and normalising twice changes nothing (EP-UNIT-3105, EP-PROP-3203).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pool_managerd.errors import SpecError
+
+MAX_FLAGS = 512
+MAX_FLAG_CHARS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of an engine: ``names`` are synonyms, ``negated`` its opposites, ``values`` follow it in argv."""
+
+    names: tuple[str, ...]
+    negated: tuple[str, ...] = ()
+    values: int = 0
+
+    @property
+    def canonical(self) -> str:
+        """The longest name, the first of them on a tie: ``--n-gpu-layers``, ``--ctx-size``, ``--no-webui``'s ``--webui``."""
+        return max(self.names, key=len)
+
+    def spelling(self, name: str) -> str:
+        """The one name that ``name``'s side of the option is written with."""
+        return max(self.negated, key=len) if name in self.negated else self.canonical
+
+
+@dataclass(frozen=True, slots=True)
+class FlagUse:
+    """One option as used: ``name`` is its canonical spelling, negated or not."""
+
+    option: Option
+    name: str
+    values: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (self.name, *self.values)
+
+
+class OptionTable:
+    """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know.
+
+    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal.
+    """
+
+    def __init__(
+        self, options: Iterable[Option], aliases: Mapping[str, str] | None = None, *, elsewhere: Collection[str] = ()
+    ) -> None:
+        self.options = tuple(options)
+        self._elsewhere = frozenset(elsewhere)
+        self._by_name = {name: option for option in self.options for name in (*option.names, *option.negated)}
+        known = self._by_name
+        self._aliases = {alias: name for alias, name in (aliases or {}).items() if name in known and alias not in known}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name or name in self._aliases
+
+    def nearest(self, name: str) -> str | None:
+        """The known name that was probably meant."""
+        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
+        return near[0] if near else None
+
+    def use(self, name: str, *values: str) -> FlagUse:
+        """A use of a known option. Raises KeyError for an unknown one."""
+        name = self._aliases.get(name, name)
+        option = self._by_name[name]
+        return FlagUse(option, option.spelling(name), values)
+
+    def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
+        """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming the flag."""
+        if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
+            raise SpecError(f"cannot use these flags: at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL")
+        uses: list[FlagUse] = []
+        position = 0
+        while position < len(flags):
+            name, values, position = self._one(flags, position)
+            uses.append(self.use(name, *values))
+        return tuple(uses)
+
+    def _one(self, flags: Sequence[str], position: int) -> tuple[str, tuple[str, ...], int]:
+        name = flags[position]
+        position += 1
+        given: tuple[str, ...] = ()
+        if name not in self and name.startswith("--") and "=" in name:
+            name, _, value = name.partition("=")
+            given = (value,)
+        option = self._by_name.get(self._aliases.get(name, name))
+        if option is None:
+            raise self._unknown(name)
+        if len(given) > option.values:
+            raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value")
+        while len(given) < option.values:
+            if position >= len(flags) or flags[position] in self:
+                after = f" but is followed by {flags[position]}" if position < len(flags) else ""
+                raise SpecError(
+                    f"cannot use the flag {name}: it needs a value{after}", hint=f"write `{name}` and its value as two items"
+                )
+            given = (*given, flags[position])
+            position += 1
+        return name, given, position
+
+    def _unknown(self, name: str) -> SpecError:
+        shown = name if len(name) <= 80 else name[:77] + "…"
+        near = self.nearest(name)
+        if not name.startswith("-"):
+            return SpecError(
+                f"cannot use {shown!r} as a flag: flags begin with a dash", hint="write a flag and its value as two items"
+            )
+        if name in self._elsewhere:
+            return SpecError(
+                f"cannot use the flag {name}: the embedded engine does not take it",
+                hint="use a llama-server binary (mode binary)",
+            )
+        suggestion = f" (did you mean {near!r}?)" if near else ""
+        return SpecError(
+            f"cannot use the flag {shown!r}: this engine does not know it{suggestion}", hint="see the engine's --help"
+        )
+
+
+def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:
+    """One use per option by canonical name; the last one wins, a negation included."""
+    return {use.option.canonical: use for use in uses}
+
+
+def arrange(uses: Iterable[FlagUse]) -> tuple[str, ...]:
+    """argv items of ``uses``, sorted by flag name."""
+    return tuple(item for use in sorted(uses, key=lambda use: use.name) for item in use.argv)
+
+
+def normalise(table: OptionTable, flags: Sequence[str]) -> tuple[str, ...]:
+    """``flags`` in their normal form. Raises SpecError for an unknown flag or a missing value."""
+    return arrange(collapse(table.parse(flags)).values())

@@ -1,0 +1,207 @@
+"""What options an engine binary has, read from its own ``--help``, and what version it is, from ``--version``.
+
+The answers are kept per binary (path, inode, size, mtime), so a restart asks nothing. The binary runs as the user the
+engine will run as, with a small environment, bounded output and a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pool_managerd.engines.flags import Option, OptionTable
+
+ALIASES = {
+    "--ngl": "--n-gpu-layers",
+    "-ngl": "--n-gpu-layers",
+    "--gpu-layers": "--n-gpu-layers",
+    "-c": "--ctx-size",
+    "--ctx": "--ctx-size",
+    "--context": "--ctx-size",
+    "--context-size": "--ctx-size",
+    "--no-ui": "--no-webui",
+    "--no-webui": "--no-ui",
+}
+"""Names people write that a given llama-server may not know, and what they mean (SPEC §6.6, §20 no. 36)."""
+
+PROBE_TIMEOUT_S = 10.0
+MAX_HELP_BYTES = 512 * 1024
+MIN_OPTIONS = 20
+
+_NAME = re.compile(r"(-{1,2}[A-Za-z][\w.-]*)(,?)")
+_BRACKETED = re.compile(r"<[^>]*>|\[[^\]]*\]|\{[^}]*\}")
+_VERSION = re.compile(r"version:\s*(\d+)\s*\(([0-9a-fA-F]{6,40})\)")
+_DESCRIPTION_COLUMN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryFacts:
+    """What a llama-server binary said about itself. ``warnings`` say what it would not say."""
+
+    options: OptionTable
+    version: str
+    warnings: tuple[str, ...] = ()
+
+
+def parse_help(text: str) -> tuple[Option, ...]:
+    """The options of a llama.cpp help text; removed ones are left out."""
+    options = []
+    for line in text.splitlines():
+        if line.startswith("-") and not line.startswith("---") and "the argument has been removed" not in line:
+            option = _parse_line(line)
+            if option is not None:
+                options.append(option)
+    return tuple(options)
+
+
+def _parse_line(line: str) -> Option | None:
+    names: list[str] = []
+    position = 0
+    while found := _NAME.match(line, position):
+        names.append(found[1])
+        position = found.end()
+        if not found[2]:
+            break
+        while position < len(line) and line[position] == " ":
+            position += 1
+    if not names:
+        return None
+    return _option(names, _count_values(line, position))
+
+
+def _count_values(line: str, position: int) -> int:
+    """How many values the hint after the names asks for: ``N`` one, ``START END`` two, nothing none."""
+    rest = line[position:]
+    if not rest.startswith(" ") or rest.startswith("  "):
+        return 0
+    described = position < _DESCRIPTION_COLUMN < len(line) and line[_DESCRIPTION_COLUMN - 1] == " "
+    hint = line[position:_DESCRIPTION_COLUMN] if described else re.split(r" {2,}", rest.strip())[0]
+    return len(_BRACKETED.sub("X", hint).split())
+
+
+def _option(names: Sequence[str], values: int) -> Option:
+    """Sort names into the option and its negation: ``--no-x`` beside ``--x``, and a short name after the last ``--x``."""
+    positive_long = [name for name in names if name.startswith("--") and not name.startswith("--no-")]
+    if not positive_long:
+        return Option(tuple(names), (), values)
+    last = max(names.index(name) for name in positive_long)
+    negated = [
+        name
+        for index, name in enumerate(names)
+        if name.startswith("--no-") or (index > last and not name.startswith("--") and values == 0)
+    ]
+    return Option(tuple(name for name in names if name not in negated), tuple(negated), values)
+
+
+def options_to_json(options: Sequence[Option]) -> str:
+    """The compact form kept in ``data/``: one line per option."""
+    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def recorded_options() -> OptionTable:
+    """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
+    text = resources.files("pool_managerd.engines").joinpath("data/llama_server_options.json").read_text(encoding="utf-8")
+    return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in json.loads(text)), ALIASES)
+
+
+class BinaryProbe:
+    """Asks llama-server binaries what they are. ``user`` is who they run as when this process is root."""
+
+    def __init__(self, user: str | None = None) -> None:
+        self._user = user
+        self._known: dict[tuple[str, str, int, int, int], BinaryFacts] = {}
+
+    def facts(self, path: Path, library_path: str = "") -> BinaryFacts:
+        """Options and version of ``path``. Blocks up to 20 s; run it in a thread. A silent binary costs warnings only.
+
+        ``library_path`` is the LD_LIBRARY_PATH that the engine will have, if any.
+        """
+        info = path.stat()
+        key = (str(path), library_path, info.st_ino, info.st_size, info.st_mtime_ns)
+        if key not in self._known:
+            if len(self._known) >= 64:
+                self._known.clear()
+            self._known[key] = self._ask(path, library_path)
+        return self._known[key]
+
+    def _ask(self, path: Path, library_path: str) -> BinaryFacts:
+        warnings: list[str] = []
+        help_text, problem = self._run(path, "--help", library_path)
+        options = parse_help(help_text)
+        if len(options) >= MIN_OPTIONS:
+            table = OptionTable(options, ALIASES)
+        else:
+            table = recorded_options()
+            warnings.append(f"{path.name} --help {problem or 'lists no options'}; flags are checked against llama-server b10068")
+        version_text, problem = self._run(path, "--version", library_path)
+        found = _VERSION.search(version_text)
+        if found is None:
+            warnings.append(f"{path.name} --version {problem or 'names no version'}; engine_version is unknown")
+        return BinaryFacts(table, f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown", tuple(warnings))
+
+    def _run(self, path: Path, flag: str, library_path: str) -> tuple[str, str]:
+        """Its bounded output and, when that may not be trusted, what went wrong in words."""
+        env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
+        if library_path:
+            env["LD_LIBRARY_PATH"] = library_path
+        try:
+            with subprocess.Popen(
+                [str(path), flag],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+                **self._identity(),
+            ) as process:
+                return _collect(process)
+        except OSError as error:
+            return "", f"cannot be run: {error.strerror or error}"
+
+    def _identity(self) -> dict[str, Any]:
+        if os.geteuid() != 0:
+            return {}
+        try:
+            entry = pwd.getpwnam(self._user or "nobody")
+        except KeyError:
+            return {}
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def _collect(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """Read what it prints, up to a size and a deadline; then it and whatever it started are ended."""
+    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
+    fd, deadline, output = process.stdout.fileno(), time.monotonic() + PROBE_TIMEOUT_S, bytearray()
+    problem = ""
+    while len(output) < MAX_HELP_BYTES:
+        if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
+            problem = f"gave no answer within {PROBE_TIMEOUT_S:g} s"
+            break
+        block = os.read(fd, 65536)
+        if not block:
+            break
+        output += block
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.5 if not problem else 0)
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still this child's
+        process.wait()
+        problem = problem or "does not end"
+    elif process.returncode:
+        code = process.returncode
+        problem = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
+    return output.decode("utf-8", "replace"), problem

@@ -1,0 +1,181 @@
+"""The llama.cpp adapter: flags and environment of one llama-server process, from one pool (SPEC §6.6, §20 no. 36–37).
+
+``pools[].ctx`` is llama-server's own ``--ctx-size``: the total over all slots, so one request may use ctx / slots.
+GPU-only profiles put every layer on the GPU; profile dev leaves that to the flags and, without a GPU, uses none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.engines import llamacpp_rules as rules
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
+from pool_managerd.errors import SpecError
+
+_PRESET = re.compile(rules.REFUSED_PATTERN[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory."""
+
+    profile: Profile
+    base_dir: Path
+    gpu_present: bool
+
+    @property
+    def gpu_only(self) -> bool:
+        return self.profile != "dev"
+
+
+def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable, around: Surroundings) -> tuple[str, ...]:
+    """argv items after the binary: the pool's own flags, checked, and those the daemon sets, in normal form.
+
+    Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
+    """
+    chosen = collapse(table.parse(pool.provisioning.flags))
+    for use in chosen.values():
+        _check_allowed(use, table)
+        if around.gpu_only:
+            _check_on_gpu(use, table)
+    for name in rules.FILES:
+        if name in table and (found := chosen.get(_canonical(name, table))):
+            roots = (Path(model_path).parent, around.base_dir)
+            chosen[found.option.canonical] = table.use(found.name, _confined(found, roots, around.base_dir))
+    for use in _own(pool, model_path, port, table):
+        chosen[use.option.canonical] = use
+    _place_layers(chosen, table, around)
+    _add_default(chosen, table, "--cors-origins", "localhost")
+    return arrange(chosen.values())
+
+
+def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
+    """The engine's environment additions. Raises SpecError for a variable that would bypass the rules."""
+    env: dict[str, str] = {}
+    for name, value in pool.provisioning.env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise SpecError(
+                f"cannot set the variable {name!r} for the engine: it is no variable name, or holds NUL", pool_id=pool.id
+            )
+        if name in rules.ENV_OWNED:
+            raise SpecError(f"cannot set {name} in provisioning.env: the daemon sets it", hint=f"use {rules.ENV_OWNED[name]}")
+        if name.startswith(rules.ENV_FLAG_PREFIXES):
+            raise SpecError(
+                f"cannot set {name} in provisioning.env: llama.cpp takes flags from it", hint="use provisioning.flags"
+            )
+        if profile != "dev" and name in rules.ENV_REFUSED_ON_GPU:
+            raise _gpu_only(f"the variable {name}", rules.ENV_REFUSED_ON_GPU[name])
+        env[name] = value
+    return {**env, **device_env(pool.devices)}
+
+
+def device_env(devices: Sequence[int]) -> dict[str, str]:
+    """CUDA variables that show the engine exactly these GPUs, counted as nvidia-smi does; none means all."""
+    if not devices:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": device_mask(devices)}
+
+
+def device_mask(devices: Iterable[int]) -> str:
+    """``0,1`` for the GPUs 0 and 1."""
+    return ",".join(str(device) for device in devices)
+
+
+def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable) -> list[FlagUse]:
+    """What the daemon decides. The first four every llama-server has; the rest where the binary knows it."""
+    uses = [
+        table.use("--model", model_path),
+        table.use("--host", "127.0.0.1"),
+        table.use("--port", str(port)),
+        table.use("--parallel", str(pool.slots)),
+    ]
+    if pool.ctx is not None:
+        uses.append(table.use("--ctx-size", str(pool.ctx)))
+    if pool.tensor_split is not None:
+        uses.append(table.use("--tensor-split", ",".join(f"{share:g}" for share in pool.tensor_split)))
+    return uses + [table.use(name) for name in ("--metrics", "--no-webui", "--offline") if name in table]
+
+
+def _place_layers(chosen: dict[str, FlagUse], table: OptionTable, around: Surroundings) -> None:
+    if around.gpu_only:
+        for name in rules.LAYERS:
+            # The draft model's layers only where the pool speaks of a draft model at all.
+            if name in table and (name == "--n-gpu-layers" or _canonical(name, table) in chosen):
+                use = table.use(name, str(rules.ALL_LAYERS))
+                chosen[use.option.canonical] = use
+    elif not around.gpu_present:
+        _add_default(chosen, table, "--n-gpu-layers", "0")
+
+
+def _add_default(chosen: dict[str, FlagUse], table: OptionTable, name: str, value: str) -> None:
+    if name in table:
+        use = table.use(name, value)
+        chosen.setdefault(use.option.canonical, use)
+
+
+def _canonical(name: str, table: OptionTable) -> str:
+    return table.use(name).option.canonical
+
+
+def _is(use: FlagUse, name: str, table: OptionTable) -> bool:
+    """True when ``use`` is the option that ``name`` names, on the same side of a negation."""
+    return name in table and table.use(name).name == use.name
+
+
+def _check_allowed(use: FlagUse, table: OptionTable) -> None:
+    for name, key in rules.OWNED.items():
+        if _is(use, name, table):
+            raise SpecError(f"cannot set {use.name} in provisioning.flags: the daemon sets it", hint=f"use {key}")
+    for name, reason in rules.REFUSED.items():
+        if _is(use, name, table):
+            raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
+    if _PRESET.fullmatch(use.name) and use.name != "--spec-default":
+        raise SpecError(f"cannot allow the flag {use.name}: {rules.REFUSED_PATTERN[1]}", hint="remove it from provisioning.flags")
+
+
+def _check_on_gpu(use: FlagUse, table: OptionTable) -> None:
+    for name, reason in rules.ON_CPU.items():
+        if _is(use, name, table):
+            raise _gpu_only(f"the flag {use.name}", reason)
+    value = use.values[0].strip().lower() if use.values else ""
+    if any(_is(use, name, table) for name in rules.DEVICES) and value in ("none", "cpu"):
+        raise _gpu_only(f"{use.name} {value}", "it leaves the GPUs out")
+    if any(_is(use, name, table) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
+        raise _gpu_only(f"{use.name} {use.values[0]}", "it keeps tensors in main memory")
+    if any(_is(use, name, table) for name in rules.LAYERS) and not _all_layers(value):
+        raise _gpu_only(
+            f"{use.name} {use.values[0]}", "it may leave layers on the CPU; leave it out, all layers are placed on the GPU"
+        )
+
+
+def _all_layers(value: str) -> bool:
+    return value == "all" or (value.isascii() and value.isdigit() and int(value) >= rules.CLEARLY_ALL)
+
+
+def _gpu_only(what: str, reason: str) -> SpecError:
+    return SpecError(
+        f"cannot use {what}: {reason} (GPU-only enforcement)",
+        hint="remove it, or set `profile: dev` to run engines on the CPU",
+        code="GPU_REQUIRED",
+    )
+
+
+def _confined(use: FlagUse, roots: Sequence[Path], base_dir: Path) -> str:
+    """The file (or files, between commas) of ``use`` as real absolute paths, when all lie under one of ``roots``."""
+    paths: list[str] = []
+    for part in use.values[0].split(","):
+        real = os.path.realpath(base_dir.absolute() / Path(part).expanduser())
+        if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
+            raise SpecError(
+                f"cannot use {use.name} {part}: {real} lies outside the model's and the configuration's directory",
+                hint="put the file beside the model",
+            )
+        if not Path(real).is_file():
+            raise SpecError(f"cannot use {use.name} {part}: there is no file {real}", hint="check the path")
+        paths.append(real)
+    return ",".join(paths)

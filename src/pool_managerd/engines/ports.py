@@ -1,0 +1,69 @@
+"""Ports for engines: each pool of this daemon keeps its own, and none is handed out while something listens on it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from pool_managerd.errors import NodeError
+
+LOOPBACK = "127.0.0.1"
+
+
+class PortAllocator:
+    """Hands out ports of a range such as ``8080-8999``, from the bottom up.
+
+    A port stays claimed until it is released, so two pools never share one. Between the check and the engine's bind
+    another program may still take it: claim again with ``avoid``.
+    """
+
+    def __init__(self, ports: str, claimed: Iterable[tuple[str, int]] = ()) -> None:
+        low, _, high = ports.partition("-")
+        self._range = range(int(low), int(high) + 1)
+        self._claimed = dict(claimed)
+
+    def claim(self, pool_id: str, preferred: Sequence[int] = (), *, avoid: Collection[int] = ()) -> int:
+        """A free port for ``pool_id``, from ``preferred`` first; it replaces the pool's earlier claim.
+
+        The port it had is taken again when it is still free. Raises NodeError when no port is left.
+        """
+        had = self._claimed.pop(pool_id, None)
+        taken = set(self._claimed.values()) | set(avoid)
+        for port in self._candidates(had, preferred):
+            if port not in taken and is_free(port):
+                self._claimed[pool_id] = port
+                return port
+        raise NodeError(
+            f"cannot find a free port for pool {pool_id}: all of {self._range.start}-{self._range.stop - 1} are in use",
+            pool_id=pool_id,
+            hint="widen daemon.engine_ports, or stop what listens there (ss -ltnp shows it)",
+        )
+
+    def release(self, pool_id: str) -> None:
+        """Give the pool's port back; a pool without one is no error."""
+        self._claimed.pop(pool_id, None)
+
+    def claimed(self, pool_id: str) -> int | None:
+        """The port ``pool_id`` holds."""
+        return self._claimed.get(pool_id)
+
+    def _candidates(self, had: int | None, preferred: Sequence[int]) -> Iterator[int]:
+        # The pool's own ports come first, in their order; then the one it used last, so that its URL is steady.
+        yield from preferred
+        if had is not None and not preferred:
+            yield had
+        yield from self._range
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """True when nothing listens on the port now. A connection that lingers from an earlier listener does not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True

@@ -1,0 +1,258 @@
+"""From a pool and its model to a PreparedEngine: argv, environment, port. Prepares only; it never starts an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pool_managerd.config import Config, PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.engines import llamacpp_server
+from pool_managerd.engines.flags import Option, OptionTable
+from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_mask
+from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.errors import EngineError, SpecError
+
+INSTALL = "pip install 'pool-managerd[llamacpp]'"
+_LAUNCHER = Path(llamacpp_server.__file__).resolve()
+_GPU_NODES = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"), Path("/dev/kfd"))
+_HEALTH = {"llamacpp": "/health", "vllm": "/health", "tgi": "/health", "triton": "/v2/health/ready"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """What is put before the flags, which flags it knows, and what it calls itself."""
+
+    argv: tuple[str, ...]
+    options: OptionTable
+    version: str
+    warnings: tuple[str, ...] = ()
+
+
+def gpu_present() -> bool:
+    """True when this machine shows a GPU at all. Whether it works is for discovery to say."""
+    return any(path.exists() for path in _GPU_NODES)
+
+
+class EngineProvisioner:
+    """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used."""
+
+    def __init__(
+        self,
+        config: Config,
+        ports: PortAllocator,
+        *,
+        check_model: Callable[[str], object] | None = None,
+        has_gpu: Callable[[], bool] = gpu_present,
+    ) -> None:
+        self._config = config
+        self._ports = ports
+        self._check_model = check_model
+        self._has_gpu = has_gpu
+        self._binaries = BinaryProbe(config.daemon.engine_user)
+
+    def mode_of(self, pool: PoolConfig) -> str:
+        """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): llama.cpp from its package if installed."""
+        if pool.provisioning.mode is not None:
+            return pool.provisioning.mode
+        if pool.engine != "llamacpp":
+            return "container"
+        return "package" if _package_installed() else "source"
+
+    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine:
+        """How to run ``pool`` on ``model``; the same input gives the same answer (EP-PROP-3207). Spawns no engine.
+
+        Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
+        (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
+        """
+        mode = self.mode_of(pool)
+        if mode == "external":
+            return _external(pool)
+        self._refuse_unsupported(pool, mode)
+        if model is None:
+            raise SpecError("cannot prepare llama.cpp without a model", pool_id=pool.id, hint="set pools[].model")
+        await asyncio.to_thread(self._check_model_file, model.local_path)
+        program = await asyncio.to_thread(self._program, pool, mode)
+        around = Surroundings(self._config.profile, self._config.base_dir, self._has_gpu())
+        env = build_env(pool, self._config.profile)
+        # Checked with a stand-in first: a pool whose flags are wrong must not hold a port.
+        build_flags(pool, model.local_path, 1, program.options, around)
+        port = self._ports.claim(pool.id, pool.provisioning.ports)
+        flags = build_flags(pool, model.local_path, port, program.options, around)
+        return PreparedEngine(
+            pool_id=pool.id,
+            binary_path=program.argv[0],
+            flags=(*program.argv[1:], *flags),
+            port=port,
+            model_path=model.local_path,
+            model_id=model.id,
+            engine=pool.engine,
+            engine_version=program.version,
+            device_mask=device_mask(pool.devices) if pool.devices else None,
+            provisioning_mode=mode,
+            slots_total=pool.slots,
+            ctx=pool.ctx,
+            env=env,
+            health_path=pool.health_path or _HEALTH[pool.engine],
+            warnings=program.warnings,
+        )
+
+    def plan(self, pool: PoolConfig) -> dict[str, Any]:
+        """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
+
+        Deterministic, and asks nothing of the machine beyond which package is installed. What would be refused is a
+        step of kind ``refused``.
+        """
+        mode = self.mode_of(pool)
+        try:
+            if mode == "external":
+                return _plan(pool, ("attach", _attach_url(pool)))
+            self._refuse_unsupported(pool, mode)
+            run = str(self._binary_path(pool)) if mode == "binary" else f"xllamacpp {_package_version()}"
+        except (SpecError, EngineError) as error:
+            return _plan(pool, ("refused", str(error)))
+        ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
+        gpus = f"GPUs {device_mask(pool.devices)}" if pool.devices else "all GPUs"
+        return _plan(
+            pool,
+            ("model", pool.model),
+            ("engine", f"{pool.engine} in mode {mode}: {run}"),
+            ("port", f"127.0.0.1, the first free of {ports}"),
+            ("run", f"{pool.slots} slots, context {pool.ctx or 'of the model'}, {gpus}"),
+        )
+
+    def release(self, pool_id: str) -> None:
+        """Give the pool's port back."""
+        self._ports.release(pool_id)
+
+    def _refuse_unsupported(self, pool: PoolConfig, mode: str) -> None:
+        if pool.engine != "llamacpp":
+            raise SpecError(
+                f"cannot run {pool.engine} in mode {mode} yet: this version attaches to a running {pool.engine} only",
+                pool_id=pool.id,
+                hint="start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}",
+            )
+        if mode == "package" and not _package_installed():
+            raise SpecError("cannot run llama.cpp in mode package: xllamacpp is not installed", pool_id=pool.id, hint=INSTALL)
+        if mode in ("source", "container"):
+            how = "" if pool.provisioning.mode else " (the default, as xllamacpp is not installed)"
+            raise SpecError(
+                f"cannot provision llama.cpp in mode {mode}{how} yet",
+                pool_id=pool.id,
+                hint=f"use mode package ({INSTALL}), or mode binary with provisioning.binary.path",
+            )
+
+    def _check_model_file(self, path: str) -> None:
+        if Path(path).is_dir():
+            raise SpecError(f"cannot use {path} as a GGUF model: it is a directory", hint="name the .gguf file inside it")
+        if self._check_model is not None:
+            self._check_model(path)
+
+    def _program(self, pool: PoolConfig, mode: str) -> _Program:
+        if mode == "package":
+            gpu_flag = () if self._config.profile == "dev" else ("--require-gpu",)
+            argv = (sys.executable, "-I", str(_LAUNCHER), *gpu_flag)
+            return _Program(argv, launcher_options(), f"xllamacpp-{_package_version()}")
+        path = self._binary_path(pool)
+        _check_runnable(path, pool.id)
+        facts = self._binaries.facts(path, pool.provisioning.env.get("LD_LIBRARY_PATH", ""))
+        return _Program((str(path),), facts.options, facts.version, facts.warnings)
+
+    def _binary_path(self, pool: PoolConfig) -> Path:
+        binary = pool.provisioning.binary
+        if binary is None or binary.path is None:
+            url = " downloads are not supported yet;" if binary is not None and binary.url else ""
+            raise SpecError(
+                f"cannot run llama.cpp in mode binary:{url} provisioning.binary.path is not set",
+                pool_id=pool.id,
+                hint="set provisioning.binary.path to a llama-server on this machine",
+            )
+        return Path(os.path.normpath(self._config.base_dir.absolute() / binary.path.expanduser()))
+
+
+def launcher_options() -> OptionTable:
+    """The flags that the embedded engine's launcher takes, with llama-server's own other names for them."""
+    recorded = recorded_options()
+    own = [Option(option.names, option.negated, option.values) for option in llamacpp_server.OPTIONS]
+    known = {name for option in own for name in (*option.names, *option.negated)}
+    missing = frozenset(name for option in recorded.options for name in (*option.names, *option.negated)) - known
+    return OptionTable(own, ALIASES, elsewhere=missing)
+
+
+def _plan(pool: PoolConfig, *steps: tuple[str, str]) -> dict[str, Any]:
+    return {"pool_id": pool.id, "steps": [{"kind": kind, "detail": detail} for kind, detail in steps]}
+
+
+def _package_installed() -> bool:
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version("xllamacpp")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _check_runnable(path: Path, pool_id: str) -> None:
+    """Raises EngineError in the words of SPEC §6.1 when ``path`` cannot be executed."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise _not_runnable(path, pool_id, error.strerror or str(error), "check provisioning.binary.path") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise _not_runnable(path, pool_id, "it is not a file", "name the llama-server binary itself")
+    if not os.access(path, os.X_OK):
+        raise _not_runnable(path, pool_id, "it is not executable", f"chmod +x {path}")
+
+
+def _not_runnable(path: Path, pool_id: str, reason: str, hint: str) -> EngineError:
+    return EngineError(f"preload failed: cannot run {path}: {reason}", pool_id=pool_id, hint=hint)
+
+
+def _external(pool: PoolConfig) -> PreparedEngine:
+    url = _attach_url(pool)
+    parts = urlsplit(url)
+    return PreparedEngine(
+        pool_id=pool.id,
+        binary_path="",
+        host=parts.hostname or "127.0.0.1",
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        model_id=pool.model,
+        engine=pool.engine,
+        device_mask=device_mask(pool.devices) if pool.devices else None,
+        provisioning_mode="external",
+        slots_total=pool.slots,
+        ctx=pool.ctx,
+        health_path=pool.health_path or _HEALTH[pool.engine],
+        attach_url=url,
+    )
+
+
+def _attach_url(pool: PoolConfig) -> str:
+    """The validated base URL of a running engine. Raises SpecError."""
+    url = pool.provisioning.url
+    if not url:
+        raise SpecError(
+            "cannot attach: mode external needs provisioning.url", pool_id=pool.id, hint="set it, as http://127.0.0.1:8080"
+        )
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or not url.isprintable():
+        raise SpecError(f"cannot attach to {url!r}: it is no base URL", pool_id=pool.id, hint="write it as http://127.0.0.1:8080")
+    if parts.username or parts.password:
+        raise SpecError("cannot attach: provisioning.url holds a password", pool_id=pool.id, hint="leave credentials out of URLs")
+    return url.rstrip("/")

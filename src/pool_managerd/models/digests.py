@@ -1,0 +1,91 @@
+"""sha256 of files: off the event loop, with progress, cancellable, and not twice for a file that has not changed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+BLOCK_BYTES = 4 * 1024 * 1024
+CACHE_ENTRIES = 1024
+
+Progress = Callable[[int, int], None]
+"""Called in the event loop with (bytes hashed so far, bytes in all)."""
+
+_FileKey = tuple[int, int, int, int, int]
+
+
+class CancelledHash(Exception):
+    """The hashing thread was told to stop; it never leaves this module's caller as a result."""
+
+
+@dataclass(slots=True)
+class DigestCache:
+    """Digests of files by (device, inode, size, mtime, ctime), in memory, bounded.
+
+    ctime is part of the key because a program may set mtime back but not ctime.
+    """
+
+    _known: OrderedDict[_FileKey, str] = field(default_factory=OrderedDict)
+
+    async def sha256(self, fd: int, progress: Progress | None = None) -> str:
+        """``sha256:<hex>`` of the open file ``fd``, hashed in a worker thread unless known.
+
+        Cancelling the caller stops the thread within one block. A file that changes while it is read is hashed
+        again once; raises OSError when it will not hold still. The caller keeps ``fd`` open until this returns.
+        """
+        for _ in range(2):
+            before = _key(os.fstat(fd))
+            known = self._known.get(before)
+            if known is not None:
+                self._known.move_to_end(before)
+                return known
+            digest = await _hash_in_thread(fd, before[2], progress)
+            if _key(os.fstat(fd)) == before:
+                self._known[before] = digest
+                while len(self._known) > CACHE_ENTRIES:
+                    self._known.popitem(last=False)
+                return digest
+        raise OSError("the file changes while it is read")
+
+
+async def _hash_in_thread(fd: int, total: int, progress: Progress | None) -> str:
+    loop = asyncio.get_running_loop()
+    stop = threading.Event()
+
+    def report(done: int) -> None:
+        if progress is not None:
+            loop.call_soon_threadsafe(progress, done, total)
+
+    work = loop.run_in_executor(None, _hash, fd, stop, report)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        # The thread reads from the caller's descriptor: it must be gone before the caller may close it.
+        await asyncio.wait([work])
+        work.exception()
+        raise
+
+
+def _hash(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK_BYTES))
+    offset = 0
+    while True:
+        if stop.is_set():
+            raise CancelledHash
+        count = os.preadv(fd, [block], offset)
+        if count == 0:
+            return f"sha256:{digest.hexdigest()}"
+        digest.update(block[:count])
+        offset += count
+        report(offset)
+
+
+def _key(info: os.stat_result) -> _FileKey:
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)

@@ -1,0 +1,166 @@
+"""Getting a model onto this machine's disk, verified: ``ensure_present(ref, digest) -> {id, local_path}`` (SPEC §6.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import re
+import stat
+from pathlib import Path
+
+from pool_managerd.config import PolicyConfig
+from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.gguf import check_gguf
+from pool_managerd.models.refs import ModelRef, parse_ref
+
+PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""Formats that run code of their author's choice when they are loaded."""
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_MAX_NAMES = 10_000
+
+
+class ModelProvisioner:
+    """Resolves model references. This version knows local files; it never touches the network.
+
+    ``base_dir`` is what relative ``file:`` paths are relative to: the directory of the configuration file.
+    """
+
+    def __init__(self, base_dir: Path, policy: PolicyConfig) -> None:
+        self._base_dir = base_dir
+        self._policy = policy
+        self._digests = DigestCache()
+
+    async def ensure_present(
+        self, ref: str, expected_digest: str | None = None, *, progress: Progress | None = None
+    ) -> ResolvedModel:
+        """The model of ``ref`` on local disk, hashed against ``expected_digest`` (``sha256:<hex>``) when one is given.
+
+        Without a digest nothing is hashed and ``verified`` is false. ``progress`` is called in the event loop with
+        (bytes hashed, bytes in all). Raises SpecError for a bad reference, a missing or unusable file, a scheme the
+        policy denies (``POLICY_DENIED``) or wrong content (``DIGEST_MISMATCH``); NodeError when this version has no
+        way to fetch it (``POOL_UNREADY``, ORCH-3091) or the disk fails.
+        """
+        expected = _expected(expected_digest)
+        model, path, size = await asyncio.to_thread(self.locate, ref)
+        if expected is None:
+            return ResolvedModel(model.id, str(path), size)
+        if await asyncio.to_thread(path.is_dir):
+            raise SpecError(
+                f"cannot verify {path}: a digest belongs to a file and this is a directory",
+                hint="name the file inside it in `model`, or remove the checksum",
+            )
+        digest = await self._digest(path, progress)
+        if digest != expected:
+            raise SpecError(
+                f"cannot use {path}: digest mismatch: expected {expected}, found {digest}",
+                code="DIGEST_MISMATCH",
+                status=422,
+                hint="fetch the model again, or correct provisioning.model.checksum if the file is the right one",
+            )
+        return ResolvedModel(model.id, str(path), size, digest=digest, verified=True)
+
+    def locate(self, ref: str) -> tuple[ModelRef, Path, int]:
+        """Where the model of ``ref`` lies and its size in bytes; reads no content. Blocking. Raises as ``ensure_present``."""
+        model = parse_ref(ref)
+        self._check_policy(model)
+        if model.scheme != "file":
+            raise NodeError(
+                f"cannot fetch {model.id} yet: only file: models are supported in this version",
+                code="POOL_UNREADY",
+                hint="download it yourself and refer to it as file:/path/to/model",
+                retriable=False,
+            )
+        path = self.path_of(model)
+        return model, path, _check_usable(path, model.id)
+
+    async def ensure_present_str(self, ref: str) -> ResolvedModel:
+        """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
+        return await self.ensure_present(ref)
+
+    def path_of(self, model: ModelRef) -> Path:
+        """Where a ``file:`` model lies: relative paths start at the configuration file's directory."""
+        return Path(os.path.normpath(self._base_dir.absolute() / Path(model.location).expanduser()))
+
+    def _check_policy(self, model: ModelRef) -> None:
+        if model.scheme == "sha256" or (model.scheme in self._policy.allow_schemes and not model.needs_network):
+            return
+        if model.scheme not in self._policy.allow_schemes:
+            allowed = ", ".join(self._policy.allow_schemes) or "none"
+            reason, hint = (
+                f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})",
+                f"add {model.scheme!r} to allow_schemes",
+            )
+        elif not self._policy.allow_network:
+            reason, hint = "the network may not be used", "set allow_network: true"
+        else:
+            return
+        raise SpecError(
+            f"cannot fetch {model.id}: policy: {reason}",
+            code="POLICY_DENIED",
+            status=403,
+            hint=f"{hint} under `policy`, or refer to a local file as file:/path/to/model",
+        )
+
+    async def _digest(self, path: Path, progress: Progress | None) -> str:
+        try:
+            fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                return await self._digests.sha256(fd, progress)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise NodeError(
+                f"cannot read {path}: {error.strerror or error}", hint="check the disk and the kernel's log", retriable=True
+            ) from error
+
+
+def _expected(digest: str | None) -> str | None:
+    if digest is None:
+        return None
+    normal = digest.strip().lower()
+    if not _DIGEST.fullmatch(normal):
+        raise SpecError(f"cannot use {digest[:80]!r} as a digest: it must be sha256: and 64 hexadecimal digits")
+    return normal
+
+
+def _check_usable(path: Path, ref: str) -> int:
+    """Size of the model in bytes (0 for a directory). Blocks; run in a thread. Raises SpecError with the reason."""
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        raise _missing(path, ref) from None
+    except OSError as error:
+        raise _unusable(path, f"{error.strerror}", "check the path and its permissions") from error
+    if stat.S_ISDIR(info.st_mode):
+        return 0
+    if not stat.S_ISREG(info.st_mode):
+        raise _unusable(path, "it is neither a file nor a directory", "name the model file itself")
+    if path.suffix.lower() in PICKLED:
+        reason = f"{path.suffix} files are pickles, which run code of their author's choice when loaded"
+        raise _unusable(path, reason, "use the GGUF or safetensors form of the model")
+    if not os.access(path, os.R_OK):
+        raise _unusable(path, "it is not readable for this user", "check its permissions and those of its directories")
+    if info.st_size == 0:
+        raise _unusable(path, "the file is empty", "fetch the model again")
+    if path.suffix.lower() == ".gguf":
+        check_gguf(str(path))
+    return info.st_size
+
+
+def _missing(path: Path, ref: str) -> PoolError:
+    try:
+        names = [entry.name for entry, _ in zip(os.scandir(path.parent), range(_MAX_NAMES), strict=False)]
+    except OSError:
+        nearest = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+        return _unusable(path, "there is no such file", f"{ref} means {path}; of that path only {nearest} exists")
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or sorted(n for n in names if n.endswith(".gguf"))[:3]
+    beside = f"; beside it: {', '.join(near)}" if near else f"; {path.parent} holds no similar name"
+    return _unusable(path, "there is no such file", f"{ref} means {path}{beside}")
+
+
+def _unusable(path: Path, reason: str, hint: str) -> SpecError:
+    return SpecError(f"cannot use the model {path}: {reason}", hint=hint)

@@ -1,0 +1,127 @@
+"""Model references: every scheme of SPEC §6.2 as one frozen value with a stable id (ORCH-3090, ORCH-3704)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pool_managerd.errors import SpecError
+
+Scheme = Literal["file", "hf", "http", "https", "s3", "oci", "sha256"]
+
+MAX_REF_CHARS = 4096
+NETWORK_SCHEMES = frozenset({"hf", "http", "https", "s3", "oci"})
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_HF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_OCI = re.compile(
+    r"(?P<registry>[A-Za-z0-9.-]+(?::\d{1,5})?)/(?P<repo>[a-z0-9._/-]+)(?P<version>:[\w.-]{1,128}|@sha256:[0-9a-f]{64})"
+)
+_FORMS = "file:PATH, hf:ORG/REPO[/FILE], https://…, s3://BUCKET/KEY, oci://REGISTRY/REPO:TAG or sha256:HEX"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A parsed reference. ``id`` is stable: the same model is never known by two ids because of how it was spelt.
+
+    ``location`` is the path of ``file``, the hex of ``sha256``, the url of the rest. For ``hf``, ``repo`` is
+    ``org/repo`` and ``path`` the file inside (empty: the whole repository); for ``s3`` and ``oci`` they are bucket
+    and key, registry and repository with its tag.
+    """
+
+    scheme: Scheme
+    id: str
+    location: str
+    repo: str = ""
+    path: str = ""
+
+    @property
+    def needs_network(self) -> bool:
+        return self.scheme in NETWORK_SCHEMES
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def parse_ref(text: str) -> ModelRef:
+    """Read a reference; anything without a known prefix is a local path. Raises SpecError for a malformed one."""
+    ref = text.strip()
+    if not ref:
+        raise _malformed(text, "it is empty")
+    if len(ref) > MAX_REF_CHARS or any(ord(char) < 32 or ord(char) == 127 for char in ref):
+        raise _malformed(text, "it is too long or holds control characters")
+    prefix, colon, rest = ref.partition(":")
+    scheme = prefix.lower() if colon else ""
+    if scheme == "sha256":
+        return _digest_ref(text, rest)
+    if scheme == "hf" and not rest.startswith("//"):
+        return _hf_ref(text, rest)
+    if scheme == "file":
+        return _file_ref(text, rest.removeprefix("//") if rest.startswith("///") else rest)
+    found = _SCHEME.match(ref)
+    if found:
+        return _url_ref(text, ref, found[1].lower())
+    return _file_ref(text, ref)
+
+
+def _file_ref(text: str, path: str) -> ModelRef:
+    if not path:
+        raise _malformed(text, "the path is missing")
+    if path.startswith("//"):
+        raise _malformed(text, "a host is not supported; write file:/absolute/path")
+    normal = posixpath.normpath(path)
+    return ModelRef("file", f"file:{normal}", normal)
+
+
+def _digest_ref(text: str, rest: str) -> ModelRef:
+    digest = rest.lower()
+    if not _HEX.fullmatch(digest):
+        raise _malformed(text, "a sha256 has 64 hexadecimal digits")
+    return ModelRef("sha256", f"sha256:{digest}", digest)
+
+
+def _hf_ref(text: str, rest: str) -> ModelRef:
+    org, _, tail = rest.strip("/").partition("/")
+    repo, _, path = tail.partition("/")
+    if not (_HF_NAME.fullmatch(org) and _HF_NAME.fullmatch(repo)):
+        raise _malformed(text, "it must be hf:ORG/REPO or hf:ORG/REPO/FILE")
+    if any(part in ("", ".", "..") for part in path.split("/")) and path:
+        raise _malformed(text, "the file must be a plain path inside the repository")
+    name = f"{org}/{repo}"
+    ref_id = f"hf:{name}/{path}" if path else f"hf:{name}"
+    return ModelRef("hf", ref_id, ref_id, repo=name, path=path)
+
+
+def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:
+    url = f"{scheme}{ref[len(scheme) :]}".rstrip("/")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise _malformed(text, str(error)) from None
+    if parts.username or parts.password:
+        raise _malformed("a URL with a password", "keep credentials out of model references: they end up in logs")
+    if not parts.hostname:
+        raise _malformed(text, "the host is missing")
+    if scheme in ("http", "https"):
+        return ModelRef("https" if scheme == "https" else "http", url, url, repo=parts.netloc, path=parts.path.lstrip("/"))
+    if scheme == "s3":
+        key = parts.path.lstrip("/")
+        if not key:
+            raise _malformed(text, "it must be s3://BUCKET/KEY")
+        return ModelRef("s3", url, url, repo=parts.netloc, path=key)
+    if scheme == "oci":
+        found = _OCI.fullmatch(url.removeprefix("oci://"))
+        if not found:
+            raise _malformed(text, "it must be oci://REGISTRY/REPO:TAG or oci://REGISTRY/REPO@sha256:HEX")
+        return ModelRef("oci", url, url, repo=found["registry"], path=found["repo"] + found["version"])
+    raise _malformed(text, f"the scheme {scheme!r} is unknown")
+
+
+def _malformed(text: str, reason: str) -> SpecError:
+    shown = text if len(text) <= 100 else text[:97] + "…"
+    return SpecError(f"cannot use {shown!r} as a model: {reason}", hint=f"write it as {_FORMS}")

@@ -1,0 +1,92 @@
+"""Every engine has its own port, and none that something listens on."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from pool_managerd.engines.ports import PortAllocator, is_free
+from pool_managerd.errors import NodeError
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def three() -> int:
+    """The first of three free ports in a row."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        start = int(probe.getsockname()[1])
+    for low in range(min(start, 60_000), 20_000, -3):
+        if all(is_free(low + offset) for offset in range(3)):
+            return low
+    pytest.fail("no three free ports in a row")
+
+
+def test_ports_are_handed_out_from_the_bottom_and_never_twice(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 2}")
+    assert [ports.claim(name) for name in "abc"] == [three, three + 1, three + 2]
+    with pytest.raises(NodeError, match="cannot find a free port for pool d") as caught:
+        ports.claim("d")
+    assert caught.value.hint is not None
+    assert "daemon.engine_ports" in caught.value.hint
+    ports.release("b")
+    assert ports.claim("d") == three + 1
+
+
+def test_a_pool_keeps_its_port_over_a_restart(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 2}")
+    ports.claim("a")
+    assert ports.claim("b") == three + 1
+    ports.release("a")
+    assert ports.claim("b") == three + 1
+    assert ports.claimed("b") == three + 1
+
+
+def test_the_pools_own_ports_come_first(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 1}")
+    assert ports.claim("a", [three + 2]) == three + 2
+    assert ports.claim("b", [three + 2, three + 1]) == three + 1
+
+
+def test_a_port_that_something_listens_on_is_passed_over(listener: int, three: int) -> None:
+    assert not is_free(listener)
+    ports = PortAllocator(f"{three}-{three + 2}")
+    assert ports.claim("a", [listener]) == three
+
+
+def test_a_port_lost_to_another_program_is_avoided(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 2}")
+    lost = ports.claim("a")
+    assert ports.claim("a", avoid={lost}) == three + 1
+
+
+def test_ports_claimed_before_the_daemon_started_count(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 2}", {"old": three}.items())
+    assert ports.claim("a") == three + 1
+
+
+def test_a_lingering_connection_does_not_make_a_port_taken() -> None:
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    port = server.getsockname()[1]
+    client = socket.create_connection(("127.0.0.1", port))
+    accepted, _ = server.accept()
+    accepted.close()  # this side closes first, so it keeps the connection in TIME_WAIT
+    client.close()
+    server.close()
+    assert is_free(port)
+
+
+def test_releasing_what_was_never_claimed_is_no_error() -> None:
+    PortAllocator("8080-8999").release("nobody")

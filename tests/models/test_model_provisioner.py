@@ -1,0 +1,130 @@
+"""Models on local disk: found, checked, verified; everything else refused with the remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from pool_managerd.config import PolicyConfig
+from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.provisioner import ModelProvisioner
+
+CONTENT = b"GGUF\x03\x00\x00\x00rest"
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+WRONG = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/tiny.gguf").write_bytes(CONTENT)
+    return tmp_path
+
+
+def provisioner(folder: Path, **policy: object) -> ModelProvisioner:
+    return ModelProvisioner(folder, PolicyConfig.model_validate(policy))
+
+
+async def refusal(folder: Path, ref: str, digest: str | None = None, **policy: object) -> PoolError:
+    with pytest.raises(PoolError) as caught:
+        await provisioner(folder, **policy).ensure_present(ref, digest)
+    return caught.value
+
+
+async def test_a_local_file_is_resolved_against_the_base_directory(folder: Path) -> None:
+    model = await provisioner(folder).ensure_present("file:models/tiny.gguf")
+    assert model.local_path == str(folder / "models/tiny.gguf")
+    assert (model.id, model.size_bytes, model.digest, model.verified) == ("file:models/tiny.gguf", len(CONTENT), None, False)
+    assert (await provisioner(folder).ensure_present_str(f"{folder}/models/tiny.gguf")).local_path == model.local_path
+
+
+async def test_a_matching_digest_verifies_whatever_its_case(folder: Path) -> None:
+    model = await provisioner(folder).ensure_present("file:models/tiny.gguf", DIGEST.upper().replace("SHA256", "sha256"))
+    assert (model.digest, model.verified) == (DIGEST, True)
+
+
+async def test_another_digest_is_refused_naming_both(folder: Path) -> None:
+    error = await refusal(folder, "file:models/tiny.gguf", WRONG)
+    assert (error.error_code, error.http_status) == ("DIGEST_MISMATCH", 422)
+    assert "digest mismatch" in error.message
+    assert WRONG in error.message
+    assert DIGEST in error.message
+
+
+async def test_a_second_verification_reads_nothing(folder: Path) -> None:
+    models, seen = provisioner(folder), []
+    await models.ensure_present("file:models/tiny.gguf", DIGEST)
+    again = await models.ensure_present("file:models/tiny.gguf", DIGEST, progress=lambda done, total: seen.append(done))
+    assert again.verified
+    assert seen == []
+
+
+async def test_a_missing_file_names_its_full_path_and_what_is_beside_it(folder: Path) -> None:
+    error = await refusal(folder, "file:models/tinny.gguf")
+    assert error.message == f"cannot use the model {folder}/models/tinny.gguf: there is no such file"
+    assert error.hint == f"file:models/tinny.gguf means {folder}/models/tinny.gguf; beside it: tiny.gguf"
+    deep = await refusal(folder, "file:no/such/m.gguf")
+    assert deep.hint is not None
+    assert f"only {folder} exists" in deep.hint
+
+
+async def test_a_folder_is_a_model_until_a_digest_is_asked_for(folder: Path) -> None:
+    model = await provisioner(folder).ensure_present("file:models")
+    assert model.local_path == str(folder / "models")
+    assert "a digest belongs to a file" in (await refusal(folder, "file:models", DIGEST)).message
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])
+async def test_pickles_are_refused_with_the_reason(folder: Path, suffix: str) -> None:
+    (folder / f"m{suffix}").write_bytes(b"x")
+    assert "run code of their author's choice" in (await refusal(folder, f"file:m{suffix}")).message
+
+
+async def test_an_empty_file_a_pipe_and_a_file_that_is_no_gguf_are_refused(folder: Path) -> None:
+    (folder / "empty.gguf").touch()
+    (folder / "page.gguf").write_bytes(b"<html>")
+    os.mkfifo(folder / "pipe")
+    assert "the file is empty" in (await refusal(folder, "file:empty.gguf")).message
+    assert "an error page saved as a model" in (await refusal(folder, "file:page.gguf")).message
+    assert "neither a file nor a directory" in (await refusal(folder, "file:pipe")).message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+async def test_an_unreadable_file_is_refused(folder: Path) -> None:
+    (folder / "models/tiny.gguf").chmod(0)
+    assert "not readable" in (await refusal(folder, "file:models/tiny.gguf")).message
+
+
+@pytest.mark.parametrize("ref", ["hf:org/repo", "https://example.org/m", "s3://b/k", "oci://r/x:1"])
+async def test_policy_denies_a_scheme_then_the_network_and_then_this_version_says_what_it_lacks(folder: Path, ref: str) -> None:
+    scheme = ref.partition(":")[0]
+    denied = await refusal(folder, ref)
+    assert (denied.error_code, denied.http_status) == ("POLICY_DENIED", 403)
+    assert f"{scheme!r} is not allowed (allowed: file)" in denied.message
+    offline = await refusal(folder, ref, allow_schemes=("file", scheme))
+    assert offline.error_code == "POLICY_DENIED"
+    assert "the network may not be used" in offline.message
+    unsupported = await refusal(folder, ref, allow_schemes=(scheme,), allow_network=True)
+    assert isinstance(unsupported, NodeError)
+    assert unsupported.message == f"cannot fetch {ref} yet: only file: models are supported in this version"
+    assert not unsupported.is_retriable
+
+
+async def test_files_can_be_denied_too(folder: Path) -> None:
+    assert (await refusal(folder, "file:models/tiny.gguf", allow_schemes=("hf",))).error_code == "POLICY_DENIED"
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:12", "md5:abc", "0" * 64])
+async def test_a_malformed_digest_is_an_error_not_a_mismatch(folder: Path, digest: str) -> None:
+    error = await refusal(folder, "file:models/tiny.gguf", digest)
+    assert isinstance(error, SpecError)
+    assert "as a digest" in error.message
+
+
+async def test_the_real_model_has_its_published_digest(smol_model: Path) -> None:
+    published = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    model = await ModelProvisioner(smol_model.parent, PolicyConfig()).ensure_present(f"file:{smol_model.name}", published)
+    assert (model.verified, model.size_bytes) == (True, 98_362_432)

@@ -1,0 +1,93 @@
+"""Every scheme of a model reference, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pool_managerd.errors import SpecError
+from pool_managerd.models.refs import parse_ref
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "ref_id", "repo", "path"),
+    [
+        ("file:/models/a.gguf", "file", "file:/models/a.gguf", "", ""),
+        ("file:///models/a.gguf", "file", "file:/models/a.gguf", "", ""),
+        ("  file:models//./a.gguf/ ", "file", "file:models/a.gguf", "", ""),
+        ("file:../a.gguf", "file", "file:../a.gguf", "", ""),
+        ("models/a.gguf", "file", "file:models/a.gguf", "", ""),
+        ("./a.gguf", "file", "file:a.gguf", "", ""),
+        ("C:odd.gguf", "file", "file:C:odd.gguf", "", ""),
+        ("hf:org/repo", "hf", "hf:org/repo", "org/repo", ""),
+        ("hf:org/repo/", "hf", "hf:org/repo", "org/repo", ""),
+        ("hf:org/repo/sub/a.gguf", "hf", "hf:org/repo/sub/a.gguf", "org/repo", "sub/a.gguf"),
+        ("https://example.org/a.gguf", "https", "https://example.org/a.gguf", "example.org", "a.gguf"),
+        ("HTTP://example.org:81/a/", "http", "http://example.org:81/a", "example.org:81", "a"),
+        ("s3://bucket/some/key", "s3", "s3://bucket/some/key", "bucket", "some/key"),
+        ("oci://registry:5000/a/b:v1", "oci", "oci://registry:5000/a/b:v1", "registry:5000", "a/b:v1"),
+        (f"oci://nvcr.io/x@sha256:{HEX}", "oci", f"oci://nvcr.io/x@sha256:{HEX}", "nvcr.io", f"x@sha256:{HEX}"),
+        (f"sha256:{HEX.upper()}", "sha256", f"sha256:{HEX}", "", ""),
+    ],
+)
+def test_a_reference_has_a_scheme_a_stable_id_and_parts(text: str, scheme: str, ref_id: str, repo: str, path: str) -> None:
+    ref = parse_ref(text)
+    assert (ref.scheme, ref.id, ref.repo, ref.path) == (scheme, ref_id, repo, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is empty"),
+        ("   ", "it is empty"),
+        ("file:", "the path is missing"),
+        ("file://host/a", "a host is not supported"),
+        ("hf:org", "it must be hf:ORG/REPO"),
+        ("hf:", "it must be hf:ORG/REPO"),
+        ("hf:org/../etc", "it must be hf:ORG/REPO"),
+        ("hf:org/repo/../../etc/passwd", "a plain path inside the repository"),
+        ("sha256:12", "64 hexadecimal digits"),
+        ("s3://bucket", "s3://BUCKET/KEY"),
+        ("oci://registry/repo", "oci://REGISTRY/REPO:TAG"),
+        ("https://", "the host is missing"),
+        ("https://example.org:99999/x", "[Pp]ort"),
+        ("ftp://example.org/x", "the scheme 'ftp' is unknown"),
+        ("a\0b", "control characters"),
+        ("x" * 5000, "too long"),
+    ],
+)
+def test_a_malformed_reference_says_why(text: str, reason: str) -> None:
+    with pytest.raises(SpecError, match=reason) as caught:
+        parse_ref(text)
+    assert caught.value.http_status == 400
+    assert caught.value.hint is not None
+    assert len(caught.value.message) < 300
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SpecError, match="credentials") as caught:
+        parse_ref("https://user:hunter2@example.org/a.gguf")
+    assert "hunter2" not in caught.value.message
+
+
+@given(
+    st.from_regex(r"[a-zA-Z0-9._/-]{1,60}", fullmatch=True), st.sampled_from(["file:", "hf:o/r/", "https://h/", "s3://b/", ""])
+)
+def test_the_id_of_a_reference_is_a_reference_with_the_same_id(path: str, prefix: str) -> None:
+    try:
+        ref = parse_ref(prefix + path)
+    except SpecError:
+        return
+    assert parse_ref(ref.id).id == ref.id
+    assert parse_ref(f"  {ref.id}  ") == parse_ref(ref.id)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_reference_or_a_spec_error(text: str) -> None:
+    try:
+        assert parse_ref(text).id
+    except SpecError as error:
+        assert error.message.startswith("cannot use")
