@@ -1,0 +1,45 @@
+"""A program of your own that brings up an engine when it needs one: ``python examples/embed.py MODEL.gguf``.
+
+It runs pool-managerd inside its own event loop: no daemon, no HTTP API, no signal handlers, no logging set up for you.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+import aiohttp
+
+from pool_managerd import Config, PoolManager
+
+
+def configuration(model: Path, directory: Path) -> Config:
+    """One pool that starts on demand. Usually this is a file; see ``load_config``."""
+    return Config.model_validate({
+        "profile": "dev",
+        "daemon": {"runtime_dir": directory / "run", "state_dir": directory / "state"},
+        "pools": [{"id": "chat", "engine": "llamacpp", "model": f"file:{model}", "ctx": 1024, "preload": False}],
+    })  # fmt: skip
+
+
+async def main(model: Path, directory: Path) -> None:
+    async with PoolManager(configuration(model, directory)) as node:
+        node.events.listen(lambda event: print(f"  {event.human}") if event.journal and event.level != "debug" else None)
+        status = await node.ensure_ready("chat")
+        print(f"ready at {status['url']}, pid {status['pid']}")
+        lease = node.allocate_lease("chat", holder="examples/embed.py")
+        try:
+            body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+            async with aiohttp.ClientSession() as session, session.post(f"{status['url']}/v1/completions", json=body) as answer:
+                print("answer:", (await answer.json())["choices"][0]["text"])
+        finally:
+            node.release_lease("chat", lease["lease_id"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(main(Path(sys.argv[1]).resolve(), Path(temporary)))

@@ -1,0 +1,41 @@
+"""The seeds' API by name: thin forms of what the node does, for those who embed the library."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pool_managerd.core.drain import DrainOutcome, DrainRequest
+from pool_managerd.core.registry import Registry as CoreRegistry
+from pool_managerd.node import PoolManager
+
+
+class Registry(CoreRegistry):
+    """A registry of your own, with the system's time for heartbeats."""
+
+    def __init__(self, clock_ms: Callable[[], int] | None = None) -> None:
+        super().__init__(clock_ms or (lambda: time.time_ns() // 1_000_000), salt=secrets.token_hex(8))
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadOutcome:
+    """A finished preload: the engine's pid (None for an attached one) and where its handoff file is."""
+
+    pool_id: str
+    pid: int | None
+    handoff_path: str | None
+
+    @classmethod
+    async def execute(cls, pool_id: str, node: PoolManager) -> PreloadOutcome:
+        """Model present, engine prepared, healthy, registry ready (ORCH-3002). Raises PoolError; ``last_error`` is set then."""
+        operation = await node.preload(pool_id)
+        outcome = await operation.wait()
+        return cls(pool_id, outcome["pid"], outcome["handoff_path"])
+
+
+async def execute_drain(request: DrainRequest, node: PoolManager) -> DrainOutcome:
+    """Drain a pool and wait for its end (ORCH-3031). Raises RequestError for an unknown or already draining pool."""
+    operation = await node.drain(request.pool_id, request.deadline_ms)
+    return DrainOutcome(**await operation.wait())

@@ -1,0 +1,319 @@
+"""PoolManager: the façade that the API, the CLI and embedders call. Runs in the caller's event loop.
+
+It installs no signal handlers and configures no logging. Reads are synchronous and never block; changes are durable
+before they are acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pool_managerd._version import __version__
+from pool_managerd.config import Config, is_pool_id, split_address
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.drain import DrainRequest
+from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.registry import Registry
+from pool_managerd.errors import RequestError, SpecError
+from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.handoffs import HandoffIntake
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
+from pool_managerd.wiring import Adapters, default_adapters
+
+_RISING = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING)
+MAX_POOLS = 1_000
+MAX_TTL_MS = 7 * 86_400_000
+
+
+class PoolManager:
+    """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
+
+    Raises NodeError on entry when the state or runtime directory cannot be used or belongs to a running daemon.
+    """
+
+    def __init__(self, config: Config, adapters: Adapters | None = None) -> None:
+        self.config = config
+        self.version = __version__
+        self._a = adapters or default_adapters(config)
+        self.events: EventLog = self._a.events
+        self.registry: Registry = self._a.registry
+        self.started_at_ms = self._a.clock.wall_ms()
+        self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
+        self._shutdown: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- life ---
+
+    def claim(self) -> None:
+        """Take the state and the runtime directory before anything else happens; entering does it, too.
+
+        Raises NodeError ALREADY_RUNNING with the pid of the daemon that has them.
+        """
+        self._a.claim()
+
+    async def __aenter__(self) -> PoolManager:
+        stored = await self._a.open()
+        for notice in self._a.notices:
+            self.events.emit("notice", notice, level="warn")
+        for survivor in self._a.survivors:
+            who = survivor.identity
+            self.events.emit("survivor", survivor.human, level="warn", pool_id=who.pool_id, outcome=survivor.outcome, pid=who.pid)
+        await self._pools.boot(stored)
+        intake = HandoffIntake(self._pools, self.events)
+        watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
+        self._watching = asyncio.create_task(watcher.run(), name="handoffs")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    async def shutdown(self, *, hard: bool = False) -> None:
+        """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed."""
+        if hard:
+            for driver in self._pools.all():
+                driver.kill()
+        if self._shutdown is None:
+            self._pools.closing = True
+            self._shutdown = asyncio.create_task(self._close())
+        await asyncio.shield(self._shutdown)
+
+    async def _close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._pools.stop_all(self.config.lifecycle.drain_deadline_ms)
+        self.events.close()
+        await self._a.close()
+
+    # --- reads ---
+
+    def pool_ids(self) -> list[str]:
+        return self._pools.ids()
+
+    def status(self, pool_id: str) -> dict[str, Any]:
+        """Raises RequestError POOL_NOT_FOUND."""
+        driver = self._pools.get(pool_id)
+        return status_of(driver, self.registry, self.config.profile, self._a.clock.monotonic(), self._a.clock.wall_ms())
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [self.status(pool_id) for pool_id in self.pool_ids()]
+
+    def health(self, pool_id: str) -> dict[str, Any]:
+        """The three booleans and the figures that placement reads (OC-CTRL-2001)."""
+        return health_of(self.status(pool_id))
+
+    def leases(self, pool_id: str) -> list[dict[str, Any]]:
+        self._pools.get(pool_id)
+        return lease_rows(self.registry.get(pool_id), self._a.clock)
+
+    def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
+        """Crashes since the daemon started, newest last."""
+        if pool_id is not None:
+            self._pools.get(pool_id)
+        return [event.to_dict() for event in self.events.recent("crash", pool_id)]
+
+    def command(self, pool_id: str) -> dict[str, Any]:
+        """What would be, or is being, executed; secrets masked. 409 until the engine was prepared once."""
+        return command_of(self._pools.get(pool_id))
+
+    def log_path(self, pool_id: str) -> Path:
+        self._pools.get(pool_id)
+        return self._a.files.log_path(pool_id)
+
+    def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
+        self._pools.get(pool_id)
+        return self._a.files.tail_log(pool_id, 1024 * max_lines, max_lines)
+
+    def readiness(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether every configured pool that is to be preloaded is ready, and which are not."""
+        wanted = [pool.id for pool in self.config.pools if pool.preload]
+        waiting = [s for s in map(self.status, wanted) if not s["ready"]]
+        return not waiting, [{key: s[key] for key in ("pool_id", "state", "reason", "last_error")} for s in waiting]
+
+    def snapshots(self) -> dict[str, Any]:
+        """Every pool at one instant; ``version`` grows with every change."""
+        pools = [snapshot.to_dict() for snapshot in self.registry.snapshots()]
+        return {"version": self.registry.revision, "taken_at_ms": self._a.clock.wall_ms(), "pools": pools}
+
+    def capabilities(self) -> dict[str, Any]:
+        """What this node can run, per engine, and what its pools offer."""
+        return capabilities_of(self.version, self.config.profile, self.statuses())
+
+    def operation(self, operation_id: str) -> dict[str, Any]:
+        return self._pools.operations.get(operation_id).to_dict()
+
+    def operations(self) -> list[dict[str, Any]]:
+        return [operation.to_dict() for operation in self._pools.operations.all()]
+
+    async def explain(self, pool_id: str) -> dict[str, Any]:
+        """What a start would do now, without doing it."""
+        driver = self._pools.get(pool_id)
+        steps = self._a.engines.plan(driver.config)["steps"] if driver.config is not None else []
+        return explanation(driver, steps, self._a.require_gpu, self._a.missing_model)
+
+    # --- changes ---
+
+    async def preload(self, pool_id: str, engine: PreparedEngine | None = None) -> Operation:
+        """Bring the pool up; with ``engine`` given, that engine verbatim, creating an unknown pool durably.
+
+        Raises RequestError OPERATION_IN_PROGRESS, ALREADY_READY, POLICY_DENIED or POOL_NOT_FOUND.
+        """
+        if engine is None:
+            return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(), "up", desired="up")
+        self._check_submission(pool_id, engine)
+        driver = self._pools.find(pool_id) or self._pools.add(pool_id)
+        if driver.instance.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF):
+            driver.submitted = engine
+        return await self._pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+
+    async def cancel_preload(self, pool_id: str) -> Operation:
+        driver = self._pools.get(pool_id)
+        if driver.instance.phase not in _RISING:
+            raise RequestError(
+                f"cannot cancel: pool {pool_id} is not preloading", code="INVALID_PARAMS", status=409, pool_id=pool_id
+            )
+        return await self._pools.change(driver, "cancel_preload", ev.Stop(), "down", desired="down")
+
+    async def start(self, pool_id: str) -> Operation:
+        return await self._pools.change(self._pools.get(pool_id), "start", ev.Start(), "up", desired="up")
+
+    async def stop(self, pool_id: str) -> Operation:
+        """Stop without waiting for leases; the pool stays down until it is started."""
+        return await self._pools.change(self._pools.get(pool_id), "stop", ev.Stop(), "down", desired="down")
+
+    async def restart(self, pool_id: str) -> Operation:
+        return await self._pools.change(self._pools.get(pool_id), "restart", ev.Restart(), "up", desired="up")
+
+    async def hold(self, pool_id: str) -> Operation:
+        """Nothing starts by itself until ``release``."""
+        return await self._pools.change(self._pools.get(pool_id), "hold", ev.Hold(), "now", held=True)
+
+    async def release(self, pool_id: str) -> Operation:
+        return await self._pools.change(self._pools.get(pool_id), "release", ev.Release(), "now", held=False)
+
+    async def drain(self, pool_id: str, deadline_ms: int | None = None) -> Operation:
+        """Refuse leases, wait, stop at the latest at the deadline (default lifecycle.drain_deadline_ms).
+
+        The operation's outcome has the fields of DrainOutcome.
+        """
+        default = self.config.lifecycle.drain_deadline_ms
+        request = DrainRequest(pool_id, default if deadline_ms is None else deadline_ms)
+        driver = self._pools.get(pool_id)
+        return await self._pools.change(driver, "drain", ev.Drain(request.deadline_ms, 0), "drained", desired="down")
+
+    async def undrain(self, pool_id: str) -> Operation:
+        return await self._pools.change(self._pools.get(pool_id), "undrain", ev.Undrain(), "now", desired="up")
+
+    async def reset_breaker(self, pool_id: str) -> Operation:
+        return await self._pools.change(self._pools.get(pool_id), "reset_breaker", ev.ResetBreaker(), "now")
+
+    async def register(self, pool_id: str) -> bool:
+        """Make ``pool_id`` known without an engine; true when it is new."""
+        check_pool_id(pool_id)
+        if self._pools.find(pool_id) is not None:
+            return False
+        self._pools.add(pool_id)
+        return True
+
+    async def deregister(self, pool_id: str) -> bool:
+        """Forget a pool that is down and not configured; true when it existed."""
+        driver = self._pools.find(pool_id)
+        if driver is None:
+            return False
+        if driver.config is not None:
+            raise RequestError(
+                f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
+            )
+        if driver.instance.has_process or driver.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
+            raise RequestError(
+                f"cannot deregister pool {pool_id}: it is {driver.instance.phase.value}",
+                code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
+            )  # fmt: skip
+        await self._pools.remove(driver)
+        return True
+
+    async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
+        """Start on demand and wait until ready; the pool's status. Joins a start that is under way. Raises PoolError."""
+        driver = self._pools.get(pool_id)
+        if not view(driver.instance).ready:
+            joining = driver.instance.phase in _RISING or (
+                driver.instance.phase is Phase.STOPPING and not driver.instance.drained
+            )
+            if joining:
+                operation = await self._pools.request(
+                    driver, "ensure_ready", ev.Tick(), "up", target_epoch=max(1, driver.instance.epoch)
+                )
+            else:
+                operation = await self._pools.change(driver, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
+            await operation.wait()
+        return self.status(pool_id)
+
+    # --- leases ---
+
+    def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> dict[str, Any]:
+        """One slot of a ready pool. Raises RequestError POOL_DRAINING, NO_FREE_SLOTS, POOL_UNREADY or POOL_NOT_FOUND."""
+        driver = self._pools.get(pool_id)
+        seen = view(driver.instance)
+        if not seen.ready and not seen.draining:
+            raise RequestError(
+                f"cannot lease pool {pool_id}: it is {seen.state}",
+                code="POOL_UNREADY", status=503, pool_id=pool_id, retriable=True,
+                hint=driver.instance.last_error or "start it, or wait until it is ready",
+            )  # fmt: skip
+        expires_at = None if ttl_ms is None else self._expiry(ttl_ms)
+        lease = self.registry.grant(pool_id, holder=holder, given_at_ms=self._a.clock.wall_ms(), expires_at=expires_at)
+        driver.leases_changed(expiry=expires_at is not None)
+        return {"lease_id": lease.lease_id, "active_leases": self.registry.get_active_leases(pool_id)}
+
+    def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
+        driver = self._pools.get(pool_id)
+        self.registry.renew(pool_id, lease_id, self._expiry(ttl_ms))
+        driver.leases_changed(expiry=True)
+        return {"lease_id": lease_id, "active_leases": self.registry.get_active_leases(pool_id)}
+
+    def release_lease(self, pool_id: str, lease_id: str) -> dict[str, Any]:
+        """Idempotent; RequestError LEASE_NOT_FOUND for an id that was never given."""
+        driver = self._pools.get(pool_id)
+        active = self.registry.release(pool_id, lease_id)
+        driver.leases_changed()
+        return {"active_leases": active}
+
+    def _expiry(self, ttl_ms: int) -> float:
+        if isinstance(ttl_ms, bool) or not 0 < ttl_ms <= MAX_TTL_MS:
+            raise SpecError(f"cannot use ttl_ms {ttl_ms}: it must be from 1 to {MAX_TTL_MS} (7 days)")
+        return self._a.clock.monotonic() + ttl_ms / 1000
+
+    # --- inside ---
+
+    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
+        """A submitted PreparedEngine (SPEC §6.5). Raises SpecError naming the key."""
+        return self._a.parse_prepared(body, pool_id)
+
+    def _check_submission(self, pool_id: str, engine: PreparedEngine) -> None:
+        check_pool_id(pool_id)
+        profile, host = self.config.profile, split_address(self.config.daemon.bind)[0]
+        loopback = host in ("localhost", "::1") or host.startswith("127.")
+        listed = engine.binary_path in self.config.policy.engine_allowlist
+        if not (profile == "dev" or (profile == "home" and loopback) or listed):
+            raise RequestError(
+                f"cannot run a submitted engine in profile {profile} on {host}",
+                code="POLICY_DENIED", status=403, pool_id=pool_id,
+                hint="put the binary's path on policy.engine_allowlist",
+            )  # fmt: skip
+
+
+def check_pool_id(pool_id: str) -> None:
+    """Raises SpecError when ``pool_id`` cannot name a pool."""
+    if not is_pool_id(pool_id):
+        raise SpecError(f"cannot use {pool_id[:64]!r} as a pool id", hint="1 to 63 letters, digits, '.', '_' or '-'")
+
+
+__all__ = ["Event", "EventLog", "Operation", "PoolManager"]

@@ -1,0 +1,338 @@
+"""One pool's driver: a task, an inbox and an alarm. The only writer of its pool (DESIGN §3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context, copy_context
+from dataclasses import replace
+from typing import Any
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
+from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision import workers
+from pool_managerd.supervision.protocols import Alarm
+from pool_managerd.supervision.publishing import log_context, registry_fields
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import Waiting, refusal, settle
+from pool_managerd.supervision.workers import Launch
+
+MAX_TASK_FAILURES = 5
+
+
+class PoolDriver:
+    """Feeds events to ``step``, starts the effects, publishes the result. It never awaits inside the loop."""
+
+    def __init__(self, pool_id: str, config: PoolConfig | None, policy: Policy, services: Services) -> None:
+        self.pool_id = pool_id
+        self.config = config
+        self.policy = policy
+        self.submitted: PreparedEngine | None = None
+        self.instance = Instance(pool_id)
+        self.launch = Launch()
+        self.last_drain: dict[str, Any] = {}
+        self._boot = False
+        self._s = services
+        self._inbox: asyncio.Queue[tuple[ev.Event, Waiting | None, Context]] = asyncio.Queue()
+        self._waiting: list[Waiting] = []
+        self._alarm: Alarm | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._task_failures = 0
+        self._task = asyncio.create_task(self._run(), name=f"pool:{pool_id}")
+        self._publish()
+
+    # --- for the node ---
+
+    def post(self, event: ev.Event, waiting: Waiting | None = None) -> None:
+        """Put ``event`` into the inbox. ``waiting`` is told when it is refused, and settled when its end is reached.
+
+        The caller's context (its correlation id) goes along, and from there to all that follows.
+        """
+        self._inbox.put_nowait((event, waiting, copy_context()))
+
+    def restore(self, crash_count: int, restart_count: int, *, held: bool, drained: bool) -> None:
+        """What an earlier daemon knew; before the first event."""
+        self.instance = replace(self.instance, crash_count=crash_count, restart_count=restart_count, held=held, drained=drained)
+        self._publish()
+
+    def kill(self) -> None:
+        """No more patience: the engine is killed at once; its end comes back as an event."""
+        if self.launch.process is not None:
+            self.launch.process.kill()
+
+    def leases_changed(self, *, expiry: bool = False) -> None:
+        """A lease was given or ended. ``expiry``: the alarm may have to ring earlier now."""
+        if expiry:
+            self._arm()
+        if self.instance.phase is Phase.DRAINING:
+            self.post(ev.LeasesChanged(self._s.registry.get_active_leases(self.pool_id)))
+
+    def log_tail(self) -> list[str]:
+        """The end of this launch's engine log; empty when no process ran."""
+        return self._s.files.tail_log(self.pool_id) if self.launch.process is not None else []
+
+    def up_outcome(self) -> dict[str, Any]:
+        """What a finished preload answers (SPEC §6.1): pool_id, pid, handoff_path."""
+        pid = self.launch.process.pid if self.launch.process else None
+        return {"pool_id": self.pool_id, "pid": pid, "handoff_path": self.launch.handoff_path}
+
+    async def close(self) -> None:
+        """End the task; effects still under way are cancelled. The engine must be down by now."""
+        tasks = [self._task, *self._background]
+        for task in tasks:
+            task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the loop ---
+
+    async def _run(self) -> None:
+        while True:
+            event, waiting, context = await self._inbox.get()
+            try:
+                context.run(self._apply, event, waiting)
+            except Exception as problem:  # noqa: BLE001 - the task's boundary: one bad event must not silence the pool
+                self._task_failures += 1
+                human = f"Internal error while pool '{self.pool_id}' handled {type(event).__name__}: {problem!r}"
+                self._s.events.emit("internal_error", human, level="critical", pool_id=self.pool_id)
+                if waiting is not None:
+                    waiting.refuse(PoolError(human, pool_id=self.pool_id))
+                if self._task_failures >= MAX_TASK_FAILURES:
+                    self._s.on_fatal(problem)
+                    return
+
+    def _apply(self, event: ev.Event, waiting: Waiting | None) -> None:
+        now = self._s.clock.monotonic()
+        before, seen = self.instance, view(self.instance)
+        if isinstance(event, ev.Drain):
+            event = replace(event, active_leases=self._s.registry.get_active_leases(self.pool_id))
+        if isinstance(event, ev.Tick):
+            self._expire_leases(now)
+        if isinstance(event, ev.Start):
+            self._boot = event.origin == "boot"
+        self.instance, effects = step(before, event, now, self.policy)
+        for effect in effects:
+            self._start(effect)
+        refused = next((e for e in effects if isinstance(e, do.Refuse)), None)
+        if refused is not None and waiting is not None:
+            waiting.refuse(refusal(self.pool_id, refused))
+        elif waiting is not None:
+            waiting.accept(before, self.instance)
+            self._waiting.append(waiting)
+        if self.instance is not before:
+            self._publish()
+            self._tell_transition(seen.state, event)
+        self._settle()
+        self._arm()
+
+    def _settle(self) -> None:
+        if self._waiting:
+            self._waiting = [w for w in self._waiting if not settle(w, self.instance, self)]
+
+    def _expire_leases(self, now: float) -> None:
+        for lease in self._s.registry.expire(self.pool_id, now):
+            human = f"A lease on pool '{self.pool_id}' ran out and was taken back"
+            self._s.events.emit("lease_expired", human, pool_id=self.pool_id, lease_id=lease.lease_id, holder=lease.holder)
+            self.post(ev.LeasesChanged(self._s.registry.get_active_leases(self.pool_id)))
+
+    def _arm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        times = (next_alarm(self.instance, self.policy), self._s.registry.next_expiry(self.pool_id))
+        due = min((t for t in times if t is not None), default=None)
+        if due is not None:
+            self._alarm = self._s.clock.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._inbox.put_nowait((ev.Tick(), None, Context()))
+
+    # --- what others see ---
+
+    def _publish(self) -> None:
+        now_ms = self._s.clock.wall_ms()
+        self._s.registry.publish(self.pool_id, **registry_fields(self.instance, self.launch, self.config, now_ms))
+        if self.instance.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING):
+            self._s.gate.leave(self.pool_id)
+
+    def _tell_transition(self, from_state: str, event: ev.Event) -> None:
+        state = view(self.instance).state
+        if state != from_state:
+            fields = {"from_state": from_state, "to_state": state, "reason": self.instance.reason, "event": type(event).__name__}
+            self._emit("transition", f"Pool '{self.pool_id}' is {state} now (was {from_state})", level="debug", **fields)
+
+    def _emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
+        context = log_context(self.instance, self.launch, self.config)
+        self._s.events.emit(type_, human, level=level, pool_id=self.pool_id, **{**context, **fields})
+
+    # --- effects: started here, never awaited ---
+
+    def _start(self, effect: do.Effect) -> None:
+        match effect:
+            case do.Say():
+                self._say(effect)
+            case do.StageArtifacts():
+                self.launch = Launch(first_token_ms=self.launch.first_token_ms, tokens_per_s=self.launch.tokens_per_s)
+                self._work(self._stage(effect.epoch), effect.epoch, "staging")
+            case do.SpawnEngine():
+                self._work(self._launch(effect.epoch), effect.epoch, "the launch")
+            case do.SendProbe():
+                self._work(self._probe(effect.epoch), effect.epoch, "the probe")
+            case do.SendWarmup():
+                self._work(self._warm_up(effect.epoch), effect.epoch, "the warm-up")
+            case do.AwaitVram():
+                self.post(ev.VramFree(effect.epoch))
+            case do.SleepEngine() | do.WakeEngine() | do.AdoptEngine():
+                self.post(ev.HelperDied(effect.epoch, "this engine does not support it"))
+            case _:
+                self._do_now(effect)
+
+    def _do_now(self, effect: do.Effect) -> None:
+        """The effects that are done when this returns."""
+        process = self.launch.process
+        match effect:
+            case do.CancelStaging():
+                self._cancel_tasks()
+            case do.WritePid():
+                self._s.files.write_pid(self.pool_id, effect.pid)
+            case do.Announce():
+                self._announce()
+            case do.StopEngine() if process is not None:
+                process.stop(effect.grace_ms)
+            case do.KillEngine() if process is not None:
+                process.kill()
+            case do.Withdraw():
+                self._withdraw()
+            case do.EndLeases():
+                self._s.registry.end_leases(self.pool_id)
+
+    def _say(self, effect: do.Say) -> None:
+        fields = dict(effect.fields)
+        if effect.action == "crash":
+            tail = self._s.files.tail_log(self.pool_id)
+            fields |= {"log_tail": tail, "crash_class": "signal" if fields.get("signal") else "process_exit"}
+        if "restart_in_s" in fields:
+            fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
+        if effect.action == "drain_finished":
+            self.last_drain = {"pool_id": self.pool_id, **fields}
+        if effect.action in ("crash", "restart", "unhealthy"):
+            self._s.records.note_counters(self.pool_id, self.instance.crash_count, self.instance.restart_count)
+        self._emit(effect.action, effect.human, level=effect.level, **fields)
+
+    def _announce(self) -> None:
+        prepared = self.launch.prepared
+        if prepared is None:
+            return
+        pid = self.launch.process.pid if self.launch.process else 0
+        path = self._s.files.write_handoff(prepared, pid, written_at_ms=self._s.clock.wall_ms())
+        self.launch.handoff_path = str(path)
+
+    def _withdraw(self) -> None:
+        """The pid file is gone before ``live`` turns false (DESIGN §7)."""
+        self._s.files.remove_pid(self.pool_id)
+        if self.launch.prepared is not None:
+            self._s.files.remove_handoff(self.pool_id, self.launch.prepared.replica_id)
+
+    # --- the work of effects ---
+
+    async def _stage(self, epoch: int) -> None:
+        launch = self.launch
+        if self._boot:
+            self._boot = False
+            launch.step = "queue"
+            await self._queue_for_boot(epoch)
+
+        def progress(done: int, total: int) -> None:
+            launch.progress = (done, total)
+            self.post(ev.StagingProgress(epoch))
+
+        try:
+            prepared, model = await workers.stage(self.config, self.submitted, launch, self._s, progress)
+        except PoolError as problem:
+            launch.cause = problem
+            text, retriable, reason = workers.failure(problem)
+            self.post(ev.StagingFailed(epoch, text, retriable, reason))
+            return
+        launch.prepared, launch.model = prepared, model
+        launch.step = "starting"
+        if model is not None and not model.verified:
+            self._emit("notice", f"Model of pool '{self.pool_id}' is used unverified: no checksum is configured")
+        for warning in prepared.warnings:
+            self._emit("notice", warning, level="warn")
+        self.post(ev.Staged(epoch, external=prepared.attach_url is not None, warmable=not prepared.verbatim))
+
+    async def _queue_for_boot(self, epoch: int) -> None:
+        """Wait for a place among the pools that load at boot; waiting is not a stall."""
+        entering = asyncio.create_task(self._s.gate.enter(self.pool_id))
+        try:
+            while not (await asyncio.wait({entering}, timeout=self.policy.staging_stall_s / 3))[0]:
+                self.post(ev.StagingProgress(epoch))
+        except asyncio.CancelledError:
+            entering.cancel()
+            raise
+
+    async def _launch(self, epoch: int) -> None:
+        launch = self.launch
+        if launch.prepared is None:
+            return
+        try:
+            process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self.policy.stop_grace_ms)
+        except PoolError as problem:
+            launch.cause = problem
+            self.post(ev.SpawnFailed(epoch, workers.failure(problem)[0]))
+            return
+        launch.process = process
+        # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
+        watcher = asyncio.create_task(self._watch(launch, epoch), name=f"watch:{self.pool_id}:{epoch}", context=Context())
+        self._keep(watcher)
+        if self.instance.epoch != epoch:
+            process.kill()  # a newer launch has begun: nobody else knows of this process
+            return
+        if process.notice:
+            self._emit("notice", process.notice, level="warn")
+        self.post(ev.Spawned(epoch, process.pid))
+
+    async def _watch(self, launch: Launch, epoch: int) -> None:
+        process = launch.process
+        if process is None:
+            return
+        await process.wait_dead()
+        self.post(ev.Died(epoch))
+        record = await process.wait()
+        self.post(workers.exit_event(epoch, record, self._s.files.tail_log(self.pool_id)))
+
+    async def _probe(self, epoch: int) -> None:
+        first = self.instance.last_good_at is None
+        event, result = await workers.probe(self.launch, epoch, self.policy.probe_timeout_s, first, self._s)
+        self._s.events.emit("probe", result.reason, pool_id=self.pool_id, journal=False, outcome=result.outcome.value)
+        self.post(event)
+
+    async def _warm_up(self, epoch: int) -> None:
+        self.launch.step = "warm-up"
+        self.post(await workers.warm_up(self.launch, epoch, self.policy.warmup_timeout_s, self._s))
+
+    def _work(self, work: Coroutine[Any, Any, None], epoch: int, what: str) -> None:
+        """Run ``work`` beside the loop; when it ends in an exception the instance is told that its helper died."""
+        task = asyncio.create_task(work)
+        self.launch.tasks.add(task)
+        self._keep(task)
+
+        def ended(finished: asyncio.Task[None]) -> None:
+            self.launch.tasks.discard(finished)
+            if not finished.cancelled() and (problem := finished.exception()) is not None:
+                self.post(ev.HelperDied(epoch, f"{what} ended unexpectedly: {problem!r}"))
+
+        task.add_done_callback(ended)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _cancel_tasks(self) -> None:
+        for task in tuple(self.launch.tasks):
+            task.cancel()

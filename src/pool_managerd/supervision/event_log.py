@@ -1,0 +1,118 @@
+"""What happened, once, for everybody: logs, metrics and the event stream all read from here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KEPT = 2_000
+SUBSCRIBER_QUEUE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``human`` is one sentence; ``fields`` the same for machines (SPEC §14). ``journal`` false: for metrics only."""
+
+    id: int
+    ts_ms: int
+    type: str
+    level: str
+    pool_id: str | None
+    human: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    journal: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        head = {
+            "id": self.id,
+            "ts_ms": self.ts_ms,
+            "type": self.type,
+            "level": self.level,
+            "pool_id": self.pool_id,
+            "human": self.human,
+        }
+        return {**self.fields, **head}
+
+
+class Subscription:
+    """An async iterator over events. A reader that falls too far behind is closed, never waited for."""
+
+    def __init__(self, backlog: list[Event], forget: Callable[[Subscription], None]) -> None:
+        self._queue: deque[Event] = deque(backlog)
+        self._forget = forget
+        self._wake = asyncio.Event()
+        self.closed = False
+
+    def offer(self, event: Event) -> None:
+        if len(self._queue) >= SUBSCRIBER_QUEUE + KEPT:
+            self.close()
+            return
+        self._queue.append(event)
+        self._wake.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self._forget(self)
+        self._wake.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self.closed:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._queue.popleft()
+
+
+class EventLog:
+    """The newest events in memory, with listeners (called at once) and subscriptions (queues)."""
+
+    def __init__(self, clock_ms: Callable[[], int]) -> None:
+        self._clock_ms = clock_ms
+        self._last_id = 0
+        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._listeners: list[Callable[[Event], None]] = []
+        self._subscriptions: list[Subscription] = []
+
+    def emit(
+        self, type_: str, human: str, *, level: str = "info", pool_id: str | None = None, journal: bool = True, **fields: Any
+    ) -> Event:
+        self._last_id += journal
+        event = Event(self._last_id, self._clock_ms(), type_, level, pool_id, human, fields, journal)
+        for listener in tuple(self._listeners):
+            listener(event)
+        if journal:
+            self._kept.append(event)
+            for subscription in tuple(self._subscriptions):
+                subscription.offer(event)
+        return event
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``listener`` for every event, quiet ones included; the returned function ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def subscribe(self, after_id: int | None = None) -> Subscription:
+        """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come."""
+        backlog = [] if after_id is None else [event for event in self._kept if event.id > after_id]
+        subscription = Subscription(backlog, self._drop)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def recent(self, type_: str, pool_id: str | None = None) -> list[Event]:
+        """Kept events of one type, oldest first."""
+        return [event for event in self._kept if event.type == type_ and pool_id in (None, event.pool_id)]
+
+    def close(self) -> None:
+        for subscription in tuple(self._subscriptions):
+            subscription.close()
+
+    def _drop(self, subscription: Subscription) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)

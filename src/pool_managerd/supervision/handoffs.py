@@ -1,0 +1,75 @@
+"""Engines of others, announced by a handoff file: attached to, probed, never signalled (SPEC §12, DESIGN §7)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.pools import Pools
+
+
+class FoundHandoff(Protocol):
+    """What a handoff file says. Nothing in it is verified yet."""
+
+    @property
+    def pool_id(self) -> str: ...
+    @property
+    def replica_id(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def engine_version(self) -> str | None: ...
+    @property
+    def device_mask(self) -> str | None: ...
+    @property
+    def slots_total(self) -> int | None: ...
+    @property
+    def model_path(self) -> str | None: ...
+    @property
+    def path(self) -> str: ...
+
+
+class HandoffIntake:
+    """Registers a pool per announced engine; a pool whose engine is run here is never taken over."""
+
+    def __init__(self, pools: Pools, events: EventLog) -> None:
+        self._pools = pools
+        self._events = events
+
+    def on_handoff(self, found: FoundHandoff, duration_ms: float) -> None:
+        driver = self._pools.find(found.pool_id)
+        outcome, level = "success", "info"
+        human = f"Pool '{found.pool_id}' was announced by a handoff file"
+        if driver is not None and (driver.config is not None or driver.instance.has_process):
+            outcome, level = "error", "warn"
+            human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
+        else:
+            driver = driver or self._pools.add(found.pool_id)
+            driver.submitted = attached_engine(found)
+            driver.post(ev.Stop())
+            driver.post(ev.Start(origin="handoff"))
+        self._events.emit(
+            "handoff",
+            human,
+            level=level,
+            pool_id=found.pool_id,
+            outcome=outcome,
+            duration_ms=round(duration_ms, 1),
+            path=found.path,
+        )
+
+    def on_error(self, path: str, message: str) -> None:
+        self._events.emit("handoff", message, level="warn", outcome="error", duration_ms=0, path=path)
+
+
+def attached_engine(found: FoundHandoff) -> PreparedEngine:
+    """Its mask is stored, not validated (DESIGN §7)."""
+    return PreparedEngine(
+        pool_id=found.pool_id, binary_path="", attach_url=found.url, replica_id=found.replica_id, engine=found.engine,
+        engine_version=found.engine_version or "unknown", device_mask=found.device_mask, model_path=found.model_path,
+        slots_total=found.slots_total or 1, verbatim=True,
+    )  # fmt: skip

@@ -1,0 +1,26 @@
+"""From the configuration to the rules that ``step`` decides by."""
+
+from __future__ import annotations
+
+from pool_managerd.config import Config, PoolConfig
+from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.lifecycle import Policy
+
+
+def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: str) -> Policy:
+    """The policy of one pool; ``pool`` is None for a submitted one, which follows the defaults and is not warmed up."""
+    health, supervision, backoff = config.health, config.supervision, config.supervision.backoff
+    startup_ms = (pool.startup_timeout_ms if pool else None) or health.startup_timeout_ms
+    return Policy(
+        startup_timeout_s=startup_ms / 1000,
+        probe_gap_ms=health.interval_ms,
+        probe_interval_s=health.probe_interval_ms / 1000,
+        probe_timeout_s=health.probe_timeout_ms / 1000,
+        failure_threshold=health.failure_threshold,
+        stop_grace_ms=supervision.stop_grace_ms,
+        restart=(pool.restart if pool else None) or supervision.restart,
+        warmup=config.lifecycle.warmup,
+        fail_open=config.profile == "dev",
+        backoff=BackoffRules(**backoff.model_dump()),
+        seed=f"{node_id}:{pool_id}",
+    )

@@ -1,0 +1,117 @@
+"""Asking an engine how it is, over HTTP, with everything bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import time
+
+import aiohttp
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.health import ProbeOutcome, ProbeResult, judge_response
+
+BODY_LIMIT = 64 * 1024
+WARMUP_TOKENS = 16
+_OUR_OWN_FAULT = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+
+
+class HttpProber:
+    """One session for all pools. Redirects are not followed, bodies are capped and never decompressed (C5)."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def probe(self, url: str, timeout_s: float) -> ProbeResult:
+        """One GET within ``timeout_s`` in total."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(url)
+        except TimeoutError:
+            return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
+        except aiohttp.ClientConnectorError as problem:
+            return _refused(problem)
+        except aiohttp.ServerDisconnectedError:
+            return ProbeResult(ProbeOutcome.ERROR, "was cut off without an answer")
+        except (aiohttp.ClientError, ConnectionError, ValueError) as problem:
+            return ProbeResult(ProbeOutcome.ERROR, f"was answered with something that is not HTTP ({type(problem).__name__})")
+        except OSError as problem:
+            return _os_result(problem)
+
+    async def _ask(self, url: str) -> ProbeResult:
+        async with self._open().get(url, allow_redirects=False, headers={"Connection": "close"}) as response:
+            body = await response.content.read(BODY_LIMIT)
+            while len(body) < BODY_LIMIT and (more := await response.content.read(BODY_LIMIT - len(body))):
+                body += more
+            if not response.content.at_eof() and len(body) >= BODY_LIMIT:
+                response.close()
+                return ProbeResult(ProbeOutcome.ERROR, f"answered {response.status} with more than {BODY_LIMIT // 1024} KiB")
+            return judge_response(response.status, response.headers.get("Content-Type", ""), body)
+
+    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+        """A short completion through the engine's OpenAI route: (first_token_ms, tokens_per_s) as a client sees them.
+
+        Raises TimeoutError, aiohttp.ClientError or ValueError when the engine does not answer as it should.
+        """
+        # Greedy and the same each time, so that two measurements can be compared.
+        body = {
+            "model": engine.model_id or "",
+            "prompt": "Once upon a time",
+            "max_tokens": WARMUP_TOKENS,
+            "temperature": 0,
+            "stream": True,
+        }
+        began = time.monotonic()
+        first: float | None = None
+        pieces = 0
+        async with asyncio.timeout(timeout_s), self._open().post(f"{engine.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                raise ValueError(f"the engine answered {response.status}")
+            async for line in response.content:
+                if not line.startswith(b"data:") or b"[DONE]" in line:
+                    continue
+                if _has_text(line[5:]):
+                    pieces += 1
+                    first = first if first is not None else time.monotonic()
+        if first is None:
+            raise ValueError("the engine answered without a token")
+        spent = max(time.monotonic() - first, 1e-6)
+        rate = (pieces - 1) / spent if pieces > 1 else pieces / max(time.monotonic() - began, 1e-6)
+        return (first - began) * 1000, rate
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, trust_env=False, timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _has_text(raw: bytes) -> bool:
+    choices = json.loads(raw).get("choices") or [{}]
+    return bool(choices[0].get("text"))
+
+
+def _refused(problem: aiohttp.ClientConnectorError) -> ProbeResult:
+    if isinstance(problem, aiohttp.ClientConnectorDNSError):
+        return ProbeResult(ProbeOutcome.ERROR, "could not find the host by its name")
+    return _os_result(problem.os_error)
+
+
+def _os_result(problem: OSError) -> ProbeResult:
+    """The prober's own trouble says nothing about the engine (C11, H15)."""
+    if problem.errno in _OUR_OWN_FAULT:
+        return ProbeResult(ProbeOutcome.DISCARDED, f"could not be sent: {problem.strerror}")
+    if isinstance(problem, ConnectionRefusedError):
+        return ProbeResult(ProbeOutcome.ERROR, "was refused: nothing listens on the port")
+    if isinstance(problem, ConnectionResetError):
+        return ProbeResult(ProbeOutcome.ERROR, "was reset")
+    return ProbeResult(ProbeOutcome.ERROR, f"failed: {problem.strerror or problem}")

@@ -1,0 +1,82 @@
+"""What supervision needs of the layers below: small Protocols, implemented by adapters that only the node wires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.health import ProbeResult
+
+
+class Alarm(Protocol):
+    """A call that is due later and can be taken back."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time as an argument: ``monotonic`` decides, ``wall_ms`` is only shown, ``call_at`` rings at a monotonic second."""
+
+    def monotonic(self) -> float: ...
+    def wall_ms(self) -> int: ...
+    def call_at(self, when: float, call: Callable[[], None]) -> Alarm: ...
+
+
+class Process(Protocol):
+    """One running engine process."""
+
+    pid: int
+    isolation: str
+
+    @property
+    def notice(self) -> str | None: ...
+
+    async def wait_dead(self) -> None: ...
+    async def wait(self) -> ExitRecord: ...
+    def stop(self, grace_ms: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Launcher(Protocol):
+    async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Process: ...
+
+
+class Models(Protocol):
+    async def ensure_present(
+        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> ResolvedModel: ...
+
+
+class Engines(Protocol):
+    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine: ...
+    def release(self, pool_id: str) -> None: ...
+
+
+class Files(Protocol):
+    """Pid, handoff and log files (SPEC §12)."""
+
+    def write_pid(self, pool_id: str, pid: int) -> None: ...
+    def remove_pid(self, pool_id: str) -> None: ...
+    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path: ...
+    def remove_handoff(self, pool_id: str, replica_id: str) -> None: ...
+    def tail_log(self, pool_id: str, max_bytes: int = ..., max_lines: int = ...) -> list[str]: ...
+
+
+class Prober(Protocol):
+    async def probe(self, url: str, timeout_s: float) -> ProbeResult: ...
+    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]: ...
+
+
+class PortOwnership(Protocol):
+    """Whether the process tree of ``pid`` holds the listening ``port``; None when that cannot be seen."""
+
+    def __call__(self, pid: int, port: int) -> bool | None: ...
+
+
+class Records(Protocol):
+    """Durable counters; writes are queued, never waited for."""
+
+    def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None: ...

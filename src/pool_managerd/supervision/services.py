@@ -1,0 +1,51 @@
+"""Everything a pool's driver works with, in one value."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.registry import Registry
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.protocols import Clock, Engines, Files, Launcher, Models, PortOwnership, Prober, Records
+
+
+@dataclass(frozen=True)
+class Services:
+    """Adapters and shared state. ``gate`` bounds how many pools load at boot; ``on_fatal`` ends the daemon."""
+
+    clock: Clock
+    registry: Registry
+    events: EventLog
+    baselines: Baselines
+    launcher: Launcher
+    models: Models
+    engines: Engines
+    files: Files
+    prober: Prober
+    owns_port: PortOwnership
+    records: Records
+    gate: BootGate
+    require_gpu: Callable[[], None]
+    node_id: str
+    on_fatal: Callable[[BaseException], None]
+
+
+class BootGate:
+    """Bounded parallelism for loads at boot; those who wait are served in the order they asked (SPEC §2.4)."""
+
+    def __init__(self, width: int) -> None:
+        self._slots = asyncio.Semaphore(width)
+        self._inside: set[str] = set()
+
+    async def enter(self, pool_id: str) -> None:
+        await self._slots.acquire()
+        self._inside.add(pool_id)
+
+    def leave(self, pool_id: str) -> None:
+        """Idempotent: a pool that is not inside changes nothing."""
+        if pool_id in self._inside:
+            self._inside.discard(pool_id)
+            self._slots.release()

@@ -1,0 +1,84 @@
+"""When a requested operation has reached its end, one way or the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pool_managerd.core.lifecycle import Instance, Phase, view
+from pool_managerd.core.lifecycle.effects import Refuse
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.workers import operation_error
+
+if TYPE_CHECKING:
+    from pool_managerd.supervision.driver import PoolDriver
+
+_STATUS = {"POOL_UNREADY": 503, "POOL_UNAVAILABLE": 503, "CIRCUIT_OPEN": 503}
+_ENDED_BADLY = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
+
+
+@dataclass
+class Waiting:
+    """A request in the inbox and the operation it becomes. ``target_epoch`` is the launch that a start asks for."""
+
+    operation: Operation
+    goal: str
+    on_end: Callable[[Operation, dict[str, Any] | None, PoolError | None], None]
+    target_epoch: int = 0
+    answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def accept(self, before: Instance, after: Instance) -> None:
+        """The request was taken: from here on only its end is awaited."""
+        if self.target_epoch == 0:
+            self.target_epoch = before.epoch if after.phase is Phase.WAKING else before.epoch + 1
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def refuse(self, error: PoolError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+def refusal(pool_id: str, refused: Refuse) -> RequestError:
+    return RequestError(refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id)
+
+
+def settle(waiting: Waiting, i: Instance, driver: PoolDriver) -> bool:
+    """True when the operation is finished; it was told how."""
+    result = _judge(waiting, i, driver)
+    if result is None:
+        return False
+    outcome, error = result
+    waiting.on_end(waiting.operation, outcome, error)
+    return True
+
+
+def _judge(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[str, Any] | None, PoolError | None] | None:
+    if waiting.goal == "now":
+        return {"pool_id": i.pool_id}, None
+    if waiting.goal == "up":
+        return _judge_up(waiting, i, driver)
+    if i.phase is Phase.DOWN or (i.phase in (Phase.BACKOFF, Phase.OPEN)):
+        return (driver.last_drain if waiting.goal == "drained" else {"pool_id": i.pool_id}), None
+    if i.phase is Phase.FAILED:
+        return None, PoolError(i.last_error or "the engine could not be stopped", pool_id=i.pool_id)
+    return None
+
+
+def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[str, Any] | None, PoolError | None] | None:
+    if i.phase is Phase.DOWN and i.owed:
+        text = f"cannot start pool '{i.pool_id}': it is {'held' if i.held else 'quarantined'}"
+        return None, RequestError(text, code="POOL_HELD" if i.held else "POOL_UNAVAILABLE", status=409, pool_id=i.pool_id)
+    if i.epoch < waiting.target_epoch:
+        return None
+    if view(i).ready:
+        return driver.up_outcome(), None
+    if i.phase is Phase.DOWN:
+        text = f"the start of pool '{i.pool_id}' was cancelled" if i.last_error is None else i.last_error
+        return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)
+    if i.phase in _ENDED_BADLY:
+        return None, operation_error(i.pool_id, i.last_error, driver.launch.cause, driver.log_tail())
+    return None

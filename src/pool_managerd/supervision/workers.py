@@ -1,0 +1,139 @@
+"""The work behind effects: stage, spawn, probe, warm up. Each returns the event that tells its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.ending import signal_name
+from pool_managerd.errors import EngineError, NodeError, PoolError, SpecError
+from pool_managerd.supervision.protocols import Process
+from pool_managerd.supervision.services import Services
+
+_PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bind: ")
+
+
+@dataclass
+class Launch:
+    """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure."""
+
+    prepared: PreparedEngine | None = None
+    model: ResolvedModel | None = None
+    process: Process | None = None
+    cause: PoolError | None = None
+    handoff_path: str | None = None
+    step: str = ""
+    progress: tuple[int, int] = (0, 0)
+    tokens_per_s: float | None = None
+    first_token_ms: float | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+async def stage(
+    pool: PoolConfig | None,
+    submitted: PreparedEngine | None,
+    launch: Launch,
+    s: Services,
+    on_progress: Callable[[int, int], None],
+) -> tuple[PreparedEngine, ResolvedModel | None]:
+    """policy → model → engine (SPEC §2.4). Raises PoolError."""
+    external = pool is not None and submitted is None and pool.provisioning.mode == "external"
+    if not external:
+        s.require_gpu()
+    if submitted is not None:
+        return submitted, None
+    if pool is None:
+        raise SpecError(
+            "cannot start a pool that has neither a configuration nor a submitted engine", code="POOL_NOT_CONFIGURED", status=409
+        )
+    model = None
+    if not external:
+        launch.step = "model"
+        wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
+        model = await s.models.ensure_present(pool.model, wanted, progress=on_progress)
+    launch.step = "engine"
+    return await s.engines.prepare(pool, model), model
+
+
+async def probe(launch: Launch, epoch: int, timeout_s: float, first: bool, s: Services) -> tuple[ev.Event, ProbeResult]:
+    """One health probe. The first good one of a launch counts only when the port is held by our own process."""
+    prepared = launch.prepared
+    if prepared is None:
+        return ev.ProbeMissed(epoch, "had no engine to ask"), ProbeResult(ProbeOutcome.ERROR, "had no engine to ask")
+    result = await s.prober.probe(prepared.url + prepared.health_path, timeout_s)
+    if result.ok and first and launch.process is not None and s.owns_port(launch.process.pid, prepared.port) is False:
+        result = ProbeResult(
+            ProbeOutcome.ERROR, f"was answered by another program: port {prepared.port} is not held by this engine"
+        )
+    if result.ok:
+        return ev.ProbeSucceeded(epoch), result
+    if result.outcome is ProbeOutcome.DISCARDED:
+        return ev.ProbeDiscarded(epoch), result
+    return ev.ProbeMissed(epoch, result.reason), result
+
+
+async def warm_up(launch: Launch, epoch: int, timeout_s: float, s: Services) -> ev.Event:
+    """Measure the first token and the rate, and fold them into the baseline (EWMA)."""
+    if launch.prepared is None:
+        return ev.WarmupFailed(epoch, "there is no engine")
+    try:
+        first_ms, rate = await s.prober.warm_up(launch.prepared, timeout_s)
+    except TimeoutError:
+        return ev.WarmupFailed(epoch, f"no answer within {timeout_s:g} s")
+    except (aiohttp.ClientError, OSError, ValueError) as problem:
+        return ev.WarmupFailed(epoch, str(problem) or type(problem).__name__)
+    e = launch.prepared
+    smoothed = s.baselines.observe((e.engine_version, e.model_id or "", e.device_mask or ""), first_ms, rate)
+    launch.first_token_ms, launch.tokens_per_s = smoothed.first_token_ms, smoothed.tokens_per_s
+    human = f"Pool '{e.pool_id}' answered its warm-up: first token after {first_ms:.0f} ms, {rate:.1f} tokens/s"
+    s.events.emit("warmup", human, pool_id=e.pool_id, first_token_ms=round(first_ms, 1), tokens_per_s=round(rate, 2))
+    return ev.WarmedUp(epoch)
+
+
+def exit_event(epoch: int, record: ExitRecord, tail: list[str]) -> ev.Exited:
+    """The exit record as an event; last_error texts are those of SPEC §8.5."""
+    name = signal_name(record.signal)
+    if record.oom_kills:
+        summary = "out_of_memory"
+    elif name == "SIGILL":
+        summary = "signal SIGILL: this engine build uses CPU instructions that this machine lacks; use another build"
+    elif name:
+        summary = f"signal {name}"
+    else:
+        summary = f"exit_code={record.code}" if record.code is not None else "the exit record was lost"
+    text = "\n".join(tail).lower()
+    taken = record.code not in (None, 0) and any(sign in text for sign in _PORT_TAKEN)
+    evidence = next((line.strip()[:200] for line in reversed(tail) if line.strip()), "")
+    return ev.Exited(epoch, code=record.code, signal=record.signal, summary=summary, evidence=evidence, port_conflict=taken)
+
+
+def failure(error: PoolError) -> tuple[str, bool, str]:
+    """(text, retriable, reason of SPEC §2.3) of a staging or spawn error."""
+    reason = {"GPU_REQUIRED": "gpu_required", "INSUFFICIENT_VRAM": "insufficient_vram"}.get(error.error_code)
+    if reason is None:
+        reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
+    hint = f" ({error.hint})" if error.hint else ""
+    retriable = error.is_retriable if isinstance(error, NodeError) else not isinstance(error, SpecError)
+    return error.message + hint, retriable, reason
+
+
+def operation_error(pool_id: str, last_error: str | None, cause: PoolError | None, log_tail: list[str]) -> EngineError:
+    """What the caller of a failed start is told: always 500, with the cause's code and hint, and the log's end (DESIGN §7)."""
+    text = last_error or "the start was given up"
+    message = text if text.startswith("preload failed") else f"preload failed: {text}"
+    code = cause.error_code if cause is not None else "PRELOAD_FAILED"
+    return EngineError(
+        message,
+        code=code,
+        status=500,
+        pool_id=pool_id,
+        hint=cause.hint if cause else None,
+        details={"log_tail": log_tail} if log_tail else None,
+    )

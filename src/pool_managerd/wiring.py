@@ -1,0 +1,185 @@
+"""The default adapters: the one place besides the daemon where concrete parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.preflight import assert_gpu_only
+from pool_managerd.core.registry import Registry
+from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.engines.submitted import prepared_from_json
+from pool_managerd.errors import PoolError
+from pool_managerd.host.tools import cuda_available
+from pool_managerd.models.gguf import check_gguf
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.files import RuntimeFiles
+from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
+from pool_managerd.runtime.launcher import Launcher, LaunchOptions
+from pool_managerd.runtime.listener import owns_port
+from pool_managerd.runtime.spawner import Spawner
+from pool_managerd.runtime.survivors import Survivor, stop_survivors
+from pool_managerd.store.lock import DirectoryLock
+from pool_managerd.store.state import StateStore
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.prober import HttpProber
+from pool_managerd.supervision.services import BootGate, Services
+
+OnHandoff = Callable[[Handoff, float], None]
+OnError = Callable[[str, str], None]
+
+
+def ignore_fatal(problem: BaseException) -> None:
+    """Embedded, a pool's broken task ends nothing else; the daemon ends itself instead (A11)."""
+
+
+class SystemClock:
+    """The real time."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def call_at(self, when: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), call)
+
+
+class Adapters:
+    """Concrete parts and their life. ``open`` takes the locks first: nothing is touched that another daemon uses."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clock = SystemClock()
+        self.node_id = socket.gethostname()
+        self.events = EventLog(self.clock.wall_ms)
+        self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
+        self.files = RuntimeFiles(config.daemon.runtime_dir)
+        self.store = StateStore(config.daemon.state_dir)
+        self.engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+        self.models = ModelProvisioner(config.base_dir, config.policy)
+        self.prober = HttpProber()
+        self.survivors: list[Survivor] = []
+        self.notices: list[str] = []
+        self.fatal: Callable[[BaseException], None] = ignore_fatal
+        self._spawner = Spawner()
+        self._locks = [
+            DirectoryLock(config.daemon.state_dir, "state directory"),
+            DirectoryLock(config.daemon.runtime_dir, "runtime directory"),
+        ]
+        self._services: Services | None = None
+
+    def claim(self) -> None:
+        """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
+        try:
+            for lock in self._locks:
+                lock.acquire()
+        except BaseException:
+            self._unclaim()
+            raise
+
+    def _unclaim(self) -> None:
+        for lock in self._locks:
+            lock.release()
+
+    async def open(self) -> dict[str, StoredPool]:
+        """Locks, state, survivors of a dead predecessor, the fork server. Raises NodeError; leaves nothing open then."""
+        self.claim()
+        try:
+            stored = self.store.open()
+            self.files.prepare()
+            await self._clear_away()
+            await self._spawner.start()
+        except BaseException:
+            await self.store.close()
+            self._unclaim()
+            raise
+        if self.store.degraded:
+            self.notices.append(self.store.degraded)
+        return stored
+
+    async def _clear_away(self) -> None:
+        """Stop what a dead predecessor left running, and remove the files that spoke of it. The lock makes all of it ours."""
+        records = self.files.records.all()
+        running = [record.identity for record in records if record.exit is None]
+        self.survivors = await stop_survivors(running, self.config.supervision.stop_grace_ms)
+        for record in records:
+            self.files.records.forget(record.identity)
+        self.files.remove_stale()
+
+    async def close(self) -> None:
+        await self.prober.close()
+        await self._spawner.close()
+        await self.store.close()
+        self._unclaim()
+
+    def services(self) -> Services:
+        """What every pool's driver shares."""
+        if self._services is None:
+            config = self.config
+            options = LaunchOptions(engine_user=config.daemon.engine_user, profile=config.profile)
+            self._services = Services(
+                clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
+                launcher=Launcher(self._spawner, self.files, options),
+                models=self.models, engines=self.engines,
+                files=self.files, prober=self.prober,
+                owns_port=owns_port, records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+                require_gpu=self.require_gpu, node_id=self.node_id, on_fatal=self._on_fatal,
+            )  # fmt: skip
+        return self._services
+
+    def missing_model(self, ref: str) -> str | None:
+        """Why the model of ``ref`` is not usable as it lies on the disk, None when it seems to be."""
+        try:
+            self.models.locate(ref)
+        except PoolError as problem:
+            return problem.message
+        return None
+
+    def _on_fatal(self, problem: BaseException) -> None:
+        self.fatal(problem)
+
+    def require_gpu(self) -> None:
+        """Raises NodeError GPU_REQUIRED in profiles home and cloud on a machine without CUDA (ORCH-1102)."""
+        if self.config.profile != "dev":
+            assert_gpu_only(cuda_available(os.environ))
+
+    def watch_handoffs(
+        self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
+    ) -> HandoffWatcher:
+        return HandoffWatcher(self.files, on_handoff, on_error)
+
+    def new_id(self) -> str:
+        return uuid.uuid4().hex
+
+    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
+        return prepared_from_json(body, pool_id)
+
+    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
+        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again."""
+        if engine.attach_url is not None:
+            return None
+        raw = asdict(engine)
+        keys = (
+            "binary_path", "flags", "host", "port", "model_path", "engine_version", "replica_id", "device_mask", "engine",
+            "provisioning_mode", "slots_total", "env",
+        )  # fmt: skip
+        return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
+
+
+def default_adapters(config: Config) -> Adapters:
+    """The adapters of a real node."""
+    return Adapters(config)

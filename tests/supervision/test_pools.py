@@ -1,0 +1,361 @@
+"""Drivers on fake parts and a manual clock: what happens in which order, and what callers are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle import view
+from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.testing.fake_parts import FakeNode, no_binary
+from pool_managerd.testing.manual_clock import settle
+
+BAD = ProbeResult(ProbeOutcome.ERROR, "answered 503")
+
+
+class Store:
+    """Remembers intent; ``full`` refuses every write."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, StoredPool] = {}
+        self.full = False
+
+    async def put_pool(self, pool: StoredPool) -> None:
+        if self.full:
+            raise PoolError("cannot write to state directory", code="STATE_UNWRITABLE", status=507)
+        self.pools[pool.pool_id] = pool
+
+    def note_down(self, pool_id: str) -> None:
+        self.pools[pool_id] = replace(self.pools[pool_id], desired="down")
+
+    async def remove_pool(self, pool_id: str) -> None:
+        self.pools.pop(pool_id, None)
+
+    def parse_prepared(self, body: Any, pool_id: str) -> PreparedEngine:
+        return PreparedEngine(pool_id, body["binary_path"], port=body["port"], verbatim=True)
+
+    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
+        return {"binary_path": engine.binary_path, "port": engine.port}
+
+
+class World:
+    """Fakes, a store, and the pools made of them."""
+
+    def __init__(self, **config: Any) -> None:
+        ids = config.pop("ids", ["p"])
+        pool = config.pop("pool", {})
+        pools = [{"id": pool_id, "engine": "llamacpp", "model": "file:m.gguf", "slots": 2, **pool} for pool_id in ids]
+        self.config = Config.model_validate({"pools": pools, **config})
+        self.fakes, self.store, self._count = FakeNode(), Store(), 0
+        self.pools = Pools(self.config, self.fakes.services(), self.store, self.store, self.new_id)
+
+    def new_id(self) -> str:
+        self._count += 1
+        return f"op-{self._count}"
+
+    @property
+    def p(self) -> PoolDriver:
+        return self.pools.get("p")
+
+    async def up(self) -> PoolDriver:
+        driver = self.pools.add("p", self.config.pools[0])
+        operation = await self.start()
+        await settle()
+        assert operation.status == "succeeded"
+        return driver
+
+    async def start(self, **start: Any) -> Operation:
+        return await self.pools.change(self.p, "start", ev.Start(**start), "up", desired="up")
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    for driver in made.pools.all():
+        await driver.close()
+
+
+async def test_the_pid_file_comes_before_the_first_probe_and_the_handoff_after_it(world: World) -> None:
+    await world.up()
+    assert world.fakes.files.history == ["pid 4000", "handoff"]
+    entry = world.fakes.registry.get("p")
+    assert entry is not None and entry.health.ready and entry.engine_version == "fake-1" and entry.slots_total == 2
+    assert entry.perf_hints is not None and entry.perf_hints.first_token_ms == 20.0
+
+
+async def test_a_preload_answers_with_pid_and_handoff_path(world: World) -> None:
+    world.pools.add("p", world.config.pools[0])
+    operation = await world.start()
+    assert await operation.wait() == {"pool_id": "p", "pid": 4000, "handoff_path": "/run/engines/engine.json"}
+
+
+async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> None:
+    driver = await world.up()
+    seen: list[bool] = []
+    world.fakes.events.listen(lambda event: seen.append("p" in world.fakes.files.pids or view(driver.instance).live))
+    remove = world.fakes.files.remove_pid
+
+    def remove_and_look(pool_id: str) -> None:
+        remove(pool_id)
+        entry = world.fakes.registry.get(pool_id)
+        assert entry is not None and entry.health.live, "live may turn false only after this"
+
+    world.fakes.files.remove_pid = remove_and_look  # type: ignore[method-assign]
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=9))
+    await settle()
+    assert not view(driver.instance).live and "p" not in world.fakes.files.pids
+
+
+async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> None:
+    driver = await world.up()
+    world.fakes.files.log = ["CUDA error"]
+    world.fakes.launcher.processes[0].end(ExitRecord(code=7))
+    await settle()
+    assert view(driver.instance).state == "backoff" and driver.instance.last_error == "exit_code=7"
+    crash = next(event for event in world.fakes.told if event.type == "crash")
+    backoff = next(event for event in world.fakes.told if event.type == "backoff")
+    assert crash.fields["exit_code"] == 7 and crash.fields["crash_count"] == 1 and crash.fields["engine_version"] == "fake-1"
+    assert crash.fields["log_tail"] == ["CUDA error"]
+    assert backoff.fields["backoff_ms"] > 0 and backoff.fields["crash_reason"] == "process_exit"
+    assert backoff.fields["next_restart_at"] == world.fakes.clock.wall_ms() + backoff.fields["backoff_ms"]
+    await world.fakes.clock.advance(1.2)
+    assert view(driver.instance).ready and len(world.fakes.launcher.processes) == 2
+    assert world.fakes.records.counters["p"] == (1, 1)
+
+
+async def test_a_start_that_fails_tells_the_caller_why_and_is_tried_again(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.launcher.refuse = no_binary()
+    operation = await world.start()
+    with pytest.raises(EngineError, match="preload failed: cannot run /engine") as failed:
+        await operation.wait()
+    assert failed.value.http_status == 500 and failed.value.hint == "install it"
+    assert "cannot run /engine" in str(driver.instance.last_error)
+    world.fakes.launcher.refuse = None
+    await world.fakes.clock.advance(1.2)
+    assert view(driver.instance).ready
+
+
+async def test_a_wrong_configuration_is_not_tried_again(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.models.refuse = SpecError("cannot find the model /m.gguf", hint="check the path")
+    operation = await world.start()
+    with pytest.raises(EngineError, match=r"cannot find the model /m.gguf \(check the path\)"):
+        await operation.wait()
+    assert view(driver.instance).state == "failed" and driver.instance.reason == "config_error"
+
+
+async def test_a_submitted_engine_is_kept_durably_and_not_tried_again(world: World) -> None:
+    driver = world.pools.add("s")
+    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    world.fakes.launcher.refuse = no_binary()
+    operation = await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+    with pytest.raises(EngineError):
+        await operation.wait()
+    assert view(driver.instance).state == "failed"
+    assert world.store.pools["s"].submitted == {"binary_path": "/engine", "port": 9000}
+    assert world.fakes.types().count("warmup") == 0
+
+
+async def test_a_submitted_engine_is_not_warmed_up(world: World) -> None:
+    driver = world.pools.add("s")
+    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    operation = await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+    await operation.wait()
+    assert "warmup" not in world.fakes.types()
+
+
+async def test_a_second_start_is_refused_and_leaves_no_operation(world: World) -> None:
+    await world.up()
+    with pytest.raises(RequestError) as refused:
+        await world.start()
+    assert refused.value.error_code == "ALREADY_READY" and refused.value.http_status == 409
+    assert len(world.pools.operations.all()) == 1
+
+
+async def test_an_intent_that_cannot_be_written_is_not_acknowledged(world: World) -> None:
+    await world.up()
+    world.store.full = True
+    with pytest.raises(PoolError) as failed:
+        await world.pools.change(world.p, "hold", ev.Hold(), "now", held=True)
+    assert failed.value.http_status == 507
+
+
+async def test_drain_waits_for_the_last_lease_and_tells_how_it_went(world: World) -> None:
+    driver = await world.up()
+    lease = world.fakes.registry.grant("p")
+    operation = await world.pools.change(driver, "drain", ev.Drain(30_000, 0), "drained", desired="down")
+    await world.fakes.clock.advance(2)
+    assert operation.status == "running" and world.fakes.registry.get_draining("p")
+    with pytest.raises(RequestError, match="draining"):
+        world.fakes.registry.grant("p")
+    world.fakes.registry.release("p", lease.lease_id)
+    driver.leases_changed()
+    assert await operation.wait() == {"pool_id": "p", "force_stopped": False, "duration_ms": 2000, "final_lease_count": 0}
+    assert view(driver.instance).state == "offline" and world.store.pools["p"].desired == "down"
+
+
+async def test_leases_end_with_their_instance(world: World) -> None:
+    driver = await world.up()
+    world.fakes.registry.grant("p")
+    operation = await world.pools.change(driver, "drain", ev.Drain(100, 0), "drained", desired="down")
+    await world.fakes.clock.advance(0.2)
+    outcome = await operation.wait()
+    assert outcome["force_stopped"] is True and outcome["final_lease_count"] == 1
+    assert world.fakes.registry.get_active_leases("p") == 0
+
+
+async def test_a_lease_with_a_time_to_live_is_taken_back(world: World) -> None:
+    driver = await world.up()
+    world.fakes.registry.grant("p", expires_at=world.fakes.clock.monotonic() + 3)
+    driver.leases_changed(expiry=True)
+    await world.fakes.clock.advance(2.9)
+    assert world.fakes.registry.get_active_leases("p") == 1
+    await world.fakes.clock.advance(0.2)
+    assert world.fakes.registry.get_active_leases("p") == 0
+    assert "lease_expired" in world.fakes.types()
+
+
+async def test_a_stop_during_staging_cancels_it_and_tells_whoever_waits(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.models.stuck = True
+    starting = await world.start()
+    await settle()
+    stopping = await world.pools.change(driver, "stop", ev.Stop(), "down", desired="down")
+    await stopping.wait()
+    with pytest.raises(RequestError, match="cancelled"):
+        await starting.wait()
+    assert view(driver.instance).state == "offline"
+
+
+async def test_a_process_that_nobody_wants_any_more_is_killed(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    release = asyncio.Event()
+    launch = world.fakes.launcher.launch
+
+    async def slow(engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Any:
+        await release.wait()
+        return await launch(engine, epoch=epoch, grace_ms=grace_ms)
+
+    world.fakes.launcher.launch = slow  # type: ignore[method-assign]
+    await world.start()
+    await settle()
+    driver.post(ev.Stop())
+    driver.post(ev.Start())
+    await settle()
+    release.set()
+    await settle()
+    first, second = world.fakes.launcher.processes
+    assert first.signals == ["kill"] and second.signals == []
+    assert view(driver.instance).ready and driver.launch.process is second
+
+
+async def test_a_good_answer_from_another_program_on_the_port_is_not_believed() -> None:
+    world = World()
+    world.pools = Pools(
+        world.config, world.fakes.services(owns_port=lambda pid, port: False), world.store, world.store, world.new_id
+    )
+    driver = world.pools.add("p", world.config.pools[0])
+    operation = await world.start()
+    await world.fakes.clock.advance(1)
+    assert not view(driver.instance).ready and "another program" in driver.instance.probe_reason
+    await world.fakes.clock.advance(world.config.health.startup_timeout_ms / 1000)
+    with pytest.raises(EngineError, match="health check failed"):
+        await operation.wait()
+    await driver.close()
+
+
+async def test_readiness_is_asked_for_often_at_first(world: World) -> None:
+    world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = BAD
+    await world.start()
+    await world.fakes.clock.advance(0.2)
+    assert world.fakes.prober.probes >= 5
+
+
+async def test_an_external_engine_has_no_process_and_is_announced_once_it_answers() -> None:
+    world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = BAD
+    operation = await world.start()
+    await world.fakes.clock.advance(1)
+    assert view(driver.instance).state == "starting" and operation.status == "running"
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
+    await world.fakes.clock.advance(1)
+    assert (await operation.wait())["pid"] is None
+    assert world.fakes.launcher.processes == [] and world.fakes.files.pids == {}
+    await driver.close()
+
+
+async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -> None:
+    world = World(ids=["c", "a", "b"])
+    world.fakes.prober.result = BAD
+    await world.pools.boot({})
+    await settle()
+    states = {driver.pool_id: view(driver.instance).state for driver in world.pools.all()}
+    assert states == {"a": "starting", "b": "provisioning", "c": "provisioning"}
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
+    await world.fakes.clock.advance(2)
+    await settle(100)
+    assert [event.pool_id for event in world.fakes.told if event.type == "preload_succeeded"] == ["a", "b", "c"]
+    for driver in world.pools.all():
+        await driver.close()
+
+
+async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_daemon() -> None:
+    world = World(ids=["down", "held", "up"])
+    await world.pools.boot({
+        "down": StoredPool("down", desired="down", crash_count=4, restart_count=3), "held": StoredPool("held", held=True),
+        "sub": StoredPool("sub", desired="up", submitted={"binary_path": "/engine", "port": 9000}),
+    })  # fmt: skip
+    await world.fakes.clock.advance(1)
+    states = {driver.pool_id: view(driver.instance).state for driver in world.pools.all()}
+    assert states == {"down": "uninitialized", "held": "uninitialized", "sub": "ready", "up": "ready"}
+    entry = world.fakes.registry.get("down")
+    assert entry is not None and (entry.crash_count, entry.restart_count) == (4, 3)
+    for driver in world.pools.all():
+        await driver.close()
+
+
+async def test_shutdown_stops_everything_and_forgets_no_intent(world: World) -> None:
+    await world.up()
+    await world.pools.stop_all(1000)
+    assert world.fakes.launcher.processes[0].signals == ["term"]
+    assert world.store.pools["p"].desired == "up"
+    with pytest.raises(RequestError, match="shutting down"):
+        await world.start()
+
+
+async def test_an_error_in_one_pool_is_said_and_too_many_end_the_daemon(world: World) -> None:
+    driver = await world.up()
+    for _ in range(5):
+        driver.post(object())  # type: ignore[arg-type]
+    await settle()
+    assert world.fakes.types().count("internal_error") == 5
+    assert len(world.fakes.fatal) == 1
+
+
+async def test_a_helper_that_breaks_is_noticed(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("boom")
+
+    world.fakes.engines.prepare = broken  # type: ignore[method-assign]
+    operation = await world.start()
+    with pytest.raises(EngineError, match="boom"):
+        await operation.wait()
+    assert view(driver.instance).state == "backoff"
