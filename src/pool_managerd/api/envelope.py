@@ -1,0 +1,76 @@
+"""Responses: JSON, and the one shape every error has (SPEC §11.2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from pool_managerd.errors import PoolError
+
+CORRELATION_KEY = web.RequestKey("correlation_id", str)
+CORRELATION_HEADER = "X-Correlation-Id"
+_encode = json.JSONEncoder(separators=(",", ":"), default=str, allow_nan=False).encode
+_HTTP_CODES = {
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "BODY_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    400: "INVALID_PARAMS",
+}
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """``value`` as compact JSON."""
+    response = web.Response(body=_encode(value).encode("ascii"), status=status, headers=headers)
+    response.headers["Content-Type"] = "application/json"
+    return response
+
+
+def envelope(error: PoolError, correlation_id: str) -> dict[str, Any]:
+    """The error as a caller sees it. ``error`` repeats ``message`` under the name that older callers read."""
+    body: dict[str, Any] = {
+        "code": error.error_code,
+        "message": error.message,
+        "error": error.message,
+        "retriable": error.is_retriable,
+        "correlation_id": correlation_id,
+    }
+    optional = {
+        "hint": error.hint,
+        "retry_after_ms": error.retry_after_ms,
+        "pool_id": error.pool_id,
+        "details": error.details or None,
+    }
+    body.update({key: value for key, value in optional.items() if value is not None})
+    if isinstance(engine := error.details.get("engine"), str):
+        body["engine"] = engine
+    return body
+
+
+def error_response(error: PoolError, correlation_id: str) -> web.Response:
+    """The envelope with the error's status; 401 and the retriable ones carry the headers that go with them."""
+    headers: dict[str, str] = {}
+    if error.retry_after_ms is not None:
+        headers["Retry-After"] = str(max(1, -(-error.retry_after_ms // 1000)))
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="pool-managerd"'
+    return json_response(envelope(error, correlation_id), error.http_status, headers)
+
+
+def from_http_exception(error: web.HTTPException, correlation_id: str) -> web.Response:
+    """aiohttp's own refusals (unknown route, wrong method, body too large) in the same shape."""
+    message = {
+        404: "cannot find this path",
+        405: "cannot use this method on this path",
+        413: "cannot take a request body of more than 1 MiB",
+    }.get(error.status, f"cannot serve the request: {error.reason}")
+    code = _HTTP_CODES.get(error.status, "INVALID_PARAMS" if error.status < 500 else "INTERNAL")
+    hint = "GET /openapi.json lists what is served" if error.status in (404, 405) else None
+    failure = PoolError(message, code=code, status=error.status, hint=hint, retriable=False)
+    response = error_response(failure, correlation_id)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

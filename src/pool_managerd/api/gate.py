@@ -1,0 +1,128 @@
+"""What every request passes: correlation id, load limit, Host and Origin, token; and what every answer gets."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from pool_managerd.api.auth import Access
+from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY, error_response, from_http_exception
+from pool_managerd.api.guard import GuardedConnection
+from pool_managerd.config import is_pool_id
+from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.telemetry.logs import correlation_id
+from pool_managerd.telemetry.metrics import Metrics
+
+_SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+_AUTH_LOG_PER_SECOND = 5
+UNMATCHED = "unmatched"
+log = structlog.get_logger("pool_managerd.api")
+
+
+class Gate:
+    """The outermost middleware. ``labels`` maps a route's template to its metrics label; ``exempt`` needs no token."""
+
+    def __init__(
+        self, access: Access, metrics: Metrics, labels: Mapping[str, str], exempt: frozenset[str], max_requests: int
+    ) -> None:
+        self._access = access
+        self._metrics = metrics
+        self._labels = labels
+        self._exempt = exempt
+        self._max_requests = max_requests
+        self._running = 0
+        self._auth_logs = (0, 0)  # the second, and how many lines it has had
+
+    def middleware(self) -> Middleware:
+        """The aiohttp middleware."""
+
+        @web.middleware
+        async def gate(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            connection = request.transport.get_protocol() if request.transport is not None else None
+            guarded = connection if isinstance(connection, GuardedConnection) else None
+            if guarded is not None:
+                guarded.request_begins()
+            self._running += 1
+            try:
+                return await self._answer(request, handler, guarded)
+            finally:
+                self._running -= 1
+                if guarded is not None:
+                    guarded.request_ends()
+
+        return gate
+
+    async def _answer(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        guarded: GuardedConnection | None,
+    ) -> web.StreamResponse:
+        given = request.headers.get(CORRELATION_HEADER)
+        correlation = given if given is not None and _SANE_ID.match(given) else str(uuid.uuid4())
+        request[CORRELATION_KEY] = correlation
+        correlation_id.set(correlation)
+        resource = request.match_info.route.resource
+        label = UNMATCHED if resource is None else self._labels.get(resource.canonical, UNMATCHED)
+        response: web.StreamResponse
+        try:
+            self._admit(request, label, guarded)
+            response = await handler(request)
+        except PoolError as error:
+            response = error_response(_placed(error, request), correlation)
+        except web.HTTPException as error:
+            response = from_http_exception(error, correlation)
+        except Exception:  # the boundary of a request: the caller gets an id, the log the rest
+            log.exception("A request failed unexpectedly", action="request_failed", route=label, method=request.method)
+            hint = f"the daemon's log has the details under correlation id {correlation}"
+            response = error_response(PoolError("cannot serve the request: an unexpected error occurred", hint=hint), correlation)
+        if not response.prepared:
+            response.headers[CORRELATION_HEADER] = correlation
+            response.headers["X-Content-Type-Options"] = "nosniff"
+        self._metrics.http_request(label, request.method, response.status)
+        return response
+
+    def _admit(self, request: web.Request, label: str, guarded: GuardedConnection | None) -> None:
+        headers = request.headers
+        if self._running > self._max_requests and label != "/health":
+            raise NodeError("cannot take more requests at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
+        self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN))
+        if label in self._exempt:
+            return
+        try:
+            self._access.check_token(
+                headers.get(hdrs.AUTHORIZATION), peer_is_loopback=guarded is not None and guarded.peer_is_loopback
+            )
+        except RequestError as error:
+            self._log_refusal(request, label, error)
+            raise
+
+    def _log_refusal(self, request: web.Request, label: str, error: RequestError) -> None:
+        second = int(time.monotonic())
+        count = self._auth_logs[1] + 1 if self._auth_logs[0] == second else 1
+        self._auth_logs = (second, count)
+        if count <= _AUTH_LOG_PER_SECOND:  # a flood of bad requests must not become a flood of log lines
+            log.warning(
+                "A request without the right token was refused",
+                action="auth_failed",
+                identity=request.remote,
+                endpoint=label,
+                method=request.method,
+                reason=error.error_code,
+            )
+
+
+def _placed(error: PoolError, request: web.Request) -> PoolError:
+    """The error with the pool of the path, where whoever raised it did not say which pool it was about."""
+    given = request.match_info.get("pool_id")
+    if error.pool_id is None and given is not None and is_pool_id(given):
+        error.pool_id = given
+    return error

@@ -1,0 +1,133 @@
+"""Connections under limits: how many there are, and how long one may take to send a request's head."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from pool_managerd.api.auth import is_loopback
+
+HEAD_TIMEOUT_S = 10.0
+_REFUSAL_BODY = (
+    b'{"code":"TOO_MANY_CONNECTIONS","message":"cannot take another connection","error":"cannot take another connection",'
+    b'"retriable":true,"retry_after_ms":1000,"correlation_id":"-"}'
+)
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: " + str(len(_REFUSAL_BODY)).encode() + b"\r\n\r\n" + _REFUSAL_BODY
+)
+
+
+class Connections:
+    """The connections of one listening socket.
+
+    At ``limit`` the one idle for longest makes room; when all of them work, the new one is refused.
+
+    The head of a request must be complete ``head_timeout`` seconds after its first byte (and after connecting);
+    a client that dribbles is cut off (slowloris).
+    """
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float = HEAD_TIMEOUT_S) -> None:
+        self._protocol = protocol
+        self.limit = limit
+        self.head_timeout = head_timeout
+        self.open: set[GuardedConnection] = set()
+        self.idle: dict[GuardedConnection, None] = {}  # oldest first
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> asyncio.Protocol:
+        return GuardedConnection(self, self._protocol())
+
+    def start(self) -> None:
+        """Begin to look for clients that take too long. To be called in the loop; ``stop`` ends it."""
+        self._sweeper = asyncio.get_running_loop().call_later(self.head_timeout / 10, self._sweep)
+
+    def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def admit(self) -> bool:
+        """Whether one more connection may stay, after an idle one made room if need be."""
+        if len(self.open) < self.limit:
+            return True
+        if not self.idle:
+            return False
+        next(iter(self.idle)).abort()
+        return True
+
+    def _sweep(self) -> None:
+        limit = asyncio.get_running_loop().time() - self.head_timeout
+        for connection in [c for c in self.open if 0 < c.head_since < limit]:
+            connection.abort()
+        self.start()
+
+
+class GuardedConnection(asyncio.Protocol):
+    """One connection: passes everything on to the HTTP protocol and keeps the time."""
+
+    def __init__(self, owner: Connections, inner: asyncio.Protocol) -> None:
+        self._owner = owner
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._refused = False
+        self.head_since = 0.0  # loop time at which the head that is being received began; 0 = none is
+        self.peer_is_loopback = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._owner.admit():
+            self._refused = True
+            self._transport.write(_REFUSAL)
+            self._transport.close()
+            return
+        self._owner.open.add(self)
+        self._owner.idle[self] = None
+        self.head_since = self._loop.time()
+        peer: Any = transport.get_extra_info("peername")
+        self.peer_is_loopback = isinstance(peer, tuple) and is_loopback(str(peer[0]))
+        self._inner.connection_made(transport)
+
+    def request_begins(self) -> None:
+        """The head is complete and a handler runs."""
+        self.head_since = 0.0
+        self._owner.idle.pop(self, None)
+
+    def request_ends(self) -> None:
+        if self in self._owner.open:
+            self._owner.idle[self] = None
+
+    def abort(self) -> None:
+        """Close at once, without waiting for what is still to be sent."""
+        self._forget()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self.head_since == 0.0 and self in self._owner.idle:
+            self.head_since = self._loop.time()
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._refused else self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        if not self._refused:
+            self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        if not self._refused:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if not self._refused:
+            self._inner.resume_writing()
+
+    def _forget(self) -> None:
+        self._owner.open.discard(self)
+        self._owner.idle.pop(self, None)

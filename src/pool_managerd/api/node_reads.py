@@ -1,0 +1,37 @@
+"""Reads about the node as a whole."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from pool_managerd.api.context import ApiContext
+from pool_managerd.api.envelope import CORRELATION_KEY, envelope, json_response
+from pool_managerd.errors import NodeError
+from pool_managerd.telemetry.metrics import CONTENT_TYPE
+
+
+async def health(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response({"status": "ok", "version": context.node.version})
+
+
+async def ready(context: ApiContext, request: web.Request) -> web.Response:
+    """200 when every pool that is to be preloaded is ready; else 503 with those that are not."""
+    is_ready, missing = context.node.readiness()
+    answer = {"ready": is_ready, "pools": missing}
+    if is_ready:
+        return json_response(answer)
+    names = ", ".join(str(pool.get("pool_id")) for pool in missing[:8])
+    error = NodeError(f"cannot serve yet: not ready: {names}", code="POOL_UNREADY")
+    return json_response(envelope(error, request[CORRELATION_KEY]) | answer, 503)
+
+
+async def metrics(context: ApiContext, _request: web.Request) -> web.Response:
+    return web.Response(body=context.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def snapshots(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.snapshots())
+
+
+async def capabilities(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.capabilities())

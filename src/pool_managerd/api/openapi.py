@@ -1,0 +1,130 @@
+"""The OpenAPI 3.1 document and its readable form, made from the route table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from pool_managerd.api.routing import Route
+from pool_managerd.api.schemas import ErrorEnvelope
+from pool_managerd.api.table import ROUTES
+from pool_managerd.config import POOL_ID_PATTERN
+
+CONTROL_API_VERSION = "2.0.0"
+_REF = "#/components/schemas/{model}"
+
+
+def document(routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
+    """Everything that is served, as OpenAPI 3.1. The same table always gives the same document."""
+    routes = tuple(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        for index, path in enumerate(route.paths):
+            paths.setdefault(path, {})[route.method.lower()] = _operation(route, path, canonical=index == 0)
+    models: set[type[BaseModel]] = {ErrorEnvelope}
+    for route in routes:
+        models |= {model for model in (*route.answers.values(), route.body) if model is not None}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema([(model, "validation") for model in ordered], ref_template=_REF)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pool-managerd control API",
+            "version": CONTROL_API_VERSION,
+            "description": "Paths under /v1 are canonical; /v2 and, where listed, bare paths are the same operations.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "http://127.0.0.1:9200"}],
+        "security": [{"bearer": []}, {}],
+        "paths": dict(sorted(paths.items())),
+        "components": {"schemas": schemas["$defs"], "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def markdown(routes: Iterable[Route] = ROUTES) -> str:
+    """The reference page of the HTTP API."""
+    lines = [
+        "# HTTP API",
+        "",
+        "Served on `daemon.bind` (default `127.0.0.1:9200`) under `/v1`, with `/v2` as an alias of everything; paths marked",
+        "*bare* also without a prefix. The whole contract in OpenAPI 3.1 is in [openapi.json](openapi.json), and served at",
+        "`/openapi.json`.",
+        "",
+        "A bearer token is needed as soon as one is configured, except where marked *open*. Every error has one shape:",
+        "`{code, message, error, hint?, retriable, retry_after_ms?, pool_id?, engine?, details?, correlation_id}`.",
+        "",
+        "| Method | Path | What | Answers | Errors | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for route in routes:
+        marks = ", ".join(mark for mark, on in (("bare", route.bare), ("open", route.exempt)) if on)
+        query = "".join(f" `?{q.name}=`" for q in route.query)
+        answers = ", ".join(f"{status}" for status in sorted(route.answers))
+        errors = ", ".join(map(str, route.errors))
+        lines.append(f"| {route.method} | `/v1{route.path}`{query} | {route.summary} | {answers} | {errors} | {marks} |")
+    return "\n".join([*lines, ""])
+
+
+def _operation(route: Route, path: str, *, canonical: bool) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route, path),
+        "summary": route.summary,
+        "responses": _responses(route),
+    }
+    if not canonical:
+        operation["description"] = f"The same as {route.method} {route.paths[0]}."
+    if parameters := [*_path_parameters(route), *_query_parameters(route)]:
+        operation["parameters"] = parameters
+    if route.body is not None:
+        content = {"application/json": {"schema": {"$ref": _REF.format(model=route.body.__name__)}}}
+        required = any(field.is_required() for field in route.body.model_fields.values()) and route.method == "PUT"
+        operation["requestBody"] = {"required": required, "content": content}
+    if route.exempt:
+        operation["security"] = []
+    return operation
+
+
+def _operation_id(route: Route, path: str) -> str:
+    words = [part.strip("{}") for part in path.split("/") if part]
+    return "_".join([route.method.lower(), *words])
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for status, model in route.answers.items():
+        schema: dict[str, Any] = {"type": "string"} if model is None else {"$ref": _REF.format(model=model.__name__)}
+        if route.many:
+            schema = {"type": "array", "items": schema}
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": {route.media: {"schema": schema}}}
+    problem = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorEnvelope.__name__)}}}
+    for status in sorted({*route.errors, *(() if route.exempt else (401,)), 403, 421}):
+        responses.setdefault(str(status), {"description": _phrase(status), "content": problem})
+    return dict(sorted(responses.items()))
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+    patterns = {"pool_id": POOL_ID_PATTERN}
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": patterns.get(name, "^[A-Za-z0-9._-]{1,128}$")},
+        }
+        for name in names
+    ]
+
+
+def _query_parameters(route: Route) -> list[dict[str, Any]]:
+    return [
+        {"name": q.name, "in": "query", "required": False, "description": q.description, "schema": q.schema} for q in route.query
+    ]

@@ -1,0 +1,61 @@
+"""Reads about pools: none of them waits for anything."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from pool_managerd.api.context import ApiContext
+from pool_managerd.api.envelope import json_response
+from pool_managerd.api.requests import pool_id, token_id
+from pool_managerd.errors import RequestError
+
+
+async def pools(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.statuses())
+
+
+async def status(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.status(pool_id(request)))
+
+
+async def health(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.health(pool_id(request)))
+
+
+async def command(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.command(pool_id(request)))
+
+
+async def explain(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(await context.node.explain(pool_id(request)))
+
+
+async def crashes(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = request.query.get("pool_id")
+    return json_response(context.node.crashes(wanted))
+
+
+async def pool_crashes(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = pool_id(request)
+    context.node.status(wanted)  # 404 for a pool that does not exist
+    return json_response(context.node.crashes(wanted))
+
+
+async def operations(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.operations())
+
+
+async def operation(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.operation(_operation_id(request)))
+
+
+async def pool_operation(context: ApiContext, request: web.Request) -> web.Response:
+    wanted, operation_id = pool_id(request), _operation_id(request)
+    found = context.node.operation(operation_id)
+    if found.get("pool_id") != wanted:
+        raise RequestError(f"operation {operation_id} of pool {wanted} not found", code="OPERATION_NOT_FOUND", status=404)
+    return json_response(found)
+
+
+def _operation_id(request: web.Request) -> str:
+    return token_id(request, "operation_id", "OPERATION_NOT_FOUND", "operation")

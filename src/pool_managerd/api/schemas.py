@@ -1,0 +1,197 @@
+"""Bodies of requests and answers, for checking what comes in and for the OpenAPI document.
+
+The models are built when first used (``defer_build``): most serve the document alone, and the daemon starts without them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_DEADLINE_MS = 86_400_000
+MAX_TTL_MS = 604_800_000
+
+
+class Body(BaseModel):
+    """A request body: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
+
+
+class Answer(BaseModel):
+    """An answer: the keys named here are promised, later versions may add some."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+
+
+class NoBody(Body):
+    """No body, or an empty object."""
+
+
+class DrainBody(Body):
+    deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
+        None, description="How long leases may take to end; lifecycle.drain_deadline_ms when absent."
+    )
+
+
+class LeaseBody(Body):
+    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Who holds it, for people to read."
+    )
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
+        None, description="Ends by itself after this long; absent: never."
+    )
+
+
+class RenewBody(Body):
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)]
+
+
+class PreparedBody(BaseModel):
+    """A PreparedEngine, run verbatim; also accepted wrapped as ``{"prepared": {…}}``. No body: the configured pool."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+    binary_path: str
+    port: int
+    flags: list[str] = []
+    host: str = "127.0.0.1"
+    pool_id: str | None = None
+    replica_id: str = "r0"
+    model_path: str | None = None
+    engine: str = "llamacpp"
+    engine_version: str = "unknown"
+    device_mask: str | None = None
+    slots_total: int = 1
+    env: dict[str, str] = {}
+
+
+class ErrorEnvelope(Answer):
+    """Every error has this shape. ``error`` repeats ``message`` for older callers."""
+
+    code: str
+    message: str
+    error: str
+    retriable: bool
+    correlation_id: str
+    hint: str | None = None
+    retry_after_ms: int | None = None
+    pool_id: str | None = None
+    engine: str | None = None
+    details: dict[str, Any] | None = None
+
+
+class Health(Answer):
+    status: str
+    version: str
+
+
+class PoolProblem(Answer):
+    pool_id: str
+    state: str
+    last_error: str | None = None
+
+
+class Ready(Answer):
+    ready: bool
+    pools: list[PoolProblem] = Field(description="The pools that are not ready.")
+
+
+class PoolStatus(Answer):
+    pool_id: str
+    state: str
+    live: bool
+    ready: bool
+    draining: bool
+    active_leases: int
+    slots_total: int | None = None
+    slots_free: int | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    model_id: str | None = None
+    model_ref: str | None = None
+    model_path: str | None = None
+    device_mask: str | None = None
+    replica_id: str | None = None
+    crash_count: int = 0
+    restart_count: int = 0
+    last_error: str | None = None
+    last_heartbeat_ms: int | None = None
+    circuit_state: str | None = None
+    pid: int | None = None
+    url: str | None = None
+    isolation: str | None = None
+    reason: str | None = None
+    held: bool = False
+    next_restart_at_ms: int | None = None
+    preload: dict[str, Any] | None = None
+    perf: dict[str, Any] | None = None
+
+
+class PoolHealth(Answer):
+    live: bool
+    ready: bool
+    draining: bool
+    metrics: dict[str, Any]
+
+
+class Preloaded(Answer):
+    pool_id: str
+    pid: int | None = None
+    handoff_path: str | None = None
+
+
+class OperationAnswer(Answer):
+    operation_id: str
+    kind: str
+    pool_id: str | None = None
+    status: str
+    outcome: dict[str, Any] | None = None
+
+
+class LeaseGiven(Answer):
+    lease_id: str
+    active_leases: int
+
+
+class LeaseCount(Answer):
+    active_leases: int
+
+
+class Lease(Answer):
+    lease_id: str
+    holder: str | None = None
+    given_at_ms: int | None = None
+    expires_at_ms: int | None = None
+
+
+class Command(Answer):
+    pool_id: str
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str | None = None
+
+
+class Registered(Answer):
+    pool_id: str
+    registered: bool
+
+
+class Explanation(Answer):
+    pool_id: str
+    would: str
+    steps: list[Any]
+    blockers: list[Any]
+
+
+class Crash(Answer):
+    pool_id: str | None = None
+
+
+class Snapshots(Answer):
+    version: int
+    pools: list[dict[str, Any]]
+
+
+class Capabilities(Answer):
+    """What this daemon can do."""

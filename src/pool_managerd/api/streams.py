@@ -1,0 +1,161 @@
+"""Endless answers: the event stream (SSE) and the engine's log. Bounded in number, and a stuck reader is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from pool_managerd.api.context import ApiContext
+from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY
+from pool_managerd.api.facade import Event
+from pool_managerd.api.requests import number, pool_id, switch
+from pool_managerd.errors import NodeError, RequestError
+
+MAX_EVENT_ID = 2**63 - 1
+_REPLAY_GAP_S = 0.05
+_LOG_CHUNK_BYTES = 64 * 1024
+
+
+async def events(context: ApiContext, request: web.Request) -> web.StreamResponse:
+    """Server-sent events with ids; ``Last-Event-ID`` (or ``?after=``) resumes. ``?follow=false`` ends after the past."""
+    after = _last_event_id(request)
+    follow = switch(request, "follow", default=True)
+    if after is None and not follow:
+        after = 0
+    async with _stream(context, request, "text/event-stream") as response:
+        subscription = context.node.events.subscribe(after)
+        pending: asyncio.Task[Event] | None = None
+        closing = asyncio.ensure_future(context.closing.wait())
+        patience = context.streams.heartbeat_s if follow else _REPLAY_GAP_S
+        try:
+            await _send(context, response, b"retry: 1000\n\n")
+            while True:
+                pending = pending or asyncio.ensure_future(subscription.__anext__())
+                await asyncio.wait({pending, closing}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                if pending.done():
+                    event = pending.result()  # StopAsyncIteration: cut off for being slow; the client resumes by id
+                    pending = None
+                    if event.journal:
+                        await _send(context, response, event_frame(event))
+                elif closing.done() or not follow:
+                    break
+                else:
+                    await _send(context, response, b": still here\n\n")
+        except StopAsyncIteration:
+            pending = None
+        finally:
+            subscription.close()
+            for task in (pending, closing):
+                if task is not None:
+                    task.cancel()
+    return response
+
+
+async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
+    """The last lines of the engine's log; ``?follow=true`` goes on with what is appended."""
+    wanted = pool_id(request)
+    lines = number(request, "lines", 200, 0, 10_000) or 0
+    follow = switch(request, "follow", default=False)
+    if lines:
+        tail = await asyncio.to_thread(context.node.log_tail, wanted, lines)
+    else:
+        context.node.status(wanted)  # 404 for a pool that does not exist
+        tail = []
+    text = "".join(f"{line}\n" for line in tail).encode("utf-8", "replace")
+    if not follow:
+        return web.Response(body=text, headers={"Content-Type": "text/plain; charset=utf-8"})
+    path = context.node.log_path(wanted)
+    position = await asyncio.to_thread(_end_of, path)
+    async with _stream(context, request, "text/plain; charset=utf-8") as response:
+        await _send(context, response, text)
+        while not context.closing.is_set():
+            chunk, position = await asyncio.to_thread(_read_on, path, position)
+            if chunk:
+                await _send(context, response, chunk)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(context.closing.wait(), context.streams.poll_s)
+    return response
+
+
+def event_frame(event: Event) -> bytes:
+    """One SSE frame. The data repeats id and type, with the event's fields beside them."""
+    data = dict(event.fields) | {
+        "id": event.id,
+        "ts_ms": event.ts_ms,
+        "type": event.type,
+        "level": event.level,
+        "pool_id": event.pool_id,
+        "human": event.human,
+    }
+    return f"id: {event.id}\nevent: {event.type}\ndata: {json.dumps(data, default=str, separators=(',', ':'))}\n\n".encode()
+
+
+@contextlib.asynccontextmanager
+async def _stream(context: ApiContext, request: web.Request, media: str) -> AsyncIterator[web.StreamResponse]:
+    if context.open_streams >= context.streams.max_streams:
+        raise NodeError("cannot open another stream: too many are open", code="TOO_MANY_REQUESTS", retry_after_ms=5000)
+    headers = {
+        "Content-Type": media,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        CORRELATION_HEADER: request[CORRELATION_KEY],
+    }
+    response = web.StreamResponse(headers=headers)
+    context.open_streams += 1
+    try:
+        await response.prepare(request)
+        yield response
+        await asyncio.wait_for(response.write_eof(), context.streams.write_timeout_s)
+    except (TimeoutError, ConnectionResetError):
+        if request.transport is not None:
+            request.transport.abort()  # a reader that takes nothing keeps nothing
+    finally:
+        context.open_streams -= 1
+
+
+async def _send(context: ApiContext, response: web.StreamResponse, data: bytes) -> None:
+    if data:
+        await asyncio.wait_for(response.write(data), context.streams.write_timeout_s)
+
+
+def _last_event_id(request: web.Request) -> int | None:
+    header = request.headers.get("Last-Event-ID")
+    if header is None:
+        return number(request, "after", None, 0, MAX_EVENT_ID)
+    if not (header.isascii() and header.isdigit() and len(header) <= 19):
+        raise RequestError("cannot resume: the Last-Event-ID header is not an event id")
+    return int(header)
+
+
+def _end_of(path: Path) -> tuple[int, int]:
+    try:
+        found = path.lstat()
+    except OSError:
+        return (0, 0)
+    return (found.st_ino, found.st_size)
+
+
+def _read_on(path: Path, position: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+    """What was appended since ``position`` (inode, offset); a rotated or truncated log is read from its start."""
+    inode, offset = position
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return b"", position
+    try:
+        found = os.fstat(fd)
+        if found.st_ino != inode or found.st_size < offset:
+            inode, offset = found.st_ino, 0
+        data = os.pread(fd, _LOG_CHUNK_BYTES, offset)
+    except OSError:
+        return b"", position
+    finally:
+        os.close(fd)
+    return data, (inode, offset + len(data))

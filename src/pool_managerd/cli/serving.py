@@ -1,0 +1,112 @@
+"""Commands that run or check the daemon itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pool_managerd._version import __version__
+from pool_managerd.cli.client import DEFAULT_CONFIG
+from pool_managerd.cli.exits import NO, USAGE, CommandFailed
+from pool_managerd.cli.options import ConfigFile, Output
+from pool_managerd.cli.output import Format, facts, show
+from pool_managerd.errors import PoolError, SpecError
+
+if TYPE_CHECKING:
+    from pool_managerd.config import Config
+
+Bind = Annotated[
+    str | None, typer.Option("--bind", metavar="HOST:PORT", help="Where the control API listens.", show_default=False)
+]
+RuntimeDir = Annotated[
+    Path | None, typer.Option("--runtime-dir", help="Pid files, handoff files, engine logs.", show_default=False)
+]
+StateDir = Annotated[Path | None, typer.Option("--state-dir", help="What survives a restart.", show_default=False)]
+CheckedFile = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="Configuration file: YAML or TOML.", show_default=False)
+]
+
+
+def serve(config: ConfigFile = None, bind: Bind = None, runtime_dir: RuntimeDir = None, state_dir: StateDir = None) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; a second one stops hard."""
+    overrides = {"daemon.bind": bind, "daemon.runtime_dir": runtime_dir, "daemon.state_dir": state_dir}
+    loaded = _load(_config_path(config), overrides)
+    from pool_managerd import daemon
+
+    try:
+        code = asyncio.run(daemon.serve(loaded, os.environ))
+    except SpecError as error:
+        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.error_code) from error
+    except PoolError as error:
+        raise CommandFailed(error.message, NO, hint=error.hint, code=error.error_code) from error
+    raise typer.Exit(code)
+
+
+def demo() -> None:
+    """Run a small bundled model under supervision and ask it something."""
+    from pool_managerd.cli.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+def config_check(file: CheckedFile = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Check a configuration file, with the environment applied. Exits 1 when it cannot be used, 2 when there is none."""
+    path = _config_path(file or config)
+    if not path.is_file():
+        raise CommandFailed(f"cannot read {path}: no such file", USAGE)
+    answer: dict[str, Any] = {"ok": True, "file": str(path)}
+    failure: CommandFailed | None = None
+    try:
+        loaded = _load(path, {})
+        from pool_managerd import daemon
+
+        daemon.check(loaded, os.environ)
+        answer |= {"profile": loaded.profile, "bind": loaded.daemon.bind, "pools": [pool.id for pool in loaded.pools]}
+    except SpecError as error:
+        failure = CommandFailed(error.message, NO, hint=error.hint)
+    except CommandFailed as error:
+        failure = CommandFailed(error.message, NO, hint=error.hint)
+    if failure is not None:
+        answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
+    if failure is None or output is Format.JSON:
+        show(answer, output, lambda found: facts((key, ", ".join(v) if isinstance(v, list) else v) for key, v in found.items()))
+    if failure is not None:
+        raise failure
+
+
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    from pool_managerd.config_load import config_schema_text
+
+    sys.stdout.write(config_schema_text())
+
+
+def version(output: Output = Format.TABLE) -> None:
+    """Print the version."""
+    show({"version": __version__}, output, lambda found: print(found["version"]))
+
+
+def _config_path(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if DEFAULT_CONFIG.is_file():
+        return DEFAULT_CONFIG
+    raise CommandFailed(
+        f"cannot find a configuration: no --config was given and there is no ./{DEFAULT_CONFIG}",
+        USAGE,
+        hint="give one with --config FILE, or try: pool-managerd demo",
+    )
+
+
+def _load(path: Path, overrides: dict[str, Any]) -> Config:
+    from pool_managerd.config_load import load_config
+
+    try:
+        return load_config(path, env=os.environ, overrides=overrides)
+    except SpecError as error:
+        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.error_code) from error

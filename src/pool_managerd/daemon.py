@@ -1,0 +1,182 @@
+"""The composition root of the standalone daemon: node, control API, metrics, logs, signals and systemd, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pool_managerd._version import __version__
+from pool_managerd.api.auth import Access, Token, resolve_access
+from pool_managerd.api.server import ApiServer, listen
+from pool_managerd.config import Config
+from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.node import PoolManager
+from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
+from pool_managerd.telemetry.metrics import Metrics
+from pool_managerd.telemetry.sd_notify import Notifier
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A node whose control API answers at ``url``."""
+
+    node: PoolManager
+    url: str
+
+
+def check(config: Config, env: Mapping[str, str]) -> None:
+    """Raises SpecError for what the schema cannot see: tokens, addresses off loopback, label names."""
+    resolve_access(config, env)
+    Metrics(config.telemetry.labels)
+
+
+@contextlib.asynccontextmanager
+async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[Any], None]) -> AsyncIterator[Served]:
+    """The node with its control API and metrics, until the block ends; then everything is drained and stopped.
+
+    ``listeners`` see every event from the first on. Raises SpecError for a configuration that must not be served,
+    NodeError when an address or the state directory cannot be had.
+    """
+    access, _ = resolve_access(config, env)
+    metrics = Metrics(config.telemetry.labels)
+    node = PoolManager(config)
+    node.claim()  # before the port: a second daemon is told who the first one is, not that its port is taken
+    with _sockets(config) as (listener, metrics_listener):
+        metrics.attach(node.statuses)
+        for listen_to in (metrics.on_event, *listeners):
+            node.events.listen(listen_to)
+        async with node:
+            server = ApiServer(node, access, metrics)
+            try:
+                await server.start(listener, metrics_listener)
+                yield Served(node, _url(listener))
+            finally:
+                await node.shutdown()  # the API goes on answering meanwhile, so that everybody can see how far it is
+                await server.close()
+
+
+async def serve(config: Config, env: Mapping[str, str]) -> int:
+    """Run the daemon until SIGTERM or SIGINT; a second one stops hard. Returns the exit code: 0 after a clean stop.
+
+    Raises what ``serving`` raises.
+    """
+    access, token = _access(config, env)
+    logs = configure_logging(_log_options(config, token))
+    try:
+        _first_lines(logs, config, access, token)
+        return await _serve(config, env, logs)
+    except PoolError as error:
+        logs.write("error", "refused", error.message, fields={"code": error.error_code, "hint": error.hint})
+        raise
+    finally:
+        logs.close()
+
+
+async def _serve(config: Config, env: Mapping[str, str], logs: Logging) -> int:
+    notifier = Notifier(env)
+    stopping = StopSignals(logs)
+    with stopping.installed():
+        async with serving(config, env, logs.log_event) as served:
+            logs.write(
+                "info", "serving", f"The control API answers at {served.url}", fields={"url": served.url, "pid": os.getpid()}
+            )
+            notifier.send("READY=1", f"STATUS=serving at {served.url}")
+            watchdog = asyncio.create_task(notifier.keep_alive())
+            await stopping.first.wait()
+            notifier.send("STOPPING=1")
+            await stop_node(served.node, stopping)
+            watchdog.cancel()
+    logs.write("info", "stopped", "The daemon stopped; its engines are down")
+    return 0
+
+
+async def stop_node(node: PoolManager, stopping: StopSignals) -> None:
+    """Drain and stop; a second signal cuts the drains short and kills."""
+    gentle = asyncio.create_task(node.shutdown())
+    second = asyncio.create_task(stopping.second.wait())
+    try:
+        await asyncio.wait({gentle, second}, return_when=asyncio.FIRST_COMPLETED)
+        if not gentle.done():
+            await node.shutdown(hard=True)
+        await gentle
+    finally:
+        second.cancel()
+
+
+class StopSignals:
+    """SIGTERM, SIGINT (and SIGHUP, when the terminal goes away) as two events: asked once, asked again."""
+
+    def __init__(self, logs: Logging | None = None) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._logs = logs
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals inside the block."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._arrived, number)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _arrived(self, number: signal.Signals) -> None:
+        again = self.first.is_set()
+        if self._logs is not None:
+            human = (
+                f"{number.name} again: stopping at once"
+                if again
+                else f"{number.name}: draining and stopping; once more stops at once"
+            )
+            self._logs.write("warn" if again else "info", "signal", human, fields={"signal": number.name})
+        (self.second if again else self.first).set()
+
+
+def _access(config: Config, env: Mapping[str, str]) -> tuple[Access, Token | None]:
+    """The access rules; a refusal is an audit event in the log, too (SEC-AUTH-5002)."""
+    try:
+        return resolve_access(config, env)
+    except SpecError as error:
+        logs = configure_logging(_log_options(config, None))
+        action = "startup_bind_refused" if error.error_code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"
+        logs.write("error", action, error.message, fields={"code": error.error_code, "bind": config.daemon.bind})
+        logs.close()
+        raise
+
+
+def _first_lines(logs: Logging, config: Config, access: Access, token: Token | None) -> None:
+    if config.profile == "dev":
+        logs.write("warn", "profile", "Profile dev: engines may run on CPU here, where the other profiles demand a GPU")
+    if token is not None:
+        optional = ", which loopback callers may leave out" if access.optional_on_loopback else ""
+        logs.write("info", "auth", f"The control API asks for a token{optional}", fields={"token_fp6": token.fp6})
+
+
+def _log_options(config: Config, token: Token | None) -> LogOptions:
+    secrets = () if token is None else (token.value,)
+    return LogOptions(__version__, config.telemetry.log_format, config.telemetry.labels, secrets)
+
+
+@contextlib.contextmanager
+def _sockets(config: Config) -> Iterator[tuple[socket.socket, socket.socket | None]]:
+    """The listening sockets, taken first: a port that is taken is then known before anything has been started."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(config.daemon.bind))
+        extra = None if config.daemon.metrics_bind is None else stack.enter_context(listen(config.daemon.metrics_bind))
+        yield listener, extra
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

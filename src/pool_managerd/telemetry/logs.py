@@ -1,0 +1,205 @@
+"""Structured logs (SPEC §14): JSON Lines with the keys at the top level, or a readable form on a terminal.
+
+Libraries log through structlog's API and never configure it; the daemon and the CLI call ``configure_logging`` once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol, TextIO
+
+import structlog
+from structlog.typing import EventDict
+
+from pool_managerd.telemetry.redaction import Redactor
+from pool_managerd.telemetry.sink import LogSink
+
+SERVICE = "pool-managerd"
+HUMAN_MAX_CHARS = 160
+_MESSAGE_MAX_CHARS = 8192
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+_FIRST_KEYS = ("ts", "level", "action", "human", "pool_id")
+_LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "critical": 50}
+_COLOURS = {"warn": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m", "debug": "\x1b[2m"}
+
+
+class LoggableEvent(Protocol):
+    """What of an event of the node's journal a log line is made of."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def ts_ms(self) -> int: ...
+    @property
+    def pool_id(self) -> str | None: ...
+    @property
+    def human(self) -> str: ...
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
+    @property
+    def journal(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """``format`` auto = pretty on a terminal, else JSON. ``labels`` go on every line; ``secrets`` on none."""
+
+    version: str
+    format: Literal["auto", "json", "pretty"] = "auto"
+    labels: Mapping[str, str] | None = None
+    secrets: tuple[str, ...] = ()
+    level: str = "info"
+
+
+class Logging:
+    """The configured logging of this process. ``close`` flushes it; ``log_event`` is a listener of the node's events."""
+
+    def __init__(self, options: LogOptions, sink: LogSink, *, pretty: bool, colour: bool) -> None:
+        self._options = options
+        self._sink = sink
+        self._redactor = Redactor(options.secrets)
+        self._render: Callable[[dict[str, Any]], str] = _pretty(colour) if pretty else _json_line
+        self._floor = _LEVELS.get(options.level, 20)
+
+    @property
+    def dropped_total(self) -> int:
+        """Lines lost because the reader of the log was too slow."""
+        return self._sink.dropped_total
+
+    def log_event(self, event: LoggableEvent) -> None:
+        """Write a journalled event as one line; probes and leases (``journal=False``) are for metrics only."""
+        if event.journal:
+            self.write(event.level, event.type, event.human, event.pool_id, event.fields, ts_ms=event.ts_ms)
+
+    def write(
+        self,
+        level: str,
+        action: str,
+        human: str,
+        pool_id: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        ts_ms: int = 0,
+    ) -> None:
+        """Write one line. Never blocks and never raises for what it was given."""
+        level = "warn" if level == "warning" else level
+        if _LEVELS.get(level, 20) < self._floor:
+            return
+        line: dict[str, Any] = dict(self._redactor.mapping(fields or {}))
+        line.update(self._options.labels or {})
+        line |= {
+            "ts": _timestamp(ts_ms),
+            "level": level,
+            "service": SERVICE,
+            "version": self._options.version,
+            "emitted_by": f"{SERVICE}@{self._options.version}",
+            "actor": SERVICE,
+            "action": action,
+            "target": pool_id or line.get("target") or SERVICE,
+            "human": _clip(self._redactor.text(human)),
+        }
+        if len(human) > HUMAN_MAX_CHARS:
+            line.setdefault("message", self._redactor.text(human)[:_MESSAGE_MAX_CHARS])
+        if pool_id is not None:
+            line["pool_id"] = pool_id
+        if "correlation_id" not in line and (request := correlation_id.get()) is not None:
+            line["correlation_id"] = request
+        self._sink.write(self._render(line))
+
+    def close(self, timeout: float = 2.0) -> None:
+        self._sink.close(timeout)
+
+
+def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logging:
+    """Route structlog and the standard library's logging to ``stream`` (stderr) through a queue that never blocks."""
+    stream = stream or sys.stderr
+    pretty = options.format == "pretty" or (options.format == "auto" and stream.isatty())
+    colour = pretty and stream.isatty() and not os.environ.get("NO_COLOR")
+    # An own descriptor: whoever closes or replaces sys.stderr does not take the log with it.
+    output = Logging(options, LogSink(os.dup(stream.fileno())), pretty=pretty, colour=colour)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, _StructlogTail(output)],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(options.level, 20)),
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_StdlibBridge(output)]
+    root.setLevel(logging.WARNING)
+    return output
+
+
+class _StructlogTail:
+    """The last structlog processor: hands the line over and drops the event, so that nothing else prints it."""
+
+    def __init__(self, output: Logging) -> None:
+        self._output = output
+
+    def __call__(self, _logger: Any, method: str, event: EventDict) -> EventDict:
+        fields = dict(event)
+        human = str(fields.pop("event", ""))
+        action = str(fields.pop("action", "log"))
+        pool_id = fields.pop("pool_id", None)
+        self._output.write(method, action, human, None if pool_id is None else str(pool_id), fields)
+        raise structlog.DropEvent
+
+
+class _StdlibBridge(logging.Handler):
+    """Lines of libraries that use the standard library's logging (aiohttp, asyncio) come out in the same form."""
+
+    def __init__(self, output: Logging) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+            fields: dict[str, Any] = {"logger": record.name}
+            if record.exc_info:
+                fields["exception"] = logging.Formatter().formatException(record.exc_info)
+            self._output.write(record.levelname.lower(), "log", message, None, fields)
+        except Exception:  # noqa: BLE001 - a log line that cannot be made must not take its caller down
+            self.handleError(record)
+
+
+def _timestamp(ts_ms: int) -> str:
+    moment = datetime.fromtimestamp(ts_ms / 1000, UTC) if ts_ms else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= HUMAN_MAX_CHARS else text[: HUMAN_MAX_CHARS - 1] + "…"
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    ordered = {key: line[key] for key in _FIRST_KEYS if key in line} | line
+    return json.dumps(ordered, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def _pretty(colour: bool) -> Callable[[dict[str, Any]], str]:
+    shown = ("last_error", "exit_code", "signal", "backoff_ms", "duration_ms", "exception", "correlation_id")
+
+    def render(line: dict[str, Any]) -> str:
+        clock = line["ts"][11:23]
+        extra = " ".join(f"{key}={_printable(str(line[key]))}" for key in shown if line.get(key) is not None)
+        text = _printable(str(line["human"]))
+        start, end = (_COLOURS.get(line["level"], ""), "\x1b[0m") if colour else ("", "")
+        dim = "\x1b[2m" if colour else ""
+        tail = f"  {dim}{extra}{end}" if extra else ""
+        return f"{dim}{clock}{end} {start}{line['level']:<8}{text}{end}{tail}"
+
+    return render
+
+
+def _printable(text: str) -> str:
+    """Control characters would let an engine's output steer the terminal."""
+    return "".join(c if c.isprintable() else "\n" if c == "\n" else repr(c)[1:-1] for c in text)

@@ -1,0 +1,116 @@
+"""Every metric series of the daemon as data: names, types and label sets are a contract (SPEC §13, OC-METRICS-7101)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+DURATION_BUCKETS_MS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 600000)
+BACKOFF_BUCKETS_MS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 60000)
+
+# How many different values a label may take (SPEC §13.1); further ones are counted as "other". Pool ids are bounded by the
+# live pools instead, routes and statuses by the route table.
+LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 16, "outcome": 4, "state": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric family. ``status_key`` names the field of a pool's status that a gauge shows."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    help: str
+    status_key: str | None = None
+    buckets: tuple[int, ...] = ()
+
+
+PRELOAD_SUCCESS = Series("preload_success_total", "counter", ("pool_id", "engine"), "Preloads that ended with a ready pool.")
+PRELOAD_FAILURE = Series("preload_failure_total", "counter", ("pool_id", "reason"), "Preloads that failed, by reason.")
+PRELOAD_DURATION = Series(
+    "preload_duration_ms",
+    "histogram",
+    ("pool_id", "outcome"),
+    "From the start of a preload to its end, in ms.",
+    buckets=DURATION_BUCKETS_MS,
+)
+RESTARTS = Series("restart_total", "counter", ("pool_id",), "Times a pool's engine was started again; the first start is none.")
+RESTARTS_SCHEDULED = Series(
+    "restart_scheduled_total", "counter", ("pool_id", "crash_reason"), "Restarts scheduled with a backoff, by cause."
+)
+BACKOFF_DELAY = Series(
+    "backoff_delay_ms",
+    "histogram",
+    ("pool_id", "crash_reason"),
+    "Delay before a scheduled restart, in ms.",
+    buckets=BACKOFF_BUCKETS_MS,
+)
+DRAIN_DURATION = Series(
+    "drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.", buckets=DURATION_BUCKETS_MS
+)
+HEALTH_CHECKS = Series("pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error or timeout.")
+HANDOFF_FILES = Series(
+    "pool_handoff_files_processed_total", "counter", ("pool_id", "outcome"), "Handoff files read from the runtime directory."
+)
+HANDOFF_DURATION = Series(
+    "pool_handoff_processing_duration_ms",
+    "histogram",
+    ("pool_id",),
+    "Time to process one handoff file, in ms.",
+    buckets=DURATION_BUCKETS_MS,
+)
+HTTP_REQUESTS = Series("http_requests_total", "counter", ("route", "method", "status"), "Requests answered by the control API.")
+
+GAUGES = (
+    Series("pool_ready", "gauge", ("pool_id",), "1 while the pool serves and takes new leases.", status_key="ready"),
+    Series(
+        "pool_slots_total", "gauge", ("pool_id",), "Requests the pool's engine serves at the same time.", status_key="slots_total"
+    ),
+    Series("pool_slots_free", "gauge", ("pool_id",), "Slots that no lease holds.", status_key="slots_free"),
+    Series("slots_total", "gauge", ("pool_id",), "The same as pool_slots_total.", status_key="slots_total"),
+    Series("slots_free", "gauge", ("pool_id",), "The same as pool_slots_free.", status_key="slots_free"),
+    Series("active_leases", "gauge", ("pool_id",), "Leases that are held now.", status_key="active_leases"),
+)
+POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", status_key="state")
+
+COUNTED = (
+    PRELOAD_SUCCESS,
+    PRELOAD_FAILURE,
+    PRELOAD_DURATION,
+    RESTARTS,
+    RESTARTS_SCHEDULED,
+    BACKOFF_DELAY,
+    DRAIN_DURATION,
+    HEALTH_CHECKS,
+    HANDOFF_FILES,
+    HANDOFF_DURATION,
+    HTTP_REQUESTS,
+)
+ALL = (*GAUGES, POOL_STATE, *COUNTED)
+
+
+def markdown() -> str:
+    """The reference page of the metrics, generated from this table."""
+    lines = [
+        "# Metrics",
+        "",
+        "Served as Prometheus text at `/metrics`, and on `daemon.metrics_bind` when that is set. `telemetry.labels` of the",
+        "configuration go on every series as further labels. A pool's series vanish with the pool.",
+        "",
+        "| Name | Type | Labels | Meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{s.name}` | {s.kind} | {', '.join(f'`{label}`' for label in s.labels)} | {s.help} |" for s in ALL]
+    lines += [
+        "",
+        f"Buckets of durations (ms): {', '.join(map(str, DURATION_BUCKETS_MS))}.",
+        f"Buckets of `backoff_delay_ms`: {', '.join(map(str, BACKOFF_BUCKETS_MS))}.",
+        "",
+        "A label takes at most this many values; further ones are counted as `other`: "
+        + ", ".join(f"`{label}` {budget}" for label, budget in sorted(LABEL_BUDGETS.items()))
+        + ". `pool_id` is bounded by the pools that exist.",
+        "",
+    ]
+    return "\n".join(lines)

