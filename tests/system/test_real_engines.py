@@ -1,0 +1,86 @@
+"""The whole path with real engines, through the library: load, answer, be killed, come back, drain, leave nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, execute_drain
+from tests.system.nodes import alive, config, left_behind, mentioning, until
+
+QUESTION = {
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What is the capital of France?"},
+    ],
+    "temperature": 0, "max_tokens": 16,
+}  # fmt: skip
+
+
+async def ask(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=QUESTION) as answer:
+        assert answer.status == 200
+        return str((await answer.json())["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("mode", ["package", "binary"])
+async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
+    mode: str, open_dir: Path, smol_model: Path, llama_server: Path
+) -> None:
+    provisioning: dict[str, Any] = {"mode": mode}
+    if mode == "binary":
+        provisioning["binary"] = {"path": llama_server}
+    digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    provisioning["model"] = {"checksum": digest}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{smol_model}", "ctx": 1024, "slots": 2, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, {**pool, "preload": False})) as node:
+        assert node.status("p")["state"] == "uninitialized"
+        outcome = await PreloadOutcome.execute("p", node)
+        status = node.status("p")
+        assert status["ready"] and status["live"] and status["pid"] == outcome.pid and status["engine_version"] != "unknown"
+        assert (open_dir / "run/p.pid").read_text() == str(outcome.pid)
+        assert status["perf"]["tokens_per_s"] > 0 and status["perf"]["first_token_ms"] > 0
+        assert "Paris" in await ask(status["url"])
+
+        assert outcome.pid is not None
+        os.kill(outcome.pid, signal.SIGKILL)
+        await until(lambda: not node.status("p")["live"], "the death to be noticed")
+        await until(lambda: node.status("p")["ready"], "the pool to be ready again")
+        again = node.status("p")
+        assert again["pid"] != outcome.pid and again["crash_count"] == 1 and again["restart_count"] == 1
+        assert "Paris" in await ask(again["url"])
+        assert [crash["signal"] for crash in node.crashes("p")] == ["SIGKILL"]
+
+        drained = await execute_drain(DrainRequest("p", 2_000), node)
+        assert not drained.force_stopped and drained.final_lease_count == 0
+        assert not alive(again["pid"]) and node.status("p")["state"] == "offline"
+    assert mentioning(open_dir) == []
+    assert left_behind(open_dir) == []
+
+
+async def test_a_real_engine_is_attached_to_and_never_signalled(open_dir: Path, tiny_model: Path) -> None:
+    owner = config(open_dir / "owner", {"id": "own", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256})
+    async with PoolManager(owner) as first:
+        served = await first.ensure_ready("own")
+        external = {
+            "id": "ext", "engine": "llamacpp", "model": "theirs", "provisioning": {"mode": "external", "url": served["url"]},
+        }  # fmt: skip
+        async with PoolManager(config(open_dir / "guest", external)) as second:
+            status = await second.ensure_ready("ext")
+            assert status["ready"] and status["pid"] is None
+            stopped = await second.stop("ext")
+            await stopped.wait()
+        assert alive(served["pid"]) and first.status("own")["ready"]
+
+
+async def test_ready_is_noticed_without_waiting_for_the_next_interval(open_dir: Path, tiny_model: Path) -> None:
+    """With a probe interval of a minute a tiny model is still ready in seconds."""
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256}
+    slow = {"health": {"interval_ms": 60_000, "startup_timeout_ms": 60_000}, "lifecycle": {"warmup": "off"}}
+    async with PoolManager(config(open_dir, pool, **slow)) as node:
+        await until(lambda: node.status("p")["ready"], "readiness", 20)
