@@ -16,6 +16,7 @@ from pool_managerd._version import __version__
 from pool_managerd.config import Config, is_pool_id, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.drain import DrainRequest
+from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import Registry
@@ -27,6 +28,7 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.wiring import Adapters, default_adapters
 
+_IDLE = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
 _RISING = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING)
 MAX_POOLS = 1_000
 MAX_TTL_MS = 7 * 86_400_000
@@ -35,10 +37,16 @@ MAX_TTL_MS = 7 * 86_400_000
 class PoolManager:
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
-    Raises NodeError on entry when the state or runtime directory cannot be used or belongs to a running daemon.
+    Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
+    runtime directory cannot be used or belongs to a running daemon.
     """
 
     def __init__(self, config: Config, adapters: Adapters | None = None) -> None:
+        if config.daemon.on_exit == "leave":
+            raise SpecError(
+                "cannot use daemon.on_exit: leave: this version does not take running engines over after a restart",
+                code="CONFIG_ERROR", hint="use on_exit: stop",
+            )  # fmt: skip
         self.config = config
         self.version = __version__
         self._a = adapters or default_adapters(config)
@@ -60,6 +68,14 @@ class PoolManager:
 
     async def __aenter__(self) -> PoolManager:
         stored = await self._a.open()
+        try:
+            await self._begin(stored)
+        except BaseException:
+            await self.shutdown()
+            raise
+        return self
+
+    async def _begin(self, stored: dict[str, StoredPool]) -> None:
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
         for survivor in self._a.survivors:
@@ -69,7 +85,6 @@ class PoolManager:
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
         self._watching = asyncio.create_task(watcher.run(), name="handoffs")
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
@@ -167,10 +182,10 @@ class PoolManager:
         Raises RequestError OPERATION_IN_PROGRESS, ALREADY_READY, POLICY_DENIED or POOL_NOT_FOUND.
         """
         if engine is None:
-            return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(), "up", desired="up")
+            return await self._start(pool_id, "preload")
         self._check_submission(pool_id, engine)
         driver = self._pools.find(pool_id) or self._pools.add(pool_id)
-        if driver.instance.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF):
+        if driver.instance.phase in _IDLE:
             driver.submitted = engine
         return await self._pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
 
@@ -183,7 +198,14 @@ class PoolManager:
         return await self._pools.change(driver, "cancel_preload", ev.Stop(), "down", desired="down")
 
     async def start(self, pool_id: str) -> Operation:
-        return await self._pools.change(self._pools.get(pool_id), "start", ev.Start(), "up", desired="up")
+        """Bring the engine up as configured, or as it was submitted."""
+        return await self._start(pool_id, "start")
+
+    async def _start(self, pool_id: str, kind: str) -> Operation:
+        driver = self._pools.get(pool_id)
+        if driver.config is not None and driver.instance.phase in _IDLE:
+            driver.submitted = None  # what the configuration says holds again
+        return await self._pools.change(driver, kind, ev.Start(), "up", desired="up")
 
     async def stop(self, pool_id: str) -> Operation:
         """Stop without waiting for leases; the pool stays down until it is started."""

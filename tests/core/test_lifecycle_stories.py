@@ -103,6 +103,16 @@ def test_an_engine_that_exits_while_starting_fails_at_once_with_its_exit_code() 
     assert "health check failed" in str(story.i.last_error) and "code 3" in str(story.i.last_error)
 
 
+def test_a_submitted_engine_that_was_ready_once_is_supervised_like_any_other() -> None:
+    story = Story()
+    story.tell(ev.Start(retry=False), ev.Staged(1, warmable=False), ev.Spawned(1, 42), ev.ProbeSucceeded(1))
+    for n in (1, 2):
+        story.tell(ev.Died(n), ev.Exited(n, code=1, summary="exit_code=1"))
+        assert story.phase() is Phase.BACKOFF, "also when a restart fails before it is ready"
+        story.tell(ev.Tick(), after_s=10)
+        story.tell(ev.Staged(n + 1, warmable=False), ev.Spawned(n + 1, 42))
+
+
 def test_a_configured_pool_tries_again_after_a_failed_start() -> None:
     story = Story()
     story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.Died(1), ev.Exited(1, code=3, summary="exit_code=3"))

@@ -86,6 +86,7 @@ class Gate:
             response = error_response(PoolError("cannot serve the request: an unexpected error occurred", hint=hint), correlation)
         if not response.prepared:
             response.headers[CORRELATION_HEADER] = correlation
+            response.headers["Server"] = "pool-managerd"
             response.headers["X-Content-Type-Options"] = "nosniff"
         self._metrics.http_request(label, request.method, response.status)
         return response

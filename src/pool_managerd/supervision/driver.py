@@ -248,8 +248,11 @@ class PoolDriver:
             await self._queue_for_boot(epoch)
 
         def progress(done: int, total: int) -> None:
-            launch.progress = (done, total)
+            before, launch.progress = launch.progress, (done, total)
             self.post(ev.StagingProgress(epoch))
+            if total and done * 10 // total > before[0] * 10 // total:
+                human = f"Verifying the model of pool '{self.pool_id}': {done * 100 // total} %"
+                self._emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
 
         try:
             prepared, model = await workers.stage(self.config, self.submitted, launch, self._s, progress)

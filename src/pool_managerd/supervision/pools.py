@@ -92,9 +92,19 @@ class Pools:
             driver.restore(stored.crash_count, stored.restart_count, held=stored.held, drained=stored.desired == "down")
             wanted = not stored.held and (stored.desired == "up" or (wanted and stored.desired == "auto"))
             if pool is None and stored.submitted is not None:
-                driver.submitted = self._codec.parse_prepared(stored.submitted, pool_id)
+                wanted = self._recall(driver, stored.submitted) and wanted
         if wanted:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
+
+    def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:
+        """The engine that a request submitted to an earlier daemon; false, and said so, when it cannot be read any more."""
+        try:
+            driver.submitted = self._codec.parse_prepared(submitted, driver.pool_id)
+        except PoolError as problem:
+            human = f"The stored engine of pool '{driver.pool_id}' cannot be used any more: {problem.message}"
+            self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
+            return False
+        return True
 
     async def change(
         self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None

@@ -142,7 +142,7 @@ def become_ready(i: Instance, now: float, p: Policy) -> Step:
     """All gates passed: model local, engine prepared, probe good (ORCH-3504)."""
     ready = to(
         i, Phase.READY, now, next_probe_at=now + p.probe_interval_s, ready_since=now, last_error=None, reason=None,
-        warmed=True, port_conflicts=0,
+        warmed=True, port_conflicts=0, retry=True,
     )  # fmt: skip
     took = round((now - i.launched_at) * 1000) if i.launched_at is not None else 0
     human = f"Pool '{i.pool_id}' is ready after {narration.duration(took / 1000)}"
