@@ -150,6 +150,15 @@ async def test_huge_headers_and_garbage_are_refused_and_the_server_goes_on(api: 
     assert (await api.call("GET", "/health"))[0] == 200
 
 
+async def test_bytes_that_are_no_request_do_not_fill_the_log(api: Served, caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Bad: \x00\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert b" 400 " in answer.splitlines()[0]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_client_that_dribbles_its_head_is_cut_off_and_the_others_are_not(api: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(b"GET /health HTTP/1.1\r\nHost: loc")

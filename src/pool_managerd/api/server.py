@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pool_managerd.api import node_reads, openapi
 from pool_managerd.api.auth import Access
@@ -157,7 +159,23 @@ def _runner(app: web.Application, limits: ServerLimits) -> web.AppRunner:
         keepalive_timeout=limits.keepalive_s,
         shutdown_timeout=limits.shutdown_s,
         auto_decompress=False,
+        logger=_protocol_log(),
     )
+
+
+class _NotOurTrouble(logging.Filter):
+    """Drops the traceback for bytes that are no HTTP request: the sender gets a 400, but the log is not his to fill."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        problem = record.exc_info[1] if record.exc_info else None
+        return not isinstance(problem, HttpProcessingError)
+
+
+def _protocol_log() -> logging.Logger:
+    log = logging.getLogger("pool_managerd.http")
+    if not any(isinstance(known, _NotOurTrouble) for known in log.filters):
+        log.addFilter(_NotOurTrouble())
+    return log
 
 
 def _connection_limit(wanted: int) -> int:
