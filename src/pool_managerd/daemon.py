@@ -64,7 +64,9 @@ async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[
 
 
 async def serve(config: Config, env: Mapping[str, str]) -> int:
-    """Run the daemon until SIGTERM or SIGINT; a second one stops hard. Returns the exit code: 0 after a clean stop.
+    """Run the daemon until SIGTERM or SIGINT; a second one stops hard. Returns the exit code.
+
+    It is 0 after a clean stop, 1 when a pool's task failed so often that the daemon did not trust itself any more.
 
     Raises what ``serving`` raises.
     """
@@ -83,17 +85,27 @@ async def serve(config: Config, env: Mapping[str, str]) -> int:
 async def _serve(config: Config, env: Mapping[str, str], logs: Logging) -> int:
     notifier = Notifier(env)
     stopping = StopSignals(logs)
+    broken: list[BaseException] = []
+
+    def on_fatal(problem: BaseException) -> None:
+        broken.append(problem)
+        stopping.first.set()
+
     with stopping.installed():
         async with serving(config, env, logs.log_event) as served:
             logs.write(
                 "info", "serving", f"The control API answers at {served.url}", fields={"url": served.url, "pid": os.getpid()}
             )
+            served.node.on_fatal(on_fatal)
             notifier.send("READY=1", f"STATUS=serving at {served.url}")
             watchdog = asyncio.create_task(notifier.keep_alive())
             await stopping.first.wait()
             notifier.send("STOPPING=1")
             await stop_node(served.node, stopping)
             watchdog.cancel()
+    if broken:
+        logs.write("critical", "stopped", f"The daemon stopped because of an internal error: {broken[0]!r}")
+        return 1
     logs.write("info", "stopped", "The daemon stopped; its engines are down")
     return 0
 

@@ -7,7 +7,7 @@ before they are acknowledged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,10 @@ class PoolManager:
         Raises NodeError ALREADY_RUNNING with the pid of the daemon that has them.
         """
         self._a.claim()
+
+    def on_fatal(self, call: Callable[[BaseException], None]) -> None:
+        """Call ``call`` when a pool's task has failed too often to be trusted; a daemon then ends itself (A11)."""
+        self._a.fatal = call
 
     async def __aenter__(self) -> PoolManager:
         stored = await self._a.open()

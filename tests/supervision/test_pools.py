@@ -324,6 +324,10 @@ async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_
     await world.fakes.clock.advance(1)
     states = {driver.pool_id: view(driver.instance).state for driver in world.pools.all()}
     assert states == {"down": "uninitialized", "held": "uninitialized", "sub": "ready", "up": "ready"}
+    release = await world.pools.change(world.pools.get("held"), "release", ev.Release(), "now", held=False)
+    await release.wait()
+    await settle()
+    assert view(world.pools.get("held").instance).ready, "the start that the hold stood in the way of"
     entry = world.fakes.registry.get("down")
     assert entry is not None and (entry.crash_count, entry.restart_count) == (4, 3)
     for driver in world.pools.all():

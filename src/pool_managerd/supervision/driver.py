@@ -10,6 +10,7 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
@@ -54,9 +55,12 @@ class PoolDriver:
         """
         self._inbox.put_nowait((event, waiting, copy_context()))
 
-    def restore(self, crash_count: int, restart_count: int, *, held: bool, drained: bool) -> None:
-        """What an earlier daemon knew; before the first event."""
-        self.instance = replace(self.instance, crash_count=crash_count, restart_count=restart_count, held=held, drained=drained)
+    def restore(self, stored: StoredPool, *, owed: bool) -> None:
+        """What an earlier daemon knew; before the first event. ``owed``: a held pool that would start were it not held."""
+        self.instance = replace(
+            self.instance, crash_count=stored.crash_count, restart_count=stored.restart_count,
+            held=stored.held, owed=owed, drained=stored.desired == "down",
+        )  # fmt: skip
         self._publish()
 
     def kill(self) -> None:

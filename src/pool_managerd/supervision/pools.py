@@ -89,11 +89,11 @@ class Pools:
         driver = self.add(pool_id, pool)
         wanted = pool is not None and pool.preload
         if stored is not None:
-            driver.restore(stored.crash_count, stored.restart_count, held=stored.held, drained=stored.desired == "down")
-            wanted = not stored.held and (stored.desired == "up" or (wanted and stored.desired == "auto"))
+            wanted = stored.desired == "up" or (wanted and stored.desired == "auto")
             if pool is None and stored.submitted is not None:
                 wanted = self._recall(driver, stored.submitted) and wanted
-        if wanted:
+            driver.restore(stored, owed=wanted and stored.held)
+        if wanted and not driver.instance.held:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
 
     def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:

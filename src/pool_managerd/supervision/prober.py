@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import time
+from typing import Any
 
 import aiohttp
 
@@ -50,9 +51,10 @@ class HttpProber:
             return judge_response(response.status, response.headers.get("Content-Type", ""), body)
 
     async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
-        """A short completion through the engine's OpenAI route: (first_token_ms, tokens_per_s) as a client sees them.
+        """A short completion through the engine's OpenAI route: (first_token_ms, tokens_per_s).
 
-        Raises TimeoutError, aiohttp.ClientError or ValueError when the engine does not answer as it should.
+        The first token is timed as a client sees it; the rate is the engine's own figure when it gives one (llama.cpp
+        does), else a client's. Raises TimeoutError, aiohttp.ClientError or ValueError when it does not answer as it should.
         """
         # Greedy and the same each time, so that two measurements can be compared.
         body = {
@@ -62,23 +64,14 @@ class HttpProber:
             "temperature": 0,
             "stream": True,
         }
-        began = time.monotonic()
-        first: float | None = None
-        pieces = 0
+        meter = _Meter()
         async with asyncio.timeout(timeout_s), self._open().post(f"{engine.url}/v1/completions", json=body) as response:
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}")
             async for line in response.content:
-                if not line.startswith(b"data:") or b"[DONE]" in line:
-                    continue
-                if _has_text(line[5:]):
-                    pieces += 1
-                    first = first if first is not None else time.monotonic()
-        if first is None:
-            raise ValueError("the engine answered without a token")
-        spent = max(time.monotonic() - first, 1e-6)
-        rate = (pieces - 1) / spent if pieces > 1 else pieces / max(time.monotonic() - began, 1e-6)
-        return (first - began) * 1000, rate
+                if line.startswith(b"data:") and b"[DONE]" not in line:
+                    meter.feed(json.loads(line[5:]))
+        return meter.result()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -95,9 +88,36 @@ class HttpProber:
             self._session = None
 
 
-def _has_text(raw: bytes) -> bool:
-    choices = json.loads(raw).get("choices") or [{}]
-    return bool(choices[0].get("text"))
+class _Meter:
+    """Times the pieces of a streamed completion."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._last = self._began
+        self._pieces = 0
+        self._reported: float | None = None
+
+    def feed(self, chunk: Any) -> None:
+        """One event of the stream. Raises ValueError when it is no completion chunk."""
+        if not isinstance(chunk, dict):
+            raise ValueError("the engine streamed something that is no completion")
+        choices = chunk.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict) and choices[0].get("text"):
+            self._pieces += 1
+            self._last = time.monotonic()
+            self._first = self._first or self._last
+        timings = chunk.get("timings")
+        rate = timings.get("predicted_per_second") if isinstance(timings, dict) else None
+        if isinstance(rate, int | float) and 0 < rate < 1e9:
+            self._reported = float(rate)
+
+    def result(self) -> tuple[float, float]:
+        """(first_token_ms, tokens_per_s). Raises ValueError when no token came."""
+        if self._first is None:
+            raise ValueError("the engine answered without a token")
+        seen = (self._pieces - 1) / max(self._last - self._first, 1e-3) if self._pieces > 1 else 1 / (self._first - self._began)
+        return (self._first - self._began) * 1000, self._reported or seen
 
 
 def _refused(problem: aiohttp.ClientConnectorError) -> ProbeResult:

@@ -1,0 +1,129 @@
+"""The prober against a real socket that answers as told: what it believes, and how long and how much it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.health import ProbeOutcome
+from pool_managerd.supervision.prober import HttpProber, _os_result
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@asynccontextmanager
+async def engine(answer: Answer) -> AsyncIterator[str]:
+    """A server that gives every connection to ``answer`` after the request's head."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+def says(data: bytes) -> Answer:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return answer
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(OK + b"Content-Length: 1000\r\n\r\n")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def prober() -> AsyncIterator[HttpProber]:
+    made = HttpProber()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "words"),
+    [
+        (says(OK + b'Content-Length: 15\r\n\r\n{"status":"ok"}'), ProbeOutcome.SUCCESS, ""),
+        (says(b"HTTP/1.0 200 OK\r\n\r\nOK"), ProbeOutcome.SUCCESS, ""),
+        (says(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"), ProbeOutcome.ERROR, "answered 503"),
+        (says(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"), ProbeOutcome.ERROR, "302"),
+        (says(b"SSH-2.0-OpenSSH_9.2\r\n"), ProbeOutcome.ERROR, "not HTTP"),
+        (says(b""), ProbeOutcome.ERROR, "cut off"),
+        (says(OK + b"Content-Length: 200000\r\n\r\n" + b"a" * 200_000), ProbeOutcome.ERROR, "more than 64 KiB"),
+        (says(OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\n\x1f\x8b\x08"), ProbeOutcome.ERROR, "garbage"),
+        (hang, ProbeOutcome.TIMEOUT, "no answer within"),
+        (drip, ProbeOutcome.TIMEOUT, "no answer within"),
+    ],
+)  # fmt: skip
+async def test_only_a_prompt_and_proper_200_is_believed(
+    prober: HttpProber, answer: Answer, outcome: ProbeOutcome, words: str
+) -> None:
+    async with engine(answer) as url:
+        result = await prober.probe(f"{url}/health", 0.4)
+    assert result.outcome is outcome, result
+    assert words in result.reason
+
+
+async def test_a_refused_connection_is_told_from_our_own_trouble(prober: HttpProber) -> None:
+    async with engine(hang) as url:
+        pass
+    assert "nothing listens" in (await prober.probe(url, 1)).reason
+    assert _os_result(OSError(errno.EMFILE, "Too many open files")).outcome is ProbeOutcome.DISCARDED
+    assert _os_result(ConnectionResetError()).reason == "was reset"
+
+
+def stream(*chunks: str) -> Answer:
+    body = "".join(f"data: {chunk}\n\n" for chunk in chunks).encode()
+    return says(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + body)
+
+
+async def test_the_warm_up_prefers_the_engines_own_rate(prober: HttpProber) -> None:
+    chunks = ['{"choices":[{"text":" a"}]}'] * 3
+    timed = '{"choices":[{"text":""}],"timings":{"predicted_per_second":42.5}}'
+    async with engine(stream(*chunks, timed, "[DONE]")) as url:
+        first_ms, rate = await prober.warm_up(attached(url), 2)
+    assert rate == 42.5 and 0 < first_ms < 2000
+    async with engine(stream(*chunks, "[DONE]")) as url:
+        assert (await prober.warm_up(attached(url), 2))[1] > 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        stream("[DONE]"),
+        stream('{"choices":[]}'),
+        stream("[1]"),
+        stream("{broken"),
+        says(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"),
+    ],
+)
+async def test_a_warm_up_without_a_token_fails(prober: HttpProber, answer: Answer) -> None:
+    async with engine(answer) as url:
+        with pytest.raises(ValueError):
+            await prober.warm_up(attached(url), 2)
+
+
+def attached(url: str) -> PreparedEngine:
+    return PreparedEngine("p", "", attach_url=url)
