@@ -44,7 +44,7 @@ async def stage(
     on_progress: Callable[[int, int], None],
 ) -> tuple[PreparedEngine, ResolvedModel | None]:
     """policy → model → engine (SPEC §2.4). Raises PoolError."""
-    external = pool is not None and submitted is None and pool.provisioning.mode == "external"
+    external = submitted.attach_url is not None if submitted else pool is not None and pool.provisioning.mode == "external"
     if not external:
         s.require_gpu()
     if submitted is not None:
