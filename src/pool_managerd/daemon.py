@@ -49,18 +49,21 @@ async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[
     metrics = Metrics(config.telemetry.labels)
     node = PoolManager(config)
     node.claim()  # before the port: a second daemon is told who the first one is, not that its port is taken
-    with _sockets(config) as (listener, metrics_listener):
-        metrics.attach(node.statuses)
-        for listen_to in (metrics.on_event, *listeners):
-            node.events.listen(listen_to)
-        async with node:
-            server = ApiServer(node, access, metrics)
-            try:
-                await server.start(listener, metrics_listener)
-                yield Served(node, _url(listener))
-            finally:
-                await node.shutdown()  # the API goes on answering meanwhile, so that everybody can see how far it is
-                await server.close()
+    try:
+        with _sockets(config) as (listener, metrics_listener):
+            metrics.attach(node.statuses)
+            for listen_to in (metrics.on_event, *listeners):
+                node.events.listen(listen_to)
+            async with node:
+                server = ApiServer(node, access, metrics)
+                try:
+                    await server.start(listener, metrics_listener)
+                    yield Served(node, _url(listener))
+                finally:
+                    await node.shutdown()  # the API goes on answering meanwhile, so that everybody can see how far it is
+                    await server.close()
+    finally:
+        node.unclaim()
 
 
 async def serve(config: Config, env: Mapping[str, str]) -> int:

@@ -20,7 +20,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import Registry
-from pool_managerd.errors import RequestError, SpecError
+from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.event_log import Event, EventLog
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.operations import Operation
@@ -65,6 +65,10 @@ class PoolManager:
         Raises NodeError ALREADY_RUNNING with the pid of the daemon that has them.
         """
         self._a.claim()
+
+    def unclaim(self) -> None:
+        """Give back what ``claim`` took, when the node was never entered; leaving it does the same."""
+        self._a.unclaim()
 
     def on_fatal(self, call: Callable[[BaseException], None]) -> None:
         """Call ``call`` when a pool's task has failed too often to be trusted; a daemon then ends itself (A11)."""
@@ -188,10 +192,14 @@ class PoolManager:
         if engine is None:
             return await self._start(pool_id, "preload")
         self._check_submission(pool_id, engine)
-        driver = self._pools.find(pool_id) or self._pools.add(pool_id)
-        if driver.instance.phase in _IDLE:
-            driver.submitted = engine
-        return await self._pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+        known = self._pools.find(pool_id)
+        driver = known or self._pools.add(pool_id)
+        try:
+            return await self._pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+        except PoolError:
+            if known is None:
+                await self._pools.discard(driver)
+            raise
 
     async def cancel_preload(self, pool_id: str) -> Operation:
         driver = self._pools.get(pool_id)
@@ -246,7 +254,12 @@ class PoolManager:
         check_pool_id(pool_id)
         if self._pools.find(pool_id) is not None:
             return False
-        self._pools.add(pool_id)
+        driver = self._pools.add(pool_id)
+        try:
+            await self._pools.register(driver)
+        except PoolError:
+            await self._pools.discard(driver)
+            raise
         return True
 
     async def deregister(self, pool_id: str) -> bool:
@@ -258,11 +271,6 @@ class PoolManager:
             raise RequestError(
                 f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
             )
-        if driver.instance.has_process or driver.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
-            raise RequestError(
-                f"cannot deregister pool {pool_id}: it is {driver.instance.phase.value}",
-                code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
-            )  # fmt: skip
         await self._pools.remove(driver)
         return True
 

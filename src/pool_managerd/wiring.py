@@ -88,10 +88,11 @@ class Adapters:
             for lock in self._locks:
                 lock.acquire()
         except BaseException:
-            self._unclaim()
+            self.unclaim()
             raise
 
-    def _unclaim(self) -> None:
+    def unclaim(self) -> None:
+        """Give the locks back; none held is no error."""
         for lock in self._locks:
             lock.release()
 
@@ -105,7 +106,7 @@ class Adapters:
             await self._spawner.start()
         except BaseException:
             await self.store.close()
-            self._unclaim()
+            self.unclaim()
             raise
         if self.store.degraded:
             self.notices.append(self.store.degraded)
@@ -124,7 +125,7 @@ class Adapters:
         await self.prober.close()
         await self._spawner.close()
         await self.store.close()
-        self._unclaim()
+        self.unclaim()
 
     def services(self) -> Services:
         """What every pool's driver shares."""

@@ -80,6 +80,8 @@ async def read_object(request: web.Request) -> dict[str, Any] | None:
         raise RequestError(
             "cannot read the request body: its Content-Type must be application/json", code="UNSUPPORTED_MEDIA_TYPE", status=415
         )
+    if (request.content_length or 0) > MAX_BODY_BYTES:  # said before it is sent: nobody waits for it
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             raw = await request.read()

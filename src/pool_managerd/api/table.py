@@ -15,7 +15,7 @@ _OP: dict[int, type[BaseModel] | None] = {202: schemas.OperationAnswer, 200: sch
 
 def _change(path: str, summary: str, handler: Handler, *, method: str = "POST", bare: bool = False, drain: bool = False) -> Route:
     body = schemas.DrainBody if drain else schemas.NoBody
-    errors = (400, 404, 408, 409, 413, 415, 500, 503)
+    errors = (400, 404, 408, 409, 413, 415, 500, 503, 507)
     return Route(method, _POOL + path, summary, handler, _OP, errors=errors, body=body, query=(_WAIT,), bare=bare)
 
 
@@ -143,7 +143,7 @@ CHANGE_ROUTES = (
         "Bring a pool up: the configured one, or a submitted PreparedEngine",
         pool_changes.preload,
         {200: schemas.Preloaded, 202: schemas.OperationAnswer},
-        (400, 403, 404, 408, 409, 413, 415, 422, 500, 503),
+        (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507),
         body=schemas.PreparedBody,
         query=(_WAIT,),
         bare=True,
@@ -163,7 +163,7 @@ CHANGE_ROUTES = (
         "Register a pool",
         pool_changes.register,
         {200: schemas.Registered},
-        (400, 409, 413, 415, 503),
+        (400, 409, 413, 415, 503, 507),
         schemas.NoBody,
     ),
     Route(
@@ -172,7 +172,7 @@ CHANGE_ROUTES = (
         "Deregister a pool",
         pool_changes.deregister,
         {200: schemas.Registered},
-        (400, 404, 409, 413, 415, 503),
+        (400, 404, 409, 413, 415, 503, 507),
         schemas.NoBody,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -40,8 +41,19 @@ def _root() -> None:
     """Supervised inference engines on this machine."""
 
 
+def _open_missing_streams() -> None:
+    """Whoever started us closed stdin, stdout or stderr: without this the next file or socket would get its number."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - for the life of the process
+
+
 def run() -> None:
     """The console script. Exit codes: 0 ok, 1 the answer is no, 2 usage or config, 3 unreachable, 4 refused by the daemon."""
+    _open_missing_streams()
     try:
         app()
     except CommandFailed as failure:

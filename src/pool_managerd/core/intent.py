@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StoredPool:
-    """``desired`` is up, down, or auto: as configured. ``submitted`` is the engine of a pool that a request created."""
+    """``desired`` is up, down, auto: as configured, or known: registered by a request, with no engine to run.
+
+    ``submitted`` is the engine of a pool that a request created.
+    """
 
     pool_id: str
     desired: str = "auto"

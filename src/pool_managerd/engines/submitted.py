@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
-from pool_managerd.config import Engine, Mode
+from pool_managerd.config import Engine, Mode, is_pool_id
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import SpecError
 
@@ -56,7 +56,7 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
         model_path=reader.optional_text("model_path"),
         engine=reader.choice("engine", get_args(Engine), "llamacpp"),
         engine_version=reader.text("engine_version", "unknown", longest=200),
-        replica_id=reader.text("replica_id", "r0", longest=32),
+        replica_id=reader.replica_id(),
         device_mask=reader.optional_text("device_mask"),
         provisioning_mode=reader.choice("provisioning_mode", get_args(Mode), "source"),
         slots_total=reader.number("slots_total", 1, MAX_SLOTS, 1),
@@ -132,6 +132,13 @@ class _Reader:
         value = self.text(key, default)
         if value not in allowed:
             raise self._bad(key, f"must be one of {', '.join(allowed)}")
+        return value
+
+    def replica_id(self) -> str:
+        """It becomes part of a file name."""
+        value = self.text("replica_id", "r0", longest=32)
+        if not is_pool_id(value):
+            raise self._bad("replica_id", "may have letters, digits, '.', '_' and '-' only")
         return value
 
     def host(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pool_managerd.config import PoolConfig
@@ -194,7 +195,10 @@ class PoolDriver:
             case do.SleepEngine() | do.WakeEngine() | do.AdoptEngine():
                 self.post(ev.HelperDied(effect.epoch, "this engine does not support it"))
             case _:
-                self._do_now(effect)
+                try:
+                    self._do_now(effect)
+                except PoolError as problem:
+                    self._not_done(effect, problem)
 
     def _do_now(self, effect: do.Effect) -> None:
         """The effects that are done when this returns."""
@@ -215,6 +219,13 @@ class PoolDriver:
             case do.EndLeases():
                 self._s.registry.end_leases(self.pool_id)
 
+    def _not_done(self, effect: do.Effect, problem: PoolError) -> None:
+        """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""
+        self._emit("notice", problem.message, level="error", hint=problem.hint)
+        if isinstance(effect, do.WritePid):
+            self.launch.cause = problem
+            self.post(ev.HelperDied(effect.epoch, problem.message))
+
     def _say(self, effect: do.Say) -> None:
         fields = dict(effect.fields)
         if effect.action == "crash":
@@ -230,16 +241,20 @@ class PoolDriver:
 
     def _announce(self) -> None:
         prepared = self.launch.prepared
-        if prepared is None:
+        if prepared is None or self._announced_by_others():
             return
         pid = self.launch.process.pid if self.launch.process else 0
         path = self._s.files.write_handoff(prepared, pid, written_at_ms=self._s.clock.wall_ms())
         self.launch.handoff_path = str(path)
 
+    def _announced_by_others(self) -> bool:
+        """The handoff file is theirs: neither written nor removed here."""
+        return self.config is None and self.submitted is not None and self.submitted.attach_url is not None
+
     def _withdraw(self) -> None:
         """The pid file is gone before ``live`` turns false (DESIGN §7)."""
         self._s.files.remove_pid(self.pool_id)
-        if self.launch.prepared is not None:
+        if self.launch.prepared is not None and not self._announced_by_others():
             self._s.files.remove_handoff(self.pool_id, self.launch.prepared.replica_id)
 
     # --- the work of effects ---
@@ -249,7 +264,7 @@ class PoolDriver:
         if self._boot:
             self._boot = False
             launch.step = "queue"
-            await self._queue_for_boot(epoch)
+            await self._s.gate.queue(self.pool_id, self.policy.staging_stall_s / 3, partial(self.post, ev.StagingProgress(epoch)))
 
         def progress(done: int, total: int) -> None:
             before, launch.progress = launch.progress, (done, total)
@@ -272,16 +287,6 @@ class PoolDriver:
         for warning in prepared.warnings:
             self._emit("notice", warning, level="warn")
         self.post(ev.Staged(epoch, external=prepared.attach_url is not None, warmable=not prepared.verbatim))
-
-    async def _queue_for_boot(self, epoch: int) -> None:
-        """Wait for a place among the pools that load at boot; waiting is not a stall."""
-        entering = asyncio.create_task(self._s.gate.enter(self.pool_id))
-        try:
-            while not (await asyncio.wait({entering}, timeout=self.policy.staging_stall_s / 3))[0]:
-                self.post(ev.StagingProgress(epoch))
-        except asyncio.CancelledError:
-            entering.cancel()
-            raise
 
     async def _launch(self, epoch: int) -> None:
         launch = self.launch

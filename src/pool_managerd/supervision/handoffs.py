@@ -48,10 +48,13 @@ class HandoffIntake:
             outcome, level = "error", "warn"
             human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
         else:
-            driver = driver or self._pools.add(found.pool_id)
+            driver = self._pools.announce(found.pool_id)
             driver.submitted = attached_engine(found)
-            driver.post(ev.Stop())
-            driver.post(ev.Start(origin="handoff"))
+            if driver.instance.drained or driver.instance.held:
+                human = f"{human}; it stays down until it is started"
+            else:
+                driver.post(ev.Stop())
+                driver.post(ev.Start(origin="handoff"))
         self._events.emit(
             "handoff",
             human,

@@ -17,7 +17,7 @@ from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation, Operations
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.services import Services
-from pool_managerd.supervision.settling import Waiting
+from pool_managerd.supervision.settling import Waiting, objection
 
 MAX_SUBMITTED = 1_000
 
@@ -49,6 +49,7 @@ class Pools:
         self._codec = codec
         self._drivers: dict[str, PoolDriver] = {}
         self._stored: dict[str, StoredPool] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
         self.operations = Operations(new_id, services.clock.wall_ms)
         self.closing = False
 
@@ -82,7 +83,8 @@ class Pools:
         """Bring back what the configuration and the stored intent say, in the order of pool ids."""
         self._stored = stored
         configured = {pool.id: pool for pool in self._config.pools}
-        for pool_id in sorted(configured.keys() | {p.pool_id for p in stored.values() if p.submitted}):
+        requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
+        for pool_id in sorted(configured.keys() | requested):
             await self._boot_one(pool_id, configured.get(pool_id), stored.get(pool_id))
 
     async def _boot_one(self, pool_id: str, pool: PoolConfig | None, stored: StoredPool | None) -> None:
@@ -96,6 +98,15 @@ class Pools:
         if wanted and not driver.instance.held:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
 
+    def announce(self, pool_id: str) -> PoolDriver:
+        """The driver of an engine that a handoff file tells of: known, or new with what was stored of it."""
+        driver = self._drivers.get(pool_id)
+        if driver is None:
+            driver = self.add(pool_id)
+            if (stored := self._stored.get(pool_id)) is not None:
+                driver.restore(stored, owed=False)
+        return driver
+
     def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:
         """The engine that a request submitted to an earlier daemon; false, and said so, when it cannot be read any more."""
         try:
@@ -107,14 +118,44 @@ class Pools:
         return True
 
     async def change(
-        self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None
-    ) -> Operation:
-        """Ask the driver; once it agreed, make the intent durable; only then acknowledge. Raises PoolError."""
+        self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None,
+        engine: PreparedEngine | None = None,
+    ) -> Operation:  # fmt: skip
+        """Make the intent durable, then ask the driver, then acknowledge. One at a time per pool. Raises PoolError.
+
+        What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
+        """
+        async with self._turn(driver):
+            self._check_open(driver)
+            if (refused := objection(driver.instance, event, self._s.clock.monotonic(), driver.policy)) is not None:
+                raise refused
+            before, submitted = self._stored.get(driver.pool_id), driver.submitted
+            await self._store_intent(self._intended(driver, engine or submitted, desired, held))
+            if engine is not None:
+                driver.submitted = engine
+            try:
+                return await self.request(driver, kind, event, goal)
+            except PoolError:  # things have moved while the disk was written
+                if driver.submitted is engine:
+                    driver.submitted = submitted
+                await self._store_intent(before or StoredPool(driver.pool_id))
+                raise
+
+    async def register(self, driver: PoolDriver) -> None:
+        """Make a pool without an engine durable."""
+        async with self._turn(driver):
+            self._check_open(driver)
+            await self._store_intent(self._intended(driver, driver.submitted, None, None))
+
+    def _turn(self, driver: PoolDriver) -> asyncio.Lock:
+        """Changes of one pool wait for each other: what is stored last is what was done last."""
+        return self._turns.setdefault(driver.pool_id, asyncio.Lock())
+
+    def _check_open(self, driver: PoolDriver) -> None:
         if self.closing:
             raise RequestError("cannot change anything: the daemon is shutting down", code="NODE_UNAVAILABLE", status=503)
-        operation = await self.request(driver, kind, event, goal)
-        await self._remember(driver, desired, held)
-        return operation
+        if self._drivers.get(driver.pool_id) is not driver:
+            raise RequestError(f"pool {driver.pool_id} not found", code="POOL_NOT_FOUND", status=404)
 
     async def request(self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, target_epoch: int = 0) -> Operation:
         """Ask the driver, without making anything durable. Raises the RequestError of a refusal."""
@@ -129,14 +170,27 @@ class Pools:
         return operation
 
     async def remove(self, driver: PoolDriver) -> None:
-        """Forget a pool that is down."""
-        await self._store.remove_pool(driver.pool_id)
-        self._stored.pop(driver.pool_id, None)
-        del self._drivers[driver.pool_id]
-        await driver.close()
-        self._s.engines.release(driver.pool_id)
-        self._s.registry.deregister(driver.pool_id)
+        """Forget a pool that is down. Raises RequestError when it is not."""
+        async with self._turn(driver):
+            self._check_open(driver)
+            if driver.instance.has_process or driver.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
+                raise RequestError(
+                    f"cannot deregister pool {driver.pool_id}: it is {driver.instance.phase.value}",
+                    code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
+                )  # fmt: skip
+            await self._store.remove_pool(driver.pool_id)
+            self._stored.pop(driver.pool_id, None)
+            await self.discard(driver)
         self._s.events.emit("pool_removed", f"Pool '{driver.pool_id}' is forgotten", pool_id=driver.pool_id)
+
+    async def discard(self, driver: PoolDriver) -> None:
+        """Drop a driver whose pool is down and not stored, as if it had never been added."""
+        if self._drivers.get(driver.pool_id) is driver:
+            del self._drivers[driver.pool_id]
+            del self._turns[driver.pool_id]
+            await driver.close()
+            self._s.engines.release(driver.pool_id)
+            self._s.registry.deregister(driver.pool_id)
 
     async def stop_all(self, deadline_ms: int) -> None:
         """Drain and stop every pool; their intent stays as it is, so that the next daemon starts them again."""
@@ -156,20 +210,26 @@ class Pools:
             human = f"Pool '{driver.pool_id}' could not be stopped: {problem.message}"
             self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
 
-    async def _remember(self, driver: PoolDriver, desired: str | None, held: bool | None) -> None:
-        old = self._stored.get(driver.pool_id)
-        new = replace(old or StoredPool(driver.pool_id), submitted=None)
-        if driver.config is None and driver.submitted is not None:
-            new = replace(new, submitted=self._codec.prepared_to_json(driver.submitted))
-        new = replace(new, desired=desired or new.desired, held=new.held if held is None else held)
-        if new != old:
+    def _intended(self, driver: PoolDriver, engine: PreparedEngine | None, desired: str | None, held: bool | None) -> StoredPool:
+        old = self._stored.get(driver.pool_id, StoredPool(driver.pool_id))
+        new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
+        if driver.config is not None:
+            return new
+        if engine is None:
+            return replace(new, desired="known")
+        return replace(new, submitted=self._codec.prepared_to_json(engine))
+
+    async def _store_intent(self, new: StoredPool) -> None:
+        if new != self._stored.get(new.pool_id):
             await self._store.put_pool(new)
-            self._stored[driver.pool_id] = new
+            self._stored[new.pool_id] = new
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         driver = self._drivers.get(operation.pool_id)
         if error is not None and operation.kind == "preload" and driver is not None and driver.config is None:
             self._store.note_down(operation.pool_id)
+            if (stored := self._stored.get(operation.pool_id)) is not None:
+                self._stored[operation.pool_id] = replace(stored, desired="down")
         operation.finish(self._s.clock.wall_ms(), outcome, error)
         human = f"{operation.kind.replace('_', ' ').capitalize()} of pool '{operation.pool_id}' {operation.status}"
         self._s.events.emit(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pool_managerd.core.lifecycle import Instance, Phase, view
+from pool_managerd.core.lifecycle import Instance, Phase, Policy, step, view
 from pool_managerd.core.lifecycle.effects import Refuse
+from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.workers import operation_error
@@ -44,6 +45,12 @@ class Waiting:
 
 def refusal(pool_id: str, refused: Refuse) -> RequestError:
     return RequestError(refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id)
+
+
+def objection(i: Instance, event: Event, now: float, policy: Policy) -> RequestError | None:
+    """The refusal that ``event`` would meet now; asking changes nothing."""
+    refused = next((effect for effect in step(i, event, now, policy)[1] if isinstance(effect, Refuse)), None)
+    return None if refused is None else refusal(i.pool_id, refused)
 
 
 def settle(waiting: Waiting, i: Instance, driver: PoolDriver) -> bool:

@@ -1,0 +1,304 @@
+"""What survives the daemon: every acknowledged change, and nothing else."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port, wait_until
+from tests.system.daemons import Daemon, engine, in_time
+from tests.system.nodes import alive, mentioning
+
+Make = Callable[..., Daemon]
+
+
+@pytest.fixture
+def make(open_dir: Path) -> Iterator[Make]:
+    """Daemons that end with the test."""
+    made: list[Daemon] = []
+
+    def daemon(name: str = "d", *given: str, **env: str) -> Daemon:
+        made.append(Daemon(open_dir / name, *given, **env))
+        return made[-1]
+
+    yield daemon
+    for one in made:
+        one.end()
+
+
+def test_sigterm_is_a_clean_end_with_nothing_left(make: Make) -> None:
+    daemon = make().start()
+    port = free_port()
+    pid = daemon.preload("p", "--fork-grandchildren", "2", "--setsid", port=port)["pid"]
+    assert daemon.terminate() == 0
+    assert not alive(pid) and mentioning(daemon.folder) == []
+    left = [path.name for path in daemon.run.rglob("*") if path.is_file()]
+    assert sorted(left) == ["daemon.lock", "engine-p.log"]
+    for number in (port, daemon.port):
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", number))
+    assert daemon.lines()[-1]["action"] == "stopped"
+
+
+def test_a_second_sigterm_stops_hard_what_ignores_the_first_and_cuts_drains(make: Make) -> None:
+    daemon = make()
+    daemon.config.write_text(daemon.config.read_text().replace("stop_grace_ms: 1000", "stop_grace_ms: 60000"))
+    daemon.start()
+    stubborn = daemon.preload("p", "--ignore-term")["pid"]
+    leased = daemon.preload("q")["pid"]
+    daemon.post("/v1/pools/q/leases")
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "q" in [line["pool_id"] for line in daemon.lines("drain_started")], "the drain to begin", 5)
+    refused = daemon.post("/v1/pools/q/leases")
+    assert (refused[0], refused[1]["code"]) == (409, "POOL_DRAINING")
+    assert daemon.post("/v1/pools/p/start")[0] == 503
+    assert in_time(4, daemon.terminate) == 0
+    assert not alive(stubborn) and not alive(leased) and mentioning(daemon.folder) == []
+
+
+def test_a_drained_pool_stays_down_and_a_survivor_is_stopped_and_named(make: Make) -> None:
+    daemon = make().start()
+    pids = {pool: daemon.preload(pool)["pid"] for pool in ("up", "down", "held")}
+    assert daemon.post("/v1/pools/down/drain?wait=true")[0] == 200
+    assert daemon.post("/v1/pools/held/hold")[0] == 202
+    os.kill(pids["up"], signal.SIGKILL)
+    daemon.until(lambda s: s["restart_count"] == 1 and s["ready"], "the crash to be counted", "up")
+    survivor = daemon.status("up")["pid"]
+    daemon.kill()
+    assert alive(survivor) and alive(pids["held"])
+    daemon.start()
+    assert not alive(survivor) and not alive(pids["held"])
+    told = {line["pool_id"]: line for line in daemon.lines("survivor")}
+    assert told.keys() == {"up", "held"} and told["up"]["pid"] == survivor and str(survivor) in told["up"]["human"]
+    daemon.until(lambda s: s["ready"], "the wanted pool to be ready again", "up")
+    status = daemon.status("up")
+    assert (status["crash_count"], status["restart_count"], status["active_leases"]) == (1, 1, 0)
+    assert daemon.status("down")["state"] in ("offline", "uninitialized") and daemon.status("down")["drained"]
+    assert daemon.status("held")["held"] and not daemon.status("held")["live"]
+    assert daemon.post("/v1/pools/down/start?wait=true")[0] == 200 and daemon.status("down")["ready"]
+
+
+def test_a_preload_that_worked_at_its_second_try_comes_back_after_sigkill(make: Make) -> None:
+    daemon = make().start()
+    body = engine()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", body["port"]))
+        other.listen()
+        assert daemon.post("/v1/pools/p/preload", body)[0] == 500
+    assert daemon.post("/v1/pools/p/preload", body)[0] == 200
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the acknowledged preload to come back")
+
+
+def test_a_failed_preload_and_a_cancelled_one_do_not_come_back_and_a_registered_pool_does(make: Make) -> None:
+    daemon = make().start()
+    assert daemon.post("/v1/pools/failed/preload", engine("--exit-after", "0"))[0] == 500
+    assert daemon.post("/v1/pools/cut/preload?wait=false", engine("--ready-after", "60"))[0] == 202
+    assert daemon.delete("/v1/pools/cut/preload?wait=true")[0] == 200
+    assert daemon.post("/v1/pools/known")[0] == 200
+    assert daemon.post("/v1/pools/gone")[0] == 200 and daemon.delete("/v1/pools/gone")[0] == 200
+    wait_until(lambda: stored(daemon).get("failed") == "down", "the failure to be stored", 3)
+    daemon.kill()
+    daemon.start()
+    assert [pool["pool_id"] for pool in daemon.get("/v1/pools")[1]] == ["cut", "failed", "known"]
+    assert not [pool["pool_id"] for pool in daemon.get("/v1/pools")[1] if pool["live"] or pool["phase"] != "down"]
+
+
+def stored(daemon: Daemon) -> dict[str, str]:
+    db = sqlite3.connect(f"file:{daemon.state}/state.db?mode=ro", uri=True)
+    try:
+        return dict(db.execute("SELECT pool_id, desired FROM pools").fetchall())
+    finally:
+        db.close()
+
+
+def test_changes_at_the_same_moment_are_all_remembered(make: Make) -> None:
+    """Hold and drain touch different facts of one pool: neither may undo the other."""
+    daemon = make().start()
+    pools = [f"p{number}" for number in range(8)]
+    for pool in pools:
+        daemon.preload(pool)
+    with ThreadPoolExecutor(16) as clients:
+        asked = [clients.submit(daemon.post, f"/v1/pools/{pool}/{what}") for pool in pools for what in ("hold", "drain")]
+        assert {call.result()[0] for call in asked} == {202}
+    daemon.kill()
+    daemon.start()
+    for status in daemon.get("/v1/pools")[1]:
+        assert status["held"] and status["drained"] and not status["live"], status["pool_id"]
+
+
+@pytest.mark.parametrize("round_", range(5))
+def test_every_acknowledged_change_is_there_after_sigkill_at_any_moment(make: Make, round_: int) -> None:
+    daemon = make().start()
+    chance = random.Random(round_)
+    truth: dict[str, dict[str, bool]] = {}
+    daemon.preload("a")
+    truth["a"] = {"held": False, "down": False}
+    ends = time.monotonic() + chance.uniform(0.05, 0.6)
+    unsure: set[str] = set()
+    with ThreadPoolExecutor(1) as killer:
+        killer.submit(kill_at, daemon, ends)
+        number = 0
+        while True:
+            number += 1
+            kind = chance.choice(["hold", "release", "drain", "start", "register"])
+            pool = f"n{number}" if kind == "register" else "a"
+            path = f"/v1/pools/{pool}" if kind == "register" else f"/v1/pools/{pool}/{kind}"
+            try:
+                code, answer = daemon.post(path)
+            except (OSError, ValueError, http.client.HTTPException):  # the daemon is gone: this one was never acknowledged
+                unsure.add(kind)
+                break
+            if code in (200, 202):
+                change(truth, pool, kind)
+            else:
+                assert code == 409, (kind, answer)
+    daemon.start()
+    for pool, expected in truth.items():
+        status = daemon.status(pool)
+        if pool == "a" and not unsure & {"hold", "release"}:
+            assert status["held"] == expected["held"], (pool, expected, status)
+        if pool == "a" and not unsure & {"drain", "start"} and not status["held"]:
+            down = status["phase"] == "down"
+            assert down == expected["down"], (pool, expected, status)
+
+
+def kill_at(daemon: Daemon, moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+    daemon.kill()
+
+
+def change(truth: dict[str, dict[str, bool]], pool: str, kind: str) -> None:
+    facts = truth.setdefault(pool, {"held": False, "down": True})
+    if kind in ("hold", "release"):
+        facts["held"] = kind == "hold"
+    elif kind in ("drain", "start"):
+        facts["down"] = kind == "drain"
+
+
+def test_a_second_daemon_on_the_same_state_is_told_who_has_it(make: Make) -> None:
+    daemon = make().start()
+    assert daemon.process is not None
+    other = make("other")
+    other.config.write_text(other.config.read_text().replace(str(other.state), str(daemon.state)))
+    assert other.launch().wait(10) != 0
+    assert f"pid {daemon.process.pid}" in other.text() and "Traceback" not in other.text()
+    same_run = make("third")
+    same_run.config.write_text(same_run.config.read_text().replace(str(same_run.run), str(daemon.run)))
+    assert same_run.launch().wait(10) != 0 and f"pid {daemon.process.pid}" in same_run.text()
+    assert daemon.get("/health")[0] == 200
+
+
+def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make: Make) -> None:
+    daemon = make().start()
+    daemon.preload()
+    daemon.terminate()
+    place = daemon.state / "state.db"
+    with sqlite3.connect(place) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    before = place.read_bytes()
+    assert daemon.launch().wait(10) == 1
+    assert "a newer version wrote it" in daemon.text() and place.read_bytes() == before
+    place.write_bytes(b"garbage" * 1000)
+    daemon.start()
+    assert daemon.get("/v1/pools")[1] == []
+    assert [line for line in daemon.lines("notice") if "set aside" in line["human"]]
+    assert (daemon.state / "state.db.corrupt").read_bytes() == b"garbage" * 1000
+
+
+@pytest.fixture
+def small_disk(open_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 300 kB as the state directory of daemon ``d``, or as another folder that the test names."""
+    place = open_dir / "d" / getattr(request, "param", "state")
+    place.mkdir(parents=True)
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(filler: Path) -> None:
+    """Write until the disk is full."""
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_with_a_full_state_disk_reads_work_and_nothing_is_acknowledged_or_begun(small_disk: Path, make: Make) -> None:
+    daemon = make().start()
+    daemon.preload("before")
+    filler = small_disk / "filler"
+    fill(filler)
+    big = engine(*["x" * 8000] * 4)
+    codes = []
+    for number in range(20):
+        code, answer = daemon.post(f"/v1/pools/n{number}/preload?wait=false", big)
+        codes.append(code)
+        if code != 202:
+            assert (code, answer["code"]) in ((507, "STATE_UNWRITABLE"), (503, "STATE_UNWRITABLE")), answer
+            assert "hint" in answer
+            assert daemon.get(f"/v1/pools/n{number}/status")[0] == 404, "what was refused has not begun"
+            break
+    assert codes[-1] != 202
+    acknowledged = [f"n{number}" for number, code in enumerate(codes) if code == 202]
+    assert daemon.status("before")["ready"] and daemon.get("/v1/snapshots")[0] == 200
+    assert daemon.post("/v1/pools/before/leases")[0] == 201, "leases need no disk"
+    filler.unlink()
+    assert daemon.post("/v1/pools/after")[0] == 200
+    daemon.kill()
+    daemon.start()
+    assert set(acknowledged) | {"before", "after"} == {pool["pool_id"] for pool in daemon.get("/v1/pools")[1]}
+
+
+def test_a_daemon_on_a_read_only_state_disk_says_so_and_starts_when_it_can_write(small_disk: Path, make: Make) -> None:
+    daemon = make().start()
+    daemon.preload()
+    assert daemon.terminate() == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert daemon.launch().wait(10) == 1
+    assert "cannot write to state directory" in daemon.text() and "Traceback" not in daemon.text()
+    assert [line["code"] for line in daemon.lines("refused")] == ["STATE_UNWRITABLE"]
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the stored pool to come back")
+
+
+@pytest.mark.parametrize("small_disk", ["run"], indirect=True)
+def test_with_a_full_runtime_disk_a_preload_fails_with_the_reason_and_leaves_no_engine(small_disk: Path, make: Make) -> None:
+    daemon = make().start()
+    pid = daemon.preload("before")["pid"]
+    fill(small_disk / "filler")
+    code, answer = in_time(8, lambda: daemon.post("/v1/pools/p/preload", engine()))
+    assert code >= 500 and "No space left" in answer["message"] and answer["hint"], answer
+    assert not daemon.status("p")["live"] and not (daemon.run / "p.pid").exists()
+    assert len(mentioning_engines(daemon)) == 1, "only the one from before runs"
+    assert daemon.status("before")["pid"] == pid and daemon.status("before")["ready"]
+    (small_disk / "filler").unlink()
+    assert daemon.post("/v1/pools/p/preload", engine())[0] == 200
+    assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
+
+
+def mentioning_engines(daemon: Daemon) -> list[str]:
+    """Scripted engines among the processes that carry this daemon's directory."""
+    found = [line.split()[0] for line in mentioning(daemon.folder)]
+    return [pid for pid in found if b"fake_engine" in Path(f"/proc/{pid}/cmdline").read_bytes()]
