@@ -23,6 +23,7 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.event_log import Event, EventLog
 from pool_managerd.supervision.handoffs import HandoffIntake
+from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
@@ -31,7 +32,6 @@ from pool_managerd.wiring import Adapters, default_adapters
 _IDLE = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
 _RISING = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING)
 MAX_POOLS = 1_000
-MAX_TTL_MS = 7 * 86_400_000
 
 
 class PoolManager:
@@ -54,6 +54,7 @@ class PoolManager:
         self.registry: Registry = self._a.registry
         self.started_at_ms = self._a.clock.wall_ms()
         self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
+        self._leases = Leases(self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -294,36 +295,15 @@ class PoolManager:
 
     def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> dict[str, Any]:
         """One slot of a ready pool. Raises RequestError POOL_DRAINING, NO_FREE_SLOTS, POOL_UNREADY or POOL_NOT_FOUND."""
-        driver = self._pools.get(pool_id)
-        seen = view(driver.instance)
-        if not seen.ready and not seen.draining:
-            raise RequestError(
-                f"cannot lease pool {pool_id}: it is {seen.state}",
-                code="POOL_UNREADY", status=503, pool_id=pool_id, retriable=True,
-                hint=driver.instance.last_error or "start it, or wait until it is ready",
-            )  # fmt: skip
-        expires_at = None if ttl_ms is None else self._expiry(ttl_ms)
-        lease = self.registry.grant(pool_id, holder=holder, given_at_ms=self._a.clock.wall_ms(), expires_at=expires_at)
-        driver.leases_changed(expiry=expires_at is not None)
-        return {"lease_id": lease.lease_id, "active_leases": self.registry.get_active_leases(pool_id)}
+        return self._leases.allocate(self._pools.get(pool_id), holder, ttl_ms)
 
     def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
-        driver = self._pools.get(pool_id)
-        self.registry.renew(pool_id, lease_id, self._expiry(ttl_ms))
-        driver.leases_changed(expiry=True)
-        return {"lease_id": lease_id, "active_leases": self.registry.get_active_leases(pool_id)}
+        """A new end, ``ttl_ms`` from now. Raises RequestError LEASE_NOT_FOUND for a lease that is over."""
+        return self._leases.renew(self._pools.get(pool_id), lease_id, ttl_ms)
 
     def release_lease(self, pool_id: str, lease_id: str) -> dict[str, Any]:
         """Idempotent; RequestError LEASE_NOT_FOUND for an id that was never given."""
-        driver = self._pools.get(pool_id)
-        active = self.registry.release(pool_id, lease_id)
-        driver.leases_changed()
-        return {"active_leases": active}
-
-    def _expiry(self, ttl_ms: int) -> float:
-        if isinstance(ttl_ms, bool) or not 0 < ttl_ms <= MAX_TTL_MS:
-            raise SpecError(f"cannot use ttl_ms {ttl_ms}: it must be from 1 to {MAX_TTL_MS} (7 days)")
-        return self._a.clock.monotonic() + ttl_ms / 1000
+        return self._leases.release(self._pools.get(pool_id), lease_id)
 
     # --- inside ---
 
