@@ -279,7 +279,7 @@ class PoolManager:
         """Start on demand and wait until ready; the pool's status. Joins a start that is under way. Raises PoolError."""
         driver = self._pools.get(pool_id)
         if not view(driver.instance).ready:
-            joining = driver.instance.phase in _RISING or (
+            joining = driver.instance.phase in (*_RISING, Phase.READY, Phase.ATTACHED) or (
                 driver.instance.phase is Phase.STOPPING and not driver.instance.drained
             )
             if joining:

@@ -346,3 +346,39 @@ def test_the_next_alarm_is_data() -> None:
     assert next_alarm(story.i, POLICY) is None
     story.tell(ev.Start())
     assert next_alarm(story.i, POLICY) == story.now + POLICY.staging_stall_s
+
+
+def test_a_stop_is_not_undone_by_a_lost_race_for_the_port() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.Died(1), ev.Stop())
+    story.tell(ev.Exited(1, code=1, summary="exit_code=1", port_conflict=True))
+    assert story.phase() is Phase.DOWN
+
+
+def test_a_process_that_comes_after_its_start_up_deadline_does_not_end_the_retries() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1))
+    story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    assert story.phase() is Phase.BACKOFF
+    story.tell(ev.Spawned(1, 42))
+    assert story.kinds() == ["KillEngine"]
+    story.tell(ev.Exited(1, signal=9))
+    assert story.phase() is Phase.BACKOFF
+
+
+def test_ready_is_not_shown_on_the_word_of_an_old_probe() -> None:
+    """The prober has no descriptors left: after a while nothing is known of the engine any more."""
+    story = Story().until_ready()
+    for _ in range(int(POLICY.fresh_s / POLICY.probe_interval_s) + 2):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeDiscarded(1))
+    assert not view(story.i).ready and "no probe could be sent" in str(story.i.last_error)
+    story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready and story.i.last_error is None
+
+
+def test_a_held_pool_that_runs_is_not_taken_down_by_a_restart() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Hold(), ev.Restart())
+    assert isinstance(story.effects[-1], do.Refuse) and story.phase() is Phase.READY

@@ -97,6 +97,15 @@ def test_releasing_a_lease_twice_counts_once_and_an_unknown_id_is_not_found(regi
     assert registry.get_active_leases("p") == 1
 
 
+def test_a_pool_that_comes_back_under_its_name_has_leases_of_its_own(registry: Registry) -> None:
+    old = registry.grant("p")
+    registry.deregister("p")
+    new = registry.grant("p")
+    assert new.lease_id != old.lease_id
+    with pytest.raises(RequestError):
+        registry.release("p", old.lease_id)
+
+
 def test_leases_expire_by_the_clock_they_are_given(registry: Registry) -> None:
     registry.grant("p", expires_at=10.0)
     kept = registry.grant("p", expires_at=20.0)

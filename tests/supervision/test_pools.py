@@ -242,26 +242,42 @@ async def test_a_stop_during_staging_cancels_it_and_tells_whoever_waits(world: W
     assert view(driver.instance).state == "offline"
 
 
-async def test_a_process_that_nobody_wants_any_more_is_killed(world: World) -> None:
+async def test_a_launch_that_nobody_wants_any_more_leaves_no_process(world: World) -> None:
     driver = world.pools.add("p", world.config.pools[0])
-    release = asyncio.Event()
+    await world.start()
     launch = world.fakes.launcher.launch
+    release = asyncio.Event()
 
     async def slow(engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Any:
         await release.wait()
         return await launch(engine, epoch=epoch, grace_ms=grace_ms)
 
     world.fakes.launcher.launch = slow  # type: ignore[method-assign]
-    await world.start()
     await settle()
     driver.post(ev.Stop())
     driver.post(ev.Start())
     await settle()
     release.set()
     await settle()
-    first, second = world.fakes.launcher.processes
-    assert first.signals == ["kill"] and second.signals == []
-    assert view(driver.instance).ready and driver.launch.process is second
+    running = [process for process in world.fakes.launcher.processes if not process.signals]
+    assert view(driver.instance).ready and running == [driver.launch.process]
+
+
+async def test_a_process_whose_news_comes_too_late_is_killed(world: World) -> None:
+    """A restart was in the inbox just before the word of the spawn."""
+    driver = world.pools.add("p", world.config.pools[0])
+    post = driver.post
+
+    def restart_first(event: ev.Event, waiting: Any = None) -> None:
+        if event == ev.Spawned(1, 4000):
+            post(ev.Restart())
+        post(event, waiting)
+
+    driver.post = restart_first  # type: ignore[method-assign]
+    await world.start()
+    await settle(100)
+    running = [process for process in world.fakes.launcher.processes if not process.signals]
+    assert view(driver.instance).ready and running == [driver.launch.process]
 
 
 async def test_a_good_answer_from_another_program_on_the_port_is_not_believed() -> None:
@@ -384,3 +400,149 @@ async def test_a_helper_that_breaks_is_noticed(world: World) -> None:
     with pytest.raises(EngineError, match="boom"):
         await operation.wait()
     assert view(driver.instance).state == "backoff"
+
+
+async def test_a_broken_task_can_still_be_stopped(world: World) -> None:
+    driver = await world.up()
+    for _ in range(5):
+        driver.post(object())  # type: ignore[arg-type]
+    await settle()
+    await world.pools.stop_all(1000)
+    assert world.fakes.launcher.processes[0].signals == ["term"]
+
+
+async def test_a_listener_that_raises_ends_nothing(world: World) -> None:
+    driver = await world.up()
+
+    def bad(event: Any) -> None:
+        raise RuntimeError("listener")
+
+    world.fakes.events.listen(bad)
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
+    await world.fakes.clock.advance(2)
+    assert view(driver.instance).ready and world.fakes.fatal == []
+
+
+async def test_a_log_that_cannot_be_read_does_not_stop_the_clock(world: World) -> None:
+    driver = await world.up()
+
+    def unreadable(*_: Any, **__: Any) -> list[str]:
+        raise PoolError("cannot use .runtime: Too many open files")
+
+    world.fakes.files.tail_log = unreadable  # type: ignore[method-assign]
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
+    await world.fakes.clock.advance(60)
+    assert view(driver.instance).ready
+
+
+async def test_shutdown_in_the_middle_of_a_restart_ends_with_nothing_running() -> None:
+    world = World()
+    world.fakes.launcher.ignores_term = True
+    driver = await world.up()
+    await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    stopping = asyncio.create_task(world.pools.stop_all(30_000))
+    await world.fakes.clock.advance(120)
+    assert stopping.done()
+    assert [process.signals[-1:] for process in world.fakes.launcher.processes] == [["kill"]]
+
+
+async def test_shutdown_cuts_a_long_drain_at_its_own_deadline(world: World) -> None:
+    driver = await world.up()
+    world.fakes.registry.grant("p")
+    await world.pools.change(driver, "drain", ev.Drain(86_400_000, 0), "drained", desired="down")
+    stopping = asyncio.create_task(world.pools.stop_all(30_000))
+    await world.fakes.clock.advance(60)
+    assert stopping.done()
+
+
+async def test_a_start_that_races_the_shutdown_is_refused_and_leaves_no_engine() -> None:
+    world = World(ids=["p", "q"])
+    late = world.pools.add("q", world.config.pools[1])
+    await world.up()
+    world.fakes.registry.grant("p")
+    written = asyncio.Event()
+    put_pool = world.store.put_pool
+
+    async def slow(pool: StoredPool) -> None:
+        await written.wait()
+        await put_pool(pool)
+
+    world.store.put_pool = slow  # type: ignore[method-assign]
+    starting = asyncio.create_task(world.pools.change(late, "start", ev.Start(), "up", desired="up"))
+    await settle()
+    stopping = asyncio.create_task(world.pools.stop_all(5_000))
+    await settle()
+    written.set()
+    await world.fakes.clock.advance(20)
+    assert stopping.done()
+    with pytest.raises(RequestError, match="shutting down"):
+        await starting
+    assert len(world.fakes.launcher.processes) == 1
+
+
+async def test_an_acknowledged_preload_that_the_shutdown_interrupts_is_started_by_the_next_daemon(world: World) -> None:
+    world.fakes.prober.result = BAD
+    driver = world.pools.add("s")
+    engine = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    await world.pools.stop_all(1000)
+    assert world.store.pools["s"].desired == "up"
+
+
+@pytest.mark.parametrize("after", [ev.Stop(), ev.Drain(0, 0)])
+async def test_a_restart_that_is_overtaken_by_a_stop_ends_as_cancelled(after: ev.Event) -> None:
+    world = World()
+    world.fakes.launcher.ignores_term = True
+    driver = await world.up()
+    restart = await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    if isinstance(after, ev.Stop):
+        await world.pools.change(driver, "stop", after, "down", desired="down")
+    else:
+        driver.post(ev.Stop())
+    await world.fakes.clock.advance(60)
+    assert restart.status == "failed"
+    await driver.close()
+
+
+async def test_a_drain_that_is_taken_back_ends_as_cancelled(world: World) -> None:
+    driver = await world.up()
+    world.fakes.registry.grant("p")
+    drain = await world.pools.change(driver, "drain", ev.Drain(30_000, 0), "drained", desired="down")
+    await world.pools.change(driver, "undrain", ev.Undrain(), "now", desired="up")
+    with pytest.raises(RequestError, match="taken back"):
+        await drain.wait()
+
+
+async def test_a_restart_of_an_engine_that_cannot_be_ended_fails() -> None:
+    world = World()
+    driver = await world.up()
+    process = world.fakes.launcher.processes[0]
+    process.stop = lambda grace_ms: None  # type: ignore[method-assign]
+    process.kill = lambda: None  # type: ignore[method-assign]
+    restart = await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    await world.fakes.clock.advance(60)
+    with pytest.raises(PoolError, match="survived SIGKILL"):
+        await restart.wait()
+    await driver.close()
+
+
+async def test_an_external_engine_that_is_not_there_is_reported_and_still_waited_for() -> None:
+    world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = BAD
+    operation = await world.start()
+    await world.fakes.clock.advance(world.config.health.startup_timeout_ms / 1000 + 1)
+    with pytest.raises(EngineError, match="nothing healthy answered"):
+        await operation.wait()
+    assert "nothing healthy answered" in str(driver.instance.last_error) and not view(driver.instance).ready
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
+    await world.fakes.clock.advance(2)
+    assert view(driver.instance).ready and driver.instance.last_error is None
+    await driver.close()
+
+
+async def test_an_event_id_of_an_earlier_daemon_resumes_from_the_beginning(world: World) -> None:
+    await world.up()
+    first = await anext(world.fakes.events.subscribe(after_id=5_000))
+    assert first.id == 1

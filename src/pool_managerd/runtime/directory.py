@@ -101,7 +101,7 @@ class ConfinedDirectory:
             with self.opened() as directory, _open_regular(directory, name) as fd:
                 os.lseek(fd, max(0, os.fstat(fd).st_size - count), os.SEEK_SET)
                 return _read_fully(fd, count)
-        except OSError:
+        except (OSError, NodeError):
             return b""
 
     def read_object(self, name: str) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pool_managerd.config import PoolConfig
@@ -15,8 +13,8 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError
-from pool_managerd.supervision import workers
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.launch_work import LaunchWork
 from pool_managerd.supervision.protocols import Alarm
 from pool_managerd.supervision.publishing import log_context, registry_fields
 from pool_managerd.supervision.services import Services
@@ -42,7 +40,7 @@ class PoolDriver:
         self._inbox: asyncio.Queue[tuple[ev.Event, Waiting | None, Context]] = asyncio.Queue()
         self._waiting: list[Waiting] = []
         self._alarm: Alarm | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._work = LaunchWork(self, services)
         self._task_failures = 0
         self._task = asyncio.create_task(self._run(), name=f"pool:{pool_id}")
         self._publish()
@@ -87,12 +85,22 @@ class PoolDriver:
 
     async def close(self) -> None:
         """End the task; effects still under way are cancelled. The engine must be down by now."""
-        tasks = [self._task, *self._background]
+        tasks = [self._task, *self._work.tasks]
         for task in tasks:
             task.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.kill()
+        gone = RequestError(
+            f"cannot go on: pool {self.pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=self.pool_id
+        )
+        while not self._inbox.empty():
+            if (waiting := self._inbox.get_nowait()[1]) is not None:
+                waiting.refuse(gone)
+        for waiting in self._waiting:
+            waiting.on_end(waiting.operation, None, gone)
+        self._waiting.clear()
 
     # --- the loop ---
 
@@ -107,9 +115,8 @@ class PoolDriver:
                 self._s.events.emit("internal_error", human, level="critical", pool_id=self.pool_id)
                 if waiting is not None:
                     waiting.refuse(PoolError(human, pool_id=self.pool_id))
-                if self._task_failures >= MAX_TASK_FAILURES:
-                    self._s.on_fatal(problem)
-                    return
+                if self._task_failures == MAX_TASK_FAILURES:
+                    self._s.on_fatal(problem)  # the task goes on: the pool must still be able to stop
 
     def _apply(self, event: ev.Event, waiting: Waiting | None) -> None:
         now = self._s.clock.monotonic()
@@ -121,6 +128,14 @@ class PoolDriver:
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
         self.instance, effects = step(before, event, now, self.policy)
+        try:
+            self._carry_out(before, seen.state, event, effects, waiting)
+        finally:
+            self._arm()
+
+    def _carry_out(
+        self, before: Instance, was: str, event: ev.Event, effects: tuple[do.Effect, ...], waiting: Waiting | None
+    ) -> None:
         for effect in effects:
             self._start(effect)
         refused = next((e for e in effects if isinstance(e, do.Refuse)), None)
@@ -131,9 +146,8 @@ class PoolDriver:
             self._waiting.append(waiting)
         if self.instance is not before:
             self._publish()
-            self._tell_transition(seen.state, event)
+            self._tell_transition(was, event)
         self._settle()
-        self._arm()
 
     def _settle(self) -> None:
         if self._waiting:
@@ -169,9 +183,9 @@ class PoolDriver:
         state = view(self.instance).state
         if state != from_state:
             fields = {"from_state": from_state, "to_state": state, "reason": self.instance.reason, "event": type(event).__name__}
-            self._emit("transition", f"Pool '{self.pool_id}' is {state} now (was {from_state})", level="debug", **fields)
+            self.emit("transition", f"Pool '{self.pool_id}' is {state} now (was {from_state})", level="debug", **fields)
 
-    def _emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
+    def emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
         context = log_context(self.instance, self.launch, self.config)
         self._s.events.emit(type_, human, level=level, pool_id=self.pool_id, **{**context, **fields})
 
@@ -182,14 +196,16 @@ class PoolDriver:
             case do.Say():
                 self._say(effect)
             case do.StageArtifacts():
+                self.kill()  # a process that came up too late for the launch it belonged to
                 self.launch = Launch(first_token_ms=self.launch.first_token_ms, tokens_per_s=self.launch.tokens_per_s)
-                self._work(self._stage(effect.epoch), effect.epoch, "staging")
+                self._work.run(self._work.stage(effect.epoch, queue=self._boot), effect.epoch, "staging")
+                self._boot = False
             case do.SpawnEngine():
-                self._work(self._launch(effect.epoch), effect.epoch, "the launch")
+                self._work.run(self._work.spawn(effect.epoch), effect.epoch, "the launch")
             case do.SendProbe():
-                self._work(self._probe(effect.epoch), effect.epoch, "the probe")
+                self._work.run(self._work.probe(effect.epoch), effect.epoch, "the probe")
             case do.SendWarmup():
-                self._work(self._warm_up(effect.epoch), effect.epoch, "the warm-up")
+                self._work.run(self._work.warm_up(effect.epoch), effect.epoch, "the warm-up")
             case do.AwaitVram():
                 self.post(ev.VramFree(effect.epoch))
             case do.SleepEngine() | do.WakeEngine() | do.AdoptEngine():
@@ -205,7 +221,7 @@ class PoolDriver:
         process = self.launch.process
         match effect:
             case do.CancelStaging():
-                self._cancel_tasks()
+                self._work.cancel(self.launch)
             case do.WritePid():
                 self._s.files.write_pid(self.pool_id, effect.pid)
             case do.Announce():
@@ -221,7 +237,7 @@ class PoolDriver:
 
     def _not_done(self, effect: do.Effect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""
-        self._emit("notice", problem.message, level="error", hint=problem.hint)
+        self.emit("notice", problem.message, level="error", hint=problem.hint)
         if isinstance(effect, do.WritePid):
             self.launch.cause = problem
             self.post(ev.HelperDied(effect.epoch, problem.message))
@@ -237,7 +253,7 @@ class PoolDriver:
             self.last_drain = {"pool_id": self.pool_id, **fields}
         if effect.action in ("crash", "restart", "unhealthy"):
             self._s.records.note_counters(self.pool_id, self.instance.crash_count, self.instance.restart_count)
-        self._emit(effect.action, effect.human, level=effect.level, **fields)
+        self.emit(effect.action, effect.human, level=effect.level, **fields)
 
     def _announce(self) -> None:
         prepared = self.launch.prepared
@@ -256,95 +272,3 @@ class PoolDriver:
         self._s.files.remove_pid(self.pool_id)
         if self.launch.prepared is not None and not self._announced_by_others():
             self._s.files.remove_handoff(self.pool_id, self.launch.prepared.replica_id)
-
-    # --- the work of effects ---
-
-    async def _stage(self, epoch: int) -> None:
-        launch = self.launch
-        if self._boot:
-            self._boot = False
-            launch.step = "queue"
-            await self._s.gate.queue(self.pool_id, self.policy.staging_stall_s / 3, partial(self.post, ev.StagingProgress(epoch)))
-
-        def progress(done: int, total: int) -> None:
-            before, launch.progress = launch.progress, (done, total)
-            self.post(ev.StagingProgress(epoch))
-            if total and done * 10 // total > before[0] * 10 // total:
-                human = f"Verifying the model of pool '{self.pool_id}': {done * 100 // total} %"
-                self._emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
-
-        try:
-            prepared, model = await workers.stage(self.config, self.submitted, launch, self._s, progress)
-        except PoolError as problem:
-            launch.cause = problem
-            text, retriable, reason = workers.failure(problem)
-            self.post(ev.StagingFailed(epoch, text, retriable, reason))
-            return
-        launch.prepared, launch.model = prepared, model
-        launch.step = "starting"
-        if model is not None and not model.verified:
-            self._emit("notice", f"Model of pool '{self.pool_id}' is used unverified: no checksum is configured")
-        for warning in prepared.warnings:
-            self._emit("notice", warning, level="warn")
-        self.post(ev.Staged(epoch, external=prepared.attach_url is not None, warmable=not prepared.verbatim))
-
-    async def _launch(self, epoch: int) -> None:
-        launch = self.launch
-        if launch.prepared is None:
-            return
-        try:
-            process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self.policy.stop_grace_ms)
-        except PoolError as problem:
-            launch.cause = problem
-            self.post(ev.SpawnFailed(epoch, workers.failure(problem)[0]))
-            return
-        launch.process = process
-        # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
-        watcher = asyncio.create_task(self._watch(launch, epoch), name=f"watch:{self.pool_id}:{epoch}", context=Context())
-        self._keep(watcher)
-        if self.instance.epoch != epoch:
-            process.kill()  # a newer launch has begun: nobody else knows of this process
-            return
-        if process.notice:
-            self._emit("notice", process.notice, level="warn")
-        self.post(ev.Spawned(epoch, process.pid))
-
-    async def _watch(self, launch: Launch, epoch: int) -> None:
-        process = launch.process
-        if process is None:
-            return
-        await process.wait_dead()
-        self.post(ev.Died(epoch))
-        record = await process.wait()
-        self.post(workers.exit_event(epoch, record, self._s.files.tail_log(self.pool_id)))
-
-    async def _probe(self, epoch: int) -> None:
-        first = self.instance.last_good_at is None
-        event, result = await workers.probe(self.launch, epoch, self.policy.probe_timeout_s, first, self._s)
-        self._s.events.emit("probe", result.reason, pool_id=self.pool_id, journal=False, outcome=result.outcome.value)
-        self.post(event)
-
-    async def _warm_up(self, epoch: int) -> None:
-        self.launch.step = "warm-up"
-        self.post(await workers.warm_up(self.launch, epoch, self.policy.warmup_timeout_s, self._s))
-
-    def _work(self, work: Coroutine[Any, Any, None], epoch: int, what: str) -> None:
-        """Run ``work`` beside the loop; when it ends in an exception the instance is told that its helper died."""
-        task = asyncio.create_task(work)
-        self.launch.tasks.add(task)
-        self._keep(task)
-
-        def ended(finished: asyncio.Task[None]) -> None:
-            self.launch.tasks.discard(finished)
-            if not finished.cancelled() and (problem := finished.exception()) is not None:
-                self.post(ev.HelperDied(epoch, f"{what} ended unexpectedly: {problem!r}"))
-
-        task.add_done_callback(ended)
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    def _cancel_tasks(self) -> None:
-        for task in tuple(self.launch.tasks):
-            task.cancel()

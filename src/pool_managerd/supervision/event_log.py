@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
+log = structlog.get_logger("pool_managerd.events")
 KEPT = 2_000
 SUBSCRIBER_QUEUE = 1_000
 
@@ -86,7 +89,10 @@ class EventLog:
         self._last_id += journal
         event = Event(self._last_id, self._clock_ms(), type_, level, pool_id, human, fields, journal)
         for listener in tuple(self._listeners):
-            listener(event)
+            try:
+                listener(event)
+            except Exception:
+                log.exception("A listener of events failed", action="listener_failed")
         if journal:
             self._kept.append(event)
             for subscription in tuple(self._subscriptions):
@@ -100,6 +106,8 @@ class EventLog:
 
     def subscribe(self, after_id: int | None = None) -> Subscription:
         """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come."""
+        if after_id is not None and after_id > self._last_id:
+            after_id = 0  # an id of an earlier daemon
         backlog = [] if after_id is None else [event for event in self._kept if event.id > after_id]
         subscription = Subscription(backlog, self._drop)
         self._subscriptions.append(subscription)

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.pools import Pools
 
@@ -33,6 +35,11 @@ class FoundHandoff(Protocol):
     def path(self) -> str: ...
 
 
+def _is_ours(driver: PoolDriver) -> bool:
+    submitted = driver.submitted
+    return driver.config is not None or driver.instance.has_process or (submitted is not None and submitted.attach_url is None)
+
+
 class HandoffIntake:
     """Registers a pool per announced engine; a pool whose engine is run here is never taken over."""
 
@@ -44,11 +51,15 @@ class HandoffIntake:
         driver = self._pools.find(found.pool_id)
         outcome, level = "success", "info"
         human = f"Pool '{found.pool_id}' was announced by a handoff file"
-        if driver is not None and (driver.config is not None or driver.instance.has_process):
+        if driver is not None and _is_ours(driver):
             outcome, level = "error", "warn"
             human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
         else:
-            driver = self._pools.announce(found.pool_id)
+            try:
+                driver = self._pools.announce(found.pool_id)
+            except PoolError as problem:
+                self.on_error(found.path, problem.message)
+                return
             driver.submitted = attached_engine(found)
             if driver.instance.drained or driver.instance.held:
                 human = f"{human}; it stays down until it is started"

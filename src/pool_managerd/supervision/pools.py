@@ -134,6 +134,7 @@ class Pools:
             if engine is not None:
                 driver.submitted = engine
             try:
+                self._check_open(driver)
                 return await self.request(driver, kind, event, goal)
             except PoolError:  # things have moved while the disk was written
                 if driver.submitted is engine:
@@ -195,20 +196,27 @@ class Pools:
     async def stop_all(self, deadline_ms: int) -> None:
         """Drain and stop every pool; their intent stays as it is, so that the next daemon starts them again."""
         self.closing = True
-        idle = (Phase.DOWN, Phase.FAILED)
-        running = [driver for driver in self.all() if driver.instance.phase not in idle or driver.instance.has_process]
-        await asyncio.gather(*(self._stop_one(driver, deadline_ms) for driver in running))
+        await asyncio.gather(*(self._stop_one(driver, deadline_ms) for driver in self.all()))
         for driver in self.all():
             await driver.close()
 
     async def _stop_one(self, driver: PoolDriver, deadline_ms: int) -> None:
-        on_its_way = driver.instance.phase in (Phase.DRAINING, Phase.STOPPING)
+        clock, phase = self._s.clock, driver.instance.phase
+        late = clock.call_at(clock.monotonic() + deadline_ms / 1000, lambda: driver.post(ev.Stop()))
+        event: ev.Event = ev.Drain(deadline_ms, 0) if phase in (Phase.READY, Phase.ATTACHED) else ev.Stop()
+        if phase is Phase.DRAINING:
+            event = ev.Tick()
         try:
-            operation = await self.request(driver, "shutdown", ev.Tick() if on_its_way else ev.Drain(deadline_ms, 0), "down")
+            try:
+                operation = await self.request(driver, "shutdown", event, "down")
+            except PoolError:  # it has moved on since
+                operation = await self.request(driver, "shutdown", ev.Stop(), "down")
             await operation.wait()
         except PoolError as problem:
             human = f"Pool '{driver.pool_id}' could not be stopped: {problem.message}"
             self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
+        finally:
+            late.cancel()
 
     def _intended(self, driver: PoolDriver, engine: PreparedEngine | None, desired: str | None, held: bool | None) -> StoredPool:
         old = self._stored.get(driver.pool_id, StoredPool(driver.pool_id))
@@ -226,7 +234,13 @@ class Pools:
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         driver = self._drivers.get(operation.pool_id)
-        if error is not None and operation.kind == "preload" and driver is not None and driver.config is None:
+        if (
+            error is not None
+            and not self.closing
+            and operation.kind == "preload"
+            and driver is not None
+            and driver.config is None
+        ):
             self._store.note_down(operation.pool_id)
             if (stored := self._stored.get(operation.pool_id)) is not None:
                 self._stored[operation.pool_id] = replace(stored, desired="down")

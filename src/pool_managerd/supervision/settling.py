@@ -72,6 +72,9 @@ def _judge(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[str,
         return (driver.last_drain if waiting.goal == "drained" else {"pool_id": i.pool_id}), None
     if i.phase is Phase.FAILED:
         return None, PoolError(i.last_error or "the engine could not be stopped", pool_id=i.pool_id)
+    if waiting.goal == "drained" and i.phase not in (Phase.DRAINING, Phase.STOPPING):
+        text = f"the drain of pool '{i.pool_id}' was taken back"
+        return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)
     return None
 
 
@@ -79,13 +82,13 @@ def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[s
     if i.phase is Phase.DOWN and i.owed:
         text = f"cannot start pool '{i.pool_id}': it is {'held' if i.held else 'quarantined'}"
         return None, RequestError(text, code="POOL_HELD" if i.held else "POOL_UNAVAILABLE", status=409, pool_id=i.pool_id)
-    if i.epoch < waiting.target_epoch:
+    if i.epoch < waiting.target_epoch and i.phase not in (Phase.DOWN, Phase.FAILED):
         return None
     if view(i).ready:
         return driver.up_outcome(), None
     if i.phase is Phase.DOWN:
         text = f"the start of pool '{i.pool_id}' was cancelled" if i.last_error is None else i.last_error
         return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)
-    if i.phase in _ENDED_BADLY:
+    if i.phase in _ENDED_BADLY or (i.phase is Phase.ATTACHED and i.reason == "preload_failed"):
         return None, operation_error(i.pool_id, i.last_error, driver.launch.cause, driver.log_tail())
     return None

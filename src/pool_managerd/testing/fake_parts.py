@@ -44,6 +44,8 @@ class FakeProcess:
             self.end(ExitRecord(code=0, stopped_by_us=True))
 
     def kill(self) -> None:
+        if self._record.done():
+            return
         self.signals.append("kill")
         self.end(ExitRecord(signal=9, stopped_by_us=True))
 

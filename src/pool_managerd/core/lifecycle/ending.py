@@ -41,7 +41,7 @@ def begin_stop(
         after=after, fell_from=i.phase, asked=True, reaped=False, killed=False, pending_error=error, hung=False,
     )  # fmt: skip
     if not i.has_process:
-        return finish_stop(stopping, now, p, before=(do.Withdraw(i.epoch), do.EndLeases(i.epoch)))
+        return finish_stop(stopping, now, p, before=(do.CancelStaging(i.epoch), do.Withdraw(i.epoch), do.EndLeases(i.epoch)))
     say = do.Say("stop", f"Stopping the engine of pool '{i.pool_id}'", fields={"grace_ms": grace})
     return stopping, (do.StopEngine(i.epoch, grace), say)
 
@@ -193,7 +193,7 @@ def exited(i: Instance, e: ev.Exited, now: float, p: Policy) -> Step:
     gone, effects = died_stopping(i, ev.Died(e.epoch), now, p)
     if i.asked:
         return with_effects(effects, _after_reaping(gone, now, p))
-    if i.fell_from in _NOT_YET_READY and e.port_conflict and i.port_conflicts < p.port_retries:
+    if i.after is After.RECOVER and i.fell_from in _NOT_YET_READY and e.port_conflict and i.port_conflicts < p.port_retries:
         gone = replace(gone, after=After.START, port_conflicts=i.port_conflicts + 1)
         human = f"Another program took the port of pool '{i.pool_id}'; starting on another one"
         return with_effects((*effects, do.Say("port_conflict", human, level="warn")), _after_reaping(gone, now, p))

@@ -18,7 +18,9 @@ def probe_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
     healthy = replace(i, last_good_at=now, probe_failures=0, probe_reason="", hung=False, probe_sent_at=None,
                       next_probe_at=now + p.probe_interval_s)  # fmt: skip
     if i.hung:
-        return healthy, (do.Say("recovered", f"Engine of pool '{i.pool_id}' answers its health probes again"),)
+        return replace(healthy, last_error=None), (
+            do.Say("recovered", f"Engine of pool '{i.pool_id}' answers its health probes again"),
+        )
     return healthy, ()
 
 
@@ -27,7 +29,7 @@ def probe_missed(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
     asleep = i.probe_sent_at is not None and now - i.probe_sent_at > 2 * (p.probe_interval_s + p.probe_timeout_s)
     misses = 1 if asleep else i.probe_failures + 1
     missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + p.probe_interval_s)
-    if misses < p.failure_threshold or i.hung:
+    if misses < p.failure_threshold or (i.hung and p.fail_open):
         return missed, ()
     error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
     fields = {"last_error": error, "probe_failures": misses}
@@ -60,11 +62,25 @@ def attached_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step
     misses = i.probe_failures + 1
     gap_s = p.probe_interval_s if i.last_good_at is not None else p.probe_gap_ms / 1000
     missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_s)
-    if i.last_good_at is None or misses < p.failure_threshold:
+    if i.last_good_at is None:
+        waited = now - (i.launched_at or now)
+        if i.reason is not None or i.last_error is not None or waited < p.startup_timeout_s:
+            return missed, ()
+        return _nobody_there(missed, waited, p)
+    if misses < p.failure_threshold:
         return missed, ()
     error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
     human = f"The attached engine of pool '{i.pool_id}' stopped answering"
     return replace(missed, last_good_at=None, ready_since=None, last_error=error), (do.Say("unhealthy", human, level="warn"),)
+
+
+def _nobody_there(i: Instance, waited_s: float, p: Policy) -> Step:
+    """An external engine that never answered: whoever waits is told, and the probing goes on."""
+    limit = narration.duration(p.startup_timeout_s)
+    error = f"health check failed: nothing healthy answered within {limit}; the last probe {i.probe_reason}"
+    fields = {"reason": "preload_failed", "last_error": error, "duration_ms": round(waited_s * 1000)}
+    say = do.Say("preload_failed", f"Pool '{i.pool_id}' is not ready: {error}", level="error", fields=fields)
+    return replace(i, reason="preload_failed", last_error=error), (say,)
 
 
 def serving_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:

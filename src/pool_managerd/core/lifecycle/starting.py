@@ -32,6 +32,10 @@ def restart_down(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:
 
 
 def restart_up(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:
+    if i.held:
+        return refuse(i, "POOL_HELD", f"cannot restart pool '{i.pool_id}': it is held; release it first")
+    if i.quarantined:
+        return refuse(i, "POOL_UNAVAILABLE", f"cannot restart pool '{i.pool_id}': one of its GPUs is quarantined")
     return begin_stop(replace(i, port_conflicts=0), now, p, After.START)
 
 
@@ -97,7 +101,8 @@ def spawned_late(i: Instance, e: ev.Spawned, now: float, p: Policy) -> Step:
     """Nobody wants this process any more: it began to run while its stop was decided."""
     stopping = to(
         i, Phase.STOPPING, now, deadline=now + p.kill_wait_s, has_process=True, started_at=now,
-        fell_from=Phase.STARTING, asked=True, reaped=False, killed=True,
+        fell_from=Phase.STARTING, asked=True, reaped=False, killed=True, pending_error=i.last_error,
+        after=After.RECOVER if i.phase is Phase.BACKOFF else After.STAY,
     )  # fmt: skip
     say = do.Say("stop", f"Engine of pool '{i.pool_id}' came up when nobody wanted it any more; ending it")
     return stopping, (do.KillEngine(i.epoch), say)
@@ -123,7 +128,13 @@ def starting_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step
 def probe_discarded(i: Instance, e: ev.ProbeDiscarded, now: float, p: Policy) -> Step:
     """The prober failed, not the engine: try again, hold nothing against anybody."""
     gap_s = p.probe_gap_ms / 1000 if i.phase in (Phase.STARTING, Phase.WAKING) else p.probe_interval_s
-    return replace(i, probe_sent_at=None, next_probe_at=now + gap_s), ()
+    again = replace(i, probe_sent_at=None, next_probe_at=now + gap_s)
+    if i.phase not in (Phase.READY, Phase.ATTACHED) or i.hung or i.last_good_at is None or now - i.last_good_at <= p.fresh_s:
+        return again, ()
+    error = f"health check failed: no probe could be sent for {narration.duration(now - i.last_good_at)}"
+    say = do.Say("unhealthy", f"Pool '{i.pool_id}' is not shown as ready: {error}", level="error", fields={"last_error": error})
+    unknown = {"last_good_at": None, "ready_since": None} if i.phase is Phase.ATTACHED else {"hung": True}
+    return replace(again, last_error=error, **unknown), (say,)
 
 
 def starting_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:

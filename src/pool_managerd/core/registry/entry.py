@@ -16,6 +16,7 @@ class PoolEntry:
     """
 
     pool_id: str
+    born: int = 0
     health: HealthStatus = field(default_factory=HealthStatus)
     last_heartbeat_ms: int | None = None
     version: str | None = None

@@ -199,7 +199,7 @@ class Registry:
         entry = self._change(pool_id)
         self._admit(entry)
         entry.leases_given += 1
-        lease = Lease(f"{self._prefix(pool_id)}-{entry.leases_given:x}", holder, given_at_ms, expires_at)
+        lease = Lease(f"{self._prefix(entry)}-{entry.leases_given:x}", holder, given_at_ms, expires_at)
         entry.leases[lease.lease_id] = lease
         return lease
 
@@ -263,7 +263,7 @@ class Registry:
 
     def _was_given(self, entry: PoolEntry, lease_id: str) -> bool:
         prefix, dash, number = lease_id.rpartition("-")
-        if not dash or prefix != self._prefix(entry.pool_id) or not 0 < len(number) <= 16 or number != number.lower():
+        if not dash or prefix != self._prefix(entry) or not 0 < len(number) <= 16 or number != number.lower():
             return False
         try:
             return 0 < int(number, 16) <= entry.leases_given
@@ -275,12 +275,12 @@ class Registry:
             f"lease {lease_id[:64]!r} not found on pool {pool_id}", code="LEASE_NOT_FOUND", status=404, pool_id=pool_id
         )
 
-    def _prefix(self, pool_id: str) -> str:
-        return hashlib.blake2b(f"{self._salt}:{pool_id}".encode(), digest_size=6).hexdigest()
+    def _prefix(self, entry: PoolEntry) -> str:
+        return hashlib.blake2b(f"{self._salt}:{entry.pool_id}:{entry.born}".encode(), digest_size=6).hexdigest()
 
     def _change(self, pool_id: str) -> PoolEntry:
         self._revision += 1
         entry = self._entries.get(pool_id)
         if entry is None:
-            entry = self._entries[pool_id] = PoolEntry(pool_id)
+            entry = self._entries[pool_id] = PoolEntry(pool_id, born=self._revision)
         return entry

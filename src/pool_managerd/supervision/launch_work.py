@@ -1,0 +1,125 @@
+"""The work of one pool's launches: started by effects beside the loop; its outcome returns as events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision import workers
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.workers import Launch
+
+if TYPE_CHECKING:
+    from pool_managerd.supervision.driver import PoolDriver
+
+
+class LaunchWork:
+    """Tasks of a driver. They read the driver's state and post events to it; they change nothing else of it."""
+
+    def __init__(self, driver: PoolDriver, services: Services) -> None:
+        self._driver = driver
+        self._s = services
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def stage(self, epoch: int, *, queue: bool) -> None:
+        """Model to disk, engine prepared; ``queue``: after its turn among the pools that load at boot."""
+        launch = self._driver.launch
+        if queue:
+            launch.step = "queue"
+            await self._s.gate.queue(
+                self._driver.pool_id,
+                self._driver.policy.staging_stall_s / 3,
+                partial(self._driver.post, ev.StagingProgress(epoch)),
+            )
+
+        def progress(done: int, total: int) -> None:
+            before, launch.progress = launch.progress, (done, total)
+            self._driver.post(ev.StagingProgress(epoch))
+            if total and done * 10 // total > before[0] * 10 // total:
+                human = f"Verifying the model of pool '{self._driver.pool_id}': {done * 100 // total} %"
+                self._driver.emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
+
+        try:
+            prepared, model = await workers.stage(self._driver.config, self._driver.submitted, launch, self._s, progress)
+        except PoolError as problem:
+            launch.cause = problem
+            text, retriable, reason = workers.failure(problem)
+            self._driver.post(ev.StagingFailed(epoch, text, retriable, reason))
+            return
+        launch.prepared, launch.model = prepared, model
+        launch.step = "starting"
+        if model is not None and not model.verified:
+            self._driver.emit("notice", f"Model of pool '{self._driver.pool_id}' is used unverified: no checksum is configured")
+        for warning in prepared.warnings:
+            self._driver.emit("notice", warning, level="warn")
+        self._driver.post(ev.Staged(epoch, external=prepared.attach_url is not None, warmable=not prepared.verbatim))
+
+    async def spawn(self, epoch: int) -> None:
+        """Run the prepared engine and watch it from its first moment."""
+        launch = self._driver.launch
+        if launch.prepared is None:
+            return
+        try:
+            process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self._driver.policy.stop_grace_ms)
+        except PoolError as problem:
+            launch.cause = problem
+            self._driver.post(ev.SpawnFailed(epoch, workers.failure(problem)[0]))
+            return
+        launch.process = process
+        # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
+        watcher = asyncio.create_task(self._watch(launch, epoch), name=f"watch:{self._driver.pool_id}:{epoch}", context=Context())
+        self._keep(watcher)
+        if self._driver.instance.epoch != epoch:
+            process.kill()  # a newer launch has begun: nobody else knows of this process
+            return
+        if process.notice:
+            self._driver.emit("notice", process.notice, level="warn")
+        self._driver.post(ev.Spawned(epoch, process.pid))
+
+    async def _watch(self, launch: Launch, epoch: int) -> None:
+        process = launch.process
+        if process is None:
+            return
+        await process.wait_dead()
+        self._driver.post(ev.Died(epoch))
+        record = await process.wait()
+        self._driver.post(workers.exit_event(epoch, record, self._s.files.tail_log(self._driver.pool_id)))
+
+    async def probe(self, epoch: int) -> None:
+        """Ask once; the answer is an event."""
+        first = self._driver.instance.last_good_at is None
+        event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, first, self._s)
+        self._s.events.emit("probe", result.reason, pool_id=self._driver.pool_id, journal=False, outcome=result.outcome.value)
+        self._driver.post(event)
+
+    async def warm_up(self, epoch: int) -> None:
+        """Send the first prompt and measure the answer."""
+        self._driver.launch.step = "warm-up"
+        self._driver.post(await workers.warm_up(self._driver.launch, epoch, self._driver.policy.warmup_timeout_s, self._s))
+
+    def run(self, work: Coroutine[Any, Any, None], epoch: int, what: str) -> None:
+        """Run ``work`` beside the loop; when it ends in an exception the instance is told that its helper died."""
+        task = asyncio.create_task(work)
+        self._driver.launch.tasks.add(task)
+        self._keep(task)
+
+        def ended(finished: asyncio.Task[None]) -> None:
+            self._driver.launch.tasks.discard(finished)
+            if not finished.cancelled() and (problem := finished.exception()) is not None:
+                self._driver.post(ev.HelperDied(epoch, f"{what} ended unexpectedly: {problem!r}"))
+
+        task.add_done_callback(ended)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def cancel(self, launch: Launch) -> None:
+        """Nobody wants the outcome of ``launch`` any more."""
+        for task in tuple(launch.tasks):
+            task.cancel()
