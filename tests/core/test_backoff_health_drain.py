@@ -10,7 +10,7 @@ from pool_managerd.core import narration
 from pool_managerd.core.backoff import BackoffPolicy, BackoffRules, delay_ms
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS, DrainOutcome, DrainRequest
-from pool_managerd.core.health import ProbeOutcome, judge_response, next_gap_ms
+from pool_managerd.core.health import ProbeOutcome, judge_response, next_probe_at, start_gap_ms
 from pool_managerd.core.preflight import assert_gpu_only
 from pool_managerd.errors import NodeError, SpecError
 
@@ -68,9 +68,17 @@ def test_only_a_plain_200_of_an_engine_is_healthy(status: int, kind: str, body: 
     assert (result.outcome is ProbeOutcome.SUCCESS) is ok and bool(result.reason) is not ok
 
 
-@given(st.integers(0, 10_000), st.integers(1, 10_000))
-def test_gaps_grow_and_are_bounded(gap: int, longest: int) -> None:
-    assert 0 < next_gap_ms(gap, longest) <= longest
+@given(st.integers(0, 600_000), st.integers(1, 10_000))
+def test_readiness_is_noticed_a_few_percent_late_at_most(waited_ms: int, longest_ms: int) -> None:
+    gap_ms = start_gap_ms(waited_ms, longest_ms)
+    assert 0 < gap_ms <= longest_ms
+    assert gap_ms <= max(2, waited_ms / 16)
+
+
+@given(st.floats(0, 1e6), st.sampled_from([0.2, 1.0, 5.0, 60.0]))
+def test_probes_of_ready_engines_share_their_moments_and_come_a_tenth_early_at_most(now: float, interval_s: float) -> None:
+    at = next_probe_at(now, interval_s)
+    assert now + interval_s * 0.9 - 1e-6 <= at <= now + interval_s + 1e-6
 
 
 @pytest.mark.parametrize("wrong", [-1, MAX_DEADLINE_MS + 1, True])

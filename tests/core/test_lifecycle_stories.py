@@ -68,7 +68,9 @@ def test_start_up_probes_come_fast_at_first_and_never_slower_than_the_interval()
         story.tell(ev.Tick(), after_s=gaps[-1])
     assert gaps[0] < 0.01
     assert gaps == sorted(gaps)
-    assert gaps[-1] == pytest.approx(POLICY.probe_gap_ms / 1000)
+    story.tell(ev.ProbeMissed(1, "answered 503"), after_s=60)
+    assert story.i.next_probe_at is not None
+    assert story.i.next_probe_at - story.now == pytest.approx(POLICY.probe_gap_ms / 1000)
 
 
 def test_the_first_good_probe_leads_to_the_warm_up_and_then_to_ready() -> None:

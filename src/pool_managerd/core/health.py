@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,9 +54,18 @@ def judge_response(status: int, content_type: str, body: bytes) -> ProbeResult:
     return ProbeResult(ProbeOutcome.SUCCESS)
 
 
-def next_gap_ms(previous_ms: int, longest_ms: int) -> int:
-    """The gap before the next start-up probe: quick at first, then doubling up to ``longest_ms``.
+def start_gap_ms(waited_ms: int, longest_ms: int) -> int:
+    """The gap before the next start-up probe: a sixteenth of the wait so far, at least 2 ms, up to ``longest_ms``.
 
-    Readiness is noticed within a fraction of the load time instead of at the next fixed tick.
+    Readiness is noticed late by a few percent of the load time at most, whatever that is.
     """
-    return min(max(previous_ms * 3 // 2, previous_ms + 1), longest_ms)
+    return min(max(2, waited_ms // 16), longest_ms)
+
+
+def next_probe_at(now: float, interval_s: float) -> float:
+    """When a ready engine is asked again: ``interval_s`` from now, at most a tenth earlier.
+
+    The times lie on a grid that all pools share, so that many of them wake the machine once and not each for itself.
+    """
+    grid = interval_s / 10
+    return max(now + interval_s * 0.9, math.floor((now + interval_s) / grid) * grid)

@@ -23,6 +23,11 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _MORE_LIKELY_OOM_VICTIM = b"500"
 
+# What this process was given or Python changed, looked up once in the fork server, and what a shim changes.
+_NOT_DEFAULT = {int(n) for n in signal.valid_signals() if signal.getsignal(n) not in (signal.SIG_DFL, None)} | {
+    int(n) for n in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
+}
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
@@ -133,7 +138,6 @@ def _die_with(shim_pid: int) -> None:
 
 def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)  # the shim's
-    for number in signal.valid_signals():
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _NOT_DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

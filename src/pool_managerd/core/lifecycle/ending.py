@@ -99,7 +99,7 @@ def launch(i: Instance, now: float, p: Policy, *, origin: str) -> Step:
         i, Phase.STAGING, now, deadline=now + p.staging_stall_s,
         epoch=i.epoch + 1, launched_at=now, owed=False, drained=False, reason=None, pending_error=None,
         after=After.STAY, warmed=False,
-        last_good_at=None, probe_failures=0, probe_reason="", probe_gap_ms=0, hung=False, has_process=False, external=False,
+        last_good_at=None, probe_failures=0, probe_reason="", hung=False, has_process=False, external=False,
         drain_since=None, drain_leases=0, force_stopped=False, restart_count=i.restart_count + again,
     )  # fmt: skip
     says: tuple[Effect, ...] = (do.Say("start", narration.starting(i.pool_id, origin), fields={"origin": origin}),)

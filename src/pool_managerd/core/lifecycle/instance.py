@@ -86,7 +86,6 @@ class Instance:
     # probing
     next_probe_at: float | None = None
     probe_sent_at: float | None = None
-    probe_gap_ms: int = 0
     probe_failures: int = 0
     probe_reason: str = ""
     last_good_at: float | None = None

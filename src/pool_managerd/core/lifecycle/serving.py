@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.health import next_probe_at
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import Step, begin_stop, launch, to, with_effects
@@ -16,7 +17,7 @@ from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, 
 
 def probe_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
     healthy = replace(i, last_good_at=now, probe_failures=0, probe_reason="", hung=False, probe_sent_at=None,
-                      next_probe_at=now + p.probe_interval_s)  # fmt: skip
+                      next_probe_at=next_probe_at(now, p.probe_interval_s))  # fmt: skip
     if i.hung:
         return replace(healthy, last_error=None), (
             do.Say("recovered", f"Engine of pool '{i.pool_id}' answers its health probes again"),

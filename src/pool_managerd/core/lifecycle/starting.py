@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pool_managerd.core import narration
-from pool_managerd.core.health import next_gap_ms
+from pool_managerd.core.health import start_gap_ms
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.ending import Step, begin_stop, fail_start, launch, to
 from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
-
-FIRST_PROBE_GAP_MS = 4
 
 
 def start(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
@@ -92,7 +90,7 @@ def cancel_staging(i: Instance, now: float) -> Step:
 
 def spawned(i: Instance, e: ev.Spawned, now: float, p: Policy) -> Step:
     """The pid file is written before the first probe (SPEC §6.1)."""
-    running = replace(i, has_process=True, started_at=now, probe_gap_ms=FIRST_PROBE_GAP_MS, probe_sent_at=now, next_probe_at=None)
+    running = replace(i, has_process=True, started_at=now, probe_sent_at=now, next_probe_at=None)
     say = do.Say("spawn", f"Engine of pool '{i.pool_id}' runs and is loading its model", fields={"pid": e.pid})
     return running, (do.WritePid(i.epoch, e.pid), do.SendProbe(i.epoch), say)
 
@@ -121,8 +119,8 @@ def starting_helper_died(i: Instance, e: ev.HelperDied, now: float, p: Policy) -
 
 def starting_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
     """Not yet. Ask again soon; the gap grows with each miss up to health.interval_ms."""
-    gap_ms = next_gap_ms(i.probe_gap_ms, p.probe_gap_ms)
-    return replace(i, probe_reason=e.reason, probe_sent_at=None, probe_gap_ms=gap_ms, next_probe_at=now + gap_ms / 1000), ()
+    gap_ms = start_gap_ms(round((now - i.since) * 1000), p.probe_gap_ms)
+    return replace(i, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_ms / 1000), ()
 
 
 def probe_discarded(i: Instance, e: ev.ProbeDiscarded, now: float, p: Policy) -> Step:
@@ -210,7 +208,7 @@ def adopt(i: Instance, e: ev.Adopt, now: float, p: Policy) -> Step:
 
 def adopted(i: Instance, e: ev.Adopted, now: float, p: Policy) -> Step:
     found = to(i, Phase.STARTING, now, deadline=now + p.startup_timeout_s, has_process=True, warmed=True, started_at=now,
-               probe_sent_at=now, probe_gap_ms=FIRST_PROBE_GAP_MS)  # fmt: skip
+               probe_sent_at=now)  # fmt: skip
     return found, (do.SendProbe(i.epoch), do.Say("adopt", f"Took over the running engine of pool '{i.pool_id}'"))
 
 
