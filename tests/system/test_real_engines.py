@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 
 from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, execute_drain
+from pool_managerd.engines import ports
 from tests.system.nodes import alive, config, left_behind, mentioning, until
 
 QUESTION = {
@@ -84,3 +86,36 @@ async def test_ready_is_noticed_without_waiting_for_the_next_interval(open_dir: 
     slow = {"health": {"interval_ms": 60_000, "startup_timeout_ms": 60_000}, "lifecycle": {"warmup": "off"}}
     async with PoolManager(config(open_dir, pool, **slow)) as node:
         await until(lambda: node.status("p")["ready"], "readiness", 20)
+
+
+@pytest.mark.parametrize("mode", ["package", "binary"])
+async def test_a_port_lost_between_choosing_and_binding_is_survived(
+    mode: str, open_dir: Path, tiny_model: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program binds the port in the very moment after it was found free."""
+    squatters: list[socket.socket] = []
+    is_free = ports.is_free
+
+    def free_and_lost(port: int, host: str = "127.0.0.1") -> bool:
+        found = is_free(port, host)
+        if found and not squatters:
+            squatters.append(socket.create_server((host, port)))
+        return found
+
+    monkeypatch.setattr(ports, "is_free", free_and_lost)
+    provisioning: dict[str, Any] = {"mode": mode, "binary": {"path": llama_server}}
+    pool = {
+        "id": "p",
+        "engine": "llamacpp",
+        "model": f"file:{tiny_model}",
+        "ctx": 256,
+        "provisioning": provisioning,
+        "preload": False,
+    }
+    async with PoolManager(config(open_dir, pool)) as node:
+        status = await node.ensure_ready("p")
+        assert len(squatters) == 1
+        assert not status["url"].endswith(f":{squatters[0].getsockname()[1]}")
+        assert status["crash_count"] == 0
+        assert [event.type for event in node.events.recent("port_conflict")] == ["port_conflict"]
+    squatters[0].close()
