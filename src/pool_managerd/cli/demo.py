@@ -26,6 +26,7 @@ from pool_managerd.telemetry.logs import LogOptions, configure_logging
 
 QUESTION = "What is the capital of France?"
 _POOL = "demo"
+_DIGESTS = {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 _QUIET_EVENTS = ("operation", "staging")
 _PRELOAD_TIMEOUT_S = 180
 
@@ -65,6 +66,12 @@ def find_model() -> Path:
     )
 
 
+def _checksum(model: Path) -> dict[str, Any]:
+    """The digest of the model that the locked package carries, so that the demo verifies what it runs."""
+    digest = _DIGESTS.get(model.name)
+    return {"model": {"checksum": f"sha256:{digest}"}} if digest else {}
+
+
 def demo_config(model: Path, folder: Path) -> Config:
     """One pool of the embedded llama.cpp engine, all files below ``folder``."""
     return Config.model_validate(
@@ -79,7 +86,7 @@ def demo_config(model: Path, folder: Path) -> Config:
                     "ctx": 2048,
                     "slots": 2,
                     "preload": False,
-                    "provisioning": {"mode": "package"},
+                    "provisioning": {"mode": "package", **_checksum(model)},
                 }
             ],
             "base_dir": folder,
