@@ -40,3 +40,18 @@ def test_a_missing_part_is_named_with_the_line_that_installs_it(package: str, mo
     with pytest.raises(NodeError, match=package) as caught:
         demo.find_model()
     assert "pip install" in (caught.value.hint or "")
+
+
+@needs_model
+def test_a_reader_that_goes_away_does_not_disturb_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pool_managerd.cli", "demo"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as demo:  # fmt: skip
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        complaints = demo.stderr.read()
+        assert demo.wait(60) == 0
+    assert complaints == ""

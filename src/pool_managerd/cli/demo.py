@@ -101,10 +101,10 @@ class Screen:
         self._began = time.monotonic()
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._last = ""
+        self._gone = False
 
     def title(self, text: str) -> None:
-        sys.stdout.write(f"\n{self._paint(text, '1')}\n")
-        sys.stdout.flush()
+        self.text(f"\n{self._paint(text, '1')}\n")
 
     def step(self, text: str, *, mark: str = "·") -> None:
         """One step; a repetition of the last one is not shown again."""
@@ -112,18 +112,23 @@ class Screen:
             self._last = text
             elapsed = time.monotonic() - self._began
             colour = {"✓": "32", "!": "33", "✗": "31"}.get(mark, "2")
-            sys.stdout.write(f"  {self._paint(mark, colour)} {elapsed:6.2f} s  {printable(text)}\n")
-            sys.stdout.flush()
+            self.text(f"  {self._paint(mark, colour)} {elapsed:6.2f} s  {printable(text)}\n")
 
     def text(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Whoever reads may go away (``| head``); the demo still runs to its end and cleans up."""
+        if self._gone:
+            return
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for the flush at exit
 
     def failed(self, message: str, hint: str | None) -> None:
         self.step(message, mark="✗")
         if hint:
-            sys.stdout.write(f"             → {printable(hint)}\n")
-            sys.stdout.flush()
+            self.text(f"             → {printable(hint)}\n")
 
     def event(self, event: Any) -> None:
         """A listener of the node's events."""
