@@ -34,7 +34,8 @@ async def ask(url: str) -> str:
 async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
     mode: str, open_dir: Path, smol_model: Path, llama_server: Path
 ) -> None:
-    provisioning: dict[str, Any] = {"mode": mode}
+    # One thread: llama.cpp's threads spin while they wait for each other, which takes minutes on a busy machine.
+    provisioning: dict[str, Any] = {"mode": mode, "flags": ["--threads", "1"]}
     if mode == "binary":
         provisioning["binary"] = {"path": llama_server}
     digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

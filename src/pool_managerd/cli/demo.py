@@ -72,6 +72,11 @@ def _checksum(model: Path) -> dict[str, Any]:
     return {"model": {"checksum": f"sha256:{digest}"}} if digest else {}
 
 
+def _threads() -> int:
+    """Half of the cores: llama.cpp's threads spin while they wait for each other, so a busy core would slow them all."""
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
 def demo_config(model: Path, folder: Path) -> Config:
     """One pool of the embedded llama.cpp engine, all files below ``folder``."""
     return Config.model_validate(
@@ -86,7 +91,7 @@ def demo_config(model: Path, folder: Path) -> Config:
                     "ctx": 2048,
                     "slots": 2,
                     "preload": False,
-                    "provisioning": {"mode": "package", **_checksum(model)},
+                    "provisioning": {"mode": "package", "flags": ["--threads", str(_threads())], **_checksum(model)},
                 }
             ],
             "base_dir": folder,
