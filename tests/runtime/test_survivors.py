@@ -145,8 +145,10 @@ async def test_an_engine_without_a_shim_is_stopped_directly(bench: Bench) -> Non
         engine.wait()
 
 
-def comm(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+async def is_asleep(pid: int) -> None:
+    """In the moment of an exec the kernel shows no environment, which is no mismatch: wait until the last exec is over."""
+    name = Path(f"/proc/{pid}/comm")
+    await eventually(lambda: name.read_text().strip() == "sleep" and procfs.nonce(pid) is not None)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +165,7 @@ def comm(pid: int) -> str:
 )
 async def test_whatever_does_not_match_is_never_signalled(bench: Bench, change: dict[str, object]) -> None:
     process = await bench.launch(sh("exec sleep 60"))
-    # In the moment of an exec the kernel shows no environment, which is no mismatch: wait until the last exec is over.
-    await eventually(lambda: comm(process.pid) == "sleep" and procfs.nonce(process.pid) is not None)
+    await is_asleep(process.pid)
     harmless = {"nonce": "e" * 32} if "nonce" not in change else {}
     identity = dataclasses.replace(process.identity, **{**harmless, **change})  # type: ignore[arg-type]
     outcome, human = await stopped(identity)
@@ -184,6 +185,7 @@ async def test_a_pid_that_another_process_has_now_is_said_to_be_so(bench: Bench)
 
 async def test_another_engines_mark_means_not_ours(bench: Bench) -> None:
     process = await bench.launch(sh("exec sleep 60"))
+    await is_asleep(process.pid)
     identity = dataclasses.replace(process.identity, nonce="e" * 32, shim_pid=0)
     assert (await stopped(identity))[0] == "not ours"
 
