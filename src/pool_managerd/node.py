@@ -31,7 +31,6 @@ from pool_managerd.wiring import Adapters, default_adapters
 
 _IDLE = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
 _RISING = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING)
-MAX_POOLS = 1_000
 
 
 class PoolManager:

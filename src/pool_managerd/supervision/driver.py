@@ -74,10 +74,6 @@ class PoolDriver:
         if self.instance.phase is Phase.DRAINING:
             self.post(ev.LeasesChanged(self._s.registry.get_active_leases(self.pool_id)))
 
-    def log_tail(self) -> list[str]:
-        """The end of this launch's engine log; empty when no process ran."""
-        return self._s.files.tail_log(self.pool_id) if self.launch.process is not None else []
-
     def up_outcome(self) -> dict[str, Any]:
         """What a finished preload answers (SPEC §6.1): pool_id, pid, handoff_path."""
         pid = self.launch.process.pid if self.launch.process else None
@@ -138,9 +134,9 @@ class PoolDriver:
     ) -> None:
         for effect in effects:
             self._start(effect)
-        refused = next((e for e in effects if isinstance(e, do.Refuse)), None)
+        refused = refusal(self.pool_id, effects)
         if refused is not None and waiting is not None:
-            waiting.refuse(refusal(self.pool_id, refused))
+            waiting.refuse(refused)
         elif waiting is not None:
             waiting.accept(before, self.instance)
             self._waiting.append(waiting)
@@ -245,8 +241,7 @@ class PoolDriver:
     def _say(self, effect: do.Say) -> None:
         fields = dict(effect.fields)
         if effect.action == "crash":
-            tail = self._s.files.tail_log(self.pool_id)
-            fields |= {"log_tail": tail, "crash_class": "signal" if fields.get("signal") else "process_exit"}
+            fields |= {"log_tail": self.launch.log_tail, "crash_class": "signal" if fields.get("signal") else "process_exit"}
         if "restart_in_s" in fields:
             fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
         if effect.action == "drain_finished":

@@ -51,7 +51,7 @@ class LaunchWork:
             text, retriable, reason = workers.failure(problem)
             self._driver.post(ev.StagingFailed(epoch, text, retriable, reason))
             return
-        launch.prepared, launch.model = prepared, model
+        launch.prepared = prepared
         launch.step = "starting"
         if model is not None and not model.verified:
             self._driver.emit("notice", f"Model of pool '{self._driver.pool_id}' is used unverified: no checksum is configured")
@@ -88,7 +88,8 @@ class LaunchWork:
         await process.wait_dead()
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
-        self._driver.post(workers.exit_event(epoch, record, self._s.files.tail_log(self._driver.pool_id)))
+        launch.log_tail = self._s.files.tail_log(self._driver.pool_id)
+        self._driver.post(workers.exit_event(epoch, record, launch.log_tail))
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""

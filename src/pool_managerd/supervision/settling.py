@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, step, view
-from pool_managerd.core.lifecycle.effects import Refuse
+from pool_managerd.core.lifecycle.effects import Effect, Refuse
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.operations import Operation
@@ -43,14 +43,17 @@ class Waiting:
             self.answer.set_exception(error)
 
 
-def refusal(pool_id: str, refused: Refuse) -> RequestError:
+def refusal(pool_id: str, effects: tuple[Effect, ...]) -> RequestError | None:
+    """The refusal among ``effects`` as the caller is told it, None when the request was taken."""
+    refused = next((effect for effect in effects if isinstance(effect, Refuse)), None)
+    if refused is None:
+        return None
     return RequestError(refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id)
 
 
 def objection(i: Instance, event: Event, now: float, policy: Policy) -> RequestError | None:
     """The refusal that ``event`` would meet now; asking changes nothing."""
-    refused = next((effect for effect in step(i, event, now, policy)[1] if isinstance(effect, Refuse)), None)
-    return None if refused is None else refusal(i.pool_id, refused)
+    return refusal(i.pool_id, step(i, event, now, policy)[1])
 
 
 def settle(waiting: Waiting, i: Instance, driver: PoolDriver) -> bool:
@@ -90,5 +93,5 @@ def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[s
         text = f"the start of pool '{i.pool_id}' was cancelled" if i.last_error is None else i.last_error
         return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)
     if i.phase in _ENDED_BADLY or (i.phase is Phase.ATTACHED and i.reason == "preload_failed"):
-        return None, operation_error(i.pool_id, i.last_error, driver.launch.cause, driver.log_tail())
+        return None, operation_error(i.pool_id, i.last_error, driver.launch.cause, driver.launch.log_tail)
     return None

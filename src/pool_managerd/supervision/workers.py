@@ -22,13 +22,16 @@ _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bin
 
 @dataclass
 class Launch:
-    """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure."""
+    """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure.
+
+    ``log_tail`` is the end of the engine's log, read once when the engine has ended.
+    """
 
     prepared: PreparedEngine | None = None
-    model: ResolvedModel | None = None
     process: Process | None = None
     cause: PoolError | None = None
     handoff_path: str | None = None
+    log_tail: list[str] = field(default_factory=list)
     step: str = ""
     progress: tuple[int, int] = (0, 0)
     tokens_per_s: float | None = None

@@ -16,10 +16,8 @@ from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
 
 def start(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
     """A start by request, at boot or on demand. Hold and quarantine stand in its way and say so."""
-    if i.held:
-        return refuse(i, "POOL_HELD", f"cannot start pool '{i.pool_id}': it is held; release it first")
-    if i.quarantined:
-        return refuse(i, "POOL_UNAVAILABLE", f"cannot start pool '{i.pool_id}': one of its GPUs is quarantined")
+    if (barred := _barred(i, "start")) is not None:
+        return barred
     if i.has_process:
         return refuse(i, "OPERATION_IN_PROGRESS", f"cannot start pool '{i.pool_id}': its last engine process is still there")
     return launch(replace(i, retry=e.retry, port_conflicts=0), now, p, origin=e.origin)
@@ -30,11 +28,18 @@ def restart_down(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:
 
 
 def restart_up(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:
-    if i.held:
-        return refuse(i, "POOL_HELD", f"cannot restart pool '{i.pool_id}': it is held; release it first")
-    if i.quarantined:
-        return refuse(i, "POOL_UNAVAILABLE", f"cannot restart pool '{i.pool_id}': one of its GPUs is quarantined")
+    if (barred := _barred(i, "restart")) is not None:
+        return barred
     return begin_stop(replace(i, port_conflicts=0), now, p, After.START)
+
+
+def _barred(i: Instance, what: str) -> Step | None:
+    """The refusal by a flag beside the phase, None when neither stands in the way."""
+    if i.held:
+        return refuse(i, "POOL_HELD", f"cannot {what} pool '{i.pool_id}': it is held; release it first")
+    if i.quarantined:
+        return refuse(i, "POOL_UNAVAILABLE", f"cannot {what} pool '{i.pool_id}': one of its GPUs is quarantined")
+    return None
 
 
 def refuse(i: Instance, code: str, message: str) -> Step:
