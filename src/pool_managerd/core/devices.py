@@ -1,0 +1,119 @@
+"""What a scan of this machine's GPUs found: plain frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process that a GPU lists. ``vram_bytes`` is None where the driver does not tell.
+
+    ``pid`` counts in this process's pid namespace when ``certain``; otherwise it is the driver's own number, which
+    may mean another process here. ``start_ticks``, ``nonce`` (of the engine instance that it descends from, by its
+    environment) and ``ancestors`` (its parents' pids, nearest first) are None or empty where they cannot be read:
+    the process has ended and its memory was not given back, or it is not visible here.
+    """
+
+    pid: int
+    name: str | None = None
+    vram_bytes: int | None = None
+    kind: str = "compute"
+    certain: bool = True
+    start_ticks: int | None = None
+    nonce: str | None = None
+    ancestors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """One GPU or MIG instance at one moment (SPEC §5.1). Absent facts are None.
+
+    ``id`` is the index that nvidia-smi counts; a MIG instance has its parent's, and names it in ``parent_uuid``.
+    ``vram_reserved_bytes`` is what the driver keeps for itself: it is in the total, and neither free nor anybody's.
+    ``ecc_uncorrected`` counts since the last driver load. ``reset_pending`` means that repaired memory waits for a
+    reset of the GPU. ``error`` says why the GPU could not be read; its figures are then the last known ones.
+    """
+
+    id: int
+    uuid: str
+    vram_total_bytes: int
+    vram_free_bytes: int
+    compute_capability: str | None = None
+    name: str = ""
+    pci_bus_id: str = ""
+    vram_reserved_bytes: int = 0
+    processes: tuple[DeviceProcess, ...] = ()
+    parent_uuid: str | None = None
+    mig_enabled: bool = False
+    numa_node: int | None = None
+    nvlink_peers: tuple[str, ...] = ()
+    temperature_c: int | None = None
+    power_watts: float | None = None
+    utilization_percent: int | None = None
+    ecc_uncorrected: int | None = None
+    reset_pending: bool = False
+    persistence_mode: bool | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How people and metrics name it: the index of a whole GPU, the UUID of a MIG instance."""
+        return str(self.id) if self.parent_uuid is None else self.uuid
+
+    @property
+    def vram_used_bytes(self) -> int:
+        """What processes hold; the driver's own part is not counted."""
+        return max(0, self.vram_total_bytes - self.vram_free_bytes - self.vram_reserved_bytes)
+
+    @property
+    def usable(self) -> bool:
+        """True for what an engine may be given: a GPU in MIG mode is used through its instances alone."""
+        return self.error is None and not self.mig_enabled
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProblem:
+    """Why a scan told nothing new. ``code``: ``nvml_unavailable`` (no library), ``driver_mismatch``, ``no_driver``,
+    ``nvml_hung``, ``nvml_crashed``, ``nvml_error``, ``released`` (let go by request) or ``not_scanned``.
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceScan:
+    """All devices at one monotonic second. With a ``problem`` the devices are the last known ones: stale."""
+
+    devices: tuple[DeviceSnapshot, ...] = ()
+    taken_at: float = 0.0
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    problem: ScanProblem | None = None
+
+    @property
+    def stale(self) -> bool:
+        return self.problem is not None
+
+    @property
+    def no_gpus(self) -> bool:
+        """True when this machine is known to have no GPU: there is no driver library, or it lists none."""
+        if self.problem is not None:
+            return self.problem.code == "nvml_unavailable" and not self.devices
+        return not self.devices
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIncident:
+    """An Xid or ECC event. The GPU is named by ``uuid``, or by ``pci_bus_id`` where the kernel log told of it."""
+
+    xid: int | None
+    source: str
+    uuid: str | None = None
+    pci_bus_id: str | None = None
+    text: str = ""
+
+
+NOT_SCANNED = DeviceScan(problem=ScanProblem("not_scanned", "the GPUs were not looked at yet"))

@@ -1,0 +1,97 @@
+"""From the worker's words to the project's values, and what each failure means for the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pool_managerd.core.devices import DeviceIncident, DeviceProcess, DeviceScan, DeviceSnapshot, ScanProblem
+
+_LIBRARY_NOT_FOUND, _MISMATCH, _NO_DRIVER = 12, 18, 9
+_MAY_BE_RETRIED = (_LIBRARY_NOT_FOUND, _NO_DRIVER)
+
+
+def problem_of(reply: Mapping[str, Any]) -> ScanProblem:
+    """Why the driver told nothing, from a reply that is not ok."""
+    code, text = reply.get("nvml"), str(reply.get("text", ""))[:400]
+    if code is None:
+        return ScanProblem("nvml_error", text, "install it: pip install nvidia-ml-py")
+    if code == _LIBRARY_NOT_FOUND and reply.get("driver_files"):
+        return ScanProblem(
+            "nvml_error", "the NVIDIA kernel driver is here, but its library libnvidia-ml.so.1 is not found",
+            "install the library of the same version; in a container set NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        )  # fmt: skip
+    if code == _LIBRARY_NOT_FOUND:
+        return ScanProblem(
+            "nvml_unavailable", "there is no NVIDIA driver library (libnvidia-ml.so.1) on this machine",
+            "install the NVIDIA driver; if it is installed, put its folder on LD_LIBRARY_PATH",
+        )  # fmt: skip
+    if code == _MISMATCH:
+        return ScanProblem(
+            "driver_mismatch", "the NVIDIA library and the loaded kernel module are of different versions",
+            "reboot, or reload the nvidia kernel module, so that library and kernel module have one version",
+        )  # fmt: skip
+    if code == _NO_DRIVER:
+        return ScanProblem(
+            "no_driver", "the NVIDIA kernel module is not loaded",
+            "load it (modprobe nvidia) and see dmesg for why it was not; in a virtual machine see that the GPU is passed on",
+        )  # fmt: skip
+    return ScanProblem(
+        "nvml_error", f"the NVIDIA driver answered: {text} ({code})", "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
+    )
+
+
+def wants_renewal(reply: Mapping[str, Any]) -> bool:
+    """True when only a new process can do better: this one has loaded a library, or holds devices, of the past."""
+    if reply.get("ok"):
+        return bool(reply["scan"].get("renew"))
+    return reply.get("nvml") not in (None, *_MAY_BE_RETRIED) or not reply.get("at_init", True)
+
+
+def scan_of(reply: Mapping[str, Any], taken_at: float, before: Iterable[DeviceSnapshot]) -> DeviceScan:
+    """Raises KeyError, TypeError or ValueError for what no worker of this version says."""
+    raw = reply["scan"]
+    devices = [_device(d) for d in raw["devices"]]
+    if any(d.error for d in devices):
+        devices = _with_memory_of(devices, list(before))
+    return DeviceScan(tuple(devices), taken_at, raw["driver_version"], raw["cuda_version"])
+
+
+def incident_of(raw: Mapping[str, Any]) -> DeviceIncident:
+    return DeviceIncident(raw["xid"], raw["source"], raw.get("uuid"), raw.get("pci_bus_id"), raw.get("text", ""))
+
+
+def _device(raw: dict[str, Any]) -> DeviceSnapshot:
+    raw["processes"] = tuple(_process(p) for p in raw.get("processes", ()))
+    raw["nvlink_peers"] = tuple(raw.get("nvlink_peers", ()))
+    raw.setdefault("uuid", "")
+    raw.setdefault("vram_total_bytes", 0)
+    raw.setdefault("vram_free_bytes", 0)
+    return DeviceSnapshot(**raw)
+
+
+def _process(words: list[Any]) -> DeviceProcess:
+    pid, name, vram, kind, certain, start_ticks, nonce, ancestors = words
+    return DeviceProcess(pid, name, vram, kind, certain, start_ticks, nonce, tuple(ancestors))
+
+
+def _with_memory_of(devices: list[DeviceSnapshot], before: list[DeviceSnapshot]) -> list[DeviceSnapshot]:
+    """A GPU that does not answer keeps its identity, its last known figures, and its MIG instances."""
+    present = {d.uuid for d in devices if d.uuid}
+    known = {d.uuid: d for d in before}
+    by_index = {d.id: d for d in before if d.parent_uuid is None and d.uuid not in present}
+    found: list[DeviceSnapshot] = []
+    for device in devices:
+        if device.error is None:
+            found.append(device)
+            continue
+        old = known.get(device.uuid) if device.uuid else by_index.get(device.id)
+        if old is None:
+            found.append(device if device.uuid else replace(device, uuid=f"GPU-unknown-{device.id}"))
+            continue
+        found.append(replace(old, id=device.id, error=device.error))
+        if device.parent_uuid is None:
+            orphans = [d for d in before if d.parent_uuid == old.uuid and d.uuid not in present]
+            found.extend(replace(d, error=device.error) for d in orphans)
+    return found
