@@ -15,6 +15,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min"
 
 
+def size(n_bytes: int) -> str:
+    """``22.5 GiB``, ``350 MiB``, ``0``: three digits are enough for people."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= scale:
+            value = n_bytes / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{n_bytes} B" if n_bytes else "0"
+
+
 def count(number: int, noun: str) -> str:
     """``no leases``, ``one lease``, ``3 leases``."""
     words = {0: "no", 1: "one"}
@@ -31,9 +40,13 @@ def exit_phrase(code: int | None, signal_name: str | None) -> str:
 
 
 def starting(pool_id: str, origin: str) -> str:
-    why = {"boot": "as configured", "demand": "on demand", "restart": "again", "another port": "on another port"}.get(
-        origin, "on request"
-    )
+    why = {
+        "boot": "as configured",
+        "demand": "on demand",
+        "restart": "again",
+        "another port": "on another port",
+        "gpus": "now that there are GPUs",
+    }.get(origin, "on request")
     return f"Starting pool '{pool_id}' {why}"
 
 

@@ -1,12 +1,12 @@
-"""Whether a file is a GGUF model at all: its first eight bytes. Reading the header in full is for the fit check."""
+"""Whether a file is a GGUF model at all: its first eight bytes. The rest of the header is read by `gguf_header`."""
 
 from __future__ import annotations
 
 import os
-import stat
 import struct
 
 from pool_managerd.errors import SpecError
+from pool_managerd.models.byte_reader import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -14,23 +14,27 @@ VERSIONS = (2, 3)
 
 def check_gguf(path: str) -> int:
     """The GGUF version of ``path``. Blocks for one small read. Raises SpecError when it is not a GGUF model."""
+    fd = open_gguf(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _refused(path, f"it cannot be read ({error.strerror})") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _refused(path, "it is not a file")
-        head = os.read(fd, 8)
+        return version_in(path, os.pread(fd, 8, 0))
     finally:
         os.close(fd)
+
+
+def open_gguf(path: str) -> int:
+    """A descriptor of ``path``, which may turn out to be anything. Raises SpecError when it is no file."""
+    return open_regular(path, lambda reason: refused(path, reason))
+
+
+def version_in(path: str, head: bytes) -> int:
+    """The version in a file's first eight bytes. Raises SpecError, with a guess at what the file is instead."""
     if head[:4] != MAGIC or len(head) < 8:
-        raise _refused(path, f"it begins with {head[:4]!r} instead of b'GGUF'{_guess(head)}")
-    version: int = struct.unpack("<I", head[4:])[0]
+        raise refused(path, f"it begins with {head[:4]!r} instead of b'GGUF'{_guess(head)}")
+    version: int = struct.unpack("<I", head[4:8])[0]
     if version not in VERSIONS:
-        if struct.unpack(">I", head[4:])[0] in VERSIONS:
-            raise _refused(path, "it is big-endian, for another kind of machine")
-        raise _refused(path, f"its format version {version} is not one of {', '.join(map(str, VERSIONS))}")
+        if struct.unpack(">I", head[4:8])[0] in VERSIONS:
+            raise refused(path, "it is big-endian, for another kind of machine")
+        raise refused(path, f"its format version {version} is not one of {', '.join(map(str, VERSIONS))}")
     return version
 
 
@@ -47,7 +51,8 @@ def _guess(head: bytes) -> str:
     return ""
 
 
-def _refused(path: str, reason: str) -> SpecError:
+def refused(path: str, reason: str) -> SpecError:
+    """The error of a file that is no usable GGUF model."""
     return SpecError(
         f"cannot use {path} as a GGUF model: {reason}",
         hint="llama.cpp needs a .gguf file; check the download, or convert the model",

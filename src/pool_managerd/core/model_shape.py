@@ -1,0 +1,68 @@
+"""What a model's header tells about the memory that it will need: plain frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """Attention that looks back only ``tokens`` tokens, in the layers where ``layers`` is True; None: which ones is unknown.
+
+    ``key_length`` and ``value_length`` are set where heads of these layers differ from the others'.
+    """
+
+    tokens: int
+    layers: tuple[bool, ...] | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """State of fixed size per sequence (Mamba, RWKV, linear attention): ``bytes_per_sequence`` over all its layers."""
+
+    bytes_per_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The facts that a fit estimate needs. An unknown fact is None and makes the estimate wider.
+
+    ``weights_bytes`` counts the tensors of all parts of a split model, ``input_bytes`` the token embedding among them
+    (llama.cpp keeps it in main memory), ``output_bytes`` the output matrix. ``tied_output``: there is none, and an
+    engine uses the token embedding a second time. ``kv_heads`` has an entry per layer, 0 where a layer has no KV
+    cache. ``latent_cache``: compressed attention (MLA) that stores no values beside the keys. ``feed_forward`` is the
+    widest layer's width as it is computed for one token. ``unsure_cache``: the header tells of caches that are not counted.
+    """
+
+    architecture: str
+    weights_bytes: int
+    n_layers: int | None = None
+    n_embd: int | None = None
+    n_vocab: int | None = None
+    n_heads: int | None = None
+    kv_heads: tuple[int, ...] | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+    feed_forward: int | None = None
+    ctx_train: int | None = None
+    window: SlidingWindow | None = None
+    recurrent: Recurrent | None = None
+    latent_cache: bool = False
+    n_experts: int = 0
+    n_experts_used: int = 0
+    input_bytes: int = 0
+    output_bytes: int = 0
+    tied_output: bool = False
+    quantization: str | None = None
+    parts: int = 1
+    unsure_cache: bool = False
+
+    @property
+    def plain_cache(self) -> bool:
+        """True when the KV cache is of a kind whose size was held against a real engine's."""
+        if self.kv_heads is not None and not any(self.kv_heads):
+            return self.recurrent is not None
+        told = self.window is None or self.window.layers is not None
+        return told and not self.unsure_cache and None not in (self.kv_heads, self.key_length, self.value_length)

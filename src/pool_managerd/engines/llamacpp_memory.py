@@ -1,0 +1,200 @@
+"""What decides llama-server's memory in its command line, and what it says that it allocated in its log.
+
+It says so from ``--log-verbosity 4`` on; at its default of 3 the log tells nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pool_managerd.core.buffers import EngineSettings
+
+MAX_LINE_CHARS = 2_048
+MAX_ALLOCATIONS = 4_096
+MAX_COUNT = 1 << 40
+
+AUTO_PARALLEL = 4
+"""Slots that llama-server chooses by itself; they then share one cache."""
+
+FIRST_BUILD_WITH_FEW_LOGITS = 9_450
+"""From about here on llama-server reserves logits for its slots only, not for a whole micro-batch."""
+
+_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "ctx": ("-c", "--ctx-size"),
+    "parallel": ("-np", "--parallel"),
+    "batch": ("-b", "--batch-size"),
+    "ubatch": ("-ub", "--ubatch-size"),
+    "cache_type_k": ("-ctk", "--cache-type-k"),
+    "cache_type_v": ("-ctv", "--cache-type-v"),
+    "flash_attn": ("-fa", "--flash-attn"),
+    "gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+    "cache_ram": ("-cram", "--cache-ram"),
+    "mmproj": ("-mm", "--mmproj"),
+    "lora": ("--lora",),
+    "control_vector": ("--control-vector",),
+    "draft": ("-md", "--model-draft", "--spec-draft-model"),
+})  # fmt: skip
+_SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType({
+    "-kvu": ("kv_unified", True), "--kv-unified": ("kv_unified", True),
+    "-no-kvu": ("kv_unified", False), "--no-kv-unified": ("kv_unified", False),
+    "-kvo": ("kv_on_gpu", True), "--kv-offload": ("kv_on_gpu", True),
+    "-nkvo": ("kv_on_gpu", False), "--no-kv-offload": ("kv_on_gpu", False),
+    "--swa-full": ("swa_full", True),
+})  # fmt: skip
+_VALUED = MappingProxyType({name: key for key, names in _SYNONYMS.items() for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchMemory:
+    """Settings of a command line, and the files that it loads beside the model: whole ones, and a draft model."""
+
+    settings: EngineSettings
+    files: tuple[str, ...] = ()
+    draft: str | None = None
+
+
+def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemory:
+    """Read a launch's argv (without the binary). The last use of a flag wins; what it does not know it passes over.
+
+    ``build`` is llama.cpp's build number where it is known: old builds need more. Values that are no values are left at
+    the engine's default: whether they are allowed is decided elsewhere.
+    """
+    values, switches = _scan(flags)
+    parallel = _number(values, "parallel", -1)
+    auto = parallel < 1
+    batch, ubatch = _number(values, "batch", 2_048), _number(values, "ubatch", 512)
+    settings = EngineSettings(
+        ctx=max(0, _number(values, "ctx", 0)),
+        parallel=AUTO_PARALLEL if auto else parallel,
+        cache_type_k=values.get("cache_type_k", "f16"),
+        cache_type_v=values.get("cache_type_v", "f16"),
+        ubatch=max(1, min(batch, ubatch) if batch > 0 and ubatch > 0 else ubatch or batch),
+        flash_attn=values.get("flash_attn", "auto").lower() not in ("off", "0", "false", "disabled"),
+        kv_unified=switches.get("kv_unified", auto),
+        kv_on_gpu=switches.get("kv_on_gpu", True),
+        swa_full=switches.get("swa_full", False),
+        gpu_layers=_layers(values.get("gpu_layers")),
+        cache_ram_bytes=_cache_ram(_number(values, "cache_ram", 8_192)),
+        all_logits=build is not None and 1 < build < FIRST_BUILD_WITH_FEW_LOGITS,
+    )
+    beside = [values[key] for key in ("mmproj", "lora", "control_vector") if values.get(key)]
+    return LaunchMemory(settings, tuple(path for paths in beside for path in paths.split(",") if path), values.get("draft"))
+
+
+def _scan(flags: Sequence[str]) -> tuple[dict[str, str], dict[str, bool]]:
+    values: dict[str, str] = {}
+    switches: dict[str, bool] = {}
+    position = 0
+    while position < len(flags):
+        name, joined, value = flags[position].partition("=")
+        position += 1
+        if name in _SWITCHES:
+            key, state = _SWITCHES[name]
+            switches[key] = state
+        elif name in _VALUED:
+            # Old builds take --flash-attn without a value.
+            if not joined and position < len(flags) and not (_VALUED[name] == "flash_attn" and flags[position].startswith("-")):
+                value = flags[position]
+                position += 1
+            values[_VALUED[name]] = value.strip()
+    return values, switches
+
+
+def _number(values: Mapping[str, str], key: str, default: int) -> int:
+    text = values.get(key, "")
+    found = int(text) if re.fullmatch(r"-?[0-9]{1,15}", text) else default
+    return max(-MAX_COUNT, min(MAX_COUNT, found))
+
+
+def _layers(text: str | None) -> int | None:
+    """How many layers are on the GPU; None is all of them, which `auto` and -1 aim at."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _cache_ram(mib: int) -> int | None:
+    return None if mib < 0 else mib << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One buffer as logged: ``device`` is llama.cpp's name (CPU, CPU_Mapped, CUDA0, CUDA_Host …), ``kind`` model, KV, RS
+    (recurrent state), output or compute.
+    """
+
+    device: str
+    kind: str
+    size_bytes: int
+
+    @property
+    def on_host(self) -> bool:
+        return self.device.startswith("CPU") or self.device.split("[")[0].endswith(("_Host", "BLAS"))
+
+
+@dataclass(frozen=True, slots=True)
+class Allocations:
+    """All that one launch said it allocated."""
+
+    entries: tuple[Allocation, ...] = ()
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self.entries if not entry.on_host)
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory, mapped files included."""
+        return sum(entry.size_bytes for entry in self.entries if entry.on_host)
+
+    def of(self, kind: str) -> int:
+        return sum(entry.size_bytes for entry in self.entries if entry.kind == kind)
+
+    def by_device(self) -> dict[str, int]:
+        """Bytes by llama.cpp's device name, in the order of first mention."""
+        found: dict[str, int] = {}
+        for entry in self.entries:
+            found[entry.device] = found.get(entry.device, 0) + entry.size_bytes
+        return found
+
+
+_BUFFER = re.compile(
+    r"(?<=:)\s+(?P<device>[A-Za-z]\w*(?:\[[^\]\s]{1,80}\])?)\s+(?:(?P<kind>model|KV|RS|output|compute) )?buffer size ="
+    r"\s+(?P<mib>\d{1,9}(?:\.\d{1,4})?) MiB"
+)
+_TRIAL = re.compile(r"print_info: no_alloc\s+= (?P<on>[01])\b")
+_NEW_PROCESS = re.compile(r"(?:common_params_print_info|main): build\b")
+_NEW_CONTEXT = "constructing llama_context"
+
+
+def parse_allocations(log_lines: Iterable[str]) -> Allocations:
+    """Buffers in an engine's log, old formats included; of several launches the last one's. Lines may be anything.
+
+    The engine may load without allocating first, to see what fits: such a trial does not count. A compute buffer that is
+    reserved again replaces the one before.
+    """
+    found: list[Allocation] = []
+    computing: dict[str, int] = {}
+    trial = False
+    for line in log_lines:
+        text = line[:MAX_LINE_CHARS]
+        if _NEW_PROCESS.search(text):
+            found, computing, trial = [], {}, False
+        elif (told := _TRIAL.search(text)) is not None:
+            trial = told["on"] == "1"
+        elif _NEW_CONTEXT in text:
+            computing = {}
+        elif not trial and "buffer size =" in text and (buffer := _BUFFER.search(text)) and len(found) < MAX_ALLOCATIONS:
+            size_bytes = int(float(buffer["mib"]) * (1 << 20))
+            _note(found, computing, Allocation(buffer["device"], buffer["kind"] or "model", size_bytes))
+    return Allocations(tuple(found))
+
+
+def _note(found: list[Allocation], computing: dict[str, int], one: Allocation) -> None:
+    if one.kind == "compute" and one.device in computing:
+        found[computing[one.device]] = one
+        return
+    if one.kind == "compute":
+        computing[one.device] = len(found)
+    found.append(one)
