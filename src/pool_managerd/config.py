@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.errors import SpecError
+
 POOL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _POOL_ID = re.compile(POOL_ID_PATTERN)
 
@@ -114,6 +117,22 @@ class PolicyConfig(Section):
     engine_allowlist: tuple[str, ...] = ()
 
 
+class GpuConfig(Section):
+    rescan_interval_ms: Annotated[int, Field(ge=1_000, le=60_000)] = Field(
+        10_000, description="How often the GPUs are looked at; also at once after an engine starts or stops."
+    )
+    fit: Literal["enforce", "warn", "off"] = Field(
+        "enforce", description="enforce: no start without room in VRAM; warn: start and say so; off: no estimate at all."
+    )
+    overhead_mib: NonNegative = Field(512, description="Per GPU, for the engine's CUDA context and buffers of its libraries.")
+    vram_wait_ms: Positive = Field(30_000, description="How long after a stop the memory may take to be seen free.")
+    simulate: Path | None = Field(None, description="Topology file of simulated GPUs; profile dev only.")
+
+
+class PreflightConfig(Section):
+    allow: tuple[str, ...] = Field((), description="Codes of preflight findings that may fail; each use is recorded.")
+
+
 class TelemetryConfig(Section):
     labels: dict[str, str] = Field(default_factory=dict, description="Constant labels on every series and log line.")
     log_format: Literal["auto", "json", "pretty"] = "auto"
@@ -183,8 +202,15 @@ class PoolConfig(Section):
         None, description="Context in tokens, in total over all slots; absent means what the model was trained for."
     )
     slots: Positive = Field(1, description="Requests the engine serves at the same time.")
-    devices: tuple[NonNegative, ...] = Field((), description="GPU indices; empty or absent means all devices.")
-    tensor_split: tuple[float, ...] | None = None
+    devices: tuple[NonNegative | str, ...] = Field(
+        (),
+        description="GPU indices, GPU0 names, GPU or MIG UUIDs, as a list or as text with commas; empty means all devices.",
+    )
+    exclusive: bool = Field(False, description="Share the GPUs with nobody: no other pool, no foreign compute process.")
+    vram_bytes: Positive | None = Field(None, description="VRAM to reserve in total, instead of the estimate.")
+    tensor_split: Literal["auto"] | tuple[float, ...] | None = Field(
+        None, description="Split the model over several GPUs: a share per device of the mask, or auto."
+    )
     preload: bool = Field(True, description="Start with the daemon; otherwise on demand.")
     require_same_engine_version: bool = True
     sampler_profile_version: str | None = None
@@ -193,6 +219,27 @@ class PoolConfig(Section):
     health_path: Annotated[str, Field(pattern=r"^/")] | None = None
     startup_timeout_ms: Positive | None = Field(None, description="Overrides health.startup_timeout_ms for this pool.")
     provisioning: ProvisioningConfig = ProvisioningConfig()
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _mask(cls, value: Any) -> Any:
+        """A text with commas is a list; what it means is checked here, what exists only when the pool starts."""
+        if isinstance(value, str | list | tuple) and value not in ([], ()):
+            try:
+                return DeviceMask.parse(value if isinstance(value, str) else ",".join(map(str, value))).items
+            except SpecError as error:
+                raise ValueError(error.message.removeprefix("cannot use the device mask ")) from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_share_per_device(self) -> PoolConfig:
+        shares = self.tensor_split
+        if isinstance(shares, tuple):
+            if self.devices and len(shares) != len(self.devices):
+                raise ValueError(f"tensor_split has {len(shares)} shares for {len(self.devices)} devices: give one share each")
+            if not shares or not all(0 < share < float("inf") for share in shares):
+                raise ValueError("tensor_split must have a share above 0 for every device; leave unused devices out")
+        return self
 
     @field_validator("id")
     @classmethod
@@ -213,8 +260,16 @@ class Config(Section):
     auth: AuthConfig = AuthConfig()
     policy: PolicyConfig = PolicyConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    gpu: GpuConfig = GpuConfig()
+    preflight: PreflightConfig = PreflightConfig()
     pools: tuple[PoolConfig, ...] = ()
     base_dir: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="after")
+    def _simulate_in_dev_alone(self) -> Config:
+        if self.gpu.simulate is not None and self.profile != "dev":
+            raise ValueError("cannot simulate GPUs (gpu.simulate) in profile " + self.profile + ": set `profile: dev`")
+        return self
 
     @model_validator(mode="after")
     def _unique_ids(self) -> Config:

@@ -171,6 +171,7 @@ def _resolve_paths(values: dict[str, Any], base_dir: Path) -> None:
             section.setdefault(path[-1], str(default))
         _absolute(values, path, Path.cwd())
     _absolute(values, ("auth", "token_file"), base_dir)
+    _absolute(values, ("gpu", "simulate"), base_dir)
     pools = values.get("pools")
     for index in range(len(pools) if isinstance(pools, list) else 0):
         for path in _POOL_PATHS:

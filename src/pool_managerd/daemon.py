@@ -51,7 +51,7 @@ async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[
     node.claim()  # before the port: a second daemon is told who the first one is, not that its port is taken
     try:
         with _sockets(config) as (listener, metrics_listener):
-            metrics.attach(node.statuses)
+            metrics.attach(node.statuses, node.devices)
             for listen_to in (metrics.on_event, *listeners):
                 node.events.listen(listen_to)
             async with node:

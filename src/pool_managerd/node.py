@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.config import Config, is_pool_id, split_address
+from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.drain import DrainRequest
 from pool_managerd.core.intent import StoredPool
@@ -21,12 +21,14 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
+from pool_managerd.supervision.device_view import device_named, devices_view
 from pool_managerd.supervision.event_log import Event, EventLog
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
+from pool_managerd.supervision.submissions import check_pool_id, check_submission
 from pool_managerd.wiring import Adapters, default_adapters
 
 _IDLE = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
@@ -52,10 +54,11 @@ class PoolManager:
         self.events: EventLog = self._a.events
         self.registry: Registry = self._a.registry
         self.started_at_ms = self._a.clock.wall_ms()
+        self._gpus = self._a.services().gpus
         self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
         self._leases = Leases(self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     # --- life ---
 
@@ -84,6 +87,10 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
+        self._gpus.watch.restore()
+        self._a.services().admission.restore()
+        await self._gpus.watch.look()
+        await self._a.announce_preflight()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
         for survivor in self._a.survivors:
@@ -92,7 +99,7 @@ class PoolManager:
         await self._pools.boot(stored)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
-        self._watching = asyncio.create_task(watcher.run(), name="handoffs")
+        self._watching = [asyncio.create_task(watching.run()) for watching in (watcher, self._gpus.watch)]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
@@ -110,8 +117,8 @@ class PoolManager:
         await asyncio.shield(self._shutdown)
 
     async def _close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._watching:
+            task.cancel()
         await self._pools.stop_all(self.config.lifecycle.drain_deadline_ms)
         self.events.close()
         await self._a.close()
@@ -166,6 +173,10 @@ class PoolManager:
         pools = [snapshot.to_dict() for snapshot in self.registry.snapshots()]
         return {"version": self.registry.revision, "taken_at_ms": self._a.clock.wall_ms(), "pools": pools}
 
+    def devices(self) -> dict[str, Any]:
+        """Every GPU as it was last seen, with who holds what of its memory."""
+        return devices_view(self._gpus, self._a.clock, self._a.ram(), simulated=self.config.gpu.simulate is not None)
+
     def capabilities(self) -> dict[str, Any]:
         """What this node can run, per engine, and what its pools offer."""
         return capabilities_of(self.version, self.config.profile, self.statuses())
@@ -180,7 +191,7 @@ class PoolManager:
         """What a start would do now, without doing it."""
         driver = self._pools.get(pool_id)
         steps = self._a.engines.plan(driver.config)["steps"] if driver.config is not None else []
-        return explanation(driver, steps, self._a.require_gpu, self._a.missing_model)
+        return await explanation(driver, steps, self._a.services())
 
     # --- changes ---
 
@@ -191,7 +202,7 @@ class PoolManager:
         """
         if engine is None:
             return await self._start(pool_id, "preload")
-        self._check_submission(pool_id, engine)
+        check_submission(self.config, pool_id, engine)
         known = self._pools.find(pool_id)
         driver = known or self._pools.add(pool_id)
         try:
@@ -290,6 +301,31 @@ class PoolManager:
             await operation.wait()
         return self.status(pool_id)
 
+    # --- devices ---
+
+    async def cordon(self, device: str) -> dict[str, Any]:
+        """Nothing new starts on ``device`` (index or UUID), durably; its row. Raises RequestError DEVICE_NOT_FOUND."""
+        await self._gpus.watch.cordon(device)
+        return device_named(self.devices(), device)
+
+    async def uncordon(self, device: str) -> dict[str, Any]:
+        """Use it again: ends a cordon, a quarantine and a probation."""
+        await self._gpus.watch.uncordon(device)
+        return device_named(self.devices(), device)
+
+    async def preflight(self) -> dict[str, Any]:
+        """Whether this machine can run what is configured, with a remedy for all that stands in the way (SPEC §7)."""
+        return (await self._a.preflight()).to_dict()
+
+    async def release_devices(self) -> dict[str, Any]:
+        """Let go of the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
+        await self._gpus.watch.release()
+        return self.devices()
+
+    async def resume_devices(self) -> dict[str, Any]:
+        await self._gpus.watch.resume()
+        return self.devices()
+
     # --- leases ---
 
     def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> dict[str, Any]:
@@ -309,24 +345,6 @@ class PoolManager:
     def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
         """A submitted PreparedEngine (SPEC §6.5). Raises SpecError naming the key."""
         return self._a.parse_prepared(body, pool_id)
-
-    def _check_submission(self, pool_id: str, engine: PreparedEngine) -> None:
-        check_pool_id(pool_id)
-        profile, host = self.config.profile, split_address(self.config.daemon.bind)[0]
-        loopback = host in ("localhost", "::1") or host.startswith("127.")
-        listed = engine.binary_path in self.config.policy.engine_allowlist
-        if not (profile == "dev" or (profile == "home" and loopback) or listed):
-            raise RequestError(
-                f"cannot run a submitted engine in profile {profile} on {host}",
-                code="POLICY_DENIED", status=403, pool_id=pool_id,
-                hint="put the binary's path on policy.engine_allowlist",
-            )  # fmt: skip
-
-
-def check_pool_id(pool_id: str) -> None:
-    """Raises SpecError when ``pool_id`` cannot name a pool."""
-    if not is_pool_id(pool_id):
-        raise SpecError(f"cannot use {pool_id[:64]!r} as a pool id", hint="1 to 63 letters, digits, '.', '_' or '-'")
 
 
 __all__ = ["Event", "EventLog", "Operation", "PoolManager"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import socket
 import time
@@ -12,17 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pool_managerd.config import Config
+from pool_managerd.config import Config, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.preflight import assert_gpu_only
+from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json
-from pool_managerd.errors import PoolError
-from pool_managerd.host.tools import cuda_available
+from pool_managerd.gpu_parts import GpuParts
 from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.files import RuntimeFiles
@@ -69,7 +67,8 @@ class Adapters:
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
-        self.engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+        self._ports = PortAllocator(config.daemon.engine_ports)
+        self.engines = EngineProvisioner(config, self._ports, check_model=check_gguf)
         self.models = ModelProvisioner(config.base_dir, config.policy)
         self.prober = HttpProber()
         self.survivors: list[Survivor] = []
@@ -80,6 +79,7 @@ class Adapters:
             DirectoryLock(config.daemon.state_dir, "state directory"),
             DirectoryLock(config.daemon.runtime_dir, "runtime directory"),
         ]
+        self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, self._own_ports)
         self._services: Services | None = None
 
     def claim(self) -> None:
@@ -123,6 +123,7 @@ class Adapters:
 
     async def close(self) -> None:
         await self.prober.close()
+        await self._gpu_parts.monitor.close()
         await self._spawner.close()
         await self.store.close()
         self.unclaim()
@@ -130,7 +131,7 @@ class Adapters:
     def services(self) -> Services:
         """What every pool's driver shares."""
         if self._services is None:
-            config = self.config
+            config, gpus = self.config, self._gpu_parts.gpus(self.registry)
             options = LaunchOptions(engine_user=config.daemon.engine_user, profile=config.profile)
             self._services = Services(
                 clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
@@ -138,25 +139,30 @@ class Adapters:
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
                 owns_port=owns_port, records=self.store, gate=BootGate(config.daemon.preload_parallelism),
-                require_gpu=self.require_gpu, node_id=self.node_id, on_fatal=self._on_fatal,
+                preflight=self._gpu_parts.require, gpus=gpus,
+                admission=self._gpu_parts.admission(gpus, self.models, self.engines),
+                node_id=self.node_id, on_fatal=self._on_fatal,
             )  # fmt: skip
         return self._services
-
-    def missing_model(self, ref: str) -> str | None:
-        """Why the model of ``ref`` is not usable as it lies on the disk, None when it seems to be."""
-        try:
-            self.models.locate(ref)
-        except PoolError as problem:
-            return problem.message
-        return None
 
     def _on_fatal(self, problem: BaseException) -> None:
         self.fatal(problem)
 
-    def require_gpu(self) -> None:
-        """Raises NodeError GPU_REQUIRED in profiles home and cloud on a machine without CUDA (ORCH-1102)."""
-        if self.config.profile != "dev":
-            assert_gpu_only(cuda_available(os.environ))
+    def ram(self) -> tuple[int, int]:
+        """Available and total main memory, in bytes."""
+        return self._gpu_parts.ram()
+
+    async def preflight(self, pool_id: str | None = None) -> Report:
+        """The judgement over this machine for the configuration, or for one of its pools (SPEC §7)."""
+        return await self._gpu_parts.preflight(pool_id)
+
+    async def announce_preflight(self) -> None:
+        """Tell what stands in the way of running here, before anything is started (ORCH-3202)."""
+        await self._gpu_parts.announce()
+
+    def _own_ports(self) -> frozenset[int]:
+        binds = (self.config.daemon.bind, self.config.daemon.metrics_bind)
+        return self._ports.all_claimed() | {split_address(bind)[1] for bind in binds if bind is not None}
 
     def watch_handoffs(
         self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]

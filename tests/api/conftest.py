@@ -40,7 +40,7 @@ async def serve(node: FakeNode, access: Access | None = None, limits: ServerLimi
     listener = listen("127.0.0.1:0")
     port = listener.getsockname()[1]
     metrics = Metrics({"node_id": "n1"})
-    metrics.attach(node.statuses)
+    metrics.attach(node.statuses, node.devices)
     node.events.listen(metrics.on_event)
     server = ApiServer(node, access or Access("127.0.0.1"), metrics, limits)
     await server.start(listener)

@@ -12,6 +12,7 @@ from typing import Any
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from tests.api.fake_devices import FakeDevices
 
 Json = dict[str, Any]
 READY_POOL: Mapping[str, Any] = MappingProxyType({
@@ -122,10 +123,11 @@ class FakeOperation:
         return await self.result
 
 
-class FakeNode:
+class FakeNode(FakeDevices):
     """``auto`` ends every operation at once; otherwise a test sets ``operation.result`` itself."""
 
     def __init__(self, config: Config | None = None, *, auto: bool = True) -> None:
+        super().__init__()
         self.config = config or Config()
         self.version = "0.1.0"
         self.events = FakeEvents()

@@ -27,7 +27,12 @@ def specimens(phase: Phase) -> list[Instance]:
     if phase is Phase.DOWN:
         variants.append(replace(made, owed=True))
     if phase is Phase.STOPPING:
-        variants += [replace(made, reaped=True, has_process=False, uses_gpus=True, after=after, asked=True) for after in After]
+        variants += [
+            replace(made, reaped=True, vram_pending=True, has_process=False, uses_gpus=True, after=after, asked=True)
+            for after in After
+        ]
+    if phase is Phase.FAILED:
+        variants.append(replace(made, vram_pending=True, uses_gpus=True))
     return variants
 
 

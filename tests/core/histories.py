@@ -10,7 +10,8 @@ from pool_managerd.core.lifecycle import events as ev
 
 REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Stop(), ev.Restart(), ev.Hold(), ev.Release(), ev.Undrain(),
-    ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"), ev.EndQuarantine(), ev.OpenBreaker(5.0),
+    ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
+    ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(), ev.OpenBreaker(5.0),
 ]  # fmt: skip
 
 drains = st.builds(ev.Drain, deadline_ms=st.sampled_from([0, 1, 1000]), active_leases=st.integers(0, 3))

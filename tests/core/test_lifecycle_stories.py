@@ -49,7 +49,7 @@ class Story:
 def test_a_start_reserves_before_it_stages_and_writes_the_pid_before_it_probes() -> None:
     story = Story()
     story.tell(ev.Start())
-    assert story.kinds() == ["ReserveVram", "StageArtifacts"]
+    assert story.kinds() == ["StageArtifacts"]
     story.tell(ev.Staged(1))
     assert story.kinds() == ["SpawnEngine"]
     story.tell(ev.Spawned(1, 42))
@@ -292,6 +292,75 @@ def test_down_waits_until_the_memory_is_seen_free() -> None:
     assert story.phase() is Phase.STOPPING and "AwaitVram" in story.kinds()
     story.tell(ev.VramFree(1))
     assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds()
+
+
+def gpu_story_stopping() -> Story:
+    """A GPU pool whose process has just been reaped on request."""
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
+    story.tell(ev.Stop(), ev.Exited(1, code=0))
+    return story
+
+
+def test_memory_that_is_not_given_back_fails_the_pool_and_keeps_its_promise() -> None:
+    story = gpu_story_stopping()
+    story.tell(ev.VramHeld(1, "pid 77 (leftover)"))
+    assert story.phase() is Phase.FAILED and story.i.reason == "vram_held"
+    assert "pid 77 (leftover)" in str(story.i.last_error) and "ReleaseVram" not in story.kinds()
+
+
+def test_memory_that_is_seen_free_late_completes_the_stop() -> None:
+    story = gpu_story_stopping()
+    story.tell(ev.VramHeld(1, "pid 77"), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds()
+
+
+def test_a_stop_of_a_pool_with_held_memory_waits_for_it_again() -> None:
+    story = gpu_story_stopping()
+    story.tell(ev.VramHeld(1, "pid 77"), ev.Stop())
+    assert story.phase() is Phase.STOPPING and story.kinds() == ["AwaitVram"]
+    story.tell(ev.Drain(1000, 0))
+    assert story.phase() is Phase.STOPPING
+
+
+def test_a_death_whose_record_is_still_to_come_does_not_count_as_held_memory() -> None:
+    story = gpu_story_stopping_unasked()
+    story.tell(ev.Tick(), after_s=story.policy.kill_wait_s + 0.1)
+    assert story.phase() is Phase.STOPPING and not story.i.vram_pending
+
+
+def gpu_story_stopping_unasked() -> Story:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1), ev.Died(1))
+    return story
+
+
+def test_an_engine_on_a_lost_gpu_is_ended_and_its_start_waits_for_the_gpu() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
+    story.tell(ev.Quarantine("GPU 0 is lost", lost=True))
+    assert story.phase() is Phase.STOPPING and not view(story.i).ready
+    story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and story.i.owed
+    story.tell(ev.EndQuarantine())
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+
+
+def test_a_quarantine_without_loss_only_takes_readiness_away() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
+    story.tell(ev.Quarantine("a row remap waits for a reset"))
+    assert story.phase() is Phase.READY and not view(story.i).ready
+    story.tell(ev.EndQuarantine())
+    assert view(story.i).ready and story.i.last_error is None
+
+
+def test_a_quarantine_cancels_a_start_that_has_no_process_yet() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Quarantine("GPU 0 is lost", lost=True))
+    assert story.phase() is Phase.DOWN and story.i.owed
+    story.tell(ev.Spawned(1, 42))
+    assert story.phase() is Phase.STOPPING and "KillEngine" in story.kinds()
 
 
 def test_restart_stops_and_starts_and_counts() -> None:

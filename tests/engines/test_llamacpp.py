@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.config import PoolConfig
+from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.flags import OptionTable
 from pool_managerd.engines.help_parser import ALIASES, parse_help, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env
 from pool_managerd.errors import SpecError
+from tests.core.gpus import gpu
 
 TABLE = recorded_options()
 MakePool = Callable[..., PoolConfig]
@@ -41,9 +43,9 @@ def refusal(around: Surroundings, *flags: str) -> SpecError:
 
 
 def test_the_daemon_sets_model_address_slots_and_context() -> None:
-    assert build(DEV, slots=4, ctx=2048, tensor_split=(3, 1)) == (
+    assert build(dataclasses.replace(DEV, tensor_split=(0.75, 0.25)), slots=4, ctx=2048) == (
         "--cors-origins", "localhost", "--ctx-size", "2048", "--host", "127.0.0.1", "--metrics", "--model", "/m/x.gguf",
-        "--n-gpu-layers", "0", "--no-webui", "--offline", "--parallel", "4", "--port", "8080", "--tensor-split", "3,1",
+        "--n-gpu-layers", "0", "--no-webui", "--offline", "--parallel", "4", "--port", "8080", "--tensor-split", "0.75,0.25",
     )  # fmt: skip
 
 
@@ -170,9 +172,12 @@ def test_an_older_server_gets_no_flag_that_it_does_not_know() -> None:
 
 
 def test_the_environment_shows_the_chosen_gpus_in_the_order_of_the_bus(make_pool: MakePool) -> None:
-    env = build_env(make_pool(devices=(1, 0), provisioning={"env": {"OMP_NUM_THREADS": "2"}}), "home")
-    assert env == {"OMP_NUM_THREADS": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,0"}
-    assert build_env(make_pool(), "home") == {}
+    assert build_env(make_pool(provisioning={"env": {"OMP_NUM_THREADS": "2"}}), "home") == {"OMP_NUM_THREADS": "2"}
+    masked, order = make_pool(devices=(1, 0)), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert device_env(masked, None) == {**order, "CUDA_VISIBLE_DEVICES": "1,0"}
+    assigned = Assignment((gpu(1), gpu(0)), {})
+    assert device_env(masked, assigned) == {**order, "CUDA_VISIBLE_DEVICES": "GPU-00000000,GPU-00000001"}
+    assert device_env(make_pool(), None) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
-from pool_managerd.core.preflight import assert_gpu_only
+from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation
@@ -317,13 +317,14 @@ async def test_an_external_engine_has_no_process_and_is_announced_once_it_answer
     await driver.close()
 
 
-def no_gpu() -> None:
+async def no_gpu(pool_id: str) -> Report:
     assert_gpu_only(False)
+    raise AssertionError("there is a GPU after all")
 
 
 async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attached_to() -> None:
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
-    world.pools = Pools(world.config, world.fakes.services(require_gpu=no_gpu), world.store, world.store, world.new_id)
+    world.pools = Pools(world.config, world.fakes.services(preflight=no_gpu), world.store, world.store, world.new_id)
     theirs, ours = world.pools.add("theirs"), world.pools.add("ours")
     theirs.submitted = PreparedEngine("theirs", "", attach_url="http://127.0.0.1:9998", verbatim=True)
     ours.submitted = PreparedEngine("ours", "/engine", port=9000, verbatim=True)

@@ -57,7 +57,7 @@ def test_the_token_is_asked_for_everywhere_but_at_the_open_paths(make: Make) -> 
     for path, method in described:
         if path.rsplit("/", 1)[-1] in ("health", "ready", "metrics") and "pools" not in path:
             continue
-        code, answer = daemon.call(method.upper(), path.format(pool_id="p", lease_id="x", operation_id="x"))
+        code, answer = daemon.call(method.upper(), path.format(pool_id="p", lease_id="x", operation_id="x", device="0"))
         assert (code, answer["code"]) == (401, "MISSING_TOKEN"), (method, path)
     wrong = [TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "", "x" * 5000, TOKEN.replace("c", "ç", 1).encode().decode("latin-1")]
     for given in wrong:
@@ -152,7 +152,7 @@ def test_a_closed_or_full_output_does_not_end_it_or_reach_its_files(make: Make, 
     assert standard.isdisjoint(str(path) for folder in (daemon.state, daemon.run) for path in folder.rglob("*"))
     os.kill(leader, 15)
     wait_until(lambda: not alive(leader), "the daemon to end", 10)
-    assert mentioning(daemon.folder) == []
+    wait_until(lambda: mentioning(daemon.folder) == [], "its shell to end", 10)
 
 
 def test_hostile_bytes_get_an_error_and_change_nothing(make: Make) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.metrics import Metrics
+from tests.api.fake_devices import devices
 
 EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("preload_succeeded", {"duration_ms": 120, "engine": "llamacpp", "pid": 5}),
@@ -20,6 +21,8 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
     ("drain_finished", {"duration_ms": 40, "force_stopped": False, "final_lease_count": 0}),
     ("handoff", {"outcome": "success", "duration_ms": 2}),
+    ("xid", {"device": "0", "xid": 79}),
+    ("device_reset", {"device": "0"}),
 ]
 
 
@@ -48,7 +51,8 @@ def full(metrics: Metrics, pool_id: str = "p") -> Metrics:
 
 def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> None:
     metrics = full(Metrics({"node_id": "n1"}))
-    metrics.attach(lambda: [status("p")])
+    memory = {"vram_total_bytes": 2, "vram_free_bytes": 1}
+    metrics.attach(lambda: [status("p", **memory), status("demo", **memory)], devices)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     described = {spec.name.removesuffix("_total") if spec.kind == "counter" else spec.name: spec for spec in series.ALL}
     assert families.keys() == described.keys()

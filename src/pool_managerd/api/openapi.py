@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from pool_managerd.api.requests import DEVICE_PATTERN
 from pool_managerd.api.routing import Route
 from pool_managerd.api.schemas import ErrorEnvelope
 from pool_managerd.api.table import ROUTES
@@ -112,7 +113,7 @@ def _phrase(status: int) -> str:
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
-    patterns = {"pool_id": POOL_ID_PATTERN}
+    patterns = {"pool_id": POOL_ID_PATTERN, "device": DEVICE_PATTERN}
     return [
         {
             "name": name,

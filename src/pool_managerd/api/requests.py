@@ -17,6 +17,8 @@ BODY_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 1024 * 1024
 _MODEL = TypeVar("_MODEL", bound=BaseModel)
 _TOKEN_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+DEVICE_PATTERN = r"^((GPU)?[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,80})$"
+_DEVICE = re.compile(r"(?:GPU)?(?P<index>[0-9]{1,4})|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.ASCII)
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -46,6 +48,19 @@ def token_id(request: web.Request, name: str, code: str, what: str) -> str:
     if _TOKEN_ID.match(given):
         return given
     raise RequestError(f"{what} {_safe(given)} not found", code=code, status=404)
+
+
+def device_id(request: web.Request) -> str:
+    """The device of the path: an index (``GPU1`` is ``1``), or the UUID of a GPU or MIG instance. Anything else: 404."""
+    given = request.match_info["device"]
+    if found := _DEVICE.fullmatch(given):
+        return given if found["index"] is None else str(int(found["index"]))
+    raise RequestError(
+        f"device {_safe(given)} not found",
+        code="DEVICE_NOT_FOUND",
+        status=404,
+        hint="name it by its index or its UUID; `pool-managerd devices` lists them",
+    )
 
 
 def switch(request: web.Request, name: str, default: bool) -> bool:

@@ -195,3 +195,96 @@ class Snapshots(Answer):
 
 class Capabilities(Answer):
     """What this daemon can do."""
+
+
+class ScanTrouble(Answer):
+    """Why the devices are not what they are now."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class DeviceReservation(Answer):
+    """What one pool was promised of a device. ``used_bytes`` is measured; null where the driver does not tell."""
+
+    pool_id: str
+    reserved_bytes: int
+    used_bytes: int | None = None
+    exclusive: bool = False
+    pids: list[int] = []
+
+
+class ForeignProcess(Answer):
+    """A process on a device that is not an engine of this daemon. Where not ``certain``, ``pid`` is the driver's number."""
+
+    pid: int
+    name: str | None = None
+    kind: str | None = None
+    vram_bytes: int | None = None
+    certain: bool = True
+
+
+class Device(Answer):
+    """A GPU or MIG instance. ``vram_available_bytes`` may still be promised to pools; ``device`` is its name in masks."""
+
+    id: int
+    device: str
+    uuid: str
+    name: str
+    state: str = Field(description="ok, quarantined or probation")
+    cordoned: bool
+    vram_total_bytes: int
+    vram_free_bytes: int
+    vram_used_bytes: int
+    vram_available_bytes: int
+    reservations: list[DeviceReservation]
+    foreign: list[ForeignProcess]
+    foreign_bytes: int
+    vram_driver_bytes: int = 0
+    reason: str | None = None
+    remedy: str | None = None
+    pci_bus_id: str | None = None
+    parent_uuid: str | None = None
+    mig_enabled: bool = False
+    compute_capability: str | None = None
+    temperature_c: int | None = None
+    power_watts: float | None = None
+    utilization_percent: int | None = None
+    ecc_uncorrected: int | None = None
+    numa_node: int | None = None
+    nvlink_peers: list[str] = []
+
+
+class Devices(Answer):
+    """All devices at one moment. Stale ones are the last known, and ``problem`` says why."""
+
+    taken_at_ms: int | None
+    age_ms: int | None
+    stale: bool
+    simulated: bool
+    revision: int
+    devices: list[Device]
+    problem: ScanTrouble | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    ram_total_bytes: int | None = None
+    ram_available_bytes: int | None = None
+
+
+class PreflightFinding(Answer):
+    """One thing that was looked at. ``remedy``: commands or configuration lines that can be pasted."""
+
+    code: str
+    level: str = Field(description="ok, warn, fail or overridden")
+    subject: str
+    message: str
+    remedy: list[str]
+
+
+class Preflight(Answer):
+    """``ok`` is false when a finding fails."""
+
+    ok: bool
+    profile: str
+    findings: list[PreflightFinding]

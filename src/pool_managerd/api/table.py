@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pool_managerd.api import leases, node_reads, pool_changes, pool_reads, schemas, streams
+from pool_managerd.api import devices, leases, node_reads, pool_changes, pool_reads, schemas, streams
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -176,5 +176,61 @@ CHANGE_ROUTES = (
         schemas.NoBody,
     ),
 )
+_DEVICE = "/devices/{device}"
+_BODY_ERRORS = (400, 408, 413, 415)
+DEVICE_ROUTES = (
+    Route(
+        "GET",
+        "/devices",
+        "The GPUs: their memory by pool, reservation and foreign process",
+        devices.devices,
+        {200: schemas.Devices},
+    ),
+    Route(
+        "POST",
+        f"{_DEVICE}/cordon",
+        "Start nothing new on a GPU; what runs there goes on",
+        devices.cordon,
+        {200: schemas.Device},
+        (*_BODY_ERRORS, 404, 503, 507),
+        schemas.NoBody,
+    ),
+    Route(
+        "POST",
+        f"{_DEVICE}/uncordon",
+        "Use a GPU for new starts again",
+        devices.uncordon,
+        {200: schemas.Device},
+        (*_BODY_ERRORS, 404, 503, 507),
+        schemas.NoBody,
+    ),
+    Route(
+        "POST",
+        "/devices/release",
+        "Let go of NVML, for a driver upgrade",
+        devices.release,
+        {200: schemas.Devices},
+        (*_BODY_ERRORS, 409, 503),
+        schemas.NoBody,
+    ),
+    Route(
+        "POST",
+        "/devices/resume",
+        "Take NVML up again",
+        devices.resume,
+        {200: schemas.Devices},
+        (*_BODY_ERRORS, 409, 503),
+        schemas.NoBody,
+    ),
+    Route(
+        "POST",
+        "/preflight",
+        "Judge whether this machine can run the configured pools",
+        devices.preflight,
+        {200: schemas.Preflight},
+        (*_BODY_ERRORS, 503),
+        schemas.NoBody,
+    ),
+)
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.
-ROUTES: tuple[Route, ...] = (*LEASE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES)
+ROUTES: tuple[Route, ...] = (*LEASE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES, *DEVICE_ROUTES)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from pool_managerd.cli import changes, follow, output, reads, serving
+from pool_managerd.cli import changes, devices, follow, output, preflight, reads, serving
 from pool_managerd.cli.exits import CommandFailed
 
 app = typer.Typer(
@@ -21,17 +21,22 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check the configuration, or print its schema.", rich_markup_mode=None, no_args_is_help=True)
 breaker_app = typer.Typer(help="The circuit breaker of a pool.", rich_markup_mode=None, no_args_is_help=True)
+devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, callback=devices.devices)
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.preload),
     *(changes.drain, changes.undrain, changes.restart, changes.hold, changes.release, reads.command),
-    *(reads.leases, follow.logs, follow.events, reads.crashes, reads.explain, serving.version),
+    *(reads.leases, follow.logs, follow.events, reads.crashes, reads.explain, preflight.preflight),
+    *(serving.version,),
 )
 for _command in _COMMANDS:
     app.command()(_command)
 breaker_app.command("reset")(changes.breaker_reset)
 config_app.command("check")(serving.config_check)
 config_app.command("schema")(serving.config_schema)
+for _command in (devices.cordon, devices.uncordon, devices.release, devices.resume):
+    devices_app.command()(_command)
+app.add_typer(devices_app, name="devices")
 app.add_typer(breaker_app, name="breaker")
 app.add_typer(config_app, name="config")
 

@@ -41,8 +41,9 @@ def markdown() -> str:
 
 def _commands(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     children = getattr(command, "commands", None)
-    if children is None:
+    if children is None or command.invoke_without_command:
         yield path, command
+    if children is None:
         return
     for name, child in children.items():
         yield from _commands((*path, name), child)

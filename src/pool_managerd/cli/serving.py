@@ -27,14 +27,28 @@ RuntimeDir = Annotated[
     Path | None, typer.Option("--runtime-dir", help="Pid files, handoff files, engine logs.", show_default=False)
 ]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="What survives a restart.", show_default=False)]
+SimulateGpus = Annotated[
+    Path | None,
+    typer.Option(
+        "--simulate-gpus", metavar="FILE", help="Simulate the GPUs of this topology file; profile dev only.", show_default=False
+    ),
+]
 CheckedFile = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="Configuration file: YAML or TOML.", show_default=False)
 ]
 
 
-def serve(config: ConfigFile = None, bind: Bind = None, runtime_dir: RuntimeDir = None, state_dir: StateDir = None) -> None:
+def serve(
+    config: ConfigFile = None,
+    bind: Bind = None,
+    runtime_dir: RuntimeDir = None,
+    state_dir: StateDir = None,
+    simulate_gpus: SimulateGpus = None,
+) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one stops hard."""
     overrides = {"daemon.bind": bind, "daemon.runtime_dir": runtime_dir, "daemon.state_dir": state_dir}
+    if simulate_gpus is not None:
+        overrides["gpu.simulate"] = simulate_gpus.absolute()
     loaded = _load(_config_path(config), overrides)
     from pool_managerd import daemon
 

@@ -28,7 +28,8 @@ class PreparedEngine:
     ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on
     ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
     set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
-    ``verbatim`` marks an engine submitted by a caller: it runs as given, and is not warmed up.
+    ``device_uuids`` are the GPUs that this launch was given. ``verbatim`` marks an engine submitted by a caller: it runs
+    as given, and is not warmed up.
     """
 
     pool_id: str
@@ -42,6 +43,7 @@ class PreparedEngine:
     engine_version: str = "unknown"
     replica_id: str = "r0"
     device_mask: str | None = None
+    device_uuids: tuple[str, ...] = ()
     provisioning_mode: str = "external"
     slots_total: int = 1
     ctx: int | None = None

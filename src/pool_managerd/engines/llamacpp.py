@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
 from pool_managerd.errors import SpecError
@@ -27,6 +29,7 @@ class Surroundings:
     profile: Profile
     base_dir: Path
     gpu_present: bool
+    tensor_split: tuple[float, ...] | None = None
 
     @property
     def gpu_only(self) -> bool:
@@ -36,7 +39,7 @@ class Surroundings:
 def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable, around: Surroundings) -> tuple[str, ...]:
     """argv items after the binary: the pool's own flags, checked, and those the daemon sets, in normal form.
 
-    Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
+    Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
     """
     chosen = collapse(table.parse(pool.provisioning.flags))
     for use in chosen.values():
@@ -47,7 +50,7 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
         if name in table and (found := chosen.get(_canonical(name, table))):
             roots = (Path(model_path).parent, around.base_dir)
             chosen[found.option.canonical] = table.use(found.name, _confined(found, roots, around.base_dir))
-    for use in _own(pool, model_path, port, table):
+    for use in _own(pool, model_path, port, table, around.tensor_split):
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")
@@ -71,22 +74,23 @@ def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
         if profile != "dev" and name in rules.ENV_REFUSED_ON_GPU:
             raise _gpu_only(f"the variable {name}", rules.ENV_REFUSED_ON_GPU[name])
         env[name] = value
-    return {**env, **device_env(pool.devices)}
+    return env
 
 
-def device_env(devices: Sequence[int]) -> dict[str, str]:
-    """CUDA variables that show the engine exactly these GPUs, counted as nvidia-smi does; none means all."""
-    if not devices:
-        return {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": device_mask(devices)}
+def device_mask(pool: PoolConfig) -> str | None:
+    """``0,1`` for a pool whose `devices` are the GPUs 0 and 1; None when all are allowed."""
+    return str(DeviceMask(pool.devices)) if pool.devices else None
 
 
-def device_mask(devices: Iterable[int]) -> str:
-    """``0,1`` for the GPUs 0 and 1."""
-    return ",".join(str(device) for device in devices)
+def device_env(pool: PoolConfig, assignment: Assignment | None) -> dict[str, str]:
+    """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
+    if assignment is not None:
+        return assignment.environment()
+    mask = device_mask(pool)
+    return {} if mask is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": mask}
 
 
-def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable) -> list[FlagUse]:
+def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable, split: tuple[float, ...] | None) -> list[FlagUse]:
     """What the daemon decides. The first four every llama-server has; the rest where the binary knows it."""
     uses = [
         table.use("--model", model_path),
@@ -96,8 +100,8 @@ def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable) -> li
     ]
     if pool.ctx is not None:
         uses.append(table.use("--ctx-size", str(pool.ctx)))
-    if pool.tensor_split is not None:
-        uses.append(table.use("--tensor-split", ",".join(f"{share:g}" for share in pool.tensor_split)))
+    if split is not None:
+        uses.append(table.use("--tensor-split", ",".join(f"{share:g}" for share in split)))
     return uses + [table.use(name) for name in ("--metrics", "--no-webui", "--offline") if name in table]
 
 

@@ -48,6 +48,10 @@ class PortAllocator:
         """The port ``pool_id`` holds."""
         return self._claimed.get(pool_id)
 
+    def all_claimed(self) -> frozenset[int]:
+        """The ports of all pools."""
+        return frozenset(self._claimed.values())
+
     def _candidates(self, had: int | None, preferred: Sequence[int]) -> Iterator[int]:
         # The pool's own ports come first, in their order; then the one it used last, so that its URL is steady.
         yield from preferred

@@ -9,17 +9,18 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_server
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_mask
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env, device_mask
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.errors import EngineError, SpecError
 
@@ -69,8 +70,11 @@ class EngineProvisioner:
             return "container"
         return "package" if _package_installed() else "source"
 
-    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine:
-        """How to run ``pool`` on ``model``; the same input gives the same answer (EP-PROP-3207). Spawns no engine.
+    async def prepare(
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+    ) -> PreparedEngine:
+        """How to run ``pool`` on ``model`` and the devices of ``assignment``; the same input gives the same answer
+        (EP-PROP-3207). Spawns no engine.
 
         Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
@@ -83,8 +87,8 @@ class EngineProvisioner:
             raise SpecError("cannot prepare llama.cpp without a model", pool_id=pool.id, hint="set pools[].model")
         await asyncio.to_thread(self._check_model_file, model.local_path)
         program = await asyncio.to_thread(self._program, pool, mode)
-        around = Surroundings(self._config.profile, self._config.base_dir, self._has_gpu())
-        env = build_env(pool, self._config.profile)
+        around = self._around(pool, assignment)
+        env = {**build_env(pool, self._config.profile), **device_env(pool, assignment)}
         # Checked with a stand-in first: a pool whose flags are wrong must not hold a port.
         build_flags(pool, model.local_path, 1, program.options, around)
         port = self._ports.claim(pool.id, pool.provisioning.ports)
@@ -98,7 +102,8 @@ class EngineProvisioner:
             model_id=model.id,
             engine=pool.engine,
             engine_version=program.version,
-            device_mask=device_mask(pool.devices) if pool.devices else None,
+            device_mask=device_mask(pool),
+            device_uuids=tuple(d.uuid for d in assignment.devices) if assignment else (),
             provisioning_mode=mode,
             slots_total=pool.slots,
             ctx=pool.ctx,
@@ -106,6 +111,21 @@ class EngineProvisioner:
             health_path=pool.health_path or _HEALTH[pool.engine],
             warnings=program.warnings,
         )
+
+    def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
+        """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
+        mode = self.mode_of(pool)
+        self._refuse_unsupported(pool, mode)
+        self._check_model_file(model_path)
+        program = self._program(pool, mode)
+        around = replace(self._around(pool, None), gpu_present=True)
+        return program.version, build_flags(pool, model_path, 1, program.options, around)
+
+    def _around(self, pool: PoolConfig, assignment: Assignment | None) -> Surroundings:
+        split = assignment.tensor_split if assignment is not None else None
+        if split is None and isinstance(pool.tensor_split, tuple):
+            split = pool.tensor_split
+        return Surroundings(self._config.profile, self._config.base_dir, assignment is not None or self._has_gpu(), split)
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
@@ -122,7 +142,7 @@ class EngineProvisioner:
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
-        gpus = f"GPUs {device_mask(pool.devices)}" if pool.devices else "all GPUs"
+        gpus = f"GPUs {device_mask(pool)}" if pool.devices else "all GPUs"
         return _plan(
             pool,
             ("model", pool.model),
@@ -230,7 +250,7 @@ def _external(pool: PoolConfig) -> PreparedEngine:
         port=parts.port or (443 if parts.scheme == "https" else 80),
         model_id=pool.model,
         engine=pool.engine,
-        device_mask=device_mask(pool.devices) if pool.devices else None,
+        device_mask=device_mask(pool),
         provisioning_mode="external",
         slots_total=pool.slots,
         ctx=pool.ctx,

@@ -54,6 +54,7 @@ class EngineProcess:
     ) -> None:
         self.identity = identity
         self.pid = identity.pid
+        self.nonce = identity.nonce
         self.isolation = isolation
         self.notice = notice
         self._records = records

@@ -1,5 +1,7 @@
-"""What must survive the daemon: intent and counters. (Running instances are recorded by their shims, which know of
-them first: runtime/records.py.) SQLite in WAL mode with one writer thread.
+"""What must survive the daemon: intent, counters, and facts learnt about the machine.
+
+(Running instances are recorded by their shims, which know of them first: runtime/records.py.) SQLite in WAL mode with
+one writer thread.
 
 A write that somebody waits for is on disk (``synchronous=FULL``) when the wait ends; queued writes are grouped into
 one commit.
@@ -12,7 +14,7 @@ import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,12 +24,13 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.lock import unwritable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pools (
     pool_id TEXT PRIMARY KEY, desired TEXT NOT NULL, held INTEGER NOT NULL DEFAULT 0, submitted TEXT,
     crash_count INTEGER NOT NULL DEFAULT 0, restart_count INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE TABLE IF NOT EXISTS facts (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) STRICT;
 """
 
 _COLUMNS = "pool_id, desired, held, submitted, crash_count, restart_count"
@@ -48,6 +51,7 @@ class StateStore:
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self._facts: dict[str, dict[str, dict[str, Any]]] = {}
         self.last_error: str | None = None
 
     def open(self) -> dict[str, StoredPool]:
@@ -102,6 +106,7 @@ class StateStore:
             db.executescript(_SCHEMA)
             if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._facts = _read_facts(db)
             return db, {row[0]: _stored(row) for row in db.execute(f"SELECT {_COLUMNS} FROM pools")}  # noqa: S608
         except BaseException:
             db.close()
@@ -151,6 +156,18 @@ class StateStore:
     def note_down(self, pool_id: str) -> None:
         """A submitted engine that failed is not started again by the next daemon."""
         self._queue(lambda db: db.execute("UPDATE pools SET desired = 'down' WHERE pool_id = ?", (pool_id,)))
+
+    def facts(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Everything of ``kind`` as it was when the state was opened, by key."""
+        return self._facts.get(kind, {})
+
+    async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
+        """Durable when this returns; None forgets. Raises NodeError as ``put_pool``."""
+        await self._durable(_write_fact(kind, key, value))
+
+    def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
+        """As ``put_fact``, without waiting."""
+        self._queue(_write_fact(kind, key, value))
 
     def _queue(self, write: Write) -> None:
         if not self._closed:
@@ -213,6 +230,26 @@ class StateStore:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _write_fact(kind: str, key: str, value: Mapping[str, Any] | None) -> Write:
+    if value is None:
+        return lambda db: db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
+    text = json.dumps(value)
+    return lambda db: db.execute(
+        "INSERT INTO facts (kind, key, value) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
+        (kind, key, text),
+    )
+
+
+def _read_facts(db: sqlite3.Connection) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for kind, key, text in db.execute("SELECT kind, key, value FROM facts"):
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError(f"the fact {kind}/{key} is no object")
+        found.setdefault(kind, {})[key] = value
+    return found
 
 
 def _stored(row: tuple[Any, ...]) -> StoredPool:

@@ -9,11 +9,12 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.launch_work import LaunchWork
 from pool_managerd.supervision.protocols import Alarm
 from pool_managerd.supervision.publishing import log_context, registry_fields
@@ -44,6 +45,28 @@ class PoolDriver:
         self._task_failures = 0
         self._task = asyncio.create_task(self._run(), name=f"pool:{pool_id}")
         self._publish()
+
+    @property
+    def mask(self) -> DeviceMask | None:
+        """What its configuration, or the submitted engine, says about GPUs; None for none, and for one that is no mask."""
+        try:
+            return self.required_mask()
+        except SpecError:  # a handoff file's mask is stored as it is, not validated
+            return None
+
+    def required_mask(self) -> DeviceMask | None:
+        """As ``mask``; raises SpecError for a text that is no mask."""
+        if self.submitted is not None:
+            text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
+            return None if text is None else DeviceMask.parse(text)
+        return DeviceMask(self.config.devices) if self.config is not None and self.config.devices else None
+
+    @property
+    def external(self) -> bool:
+        """True for an engine that somebody else runs."""
+        if self.submitted is not None:
+            return self.submitted.attach_url is not None
+        return self.config is not None and self.config.provisioning.mode == "external"
 
     # --- for the node ---
 
@@ -203,7 +226,8 @@ class PoolDriver:
             case do.SendWarmup():
                 self._work.run(self._work.warm_up(effect.epoch), effect.epoch, "the warm-up")
             case do.AwaitVram():
-                self.post(ev.VramFree(effect.epoch))
+                waiting = self._s.gpus.wait_until_free(self, effect.epoch, self.policy.vram_wait_s)
+                self._work.run(waiting, effect.epoch, "the watch of its GPU memory")
             case do.SleepEngine() | do.WakeEngine() | do.AdoptEngine():
                 self.post(ev.HelperDied(effect.epoch, "this engine does not support it"))
             case _:
@@ -222,6 +246,7 @@ class PoolDriver:
                 self._s.files.write_pid(self.pool_id, effect.pid)
             case do.Announce():
                 self._announce()
+                self._s.gpus.watch.wake()
             case do.StopEngine() if process is not None:
                 process.stop(effect.grace_ms)
             case do.KillEngine() if process is not None:
@@ -230,6 +255,8 @@ class PoolDriver:
                 self._withdraw()
             case do.EndLeases():
                 self._s.registry.end_leases(self.pool_id)
+            case do.ReleaseVram():
+                self._s.gpus.release(self.pool_id, effect.epoch)
 
     def _not_done(self, effect: do.Effect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""

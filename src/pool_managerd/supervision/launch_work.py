@@ -45,7 +45,7 @@ class LaunchWork:
                 self._driver.emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
 
         try:
-            prepared, model = await workers.stage(self._driver.config, self._driver.submitted, launch, self._s, progress)
+            prepared, model = await workers.stage(self._driver, epoch, launch, self._s, progress)
         except PoolError as problem:
             launch.cause = problem
             text, retriable, reason = workers.failure(problem)
@@ -57,7 +57,13 @@ class LaunchWork:
             self._driver.emit("notice", f"Model of pool '{self._driver.pool_id}' is used unverified: no checksum is configured")
         for warning in prepared.warnings:
             self._driver.emit("notice", warning, level="warn")
-        self._driver.post(ev.Staged(epoch, external=prepared.attach_url is not None, warmable=not prepared.verbatim))
+        for notice in launch.assignment.notices if launch.assignment else ():
+            self._driver.emit("notice", notice, level="warn")
+        staged = ev.Staged(
+            epoch, external=prepared.attach_url is not None, uses_gpus=launch.assignment is not None,
+            warmable=not prepared.verbatim,
+        )  # fmt: skip
+        self._driver.post(staged)
 
     async def spawn(self, epoch: int) -> None:
         """Run the prepared engine and watch it from its first moment."""

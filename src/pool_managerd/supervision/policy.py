@@ -18,6 +18,7 @@ def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: s
         probe_timeout_s=health.probe_timeout_ms / 1000,
         failure_threshold=health.failure_threshold,
         stop_grace_ms=supervision.stop_grace_ms,
+        vram_wait_s=config.gpu.vram_wait_ms / 1000,
         restart=(pool.restart if pool else None) or supervision.restart,
         warmup=config.lifecycle.warmup,
         fail_open=config.profile == "dev",

@@ -50,6 +50,7 @@ class Pools:
         self._drivers: dict[str, PoolDriver] = {}
         self._stored: dict[str, StoredPool] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        services.gpus.attach(self.all)
         self.operations = Operations(new_id, services.clock.wall_ms)
         self.closing = False
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
+from pool_managerd.core.preflight import Report
+from pool_managerd.core.reservations import Assignment
 
 
 class Alarm(Protocol):
@@ -26,9 +29,10 @@ class Clock(Protocol):
 
 
 class Process(Protocol):
-    """One running engine process."""
+    """One running engine process. ``nonce`` is in the environment of all that descends from it."""
 
     pid: int
+    nonce: str
     isolation: str
 
     @property
@@ -51,7 +55,9 @@ class Models(Protocol):
 
 
 class Engines(Protocol):
-    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine: ...
+    async def prepare(
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+    ) -> PreparedEngine: ...
     def release(self, pool_id: str) -> None: ...
 
 
@@ -74,6 +80,28 @@ class PortOwnership(Protocol):
     """Whether the process tree of ``pid`` holds the listening ``port``; None when that cannot be seen."""
 
     def __call__(self, pid: int, port: int) -> bool | None: ...
+
+
+class DeviceMonitor(Protocol):
+    """Sees the GPUs. ``scan`` never raises: what goes wrong is in the scan."""
+
+    async def scan(self) -> DeviceScan: ...
+    async def release(self) -> None: ...
+    async def resume(self) -> None: ...
+
+
+class Preflight(Protocol):
+    """Whether this machine can run a pool at all. Raises NodeError GPU_REQUIRED or PREFLIGHT_FAILED."""
+
+    async def __call__(self, pool_id: str) -> Report: ...
+
+
+class Facts(Protocol):
+    """Facts learnt about this machine, by kind and key; ``note_fact`` does not wait for the disk. None forgets."""
+
+    def facts(self, kind: str) -> dict[str, dict[str, Any]]: ...
+    async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
+    def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
 
 
 class Records(Protocol):

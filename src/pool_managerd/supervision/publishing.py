@@ -21,7 +21,8 @@ def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall
     }  # fmt: skip
     if config is not None:
         fields |= {
-            "engine": config.engine, "model_ref": config.model, "sampler_profile_version": config.sampler_profile_version,
+            "engine": config.engine, "quant": config.quant,
+            "model_ref": config.model, "sampler_profile_version": config.sampler_profile_version,
         }  # fmt: skip
     if prepared is not None:
         fields |= {

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.registry import Registry
+from pool_managerd.supervision.admission import Admission
 from pool_managerd.supervision.event_log import EventLog
-from pool_managerd.supervision.protocols import Clock, Engines, Files, Launcher, Models, PortOwnership, Prober, Records
+from pool_managerd.supervision.gpus import Gpus
+from pool_managerd.supervision.protocols import (
+    Clock,
+    Engines,
+    Files,
+    Launcher,
+    Models,
+    PortOwnership,
+    Preflight,
+    Prober,
+    Records,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,9 @@ class Services:
     owns_port: PortOwnership
     records: Records
     gate: BootGate
-    require_gpu: Callable[[], None]
+    preflight: Preflight
+    gpus: Gpus
+    admission: Admission
     node_id: str
     on_fatal: Callable[[BaseException], None]
 

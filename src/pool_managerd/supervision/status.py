@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import PoolEntry, Registry
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.services import Services
 
 _SECRET = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential", "authorization")
 
@@ -20,7 +23,7 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
     prepared, process, launch = driver.launch.prepared, driver.launch.process, driver.launch
     if entry is None:
         raise LookupError(driver.pool_id)
-    on_cpu = profile == "dev" and prepared is not None and prepared.attach_url is None
+    on_cpu = profile == "dev" and prepared is not None and prepared.attach_url is None and launch.assignment is None
     return {
         "pool_id": i.pool_id, "state": seen.state, "live": seen.live, "ready": seen.ready, "draining": seen.draining,
         "active_leases": entry.active_leases, "slots_total": entry.slots_total, "slots_free": entry.slots_free,
@@ -35,12 +38,13 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
         "pid": process.pid if process and i.has_process else None,
         "url": prepared.url if prepared and seen.live else None,
         "isolation": process.isolation if process and i.has_process else None,
-        "compute": "cpu" if on_cpu else None,
+        "compute": "cpu" if on_cpu else "gpu" if launch.assignment is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase is Phase.BACKOFF and i.deadline else None,
         "preload": _preload(driver, now, wall_ms),
         "perf": None if launch.first_token_ms is None else {
             "first_token_ms": round(launch.first_token_ms, 1), "tokens_per_s": round(launch.tokens_per_s or 0, 2)},
+        "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
         "profile": profile, "configured": driver.config is not None,
     }  # fmt: skip
@@ -53,7 +57,8 @@ def _preload(driver: PoolDriver, now: float, wall_ms: int) -> dict[str, Any] | N
         return None
     done, total = launch.progress
     words = {
-        "queue": "Waiting for other pools to load first", "model": "Verifying the model file", "engine": "Preparing the engine",
+        "queue": "Waiting for other pools to load first", "memory": "Looking for room on the GPUs",
+        "model": "Verifying the model file", "engine": "Preparing the engine",
         "starting": "The engine is loading its model", "warm-up": "The engine answers its first prompt",
     }  # fmt: skip
     elapsed_ms = round((now - i.launched_at) * 1000)
@@ -105,25 +110,33 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
     }  # fmt: skip
 
 
-def explanation(
-    driver: PoolDriver, steps: list[Any], require_gpu: Callable[[], None], missing_model: Callable[[str], str | None]
-) -> dict[str, Any]:
-    """What a start would do now, and what stands in its way."""
-    blockers = ["it is held; release it first"] if driver.instance.held else []
-    if driver.config is None or driver.config.provisioning.mode != "external":
-        try:
-            require_gpu()
-        except PoolError as problem:
-            blockers.append(problem.message)
-        if driver.config is not None and (missing := missing_model(driver.config.model)) is not None:
-            blockers.append(missing)
-    blockers += [step["detail"] for step in steps if step["kind"] == "refused"]
+async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict[str, Any]:
+    """What a start would do now, where it would be placed, and what stands in its way."""
+    i = driver.instance
+    blockers = ["it is held; release it first"] if i.held else []
+    idle = i.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
+    if not driver.external and idle and (driver.config is not None or driver.submitted is not None):
+        for ask in (s.preflight(driver.pool_id), s.admission.forecast(driver)):
+            try:
+                answer = await ask
+            except PoolError as problem:
+                blockers.append(problem.message)
+            else:
+                steps = [*steps, *_placing(answer)]
+    blockers += [step["detail"] for step in steps if step["kind"] == "refused" and step["detail"] not in blockers]
     would = f"Pool '{driver.pool_id}' would start"
     if blockers:
         would = f"Pool '{driver.pool_id}' would not start: {'; '.join(blockers)}"
-    if view(driver.instance).ready:
-        would = f"Pool '{driver.pool_id}' is ready already; nothing would be done"
+    elif not idle:
+        would = f"Pool '{driver.pool_id}' is {view(i).state} already; nothing would be done"
     return {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers}
+
+
+def _placing(answer: Report | tuple[str, tuple[str, ...]]) -> list[dict[str, str]]:
+    if isinstance(answer, Report):
+        return []
+    where, parts = answer
+    return [{"kind": "memory", "detail": where}, *({"kind": "needs", "detail": part} for part in parts)]
 
 
 def masked(env: Mapping[str, str]) -> dict[str, str]:

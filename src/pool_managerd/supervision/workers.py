@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import aiohttp
 
-from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import signal_name
+from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.sizing import LaunchSizing
 from pool_managerd.errors import EngineError, NodeError, PoolError, SpecError
 from pool_managerd.supervision.protocols import Process
 from pool_managerd.supervision.services import Services
 
+if TYPE_CHECKING:
+    from pool_managerd.supervision.driver import PoolDriver
+
+_REASONS = {
+    "GPU_REQUIRED": "gpu_required", "GPU_UNAVAILABLE": "gpu_required", "GPU_NOT_SHARED": "insufficient_vram",
+    "INSUFFICIENT_VRAM": "insufficient_vram", "INSUFFICIENT_RAM": "insufficient_ram",
+}  # fmt: skip
 _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bind: ")
 
 
@@ -24,10 +34,14 @@ _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bin
 class Launch:
     """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure.
 
-    ``log_tail`` is the end of the engine's log, read once when the engine has ended.
+    ``assignment`` and ``sizing`` are what its GPUs were promised by, ``measured`` is true once they were looked at since it
+    became ready. ``log_tail`` is the end of the engine's log, read once when the engine has ended.
     """
 
     prepared: PreparedEngine | None = None
+    assignment: Assignment | None = None
+    sizing: LaunchSizing | None = None
+    measured: bool = False
     process: Process | None = None
     cause: PoolError | None = None
     handoff_path: str | None = None
@@ -40,18 +54,18 @@ class Launch:
 
 
 async def stage(
-    pool: PoolConfig | None,
-    submitted: PreparedEngine | None,
-    launch: Launch,
-    s: Services,
-    on_progress: Callable[[int, int], None],
+    driver: PoolDriver, epoch: int, launch: Launch, s: Services, on_progress: Callable[[int, int], None]
 ) -> tuple[PreparedEngine, ResolvedModel | None]:
-    """policy → model → engine (SPEC §2.4). Raises PoolError."""
-    external = submitted.attach_url is not None if submitted else pool is not None and pool.provisioning.mode == "external"
+    """policy → GPUs and memory → model → engine (SPEC §2.4). Raises PoolError."""
+    pool, submitted, external = driver.config, driver.submitted, driver.external
     if not external:
-        s.require_gpu()
+        for finding in (await s.preflight(driver.pool_id)).overridden:
+            driver.emit("preflight", f"Overridden by the configuration: {finding.message}", level="warn", code=finding.code)
+        if pool is not None or submitted is not None:
+            launch.step = "memory"
+            launch.assignment, launch.sizing = await s.admission.admit(driver, epoch)
     if submitted is not None:
-        return submitted, None
+        return _shown_its_devices(submitted, launch.assignment), None
     if pool is None:
         raise SpecError(
             "cannot start a pool that has neither a configuration nor a submitted engine", code="POOL_NOT_CONFIGURED", status=409
@@ -62,7 +76,23 @@ async def stage(
         wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
         model = await s.models.ensure_present(pool.model, wanted, progress=on_progress)
     launch.step = "engine"
-    return await s.engines.prepare(pool, model), model
+    return await s.engines.prepare(pool, model, launch.assignment), model
+
+
+def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None) -> PreparedEngine:
+    """A submitted engine runs verbatim, but sees the GPUs that it was given and no others (SPEC §6.1)."""
+    if submitted.attach_url is not None:
+        return submitted
+    if assignment is not None:
+        env = {**submitted.env, **assignment.environment()}
+        return replace(submitted, env=env, device_uuids=tuple(d.uuid for d in assignment.devices))
+    if submitted.device_mask is None:
+        return submitted
+    shown = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": DeviceMask.parse(submitted.device_mask).to_cuda_visible_devices(),
+    }
+    return replace(submitted, env={**submitted.env, **shown})
 
 
 async def probe(launch: Launch, epoch: int, timeout_s: float, first: bool, s: Services) -> tuple[ev.Event, ProbeResult]:
@@ -119,7 +149,7 @@ def exit_event(epoch: int, record: ExitRecord, tail: list[str]) -> ev.Exited:
 
 def failure(error: PoolError) -> tuple[str, bool, str]:
     """(text, retriable, reason of SPEC §2.3) of a staging or spawn error."""
-    reason = {"GPU_REQUIRED": "gpu_required", "INSUFFICIENT_VRAM": "insufficient_vram"}.get(error.error_code)
+    reason = _REASONS.get(error.error_code)
     if reason is None:
         reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
     hint = f" ({error.hint})" if error.hint else ""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
+from pool_managerd.telemetry.device_metrics import device_metrics
 from pool_managerd.telemetry.series import Series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,9 +37,9 @@ class MetricEvent(Protocol):
 class Metrics:
     """The daemon's own registry. ``labels`` are constant labels on every series (``telemetry.labels``).
 
-    ``on_event`` is a listener of the node's events; ``attach`` names the reader of all pools' status. Series are
-    bounded by the live pools (DESIGN §8 no. 11): those of a pool that is gone are removed at the next scrape at
-    the latest.
+    ``on_event`` is a listener of the node's events; ``attach`` names the readers of all pools' status and of the
+    devices. Series are bounded by the live pools and devices (DESIGN §8 no. 11): those of a pool or device that is
+    gone are removed at the next scrape at the latest.
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
@@ -46,26 +47,34 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._families = {spec.name: _Family(spec, self._constant, self._registry) for spec in series.COUNTED}
         self._statuses: Callable[[], list[dict[str, Any]]] | None = None
+        self._devices: Callable[[], dict[str, Any]] | None = None
         self._http: dict[tuple[str, str, int], Counter] = {}
-        self._registry.register(_PoolGauges(self))
+        self._registry.register(_Gauges(self))
 
     @property
     def constant_labels(self) -> dict[str, str]:
         return dict(self._constant)
 
-    def attach(self, statuses: Callable[[], list[dict[str, Any]]]) -> None:
-        """Show these pools from the next scrape on."""
-        self._statuses = statuses
+    def attach(self, statuses: Callable[[], list[dict[str, Any]]], devices: Callable[[], dict[str, Any]] | None = None) -> None:
+        """Show these pools and devices from the next scrape on."""
+        self._statuses, self._devices = statuses, devices
 
     def statuses(self) -> list[dict[str, Any]]:
         return [] if self._statuses is None else self._statuses()
+
+    def devices(self) -> dict[str, Any] | None:
+        return None if self._devices is None else self._devices()
 
     def render(self) -> bytes:
         """The exposition text."""
         if self._statuses is not None:
             live = {str(status["pool_id"]) for status in self._statuses()}
             for family in self._families.values():
-                family.keep_pools(live)
+                family.keep("pool_id", live)
+        if (devices := self.devices()) is not None:
+            present = {str(row["device"]) for row in devices["devices"]}
+            for family in self._families.values():
+                family.keep("device", present)
         return generate_latest(_ContractOnly(self._registry))
 
     def http_request(self, route: str, method: str, status: int) -> None:
@@ -103,6 +112,10 @@ class Metrics:
             case "handoff":
                 self._count(series.HANDOFF_FILES, pool_id=pool, outcome=fields.get("outcome"))
                 self._observe(series.HANDOFF_DURATION, fields.get("duration_ms"), pool_id=pool)
+            case "xid":
+                self._count(series.XIDS, device=fields.get("device"), xid=fields.get("xid"))
+            case "device_reset":
+                self._count(series.DRIVER_RESETS, device=fields.get("device"))
             case "pool_removed":
                 for family in self._families.values():
                     family.drop_pool(pool)
@@ -159,13 +172,15 @@ class _Family:
             seen.add(text)
         return text
 
-    def keep_pools(self, live: set[str]) -> None:
-        if self._spec.kind == "counter" and self._spec.labels == ("pool_id",):
-            for pool_id in live:  # shown as 0 from the start, so that the first increase is seen as one
-                self.counter(pool_id=pool_id)
-        if "pool_id" in self._spec.labels:
-            at = self._spec.labels.index("pool_id")
-            self._drop([values for values in self._children if values[at] not in live and values[at] != NO_POOL])
+    def keep(self, label: str, live: set[str]) -> None:
+        """Show ``live`` values of ``label`` from the start, so that the first increase is seen as one, and drop all others."""
+        if label not in self._spec.labels:
+            return
+        if self._spec.kind == "counter" and self._spec.labels == (label,):
+            for value in live:
+                self.counter(**{label: value})
+        at = self._spec.labels.index(label)
+        self._drop([values for values in self._children if values[at] not in live and values[at] != NO_POOL])
 
     def drop_pool(self, pool_id: str) -> None:
         if "pool_id" in self._spec.labels:
@@ -190,8 +205,8 @@ class _ContractOnly(Collector):
             yield metric
 
 
-class _PoolGauges(Collector):
-    """Reads the status of every pool once per scrape, so that a gauge never outlives what it shows."""
+class _Gauges(Collector):
+    """Reads the pools and the devices once per scrape, so that a gauge never outlives what it shows."""
 
     def __init__(self, owner: Metrics) -> None:
         self._owner = owner
@@ -203,7 +218,7 @@ class _PoolGauges(Collector):
         for spec in series.GAUGES:
             family = GaugeMetricFamily(spec.name, spec.help, labels=[*spec.labels, *constant])
             for status in statuses:
-                value = status.get(spec.status_key or "")
+                value = status.get(spec.source_key or "")
                 if value is not None:
                     family.add_metric([str(status["pool_id"]), *extra], float(value))
             yield family
@@ -211,10 +226,13 @@ class _PoolGauges(Collector):
         for status in statuses:
             state.add_metric([str(status["pool_id"]), str(status["state"]), *extra], 1.0)
         yield state
+        devices = self._owner.devices()
+        if devices is not None:
+            yield from device_metrics(devices, statuses, constant)
 
 
 def _checked(labels: Mapping[str, str]) -> dict[str, str]:
-    taken = {label for spec in series.ALL for label in spec.labels} | {"le", "device"}
+    taken = {label for spec in series.ALL for label in spec.labels} | {"le"}
     for name in labels:
         if not _LABEL.match(name) or name in taken:
             why = "a series has a label of that name" if name in taken else "it is no label name"

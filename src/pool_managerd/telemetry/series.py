@@ -11,19 +11,19 @@ DURATION_BUCKETS_MS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000
 BACKOFF_BUCKETS_MS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 60000)
 
 # How many different values a label may take (SPEC §13.1); further ones are counted as "other". Pool ids are bounded by the
-# live pools instead, routes and statuses by the route table.
-LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 16, "outcome": 4, "state": 16}
+# live pools and devices by the devices that exist instead, routes and statuses by the route table.
+LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 16, "outcome": 4, "state": 16, "xid": 32}
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One metric family. ``status_key`` names the field of a pool's status that a gauge shows."""
+    """One metric family. ``source_key`` names the field of a pool's status, or of a device, that a gauge shows."""
 
     name: str
     kind: Kind
     labels: tuple[str, ...]
     help: str
-    status_key: str | None = None
+    source_key: str | None = None
     buckets: tuple[int, ...] = ()
 
 
@@ -64,16 +64,47 @@ HANDOFF_DURATION = Series(
 HTTP_REQUESTS = Series("http_requests_total", "counter", ("route", "method", "status"), "Requests answered by the control API.")
 
 GAUGES = (
-    Series("pool_ready", "gauge", ("pool_id",), "1 while the pool serves and takes new leases.", status_key="ready"),
+    Series("pool_ready", "gauge", ("pool_id",), "1 while the pool serves and takes new leases.", source_key="ready"),
     Series(
-        "pool_slots_total", "gauge", ("pool_id",), "Requests the pool's engine serves at the same time.", status_key="slots_total"
+        "pool_slots_total", "gauge", ("pool_id",), "Requests the pool's engine serves at the same time.", source_key="slots_total"
     ),
-    Series("pool_slots_free", "gauge", ("pool_id",), "Slots that no lease holds.", status_key="slots_free"),
-    Series("slots_total", "gauge", ("pool_id",), "The same as pool_slots_total.", status_key="slots_total"),
-    Series("slots_free", "gauge", ("pool_id",), "The same as pool_slots_free.", status_key="slots_free"),
-    Series("active_leases", "gauge", ("pool_id",), "Leases that are held now.", status_key="active_leases"),
+    Series("pool_slots_free", "gauge", ("pool_id",), "Slots that no lease holds.", source_key="slots_free"),
+    Series("slots_total", "gauge", ("pool_id",), "The same as pool_slots_total.", source_key="slots_total"),
+    Series("slots_free", "gauge", ("pool_id",), "The same as pool_slots_free.", source_key="slots_free"),
+    Series("active_leases", "gauge", ("pool_id",), "Leases that are held now.", source_key="active_leases"),
+    Series(
+        "pool_vram_total_bytes",
+        "gauge",
+        ("pool_id",),
+        "VRAM of the devices that the pool may use.",
+        source_key="vram_total_bytes",
+    ),
+    Series("pool_vram_free_bytes", "gauge", ("pool_id",), "Free VRAM of these devices.", source_key="vram_free_bytes"),
 )
-POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", status_key="state")
+POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", source_key="state")
+
+DRIVER_RESETS = Series("driver_reset_total", "counter", ("device",), "Resets of the GPU, or of its driver, that were seen.")
+XIDS = Series("gpu_xid_total", "counter", ("device", "xid"), "Xid errors that the driver reported, by number.")
+_HELD = ("engine", "engine_version", "pool_id", "replica_id", "device")
+VRAM_USED = Series("vram_used_bytes", "gauge", _HELD, "VRAM that the pool's engine holds on the device, as measured.")
+GPU_UTILIZATION = Series("gpu_utilization", "gauge", _HELD, "How busy the device is, in percent; all that use it count.")
+VRAM_RESERVED = Series("vram_reserved_bytes", "gauge", ("device",), "VRAM that is promised to pools.")
+QUARANTINED = Series("device_quarantined", "gauge", ("device",), "1 while nothing is started on the device because it failed.")
+GPU_INFO = Series("gpu_info", "gauge", ("device", "uuid", "name", "pci_bus_id"), "Always 1; the labels say which GPU it is.")
+DEVICE_FIELDS = (
+    Series("vram_total_bytes", "gauge", ("device",), "VRAM of the device.", source_key="vram_total_bytes"),
+    Series("vram_free_bytes", "gauge", ("device",), "VRAM that nobody holds.", source_key="vram_free_bytes"),
+    Series("gpu_temperature_celsius", "gauge", ("device",), "Temperature of the GPU.", source_key="temperature_c"),
+    Series("gpu_power_watts", "gauge", ("device",), "Power that the GPU draws.", source_key="power_watts"),
+    Series(
+        "gpu_ecc_uncorrected", "gauge", ("device",), "Memory errors since the driver was loaded.", source_key="ecc_uncorrected"
+    ),
+)
+DEVICE_GAUGES = (*DEVICE_FIELDS, VRAM_RESERVED, QUARANTINED, GPU_INFO, VRAM_USED, GPU_UTILIZATION)
+DEVICES_STALE = Series("devices_stale", "gauge", (), "1 while the devices cannot be read: their series show the last known.")
+DEVICE_SCAN_AGE = Series("device_scan_age_ms", "gauge", (), "How long ago the devices were last read.", source_key="age_ms")
+RAM_AVAILABLE = Series("ram_available_bytes", "gauge", (), "Main memory for new engines.", source_key="ram_available_bytes")
+NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 
 COUNTED = (
     PRELOAD_SUCCESS,
@@ -87,8 +118,10 @@ COUNTED = (
     HANDOFF_FILES,
     HANDOFF_DURATION,
     HTTP_REQUESTS,
+    DRIVER_RESETS,
+    XIDS,
 )
-ALL = (*GAUGES, POOL_STATE, *COUNTED)
+ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, *COUNTED)
 
 
 def markdown() -> str:
@@ -97,7 +130,8 @@ def markdown() -> str:
         "# Metrics",
         "",
         "Served as Prometheus text at `/metrics`, and on `daemon.metrics_bind` when that is set. `telemetry.labels` of the",
-        "configuration go on every series as further labels. A pool's series vanish with the pool.",
+        "configuration go on every series as further labels. A pool's series vanish with the pool, a device's with the device;",
+        "`device` is the index that `nvidia-smi` counts, or the UUID of a MIG instance.",
         "",
         "| Name | Type | Labels | Meaning |",
         "|---|---|---|---|",
@@ -110,7 +144,7 @@ def markdown() -> str:
         "",
         "A label takes at most this many values; further ones are counted as `other`: "
         + ", ".join(f"`{label}` {budget}" for label, budget in sorted(LABEL_BUDGETS.items()))
-        + ". `pool_id` is bounded by the pools that exist.",
+        + ". `pool_id` and `device` are bounded by the pools and devices that exist.",
         "",
     ]
     return "\n".join(lines)

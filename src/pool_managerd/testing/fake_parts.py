@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
+from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.sizing import LaunchFacts
 from pool_managerd.errors import EngineError, PoolError
+from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.gpu_watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.gpus import Gpus
 from pool_managerd.supervision.services import BootGate, Services
 from pool_managerd.testing.manual_clock import ManualClock
 
@@ -28,6 +37,7 @@ class FakeProcess:
 
     def __init__(self, pid: int, *, ignores_term: bool = False) -> None:
         self.pid = pid
+        self.nonce = f"nonce-{pid}"
         self.signals: list[str] = []
         self._ignores_term = ignores_term
         self._record: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
@@ -91,11 +101,13 @@ class FakeModels:
 class FakeEngines:
     """Prepares an engine for any pool."""
 
-    async def prepare(self, pool: PoolConfig, model: ResolvedModel | None) -> PreparedEngine:
+    async def prepare(
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+    ) -> PreparedEngine:
         attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
         return PreparedEngine(
             pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1", attach_url=attach_url,
-            model_id=model.id if model else None,
+            model_id=model.id if model else None, env=assignment.environment() if assignment else {},
         )  # fmt: skip
 
     def release(self, pool_id: str) -> None:
@@ -149,11 +161,48 @@ class FakeFiles:
         return self.log[-max_lines:]
 
 
+class FakeMonitor:
+    """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before."""
+
+    def __init__(self) -> None:
+        self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
+        self.looks = 0
+        self.released = False
+
+    def show(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None) -> None:
+        self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
+
+    async def scan(self) -> DeviceScan:
+        self.looks += 1
+        if self.released:
+            return replace(self.now, taken_at=self.looks, problem=ScanProblem("released", "the library was let go of"))
+        return replace(self.now, taken_at=self.looks)
+
+    async def release(self) -> None:
+        self.released = True
+
+    async def resume(self) -> None:
+        self.released = False
+
+
 class FakeRecords:
-    """Counters in memory."""
+    """Counters and facts in memory."""
 
     def __init__(self) -> None:
         self.counters: dict[str, tuple[int, int]] = {}
+        self.known: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def facts(self, kind: str) -> dict[str, dict[str, Any]]:
+        return self.known.get(kind, {})
+
+    async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
+        self.note_fact(kind, key, value)
+
+    def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
+        facts = self.known.setdefault(kind, {})
+        facts.pop(key, None)
+        if value is not None:
+            facts[key] = dict(value)
 
     def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None:
         self.counters[pool_id] = (crash_count, restart_count)
@@ -168,6 +217,12 @@ class FakeNode:
         self.registry = Registry(self.clock.wall_ms, salt="fake")
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
+        self.monitor = FakeMonitor()
+        self.needs: dict[str, LaunchFacts] = {}
+        self.ram_bytes = 64 << 30
+        self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
+        self.gpus = Gpus(self.watch, self.registry, self.clock)
+        self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []
         self.events.listen(self.told.append)
@@ -176,10 +231,19 @@ class FakeNode:
         parts: dict[str, Any] = {
             "clock": self.clock, "registry": self.registry, "events": self.events, "baselines": Baselines(),
             "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
-            "owns_port": lambda pid, port: True, "records": self.records, "gate": BootGate(1), "require_gpu": lambda: None,
-            "node_id": "node", "on_fatal": self.fatal.append,
+            "owns_port": lambda pid, port: True, "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
+            "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})
+
+    async def preflight(self, pool_id: str) -> Report:
+        """Nothing stands in the way."""
+        return Report("dev", ())
+
+    async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+        """What ``needs`` says by pool id; a pool that it does not name needs nothing."""
+        pool_id = submitted.pool_id if submitted is not None else pool.id if pool is not None else ""
+        return self.needs.get(pool_id, LaunchFacts("fake-1", pool_id, EngineSettings(), overhead_bytes=0))
 
     def types(self, *, journal: bool = True) -> list[str]:
         """The types of all events so far."""

@@ -13,7 +13,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class StageArtifacts(Effect):
-    """Bring the model to disk and prepare the engine."""
+    """Promise memory to this launch, bring the model to disk and prepare the engine."""
 
     epoch: int
 
@@ -98,15 +98,8 @@ class AwaitVram(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class ReserveVram(Effect):
-    """Promise the memory of this start to it; in the same step that decides to start."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
 class ReleaseVram(Effect):
-    """Give the promise back."""
+    """Give the promise of this launch's memory back."""
 
     epoch: int
 

@@ -13,6 +13,8 @@ from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
 
 Step = tuple[Instance, tuple[Effect, ...]]
+HELPER_LATE_S = 5.0
+"""The helper that watches the memory names the holder at the deadline; this much later the deadline speaks for itself."""
 
 
 def signal_name(number: int | None) -> str | None:
@@ -34,7 +36,12 @@ def to(i: Instance, phase: Phase, now: float, *, deadline: float | None = None, 
 def begin_stop(
     i: Instance, now: float, p: Policy, after: After, *, error: str | None = None, grace_ms: int | None = None
 ) -> Step:
-    """Start the stop ladder; what follows it is ``after``. Without a process this is complete at once."""
+    """Start the stop ladder; what follows it is ``after``. Without a process only held memory is waited for."""
+    if i.vram_pending:
+        waiting = to(
+            i, Phase.STOPPING, now, deadline=now + p.vram_wait_s + HELPER_LATE_S, after=after, asked=True, pending_error=error
+        )
+        return waiting, (do.AwaitVram(i.epoch),)
     grace = p.stop_grace_ms if grace_ms is None else grace_ms
     stopping = to(
         i, Phase.STOPPING, now, deadline=now + grace / 1000 + p.kill_wait_s,
@@ -50,7 +57,7 @@ def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...
     """The process is gone and its memory is free: go where ``after`` says."""
     done = (*before, do.ReleaseVram(i.epoch))
     clean = replace(
-        i, has_process=False, reaped=False, killed=False, last_good_at=None, probe_failures=0, hung=False,
+        i, has_process=False, reaped=False, vram_pending=False, killed=False, last_good_at=None, probe_failures=0, hung=False,
         ready_since=None, fell_from=None, warmed=False, external=False,
     )  # fmt: skip
     if i.after is After.START:
@@ -89,7 +96,7 @@ def with_effects(first: tuple[Effect, ...], step: Step) -> Step:
 
 
 def launch(i: Instance, now: float, p: Policy, *, origin: str) -> Step:
-    """Begin a start: a new epoch, memory promised in the same step that decides it."""
+    """Begin a start: a new epoch. A promise of an older launch, kept while its memory was held, ends with it."""
     if i.held or i.quarantined:
         waiting = to(i, Phase.DOWN, now, owed=True)
         flag = "held" if i.held else "quarantined"
@@ -98,7 +105,7 @@ def launch(i: Instance, now: float, p: Policy, *, origin: str) -> Step:
     started = to(
         i, Phase.STAGING, now, deadline=now + p.staging_stall_s,
         epoch=i.epoch + 1, launched_at=now, owed=False, drained=False, reason=None, pending_error=None,
-        after=After.STAY, warmed=False,
+        after=After.STAY, warmed=False, vram_pending=False, reaped=False,
         last_good_at=None, probe_failures=0, probe_reason="", hung=False, has_process=False, external=False,
         drain_since=None, drain_leases=0, force_stopped=False, restart_count=i.restart_count + again,
     )  # fmt: skip
@@ -106,7 +113,8 @@ def launch(i: Instance, now: float, p: Policy, *, origin: str) -> Step:
     if again:
         human = f"Restarting the engine of pool '{i.pool_id}' (restart {started.restart_count})"
         says = (do.Say("restart", human, fields={"restart_count": started.restart_count}),)
-    return started, (do.ReserveVram(started.epoch), do.StageArtifacts(started.epoch), *says)
+    freed = (do.ReleaseVram(i.epoch),) if i.vram_pending else ()
+    return started, (*freed, do.StageArtifacts(started.epoch), *says)
 
 
 def fail_start(i: Instance, now: float, p: Policy, error: str, *, retriable: bool, reason: str) -> Step:
@@ -168,8 +176,9 @@ def _since_start_ms(i: Instance, now: float) -> int:
 def died(i: Instance, e: ev.Died, now: float, p: Policy) -> Step:
     """The process is dead, its exit record is still to come: not ready and not live from this moment."""
     fallen = to(
-        i, Phase.STOPPING, now, deadline=now + p.kill_wait_s, after=After.RECOVER, fell_from=i.phase, asked=False, reaped=True
-    )
+        i, Phase.STOPPING, now, deadline=now + p.kill_wait_s, after=After.RECOVER, fell_from=i.phase, asked=False, reaped=True,
+        vram_pending=False,
+    )  # fmt: skip
     if i.phase is Phase.DRAINING:
         fallen = replace(fallen, after=After.STAY)
     say = do.Say("died", f"Engine of pool '{i.pool_id}' is gone; reading how it ended", level="warn")
@@ -229,15 +238,17 @@ def _after_reaping(i: Instance, now: float, p: Policy) -> Step:
     """Down means that the memory was seen free too; pools without GPUs are done at once."""
     if not i.uses_gpus:
         return finish_stop(i, now, p)
-    return replace(i, deadline=now + p.vram_wait_s, reaped=True), (do.AwaitVram(i.epoch),)
+    return replace(i, deadline=now + p.vram_wait_s + HELPER_LATE_S, reaped=True, vram_pending=True), (do.AwaitVram(i.epoch),)
 
 
 def vram_free(i: Instance, e: ev.VramFree, now: float, p: Policy) -> Step:
-    return finish_stop(i, now, p) if i.reaped else (i, ())
+    """In time, or after the pool had failed for it: what was to follow the stop follows now."""
+    return finish_stop(i, now, p) if i.vram_pending else (i, ())
 
 
 def vram_held(i: Instance, e: ev.VramHeld, now: float, p: Policy) -> Step:
-    if not i.reaped:
+    """The promise is kept: nobody else is given memory that is not free. A late VramFree ends this."""
+    if not i.vram_pending:
         return i, ()
     error = f"cannot confirm that the GPU memory of pool '{i.pool_id}' is free: held by {e.holder}"
     stuck = to(i, Phase.FAILED, now, reason="vram_held", last_error=error, has_process=False)
@@ -248,7 +259,7 @@ def stopping_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
     """Grace is over: kill. Killed and still there: say so and hold on to the truth."""
     if i.deadline is None or now < i.deadline:
         return i, ()
-    if i.reaped and i.uses_gpus:
+    if i.vram_pending:
         return vram_held(i, ev.VramHeld(i.epoch, "a process that could not be named"), now, p)
     if not i.killed:
         return replace(i, killed=True, deadline=now + p.kill_wait_s), (do.KillEngine(i.epoch),)
@@ -264,7 +275,11 @@ def died_failed(i: Instance, e: ev.Died, now: float, p: Policy) -> Step:
 
 
 def exited_failed(i: Instance, e: ev.Exited, now: float, p: Policy) -> Step:
-    """The process that would not die is gone after all."""
+    """The process that would not die is gone after all; its pool stays failed until somebody starts it."""
     if not i.has_process:
         return i, ()
-    return replace(i, has_process=False), (do.Withdraw(i.epoch), do.EndLeases(i.epoch), do.ReleaseVram(i.epoch))
+    gone = replace(i, has_process=False, reaped=True)
+    gone_effects: tuple[Effect, ...] = (do.Withdraw(i.epoch), do.EndLeases(i.epoch))
+    if not i.uses_gpus:
+        return gone, (*gone_effects, do.ReleaseVram(i.epoch))
+    return replace(gone, vram_pending=True, after=After.STAY), (*gone_effects, do.AwaitVram(i.epoch))

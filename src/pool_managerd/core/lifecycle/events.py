@@ -60,9 +60,10 @@ class LeasesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine(Event):
-    """A GPU of this pool is not to be trusted."""
+    """A GPU of this pool is not to be trusted. ``lost``: whatever ran on it cannot go on."""
 
     reason: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

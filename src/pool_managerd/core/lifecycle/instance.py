@@ -74,7 +74,8 @@ class Instance:
     ``deadline`` and ``next_probe_at`` are the only alarms. ``failures`` counts failures in a row (for backoff),
     ``crash_count`` all crashes. ``launched_at`` is when the start was decided, ``started_at`` when the latest process
     began to run. ``asked``: the stop was our wish. ``held``, ``quarantined`` and ``hung`` stand beside the phase;
-    ``owed`` remembers that a start was due when one of them stood in its way.
+    ``owed`` remembers that a start was due when one of them stood in its way. While stopping, ``reaped`` means that the
+    process is dead, ``vram_pending`` that its exit is recorded and its GPU memory not yet seen free.
     """
 
     pool_id: str
@@ -117,6 +118,7 @@ class Instance:
     fell_from: Phase | None = None
     asked: bool = False
     reaped: bool = False
+    vram_pending: bool = False
     killed: bool = False
     pending_error: str | None = None
     # draining

@@ -160,8 +160,8 @@ def undrain(i: Instance, e: ev.Undrain, now: float, p: Policy) -> Step:
 
 
 def stop_idle(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
-    """Nothing runs, so a start that was due is forgotten; but a process that would not die is asked again."""
-    if i.has_process:
+    """Nothing runs, so a start that was due is forgotten; but a process or memory that would not go is asked again."""
+    if i.has_process or i.vram_pending:
         return stop_running(i, e, now, p)
     down = to(i, Phase.DOWN, now, owed=False, reason=None, drained=True)
     if i.phase is Phase.DOWN:
@@ -196,15 +196,27 @@ def release(i: Instance, e: ev.Release, now: float, p: Policy) -> Step:
 
 
 def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
-    say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error")
+    """Not ready from this step on, and no start. An engine on a lost GPU is ended: it cannot come back with it."""
+    if i.quarantined and not (e.lost and i.has_process and i.phase is not Phase.STOPPING):
+        return i, ()
+    say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
+    barred = replace(i, quarantined=True, last_error=e.reason)
     if i.phase in (Phase.BACKOFF, Phase.OPEN):
-        return to(i, Phase.DOWN, now, quarantined=True, owed=True, last_error=e.reason), (say,)
-    return replace(i, quarantined=True, last_error=e.reason), (say,)
+        return to(barred, Phase.DOWN, now, owed=True), (say,)
+    if i.phase is Phase.STAGING or (i.phase is Phase.STARTING and not i.has_process):
+        step = cancel_staging(barred, now)
+        return replace(step[0], owed=True), (say, *step[1])
+    if not (e.lost and i.has_process) or i.phase is Phase.STOPPING:
+        return barred, (say,)
+    after = After.STAY if i.phase is Phase.DRAINING else After.RECOVER
+    forced = replace(barred, force_stopped=i.phase is Phase.DRAINING and i.drain_leases > 0)
+    return with_effects((say,), begin_stop(forced, now, p, after, error=e.reason))
 
 
 def end_quarantine(i: Instance, e: ev.EndQuarantine, now: float, p: Policy) -> Step:
     say = do.Say("quarantine_over", f"Pool '{i.pool_id}' is out of quarantine")
-    return _resume(replace(i, quarantined=False), now, p, say)
+    error = None if i.phase in (Phase.READY, Phase.ATTACHED) else i.last_error
+    return _resume(replace(i, quarantined=False, last_error=error), now, p, say)
 
 
 def _resume(i: Instance, now: float, p: Policy, say: do.Say) -> Step:
@@ -214,7 +226,7 @@ def _resume(i: Instance, now: float, p: Policy, say: do.Say) -> Step:
 
 
 def open_breaker(i: Instance, e: ev.OpenBreaker, now: float, p: Policy) -> Step:
-    if i.has_process:
+    if i.has_process or i.vram_pending:
         return i, ()
     error = f"pool '{i.pool_id}' failed too often; its circuit breaker is open for {narration.duration(e.open_s)}"
     opened = to(i, Phase.OPEN, now, deadline=now + e.open_s, reason="circuit_open")

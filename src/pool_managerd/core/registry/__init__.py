@@ -3,6 +3,6 @@
 from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.core.registry.registry import Registry
 from pool_managerd.core.registry.snapshot import PoolSnapshot
-from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
+from pool_managerd.core.registry.types import DeviceShare, Handoff, Lease, PerfHints
 
-__all__ = ["Handoff", "Lease", "PerfHints", "PoolEntry", "PoolSnapshot", "Registry"]
+__all__ = ["DeviceShare", "Handoff", "Lease", "PerfHints", "PoolEntry", "PoolSnapshot", "Registry"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pool_managerd.core.health import HealthStatus
-from pool_managerd.core.registry.types import Lease, PerfHints
+from pool_managerd.core.registry.types import DeviceShare, Lease, PerfHints
 
 
 @dataclass(slots=True)
@@ -34,12 +34,15 @@ class PoolEntry:
     draining: bool = False
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
+    vram_available_bytes: int | None = None
+    devices: tuple[DeviceShare, ...] = ()
     compute_capability: str | None = None
     crash_count: int = 0
     restart_count: int = 0
     state: str = "uninitialized"
     circuit_state: str = "closed"
     ctx_max: int | None = None
+    quant: str | None = None
     sampler_profile_version: str | None = None
     counted: int = 0
     leases: dict[str, Lease] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pool_managerd.core.registry.entry import PoolEntry
-from pool_managerd.core.registry.types import PerfHints
+from pool_managerd.core.registry.types import DeviceShare, PerfHints
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class PoolSnapshot:
     device_mask: str | None
     vram_total_bytes: int | None
     vram_free_bytes: int | None
+    vram_available_bytes: int | None
+    devices: tuple[DeviceShare, ...]
     compute_capability: str | None
     perf_hints: PerfHints | None
     last_error: str | None
@@ -39,6 +41,7 @@ class PoolSnapshot:
     restart_count: int
     circuit_state: str
     ctx_max: int | None
+    quant: str | None
     sampler_profile_version: str | None
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,6 +27,19 @@ class PerfHints:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """One GPU that a pool runs on or may be placed on. ``vram_available_bytes`` is what may still be promised there."""
+
+    id: int
+    device: str
+    uuid: str
+    compute_capability: str | None
+    vram_total_bytes: int
+    vram_free_bytes: int
+    vram_available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Handoff:
     """What a handoff file says of a healthy engine. Absent fields stay None (B-REG-107)."""
 

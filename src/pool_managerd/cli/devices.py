@@ -1,0 +1,100 @@
+"""``devices``: the GPUs as a picture, and what an operator may decide about them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
+from pool_managerd.cli.output import Format, plain, show
+from pool_managerd.cli.picture import Line, draw
+
+Json = dict[str, Any]
+_PIPE_COLUMNS, _MOST_COLUMNS, _FEWEST_COLUMNS = 80, 120, 40
+DeviceId = Annotated[str, typer.Argument(metavar="ID", help="The device's index, or the UUID of a GPU or MIG instance.")]
+
+
+def devices(context: typer.Context, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Show each GPU's memory: what the pools use and were promised, who else is there, what is free."""
+    if context.invoked_subcommand is None:
+        show(daemon(url, config).get("devices"), output, _pictures)
+
+
+def cordon(device: DeviceId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Start nothing new on a device; what runs there goes on."""
+    show(daemon(url, config).request("POST", "devices", device, "cordon"), output, _one)
+
+
+def uncordon(device: DeviceId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Use a device for new starts again."""
+    show(daemon(url, config).request("POST", "devices", device, "uncordon"), output, _one)
+
+
+def release(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Let go of NVML, so that the driver can be upgraded; nothing new is started meanwhile."""
+    show(daemon(url, config).request("POST", "devices", "release"), output, _pictures)
+
+
+def resume(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Take NVML up again after a release."""
+    show(daemon(url, config).request("POST", "devices", "resume"), output, _pictures)
+
+
+def _one(row: Json) -> None:
+    marks = ", cordoned" if row["cordoned"] else ""
+    sys.stdout.write(f"device {plain(row['device'])} ({plain(row['name'])}): {plain(row['state'])}{marks}\n")
+
+
+def _pictures(found: Json) -> None:
+    width = min(_MOST_COLUMNS, max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)) if _on_terminal() else _PIPE_COLUMNS
+    _write([*_remarks(found), *_rows(found, width)])
+
+
+def _rows(found: Json, width: int) -> Iterator[Line]:
+    for index, device in enumerate(found["devices"]):
+        if index:
+            yield Line(())
+        yield from draw(device, found.get("driver_version"), width)
+    if not found["devices"]:
+        yield Line((("no GPU is known" if found["stale"] else "no GPU was found", ""),))
+
+
+def _remarks(found: Json) -> Iterator[Line]:
+    """What must be known before the figures are believed."""
+    if found["simulated"]:
+        yield Line((("These GPUs are simulated.", "yellow"),))
+    problem = found.get("problem") or {}
+    if found["stale"]:
+        shown = bool(found["devices"]) and found.get("age_ms") is not None
+        age = f"Stale, last read {_span(found['age_ms'])} ago: " if shown else ""
+        yield Line(((f"{age}{plain(problem.get('message') or 'the GPUs cannot be read')}", "bold red"),))
+        if problem.get("hint"):
+            yield Line(((f"hint: {plain(problem['hint'])}", ""),))
+
+
+def _span(ms: int) -> str:
+    seconds = ms / 1000
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _write(lines: list[Line]) -> None:
+    """Plain text into a pipe, colours on a terminal (NO_COLOR is respected); lines are never wrapped."""
+    if not _on_terminal():
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(Text.assemble(*line.spans))

@@ -1,0 +1,118 @@
+"""Which GPUs one start gets, and how much of each: mask, choice, split and ledger together, in one pure question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from pool_managerd.core.device_choice import groups
+from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.fit import Footprint
+from pool_managerd.core.hetero_split import SplitPlan
+from pool_managerd.core.reservations import Assignment, DeviceAccount, Ledger, Reservation, without
+from pool_managerd.errors import NodeError, PoolError
+
+Split = Literal["auto"] | tuple[float, ...] | None
+
+
+class Sizing(Protocol):
+    """What a start needs, by how many devices share it and in which shares (empty: not split, or not known yet)."""
+
+    def footprint(self, n_devices: int, split: tuple[float, ...] = ()) -> Footprint: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the pool's configuration says. ``devices`` is its mask in the order written, None when any of ``candidates`` will do.
+
+    ``split``: by request over several devices, with a share per device or automatic. Without ``enforce`` a start that
+    does not fit is only warned of.
+    """
+
+    pool_id: str
+    epoch: int
+    candidates: tuple[DeviceSnapshot, ...]
+    devices: tuple[DeviceSnapshot, ...] | None = None
+    split: Split = None
+    exclusive: bool = False
+    enforce: bool = True
+
+
+def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, DeviceAccount]) -> Assignment:
+    """Choose and promise in one call. Raises NodeError INSUFFICIENT_VRAM or GPU_NOT_SHARED, SpecError for a split that cannot be.
+
+    Without a mask the first group of devices that has room, best first; a single one unless a split is asked for.
+    """
+    free = {uuid: without(account, wish.pool_id).available_bytes for uuid, account in accounts.items()}
+    first: PoolError | None = None
+    closest: Assignment | None = None
+    for devices in _options(wish, free):
+        try:
+            option = _share_out(sizing, wish, devices, free)
+        except NodeError as error:
+            first = first or error
+            continue
+        objection = ledger.objection(_promise(wish, option), accounts)
+        if objection is None:
+            ledger.reserve(_promise(wish, option), accounts)
+            return option
+        first, closest = first or objection, closest or option
+    if not wish.enforce and closest is not None and first is not None and first.error_code == "INSUFFICIENT_VRAM":
+        return _as_much_as_there_is(wish, closest, ledger, accounts, first)
+    raise first or _nothing_to_use(wish)
+
+
+def _options(wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
+    if wish.devices is not None:
+        yield wish.devices
+        return
+    widths: Sequence[int] = (1,)
+    if wish.split == "auto":
+        widths = range(1, len(wish.candidates) + 1)
+    elif wish.split is not None:
+        widths = (len(wish.split),)
+    for width in widths:
+        yield from groups(wish.candidates, free, width)
+
+
+def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+    """How much goes where; several devices share by the given ratios, or in proportion to their room."""
+    if len(devices) == 1:
+        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint(1).per_device())})
+    whole = sizing.footprint(len(devices))
+    ratios = wish.split if isinstance(wish.split, tuple) else None
+    plan = SplitPlan.compute(
+        devices, whole.weights.size_bytes, kv_bytes=whole.kv.size_bytes, overhead_bytes=whole.fixed_bytes_per_gpu,
+        ratios=ratios, free=free,
+    )  # fmt: skip
+    shares = plan.ratios()
+    parts = sizing.footprint(len(devices), shares).per_device(shares)
+    bytes_by_device = {d.uuid: part for d, part in zip(plan.devices, parts, strict=True)}
+    return Assignment(plan.devices, bytes_by_device, shares, None if wish.split is None else shares)
+
+
+def _promise(wish: Wish, option: Assignment) -> Reservation:
+    return Reservation(wish.pool_id, wish.epoch, option.bytes_by_device, wish.exclusive)
+
+
+def _as_much_as_there_is(
+    wish: Wish, option: Assignment, ledger: Ledger, accounts: Mapping[str, DeviceAccount], why: PoolError
+) -> Assignment:
+    """The operator asked to be warned only: what is left is promised, never more."""
+    capped = {
+        uuid: min(wanted, without(accounts[uuid], wish.pool_id).available_bytes)
+        for uuid, wanted in option.bytes_by_device.items()
+    }
+    ledger.reserve(Reservation(wish.pool_id, wish.epoch, capped, wish.exclusive), accounts)
+    notice = f"Started although it may not fit (gpu.fit: warn): {why.message}"
+    return replace(option, bytes_by_device=capped, notices=(notice,))
+
+
+def _nothing_to_use(wish: Wish) -> NodeError:
+    width = len(wish.split) if isinstance(wish.split, tuple) else 1
+    return NodeError(
+        f"cannot start pool {wish.pool_id}: it needs {width} usable GPU{'s' if width > 1 else ''}, and"
+        f" {len(wish.candidates)} can be used now",
+        code="GPU_UNAVAILABLE", status=503, pool_id=wish.pool_id, hint="pool-managerd devices shows why",
+    )  # fmt: skip

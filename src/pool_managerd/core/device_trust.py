@@ -1,0 +1,121 @@
+"""Whether a GPU is to be used: quarantine, probation, cordon. Pure; ``now`` is a monotonic second.
+
+A GPU that is lost comes back through probation by itself. One that only a reset can heal stays in quarantine until
+there is evidence of a reset (it was away, or its error counters began again), or an operator uncordons it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.xid import REBOOT, RESET, XidMeaning
+
+PROBATION_LOOKS = 3
+"""Good periodic looks in a row until a GPU that was bad is used again (FAULTS F11)."""
+
+
+class Trust(StrEnum):
+    OK = "ok"
+    QUARANTINED = "quarantined"
+    PROBATION = "probation"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTrust:
+    """What is thought of one device.
+
+    ``lost``: programs on it cannot go on. ``needs_reset``: only a reset heals it. ``pending``: nothing but a pending
+    repair was wrong. ``away``: it was not there since the quarantine began. ``ecc_at`` and ``ecc_seen``: uncorrected errors
+    then and last.
+    """
+
+    uuid: str
+    label: str = "?"
+    state: Trust = Trust.OK
+    cordoned: bool = False
+    reason: str | None = None
+    remedy: str | None = None
+    lost: bool = False
+    needs_reset: bool = False
+    pending: bool = False
+    away: bool = False
+    good_looks: int = 0
+    ecc_seen: int | None = None
+    ecc_at: int | None = None
+
+    @property
+    def usable(self) -> bool:
+        """May a start be placed on it?"""
+        return self.state is Trust.OK and not self.cordoned
+
+    @property
+    def objection(self) -> str:
+        """Why a start may not be placed on it, with the remedy."""
+        if self.state is Trust.OK:
+            return f"GPU {self.label} is cordoned; uncordon it with: pool-managerd devices uncordon {self.label}"
+        tail = f" ({self.remedy})" if self.remedy else ""
+        word = "on probation after" if self.state is Trust.PROBATION else "quarantined:"
+        return f"GPU {self.label} is {word} {self.reason}{tail}"
+
+
+def look(t: DeviceTrust, device: DeviceSnapshot | None, *, periodic: bool = True) -> DeviceTrust:
+    """What a fresh scan makes of it; ``device`` is None when it is not listed any more. Only periodic looks end a probation."""
+    if device is None:
+        return _lost(t, "it is no longer there", away=True)
+    t = replace(t, label=device.label)
+    if device.error is not None:
+        return _lost(t, device.error, away=True)
+    grown = t.ecc_seen is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected > t.ecc_seen
+    t = replace(t, ecc_seen=device.ecc_uncorrected)
+    if grown:
+        return condemn(t, "an uncorrectable memory error occurred", RESET, lost=True)
+    if device.reset_pending:
+        if t.state is Trust.QUARANTINED and t.needs_reset:
+            return t
+        return replace(condemn(t, "repaired memory waits for a reset of the GPU", RESET, lost=False), pending=True)
+    return _good_look(t, device, periodic)
+
+
+def judge(t: DeviceTrust, meaning: XidMeaning, xid: int) -> DeviceTrust:
+    """What a fatal Xid makes of it."""
+    return condemn(t, f"Xid {xid}: {meaning.what}", meaning.remedy, lost=True)
+
+
+def condemn(t: DeviceTrust, reason: str, remedy: str, *, lost: bool) -> DeviceTrust:
+    """Into quarantine until a reset. A GPU that is known to be lost keeps that."""
+    return replace(
+        t, state=Trust.QUARANTINED, reason=reason, remedy=remedy.format(index=t.label), lost=lost or t.lost, needs_reset=True,
+        pending=False, away=False, good_looks=0, ecc_at=t.ecc_seen,
+    )  # fmt: skip
+
+
+def pardon(t: DeviceTrust) -> DeviceTrust:
+    """An operator says that it may be used: quarantine, probation and cordon end."""
+    return DeviceTrust(t.uuid, t.label, ecc_seen=t.ecc_seen)
+
+
+def _lost(t: DeviceTrust, why: str, *, away: bool) -> DeviceTrust:
+    if t.state is Trust.QUARANTINED and t.lost:
+        return replace(t, away=t.away or away, good_looks=0)
+    return replace(
+        t, state=Trust.QUARANTINED, reason=f"it is lost: {why}", remedy=REBOOT, lost=True, away=away, good_looks=0,
+    )  # fmt: skip
+
+
+def _good_look(t: DeviceTrust, device: DeviceSnapshot, periodic: bool) -> DeviceTrust:
+    if t.state is Trust.OK:
+        return t
+    if t.state is Trust.QUARANTINED and t.needs_reset and not _was_reset(t, device):
+        return t
+    looks = t.good_looks + periodic
+    if looks >= PROBATION_LOOKS:
+        return replace(pardon(t), cordoned=t.cordoned)
+    return replace(t, state=Trust.PROBATION, good_looks=looks, needs_reset=False)
+
+
+def _was_reset(t: DeviceTrust, device: DeviceSnapshot) -> bool:
+    if t.away or t.pending:  # it came back, or nothing is pending any more
+        return True
+    return t.ecc_at is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected < t.ecc_at

@@ -1,0 +1,20 @@
+"""May it run here? Facts and wants go in, findings with their remedies come out; nothing is looked up (SPEC §7)."""
+
+from pool_managerd.core.preflight.facts import Folder, HostFacts, PoolWants, Wants
+from pool_managerd.core.preflight.findings import Finding, Report, assert_gpu_only, assert_passed
+from pool_managerd.core.preflight.judging import judge
+from pool_managerd.core.preflight.tools import MissingTool, missing_tools
+
+__all__ = [
+    "Finding",
+    "Folder",
+    "HostFacts",
+    "MissingTool",
+    "PoolWants",
+    "Report",
+    "Wants",
+    "assert_gpu_only",
+    "assert_passed",
+    "judge",
+    "missing_tools",
+]

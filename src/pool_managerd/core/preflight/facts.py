@@ -1,0 +1,105 @@
+"""What a machine is, and what is wanted of it: frozen values, absent facts None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.devices import NOT_SCANNED, DeviceScan, DeviceSnapshot
+
+CUDA_TOOLS = ("nvidia-smi", "nvcc")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A directory that is written to. ``role``: runtime, state, model-cache, engine or tmp. ``problem``: why it cannot be."""
+
+    role: str
+    path: str
+    free_bytes: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """This machine, as far as it could be read.
+
+    ``tools`` maps a program's name to its path. ``device_nodes``, ``modules`` and ``cdi_files`` name what exists of
+    NVIDIA's device files, kernel modules and container descriptions. Limits are the soft ones; None is unlimited.
+    ``fabric_manager`` is None where its process could not be seen from here, as in a container.
+    """
+
+    tools: Mapping[str, str] = field(default_factory=dict)
+    scan: DeviceScan = NOT_SCANNED
+    modules: frozenset[str] = frozenset()
+    kernel_driver: str | None = None
+    device_nodes: frozenset[str] = frozenset()
+    fabric_manager: bool | None = None
+    cdi_files: tuple[str, ...] = ()
+    memlock_bytes: int | None = None
+    open_files: int | None = None
+    shm_total_bytes: int | None = None
+    shm_free_bytes: int | None = None
+    ram_total_bytes: int | None = None
+    ram_available_bytes: int | None = None
+    folders: tuple[Folder, ...] = ()
+    ports_taken: frozenset[int] = frozenset()
+    as_root: bool = False
+    cgroup: str | None = None
+    landlock_abi: int | None = None
+
+    @property
+    def has_cuda_tools(self) -> bool:
+        """B-PREFLIGHT-001..004."""
+        return any(tool in self.tools for tool in CUDA_TOOLS)
+
+    @property
+    def gpus(self) -> tuple[DeviceSnapshot, ...]:
+        """The whole GPUs."""
+        return tuple(device for device in self.scan.devices if device.parent_uuid is None)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWants:
+    """What one pool needs. ``engine_cuda`` and ``engine_capabilities``: what its build was made with, where known."""
+
+    pool_id: str
+    engine: str = "llamacpp"
+    mode: str = "package"
+    scheme: str = "file"
+    mask: DeviceMask | None = None
+    ports: tuple[int, ...] = ()
+    model_bytes: int | None = None
+    mlock: bool = False
+    engine_cuda: str | None = None
+    engine_capabilities: tuple[str, ...] = ()
+
+    @property
+    def runs_here(self) -> bool:
+        """False for an engine that somebody else runs."""
+        return self.mode != "external"
+
+    @property
+    def download_bytes(self) -> int:
+        return 0 if self.scheme in ("file", "sha256") else self.model_bytes or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What this machine is judged for. ``allow``: codes, or ``code:subject``, of findings that may fail."""
+
+    profile: str = "home"
+    pools: tuple[PoolWants, ...] = ()
+    control_port: int | None = None
+    engine_ports: tuple[int, int] | None = None
+    simulated: bool = False
+    allow: frozenset[str] = frozenset()
+
+    @property
+    def gpu_only(self) -> bool:
+        return self.profile != "dev"
+
+    @property
+    def local_pools(self) -> tuple[PoolWants, ...]:
+        return tuple(pool for pool in self.pools if pool.runs_here)

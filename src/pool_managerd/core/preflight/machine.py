@@ -1,0 +1,146 @@
+"""What is to be found about memory, disks, limits and ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pool_managerd.core.preflight.facts import Folder, HostFacts, Wants
+from pool_managerd.core.preflight.findings import FAIL, OK, WARN, Finding
+
+_MIB, _GIB = 1 << 20, 1 << 30
+LEAST_FREE_BYTES = {"tmp": 16 * _MIB}  # engines and this daemon fail below it; other folders: 64 MiB
+DEFAULT_LEAST_FREE_BYTES = 64 * _MIB
+LOW_FREE_BYTES = _GIB
+SHM = "/dev/shm"  # noqa: S108 - shared memory, not a place for temporary files
+LEAST_SHM_BYTES = _GIB
+LEAST_MEMLOCK_BYTES = 64 * _MIB
+LOW_RAM_BYTES = _GIB
+_FILES, _FILES_PER_POOL = 256, 32
+
+
+def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    yield from _folders(facts, wants)
+    yield from _memory(facts, wants)
+    yield from _limits(facts, wants)
+    yield from _ports(facts, wants)
+    if wants.profile == "cloud" and not facts.as_root and (facts.landlock_abi or 0) < 6:
+        message = "engines share this user: without root or Landlock's signal scope (Linux 6.12) nothing separates them"
+        yield Finding("isolation", WARN, "engine isolation", message, ("sudo systemctl edit pool-managerd  # User=root",))
+
+
+def _folders(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    download = sum(pool.download_bytes for pool in wants.local_pools)
+    good: list[str] = []
+    for folder in facts.folders:
+        found = _folder(folder, download if folder.role == "model-cache" else 0)
+        if found is None:
+            good.append(folder.role)
+        else:
+            yield found
+    if good:
+        yield Finding("folders", OK, ", ".join(sorted(set(good))), "the directories can be written to and have room")
+
+
+def _folder(folder: Folder, download_bytes: int) -> Finding | None:
+    if folder.problem is not None:
+        message = f"cannot write to the {folder.role} directory {folder.path}: {folder.problem}"
+        remedy = (f"sudo install -d -o $(id -un) {_quoted(folder.path)}",)
+        return Finding("not_writable", FAIL, folder.path, message, remedy)
+    if folder.free_bytes is None:
+        return None
+    least = LEAST_FREE_BYTES.get(folder.role, DEFAULT_LEAST_FREE_BYTES) + download_bytes
+    if folder.free_bytes < least:
+        message = (
+            f"cannot use the {folder.role} directory {folder.path}: {_mib(folder.free_bytes)} are free, {_mib(least)} are needed"
+        )
+        return Finding(
+            "disk_full",
+            FAIL,
+            folder.path,
+            message,
+            (f"df -h {_quoted(folder.path)}", f"du -xh {_quoted(folder.path)} | sort -h | tail"),
+        )
+    if folder.free_bytes - download_bytes < LOW_FREE_BYTES:
+        message = f"the disk of the {folder.role} directory {folder.path} is nearly full: {_mib(folder.free_bytes)} are free"
+        return Finding("disk_low", WARN, folder.path, message, (f"df -h {_quoted(folder.path)}",))
+    return None
+
+
+def _memory(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    available = facts.ram_available_bytes
+    if available is None:
+        return
+    on_cpu = not wants.gpu_only and facts.scan.no_gpus
+    largest = max(wants.local_pools, key=lambda pool: (pool.model_bytes or 0, pool.pool_id), default=None)
+    if on_cpu and largest is not None and (largest.model_bytes or 0) > available:
+        size, there = _mib(largest.model_bytes or 0), _mib(available)
+        message = f"cannot load the model of pool {largest.pool_id} into RAM: it has {size}, {there} are available"
+        yield Finding("ram", FAIL, f"pool {largest.pool_id}", message, ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"))
+    elif available < LOW_RAM_BYTES:
+        yield Finding(
+            "ram",
+            WARN,
+            "RAM",
+            f"only {_mib(available)} of RAM are available",
+            ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"),
+        )
+    else:
+        total = f" of {_mib(facts.ram_total_bytes)}" if facts.ram_total_bytes else ""
+        yield Finding("ram", OK, "RAM", f"{_mib(available)}{total} are available")
+
+
+def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    needed = _FILES + _FILES_PER_POOL * len(wants.pools)
+    if facts.open_files is not None and facts.open_files < needed:
+        message = f"only {facts.open_files} files may be open at once, {needed} are needed for {len(wants.pools)} pools"
+        yield Finding(
+            "open_files",
+            WARN,
+            "ulimit -n",
+            message,
+            (f"ulimit -n {needed}", f"LimitNOFILE={max(65536, needed)}  # in the systemd unit"),
+        )
+    several = len(facts.gpus) > 1
+    if facts.memlock_bytes is not None:
+        locked = max((pool.model_bytes or 0 for pool in wants.local_pools if pool.mlock), default=0)
+        least = max(locked, LEAST_MEMLOCK_BYTES if several else 0)
+        if facts.memlock_bytes < least:
+            message = (
+                f"only {_mib(facts.memlock_bytes)} may be locked in memory: --mlock and GPU to GPU transfers need {_mib(least)}"
+            )
+            yield Finding(
+                "memlock", WARN, "ulimit -l", message, ("ulimit -l unlimited", "LimitMEMLOCK=infinity  # in the systemd unit")
+            )
+    if several and facts.shm_total_bytes is not None and facts.shm_total_bytes < LEAST_SHM_BYTES:
+        has, needs = _mib(facts.shm_total_bytes), _mib(LEAST_SHM_BYTES)
+        message = f"{SHM} has {has}: engines on several GPUs exchange data there and need {needs}"
+        yield Finding("shm", WARN, SHM, message, (f"sudo mount -o remount,size=8G {SHM}",))
+
+
+def _ports(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    for pool in wants.local_pools:
+        for port in pool.ports:
+            if port in facts.ports_taken:
+                message = f"cannot give port {port} to pool {pool.pool_id}: something listens there"
+                yield Finding("port_taken", FAIL, f"port {port}", message, (f"ss -ltnp 'sport = :{port}'",))
+    if wants.control_port and wants.control_port in facts.ports_taken:
+        message = f"something listens on the control API's port {wants.control_port} already, perhaps a running daemon"
+        yield Finding("control_port", WARN, f"port {wants.control_port}", message, (f"ss -ltnp 'sport = :{wants.control_port}'",))
+    if wants.engine_ports is not None:
+        low, high = wants.engine_ports
+        free = high - low + 1 - len([port for port in facts.ports_taken if low <= port <= high])
+        needed = len([pool for pool in wants.local_pools if not pool.ports])
+        if free < needed:
+            message = f"cannot find ports for {needed} pools: {free} of {low}-{high} are free"
+            yield Finding(
+                "engine_ports", FAIL, f"ports {low}-{high}", message, ('daemon: {engine_ports: "20000-29999"}', "ss -ltn")
+            )
+
+
+def _mib(size: int) -> str:
+    return f"{size // _MIB:,} MiB"
+
+
+def _quoted(path: str) -> str:
+    """For a POSIX shell."""
+    return "'" + path.replace("'", "'\\''") + "'"

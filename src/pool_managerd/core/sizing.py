@@ -1,0 +1,63 @@
+"""What one start needs: the configured figure, what a like launch was measured to hold, or the estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pool_managerd.core.fit import Amount, EngineSettings, Footprint, estimate
+from pool_managerd.core.footprints import FootprintKey, Footprints
+from pool_managerd.core.model_shape import ModelShape
+
+NOTHING = Amount("nothing", 0)
+GUESS = 0.5
+"""How far a footprint may be off that knows the size of the weights alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFacts:
+    """What is known of a launch before it begins. ``shape`` is None for a model whose header cannot be read, ``model_key``
+    tells one model's content from another's. ``configured_bytes`` is the operator's own figure for all GPUs together.
+    """
+
+    engine_version: str
+    model_key: str
+    settings: EngineSettings
+    shape: ModelShape | None = None
+    weights_bytes: int = 0
+    overhead_bytes: int = 512 << 20
+    configured_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSizing:
+    """The footprint of a launch by the number of GPUs, with what was measured before."""
+
+    facts: LaunchFacts
+    known: Footprints
+
+    def footprint(self, n_devices: int, split: tuple[float, ...] = ()) -> Footprint:
+        """0 devices: on the CPU."""
+        facts = self.facts
+        if facts.configured_bytes is not None and n_devices:
+            return Footprint(
+                Amount("as configured", facts.configured_bytes), NOTHING, NOTHING, NOTHING, NOTHING, n_devices=n_devices
+            )
+        if facts.shape is None:
+            found = _guess(facts, n_devices)
+        else:
+            found = estimate(facts.shape, facts.settings, overhead_bytes_per_gpu=facts.overhead_bytes, n_devices=n_devices)
+        return found.with_measurement(self.known.get(self.key(split)) if n_devices else None)
+
+    def key(self, split: tuple[float, ...] = ()) -> FootprintKey:
+        """Shares are rounded: automatic ones follow the free memory and are never quite the same twice."""
+        facts = self.facts
+        rounded = tuple(round(share, 2) for share in split)
+        return FootprintKey(facts.engine_version, facts.model_key, facts.settings.ctx, facts.settings.parallel, rounded)
+
+
+def _guess(facts: LaunchFacts, n_devices: int) -> Footprint:
+    """From the size of the model's file alone."""
+    weights = Amount("weights, from the size of the file alone", facts.weights_bytes, GUESS if facts.weights_bytes else 0.0)
+    if n_devices == 0:
+        return Footprint(NOTHING, NOTHING, NOTHING, NOTHING, weights, n_devices=0)
+    return Footprint(weights, NOTHING, NOTHING, Amount("overhead", facts.overhead_bytes), NOTHING, n_devices=n_devices)

@@ -1,0 +1,86 @@
+"""What one start will need, read from its model's header and its engine's flags. Nothing is downloaded or spawned."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pool_managerd.config import Config, PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.model_shape import ModelShape
+from pool_managerd.core.sizing import LaunchFacts
+from pool_managerd.engines.llamacpp_memory import settings_of
+from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.errors import PoolError
+from pool_managerd.models.gguf_shape import read_gguf_shape
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.safetensors_header import read_safetensors_shape
+
+
+class StartSizer:
+    """Reads the facts of a launch. Engines other than llama.cpp and models other than GGUF are sized by their files."""
+
+    def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner) -> None:
+        self._overhead = config.gpu.overhead_mib << 20
+        self._models, self._engines = models, engines
+
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+        """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
+        if submitted is not None:
+            return await asyncio.to_thread(self._of_submitted, submitted)
+        if pool is None:
+            raise ValueError("a launch has a configuration or a submitted engine")
+        return await asyncio.to_thread(self._of_configured, pool)
+
+    def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
+        _, path, size = self._models.locate(pool.model)
+        version, flags = self._engines.sizing_flags(pool, str(path))
+        shape = _shape_of(path)
+        wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
+        return LaunchFacts(
+            version, wanted or _fingerprint(shape, size), _with_files(flags), shape, size, self._overhead, pool.vram_bytes
+        )
+
+    def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
+        shape, size = None, 0
+        if engine.model_path is not None:
+            try:
+                size = Path(engine.model_path).stat().st_size
+                shape = _shape_of(Path(engine.model_path))
+            except (OSError, PoolError):
+                shape = None  # it runs verbatim: what cannot be read is only known less well
+        settings = _with_files(engine.flags) if engine.engine == "llamacpp" else EngineSettings()
+        return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
+
+
+def _shape_of(path: Path) -> ModelShape | None:
+    """From the headers of a GGUF file, or of safetensors; None for any other model."""
+    if path.suffix.lower() == ".gguf":
+        return read_gguf_shape(str(path))
+    return read_safetensors_shape(str(path)) if path.is_dir() or path.suffix == ".safetensors" else None
+
+
+def _with_files(flags: Sequence[str]) -> EngineSettings:
+    """The settings of a command line, with the sizes of what it loads beside the model. What cannot be read counts nothing."""
+    found = settings_of(flags)
+    draft = None
+    with suppress(PoolError):
+        draft = read_gguf_shape(found.draft) if found.draft else None
+    return replace(found.settings, file_bytes=sum(map(_size, found.files)), draft=draft)
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def _fingerprint(shape: ModelShape | None, size_bytes: int) -> str:
+    """Tells models apart that were not hashed: what decides their memory is equal when this is."""
+    return "shape:" + hashlib.blake2b(f"{shape!r}:{size_bytes}".encode(), digest_size=12).hexdigest()

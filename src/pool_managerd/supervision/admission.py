@@ -1,0 +1,183 @@
+"""May this start go ahead, and on which GPUs? Asked before anything is downloaded or spawned (OC-POOL-3002)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.assignment import Split, Wish, assign
+from pool_managerd.core.device_bindings import Binding, Bound, bind
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.devices import DeviceScan
+from pool_managerd.core.footprints import Footprints
+from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.narration import size
+from pool_managerd.core.reservations import Assignment, Ledger
+from pool_managerd.core.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.errors import NodeError
+from pool_managerd.supervision.gpu_watch import objection, require_scan
+from pool_managerd.supervision.gpus import Gpus
+from pool_managerd.supervision.protocols import Facts
+
+if TYPE_CHECKING:
+    from pool_managerd.supervision.driver import PoolDriver
+
+BINDING, FOOTPRINT = "device_binding", "footprint"
+
+
+class Sizer(Protocol):
+    """Reads what a start will need. Raises PoolError for what the configuration must change."""
+
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """``cpu_allowed``: a machine without any GPU runs engines on its CPU (profile dev)."""
+
+    cpu_allowed: bool = False
+    fit: Literal["enforce", "warn", "off"] = "enforce"
+
+
+class Admission:
+    """Decides over starts, and learns from engines that run what the next start will need."""
+
+    def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
+        self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
+        self._known = Footprints()
+        self._bindings: dict[str, dict[str, Any]] = {}
+        gpus.watch.listen(self._learn)
+
+    def restore(self) -> None:
+        """What an earlier daemon learnt; after the state was opened."""
+        rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
+        self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
+        self._bindings = dict(self._facts.facts(BINDING))
+
+    async def admit(self, driver: PoolDriver, epoch: int) -> tuple[Assignment | None, LaunchSizing]:
+        """Promise GPUs to launch ``epoch``; no assignment when it runs on the CPU.
+
+        Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
+        SpecError for a mask or split that cannot be.
+        """
+        sizing = await self._size(driver)
+        scan = await self._gpus.watch.look()
+        # From here to the promise nothing is awaited: two starts cannot see the same memory free.
+        found, bound = self._decide(driver, epoch, scan, sizing, self._gpus.memory.ledger)
+        if found is not None:
+            self._remember_binding(driver.pool_id, bound)
+            self._gpus.memory.remember_before(driver.pool_id, found.bytes_by_device)
+            self._gpus.refresh()
+        return found, sizing
+
+    async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
+        """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
+        sizing = await self._size(driver)
+        scan = await self._gpus.watch.look()
+        found, _ = self._decide(driver, driver.instance.epoch + 1, scan, sizing, self._gpus.memory.ledger.copy())
+        if found is None:
+            return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
+        parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
+        return " and ".join(parts), sizing.footprint(len(found.devices), found.shares).explain()
+
+    def _decide(
+        self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, ledger: Ledger
+    ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
+        if scan.no_gpus:
+            self._require_cpu_allowed(driver.pool_id, scan)
+            self._check_ram(driver.pool_id, sizing, 0)
+            return None, None
+        require_scan(scan, driver.pool_id)
+        self._check_ram(driver.pool_id, sizing, 1)
+        bound = self._bound(driver, scan)
+        found = assign(sizing, self._wish(driver, epoch, scan, bound and bound[1]), ledger, self._gpus.memory.accounts())
+        notices = bound[1].notices if bound is not None else ()
+        return replace(found, notices=(*notices, *found.notices)), bound
+
+    async def _size(self, driver: PoolDriver) -> LaunchSizing:
+        facts = await self._sizer(driver.config, driver.submitted)
+        if self._rules.fit == "off":
+            facts = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+        return LaunchSizing(facts, self._known)
+
+    def _learn(self) -> None:
+        """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
+        for driver in self._gpus.drivers():
+            if driver.instance.phase is Phase.READY:
+                self._observe(driver)
+
+    def _observe(self, driver: PoolDriver) -> None:
+        assignment, sizing = driver.launch.assignment, driver.launch.sizing
+        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None:
+            return
+        used = self._gpus.memory.used_by(driver.pool_id)
+        per_gpu = [used.get(d.uuid, 0) for d in assignment.devices]
+        if not all(per_gpu):
+            return
+        key = sizing.key(assignment.shares)
+        before = self._known.get(key)
+        loaded, driver.launch.measured = not driver.launch.measured, True
+        if self._known.observe(key, per_gpu, loaded=loaded) != before:
+            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
+
+    # --- inside ---
+
+    def _require_cpu_allowed(self, pool_id: str, scan: DeviceScan) -> None:
+        if not self._rules.cpu_allowed:
+            why = scan.problem.message if scan.problem is not None else "the driver lists none"
+            raise NodeError(
+                f"GPU-only enforcement: no NVIDIA GPU was found ({why}), so pool {pool_id} is not started",
+                code="GPU_REQUIRED", status=503, retriable=False, pool_id=pool_id,
+                hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
+            )  # fmt: skip
+
+    def _check_ram(self, pool_id: str, sizing: LaunchSizing, n_devices: int) -> None:
+        if self._rules.fit != "enforce":
+            return
+        needed, free = sizing.footprint(n_devices).host.size_bytes, self._free_ram()
+        if needed > free:
+            raise NodeError(
+                f"cannot start pool {pool_id}: it needs {size(needed)} of main memory and {size(free)} are available",
+                code="INSUFFICIENT_RAM", status=503, pool_id=pool_id,
+                hint="end other programs, lower ctx or slots, or raise the memory limit of the daemon's container",
+                details={"needed_bytes": needed, "free_bytes": free},
+            )  # fmt: skip
+
+    def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, bound: Bound | None) -> Wish:
+        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.trust_in(d.uuid).usable)
+        split: Split = driver.config.tensor_split if driver.config is not None else None
+        exclusive = driver.config is not None and driver.config.exclusive
+        devices = bound.devices if bound is not None else None
+        return Wish(driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce")
+
+    def _bound(self, driver: PoolDriver, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
+        """The mask and its devices, each of which may be used; None without a mask."""
+        mask = driver.required_mask()
+        if mask is None:
+            return None
+        bound = bind(mask, scan.devices, _known_bindings(self._bindings.get(driver.pool_id), mask))
+        for device in bound.devices:
+            trust = self._gpus.watch.trust_in(device.uuid)
+            if not trust.usable:
+                raise objection(trust, driver.pool_id)
+        return mask, bound
+
+    def _remember_binding(self, pool_id: str, bound: tuple[DeviceMask, Bound] | None) -> None:
+        """What the mask's indices mean from now on."""
+        if bound is None:
+            return
+        items = {str(index): [b.uuid, b.pci_bus_id] for index, b in bound[1].bindings.items()}
+        new = {"mask": str(bound[0]), "items": items}
+        if new != self._bindings.get(pool_id):
+            self._bindings[pool_id] = new
+            self._facts.note_fact(BINDING, pool_id, new)
+
+
+def _known_bindings(raw: Mapping[str, Any] | None, mask: DeviceMask) -> dict[int, Binding]:
+    """What was remembered for this very mask; another mask of the same pool begins anew."""
+    if raw is None or raw.get("mask") != str(mask):
+        return {}
+    return {int(index): Binding(*pair) for index, pair in raw.get("items", {}).items()}

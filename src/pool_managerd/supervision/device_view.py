@@ -1,0 +1,74 @@
+"""The GPUs of this node as people and machines see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pool_managerd.core.device_masks import in_pci_order
+from pool_managerd.core.device_trust import DeviceTrust, Trust
+from pool_managerd.core.devices import DeviceScan, DeviceSnapshot
+from pool_managerd.core.reservations import DeviceAccount
+from pool_managerd.errors import RequestError
+from pool_managerd.supervision.gpus import Gpus
+from pool_managerd.supervision.protocols import Clock
+
+
+def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: bool) -> dict[str, Any]:
+    """Every device with who holds what of it; those that are gone and not forgotten included. ``ram``: available, total."""
+    scan = gpus.watch.scan
+    age_ms = max(0, round((clock.monotonic() - scan.taken_at) * 1000)) if scan.taken_at else None
+    accounts = gpus.memory.accounts()
+    rows = [device_row(d, gpus.watch.trust_in(d.uuid), accounts[d.uuid]) for d in in_pci_order(scan.devices)]
+    present = {d.uuid for d in scan.devices}
+    rows += [_gone_row(t) for t in gpus.watch.known() if t.uuid not in present and (t.cordoned or t.state is not Trust.OK)]
+    return {
+        "taken_at_ms": None if age_ms is None else clock.wall_ms() - age_ms, "age_ms": age_ms,
+        "stale": scan.stale, "problem": _problem(scan),
+        "driver_version": scan.driver_version, "cuda_version": scan.cuda_version, "simulated": simulated,
+        "revision": gpus.watch.revision, "ram_available_bytes": ram[0], "ram_total_bytes": ram[1], "devices": rows,
+    }  # fmt: skip
+
+
+def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount) -> dict[str, Any]:
+    """One device."""
+    return {
+        "id": d.id, "device": d.label, "uuid": d.uuid, "name": d.name, "pci_bus_id": d.pci_bus_id,
+        "compute_capability": d.compute_capability, "parent_uuid": d.parent_uuid, "mig_enabled": d.mig_enabled,
+        "vram_total_bytes": d.vram_total_bytes, "vram_free_bytes": d.vram_free_bytes, "vram_used_bytes": d.vram_used_bytes,
+        "vram_driver_bytes": d.vram_reserved_bytes, "vram_available_bytes": account.available_bytes if d.usable else 0,
+        "state": trust.state.value, "cordoned": trust.cordoned, "reason": trust.reason, "remedy": trust.remedy,
+        "temperature_c": d.temperature_c, "power_watts": d.power_watts, "utilization_percent": d.utilization_percent,
+        "ecc_uncorrected": d.ecc_uncorrected, "numa_node": d.numa_node, "nvlink_peers": list(d.nvlink_peers),
+        "reservations": [
+            {
+                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.used_bytes, "exclusive": h.exclusive,
+                "pids": list(h.pids),
+            }
+            for h in account.holdings
+        ],
+        "foreign": [
+            {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain}
+            for p in account.foreign
+        ],
+        "foreign_bytes": account.foreign_bytes,
+    }  # fmt: skip
+
+
+def device_named(view: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row of ``view`` that ``name`` (index, label or UUID) means."""
+    rows: list[dict[str, Any]] = view["devices"]
+    found = next((row for row in rows if name.lower() in (row["device"].lower(), row["uuid"].lower())), None)
+    if found is None:
+        raise RequestError(f"device {name[:80]} not found", code="DEVICE_NOT_FOUND", status=404, hint="it is gone by now")
+    return found
+
+
+def _gone_row(t: DeviceTrust) -> dict[str, Any]:
+    gone = DeviceSnapshot(-1, t.uuid, 0, 0, name="gone", error="it is no longer there")
+    return {**device_row(gone, t, DeviceAccount(gone)), "device": t.label}
+
+
+def _problem(scan: DeviceScan) -> dict[str, Any] | None:
+    if scan.problem is None:
+        return None
+    return {"code": scan.problem.code, "message": scan.problem.message, "hint": scan.problem.hint}

@@ -1,0 +1,235 @@
+"""Looking at the GPUs: the latest scan, what is thought of each device, Xid events, cordons."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pool_managerd.core import device_trust
+from pool_managerd.core.device_trust import DeviceTrust, Trust
+from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident, DeviceScan, DeviceSnapshot
+from pool_managerd.core.xid import Verdict, meaning
+from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
+
+FACT = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """``interval_s`` between periodic looks. A quarantine of another ``boot_id`` is over: the machine was reset since."""
+
+    interval_s: float = 10.0
+    boot_id: str = ""
+
+
+class GpuWatch:
+    """The latest scan and the trust in every device. ``listen``ers are called after everything that changes them."""
+
+    def __init__(self, monitor: DeviceMonitor, clock: Clock, events: EventLog, facts: Facts, settings: WatchSettings) -> None:
+        self.scan: DeviceScan = NOT_SCANNED
+        self.revision = 0
+        self._monitor, self._clock, self._events, self._facts, self._settings = monitor, clock, events, facts, settings
+        self._trust: dict[str, DeviceTrust] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+
+    def listen(self, call: Callable[[], None]) -> None:
+        self._listeners.append(call)
+
+    def restore(self) -> None:
+        """What an earlier daemon thought of the devices; after the state was opened, before the first look."""
+        for uuid, raw in self._facts.facts(FACT).items():
+            self._trust[uuid] = _recalled(uuid, raw, self._settings.boot_id)
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            await self.look(periodic=True)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._settings.interval_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def wake(self) -> None:
+        """Look at once: an engine came or went, or something was heard of a GPU."""
+        self._wake.set()
+
+    async def look(self, *, periodic: bool = False) -> DeviceScan:
+        """A fresh scan. With a ``problem`` it holds what was known last; nobody's trust changes then."""
+        scan = await self._monitor.scan()
+        if scan.taken_at < self.scan.taken_at:
+            return self.scan  # a slower look that began earlier
+        before, self.scan = self.scan, scan
+        self.revision += 1
+        self._tell_problem(before, scan)
+        if not scan.stale:
+            present = {d.uuid: d for d in scan.devices}
+            for uuid in sorted(present.keys() | self._trust.keys()):
+                self._update(device_trust.look(self.trust_in(uuid), present.get(uuid), periodic=periodic))
+        self._tell_listeners()
+        return scan
+
+    # --- trust ---
+
+    def trust_in(self, uuid: str) -> DeviceTrust:
+        found = self._trust.get(uuid)
+        if found is not None:
+            return found
+        device = next((d for d in self.scan.devices if d.uuid == uuid), None)
+        return DeviceTrust(uuid, device.label if device else "?")
+
+    def known(self) -> list[DeviceTrust]:
+        """What is thought of every device, those that are gone included."""
+        return [self._trust[uuid] for uuid in sorted(self._trust)]
+
+    def on_incident(self, incident: DeviceIncident) -> None:
+        """An Xid or ECC event: programs at fault are noted, a GPU at fault is quarantined, anything else looked into."""
+        device = self._device_of(incident)
+        label = device.label if device else incident.pci_bus_id or incident.uuid or "?"
+        if incident.xid is not None:
+            verdict = meaning(incident.xid, incident.text)
+            human = f"GPU {label} reported Xid {incident.xid}: {verdict.what}"
+            level = "error" if verdict.verdict is Verdict.FATAL else "warn"
+            self._events.emit("xid", human, level=level, device=label, xid=incident.xid, verdict=verdict.verdict.value,
+                              source=incident.source, text=incident.text[:200])  # fmt: skip
+            if device is not None and verdict.verdict is Verdict.FATAL:
+                self._update(device_trust.judge(self.trust_in(device.uuid), verdict, incident.xid))
+                self._tell_listeners()
+        self.wake()
+
+    async def cordon(self, name: str) -> None:
+        """No start is placed there from now on. Durable. Raises RequestError DEVICE_NOT_FOUND, NodeError."""
+        await self._decide(replace(self._named(name), cordoned=True), f"GPU {name} is cordoned: nothing new starts on it")
+
+    async def uncordon(self, name: str) -> None:
+        """An operator vouches for it: cordon, quarantine and probation end. Durable."""
+        await self._decide(device_trust.pardon(self._named(name)), f"GPU {name} may be used again, an operator says")
+
+    async def release(self) -> None:
+        """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``."""
+        await self._monitor.release()
+        self._events.emit("devices_released", "The GPU driver's library was let go of; nothing starts until it is taken up again")
+        await self.look()
+
+    async def resume(self) -> None:
+        await self._monitor.resume()
+        self._events.emit("devices_resumed", "The GPU driver's library is in use again")
+        await self.look()
+
+    def find(self, name: str) -> DeviceSnapshot:
+        """By index, UUID or label. Raises RequestError DEVICE_NOT_FOUND listing what exists."""
+        for device in self.scan.devices:
+            if name.lower() in (device.uuid.lower(), device.label.lower()):
+                return device
+        there = ", ".join(d.label for d in self.scan.devices) or "none"
+        raise RequestError(f"device {name[:80]} not found", code="DEVICE_NOT_FOUND", status=404, hint=f"there are: {there}")
+
+    def _named(self, name: str) -> DeviceTrust:
+        """Also a device that is gone, by its UUID: its cordon can be lifted."""
+        gone = next((t for t in self._trust.values() if t.uuid.lower() == name.lower()), None)
+        return gone or self.trust_in(self.find(name).uuid)
+
+    async def _decide(self, new: DeviceTrust, human: str) -> None:
+        await self._facts.put_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
+        self._update(new, remembered=True)
+        self._events.emit("cordon" if new.cordoned else "uncordon", human, device=new.label, uuid=new.uuid)
+        self._tell_listeners()
+
+    def _update(self, new: DeviceTrust, *, remembered: bool = False) -> None:
+        old = self._trust.get(new.uuid, DeviceTrust(new.uuid, new.label))
+        if new == self._trust.get(new.uuid):
+            return
+        self._trust[new.uuid] = new
+        if not remembered and _to_remember(old, "") != _to_remember(new, ""):
+            self._facts.note_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
+        if (new.state, new.reason) == (old.state, old.reason):
+            return
+        fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid, "reason": new.reason, "remedy": new.remedy}
+        if new.state is Trust.QUARANTINED:
+            human = f"GPU {new.label} is quarantined: {new.reason}"
+            self._events.emit("device_quarantined", human, level="error", lost=new.lost, **fields)
+        elif new.state is Trust.PROBATION and old.state is Trust.QUARANTINED:
+            self._events.emit("device_reset", f"GPU {new.label} answers again and is on probation", level="warn", **fields)
+        elif new.state is Trust.OK:
+            self._events.emit("device_restored", f"GPU {new.label} is used again", device=new.label, uuid=new.uuid)
+
+    # --- inside ---
+
+    def _device_of(self, incident: DeviceIncident) -> DeviceSnapshot | None:
+        for device in self.scan.devices:
+            if incident.uuid is not None and device.uuid == incident.uuid:
+                return device
+            if incident.pci_bus_id and device.parent_uuid is None and _same_slot(device.pci_bus_id, incident.pci_bus_id):
+                return device
+        return None
+
+    def _tell_problem(self, before: DeviceScan, now: DeviceScan) -> None:
+        if now.problem is not None and (before.problem is None or before.problem.code != now.problem.code):
+            quiet = now.no_gpus or now.problem.code == "released"
+            self._events.emit("device_scan", f"The GPUs cannot be looked at: {now.problem.message}",
+                              level="debug" if quiet else "error", code=now.problem.code, hint=now.problem.hint)  # fmt: skip
+        elif now.problem is None and before.problem is not None:
+            found = ", ".join(f"{d.label} ({d.name})" for d in now.devices) or "none"
+            human = f"GPUs found: {found}"
+            self._events.emit("device_scan", human, code="ok", driver_version=now.driver_version, cuda_version=now.cuda_version)
+
+    def _tell_listeners(self) -> None:
+        for call in self._listeners:
+            call()
+
+
+def require_scan(scan: DeviceScan, pool_id: str) -> None:
+    """Raises NodeError GPU_UNAVAILABLE unless ``scan`` may be relied on: what cannot be seen is not used."""
+    if scan.problem is not None:
+        raise NodeError(
+            f"cannot start pool {pool_id}: the GPUs cannot be looked at: {scan.problem.message}",
+            code="GPU_UNAVAILABLE", status=503, pool_id=pool_id, hint=scan.problem.hint or None,
+        )  # fmt: skip
+
+
+def objection(trust: DeviceTrust, pool_id: str) -> PoolError:
+    """The error of a start on a device that is not to be used."""
+    return NodeError(
+        f"cannot start pool {pool_id}: {trust.objection}", code="GPU_UNAVAILABLE", status=503, pool_id=pool_id,
+        hint=trust.remedy or f"pool-managerd devices uncordon {trust.label}",
+    )  # fmt: skip
+
+
+def _same_slot(full: str, partial: str) -> bool:
+    """The kernel log writes ``0000:01:00``, NVML ``00000000:01:00.0``."""
+
+    def slot(text: str) -> tuple[int, ...]:
+        head, _, _ = text.lower().partition(".")
+        return tuple(int(part, 16) for part in head.split(":"))
+
+    try:
+        return slot(full) == slot(partial)
+    except ValueError:
+        return False
+
+
+def _to_remember(t: DeviceTrust, boot_id: str) -> dict[str, Any] | None:
+    """What must survive the daemon: a cordon, and a quarantine that only a reset ends."""
+    if not (t.cordoned or (t.state is Trust.QUARANTINED and t.needs_reset)):
+        return None
+    raw = asdict(t)
+    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks")}, "boot_id": boot_id}
+
+
+def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> DeviceTrust:
+    """Unknown and mistyped keys are left out: a cordon must survive any change of the rest."""
+    cordoned, label = bool(raw.get("cordoned")), str(raw.get("label", "?"))
+    if raw.get("state") != Trust.QUARANTINED or raw.get("boot_id") != boot_id:
+        return DeviceTrust(uuid, label, cordoned=cordoned)
+    number = raw.get("ecc_at")
+    return DeviceTrust(
+        uuid, label, Trust.QUARANTINED, cordoned, str(raw.get("reason")), str(raw.get("remedy") or ""), bool(raw.get("lost")),
+        needs_reset=True, pending=bool(raw.get("pending")), away=bool(raw.get("away")),
+        ecc_at=number if isinstance(number, int) else None,
+    )  # fmt: skip

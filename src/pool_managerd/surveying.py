@@ -1,0 +1,130 @@
+"""Preflight of this machine for a configuration: its facts, its wants, and the judgement over both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pool_managerd.config import Config, PoolConfig, split_address
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
+from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.host.facts import gather
+from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
+from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
+from pool_managerd.host.worker_process import WorkerOptions
+
+_SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
+
+
+def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
+    """Judge this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
+    return judged(config, replace(facts_of(config, env), scan=scan()))
+
+
+def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
+    """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
+    config = Config()
+    found = _with_ram(gather(scan(), [("tmp", _temporary())], env=env))
+    return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
+
+
+def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+    """What this machine is, its GPUs left out. Blocks, for a bounded time."""
+    return _with_ram(gather(NOT_SCANNED, folders_of(config), env=env))
+
+
+def judged(
+    config: Config, facts: HostFacts, *, pools: Iterable[str] | None = None, own_ports: frozenset[int] = frozenset()
+) -> Report:
+    """The judgement over ``facts`` for ``config``, or for some of its ``pools``.
+
+    ``own_ports`` are held by this daemon and its engines, so they count as free.
+    """
+    free = replace(facts, ports_taken=facts.ports_taken - own_ports)
+    return Report(config.profile, judge(free, wants_of(config, pools)))
+
+
+def scan_once(config: Config | None = None) -> DeviceScan:
+    """One look at the GPUs of this machine, or at the simulated ones of the configuration. Blocks. Raises PoolError."""
+
+    async def look(options: WorkerOptions) -> DeviceScan:
+        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options)
+        try:
+            return await monitor.scan()
+        finally:
+            await monitor.close()
+
+    with tempfile.TemporaryDirectory(prefix="pool-managerd-") as scratch:
+        return asyncio.run(look(worker_options(config or Config(), Path(scratch))))
+
+
+def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
+    """How the NVML worker is to be run: as it is, or on the simulated driver, which is built in ``build_dir`` then.
+
+    Blocks for that. Raises NodeError without a C compiler, SpecError for a topology file that cannot be used.
+    """
+    topology = config.gpu.simulate
+    if topology is None:
+        return WorkerOptions()
+    check_topology(topology)
+    environment = simulated_environment(build_simulated_driver(build_dir), topology)
+    kernel_log = topology.with_name(topology.name + ".kmsg")
+    return WorkerOptions(environment, kernel_log if kernel_log.exists() else Path(os.devnull))
+
+
+def _with_ram(facts: HostFacts) -> HostFacts:
+    """The memory limit of a container counts, too."""
+    return replace(facts, ram_available_bytes=available_ram_bytes(), ram_total_bytes=total_ram_bytes())
+
+
+def wants_of(config: Config, pools: Iterable[str] | None = None) -> Wants:
+    """What the configuration asks of the machine; ``pools`` narrows it to these ids."""
+    chosen = None if pools is None else frozenset(pools)
+    low, _, high = config.daemon.engine_ports.partition("-")
+    return Wants(
+        profile=config.profile,
+        pools=tuple(_pool(pool, config) for pool in config.pools if chosen is None or pool.id in chosen),
+        control_port=split_address(config.daemon.bind)[1] or None,
+        engine_ports=(int(low), int(high)),
+        simulated=config.profile == "dev" and config.gpu.simulate is not None,
+        allow=frozenset(config.preflight.allow),
+    )
+
+
+def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
+    """Every directory that this configuration makes the daemon or its provisioners write to."""
+    yield "runtime", config.daemon.runtime_dir
+    yield "state", config.daemon.state_dir
+    yield "tmp", _temporary()
+    seen: set[tuple[str, Path]] = set()
+    for pool in config.pools:
+        given = pool.provisioning
+        places = {
+            ("model-cache", given.model.cache_dir if given.model else None),
+            ("engine", given.binary.install_dir if given.binary else None),
+            ("engine", given.source.build.cache_dir if given.source else None),
+        }
+        for role, path in places:
+            if path is not None:
+                seen.add((role, path))
+    yield from sorted(seen)
+
+
+def _pool(pool: PoolConfig, config: Config) -> PoolWants:
+    given = pool.provisioning
+    scheme = pool.model.partition(":")[0].lower()
+    fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
+    return PoolWants(
+        pool.id, pool.engine, given.mode or "package", scheme if fetched else "file",
+        mask=DeviceMask(pool.devices) if pool.devices else None, ports=given.ports, mlock="--mlock" in given.flags,
+    )  # fmt: skip
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())

@@ -1,0 +1,174 @@
+"""``preflight``: what it prints, its exit codes, and what it must not look at."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_managerd import surveying
+from pool_managerd.config import Config, GpuConfig
+from pool_managerd.config_load import load_config
+from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.errors import NodeError
+from tests.cli.test_commands import Invoke
+
+NO_GPUS = DeviceScan(problem=ScanProblem("nvml_unavailable", "cannot load libnvidia-ml.so.1: no driver here"))
+ONE_GPU = DeviceScan(
+    (DeviceSnapshot(0, "GPU-0", 1 << 34, 1 << 34, "8.9", "RTX 4090"),), driver_version="570", cuda_version="12.8"
+)
+NO_CUDA = "GPU-only enforcement: nvcc/nvidia-smi not found, so no engine is started on this machine"
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config | None]:
+    """No tools on PATH and no GPU; the list holds the configurations that GPUs were looked at for."""
+    scanned: list[Config | None] = []
+
+    def scan_once(config: Config | None = None) -> DeviceScan:
+        scanned.append(config)
+        return NO_GPUS if config is None or config.gpu.simulate is None else ONE_GPU
+
+    monkeypatch.setattr(surveying, "scan_once", scan_once)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    return scanned
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "c.yaml").write_text(text)
+    return "c.yaml"
+
+
+def findings(out: str) -> dict[str, dict[str, Any]]:
+    return {finding["code"]: finding for finding in json.loads(out)["findings"]}
+
+
+def test_without_a_terminal_it_is_json_and_a_machine_without_a_gpu_is_a_1(invoke: Invoke) -> None:
+    code, out, _ = invoke("preflight")
+    told = json.loads(out)
+    assert (code, told["ok"], told["profile"]) == (1, False, "home")
+    assert findings(out)["gpu_required"] | {"remedy": []} == {
+        "code": "gpu_required", "level": "fail", "subject": "CUDA", "message": NO_CUDA, "remedy": [],
+    }  # fmt: skip
+    assert NO_CUDA in out
+
+
+def test_without_a_configuration_neither_the_folder_nor_the_environment_nor_a_daemon_counts(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pool-managerd.yaml").write_text("profile: dev\nnonsense: true\n")
+    (tmp_path / ".runtime").write_text("no directory")
+    monkeypatch.setenv("POOL_MANAGERD__PROFILE", "dev")
+    monkeypatch.setenv("POOL_MANAGERD_URL", "http://127.0.0.1:1")
+    code, out, _ = invoke("preflight")
+    assert (code, json.loads(out)["profile"]) == (1, "home")
+    assert {"not_writable", "control_port"}.isdisjoint(findings(out))
+
+
+def test_the_table_has_whole_lines_on_the_narrowest_terminal(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = invoke("preflight")
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[0].startswith("FAIL     CUDA")
+    assert NO_CUDA in lines[0]
+    assert lines[1].startswith("           sudo ")
+    assert lines[-1] == "profile home: not ready: 2 of 4 findings fail"
+    assert invoke("preflight", "-o", "table")[1].splitlines()[0] == lines[0]
+
+
+def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path) -> None:
+    file = write(tmp_path, "profile: dev\npools: [{id: a, engine: llamacpp, model: 'file:m.gguf'}]\n")
+    code, out, _ = invoke("preflight", "--config", file)
+    assert (code, json.loads(out)["profile"]) == (0, "dev")
+    code, out, _ = invoke("preflight", "--config", file, "-o", "table")
+    assert out.splitlines()[-1] == "profile dev: ready"
+
+
+def test_what_the_configuration_allows_is_shown_as_allowed_but_never_the_gpu(invoke: Invoke, tmp_path: Path) -> None:
+    file = write(tmp_path, "preflight: {allow: [nvml_unavailable, gpu_required]}\n")
+    code, out, _ = invoke("preflight", "--config", file)
+    assert (code, findings(out)["gpu_required"]["level"], findings(out)["nvml_unavailable"]["level"]) == (1, "fail", "overridden")
+    assert "\nALLOWED  NVML" in invoke("preflight", "--config", file, "-o", "table")[1]
+
+
+def test_a_configuration_that_cannot_be_used_is_a_2(invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke("preflight", "--config", write(tmp_path, "profile: hme\n"))
+    assert code == 2
+    assert "profile" in err
+    assert invoke("preflight", "--config", "missing.yaml")[0] == 2
+    assert invoke("preflight", "-o", "xml")[0] == 2
+
+
+def test_simulated_gpus_are_for_dev_alone(
+    invoke: Invoke, tmp_path: Path, bare: list[Config | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.json").write_text("{}")
+    code, _, err = invoke("preflight", "--config", write(tmp_path, "profile: home\n"), "--simulate-gpus", "t.json")
+    assert (code, "profile: dev" in err) == (2, True)
+    assert bare == []
+    monkeypatch.setenv("POOL_MANAGERD__DAEMON__BIND", "nonsense, which is read only with a configuration")
+    code, out, _ = invoke("preflight", "--simulate-gpus", "t.json")
+    assert (code, json.loads(out)["profile"]) == (0, "dev")
+    assert findings(out)["gpus"]["message"].startswith("simulated: 0 (RTX 4090)")
+    assert bare[0] is not None
+    assert bare[0].gpu.simulate == tmp_path / "t.json"
+
+
+def test_a_look_at_the_gpus_that_is_refused_is_a_2(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_config: Config | None = None) -> DeviceScan:
+        raise NodeError("cannot simulate GPUs: no C compiler", hint="install gcc")
+
+    monkeypatch.setattr(surveying, "scan_once", refuse)
+    code, _, err = invoke("preflight")
+    assert (code, err) == (2, "cannot simulate GPUs: no C compiler\nhint: install gcc\n")
+
+
+def test_what_a_configuration_wants_is_read_from_it(tmp_path: Path) -> None:
+    text = """
+daemon: {engine_ports: "9000-9001", bind: "127.0.0.1:0"}
+policy: {allow_schemes: [file, hf]}
+pools:
+  - {id: a, engine: llamacpp, model: "hf:org/repo", devices: "0,1", provisioning: {ports: [9000], flags: [--mlock]}}
+  - {id: b, engine: vllm, model: m.gguf, provisioning: {mode: container}}
+"""
+    config = load_config(tmp_path / write(tmp_path, text), env={})
+    wants = surveying.wants_of(config)
+    a, b = wants.pools
+    assert (a.scheme, str(a.mask), a.ports, a.mlock, a.mode) == ("hf", "0,1", (9000,), True, "package")
+    assert (b.scheme, b.mask, b.mode, b.mlock) == ("file", None, "container", False)
+    assert (wants.control_port, wants.engine_ports, wants.simulated) == (None, (9000, 9001), False)
+    assert [pool.pool_id for pool in surveying.wants_of(config, ["b"]).pools] == ["b"]
+    assert surveying.wants_of(Config(profile="dev", gpu=GpuConfig(simulate=Path("t")))).simulated
+
+
+def test_what_the_policy_denies_needs_no_tool(tmp_path: Path) -> None:
+    text = 'pools: [{id: a, engine: llamacpp, model: "hf:org/repo"}]\n'
+    config = load_config(tmp_path / write(tmp_path, text), env={})
+    assert surveying.wants_of(config).pools[0].scheme == "file"
+
+
+def test_the_directories_are_those_that_the_configuration_writes_to(tmp_path: Path) -> None:
+    text = "pools: [{id: a, engine: llamacpp, model: m, provisioning: {model: {cache_dir: cache}, binary: {install_dir: bin}}}]\n"
+    config = load_config(tmp_path / write(tmp_path, text), env={}, overrides={"daemon.state_dir": "s", "daemon.runtime_dir": "r"})
+    places = dict(surveying.folders_of(config))
+    assert places["model-cache"] == tmp_path / "cache"
+    assert places["engine"] == tmp_path / "bin"
+    assert (places["state"].name, places["runtime"].name) == ("s", "r")
+
+
+def test_ports_of_our_own_count_as_free(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        text = f"profile: dev\npools: [{{id: a, engine: llamacpp, model: m, provisioning: {{ports: [{port}]}}}}]\n"
+        config = load_config(tmp_path / write(tmp_path, text), env={})
+
+        facts = replace(surveying.facts_of(config, {}), folders=(), scan=NO_GPUS)
+        assert [f.code for f in surveying.judged(config, facts).failed] == ["port_taken"]
+        assert surveying.judged(config, facts, own_ports=frozenset({port})).ok

@@ -1,0 +1,387 @@
+"""The judgement: what fails, what only warns, what each remedy is, and what can never be waved through."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.preflight import (
+    Finding,
+    Folder,
+    HostFacts,
+    PoolWants,
+    Report,
+    Wants,
+    assert_gpu_only,
+    assert_passed,
+    judge,
+    missing_tools,
+)  # fmt: skip
+from pool_managerd.errors import NodeError
+
+GIB, MIB = 1 << 30, 1 << 20
+TOOLS = {"nvidia-smi": "/usr/bin/nvidia-smi"}
+PROBLEMS = (
+    "nvml_unavailable", "no_driver", "driver_mismatch", "nvml_hung", "nvml_crashed", "nvml_error", "released", "not_scanned",
+)  # fmt: skip
+
+
+def gpu(index: int = 0, **changes: Any) -> DeviceSnapshot:
+    plain = DeviceSnapshot(
+        index, f"GPU-{index}", 24 * GIB, 23 * GIB, "8.9", "RTX 4090", f"00000000:0{index}:00.0", persistence_mode=True
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def machine(*devices: DeviceSnapshot, **changes: Any) -> HostFacts:
+    """A well kept machine with these GPUs."""
+    good = HostFacts(
+        tools=TOOLS,
+        scan=DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8"),
+        device_nodes=frozenset({"nvidia0", "nvidiactl", "nvidia-uvm"}),
+        memlock_bytes=None,
+        open_files=1024,
+        shm_total_bytes=8 * GIB,
+        ram_total_bytes=64 * GIB,
+        ram_available_bytes=60 * GIB,
+        folders=(Folder("state", "/srv/state", 100 * GIB), Folder("tmp", "/var/tmp", 100 * GIB)),
+        as_root=True,
+    )
+    return dataclasses.replace(good, **changes)
+
+
+def stale(code: str, *devices: DeviceSnapshot) -> HostFacts:
+    return machine(scan=DeviceScan(devices, problem=ScanProblem(code, f"cannot read the GPUs: {code}", "do it")))
+
+
+def pools(*changes: dict[str, Any], **wants: Any) -> Wants:
+    return Wants(pools=tuple(PoolWants(**{"pool_id": f"p{n}"} | change) for n, change in enumerate(changes)), **wants)
+
+
+def codes(facts: HostFacts, wants: Wants, level: str = "fail") -> list[str]:
+    return [finding.code for finding in judge(facts, wants) if finding.level == level]
+
+
+def the(facts: HostFacts, wants: Wants, code: str) -> Finding:
+    (found,) = [finding for finding in judge(facts, wants) if finding.code == code]
+    return found
+
+
+NO_CUDA = machine(tools={}, scan=DeviceScan(problem=ScanProblem("nvml_unavailable", "cannot load NVML")))
+
+
+def test_a_well_kept_machine_has_nothing_but_good_findings() -> None:
+    findings = judge(machine(gpu()), pools({"mask": DeviceMask((0,))}))
+    assert {finding.level for finding in findings} == {"ok"}
+    assert {"cuda", "gpus", "tools", "folders", "ram"} == {finding.code for finding in findings}
+    assert Report("home", findings).ok
+
+
+@pytest.mark.parametrize("profile", ["home", "cloud"])
+def test_without_nvcc_and_nvidia_smi_there_is_no_start_and_the_texts_are_the_fixed_ones(profile: str) -> None:
+    found = the(NO_CUDA, Wants(profile), "gpu_required")
+    assert found.level == "fail"
+    assert "GPU-only enforcement" in found.message
+    assert "nvcc/nvidia-smi not found" in found.message
+    assert "profile: dev" in found.remedy
+
+
+@pytest.mark.parametrize("tool", ["nvcc", "nvidia-smi"])
+def test_one_of_the_two_tools_is_enough(tool: str) -> None:
+    assert codes(machine(gpu(), tools={tool: f"/usr/bin/{tool}"}), Wants()) == []
+
+
+def test_dev_runs_without_a_gpu_and_says_so() -> None:
+    findings = judge(NO_CUDA, Wants("dev"))
+    assert {finding.level for finding in findings} == {"ok"}
+    assert "on the CPU" in the(NO_CUDA, Wants("dev"), "no_gpu").message
+
+
+def test_a_driver_that_lists_no_gpu_is_refused_like_no_driver() -> None:
+    found = the(machine(), Wants(), "gpu_required")
+    assert "GPU-only enforcement: the driver lists no GPU" in found.message
+    assert "nvidia-smi -L" in found.remedy
+
+
+def test_the_gpu_cannot_be_waved_through() -> None:
+    wants = Wants(allow=frozenset({"gpu_required", "gpu_required:CUDA", "nvml_unavailable"}))
+    assert codes(NO_CUDA, wants) == ["gpu_required"]
+    assert codes(NO_CUDA, wants, "overridden") == ["nvml_unavailable"]
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_every_problem_of_the_scan_is_a_finding_with_a_remedy(code: str) -> None:
+    found = the(stale(code, gpu()), Wants(), code)
+    assert found.level == ("warn" if code in ("released", "not_scanned") else "fail")
+    assert found.remedy
+    assert found.message == f"cannot read the GPUs: {code}"
+    if code != "nvml_unavailable":
+        assert the(stale(code, gpu()), Wants("dev"), code).level == "warn"
+
+
+def test_an_unknown_problem_passes_on_its_own_hint() -> None:
+    assert the(stale("martian"), Wants(), "martian").remedy == ("# do it",)
+
+
+def test_a_mask_that_names_no_gpu_fails_and_lists_what_exists() -> None:
+    found = the(machine(gpu()), pools({"mask": DeviceMask((0, 7))}), "device_mask")
+    assert found.subject == "pool p0"
+    assert "there is no device 7; there are 0 (RTX 4090)" in found.message
+    assert "nvidia-smi -L" in found.remedy
+
+
+def test_a_mask_is_not_judged_by_stale_devices_or_for_an_engine_elsewhere() -> None:
+    mask = DeviceMask((7,))
+    assert "device_mask" not in codes(stale("nvml_hung", gpu()), pools({"mask": mask}))
+    assert "device_mask" not in codes(machine(gpu()), pools({"mask": mask, "mode": "external"}))
+
+
+@pytest.mark.parametrize(("built", "fails"), [("12.9", True), ("13.0", True), ("12.8", False), ("11.8", False), (None, False)])
+def test_a_driver_older_than_the_engines_cuda_is_refused(built: str | None, fails: bool) -> None:
+    wants = pools({"engine_cuda": built})
+    assert ("driver_too_old" in codes(machine(gpu()), wants)) is fails
+
+
+@pytest.mark.parametrize(
+    ("built", "fails"),
+    [
+        ((), False),
+        (("8.9",), False),
+        (("8.0",), False),
+        (("9.0",), True),
+        (("7.5", "9.0"), True),
+        (("7.5+PTX",), False),
+        (("9.0+PTX",), True),
+    ],
+)
+def test_an_engine_built_for_other_gpus_is_refused(built: tuple[str, ...], fails: bool) -> None:
+    wants = pools({"engine_capabilities": built})
+    assert ("compute_capability" in codes(machine(gpu()), wants)) is fails
+    if fails:
+        assert "CMAKE_CUDA_ARCHITECTURES=89" in the(machine(gpu()), wants, "compute_capability").remedy[0]
+
+
+@pytest.mark.parametrize(("seen", "level"), [(False, "fail"), (None, "warn"), (True, None)])
+def test_nvswitches_need_their_fabric_manager(seen: bool | None, level: str | None) -> None:
+    facts = machine(gpu(), fabric_manager=seen)
+    assert [f.code for f in judge(facts, Wants()) if f.code == "fabric_manager"] == []
+    facts = dataclasses.replace(facts, device_nodes=facts.device_nodes | {"nvidia-nvswitchctl"})
+    assert [f.level for f in judge(facts, Wants()) if f.code == "fabric_manager"] == ([level] if level else [])
+
+
+def test_the_surroundings_of_a_driver_are_judged() -> None:
+    facts = machine(
+        gpu(persistence_mode=False), gpu(1, reset_pending=True), gpu(2, error="GPU is lost"), gpu(3, mig_enabled=True),
+        device_nodes=frozenset({"nvidiactl"}), memlock_bytes=8 * MIB, shm_total_bytes=64 * MIB,
+    )  # fmt: skip
+    assert the(facts, Wants(), "nvidia_uvm").remedy == ("sudo nvidia-modprobe -u -c=0",)
+    assert codes(facts, Wants()) == ["nvidia_uvm"]
+    warned = ["gpu_reset_pending", "gpu_unreadable", "memlock", "mig_empty", "persistence_mode", "shm"]
+    assert codes(facts, Wants(), "warn") == warned
+
+
+def test_simulated_gpus_need_no_device_files() -> None:
+    facts = machine(gpu(persistence_mode=False), tools={}, device_nodes=frozenset())
+    assert codes(facts, Wants("dev", simulated=True)) == codes(facts, Wants("dev", simulated=True), "warn") == []
+    assert the(facts, Wants("dev", simulated=True), "gpus").message.startswith("simulated: ")
+
+
+def test_one_gpu_needs_neither_locked_nor_shared_memory_unless_a_pool_locks_its_model() -> None:
+    facts = machine(gpu(), memlock_bytes=8 * MIB, shm_total_bytes=64 * MIB)
+    assert codes(facts, Wants(), "warn") == []
+    assert codes(facts, pools({"mlock": True, "model_bytes": GIB}), "warn") == ["memlock"]
+
+
+@pytest.mark.parametrize(
+    ("want", "missing"),
+    [
+        ({"mode": "source"}, ["cmake", "g++ or clang++", "git", "make or ninja", "nvcc"]),
+        ({"mode": "container"}, ["podman or docker"]),
+        ({"mode": "binary", "scheme": "hf"}, ["huggingface-cli or hf"]),
+        ({"scheme": "s3"}, ["aws"]),
+        ({"scheme": "oci"}, ["oras"]),
+        ({"mode": "external", "scheme": "s3"}, []),
+        ({"mode": "package"}, []),
+    ],
+)
+def test_tools_are_asked_for_by_mode_and_scheme(want: dict[str, Any], missing: list[str]) -> None:
+    wants = pools(want)
+    found = missing_tools(machine(gpu()), wants)
+    assert [one.tool for one in found] == missing
+    assert all(one.pools == ("p0",) and one.remedy for one in found)
+    assert [f.subject for f in judge(machine(gpu()), wants) if f.code == "missing_tool"] == missing
+
+
+def test_missing_tools_are_sorted_and_name_every_pool_that_needs_them() -> None:
+    found = missing_tools(machine(gpu()), pools({"mode": "source"}, {"mode": "source"}, {"scheme": "s3"}))
+    assert list(found) == sorted(found)
+    assert {one.tool: one.pools for one in found}["git"] == ("p0", "p1")
+
+
+def test_either_of_two_tools_will_do() -> None:
+    tools = TOOLS | dict.fromkeys(["git", "cmake", "ninja", "clang++", "nvcc", "docker", "hf", "nvidia-ctk"], "/x")
+    assert missing_tools(machine(gpu(), tools=tools), pools({"mode": "source", "scheme": "hf"}, {"mode": "container"})) == ()
+
+
+def test_a_cpu_build_in_dev_needs_no_nvcc() -> None:
+    assert "nvcc" not in [one.tool for one in missing_tools(NO_CUDA, pools({"mode": "source"}, profile="dev"))]
+
+
+@pytest.mark.parametrize(
+    ("manager", "line"), [("apt-get", "sudo apt-get install -y g++"), ("dnf", "sudo dnf install -y gcc-c++")]
+)
+def test_the_remedy_speaks_the_machines_own_package_manager(manager: str, line: str) -> None:
+    found = missing_tools(machine(gpu(), tools=TOOLS | {manager: "/x"}), pools({"mode": "source"}))
+    assert {one.tool: one.remedy for one in found}["g++ or clang++"] == line
+
+
+def test_a_container_needs_the_toolkit_or_a_cdi_description() -> None:
+    bare = machine(gpu(), tools=TOOLS | {"podman": "/x"})
+    wants = pools({"mode": "container"})
+    assert codes(bare, wants) == ["container_gpu"]
+    assert codes(dataclasses.replace(bare, cdi_files=("/etc/cdi/nvidia.yaml",)), wants) == []
+    assert codes(dataclasses.replace(bare, tools={**bare.tools, "nvidia-ctk": "/x"}), wants) == []
+
+
+def test_directories_must_be_writable_and_have_room() -> None:
+    folders = (
+        Folder("state", "/a", 1 * MIB), Folder("runtime", "/b c", 500 * MIB), Folder("tmp", "/c", problem="/c is no directory"),
+        Folder("engine", "/d", None),
+    )  # fmt: skip
+    facts = machine(gpu(), folders=folders)
+    assert codes(facts, Wants()) == ["disk_full", "not_writable"]
+    assert codes(facts, Wants(), "warn") == ["disk_low"]
+    assert the(facts, Wants(), "disk_low").remedy == ("df -h '/b c'",)
+
+
+def test_what_will_be_downloaded_must_fit_before_it_is() -> None:
+    facts = machine(gpu(), tools=TOOLS | {"hf": "/x"}, folders=(Folder("model-cache", "/m", 10 * GIB),))
+    assert codes(facts, pools({"scheme": "hf", "model_bytes": 11 * GIB})) == ["disk_full"]
+    assert codes(facts, pools({"scheme": "file", "model_bytes": 11 * GIB})) == []
+    assert codes(facts, pools({"scheme": "hf", "model_bytes": 5 * GIB}, {"scheme": "hf", "model_bytes": 6 * GIB})) == [
+        "disk_full"
+    ]
+
+
+def test_ram_must_hold_the_model_only_where_the_cpu_runs_it() -> None:
+    wants = pools({"model_bytes": 61 * GIB}, profile="dev")
+    assert codes(dataclasses.replace(NO_CUDA, ram_available_bytes=60 * GIB), wants) == ["ram"]
+    assert codes(machine(gpu()), dataclasses.replace(wants, profile="home")) == []
+    assert codes(machine(gpu(), ram_available_bytes=MIB), Wants(), "warn") == ["ram"]
+
+
+def test_open_files_must_do_for_all_pools() -> None:
+    assert codes(machine(gpu()), pools(*({} for _ in range(10))), "warn") == []
+    found = the(machine(gpu()), pools(*({} for _ in range(100))), "open_files")
+    assert found.level == "warn"
+    assert found.remedy[0] == "ulimit -n 3456"
+
+
+def test_ports_that_are_taken_are_found() -> None:
+    facts = machine(gpu(), ports_taken=frozenset({8080, 9200}))
+    wants = pools({"ports": (8080, 8081)}, control_port=9200)
+    assert the(facts, wants, "port_taken").subject == "port 8080"
+    assert the(facts, wants, "control_port").level == "warn"
+    assert codes(facts, pools({}, {}, engine_ports=(8080, 8081))) == ["engine_ports"]
+    assert codes(facts, pools({}, engine_ports=(8080, 8081))) == []
+
+
+def test_engines_that_nothing_separates_are_told_in_cloud() -> None:
+    facts = machine(gpu(), as_root=False, landlock_abi=4)
+    assert codes(facts, Wants("cloud"), "warn") == ["isolation"]
+    assert (
+        codes(facts, Wants("home"), "warn") == codes(machine(gpu(), as_root=False, landlock_abi=6), Wants("cloud"), "warn") == []
+    )
+
+
+def test_an_override_names_a_code_or_one_subject_and_is_recorded() -> None:
+    facts = machine(gpu(), ports_taken=frozenset({8080, 8081}))
+    wants = pools({"ports": (8080, 8081)})
+    assert codes(facts, wants) == ["port_taken", "port_taken"]
+    report = Report("home", judge(facts, dataclasses.replace(wants, allow=frozenset({"port_taken:port 8080"}))))
+    assert [finding.subject for finding in report.failed] == ["port 8081"]
+    assert [finding.subject for finding in report.overridden] == ["port 8080"]
+    report = Report("home", judge(facts, dataclasses.replace(wants, allow=frozenset({"port_taken"}))))
+    assert report.ok
+    assert len(report.overridden) == 2
+
+
+def test_a_report_is_plain_data_with_the_worst_first() -> None:
+    facts = machine(gpu(persistence_mode=False), folders=(Folder("state", "/a", 1), Folder("tmp", "/b", GIB * 9)))
+    told = Report("home", judge(facts, Wants())).to_dict()
+    assert (told["ok"], told["profile"]) == (False, "home")
+    assert told["findings"][0].keys() == {"code", "level", "subject", "message", "remedy"}
+    levels = [finding["level"] for finding in told["findings"]]
+    assert levels == sorted(levels, key=["fail", "overridden", "warn", "ok"].index)
+
+
+def test_everything_that_fails_can_be_raised_as_one_error() -> None:
+    assert_passed(Report("home", judge(machine(gpu()), Wants())))
+    with pytest.raises(NodeError, match="something listens there") as caught:
+        assert_passed(Report("home", judge(machine(gpu(), ports_taken=frozenset({1})), pools({"ports": (1,)}))), "p0")
+    error = caught.value
+    assert (error.error_code, error.pool_id, error.is_retriable) == ("PREFLIGHT_FAILED", "p0", True)
+    assert "ss -ltnp" in str(error.hint)
+    with pytest.raises(NodeError, match="GPU-only enforcement: nvcc/nvidia-smi not found") as caught:
+        assert_passed(Report("home", judge(NO_CUDA, Wants())))
+    assert caught.value.error_code == "GPU_REQUIRED"
+
+
+def test_gpu_only_is_enforced_at_once() -> None:
+    assert_gpu_only(True)
+    with pytest.raises(NodeError, match="GPU-only enforcement: nvcc/nvidia-smi not found"):
+        assert_gpu_only(False)
+
+
+FACTS = st.builds(
+    machine,
+    st.builds(
+        gpu, persistence_mode=st.sampled_from([True, False, None]), compute_capability=st.sampled_from([None, "7.5", "9.0"])
+    ),
+    tools=st.sets(st.sampled_from(["nvcc", "git", "podman", "apt-get"])).map(lambda names: dict.fromkeys(names, "/x")),
+    device_nodes=st.frozensets(st.sampled_from(["nvidia-uvm", "nvidia-nvswitchctl"])),
+    open_files=st.sampled_from([None, 64, 100_000]),
+    ram_available_bytes=st.sampled_from([None, 0, GIB * 90]),
+    ports_taken=st.frozensets(st.integers(8080, 8084)),
+)
+WANTS = st.builds(
+    Wants,
+    st.sampled_from(["home", "cloud", "dev"]),
+    st.lists(
+        st.builds(
+            PoolWants,
+            st.sampled_from(["a", "b", "c"]),
+            mode=st.sampled_from(["source", "container", "package", "external"]),
+            scheme=st.sampled_from(["file", "hf", "s3"]),
+            mask=st.sampled_from([None, DeviceMask((0,)), DeviceMask((3,))]),
+            ports=st.sampled_from([(), (8080,), (8081, 8082)]),
+        ),
+        max_size=4,
+    ).map(tuple),
+    engine_ports=st.sampled_from([None, (8080, 8084)]),
+)
+
+
+@given(FACTS, WANTS, st.randoms())
+def test_the_order_of_pools_does_not_change_the_judgement(facts: HostFacts, wants: Wants, chance: random.Random) -> None:
+    shuffled = list(wants.pools)
+    chance.shuffle(shuffled)
+    findings = judge(facts, wants)
+    again = judge(facts, dataclasses.replace(wants, pools=tuple(shuffled)))
+    assert findings == again
+    assert len(set(findings)) == len(findings)
+
+
+@given(FACTS, WANTS)
+def test_whatever_fails_has_a_remedy_and_only_gpu_required_survives_every_override(facts: HostFacts, wants: Wants) -> None:
+    findings = judge(facts, wants)
+    assert all(finding.remedy for finding in findings if finding.level in ("fail", "warn"))
+    everything = dataclasses.replace(wants, allow=frozenset(finding.code for finding in findings))
+    assert {finding.code for finding in judge(facts, everything) if finding.level == "fail"} <= {"gpu_required"}

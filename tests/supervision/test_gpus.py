@@ -1,0 +1,352 @@
+"""Pools on simulated looks at GPUs: who gets what, what is refused and why, what happens when a GPU is lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.devices import DeviceIncident, DeviceSnapshot, ScanProblem
+from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.sizing import LaunchFacts
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.admission import Admission, AdmissionRules
+from pool_managerd.supervision.device_view import devices_view
+from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.testing.manual_clock import settle
+from tests.core.gpus import GIB, gpu, mig, process
+from tests.supervision.test_pools import World
+
+TWO = (gpu(0, 24), gpu(1, 12))
+NO_RETRY: dict[str, Any] = {"supervision": {"restart": "on-failure"}}
+
+
+class GpuWorld(World):
+    """Pools a, b, c, each needing ``gib`` on one GPU."""
+
+    def __init__(self, *devices: DeviceSnapshot, gib: float = 10, **config: Any) -> None:
+        super().__init__(ids=["a", "b", "c"], **config)
+        self.fakes.monitor.show(*devices)
+        for pool in self.config.pools:
+            self.needs(pool.id, gib)
+
+    def needs(self, pool_id: str, gib: float) -> None:
+        self.fakes.needs[pool_id] = LaunchFacts("fake-1", pool_id, EngineSettings(), overhead_bytes=int(gib * GIB))
+
+    async def begin(self, pool_id: str) -> PoolDriver:
+        """Start and let everything happen that can."""
+        driver = self.pools.find(pool_id)
+        if driver is None:
+            driver = self.pools.add(pool_id, next(p for p in self.config.pools if p.id == pool_id))
+        await self.pools.change(driver, "start", ev.Start(), "up", desired="up")
+        await settle()
+        return driver
+
+    async def see(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None, periodic: bool = True) -> None:
+        self.fakes.monitor.show(*devices, problem=problem)
+        await self.fakes.watch.look(periodic=periodic)
+        await settle()
+
+    def phase(self, pool_id: str) -> Phase:
+        return self.pools.get(pool_id).instance.phase
+
+    def runs_on(self, pool_id: str) -> list[int]:
+        assignment = self.pools.get(pool_id).launch.assignment
+        return [] if assignment is None else [d.id for d in assignment.devices]
+
+
+@pytest.fixture
+async def made() -> AsyncIterator[list[GpuWorld]]:
+    worlds: list[GpuWorld] = []
+    yield worlds
+    for world in worlds:
+        for driver in world.pools.all():
+            await driver.close()
+
+
+async def test_a_pool_without_a_mask_gets_the_gpu_with_most_room_and_sees_it_alone(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    a, b = await world.begin("a"), await world.begin("b")
+    assert (world.runs_on("a"), world.runs_on("b")) == ([0], [0])
+    await world.begin("c")
+    assert world.runs_on("c") == [1]
+    assert a.launch.prepared is not None and a.launch.prepared.env == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000000",
+    }  # fmt: skip
+    assert view(b.instance).ready
+
+
+async def test_a_start_that_does_not_fit_fails_with_needed_free_and_holders_and_is_retried(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24, processes=(process(77, 6, name="blender"),)))
+    made.append(world)
+    await world.begin("a")
+    b = await world.begin("b")
+    assert world.phase("b") is Phase.BACKOFF and world.fakes.launcher.processes[1:] == []
+    error = str(b.instance.last_error)
+    assert "needs 10 GiB" in error and "8 GiB of 24 GiB" in error
+    assert "pool a 10 GiB" in error and "pid 77 (blender) 6 GiB" in error
+    await world.see(gpu(0, 24))
+    await world.fakes.clock.advance(5)
+    assert view(b.instance).ready
+
+
+async def test_two_starts_at_once_cannot_both_take_the_memory(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gib=14)
+    made.append(world)
+    for pool in world.config.pools[:2]:
+        world.pools.add(pool.id, pool).post(ev.Start())
+    await settle(60)
+    phases = sorted(world.pools.get(p).instance.phase.value for p in "ab")
+    assert phases == ["backoff", "ready"]
+    assert [r.pool_id for r in world.fakes.gpus.memory.ledger.all()] == ["a"]
+
+
+async def test_a_stop_is_complete_when_the_memory_is_seen_free_and_not_before(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(gpu(0, 24, processes=(process(4000, 9, start_ticks=5),)))
+    stop = await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 9),)))
+    await settle()
+    assert world.phase("a") is Phase.STOPPING and stop.status == "running"
+    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    world.fakes.monitor.show(gpu(0, 24))
+    await world.fakes.clock.advance(1)
+    assert world.phase("a") is Phase.DOWN and stop.status == "succeeded"
+    assert world.fakes.gpus.memory.ledger.get("a") is None
+
+
+async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gib=20)
+    made.append(world)
+    a = await world.begin("a")
+    world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 19, name="llama-server"),)))
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(40)
+    assert world.phase("a") is Phase.FAILED and a.instance.reason == "vram_held"
+    assert "held by pid 4000 (llama-server), 19 GiB" in str(a.instance.last_error)
+    b = await world.begin("b")
+    assert world.phase("b") is Phase.BACKOFF and "INSUFFICIENT_VRAM" in str(b.launch.cause and b.launch.cause.error_code)
+    world.fakes.monitor.show(gpu(0, 24))
+    await world.fakes.clock.advance(10)
+    assert world.phase("a") is Phase.DOWN and view(b.instance).ready
+
+
+async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(gpu(0, 24, processes=(process(5001, 9, start_ticks=7, nonce="nonce-4000"),)))
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=9))
+    world.fakes.monitor.show(gpu(0, 24, processes=(process(5001, 9),)))
+    await settle(40)
+    assert world.phase("a") is Phase.STOPPING and a.instance.vram_pending
+
+
+# --- a GPU that is not to be trusted ---
+
+
+async def test_a_lost_gpu_ends_its_engine_and_the_pool_moves_to_another(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    await settle(60)
+    assert world.fakes.launcher.processes[0].signals == ["term"]
+    assert "GPU 0 is quarantined: it is lost: GPU_IS_LOST (15)" in str(a.instance.last_error) or view(a.instance).ready
+    await world.see(replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    await world.fakes.clock.advance(5)
+    assert view(a.instance).ready and world.runs_on("a") == [1]
+
+
+async def test_a_masked_pool_waits_for_its_gpu_through_probation(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [0]})
+    made.append(world)
+    a = await world.begin("a")
+    lost = (replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    await world.see(*lost)
+    await world.fakes.clock.advance(60)
+    await world.see(*lost)
+    assert world.phase("a") is Phase.DOWN and a.instance.quarantined and a.instance.owed
+    with pytest.raises(RequestError, match="one of its GPUs is quarantined"):
+        await world.begin("a")
+    for _ in range(2):
+        await world.see(*TWO)
+    assert a.instance.quarantined, "two good looks are not enough"
+    await world.see(*TWO)
+    await settle(60)
+    assert view(a.instance).ready and world.runs_on("a") == [0]
+
+
+async def test_a_fatal_xid_quarantines_and_one_of_a_program_does_not(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [0]})
+    made.append(world)
+    a = await world.begin("a")
+    world.fakes.watch.on_incident(DeviceIncident(31, "kmsg", pci_bus_id="0000:01:00"))
+    await settle()
+    assert view(a.instance).ready
+    world.fakes.watch.on_incident(DeviceIncident(79, "kmsg", pci_bus_id="0000:01:00"))
+    await settle(60)
+    assert not view(a.instance).ready and "Xid 79: the GPU has fallen off the bus (reboot" in str(a.instance.last_error)
+    xids = [(e.fields["device"], e.fields["xid"], e.level) for e in world.fakes.told if e.type == "xid"]
+    assert xids == [("0", 31, "warn"), ("0", 79, "error")]
+
+
+async def test_without_sight_of_the_gpus_nothing_starts_and_what_runs_goes_on(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(*TWO, problem=ScanProblem("driver_mismatch", "library and kernel module differ", "reboot"))
+    b = await world.begin("b")
+    assert view(a.instance).ready and world.phase("b") is Phase.BACKOFF and len(world.fakes.launcher.processes) == 1
+    assert "the GPUs cannot be looked at: library and kernel module differ (reboot)" in str(b.instance.last_error)
+
+
+async def test_a_cordoned_gpu_takes_nothing_new_and_survives_the_daemon(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, gib=5)
+    made.append(world)
+    await world.see(*TWO)
+    a = await world.begin("a")
+    await world.fakes.watch.cordon("0")
+    assert view(a.instance).ready
+    await world.begin("b")
+    assert world.runs_on("b") == [1]
+    later = GpuWorld(*TWO, gib=5, pool={"devices": [0]})
+    made.append(later)
+    later.fakes.records.known = world.fakes.records.known
+    later.fakes.watch.restore()
+    c = await later.begin("c")
+    assert "GPU 0 is cordoned; uncordon it with: pool-managerd devices uncordon 0" in str(c.instance.last_error)
+    await later.fakes.watch.uncordon("GPU-00000000")
+    await later.fakes.clock.advance(5)
+    assert view(c.instance).ready
+
+
+async def test_a_released_driver_stops_starts_until_it_is_taken_up_again(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    await world.fakes.watch.release()
+    a = await world.begin("a")
+    assert world.phase("a") is Phase.BACKOFF
+    await world.fakes.watch.resume()
+    await world.fakes.clock.advance(5)
+    assert view(a.instance).ready
+
+
+async def test_an_unknown_device_in_a_mask_is_a_configuration_error(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [5]})
+    made.append(world)
+    a = await world.begin("a")
+    assert (world.phase("a"), a.instance.reason) == (Phase.FAILED, "config_error")
+    assert "there is no device 5; there are 0 (NVIDIA Test), 1 (NVIDIA Test)" in str(a.instance.last_error)
+
+
+async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [1]})
+    made.append(world)
+    a = await world.begin("a")
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await settle()
+    later = GpuWorld(replace(TWO[1], id=0), replace(TWO[0], id=1), pool={"devices": [1]})
+    made.append(later)
+    later.fakes.records.known = world.fakes.records.known
+    later.fakes.admission.restore()
+    b = await later.begin("a")
+    assert b.launch.assignment is not None and [d.uuid for d in b.launch.assignment.devices] == ["GPU-00000001"]
+
+
+async def test_mig_on_and_off_never_misplaces_a_pool(made: list[GpuWorld]) -> None:
+    parent = gpu(0, 80, mig_enabled=True)
+    world = GpuWorld(parent, mig(parent, 1), mig(parent, 2), gib=5, pool={"devices": ["MIG-0-2"]})
+    made.append(world)
+    a = await world.begin("a")
+    assert a.launch.prepared is not None and a.launch.prepared.env["CUDA_VISIBLE_DEVICES"] == "MIG-0-2"
+    await world.see(gpu(0, 80))
+    await world.fakes.clock.advance(60)
+    assert a.instance.quarantined and not view(a.instance).ready
+
+
+# --- what is learnt and shown ---
+
+
+async def test_a_submitted_engine_sees_the_gpus_that_it_was_given(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    driver = world.pools.add("x")
+    engine = PreparedEngine("x", "/engine", port=9000, device_mask="GPU1", env={"A": "b"}, verbatim=True)
+    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    assert driver.launch.prepared is not None and driver.launch.prepared.env == {
+        "A": "b", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000001",
+    }  # fmt: skip
+
+
+async def test_without_gpus_a_cpu_is_used_only_where_that_is_allowed(made: list[GpuWorld]) -> None:
+    world = GpuWorld()
+    made.append(world)
+    world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
+    a = await world.begin("a")
+    assert view(a.instance).ready and a.launch.assignment is None
+    strict = GpuWorld()
+    made.append(strict)
+    fakes = strict.fakes
+    fakes.monitor.show()
+    fakes.admission = Admission(fakes.gpus, fakes.size, lambda: 1 << 40, fakes.records, AdmissionRules())
+    strict.pools._s = replace(strict.pools._s, admission=fakes.admission)
+    b = await strict.begin("b")
+    assert (strict.phase("b"), b.instance.reason) == (Phase.FAILED, "gpu_required")
+    assert "GPU-only enforcement: no NVIDIA GPU was found" in str(b.instance.last_error)
+
+
+async def test_too_little_main_memory_fails_before_anything_is_spawned(made: list[GpuWorld]) -> None:
+    world = GpuWorld()
+    made.append(world)
+    world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "none"))
+    world.fakes.needs["a"] = LaunchFacts("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
+    a = await world.begin("a")
+    assert a.instance.reason is None and world.phase("a") is Phase.BACKOFF
+    assert "needs 100 GiB of main memory and 64 GiB are available" in str(a.instance.last_error)
+
+
+async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    await world.begin("a")
+    await world.see(gpu(0, 24, processes=(process(4000, 9, start_ticks=5), process(88, 2))), TWO[1])
+    entry = world.fakes.registry.get("a")
+    assert entry is not None and (entry.vram_total_bytes, entry.vram_free_bytes) == (24 * GIB, 13 * GIB)
+    assert entry.vram_available_bytes == 12 * GIB and entry.compute_capability == "8.6"
+    row = devices_view(world.fakes.gpus, world.fakes.clock, (1, 2), simulated=False)["devices"][0]
+    assert row["reservations"] == [
+        {"pool_id": "a", "reserved_bytes": 10 * GIB, "used_bytes": 9 * GIB, "exclusive": False, "pids": [4000]}
+    ]
+    assert [p["pid"] for p in row["foreign"]] == [88] and row["vram_available_bytes"] == 12 * GIB
+
+
+async def test_what_an_engine_held_is_promised_to_the_next_of_its_kind(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(gpu(0, 24, processes=(process(4000, 3, start_ticks=5),)))
+    world.fakes.monitor.show(gpu(0, 24))
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(1)
+    await world.begin("a")
+    reserved = world.fakes.gpus.memory.ledger.get("a")
+    assert reserved is not None and 3 * GIB <= reserved.bytes_by_device["GPU-00000000"] < 4 * GIB
+
+
+async def test_an_unknown_device_cannot_be_cordoned(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    await world.see(*TWO)
+    with pytest.raises(PoolError, match="device 7 not found") as refused:
+        await world.fakes.watch.cordon("7")
+    assert refused.value.http_status == 404 and refused.value.hint == "there are: 0, 1"
