@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from pool_managerd.config_load import load_config
     from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
     from pool_managerd.core.backoff import BackoffPolicy
+    from pool_managerd.core.device_masks import DeviceMask
+    from pool_managerd.core.devices import DeviceSnapshot
     from pool_managerd.core.drain import DrainOutcome, DrainRequest
     from pool_managerd.core.health import HealthStatus
+    from pool_managerd.core.hetero_split import SplitPlan
+    from pool_managerd.core.placement import Decision, PlacementRequest, decide
     from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
     from pool_managerd.engines.provisioner import EngineProvisioner
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
@@ -29,8 +33,12 @@ _HOMES = {
     "config_load": ("load_config",),
     "core.artifacts": ("PreparedEngine", "ResolvedModel"),
     "core.backoff": ("BackoffPolicy",),
+    "core.device_masks": ("DeviceMask",),
+    "core.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
+    "core.hetero_split": ("SplitPlan",),
+    "core.placement": ("Decision", "PlacementRequest", "decide"),
     "embedding": ("PreloadOutcome", "Registry", "execute_drain"),
     "engines.provisioner": ("EngineProvisioner",),
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
@@ -42,6 +50,9 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BackoffPolicy",
     "Config",
+    "Decision",
+    "DeviceMask",
+    "DeviceSnapshot",
     "DrainOutcome",
     "DrainRequest",
     "EngineError",
@@ -49,6 +60,7 @@ __all__ = [
     "HealthStatus",
     "ModelProvisioner",
     "NodeError",
+    "PlacementRequest",
     "PoolConfig",
     "PoolError",
     "PoolManager",
@@ -58,7 +70,9 @@ __all__ = [
     "RequestError",
     "ResolvedModel",
     "SpecError",
+    "SplitPlan",
     "__version__",
+    "decide",
     "execute_drain",
     "load_config",
 ]

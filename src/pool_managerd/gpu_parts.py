@@ -32,8 +32,10 @@ BARS_A_START = frozenset({
 """Findings that make a start impossible. Others are for the operator: a disk that is low must not keep an engine down, and
 the GPUs themselves are for the admission to judge, which looks at them anew and knows what a mask is bound to.
 """
-PREFLIGHT_FRESH_S = 30.0
-"""So long the facts of the machine are believed for another start; the GPUs are looked at anew for each."""
+FACTS_FRESH_S, FACTS_USABLE_S = 30.0, 600.0
+"""So long the facts of the machine are believed by anybody, and by a start that they do not bar: a restart does not wait
+for a tour of the machine. The GPUs are looked at anew for each.
+"""
 
 
 class GpuParts:
@@ -65,16 +67,22 @@ class GpuParts:
         """Available and total main memory of this daemon, in bytes."""
         return available_ram_bytes(), total_ram_bytes()
 
-    async def preflight(self, pool_id: str | None = None) -> Report:
-        """The judgement over this machine for the configuration, or for one of its pools."""
+    async def preflight(self) -> Report:
+        """The judgement over this machine for the whole configuration."""
+        return self._judge(await self._machine(0.0), None)
+
+    async def _machine(self, usable_s: float) -> HostFacts:
         now = self._clock.monotonic()
-        if pool_id is None or self._facts is None or now - self._facts[0] > PREFLIGHT_FRESH_S:
+        if self._facts is None or now - self._facts[0] > usable_s:
             self._facts = now, await asyncio.to_thread(surveying.facts_of, self._config, os.environ)
-        facts = replace(self._facts[1], scan=self.watch.scan)
-        return surveying.judged(self._config, facts, pools=None if pool_id is None else (pool_id,), own_ports=self._own_ports())
+        return self._facts[1]
+
+    def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
+        return surveying.judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._own_ports())
 
     async def announce(self) -> None:
-        """Every finding that is not ok, as an event with its remedy."""
+        """Every finding that is not ok, as an event with its remedy. Beside the start of the pools: a driver may take seconds."""
+        await self.watch.look()
         levels = {"fail": "error", "overridden": "warn", "warn": "info"}
         for finding in (await self.preflight()).findings:
             if finding.level in levels:
@@ -85,10 +93,15 @@ class GpuParts:
 
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
-        report = await self.preflight(pool_id)
-        barring = Report(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
+        barring = self._barring(await self._machine(FACTS_USABLE_S), pool_id)
+        if not barring.ok:  # perhaps no longer: look at the machine again before refusing
+            barring = self._barring(await self._machine(FACTS_FRESH_S), pool_id)
         assert_passed(barring, pool_id)
         return barring
+
+    def _barring(self, facts: HostFacts, pool_id: str) -> Report:
+        report = self._judge(facts, (pool_id,))
+        return Report(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
 
     def _tell_notes(self) -> None:
         """What the monitor cannot see though the scan went well, such as a kernel log that is not readable: each once."""

@@ -89,8 +89,6 @@ class PoolManager:
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
         self._gpus.watch.restore()
         self._a.services().admission.restore()
-        await self._gpus.watch.look()
-        await self._a.announce_preflight()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
         for survivor in self._a.survivors:
@@ -99,7 +97,8 @@ class PoolManager:
         await self._pools.boot(stored)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
-        self._watching = [asyncio.create_task(watching.run()) for watching in (watcher, self._gpus.watch)]
+        watching = (watcher.run(), self._gpus.watch.run(), self._a.announce_preflight())
+        self._watching = [asyncio.create_task(work) for work in watching]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
@@ -112,7 +111,7 @@ class PoolManager:
             for driver in self._pools.all():
                 driver.kill()
         if self._shutdown is None:
-            self._pools.closing = True
+            self._pools.closing = self._gpus.closing = True
             self._shutdown = asyncio.create_task(self._close())
         await asyncio.shield(self._shutdown)
 

@@ -21,6 +21,8 @@ from pool_managerd.models.gguf_shape import read_gguf_shape
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.safetensors_header import read_safetensors_shape
 
+MAX_SHAPES = 256
+
 
 class StartSizer:
     """Reads the facts of a launch. Engines other than llama.cpp and models other than GGUF are sized by their files."""
@@ -28,6 +30,7 @@ class StartSizer:
     def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner) -> None:
         self._overhead = config.gpu.overhead_mib << 20
         self._models, self._engines = models, engines
+        self._shapes: dict[tuple[str, int, int], ModelShape | None] = {}
 
     async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
         """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
@@ -40,26 +43,35 @@ class StartSizer:
     def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
         _, path, size = self._models.locate(pool.model)
         version, flags = self._engines.sizing_flags(pool, str(path))
-        shape = _shape_of(path)
+        shape = self._shape_of(path)
         wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
         return LaunchFacts(
             version, wanted or _fingerprint(shape, size), _with_files(flags), shape, size, self._overhead, pool.vram_bytes
         )
+
+    def _shape_of(self, path: Path) -> ModelShape | None:
+        """From the headers of a GGUF file, or of safetensors; None for any other model. Read once as long as it is unchanged."""
+        info = path.stat()
+        key = (str(path), info.st_mtime_ns, info.st_size)
+        if key not in self._shapes or path.is_dir():
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = _read_shape(path)
+        return self._shapes[key]
 
     def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
         shape, size = None, 0
         if engine.model_path is not None:
             try:
                 size = Path(engine.model_path).stat().st_size
-                shape = _shape_of(Path(engine.model_path))
+                shape = self._shape_of(Path(engine.model_path))
             except (OSError, PoolError):
                 shape = None  # it runs verbatim: what cannot be read is only known less well
         settings = _with_files(engine.flags) if engine.engine == "llamacpp" else EngineSettings()
         return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
 
-def _shape_of(path: Path) -> ModelShape | None:
-    """From the headers of a GGUF file, or of safetensors; None for any other model."""
+def _read_shape(path: Path) -> ModelShape | None:
     if path.suffix.lower() == ".gguf":
         return read_gguf_shape(str(path))
     return read_safetensors_shape(str(path)) if path.is_dir() or path.suffix == ".safetensors" else None

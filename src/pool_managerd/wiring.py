@@ -152,9 +152,9 @@ class Adapters:
         """Available and total main memory, in bytes."""
         return self._gpu_parts.ram()
 
-    async def preflight(self, pool_id: str | None = None) -> Report:
-        """The judgement over this machine for the configuration, or for one of its pools (SPEC §7)."""
-        return await self._gpu_parts.preflight(pool_id)
+    async def preflight(self) -> Report:
+        """The judgement over this machine for the configuration (SPEC §7)."""
+        return await self._gpu_parts.preflight()
 
     async def announce_preflight(self) -> None:
         """Tell what stands in the way of running here, before anything is started (ORCH-3202)."""

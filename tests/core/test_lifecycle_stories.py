@@ -304,7 +304,7 @@ def gpu_story_stopping() -> Story:
 
 def test_memory_that_is_not_given_back_fails_the_pool_and_keeps_its_promise() -> None:
     story = gpu_story_stopping()
-    story.tell(ev.VramHeld(1, "pid 77 (leftover)"))
+    story.tell(ev.VramHeld(1, "it is held by pid 77 (leftover)"))
     assert story.phase() is Phase.FAILED and story.i.reason == "vram_held"
     assert "pid 77 (leftover)" in str(story.i.last_error) and "ReleaseVram" not in story.kinds()
 

@@ -157,11 +157,11 @@ async def test_a_lost_gpu_ends_its_engine_and_the_pool_moves_to_another(made: li
     world = GpuWorld(*TWO)
     made.append(world)
     a = await world.begin("a")
-    await world.see(replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    lost = replace(TWO[0], error="GPU_IS_LOST (15)", processes=(process(4000, 9),))  # what was known last, the engine included
+    await world.see(lost, TWO[1])
     await settle(60)
     assert world.fakes.launcher.processes[0].signals == ["term"]
-    assert "GPU 0 is quarantined: it is lost: GPU_IS_LOST (15)" in str(a.instance.last_error) or view(a.instance).ready
-    await world.see(replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    await world.see(lost, TWO[1])
     await world.fakes.clock.advance(5)
     assert view(a.instance).ready and world.runs_on("a") == [1]
 
@@ -271,6 +271,78 @@ async def test_mig_on_and_off_never_misplaces_a_pool(made: list[GpuWorld]) -> No
     await world.see(gpu(0, 80))
     await world.fakes.clock.advance(60)
     assert a.instance.quarantined and not view(a.instance).ready
+
+
+async def test_mig_turned_on_under_a_pool_takes_its_gpu_away_from_it(made: list[GpuWorld]) -> None:
+    whole, parent = gpu(0, 80), gpu(0, 80, mig_enabled=True)
+    world = GpuWorld(whole, gib=5, pool={"devices": [0]})
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(parent, mig(parent, 1))
+    await world.fakes.clock.advance(1)
+    assert world.phase("a") is Phase.DOWN and a.instance.owed
+    assert "GPU 0 is in MIG mode now" in str(a.instance.last_error)
+    await world.see(whole)
+    await settle(60)
+    assert view(a.instance).ready
+
+
+async def test_what_befalls_a_gpu_in_mig_mode_befalls_its_instances(made: list[GpuWorld]) -> None:
+    parent = gpu(0, 80, mig_enabled=True)
+    devices = (parent, mig(parent, 1), mig(parent, 2))
+    world = GpuWorld(*devices, gib=5, pool={"devices": ["MIG-0-1"]})
+    made.append(world)
+    await world.see(*devices)
+    await world.fakes.watch.cordon("0")
+    a = await world.begin("a")
+    assert "GPU 0 is cordoned" in str(a.instance.last_error)
+    await world.fakes.watch.uncordon("0")
+    await world.fakes.clock.advance(5)
+    assert view(a.instance).ready
+    world.fakes.watch.on_incident(DeviceIncident(79, "nvml", uuid=parent.uuid))
+    await settle(60)
+    assert not view(a.instance).ready and "Xid 79" in str(a.instance.last_error)
+    rows = devices_view(world.fakes.gpus, world.fakes.clock, (1, 2), simulated=False)["devices"]
+    assert [row["state"] for row in rows] == ["quarantined"] * 3
+
+
+async def test_a_pool_that_may_run_anywhere_leaves_a_named_gpu_to_the_pool_that_must_have_it(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gpu(1, 20), gib=16)
+    made.append(world)
+    named = world.config.pools[1].model_copy(update={"devices": (0,)})
+    world.pools.add("b", named)
+    await world.begin("a")
+    await world.begin("b")
+    assert (world.runs_on("a"), world.runs_on("b")) == ([1], [0])
+
+
+async def test_a_forgotten_pool_leaves_no_promise_and_no_binding(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    driver = world.pools.add("x")
+    engine = PreparedEngine("x", "/engine", port=9000, device_mask="0", verbatim=True)
+    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    assert world.fakes.records.facts("device_binding").keys() == {"x"}
+    world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 9),)))
+    await world.pools.change(driver, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(40)
+    assert driver.instance.phase is Phase.FAILED
+    await world.pools.remove(driver)
+    assert world.fakes.gpus.memory.ledger.all() == [] and world.fakes.records.facts("device_binding") == {}
+
+
+async def test_a_daemon_that_ends_does_not_wait_long_for_memory(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    await world.begin("a")
+    world.fakes.monitor.show(gpu(0, 24), problem=ScanProblem("nvml_hung", "the driver does not answer"))
+    world.fakes.gpus.closing = True
+    await world.pools.change(world.pools.get("a"), "stop", ev.Stop(), "down", desired="down")
+    await settle(60)
+    assert world.phase("a") is Phase.FAILED
+    error = str(world.pools.get("a").instance.last_error)
+    assert error.endswith("is free: the GPUs cannot be looked at: the driver does not answer")
 
 
 # --- what is learnt and shown ---

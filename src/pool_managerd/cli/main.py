@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from pool_managerd.cli import changes, devices, follow, output, preflight, reads, serving
+from pool_managerd.cli import changes, devices, explain, follow, output, preflight, reads, serving
 from pool_managerd.cli.exits import CommandFailed
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, ca
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.preload),
     *(changes.drain, changes.undrain, changes.restart, changes.hold, changes.release, reads.command),
-    *(reads.leases, follow.logs, follow.events, reads.crashes, reads.explain, preflight.preflight),
+    *(reads.leases, follow.logs, follow.events, reads.crashes, explain.explain, preflight.preflight),
     *(serving.version,),
 )
 for _command in _COMMANDS:

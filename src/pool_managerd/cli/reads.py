@@ -96,27 +96,6 @@ def crashes(pool_id: OptionalPoolId = None, url: Url = None, config: ConfigFile 
     show(daemon(url, config).get(*path), output, rows)
 
 
-def explain(pool_id: OptionalPoolId = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Say what a start would do and what stands in its way, without doing it."""
-    node = daemon(url, config)
-    wanted = [pool["pool_id"] for pool in node.get("pools")] if pool_id is None else [pool_id]
-    found = [node.get("pools", one, "explain") for one in wanted]
-
-    def lines(explanations: list[Json]) -> None:
-        for answer in explanations:
-            sys.stdout.write(f"{answer['would']}\n")
-            for step in answer.get("steps", []):
-                text = f"{step.get('kind')}: {step.get('detail')}" if isinstance(step, dict) else str(step)
-                sys.stdout.write(f"  - {text}\n")
-            for blocker in answer.get("blockers", []):
-                sys.stdout.write(f"  ! {blocker}\n")
-
-    if output is Format.JSON:
-        show(found[0] if pool_id is not None else found, output, lines)
-    else:
-        lines(found)
-
-
 def _status_facts(pool: Json) -> None:
     preload, perf = pool.get("preload") or {}, pool.get("perf") or {}
     reason = f" ({pool['reason']})" if pool.get("reason") else ""
@@ -131,6 +110,7 @@ def _status_facts(pool: Json) -> None:
             ("model", pool.get("model_id")),
             ("leases", _slots(pool)),
             ("devices", pool.get("device_mask")),
+            ("runs on", _runs_on(pool)),
             ("pid", pool.get("pid")),
             ("url", pool.get("url")),
             ("speed", speed),
@@ -144,6 +124,13 @@ def _status_facts(pool: Json) -> None:
             ("last error", pool.get("last_error")),
         )
     )
+
+
+def _runs_on(pool: Json) -> str | None:
+    """``GPU 0, GPU 1``, or the CPU where that is allowed."""
+    if pool.get("compute") == "gpu":
+        return ", ".join(f"GPU {device['device']}" for device in pool.get("devices", []))
+    return "the CPU" if pool.get("compute") == "cpu" else None
 
 
 def _slots(pool: Json) -> str:

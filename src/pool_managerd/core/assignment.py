@@ -27,7 +27,7 @@ class Wish:
     """What the pool's configuration says. ``devices`` is its mask in the order written, None when any of ``candidates`` will do.
 
     ``split``: by request over several devices, with a share per device or automatic. Without ``enforce`` a start that
-    does not fit is only warned of.
+    does not fit is only warned of. ``spoken_for`` are devices that other pools must have: taken last.
     """
 
     pool_id: str
@@ -37,6 +37,7 @@ class Wish:
     split: Split = None
     exclusive: bool = False
     enforce: bool = True
+    spoken_for: frozenset[str] = frozenset()
 
 
 def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, DeviceAccount]) -> Assignment:
@@ -73,7 +74,7 @@ def _options(wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapsh
     elif wish.split is not None:
         widths = (len(wish.split),)
     for width in widths:
-        yield from groups(wish.candidates, free, width)
+        yield from sorted(groups(wish.candidates, free, width), key=lambda group: sum(d.uuid in wish.spoken_for for d in group))
 
 
 def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:

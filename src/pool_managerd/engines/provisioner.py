@@ -61,6 +61,7 @@ class EngineProvisioner:
         self._check_model = check_model
         self._has_gpu = has_gpu
         self._binaries = BinaryProbe(config.daemon.engine_user)
+        self._package: tuple[int, _Program] | None = None
 
     def mode_of(self, pool: PoolConfig) -> str:
         """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): llama.cpp from its package if installed."""
@@ -180,13 +181,21 @@ class EngineProvisioner:
 
     def _program(self, pool: PoolConfig, mode: str) -> _Program:
         if mode == "package":
-            gpu_flag = () if self._config.profile == "dev" else ("--require-gpu",)
-            argv = (sys.executable, "-I", str(_LAUNCHER), *gpu_flag)
-            return _Program(argv, launcher_options(), f"xllamacpp-{_package_version()}")
+            return self._packaged()
         path = self._binary_path(pool)
         _check_runnable(path, pool.id)
         facts = self._binaries.facts(path, pool.provisioning.env.get("LD_LIBRARY_PATH", ""))
         return _Program((str(path),), facts.options, facts.version, facts.warnings)
+
+    def _packaged(self) -> _Program:
+        """The embedded engine; its version and options are read again only when the package was changed."""
+        spec = importlib.util.find_spec("xllamacpp")
+        changed_ns = Path(spec.origin).stat().st_mtime_ns if spec is not None and spec.origin is not None else 0
+        if self._package is None or self._package[0] != changed_ns:
+            gpu_flag = () if self._config.profile == "dev" else ("--require-gpu",)
+            argv = (sys.executable, "-I", str(_LAUNCHER), *gpu_flag)
+            self._package = changed_ns, _Program(argv, launcher_options(), f"xllamacpp-{_package_version()}")
+        return self._package[1]
 
     def _binary_path(self, pool: PoolConfig) -> Path:
         binary = pool.provisioning.binary

@@ -64,7 +64,7 @@ class Admission:
         SpecError for a mask or split that cannot be.
         """
         sizing = await self._size(driver)
-        scan = await self._gpus.watch.look()
+        scan = await self._scan()
         # From here to the promise nothing is awaited: two starts cannot see the same memory free.
         found, bound = self._decide(driver, epoch, scan, sizing, self._gpus.memory.ledger)
         if found is not None:
@@ -76,7 +76,7 @@ class Admission:
     async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
         """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
         sizing = await self._size(driver)
-        scan = await self._gpus.watch.look()
+        scan = await self._scan()
         found, _ = self._decide(driver, driver.instance.epoch + 1, scan, sizing, self._gpus.memory.ledger.copy())
         if found is None:
             return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
@@ -96,6 +96,10 @@ class Admission:
         found = assign(sizing, self._wish(driver, epoch, scan, bound and bound[1]), ledger, self._gpus.memory.accounts())
         notices = bound[1].notices if bound is not None else ()
         return replace(found, notices=(*notices, *found.notices)), bound
+
+    async def _scan(self) -> DeviceScan:
+        """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
+        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.look()
 
     async def _size(self, driver: PoolDriver) -> LaunchSizing:
         facts = await self._sizer(driver.config, driver.submitted)
@@ -123,6 +127,12 @@ class Admission:
         if self._known.observe(key, per_gpu, loaded=loaded) != before:
             self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
 
+    def forget(self, pool_id: str) -> None:
+        """The pool is gone: with it its promise, and what its mask meant."""
+        self._gpus.forget(pool_id)
+        if self._bindings.pop(pool_id, None) is not None:
+            self._facts.note_fact(BINDING, pool_id, None)
+
     # --- inside ---
 
     def _require_cpu_allowed(self, pool_id: str, scan: DeviceScan) -> None:
@@ -137,8 +147,8 @@ class Admission:
     def _check_ram(self, pool_id: str, sizing: LaunchSizing, n_devices: int) -> None:
         if self._rules.fit != "enforce":
             return
-        needed, free = sizing.footprint(n_devices).host.size_bytes, self._free_ram()
-        if needed > free:
+        needed = sizing.footprint(n_devices).host.size_bytes
+        if needed and needed > (free := self._free_ram()):
             raise NodeError(
                 f"cannot start pool {pool_id}: it needs {size(needed)} of main memory and {size(free)} are available",
                 code="INSUFFICIENT_RAM", status=503, pool_id=pool_id,
@@ -147,11 +157,14 @@ class Admission:
             )  # fmt: skip
 
     def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, bound: Bound | None) -> Wish:
-        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.trust_in(d.uuid).usable)
+        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
         split: Split = driver.config.tensor_split if driver.config is not None else None
         exclusive = driver.config is not None and driver.config.exclusive
         devices = bound.devices if bound is not None else None
-        return Wish(driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce")
+        return Wish(
+            driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            spoken_for=self._gpus.spoken_for(driver),
+        )  # fmt: skip
 
     def _bound(self, driver: PoolDriver, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
         """The mask and its devices, each of which may be used; None without a mask."""
@@ -160,7 +173,7 @@ class Admission:
             return None
         bound = bind(mask, scan.devices, _known_bindings(self._bindings.get(driver.pool_id), mask))
         for device in bound.devices:
-            trust = self._gpus.watch.trust_in(device.uuid)
+            trust = self._gpus.watch.standing(device.uuid)
             if not trust.usable:
                 raise objection(trust, driver.pool_id)
         return mask, bound

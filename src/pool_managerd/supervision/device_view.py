@@ -18,7 +18,7 @@ def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: b
     scan = gpus.watch.scan
     age_ms = max(0, round((clock.monotonic() - scan.taken_at) * 1000)) if scan.taken_at else None
     accounts = gpus.memory.accounts()
-    rows = [device_row(d, gpus.watch.trust_in(d.uuid), accounts[d.uuid]) for d in in_pci_order(scan.devices)]
+    rows = [device_row(d, gpus.watch.standing(d.uuid), accounts[d.uuid]) for d in in_pci_order(scan.devices)]
     present = {d.uuid for d in scan.devices}
     rows += [_gone_row(t) for t in gpus.watch.known() if t.uuid not in present and (t.cordoned or t.state is not Trust.OK)]
     return {

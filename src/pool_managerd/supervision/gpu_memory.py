@@ -21,7 +21,7 @@ BLIND_SLACK_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What of an ended engine is still on the GPUs. ``holder`` names it for people, None when nothing is left.
+    """What of an ended engine is still on the GPUs. ``holder`` says so to people, None when nothing is left.
 
     ``certain`` is false where pids cannot be matched and only the fall of used memory was judged.
     """
@@ -65,22 +65,31 @@ class GpuMemory:
         now = {d.uuid: d.vram_used_bytes for d in self._scan().devices}
         self._before[pool_id] = {uuid: now[uuid] for uuid in uuids if uuid in now}
 
+    def forget(self, pool_id: str) -> None:
+        reservation = self.ledger.get(pool_id)
+        if reservation is not None:
+            self.ledger.release(pool_id, reservation.epoch)
+        self._before.pop(pool_id, None)
+
     def leftover(self, pool_id: str) -> Leftover:
         """What the latest scan still shows of the pool's ended engine, on the devices that it was promised."""
         scan, reservation = self._scan(), self.ledger.get(pool_id)
         if scan.problem is not None:
-            return Leftover(f"nobody can tell: {scan.problem.message}")
+            return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}")
         self.attribute()
-        mine = [d for d in scan.devices if reservation is None or d.uuid in reservation.bytes_by_device]
-        held = [p for d in scan.devices for p in d.processes if p.pid in self._owners and self._owners[p.pid].pool_id == pool_id]
+        # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
+        fresh = [d for d in scan.devices if d.error is None]
+        mine = [d for d in fresh if reservation is None or d.uuid in reservation.bytes_by_device]
+        held = [p for d in fresh for p in d.processes if p.pid in self._owners and self._owners[p.pid].pool_id == pool_id]
         if held:
-            return Leftover("; ".join(sorted({f"{who(p)}, {size(p.vram_bytes or 0)}" for p in held})))
+            holders = sorted({f"{who(p)}, {size(p.vram_bytes or 0)}" for p in held})
+            return Leftover(f"it is held by {'; '.join(holders)}")
         blind = [d for d in mine if any(not p.certain for p in d.processes)]
         before = self._before.get(pool_id, {})
         risen = [d for d in blind if d.vram_used_bytes > before.get(d.uuid, 0) + BLIND_SLACK_BYTES]
         if risen:
             shown = ", ".join(f"GPU {d.label} {size(d.vram_used_bytes)} in use" for d in risen)
-            return Leftover(f"processes of another pid namespace ({shown}, more than before the start)", certain=False)
+            return Leftover(f"its use has not fallen ({shown}, more than before the start)", certain=False)
         return Leftover(None, certain=not blind)
 
     def _marks(self) -> list[EngineMark]:

@@ -84,6 +84,15 @@ class GpuWatch:
         device = next((d for d in self.scan.devices if d.uuid == uuid), None)
         return DeviceTrust(uuid, device.label if device else "?")
 
+    def standing(self, uuid: str) -> DeviceTrust:
+        """What counts for whoever wants to use the device: its own trust, and for a MIG instance that of its GPU, too."""
+        own = self.trust_in(uuid)
+        device = next((d for d in self.scan.devices if d.uuid == uuid), None)
+        if own.usable and device is not None and device.parent_uuid is not None:
+            parent = self.trust_in(device.parent_uuid)
+            return own if parent.usable else replace(parent, uuid=uuid)
+        return own
+
     def known(self) -> list[DeviceTrust]:
         """What is thought of every device, those that are gone included."""
         return [self._trust[uuid] for uuid in sorted(self._trust)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.core.device_masks import in_pci_order
-from pool_managerd.core.device_trust import DeviceTrust, Trust
+from pool_managerd.core.device_trust import Trust
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import DeviceShare, Registry
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from pool_managerd.supervision.driver import PoolDriver
 
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.005, 0.5
+CLOSING_WAIT_S = 5.0
+"""A daemon that ends waits no longer than this for memory: what is still held then is for the next one to see."""
 
 
 class Gpus:
-    """One per node. ``attach`` gives it the pools before anything starts."""
+    """One per node. ``attach`` gives it the pools before anything starts. ``closing``: the node is shutting down."""
 
     def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock) -> None:
         self.watch = watch
@@ -32,6 +34,7 @@ class Gpus:
         self._drivers: Callable[[], Iterable[PoolDriver]] = tuple
         self.memory = GpuMemory(lambda: watch.scan, self.drivers)
         self._had_gpus = False
+        self.closing = False
         watch.listen(self._after_look)
 
     def attach(self, drivers: Callable[[], Iterable[PoolDriver]]) -> None:
@@ -46,6 +49,11 @@ class Gpus:
         if self.memory.ledger.release(pool_id, epoch):
             self.refresh()
 
+    def forget(self, pool_id: str) -> None:
+        """The pool is gone. What its processes still hold is foreign from now on."""
+        self.memory.forget(pool_id)
+        self.refresh()
+
     # --- after a stop ---
 
     async def wait_until_free(self, driver: PoolDriver, epoch: int, deadline_s: float) -> None:
@@ -54,6 +62,7 @@ class Gpus:
         Ends without a word when the pool has moved on to another launch.
         """
         pause, since, told = FIRST_LOOK_S, self._clock.monotonic(), False
+        deadline_s = min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
         while driver.instance.epoch == epoch and driver.instance.vram_pending:
             await self.watch.look()
             left = self.memory.leftover(driver.pool_id)
@@ -61,7 +70,8 @@ class Gpus:
                 self._tell_uncertain(driver, left.certain)
                 driver.post(ev.VramFree(epoch))
                 return
-            if not told and self._clock.monotonic() - since >= deadline_s:
+            blind = self.closing and self.watch.scan.stale  # nobody will look later on, either
+            if not told and (blind or self._clock.monotonic() - since >= deadline_s):
                 told = True
                 driver.post(ev.VramHeld(epoch, left.holder))
             await self._sleep(pause)
@@ -96,12 +106,22 @@ class Gpus:
 
     def _reconsider(self, driver: PoolDriver) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
-        bad = [t for t in map(self.watch.trust_in, self.devices_of(driver)) if t.state is not Trust.OK]
-        i, lost = driver.instance, any(t.lost and t.state is Trust.QUARANTINED for t in bad)
+        bad = [found for found in map(self._objection, self.devices_of(driver)) if found is not None]
+        i, lost = driver.instance, any(is_lost for _, is_lost in bad)
         if bad and (not i.quarantined or (lost and i.has_process and i.phase is not Phase.STOPPING)):
-            driver.post(ev.Quarantine(_why(bad), lost))
+            driver.post(ev.Quarantine("; ".join(why for why, _ in bad), lost))
         elif not bad and i.quarantined:
             driver.post(ev.EndQuarantine())
+
+    def _objection(self, uuid: str) -> tuple[str, bool] | None:
+        """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
+        trust = self.watch.standing(uuid)
+        if trust.state is not Trust.OK:
+            return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
+        device = next((d for d in self.watch.scan.devices if d.uuid == uuid), None)
+        if device is not None and device.mig_enabled:
+            return f"GPU {device.label} is in MIG mode now: name one of its instances in `devices`, or turn MIG off", True
+        return None
 
     def devices_of(self, driver: PoolDriver) -> tuple[str, ...]:
         """UUIDs that the pool runs on; while it does not run, those that its mask demands. Empty: it is free to choose."""
@@ -118,6 +138,16 @@ class Gpus:
             return tuple(d.uuid for d in mask.resolve(self.watch.scan.devices))
         except SpecError:
             return ()  # its start will say what is wrong with the mask
+
+    def spoken_for(self, driver: PoolDriver) -> frozenset[str]:
+        """Devices that the masks of other pools name which hold nothing yet and are to run: left to them where others will do."""
+        found: set[str] = set()
+        for other in self._drivers():
+            i = other.instance
+            waiting = self.memory.ledger.get(other.pool_id) is None and not (i.held or i.drained)
+            if other is not driver and waiting and other.mask is not None and not other.external:
+                found.update(self.devices_of(other))
+        return frozenset(found)
 
     # --- figures ---
 
@@ -136,10 +166,6 @@ class Gpus:
         if not uuids and driver.mask is None and not driver.external:
             uuids = tuple(d.uuid for d in self.watch.scan.devices if d.usable)
         return [accounts[d.uuid] for d in in_pci_order(self.watch.scan.devices) if d.uuid in uuids and d.uuid in accounts]
-
-
-def _why(bad: list[DeviceTrust]) -> str:
-    return "; ".join(t.objection for t in bad)
 
 
 def _figures(accounts: list[DeviceAccount]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pool_managerd.supervision.workers import Launch
 def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall_ms: int) -> dict[str, Any]:
     """All fields of the registry entry that follow from the instance and its present launch."""
     seen, prepared = view(i), launch.prepared
+    shape = launch.sizing.facts.shape if launch.sizing is not None else None
     fields: dict[str, Any] = {
         "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
         "last_error": i.last_error, "crash_count": i.crash_count, "restart_count": i.restart_count,
@@ -21,13 +22,14 @@ def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall
     }  # fmt: skip
     if config is not None:
         fields |= {
-            "engine": config.engine, "quant": config.quant,
+            "engine": config.engine, "quant": config.quant or (shape.quantization if shape is not None else None),
             "model_ref": config.model, "sampler_profile_version": config.sampler_profile_version,
         }  # fmt: skip
     if prepared is not None:
         fields |= {
             "engine": prepared.engine, "engine_version": prepared.engine_version, "model_id": prepared.model_id,
-            "device_mask": prepared.device_mask, "slots_total": prepared.slots_total, "ctx_max": prepared.ctx,
+            "device_mask": prepared.device_mask, "slots_total": prepared.slots_total,
+            "ctx_max": prepared.ctx or (shape.ctx_train if shape is not None else None),
         }  # fmt: skip
     if launch.first_token_ms is not None:
         fields["perf_hints"] = PerfHints(launch.tokens_per_s, launch.first_token_ms)

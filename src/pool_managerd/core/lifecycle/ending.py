@@ -250,7 +250,7 @@ def vram_held(i: Instance, e: ev.VramHeld, now: float, p: Policy) -> Step:
     """The promise is kept: nobody else is given memory that is not free. A late VramFree ends this."""
     if not i.vram_pending:
         return i, ()
-    error = f"cannot confirm that the GPU memory of pool '{i.pool_id}' is free: held by {e.holder}"
+    error = f"cannot confirm that the GPU memory of pool '{i.pool_id}' is free: {e.holder}"
     stuck = to(i, Phase.FAILED, now, reason="vram_held", last_error=error, has_process=False)
     return stuck, (do.Say("vram_held", error, level="error", fields={"holder": e.holder}),)
 
@@ -260,7 +260,7 @@ def stopping_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.deadline is None or now < i.deadline:
         return i, ()
     if i.vram_pending:
-        return vram_held(i, ev.VramHeld(i.epoch, "a process that could not be named"), now, p)
+        return vram_held(i, ev.VramHeld(i.epoch, "nothing was heard of it"), now, p)
     if not i.killed:
         return replace(i, killed=True, deadline=now + p.kill_wait_s), (do.KillEngine(i.epoch),)
     if i.reaped:

@@ -206,7 +206,7 @@ class VramFree(EpochEvent):
 
 @dataclass(frozen=True, slots=True)
 class VramHeld(EpochEvent):
-    """The memory was not given back in time; ``holder`` says by whom it is held."""
+    """The memory was not given back in time; ``holder`` is the end of a sentence: by whom it is held, or why nobody knows."""
 
     holder: str
 

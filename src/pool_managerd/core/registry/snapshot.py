@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.core.registry.types import DeviceShare, PerfHints
+from pool_managerd.errors import SpecError
+
+_PLAIN = {"str": str, "bool": bool, "int": int, "float": float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,50 @@ class PoolSnapshot:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> PoolSnapshot:
+        """What ``to_dict`` gave, through JSON and from any version: unknown keys are ignored, others may be absent.
+
+        A value of another type counts as absent. Raises SpecError when the pool has no id.
+        """
+        pool_id = raw.get("pool_id")
+        if not isinstance(pool_id, str):
+            raise SpecError("cannot read a pool's snapshot: it has no pool_id")
+        blank = snapshot_of(PoolEntry(pool_id))
+        values = {name: getattr(blank, name) for name in cls.__dataclass_fields__}
+        shares, hints = raw.get("devices"), raw.get("perf_hints")
+        values |= _typed(cls, raw)
+        values["devices"] = tuple(_share(s) for s in shares if isinstance(s, Mapping)) if isinstance(shares, list) else ()
+        values["perf_hints"] = _hints(hints) if isinstance(hints, Mapping) else None
+        return cls(**values)
+
 
 def snapshot_of(entry: PoolEntry) -> PoolSnapshot:
     values: dict[str, Any] = {name: getattr(entry, name, None) for name in PoolSnapshot.__dataclass_fields__}
     values |= {"live": entry.health.live, "ready": entry.health.ready}
     return PoolSnapshot(**values)
+
+
+def _share(raw: Mapping[str, Any]) -> DeviceShare:
+    blank: dict[str, Any] = {"id": -1, "device": "", "uuid": "", "compute_capability": None}
+    blank |= {"vram_total_bytes": 0, "vram_free_bytes": 0, "vram_available_bytes": 0}
+    return DeviceShare(**(blank | _typed(DeviceShare, raw)))
+
+
+def _hints(raw: Mapping[str, Any]) -> PerfHints:
+    names = raw.get("quantizations")
+    known = tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+    return PerfHints(quantizations=known, **_typed(PerfHints, raw))
+
+
+def _typed(shape: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``raw`` that are plain fields of the dataclass ``shape``, and of the type written there."""
+    found = {}
+    for name, field in shape.__dataclass_fields__.items():
+        wanted = _PLAIN.get(field.type.partition(" ")[0])
+        value = raw.get(name)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if wanted is not None and type(value) is wanted:
+            found[name] = value
+    return found

@@ -1,0 +1,198 @@
+"""``explain``: what a start would do, or which pool would take a request, without doing either."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pool_managerd.cli import output as shown
+from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
+from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
+from pool_managerd.cli.output import Format, show
+
+if TYPE_CHECKING:
+    from pool_managerd.core.placement import Decision, PlacementRequest
+    from pool_managerd.core.registry import PoolSnapshot
+
+Json = dict[str, Any]
+_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+
+
+def _wish(name: str, meaning: str) -> Any:
+    return typer.Option(name, help=f"With --place: {meaning}", show_default=False)
+
+
+Place = Annotated[bool, typer.Option("--place", help="Say which pool would take a request, and why the others would not.")]
+Model = Annotated[str | None, _wish("--model", "the pool must serve this model.")]
+Engine = Annotated[str | None, _wish("--engine", "the pool must run this engine.")]
+Context = Annotated[
+    int | None, typer.Option("--ctx", min=0, help="With --place: tokens that the request may fill.", show_default=False)
+]
+Quant = Annotated[str | None, _wish("--quant", "the model must have this quantisation, such as Q4_K_M.")]
+Vram = Annotated[str | None, _wish("--vram", "so much must be free beside what is loaded, such as 4GiB.")]
+Mask = Annotated[str | None, _wish("--device-mask", "the only GPUs that may be touched, such as 0,1 or UUIDs.")]
+Pin = Annotated[str | None, _wish("--pin", "this pool or none.")]
+Prefer = Annotated[list[str] | None, _wish("--prefer", "this pool comes first; may be repeated.")]
+Avoid = Annotated[list[str] | None, _wish("--avoid", "this pool comes last; may be repeated.")]
+NoFallback = Annotated[bool, _wish("--no-fallback", "nothing but the preferred, and nothing avoided.")]
+
+
+def explain(
+    pool_id: OptionalPoolId = None,
+    place: Place = False,
+    model: Model = None,
+    engine: Engine = None,
+    ctx: Context = None,
+    quant: Quant = None,
+    vram: Vram = None,
+    device_mask: Mask = None,
+    pin: Pin = None,
+    prefer: Prefer = None,
+    avoid: Avoid = None,
+    no_fallback: NoFallback = False,
+    url: Url = None,
+    config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Say what a start would do and what stands in its way; with --place which pool would take a request. Nothing is done.
+
+    With --place it exits 0 when a pool can take it, 1 when none can.
+    """
+    wishes = {
+        "model": model, "engine": engine, "ctx": ctx, "quant": quant, "vram": vram, "device-mask": device_mask, "pin": pin,
+        "prefer": prefer, "avoid": avoid, "no-fallback": no_fallback or None,
+    }  # fmt: skip
+    if not place:
+        _only_with_place(wishes)
+        _starts(daemon(url, config), pool_id, output)
+        return
+    if pool_id is not None:
+        hint = f"leave {pool_id!r} out, or write --pin {pool_id}"
+        raise CommandFailed("cannot place a request and explain one pool at once", USAGE, hint=hint)
+    request = _request(wishes)
+    _place(daemon(url, config).get("snapshots"), request, output)
+
+
+# --- what a start would do ---
+
+
+def _starts(node: Any, pool_id: str | None, output: Format) -> None:
+    wanted = [pool["pool_id"] for pool in node.get("pools")] if pool_id is None else [pool_id]
+    found = [node.get("pools", one, "explain") for one in wanted]
+    if output is Format.JSON:
+        show(found[0] if pool_id is not None else found, output, _steps)
+    else:
+        _steps(found)
+
+
+def _steps(explanations: list[Json]) -> None:
+    for answer in explanations:
+        sys.stdout.write(f"{answer['would']}\n")
+        for step in answer.get("steps", []):
+            text = f"{step.get('kind')}: {step.get('detail')}" if isinstance(step, dict) else str(step)
+            sys.stdout.write(f"  - {text}\n")
+        for blocker in answer.get("blockers", []):
+            sys.stdout.write(f"  ! {blocker}\n")
+
+
+# --- who would take a request ---
+
+
+def _only_with_place(wishes: Mapping[str, Any]) -> None:
+    if given := [f"--{name}" for name, value in wishes.items() if value is not None]:
+        verb = "only means something" if len(given) == 1 else "only mean something"
+        raise CommandFailed(f"cannot use {', '.join(given)}: it {verb} with --place", USAGE, hint="add --place")
+
+
+def _request(wishes: Mapping[str, Any]) -> PlacementRequest:
+    """What the options ask for. Raises CommandFailed (2) for a size or a mask that cannot be read."""
+    from pool_managerd.core.device_masks import DeviceMask
+    from pool_managerd.core.placement import PlacementRequest
+    from pool_managerd.errors import SpecError
+
+    mask = wishes["device-mask"]
+    try:
+        devices = None if mask is None else DeviceMask.parse(mask)
+    except SpecError as error:
+        raise CommandFailed(error.message, USAGE, hint="write --device-mask 0,1, or UUIDs as nvidia-smi -L shows them") from error
+    return PlacementRequest(
+        wishes["model"], wishes["engine"], wishes["quant"], wishes["ctx"] or 0, _bytes(wishes["vram"]), devices, wishes["pin"],
+        tuple(wishes["prefer"] or ()), tuple(wishes["avoid"] or ()), not wishes["no-fallback"],
+    )  # fmt: skip
+
+
+def _bytes(text: str | None) -> int:
+    """``4GiB`` as bytes. Raises CommandFailed (2)."""
+    import re
+
+    if text is None:
+        return 0
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]i)?B", text, re.ASCII | re.IGNORECASE)
+    unit = next((shift for name, shift in _UNITS.items() if found and name.lower() == f"{found[2] or ''}b".lower()), None)
+    if found is None or unit is None:
+        raise CommandFailed(
+            f"cannot use {text[:40]!r} as a size: it must be a number and B, KiB, MiB, GiB or TiB",
+            USAGE,
+            hint="write --vram 4GiB",
+        )
+    return int(float(found[1]) * (1 << unit))
+
+
+def _place(answer: Any, request: PlacementRequest, output: Format) -> None:
+    from pool_managerd.core.placement import decide
+
+    pools = _pools(answer)
+    decision = decide(request, pools)
+    for name in sorted({*request.prefer, *request.avoid} - {pool.pool_id for pool in pools}):
+        shown.error(f"there is no pool {name!r}")
+
+    def lines(_: Any) -> None:
+        for line in _sentences(decision, request, pools):
+            sys.stdout.write(shown.printable(line) + "\n")
+
+    show(_to_json(decision, answer), output, lines)
+    raise typer.Exit(OK if decision.pool_id is not None else NO)
+
+
+def _pools(answer: Any) -> list[PoolSnapshot]:
+    from pool_managerd.core.registry import PoolSnapshot
+    from pool_managerd.errors import SpecError
+
+    rows = answer.get("pools") if isinstance(answer, dict) else None
+    try:
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise SpecError("cannot read the daemon's snapshots: they are no list of pools")
+        return [PoolSnapshot.from_dict(row) for row in rows]
+    except SpecError as error:
+        raise CommandFailed(error.message, REFUSED, hint="does a pool-managerd answer at this address?") from error
+
+
+def _to_json(decision: Decision, answer: Json) -> Json:
+    from dataclasses import asdict
+
+    return {**asdict(decision), "snapshot_version": answer.get("version")}
+
+
+def _sentences(decision: Decision, request: PlacementRequest, pools: Sequence[PoolSnapshot]) -> Iterator[str]:
+    by_id = {pool.pool_id: pool for pool in pools}
+    yield decision.why + (", and is a fallback" if decision.fallback else "")
+    width = min(32, max((len(c.pool_id) for c in decision.candidates), default=0))
+    for candidate in decision.candidates:
+        name = candidate.pool_id
+        if candidate.objection is not None:
+            yield f"  ! {name:<{width}}  {candidate.objection}"
+            continue
+        marks = [word for word, named in (("preferred", request.prefer), ("to be avoided", request.avoid)) if name in named]
+        facts = "; ".join([_standing(by_id[name]), *marks])
+        yield f"  {'*' if name == decision.pool_id else '-'} {name:<{width}}  {facts}"
+
+
+def _standing(pool: PoolSnapshot) -> str:
+    """What the order of the feasible pools goes by."""
+    from pool_managerd.core.narration import count, size
+
+    free = "no GPU" if pool.vram_free_bytes is None else f"{size(pool.vram_free_bytes)} of VRAM free"
+    return f"{free}, {count(pool.active_leases, 'lease')}"
