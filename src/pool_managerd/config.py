@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.narration import parse_size
 from pool_managerd.errors import SpecError
 
 POOL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -21,6 +22,11 @@ RestartPolicy = Literal["on-failure", "always", "never"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _bytes(value: Any) -> Any:
+    """A size such as ``28GiB`` as a number; anything else as it is."""
+    return parse_size(value) if isinstance(value, str) else value
 
 
 def is_pool_id(text: str) -> bool:
@@ -207,7 +213,9 @@ class PoolConfig(Section):
         description="GPU indices, GPU0 names, GPU or MIG UUIDs, as a list or as text with commas; empty means all devices.",
     )
     exclusive: bool = Field(False, description="Share the GPUs with nobody: no other pool, no foreign compute process.")
-    vram_bytes: Positive | None = Field(None, description="VRAM to reserve in total, instead of the estimate.")
+    vram_bytes: Annotated[Positive, BeforeValidator(_bytes, json_schema_input_type=int | str)] | None = Field(
+        None, description="VRAM to reserve in total, instead of the estimate: a number, or a size such as 28GiB."
+    )
     tensor_split: Literal["auto"] | tuple[float, ...] | None = Field(
         None, description="Split the model over several GPUs: a share per device of the mask, or auto."
     )
@@ -228,7 +236,7 @@ class PoolConfig(Section):
             try:
                 return DeviceMask.parse(value if isinstance(value, str) else ",".join(map(str, value))).items
             except SpecError as error:
-                raise ValueError(error.message.removeprefix("cannot use the device mask ")) from error
+                raise ValueError(error.message.rpartition("': ")[2]) from error
         return value
 
     @model_validator(mode="after")

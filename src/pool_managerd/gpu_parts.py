@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from pool_managerd import surveying
 from pool_managerd.config import Config
@@ -15,12 +16,14 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.worker_process import PythonWorkers, Worker, Workers
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.start_sizing import StartSizer
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.gpu_bindings import Bindings
 from pool_managerd.supervision.gpu_watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.gpus import Gpus
 from pool_managerd.supervision.protocols import Clock
@@ -32,10 +35,26 @@ BARS_A_START = frozenset({
 """Findings that make a start impossible. Others are for the operator: a disk that is low must not keep an engine down, and
 the GPUs themselves are for the admission to judge, which looks at them anew and knows what a mask is bound to.
 """
-FACTS_FRESH_S, FACTS_USABLE_S = 30.0, 600.0
-"""So long the facts of the machine are believed by anybody, and by a start that they do not bar: a restart does not wait
-for a tour of the machine. The GPUs are looked at anew for each.
+FACTS_FRESH_S = 30.0
+"""Older facts of the machine are gathered again beside a start, which goes by what is known: a restart does not wait for a
+tour of the machine. A start that they would bar waits for fresh ones. The GPUs are looked at anew for each.
 """
+
+
+class LateWorkers:
+    """NVML workers that are only known once the state directory is ours: a simulated driver is built there."""
+
+    def __init__(self) -> None:
+        self.found: Workers | None = None
+
+    async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker:
+        if self.found is None:
+            raise OSError("the node is not open yet")
+        return await self.found.start(on_incident)
+
+    def close(self) -> None:
+        if self.found is not None:
+            self.found.close()
 
 
 class GpuParts:
@@ -45,19 +64,23 @@ class GpuParts:
         self, config: Config, clock: Clock, events: EventLog, store: StateStore, own_ports: Callable[[], frozenset[int]]
     ) -> None:
         self._config, self._clock, self._events, self._store, self._own_ports = config, clock, events, store, own_ports
-        self.monitor = NvmlMonitor(
-            on_incident=self._on_incident,
-            workers=surveying.worker_options(config, config.daemon.state_dir),
-            clock=clock.monotonic,
-        )
+        surveying.check_simulation(config)
+        self._workers = LateWorkers()
+        self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic)
         settings = WatchSettings(config.gpu.rescan_interval_ms / 1000, boot_id())
         self.watch = GpuWatch(self.monitor, clock, events, store, settings)
         self._facts: tuple[float, HostFacts] | None = None
+        self._survey: asyncio.Task[HostFacts] | None = None
         self._told: set[str] = set()
         self.watch.listen(self._tell_notes)
 
+    async def open(self) -> None:
+        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler."""
+        options = await asyncio.to_thread(surveying.worker_options, self._config, self._config.daemon.state_dir)
+        self._workers.found = PythonWorkers(options)
+
     def gpus(self, registry: Registry) -> Gpus:
-        return Gpus(self.watch, registry, self._clock)
+        return Gpus(self.watch, registry, self._clock, Bindings(self._store))
 
     def admission(self, gpus: Gpus, models: ModelProvisioner, engines: EngineProvisioner) -> Admission:
         rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)
@@ -69,13 +92,21 @@ class GpuParts:
 
     async def preflight(self) -> Report:
         """The judgement over this machine for the whole configuration."""
-        return self._judge(await self._machine(0.0), None)
+        return self._judge(await self._surveyed(), None)
 
-    async def _machine(self, usable_s: float) -> HostFacts:
-        now = self._clock.monotonic()
-        if self._facts is None or now - self._facts[0] > usable_s:
-            self._facts = now, await asyncio.to_thread(surveying.facts_of, self._config, os.environ)
-        return self._facts[1]
+    async def _surveyed(self) -> HostFacts:
+        """Fresh facts; who asks while they are gathered gets the same."""
+        if self._survey is None:
+            self._survey = asyncio.create_task(self._gather(), name="survey")
+        return await asyncio.shield(self._survey)
+
+    async def _gather(self) -> HostFacts:
+        try:
+            found = await asyncio.to_thread(surveying.facts_of, self._config, os.environ)
+            self._facts = self._clock.monotonic(), found
+            return found
+        finally:
+            self._survey = None
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
         return surveying.judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._own_ports())
@@ -93,9 +124,14 @@ class GpuParts:
 
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
-        barring = self._barring(await self._machine(FACTS_USABLE_S), pool_id)
-        if not barring.ok:  # perhaps no longer: look at the machine again before refusing
-            barring = self._barring(await self._machine(FACTS_FRESH_S), pool_id)
+        if self._facts is None:
+            await self._surveyed()
+        at, facts = self._facts or (0.0, await self._surveyed())
+        barring = self._barring(facts, pool_id)
+        if barring.ok and self._clock.monotonic() - at > FACTS_FRESH_S and self._survey is None:
+            self._survey = asyncio.create_task(self._gather(), name="survey")
+        elif not barring.ok:  # perhaps no longer
+            barring = self._barring(await self._surveyed(), pool_id)
         assert_passed(barring, pool_id)
         return barring
 
@@ -105,10 +141,10 @@ class GpuParts:
 
     def _tell_notes(self) -> None:
         """What the monitor cannot see though the scan went well, such as a kernel log that is not readable: each once."""
-        for note in self.monitor.notes:
-            if note not in self._told:
-                self._told.add(note)
-                self._events.emit("notice", note, level="info")
+        notes = set(self.monitor.notes)
+        for note in sorted(notes - self._told):
+            self._events.emit("notice", note, level="info")
+        self._told = notes
 
     def _on_incident(self, incident: DeviceIncident) -> None:
         self.watch.on_incident(incident)

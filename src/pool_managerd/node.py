@@ -87,8 +87,8 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        self._gpus.watch.restore()
-        self._a.services().admission.restore()
+        for part in (self._gpus.watch, self._gpus.bindings, self._a.services().admission):
+            part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
         for survivor in self._a.survivors:
@@ -108,6 +108,7 @@ class PoolManager:
     async def shutdown(self, *, hard: bool = False) -> None:
         """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed."""
         if hard:
+            self._gpus.hurry = True
             for driver in self._pools.all():
                 driver.kill()
         if self._shutdown is None:

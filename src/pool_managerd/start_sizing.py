@@ -53,11 +53,12 @@ class StartSizer:
         """From the headers of a GGUF file, or of safetensors; None for any other model. Read once as long as it is unchanged."""
         info = path.stat()
         key = (str(path), info.st_mtime_ns, info.st_size)
-        if key not in self._shapes or path.is_dir():
-            if len(self._shapes) >= MAX_SHAPES:
-                self._shapes.clear()
-            self._shapes[key] = _read_shape(path)
-        return self._shapes[key]
+        if key in self._shapes and not path.is_dir():
+            return self._shapes[key]
+        if len(self._shapes) >= MAX_SHAPES:
+            self._shapes = {}
+        found = self._shapes[key] = _read_shape(path)
+        return found
 
     def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
         shape, size = None, 0

@@ -64,6 +64,12 @@ def scan_once(config: Config | None = None) -> DeviceScan:
         return asyncio.run(look(worker_options(config or Config(), Path(scratch))))
 
 
+def check_simulation(config: Config) -> None:
+    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described."""
+    if config.gpu.simulate is not None:
+        check_topology(config.gpu.simulate)
+
+
 def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
     """How the NVML worker is to be run: as it is, or on the simulated driver, which is built in ``build_dir`` then.
 
@@ -72,7 +78,6 @@ def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
     topology = config.gpu.simulate
     if topology is None:
         return WorkerOptions()
-    check_topology(topology)
     environment = simulated_environment(build_simulated_driver(build_dir), topology)
     kernel_log = topology.with_name(topology.name + ".kmsg")
     return WorkerOptions(environment, kernel_log if kernel_log.exists() else Path(os.devnull))

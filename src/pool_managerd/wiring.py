@@ -103,6 +103,7 @@ class Adapters:
             stored = self.store.open()
             self.files.prepare()
             await self._clear_away()
+            await self._gpu_parts.open()
             await self._spawner.start()
         except BaseException:
             await self.store.close()

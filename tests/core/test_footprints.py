@@ -16,8 +16,8 @@ def test_load_peak_and_spread_are_kept_per_gpu() -> None:
     assert seen.get(KEY) is None
     assert seen.observe(KEY, [100, 50], loaded=True) == Measured((100, 50), (100, 50))
     assert seen.observe(KEY, [130, 40], loaded=False) == Measured((100, 50), (130, 50))
-    assert seen.observe(KEY, [90, 55], loaded=True) == Measured((90, 55), (130, 55), 2, (10, 5))
-    assert seen.get(KEY) == Measured((90, 55), (130, 55), 2, (10, 5))
+    assert seen.observe(KEY, [90, 55], loaded=True) == Measured((90, 55), (115, 55), 2, (10, 5))
+    assert seen.get(KEY) == Measured((90, 55), (115, 55), 2, (10, 5))
 
 
 def test_another_number_of_gpus_starts_anew() -> None:

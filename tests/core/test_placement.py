@@ -34,7 +34,7 @@ def test_most_free_vram_wins_then_fewest_leases_then_the_id() -> None:
     pools = [pool("c", 10), pool("b", 20, active_leases=2), pool("a", 20, active_leases=1), pool("d", 20, active_leases=1)]
     decision = decide(ANY, pools)
     assert decision.pool_id == "a" and [c.pool_id for c in decision.candidates] == ["a", "d", "b", "c"]
-    assert decision.why == "Pool 'a' takes it: 20 GiB of VRAM are free on its GPUs, and it has 1 active leases"
+    assert decision.why == "Pool 'a' takes it: 20 GiB of VRAM are free on its GPUs, and it has one active lease"
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,23 @@ def test_an_engine_that_uses_less_than_promised_keeps_its_promise_and_one_that_u
 def test_pids_of_another_namespace_do_not_count_twice() -> None:
     """A running pool whose pid cannot be matched is among the memory that is used."""
     devices = (gpu(0, 24, processes=(process(501, 5, certain=False),)),)
-    running = account(devices, [promise("a", 6)], {}, {"a"})["GPU-00000000"]
+    running = account(devices, [promise("a", 6)], {}, {"a": {}})["GPU-00000000"]
     assert (running.holdings[0].used_bytes, running.foreign_bytes, running.available_bytes) == (5 * GIB, 0, 18 * GIB)
-    staging = account(devices, [promise("a", 6)], {}, set())["GPU-00000000"]
+    staging = account(devices, [promise("a", 6)], {}, {})["GPU-00000000"]
     assert (staging.foreign_bytes, staging.available_bytes) == (5 * GIB, 13 * GIB)
+
+
+def test_foreign_memory_is_not_taken_for_that_of_an_engine_that_is_still_loading() -> None:
+    devices = (gpu(0, 24, processes=(process(501, 14, certain=False),)),)
+    before = {"a": {"GPU-00000000": 14 * GIB}}
+    found = account(devices, [promise("a", 10)], {}, before)["GPU-00000000"]
+    assert (found.foreign_bytes, found.available_bytes) == (14 * GIB, 0)
+
+
+def test_a_driver_that_lists_no_process_at_all_does_not_make_our_memory_count_twice() -> None:
+    devices = (gpu(0, 24, free_gib=14),)
+    found = account(devices, [promise("a", 10)], {}, {"a": {"GPU-00000000": 0}})["GPU-00000000"]
+    assert (found.foreign_bytes, found.available_bytes, found.holdings[0].guessed) == (0, 14 * GIB, True)
 
 
 def test_an_exclusive_pool_shares_with_nobody() -> None:

@@ -99,6 +99,13 @@ def test_without_a_gpu_require_gpu_refuses() -> None:
     assert "GPU-only enforcement: this build of llama.cpp sees no GPU" in text
 
 
+def handles(pid: int, number: signal.Signals) -> bool:
+    """True once the process has a handler for the signal (SigCgt of its status)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)
+
+
 def test_it_serves_and_ends_with_code_0_within_a_second_of_sigterm(tiny_model: Path, run_engine: Run) -> None:
     pytest.importorskip("xllamacpp")
     port = free_port()
@@ -106,6 +113,8 @@ def test_it_serves_and_ends_with_code_0_within_a_second_of_sigterm(tiny_model: P
     process = run_engine((sys.executable, "-I", LAUNCHER, *flags), {})
     wait_until(lambda: http_status(f"http://127.0.0.1:{port}/health") == 200, "the embedded engine")
     assert http_status(f"http://127.0.0.1:{port}/metrics") == 200
+    # It answers from threads of its own a moment before the interpreter goes on and handles signals.
+    wait_until(lambda: handles(process.pid, signal.SIGTERM), "its signal handler")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 0

@@ -275,3 +275,38 @@ def test_a_missing_directory_is_a_clear_refusal(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match="cannot write to state directory") as refused:
         StateStore(tmp_path / "missing").open()
     assert refused.value.http_status == 507 and "--state-dir" in (refused.value.hint or "")
+
+
+# --- facts, and the schema before there were any ---
+
+
+async def test_facts_come_back_by_kind_and_none_forgets(store: StateStore, tmp_path: Path) -> None:
+    await store.put_fact("device", "GPU-1", {"cordoned": True})
+    store.note_fact("device", "GPU-2", {"cordoned": True})
+    store.note_fact("footprint", "all", {"rows": [["a", 1]]})
+    await store.put_fact("device", "GPU-2", None)
+    await store.close()
+    again = StateStore(tmp_path)
+    again.open()
+    assert again.facts("device") == {"GPU-1": {"cordoned": True}} and again.facts("unknown") == {}
+    assert again.facts("footprint") == {"all": {"rows": [["a", 1]]}}
+    await again.close()
+
+
+async def test_a_state_of_the_first_schema_is_taken_over_whole(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "state.db") as first:
+        first.execute(
+            "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, desired TEXT NOT NULL, held INTEGER NOT NULL DEFAULT 0,"
+            " submitted TEXT,"
+            " crash_count INTEGER NOT NULL DEFAULT 0, restart_count INTEGER NOT NULL DEFAULT 0) STRICT"
+        )
+        first.execute("INSERT INTO pools VALUES ('p', 'up', 1, NULL, 3, 4)")
+        first.execute("PRAGMA user_version=1")
+    first.close()
+    store = StateStore(tmp_path)
+    assert store.open() == {"p": StoredPool("p", "up", held=True, crash_count=3, restart_count=4)}
+    await store.put_fact("device", "GPU-1", {"cordoned": True})
+    await store.close()
+    with sqlite3.connect(tmp_path / "state.db") as now:
+        assert now.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION == 2
+    now.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -223,7 +224,7 @@ async def test_a_cordoned_gpu_takes_nothing_new_and_survives_the_daemon(made: li
     later.fakes.records.known = world.fakes.records.known
     later.fakes.watch.restore()
     c = await later.begin("c")
-    assert "GPU 0 is cordoned; uncordon it with: pool-managerd devices uncordon 0" in str(c.instance.last_error)
+    assert "GPU 0 is cordoned (pool-managerd devices uncordon 0)" in str(c.instance.last_error)
     await later.fakes.watch.uncordon("GPU-00000000")
     await later.fakes.clock.advance(5)
     assert view(c.instance).ready
@@ -257,7 +258,7 @@ async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[Gpu
     later = GpuWorld(replace(TWO[1], id=0), replace(TWO[0], id=1), pool={"devices": [1]})
     made.append(later)
     later.fakes.records.known = world.fakes.records.known
-    later.fakes.admission.restore()
+    later.fakes.gpus.bindings.restore()
     b = await later.begin("a")
     assert b.launch.assignment is not None and [d.uuid for d in b.launch.assignment.devices] == ["GPU-00000001"]
 
@@ -343,6 +344,137 @@ async def test_a_daemon_that_ends_does_not_wait_long_for_memory(made: list[GpuWo
     assert world.phase("a") is Phase.FAILED
     error = str(world.pools.get("a").instance.last_error)
     assert error.endswith("is free: the GPUs cannot be looked at: the driver does not answer")
+
+
+# --- where pids cannot be matched ---
+
+
+def blind(gib: float) -> tuple[DeviceSnapshot, ...]:
+    return (gpu(0, 24, processes=(process(77, gib, certain=False),)),)
+
+
+async def test_where_pids_cannot_be_matched_a_neighbours_start_does_not_keep_a_pool_from_recovering(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(*blind(9))
+    await world.begin("b")
+    await world.see(*blind(18))
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
+    world.fakes.monitor.show(*blind(9))
+    await world.fakes.clock.advance(5)
+    assert view(a.instance).ready and a.instance.restart_count == 1
+    notices = [e.human for e in world.fakes.told if e.fields.get("confidence") == "low"]
+    assert len(notices) == 1 and "pids cannot be matched (its use fell)" in notices[0]
+
+
+async def test_where_pids_cannot_be_matched_death_has_to_do_at_the_deadline(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    world.fakes.monitor.show(*blind(20))
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(29)
+    assert world.phase("a") is Phase.STOPPING
+    await world.fakes.clock.advance(3)
+    assert world.phase("a") is Phase.DOWN
+
+
+async def test_a_guess_is_not_learnt_from(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    await world.begin("a")
+    await world.see(*blind(3))
+    assert world.fakes.gpus.memory.used() == {} and world.fakes.records.facts("footprint") == {}
+
+
+# --- the watch itself ---
+
+
+async def test_a_listener_that_fails_does_not_end_the_looking(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+
+    def broken() -> None:
+        raise RuntimeError("broken listener")
+
+    world.fakes.watch.listen(broken)
+    a = await world.begin("a")
+    assert view(a.instance).ready
+    await world.see(replace(TWO[0], error="GPU_IS_LOST (15)"), TWO[1])
+    assert a.instance.quarantined or view(a.instance).ready is False
+    assert any(e.type == "internal_error" and "broken listener" in e.human for e in world.fakes.told)
+
+
+async def test_being_woken_often_does_not_shorten_a_probation(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    await world.see(replace(TWO[0], error="lost"), TWO[1])
+    world.fakes.monitor.show(*TWO)
+    watching = asyncio.create_task(world.fakes.watch.run())
+    for _ in range(9):
+        world.fakes.watch.wake()
+        await settle()
+    watching.cancel()
+    trust = world.fakes.watch.trust_in("GPU-00000000")
+    assert (trust.state.value, trust.good_looks) == ("probation", 1)
+
+
+async def test_a_cordoned_instance_shares_its_gpus_fate_all_the_same(made: list[GpuWorld]) -> None:
+    parent = gpu(0, 80, mig_enabled=True)
+    world = GpuWorld(parent, mig(parent, 1), gib=5, pool={"devices": ["MIG-0-1"]})
+    made.append(world)
+    a = await world.begin("a")
+    await world.fakes.watch.cordon("MIG-0-1")
+    world.fakes.watch.on_incident(DeviceIncident(79, "nvml", uuid=parent.uuid))
+    await settle(60)
+    assert not view(a.instance).ready
+
+
+async def test_what_is_gone_for_good_can_be_forgotten_and_a_partition_taken_down_is_no_fault(made: list[GpuWorld]) -> None:
+    parent = gpu(0, 80, mig_enabled=True)
+    world = GpuWorld()
+    made.append(world)
+    await world.see(parent, mig(parent, 1), gpu(1))
+    await world.see(parent)
+    rows = {t.uuid: t.state.value for t in world.fakes.watch.known()}
+    assert rows == {"GPU-00000000": "ok", "GPU-00000001": "quarantined"}
+    await world.fakes.watch.uncordon("GPU-00000001")
+    await world.see(parent)
+    assert [t.uuid for t in world.fakes.watch.known()] == ["GPU-00000000"]
+
+
+async def test_a_pool_that_was_drained_while_its_gpu_was_lost_stays_down(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [0]})
+    made.append(world)
+    a = await world.begin("a")
+    await world.see(replace(TWO[0], error="lost"), TWO[1])
+    await world.fakes.clock.advance(20)
+    assert a.instance.owed
+    await world.pools.change(a, "drain", ev.Drain(1000, 0), "drained", desired="down")
+    for _ in range(4):
+        await world.see(*TWO)
+    assert world.phase("a") is Phase.DOWN and not a.instance.owed
+
+
+async def test_a_stopped_engine_that_will_not_die_is_not_brought_back_by_its_gpu(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [0]})
+    made.append(world)
+    a = await world.begin("a")
+    stuck = world.fakes.launcher.processes[0]
+    stuck.stop = lambda grace_ms: None  # type: ignore[method-assign]
+    stuck.kill = lambda: None  # type: ignore[method-assign]
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(60)
+    assert a.instance.reason == "stop_failed"
+    for _ in range(3):
+        await world.see(replace(TWO[0], error="lost"), TWO[1])
+    assert sum(e.type == "quarantine" for e in world.fakes.told) == 1
+    stuck.end(ExitRecord(signal=9))
+    for _ in range(5):
+        await world.see(*TWO)
+        await world.fakes.clock.advance(5)
+    assert not view(a.instance).ready and a.instance.phase in (Phase.FAILED, Phase.DOWN)
 
 
 # --- what is learnt and shown ---

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, Protocol
 
 from pool_managerd.core.device_choice import groups
+from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.devices import DeviceSnapshot
 from pool_managerd.core.fit import Footprint
 from pool_managerd.core.hetero_split import SplitPlan
 from pool_managerd.core.reservations import Assignment, DeviceAccount, Ledger, Reservation, without
 from pool_managerd.errors import NodeError, PoolError
+
+MAX_TRIES = 32
+"""Groups of one width that are tried: they come best first, so that the rest is worse."""
 
 Split = Literal["auto"] | tuple[float, ...] | None
 
@@ -19,7 +24,7 @@ Split = Literal["auto"] | tuple[float, ...] | None
 class Sizing(Protocol):
     """What a start needs, by how many devices share it and in which shares (empty: not split, or not known yet)."""
 
-    def footprint(self, n_devices: int, split: tuple[float, ...] = ()) -> Footprint: ...
+    def footprint(self, n_devices: int, split: tuple[float, ...] = (), gpu: str = "") -> Footprint: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +53,11 @@ def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, De
     free = {uuid: without(account, wish.pool_id).available_bytes for uuid, account in accounts.items()}
     first: PoolError | None = None
     closest: Assignment | None = None
-    for devices in _options(wish, free):
+    for devices in _options(sizing, wish, free):
         try:
             option = _share_out(sizing, wish, devices, free)
         except NodeError as error:
-            first = first or error
+            first, closest = first or error, closest or _unchecked(sizing, wish, devices, free)
             continue
         objection = ledger.objection(_promise(wish, option), accounts)
         if objection is None:
@@ -64,23 +69,27 @@ def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, De
     raise first or _nothing_to_use(wish)
 
 
-def _options(wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
+def _options(sizing: Sizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
+    """Groups of devices to try, best first. Widths that have too little room altogether are left out, but for the last."""
     if wish.devices is not None:
         yield wish.devices
         return
     widths: Sequence[int] = (1,)
     if wish.split == "auto":
-        widths = range(1, len(wish.candidates) + 1)
+        widths = range(1, max(1, sum(d.parent_uuid is None for d in wish.candidates)) + 1)
     elif wish.split is not None:
         widths = (len(wish.split),)
+    room = sorted((free.get(d.uuid, 0) for d in wish.candidates), reverse=True)
     for width in widths:
-        yield from sorted(groups(wish.candidates, free, width), key=lambda group: sum(d.uuid in wish.spoken_for for d in group))
+        if width == widths[-1] or sum(room[:width]) >= sizing.footprint(width).gpu_bytes:
+            found = groups(wish.candidates, free, width)
+            yield from islice(sorted(found, key=lambda group: sum(d.uuid in wish.spoken_for for d in group)), MAX_TRIES)
 
 
 def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """How much goes where; several devices share by the given ratios, or in proportion to their room."""
     if len(devices) == 1:
-        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint(1).per_device())})
+        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint(1, (), devices[0].name).per_device())})
     whole = sizing.footprint(len(devices))
     ratios = wish.split if isinstance(wish.split, tuple) else None
     plan = SplitPlan.compute(
@@ -88,9 +97,22 @@ def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], 
         ratios=ratios, free=free,
     )  # fmt: skip
     shares = plan.ratios()
-    parts = sizing.footprint(len(devices), shares).per_device(shares)
+    parts = sizing.footprint(len(devices), shares, plan.devices[0].name).per_device(shares)
     bytes_by_device = {d.uuid: part for d, part in zip(plan.devices, parts, strict=True)}
     return Assignment(plan.devices, bytes_by_device, shares, None if wish.split is None else shares)
+
+
+def _unchecked(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+    """The division that does not fit, for who wants to be warned only."""
+    ordered = in_pci_order(devices)
+    room = [max(1, free.get(d.uuid, 0)) for d in ordered]
+    if isinstance(wish.split, tuple):
+        given = {d.uuid: share for d, share in zip(devices, wish.split, strict=True)}
+        room = [max(1, round(given[d.uuid] * (1 << 40))) for d in ordered]
+    shares = tuple(part / sum(room) for part in room)
+    parts = sizing.footprint(len(ordered), shares, ordered[0].name).per_device(shares)
+    by_device = {d.uuid: part for d, part in zip(ordered, parts, strict=True)}
+    return Assignment(ordered, by_device, shares, None if wish.split is None else shares)
 
 
 def _promise(wish: Wish, option: Assignment) -> Reservation:

@@ -33,6 +33,8 @@ class DeviceMask:
         for item in items:
             if items.count(item) > 1:
                 raise _refused(text, f"it names {item} twice")
+        if len({str(item).upper().startswith("MIG-") for item in items}) > 1:
+            raise _mixed(text)
         return cls(items)
 
     def __str__(self) -> str:
@@ -55,7 +57,7 @@ class DeviceMask:
                 raise _refused(str(self), f"{named[device.uuid]} and {item} are the same device")
             named[device.uuid] = item
         if len({device.parent_uuid is None for device in found}) > 1:
-            raise _refused(str(self), "it mixes MIG instances with whole GPUs", "give the pool one kind of device")
+            raise _mixed(str(self))
         return tuple(found)
 
     def to_cuda_visible_devices(self, devices: Sequence[DeviceSnapshot] | None = None) -> str:
@@ -107,6 +109,10 @@ def _what_exists(devices: Sequence[DeviceSnapshot]) -> str:
     if not devices:
         return "no GPU was found"
     return "there are " + ", ".join(f"{d.label} ({d.name or d.uuid})" for d in in_pci_order(devices))
+
+
+def _mixed(mask: str) -> SpecError:
+    return _refused(mask, "it mixes MIG instances with whole GPUs", "give the pool one kind of device")
 
 
 def _refused(mask: str, why: str, hint: str = "write `devices: [0, 1]`, or UUIDs as `nvidia-smi -L` shows them") -> SpecError:

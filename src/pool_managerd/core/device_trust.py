@@ -27,8 +27,9 @@ class DeviceTrust:
     """What is thought of one device.
 
     ``lost``: programs on it cannot go on. ``needs_reset``: only a reset heals it. ``pending``: nothing but a pending
-    repair was wrong. ``away``: it was not there since the quarantine began. ``ecc_at`` and ``ecc_seen``: uncorrected errors
-    then and last.
+    repair was wrong. ``away``: it was not there since the quarantine began. ``parent``: the GPU of a MIG instance.
+    ``pardoned``: an operator wants it used although a repair is pending.
+    ``ecc_at`` and ``ecc_seen``: uncorrected errors then and last.
     """
 
     uuid: str
@@ -42,6 +43,8 @@ class DeviceTrust:
     pending: bool = False
     away: bool = False
     good_looks: int = 0
+    parent: str | None = None
+    pardoned: bool = False
     ecc_seen: int | None = None
     ecc_at: int | None = None
 
@@ -51,31 +54,39 @@ class DeviceTrust:
         return self.state is Trust.OK and not self.cordoned
 
     @property
-    def objection(self) -> str:
-        """Why a start may not be placed on it, with the remedy."""
+    def trouble(self) -> str:
+        """Why a start may not be placed on it."""
         if self.state is Trust.OK:
-            return f"GPU {self.label} is cordoned; uncordon it with: pool-managerd devices uncordon {self.label}"
-        tail = f" ({self.remedy})" if self.remedy else ""
-        word = "on probation after" if self.state is Trust.PROBATION else "quarantined:"
-        return f"GPU {self.label} is {word} {self.reason}{tail}"
+            return f"GPU {self.label} is cordoned"
+        return f"GPU {self.label} is {'on probation after' if self.state is Trust.PROBATION else 'quarantined:'} {self.reason}"
+
+    @property
+    def cure(self) -> str:
+        """What to do about it."""
+        return self.remedy or f"pool-managerd devices uncordon {self.label}"
+
+    @property
+    def objection(self) -> str:
+        """Both in one sentence."""
+        return f"{self.trouble} ({self.cure})"
 
 
 def look(t: DeviceTrust, device: DeviceSnapshot | None, *, periodic: bool = True) -> DeviceTrust:
     """What a fresh scan makes of it; ``device`` is None when it is not listed any more. Only periodic looks end a probation."""
     if device is None:
         return _lost(t, "it is no longer there", away=True)
-    t = replace(t, label=device.label)
+    t = replace(t, label=device.label, parent=device.parent_uuid)
     if device.error is not None:
         return _lost(t, device.error, away=True)
     grown = t.ecc_seen is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected > t.ecc_seen
     t = replace(t, ecc_seen=device.ecc_uncorrected)
     if grown:
         return condemn(t, "an uncorrectable memory error occurred", RESET, lost=True)
-    if device.reset_pending:
+    if device.reset_pending and not t.pardoned:
         if t.state is Trust.QUARANTINED and t.needs_reset:
             return t
         return replace(condemn(t, "repaired memory waits for a reset of the GPU", RESET, lost=False), pending=True)
-    return _good_look(t, device, periodic)
+    return _good_look(replace(t, pardoned=t.pardoned and device.reset_pending), device, periodic)
 
 
 def judge(t: DeviceTrust, meaning: XidMeaning, xid: int) -> DeviceTrust:
@@ -93,7 +104,7 @@ def condemn(t: DeviceTrust, reason: str, remedy: str, *, lost: bool) -> DeviceTr
 
 def pardon(t: DeviceTrust) -> DeviceTrust:
     """An operator says that it may be used: quarantine, probation and cordon end."""
-    return DeviceTrust(t.uuid, t.label, ecc_seen=t.ecc_seen)
+    return DeviceTrust(t.uuid, t.label, parent=t.parent, pardoned=True, ecc_seen=t.ecc_seen)
 
 
 def _lost(t: DeviceTrust, why: str, *, away: bool) -> DeviceTrust:
@@ -111,7 +122,7 @@ def _good_look(t: DeviceTrust, device: DeviceSnapshot, periodic: bool) -> Device
         return t
     looks = t.good_looks + periodic
     if looks >= PROBATION_LOOKS:
-        return replace(pardon(t), cordoned=t.cordoned)
+        return replace(pardon(t), cordoned=t.cordoned, pardoned=False)
     return replace(t, state=Trust.PROBATION, good_looks=looks, needs_reset=False)
 
 

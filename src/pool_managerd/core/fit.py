@@ -118,11 +118,12 @@ class Footprint:
     def explain(self) -> tuple[str, ...]:
         """A short sentence per part, for people."""
         where = f" on each of {count(self.n_devices, 'GPU')}" if self.n_devices > 1 else ""
-        lines = [str(self.weights), str(self.kv)]
+        lines = [str(part) for part in (self.weights, self.kv) if part.size_bytes]
         lines += [f"{part}{where}" for part in (self.compute, self.overhead) if part.size_bytes]
         growth = self.host_growth_bytes
         more = ", without limit while it serves" if growth is None else f", up to {size(growth)} more while it serves"
-        lines.append(f"{self.host}{'' if growth == 0 else more}")
+        if self.host.size_bytes:
+            lines.append(f"{self.host}{'' if growth == 0 else more}")
         if self.measured is not None:
             load, peak = (", ".join(map(size, part)) for part in (self.measured.load_bytes, self.measured.peak_bytes))
             lines.append(f"measured before ({count(self.measured.samples, 'load')}): {load} after loading, {peak} at the peak")

@@ -42,13 +42,18 @@ class Measured:
         """With one more launch that holds ``held`` after loading."""
         spread = self.spread_bytes or (0,) * len(held)
         return Measured(
-            held, _highest(self.peak_bytes, held), min(MAX_SAMPLES, self.samples + 1),
+            held, _highest(_faded(self.peak_bytes, self.load_bytes), held), min(MAX_SAMPLES, self.samples + 1),
             tuple(max(s, abs(new - old)) for s, new, old in zip(spread, held, self.load_bytes, strict=True)),
         )  # fmt: skip
 
     def serving(self, held: tuple[int, ...]) -> Measured:
         """With one more look at a launch that is known already."""
         return Measured(self.load_bytes, _highest(self.peak_bytes, held), self.samples, self.spread_bytes)
+
+
+def _faded(peak: tuple[int, ...], load: tuple[int, ...]) -> tuple[int, ...]:
+    """Half of what a peak rose above the load: a leak of one launch must not raise the promise for ever."""
+    return tuple(low + (high - low) // 2 for high, low in zip(peak, load, strict=True))
 
 
 @dataclass

@@ -5,6 +5,12 @@ They stand beside the structured fields and never replace them; no secrets, no o
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB)?", re.ASCII)
+_UNITS = MappingProxyType({"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40})
+
 
 def duration(seconds: float) -> str:
     """``850 ms``, ``4 s``, ``2 min``: coarse on purpose."""
@@ -22,6 +28,14 @@ def size(n_bytes: int) -> str:
             value = n_bytes / scale
             return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
     return f"{n_bytes} B" if n_bytes else "0"
+
+
+def parse_size(text: str) -> int:
+    """``4GiB`` or ``512 MiB`` as bytes. Raises ValueError with the remedy."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is no size: it must be a number and B, KiB, MiB, GiB or TiB, such as 4GiB")
+    return int(float(found[1]) * (1 << _UNITS[found[2] or "B"]))
 
 
 def count(number: int, noun: str) -> str:

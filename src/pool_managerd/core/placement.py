@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pool_managerd.core.device_masks import DeviceMask
-from pool_managerd.core.narration import size
+from pool_managerd.core.narration import count, size
 from pool_managerd.core.registry.snapshot import PoolSnapshot
 
 
@@ -128,8 +128,9 @@ def _advantage(chosen: PoolSnapshot, feasible: Sequence[PoolSnapshot]) -> str:
     if len(feasible) == 1:
         return "it is the only one that can"
     if chosen.vram_free_bytes is None:
-        return f"it has {chosen.active_leases} active leases"
-    return f"{size(chosen.vram_free_bytes)} of VRAM are free on its GPUs, and it has {chosen.active_leases} active leases"
+        return f"it has {count(chosen.active_leases, 'active lease')}"
+    leases = count(chosen.active_leases, "active lease")
+    return f"{size(chosen.vram_free_bytes)} of VRAM are free on its GPUs, and it has {leases}"
 
 
 def _nobody(listed: tuple[Candidate, ...]) -> str:

@@ -6,7 +6,7 @@ every GPU: what the driver keeps + what foreigners hold + what pools are promise
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pool_managerd.core.device_masks import cuda_visible_devices
@@ -14,7 +14,7 @@ from pool_managerd.core.devices import DeviceProcess, DeviceSnapshot
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
 
-SOME_PROCESS_MIB = 16
+SOME_PROCESS_BYTES = 16 << 20
 """Used memory that no process explains is foreign from here on; below it is the driver's rounding."""
 
 
@@ -49,13 +49,15 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One pool's part of one device. ``used_bytes`` is None where the driver does not tell."""
+    """One pool's part of one device. ``used_bytes`` is None where the driver does not tell, ``guessed`` where its pids cannot
+    be matched and it is taken to use what it was promised."""
 
     pool_id: str
     reserved_bytes: int
     used_bytes: int | None
     pids: tuple[int, ...] = ()
     exclusive: bool = False
+    guessed: bool = False
 
     @property
     def counted_bytes(self) -> int:
@@ -78,13 +80,17 @@ class DeviceAccount:
         taken = d.vram_reserved_bytes + self.foreign_bytes + sum(h.counted_bytes for h in self.holdings)
         return max(0, d.vram_total_bytes - taken)
 
+    @property
+    def unnamed_bytes(self) -> int:
+        """What no listed process explains."""
+        return max(0, self.foreign_bytes - sum(p.vram_bytes or 0 for p in self.foreign))
+
     def holders(self) -> str:
         """Who has the rest, for people."""
         parts = [f"pool {h.pool_id} {size(h.counted_bytes)}" for h in self.holdings]
         parts += [f"{who(p)} {size(p.vram_bytes)}" if p.vram_bytes is not None else who(p) for p in self.foreign]
-        unnamed = self.foreign_bytes - sum(p.vram_bytes or 0 for p in self.foreign)
-        if unnamed >= SOME_PROCESS_MIB << 20:
-            parts.append(f"processes that cannot be seen {size(unnamed)}")
+        if self.unnamed_bytes >= SOME_PROCESS_BYTES:
+            parts.append(f"processes that cannot be seen {size(self.unnamed_bytes)}")
         if self.device.vram_reserved_bytes:
             parts.append(f"the driver {size(self.device.vram_reserved_bytes)}")
         return ", ".join(parts) or "nobody"
@@ -92,9 +98,10 @@ class DeviceAccount:
 
 @dataclass
 class Ledger:
-    """The promises of this node. Asking and promising are one call: two starts cannot both pass."""
+    """The promises of this node. Asking and promising are one call: two starts cannot both pass. ``version`` counts changes."""
 
     _by_pool: dict[str, Reservation] = field(default_factory=dict)
+    version: int = 0
 
     def copy(self) -> Ledger:
         """Another ledger with the same promises, to try things on."""
@@ -115,6 +122,7 @@ class Ledger:
         if (error := self.objection(wanted, accounts)) is not None:
             raise error
         self._by_pool[wanted.pool_id] = wanted
+        self.version += 1
 
     def objection(self, wanted: Reservation, accounts: Mapping[str, DeviceAccount]) -> NodeError | None:
         """The error that ``reserve`` would raise now; asking changes nothing."""
@@ -133,6 +141,7 @@ class Ledger:
         if found is None or found.epoch > epoch:
             return False
         del self._by_pool[pool_id]
+        self.version += 1
         return True
 
 
@@ -140,38 +149,58 @@ def account(
     devices: Sequence[DeviceSnapshot],
     reservations: Iterable[Reservation],
     owners: Mapping[int, str],
-    running: Collection[str] = (),
+    running: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, DeviceAccount]:
-    """Every device's memory, divided, by UUID. ``owners`` says which pool a pid belongs to, ``running`` whose engine runs."""
+    """Every device's memory, divided, by UUID. ``owners`` says which pool a pid belongs to.
+
+    ``running``: the pools whose engines run, with what was foreign on each device just before their launch.
+    """
     promised = list(reservations)
-    return {d.uuid: _account_one(d, promised, owners, running) for d in devices}
+    return {d.uuid: _account_one(d, promised, owners, running or {}) for d in devices}
 
 
 def _account_one(
-    d: DeviceSnapshot, promised: list[Reservation], owners: Mapping[int, str], running: Collection[str]
+    d: DeviceSnapshot, promised: list[Reservation], owners: Mapping[int, str], running: Mapping[str, Mapping[str, int]]
 ) -> DeviceAccount:
+    here = [r for r in promised if d.uuid in r.bytes_by_device]
+    if d.error is not None or d.mig_enabled:  # its figures are old, or those of its instances
+        return DeviceAccount(d, tuple(Holding(r.pool_id, r.bytes_by_device[d.uuid], None, (), r.exclusive) for r in here))
     ours: dict[str, list[DeviceProcess]] = {}
     foreign: list[DeviceProcess] = []
     for process in d.processes:
         owner = owners.get(process.pid) if process.certain else None
         foreign.append(process) if owner is None else ours.setdefault(owner, []).append(process)
-    reserved = {r.pool_id: r for r in promised if d.uuid in r.bytes_by_device}
     used = {pool: _sum(found) for pool, found in ours.items()}
     rest = max(0, d.vram_used_bytes - sum(b or 0 for b in used.values()))
-    # Where the driver's list cannot be matched with our processes, our engines' memory is among what is left over.
-    blind = any(not p.certain or p.vram_bytes is None for p in d.processes)
-    for pool_id in sorted(reserved):
-        if blind and used.get(pool_id) is None and pool_id in running:
-            used[pool_id] = min(rest, reserved[pool_id].bytes_by_device[d.uuid])
-            rest -= used[pool_id] or 0
+    guesses = _guesses(d, [r for r in here if used.get(r.pool_id) is None and r.pool_id in running], running, rest)
+    reserved = {r.pool_id: r for r in here}
     holdings = tuple(
         Holding(
-            pool_id, reserved[pool_id].bytes_by_device[d.uuid] if pool_id in reserved else 0, used.get(pool_id),
-            tuple(sorted(p.pid for p in ours.get(pool_id, ()))), pool_id in reserved and reserved[pool_id].exclusive,
+            pool_id, reserved[pool_id].bytes_by_device[d.uuid] if pool_id in reserved else 0,
+            guesses.get(pool_id, used.get(pool_id)), tuple(sorted(p.pid for p in ours.get(pool_id, ()))),
+            pool_id in reserved and reserved[pool_id].exclusive, pool_id in guesses,
         )
         for pool_id in sorted(reserved.keys() | ours.keys())
     )  # fmt: skip
-    return DeviceAccount(d, holdings, tuple(sorted(foreign, key=lambda p: p.pid)), rest)
+    return DeviceAccount(d, holdings, tuple(sorted(foreign, key=lambda p: p.pid)), rest - sum(guesses.values()))
+
+
+def _guesses(
+    d: DeviceSnapshot, unmatched: list[Reservation], running: Mapping[str, Mapping[str, int]], rest: int
+) -> dict[str, int]:
+    """Where the driver's list does not show our engines (in a container, say): what of the unexplained ``rest`` is theirs.
+
+    Never what was foreign before they were launched, never more than the promise. A guess counts no less
+    than a promise, so it cannot make room; it only keeps our own memory from counting twice.
+    """
+    if rest < SOME_PROCESS_BYTES or not unmatched:
+        return {}
+    left = max(0, rest - min(running[r.pool_id].get(d.uuid, 0) for r in unmatched))
+    found: dict[str, int] = {}
+    for r in sorted(unmatched, key=lambda r: (running[r.pool_id].get(d.uuid, 0), r.pool_id)):
+        found[r.pool_id] = min(left, r.bytes_by_device[d.uuid])
+        left -= found[r.pool_id]
+    return found
 
 
 def without(account: DeviceAccount, pool_id: str) -> DeviceAccount:

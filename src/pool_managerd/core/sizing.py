@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 from pool_managerd.core.fit import Amount, EngineSettings, Footprint, estimate
 from pool_managerd.core.footprints import FootprintKey, Footprints
@@ -35,8 +36,8 @@ class LaunchSizing:
     facts: LaunchFacts
     known: Footprints
 
-    def footprint(self, n_devices: int, split: tuple[float, ...] = ()) -> Footprint:
-        """0 devices: on the CPU."""
+    def footprint(self, n_devices: int, split: tuple[float, ...] = (), gpu: str = "") -> Footprint:
+        """0 devices: on the CPU. ``gpu``: the name of the (first) GPU, as launches on another kind are not alike."""
         facts = self.facts
         if facts.configured_bytes is not None and n_devices:
             return Footprint(
@@ -46,13 +47,24 @@ class LaunchSizing:
             found = _guess(facts, n_devices)
         else:
             found = estimate(facts.shape, facts.settings, overhead_bytes_per_gpu=facts.overhead_bytes, n_devices=n_devices)
-        return found.with_measurement(self.known.get(self.key(split)) if n_devices else None)
+        if n_devices and not found.n_devices:  # no layer is offloaded; the engine opens the GPUs all the same
+            found = Footprint(
+                NOTHING, NOTHING, NOTHING, Amount("overhead", facts.overhead_bytes), found.host, n_devices=n_devices
+            )
+        return found.with_measurement(self.known.get(self.key(split, gpu)) if n_devices else None)
 
-    def key(self, split: tuple[float, ...] = ()) -> FootprintKey:
-        """Shares are rounded: automatic ones follow the free memory and are never quite the same twice."""
+    def key(self, split: tuple[float, ...] = (), gpu: str = "") -> FootprintKey:
+        """Whatever decides memory tells launches apart: cache types, offloaded layers, files beside the model.
+
+        Shares are rounded: automatic ones follow the free memory and are never quite the same twice.
+        """
         facts = self.facts
         rounded = tuple(round(share, 2) for share in split)
-        return FootprintKey(facts.engine_version, facts.model_key, facts.settings.ctx, facts.settings.parallel, rounded)
+        settings = replace(facts.settings, ctx=0, parallel=1)
+        rest = hashlib.blake2b(f"{settings!r}:{gpu}".encode(), digest_size=6).hexdigest()
+        return FootprintKey(
+            facts.engine_version, f"{facts.model_key}+{rest}", facts.settings.ctx, facts.settings.parallel, rounded
+        )
 
 
 def _guess(facts: LaunchFacts, n_devices: int) -> Footprint:

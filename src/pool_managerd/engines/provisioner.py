@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.narration import count
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_server
 from pool_managerd.engines.flags import Option, OptionTable
@@ -149,7 +150,7 @@ class EngineProvisioner:
             ("model", pool.model),
             ("engine", f"{pool.engine} in mode {mode}: {run}"),
             ("port", f"127.0.0.1, the first free of {ports}"),
-            ("run", f"{pool.slots} slots, context {pool.ctx or 'of the model'}, {gpus}"),
+            ("run", f"{count(pool.slots, 'slot')}, context {pool.ctx or 'of the model'}, {gpus}"),
         )
 
     def release(self, pool_id: str) -> None:

@@ -17,6 +17,8 @@ from pool_managerd.core.preflight.gpus import SWITCHES
 from pool_managerd.core.preflight.tools import ALL_TOOLS
 
 FOLDER_TIMEOUT_S = 2.0
+_LOCAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/cuda/bin"
+"""Where tools are looked for when a directory on PATH does not answer."""
 _MAX_FILE_BYTES = 4 << 20
 _MAX_PROCESSES = 65_536
 _MODULES = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_peermem")
@@ -32,10 +34,10 @@ def gather(scan: DeviceScan, folders: Iterable[tuple[str, Path]], *, env: Mappin
     ``root`` is where /dev, /proc, /sys and /etc are found. Blocking, but bounded: a directory on a dead network disk is
     given up after ``FOLDER_TIMEOUT_S``.
     """
-    nodes = frozenset(name for name in _names(root / "dev") if name.startswith("nvidia"))
+    nodes = frozenset(name for name in _names(root / "dev") if name.startswith("nvidia") or name == "dxg")
     shm = _statvfs(root / "dev/shm")
     return HostFacts(
-        tools=_within(lambda: _tools(env), {}), scan=scan,
+        tools=_tools_in_time(env), scan=scan,
         modules=frozenset(name for name in _MODULES if (root / "sys/module" / name).exists()),
         kernel_driver=_text(root / "sys/module/nvidia/version").strip() or None, device_nodes=nodes,
         fabric_manager=_fabric_manager(root) if SWITCHES in nodes else None,
@@ -55,6 +57,11 @@ def listening_ports(proc: Path) -> Iterator[int]:
             fields = line.split()
             if len(fields) > 3 and fields[3] == _LISTENING:
                 yield int(fields[1].rpartition(":")[2], 16)
+
+
+def _tools_in_time(env: Mapping[str, str]) -> dict[str, str]:
+    found: list[dict[str, str]] = _within(lambda: [_tools(env)], [])
+    return found[0] if found else _tools({"PATH": _LOCAL_PATH})
 
 
 def _tools(env: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ _DOUBLE_BIT_ECC, _CRITICAL_XID = 2, 8
 _LIBRARY_NOT_FOUND, _TIMEOUT = 12, 10
 _EVENT_WAIT_MS = 1000
 _AFTER_ERROR_S = 5.0
-_BURST, _PER_SECOND = 50.0, 5.0
+_BURST, _PER_SECOND, _MAX_KINDS = 10.0, 1.0, 256
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl")
 
 
@@ -43,7 +43,7 @@ class Output:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
-        self._tokens, self._at = _BURST, time.monotonic()
+        self._tokens: dict[tuple[Any, Any], tuple[float, float]] = {}
         self._dropped = 0
         self._notes: list[str] = []
 
@@ -54,14 +54,17 @@ class Output:
                 data = data[os.write(self._fd, data) :]
 
     def incident(self, incident: dict[str, Any]) -> None:
-        now = time.monotonic()
+        """Limited for each kind on each GPU apart: a storm of one program's errors must not hide the death of a GPU."""
+        now, kind = time.monotonic(), (incident.get("uuid") or incident.get("pci_bus_id"), incident.get("xid"))
         with self._lock:
-            self._tokens = min(_BURST, self._tokens + (now - self._at) * _PER_SECOND)
-            self._at = now
-            if self._tokens < 1:
+            tokens, at = self._tokens.pop(kind, (_BURST, now))
+            tokens = min(_BURST, tokens + (now - at) * _PER_SECOND)
+            self._tokens[kind] = (tokens - 1 if tokens >= 1 else tokens), now
+            if len(self._tokens) > _MAX_KINDS:
+                del self._tokens[next(iter(self._tokens))]
+            if tokens < 1:
                 self._dropped += 1
                 return
-            self._tokens -= 1
         self.send({"incident": incident})
 
     def note(self, text: str) -> None:

@@ -95,8 +95,11 @@ static int size_of(const char *text, unsigned long long *out)
     digits[length] = 0;
     for (size_t i = 0; i < sizeof unit / sizeof *unit; i++)
         if (!strcmp(text + length, unit[i].suffix)) {
-            *out = strtoull(digits, NULL, 10) << unit[i].shift;
-            return *out <= 1ULL << 50;
+            *out = strtoull(digits, NULL, 10);
+            if (*out > (1ULL << 50) >> unit[i].shift)
+                return 0;
+            *out <<= unit[i].shift;
+            return 1;
         }
     return 0;
 }

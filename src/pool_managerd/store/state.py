@@ -245,10 +245,10 @@ def _write_fact(kind: str, key: str, value: Mapping[str, Any] | None) -> Write:
 def _read_facts(db: sqlite3.Connection) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for kind, key, text in db.execute("SELECT kind, key, value FROM facts"):
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError(f"the fact {kind}/{key} is no object")
-        found.setdefault(kind, {})[key] = value
+        with suppress(ValueError):  # what was learnt can be learnt again; it must not cost the intent beside it
+            value = json.loads(text)
+            if isinstance(value, dict):
+                found.setdefault(kind, {})[key] = value
     return found
 
 

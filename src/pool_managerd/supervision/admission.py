@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.assignment import Split, Wish, assign
-from pool_managerd.core.device_bindings import Binding, Bound, bind
+from pool_managerd.core.device_bindings import Bound
 from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.footprints import Footprints
@@ -24,8 +24,9 @@ from pool_managerd.supervision.protocols import Facts
 
 if TYPE_CHECKING:
     from pool_managerd.supervision.driver import PoolDriver
+    from pool_managerd.supervision.workers import Launch
 
-BINDING, FOOTPRINT = "device_binding", "footprint"
+FOOTPRINT = "footprint"
 
 
 class Sizer(Protocol):
@@ -48,14 +49,12 @@ class Admission:
     def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
         self._known = Footprints()
-        self._bindings: dict[str, dict[str, Any]] = {}
         gpus.watch.listen(self._learn)
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
         rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
         self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
-        self._bindings = dict(self._facts.facts(BINDING))
 
     async def admit(self, driver: PoolDriver, epoch: int) -> tuple[Assignment | None, LaunchSizing]:
         """Promise GPUs to launch ``epoch``; no assignment when it runs on the CPU.
@@ -67,14 +66,18 @@ class Admission:
         scan = await self._scan()
         # From here to the promise nothing is awaited: two starts cannot see the same memory free.
         found, bound = self._decide(driver, epoch, scan, sizing, self._gpus.memory.ledger)
+        driver.launch.sizing = sizing
         if found is not None:
-            self._remember_binding(driver.pool_id, bound)
-            self._gpus.memory.remember_before(driver.pool_id, found.bytes_by_device)
+            if bound is not None:
+                self._gpus.bindings.remember(driver.pool_id, *bound)
+            self._gpus.memory.remember_before(driver.pool_id)
             self._gpus.refresh()
         return found, sizing
 
     async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
         """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
+        if driver.instance.vram_pending:
+            raise NodeError(driver.instance.last_error or "its last memory is still held", code="INSUFFICIENT_VRAM", status=503)
         sizing = await self._size(driver)
         scan = await self._scan()
         found, _ = self._decide(driver, driver.instance.epoch + 1, scan, sizing, self._gpus.memory.ledger.copy())
@@ -88,10 +91,10 @@ class Admission:
     ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(driver.pool_id, scan)
-            self._check_ram(driver.pool_id, sizing, 0)
+            self._check_ram(driver, sizing, 0)
             return None, None
         require_scan(scan, driver.pool_id)
-        self._check_ram(driver.pool_id, sizing, 1)
+        self._check_ram(driver, sizing, 1)
         bound = self._bound(driver, scan)
         found = assign(sizing, self._wish(driver, epoch, scan, bound and bound[1]), ledger, self._gpus.memory.accounts())
         notices = bound[1].notices if bound is not None else ()
@@ -104,34 +107,30 @@ class Admission:
     async def _size(self, driver: PoolDriver) -> LaunchSizing:
         facts = await self._sizer(driver.config, driver.submitted)
         if self._rules.fit == "off":
-            facts = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+            nothing = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+            return LaunchSizing(nothing, Footprints())
         return LaunchSizing(facts, self._known)
 
     def _learn(self) -> None:
         """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
+        used = self._gpus.memory.used()
         for driver in self._gpus.drivers():
-            if driver.instance.phase is Phase.READY:
-                self._observe(driver)
+            held = used.get(driver.pool_id)
+            if held is not None and held != driver.launch.held and driver.instance.phase is Phase.READY:
+                self._observe(driver.launch, held)
 
-    def _observe(self, driver: PoolDriver) -> None:
-        assignment, sizing = driver.launch.assignment, driver.launch.sizing
+    def _observe(self, launch: Launch, held: dict[str, int]) -> None:
+        assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
         if assignment is None or sizing is None or sizing.facts.configured_bytes is not None:
             return
-        used = self._gpus.memory.used_by(driver.pool_id)
-        per_gpu = [used.get(d.uuid, 0) for d in assignment.devices]
+        per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
             return
-        key = sizing.key(assignment.shares)
+        launch.held = held
+        key = sizing.key(assignment.shares, assignment.devices[0].name)
         before = self._known.get(key)
-        loaded, driver.launch.measured = not driver.launch.measured, True
         if self._known.observe(key, per_gpu, loaded=loaded) != before:
             self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
-
-    def forget(self, pool_id: str) -> None:
-        """The pool is gone: with it its promise, and what its mask meant."""
-        self._gpus.forget(pool_id)
-        if self._bindings.pop(pool_id, None) is not None:
-            self._facts.note_fact(BINDING, pool_id, None)
 
     # --- inside ---
 
@@ -144,14 +143,18 @@ class Admission:
                 hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
             )  # fmt: skip
 
-    def _check_ram(self, pool_id: str, sizing: LaunchSizing, n_devices: int) -> None:
-        if self._rules.fit != "enforce":
-            return
+    def _check_ram(self, driver: PoolDriver, sizing: LaunchSizing, n_devices: int) -> None:
+        """Main memory, too, is not promised twice: what other pools that are just loading will need is not free."""
         needed = sizing.footprint(n_devices).host.size_bytes
-        if needed and needed > (free := self._free_ram()):
+        if self._rules.fit != "enforce" or not needed:
+            return
+        loading = [d for d in self._gpus.drivers() if d is not driver and d.instance.phase in (Phase.STAGING, Phase.STARTING)]
+        promised = sum(d.launch.sizing.footprint(n_devices).host.size_bytes for d in loading if d.launch.sizing is not None)
+        free = max(0, self._free_ram() - promised)
+        if needed > free:
             raise NodeError(
-                f"cannot start pool {pool_id}: it needs {size(needed)} of main memory and {size(free)} are available",
-                code="INSUFFICIENT_RAM", status=503, pool_id=pool_id,
+                f"cannot start pool {driver.pool_id}: it needs {size(needed)} of main memory and {size(free)} are available",
+                code="INSUFFICIENT_RAM", status=503, pool_id=driver.pool_id,
                 hint="end other programs, lower ctx or slots, or raise the memory limit of the daemon's container",
                 details={"needed_bytes": needed, "free_bytes": free},
             )  # fmt: skip
@@ -171,26 +174,9 @@ class Admission:
         mask = driver.required_mask()
         if mask is None:
             return None
-        bound = bind(mask, scan.devices, _known_bindings(self._bindings.get(driver.pool_id), mask))
+        bound = self._gpus.bindings.bound(driver.pool_id, mask, scan.devices)
         for device in bound.devices:
             trust = self._gpus.watch.standing(device.uuid)
             if not trust.usable:
                 raise objection(trust, driver.pool_id)
         return mask, bound
-
-    def _remember_binding(self, pool_id: str, bound: tuple[DeviceMask, Bound] | None) -> None:
-        """What the mask's indices mean from now on."""
-        if bound is None:
-            return
-        items = {str(index): [b.uuid, b.pci_bus_id] for index, b in bound[1].bindings.items()}
-        new = {"mask": str(bound[0]), "items": items}
-        if new != self._bindings.get(pool_id):
-            self._bindings[pool_id] = new
-            self._facts.note_fact(BINDING, pool_id, new)
-
-
-def _known_bindings(raw: Mapping[str, Any] | None, mask: DeviceMask) -> dict[int, Binding]:
-    """What was remembered for this very mask; another mask of the same pool begins anew."""
-    if raw is None or raw.get("mask") != str(mask):
-        return {}
-    return {int(index): Binding(*pair) for index, pair in raw.get("items", {}).items()}

@@ -8,7 +8,6 @@ from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.device_trust import DeviceTrust, Trust
 from pool_managerd.core.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.reservations import DeviceAccount
-from pool_managerd.errors import RequestError
 from pool_managerd.supervision.gpus import Gpus
 from pool_managerd.supervision.protocols import Clock
 
@@ -55,12 +54,10 @@ def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount) ->
 
 
 def device_named(view: dict[str, Any], name: str) -> dict[str, Any]:
-    """The row of ``view`` that ``name`` (index, label or UUID) means."""
+    """The row of ``view`` that ``name`` (index, label or UUID) means; of one that was just forgotten, what is left to say."""
     rows: list[dict[str, Any]] = view["devices"]
     found = next((row for row in rows if name.lower() in (row["device"].lower(), row["uuid"].lower())), None)
-    if found is None:
-        raise RequestError(f"device {name[:80]} not found", code="DEVICE_NOT_FOUND", status=404, hint="it is gone by now")
-    return found
+    return found or _gone_row(DeviceTrust(name, name))
 
 
 def _gone_row(t: DeviceTrust) -> dict[str, Any]:

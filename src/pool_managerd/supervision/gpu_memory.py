@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.gpu_owners import EngineMark, Owner, owners
 from pool_managerd.core.lifecycle import Phase
@@ -37,46 +38,56 @@ class GpuMemory:
         self.ledger = Ledger()
         self._scan, self._drivers = scan, drivers
         self._owners: dict[int, Owner] = {}
-        self._before: dict[str, dict[str, int]] = {}
+        self._foreign_before: dict[str, dict[str, int]] = {}
+        self._matched: set[str] = set()
+        self._looked_at: DeviceScan | None = None
+        self._held: object = None
+        self._made: tuple[object, dict[str, DeviceAccount]] | None = None
 
     def accounts(self) -> dict[str, DeviceAccount]:
-        """Every device's memory, divided, by UUID, as of the latest scan."""
-        self.attribute()
-        by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
-        running = {d.pool_id for d in self._drivers() if d.instance.has_process}
-        return account(self._scan().devices, self.ledger.all(), by_pid, running)
+        """Every device's memory, divided, by UUID in PCI order, as of the latest scan. The same object while nothing changed."""
+        scan, marks = self._scan(), self._marks()
+        if scan is not self._looked_at:
+            self._looked_at, before = scan, self._held
+            self._held = tuple((d.uuid, d.vram_free_bytes, d.processes, d.error, d.mig_enabled) for d in scan.devices)
+            if self._held != before:
+                self._made = None
+        running = {d.pool_id: self._foreign_before.get(d.pool_id, {}) for d in self._drivers() if d.instance.has_process}
+        key = (self.ledger.version, tuple(marks), tuple(running))
+        if self._made is None or self._made[0] != key:
+            self._owners = owners((p for d in scan.devices for p in d.processes), marks, self._owners)
+            by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
+            self._matched.update(by_pid.values())
+            self._made = key, account(in_pci_order(scan.devices), self.ledger.all(), by_pid, running)
+        return self._made[1]
 
-    def attribute(self) -> None:
-        """Learn from the latest scan whose processes are listed; to be done while they can still be asked."""
-        listed = [p for d in self._scan().devices for p in d.processes]
-        self._owners = owners(listed, self._marks(), self._owners)
-
-    def used_by(self, pool_id: str) -> dict[str, int]:
-        """What the pool's processes hold by device UUID; devices where that is unknown or nothing are left out."""
-        found: dict[str, int] = {}
+    def used(self) -> dict[str, dict[str, int]]:
+        """What every pool's processes hold, by pool and device UUID; what is only guessed is left out."""
+        found: dict[str, dict[str, int]] = {}
         for uuid, one in self.accounts().items():
             for holding in one.holdings:
-                if holding.pool_id == pool_id and holding.used_bytes:
-                    found[uuid] = holding.used_bytes
+                if holding.used_bytes and not holding.guessed:
+                    found.setdefault(holding.pool_id, {})[uuid] = holding.used_bytes
         return found
 
-    def remember_before(self, pool_id: str, uuids: Iterable[str]) -> None:
-        """How much was used before this launch, for where only the fall of used memory can be judged."""
-        now = {d.uuid: d.vram_used_bytes for d in self._scan().devices}
-        self._before[pool_id] = {uuid: now[uuid] for uuid in uuids if uuid in now}
+    def remember_before(self, pool_id: str) -> None:
+        """How much was foreign before this launch, for where our processes cannot be told from others'."""
+        self._matched.discard(pool_id)
+        self._foreign_before[pool_id] = {uuid: one.foreign_bytes for uuid, one in self.accounts().items()}
 
     def forget(self, pool_id: str) -> None:
         reservation = self.ledger.get(pool_id)
         if reservation is not None:
             self.ledger.release(pool_id, reservation.epoch)
-        self._before.pop(pool_id, None)
+        self._foreign_before.pop(pool_id, None)
+        self._matched.discard(pool_id)
 
     def leftover(self, pool_id: str) -> Leftover:
         """What the latest scan still shows of the pool's ended engine, on the devices that it was promised."""
         scan, reservation = self._scan(), self.ledger.get(pool_id)
         if scan.problem is not None:
             return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}")
-        self.attribute()
+        self.accounts()
         # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
         fresh = [d for d in scan.devices if d.error is None]
         mine = [d for d in fresh if reservation is None or d.uuid in reservation.bytes_by_device]
@@ -84,13 +95,20 @@ class GpuMemory:
         if held:
             holders = sorted({f"{who(p)}, {size(p.vram_bytes or 0)}" for p in held})
             return Leftover(f"it is held by {'; '.join(holders)}")
-        blind = [d for d in mine if any(not p.certain for p in d.processes)]
-        before = self._before.get(pool_id, {})
-        risen = [d for d in blind if d.vram_used_bytes > before.get(d.uuid, 0) + BLIND_SLACK_BYTES]
+        if pool_id in self._matched:
+            return Leftover(None)
+        # Its processes were never among those listed. Perhaps it never used a GPU; perhaps they cannot be matched here.
+        risen = [d for d in mine if d.vram_used_bytes > self._explained_bytes(pool_id, d.uuid) + BLIND_SLACK_BYTES]
         if risen:
             shown = ", ".join(f"GPU {d.label} {size(d.vram_used_bytes)} in use" for d in risen)
             return Leftover(f"its use has not fallen ({shown}, more than before the start)", certain=False)
-        return Leftover(None, certain=not blind)
+        unnamed = any(not p.certain for d in mine for p in d.processes)
+        return Leftover(None, certain=not unnamed)
+
+    def _explained_bytes(self, pool_id: str, uuid: str) -> int:
+        """What was foreign before the launch, and what others are promised."""
+        others = (r for r in self.ledger.all() if r.pool_id != pool_id)
+        return self._foreign_before.get(pool_id, {}).get(uuid, 0) + sum(r.bytes_by_device.get(uuid, 0) for r in others)
 
     def _marks(self) -> list[EngineMark]:
         """Engines that run, and ended ones whose memory is not yet seen free."""

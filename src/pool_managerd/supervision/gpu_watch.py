@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +18,9 @@ from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 
 FACT = "device"
+MAX_EARLY = 64
+PLACEHOLDER = "GPU-unknown-"
+"""What a GPU is called whose UUID could never be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class GpuWatch:
         self._trust: dict[str, DeviceTrust] = {}
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
+        self._early: deque[DeviceIncident] = deque(maxlen=MAX_EARLY)
 
     def listen(self, call: Callable[[], None]) -> None:
         self._listeners.append(call)
@@ -46,15 +52,20 @@ class GpuWatch:
             self._trust[uuid] = _recalled(uuid, raw, self._settings.boot_id)
 
     async def run(self) -> None:
-        """Look again and again until cancelled."""
+        """Look again and again until cancelled. Only looks an interval apart are periodic, however often one is woken."""
+        last: float | None = None
         while True:
-            await self.look(periodic=True)
-            self._wake.clear()
+            self._wake.clear()  # before the look: what is heard of during it deserves another one
+            now = self._clock.monotonic()
+            periodic = last is None or now - last >= self._settings.interval_s
+            last = now if periodic else last
             try:
+                await self.look(periodic=periodic)
+            except Exception as problem:  # noqa: BLE001 - the task's boundary: nobody looks at the GPUs when it ends
+                self._tell_broken(problem)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.interval_s):
                     await self._wake.wait()
-            except TimeoutError:
-                continue
 
     def wake(self) -> None:
         """Look at once: an engine came or went, or something was heard of a GPU."""
@@ -63,17 +74,38 @@ class GpuWatch:
     async def look(self, *, periodic: bool = False) -> DeviceScan:
         """A fresh scan. With a ``problem`` it holds what was known last; nobody's trust changes then."""
         scan = await self._monitor.scan()
-        if scan.taken_at < self.scan.taken_at:
-            return self.scan  # a slower look that began earlier
+        if scan is self.scan or scan.taken_at < self.scan.taken_at:
+            return self.scan  # an answer that others were given, too, or a slower look that began earlier
         before, self.scan = self.scan, scan
         self.revision += 1
         self._tell_problem(before, scan)
         if not scan.stale:
-            present = {d.uuid: d for d in scan.devices}
-            for uuid in sorted(present.keys() | self._trust.keys()):
-                self._update(device_trust.look(self.trust_in(uuid), present.get(uuid), periodic=periodic))
-        self._tell_listeners()
+            self._judge(scan, periodic)
+        if not (scan.no_gpus and before.no_gpus):
+            for call in self._listeners:
+                self._tell(call)
+                await asyncio.sleep(0)  # each in a slice of the loop of its own
         return scan
+
+    def _judge(self, scan: DeviceScan, periodic: bool) -> None:
+        for incident in tuple(self._early):
+            if (device := self._device_of(incident)) is not None and incident.xid is not None:
+                self._early.remove(incident)
+                self._update(device_trust.judge(self.trust_in(device.uuid), meaning(incident.xid, incident.text), incident.xid))
+        present = {d.uuid: d for d in scan.devices}
+        for uuid in sorted(present.keys() | self._trust.keys()):
+            trust, device = self.trust_in(uuid), present.get(uuid)
+            if device is None and (uuid.startswith(PLACEHOLDER) or trust.parent in present):
+                self._forget(trust)  # a MIG instance that was taken down is no broken hardware
+            else:
+                self._update(device_trust.look(trust, device, periodic=periodic))
+
+    def _forget(self, trust: DeviceTrust) -> None:
+        """Nothing is known of it any more but a cordon."""
+        if trust.cordoned:
+            self._trust[trust.uuid] = DeviceTrust(trust.uuid, trust.label, cordoned=True, parent=trust.parent)
+        else:
+            self._trust.pop(trust.uuid, None)
 
     # --- trust ---
 
@@ -82,15 +114,16 @@ class GpuWatch:
         if found is not None:
             return found
         device = next((d for d in self.scan.devices if d.uuid == uuid), None)
-        return DeviceTrust(uuid, device.label if device else "?")
+        return DeviceTrust(uuid) if device is None else DeviceTrust(uuid, device.label, parent=device.parent_uuid)
 
     def standing(self, uuid: str) -> DeviceTrust:
-        """What counts for whoever wants to use the device: its own trust, and for a MIG instance that of its GPU, too."""
+        """What counts for whoever wants to use the device: the worse of its own trust and, for a MIG instance, its GPU's."""
         own = self.trust_in(uuid)
-        device = next((d for d in self.scan.devices if d.uuid == uuid), None)
-        if own.usable and device is not None and device.parent_uuid is not None:
-            parent = self.trust_in(device.parent_uuid)
-            return own if parent.usable else replace(parent, uuid=uuid)
+        if own.parent is None:
+            return own
+        parent = replace(self.trust_in(own.parent), uuid=uuid)
+        if parent.state is not Trust.OK or own.usable:
+            return own if parent.usable else parent
         return own
 
     def known(self) -> list[DeviceTrust]:
@@ -107,6 +140,8 @@ class GpuWatch:
             level = "error" if verdict.verdict is Verdict.FATAL else "warn"
             self._events.emit("xid", human, level=level, device=label, xid=incident.xid, verdict=verdict.verdict.value,
                               source=incident.source, text=incident.text[:200])  # fmt: skip
+            if device is None and verdict.verdict is Verdict.FATAL:
+                self._early.append(incident)  # judged when a scan says which GPU that is
             if device is not None and verdict.verdict is Verdict.FATAL:
                 self._update(device_trust.judge(self.trust_in(device.uuid), verdict, incident.xid))
                 self._tell_listeners()
@@ -114,11 +149,11 @@ class GpuWatch:
 
     async def cordon(self, name: str) -> None:
         """No start is placed there from now on. Durable. Raises RequestError DEVICE_NOT_FOUND, NodeError."""
-        await self._decide(replace(self._named(name), cordoned=True), f"GPU {name} is cordoned: nothing new starts on it")
+        await self._decide(name, lambda t: replace(t, cordoned=True), f"GPU {name} is cordoned: nothing new starts on it")
 
     async def uncordon(self, name: str) -> None:
         """An operator vouches for it: cordon, quarantine and probation end. Durable."""
-        await self._decide(device_trust.pardon(self._named(name)), f"GPU {name} may be used again, an operator says")
+        await self._decide(name, device_trust.pardon, f"GPU {name} may be used again, an operator says")
 
     async def release(self) -> None:
         """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``."""
@@ -144,18 +179,25 @@ class GpuWatch:
         gone = next((t for t in self._trust.values() if t.uuid.lower() == name.lower()), None)
         return gone or self.trust_in(self.find(name).uuid)
 
-    async def _decide(self, new: DeviceTrust, human: str) -> None:
-        await self._facts.put_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
-        self._update(new, remembered=True)
+    async def _decide(self, name: str, change: Callable[[DeviceTrust], DeviceTrust], human: str) -> None:
+        asked = self._named(name)
+        await self._facts.put_fact(FACT, asked.uuid, _to_remember(change(asked), self._settings.boot_id))
+        now = self.trust_in(asked.uuid)
+        # What was learnt while the disk was written counts: a cordon is added to it, a pardon was not given for it.
+        new = change(now) if now.state is asked.state else replace(now, cordoned=change(now).cordoned)
+        if new.cordoned or any(d.uuid == new.uuid for d in self.scan.devices):
+            self._update(new)
+        else:
+            self._forget(new)
         self._events.emit("cordon" if new.cordoned else "uncordon", human, device=new.label, uuid=new.uuid)
         self._tell_listeners()
 
-    def _update(self, new: DeviceTrust, *, remembered: bool = False) -> None:
+    def _update(self, new: DeviceTrust) -> None:
         old = self._trust.get(new.uuid, DeviceTrust(new.uuid, new.label))
         if new == self._trust.get(new.uuid):
             return
         self._trust[new.uuid] = new
-        if not remembered and _to_remember(old, "") != _to_remember(new, ""):
+        if _to_remember(old, "") != _to_remember(new, ""):
             self._facts.note_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
         if (new.state, new.reason) == (old.state, old.reason):
             return
@@ -190,7 +232,16 @@ class GpuWatch:
 
     def _tell_listeners(self) -> None:
         for call in self._listeners:
+            self._tell(call)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
             call()
+        except Exception as problem:  # noqa: BLE001 - a boundary: one listener's fault must not blind the others
+            self._tell_broken(problem)
+
+    def _tell_broken(self, problem: Exception) -> None:
+        self._events.emit("internal_error", f"Internal error while looking at the GPUs: {problem!r}", level="critical")
 
 
 def require_scan(scan: DeviceScan, pool_id: str) -> None:
@@ -205,8 +256,7 @@ def require_scan(scan: DeviceScan, pool_id: str) -> None:
 def objection(trust: DeviceTrust, pool_id: str) -> PoolError:
     """The error of a start on a device that is not to be used."""
     return NodeError(
-        f"cannot start pool {pool_id}: {trust.objection}", code="GPU_UNAVAILABLE", status=503, pool_id=pool_id,
-        hint=trust.remedy or f"pool-managerd devices uncordon {trust.label}",
+        f"cannot start pool {pool_id}: {trust.trouble}", code="GPU_UNAVAILABLE", status=503, pool_id=pool_id, hint=trust.cure,
     )  # fmt: skip
 
 

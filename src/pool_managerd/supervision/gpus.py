@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.device_trust import Trust
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import DeviceShare, Registry
 from pool_managerd.core.reservations import DeviceAccount
 from pool_managerd.errors import SpecError
-from pool_managerd.supervision.gpu_memory import GpuMemory
+from pool_managerd.supervision.gpu_bindings import Bindings
+from pool_managerd.supervision.gpu_memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu_watch import GpuWatch
 from pool_managerd.supervision.protocols import Clock
 
@@ -26,15 +26,19 @@ CLOSING_WAIT_S = 5.0
 
 
 class Gpus:
-    """One per node. ``attach`` gives it the pools before anything starts. ``closing``: the node is shutting down."""
+    """One per node. ``attach`` gives it the pools before anything starts. ``closing``: the node is shutting down;
+    ``hurry``: at once.
+    """
 
-    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock) -> None:
-        self.watch = watch
+    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, bindings: Bindings) -> None:
+        self.watch, self.bindings = watch, bindings
         self._registry, self._clock = registry, clock
         self._drivers: Callable[[], Iterable[PoolDriver]] = tuple
         self.memory = GpuMemory(lambda: watch.scan, self.drivers)
         self._had_gpus = False
-        self.closing = False
+        self._shown_of: dict[str, DeviceAccount] | None = None
+        self._shown: dict[str, tuple[str, ...]] = {}
+        self.closing = self.hurry = False
         watch.listen(self._after_look)
 
     def attach(self, drivers: Callable[[], Iterable[PoolDriver]]) -> None:
@@ -48,34 +52,42 @@ class Gpus:
         """Give a launch's promise back; what others see free changes at once."""
         if self.memory.ledger.release(pool_id, epoch):
             self.refresh()
+            self.watch.wake()
 
     def forget(self, pool_id: str) -> None:
-        """The pool is gone. What its processes still hold is foreign from now on."""
+        """The pool is gone: what its processes still hold is foreign from now on, and its mask means nothing any more."""
         self.memory.forget(pool_id)
+        self.bindings.forget(pool_id)
         self.refresh()
 
     # --- after a stop ---
 
     async def wait_until_free(self, driver: PoolDriver, epoch: int, deadline_s: float) -> None:
-        """Post VramFree once the engine's memory is seen free; past the deadline VramHeld with the holder, and go on looking.
+        """Post VramFree once the engine's memory is seen free, past the deadline VramHeld with the holder.
 
-        Ends without a word when the pool has moved on to another launch.
+        From then on every look of the watch looks for it, too. Where pids cannot be matched, the death of the processes has
+        to do at the deadline. Ends without a word when the pool has moved on to another launch.
         """
-        pause, since, told = FIRST_LOOK_S, self._clock.monotonic(), False
-        deadline_s = min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
+        pause, since = FIRST_LOOK_S, self._clock.monotonic()
         while driver.instance.epoch == epoch and driver.instance.vram_pending:
             await self.watch.look()
             left = self.memory.leftover(driver.pool_id)
-            if left.holder is None:
-                self._tell_uncertain(driver, left.certain)
+            impatient = self._clock.monotonic() - since >= self._patience_s(deadline_s)
+            if left.holder is None or (impatient and not left.certain):
+                self._tell_uncertain(driver, left)
                 driver.post(ev.VramFree(epoch))
                 return
-            blind = self.closing and self.watch.scan.stale  # nobody will look later on, either
-            if not told and (blind or self._clock.monotonic() - since >= deadline_s):
-                told = True
+            if impatient:
                 driver.post(ev.VramHeld(epoch, left.holder))
+                return
             await self._sleep(pause)
-            pause = min(pause * 1.5, SLOWEST_LOOK_S if not told else SLOWEST_LOOK_S * 4)
+            pause = min(pause * 1.5, SLOWEST_LOOK_S)
+
+    def _patience_s(self, deadline_s: float) -> float:
+        """How long memory is waited for before its holder is named. A node that closes has little time."""
+        if self.hurry or (self.closing and self.watch.scan.stale):
+            return 0.0
+        return min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
 
     async def _sleep(self, seconds: float) -> None:
         over = asyncio.Event()
@@ -85,40 +97,52 @@ class Gpus:
         finally:
             alarm.cancel()
 
-    def _tell_uncertain(self, driver: PoolDriver, certain: bool) -> None:
-        if not certain:
+    def _tell_uncertain(self, driver: PoolDriver, left: Leftover) -> None:
+        if not left.certain:
+            why = left.holder or "its use fell"
             human = (
-                f"GPU memory of pool '{driver.pool_id}' counts as free because its use fell:"
-                " pids of another namespace cannot be matched"
+                f"GPU memory of pool '{driver.pool_id}' counts as free: its engine is dead, and pids cannot be matched ({why})"
             )
             driver.emit("notice", human, level="warn", confidence="low")
 
     # --- after every look ---
 
     def _after_look(self) -> None:
-        self.memory.attribute()
         appeared, self._had_gpus = not self._had_gpus and not self.watch.scan.no_gpus, not self.watch.scan.no_gpus
+        objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
         for driver in self._drivers():
-            self._reconsider(driver)
-            if appeared and driver.instance.phase is Phase.FAILED and driver.instance.reason == "gpu_required":
-                driver.post(ev.Start(retry=driver.instance.retry, origin="gpus"))  # the driver was loaded after us
+            i = driver.instance
+            self._reconsider(driver, objections)
+            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(driver.pool_id).holder is None:
+                driver.post(ev.VramFree(i.epoch))
+            if appeared and i.phase is Phase.FAILED and i.reason == "gpu_required" and i.retry:
+                driver.post(ev.Start(origin="gpus"))  # the driver was loaded after us
         self.refresh()
 
-    def _reconsider(self, driver: PoolDriver) -> None:
+    def _reconsider(self, driver: PoolDriver, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
-        bad = [found for found in map(self._objection, self.devices_of(driver)) if found is not None]
-        i, lost = driver.instance, any(is_lost for _, is_lost in bad)
-        if bad and (not i.quarantined or (lost and i.has_process and i.phase is not Phase.STOPPING)):
+        i, bad = driver.instance, []
+        for uuid in self.devices_of(driver):
+            found = objections[uuid] if uuid in objections else self._objection(uuid)
+            if found is not None:
+                bad.append(found)
+        if not bad:
+            if i.quarantined:
+                driver.post(ev.EndQuarantine())
+            return
+        lost = any(is_lost for _, is_lost in bad)
+        if not i.quarantined or (lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)):
             driver.post(ev.Quarantine("; ".join(why for why, _ in bad), lost))
-        elif not bad and i.quarantined:
-            driver.post(ev.EndQuarantine())
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
         """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
         trust = self.watch.standing(uuid)
         if trust.state is not Trust.OK:
             return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
-        device = next((d for d in self.watch.scan.devices if d.uuid == uuid), None)
+        scan = self.watch.scan
+        device = next((d for d in scan.devices if d.uuid == uuid), None)
+        if device is None and not scan.stale:
+            return f"the device {uuid} is no longer there", True
         if device is not None and device.mig_enabled:
             return f"GPU {device.label} is in MIG mode now: name one of its instances in `devices`, or turn MIG off", True
         return None
@@ -130,12 +154,12 @@ class Gpus:
         if assignment is not None and not idle:
             return tuple(d.uuid for d in assignment.devices)
         mask = driver.mask
-        if mask is None:
+        if mask is None or driver.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
         if assignment is not None:
             return tuple(d.uuid for d in assignment.devices)
         try:
-            return tuple(d.uuid for d in mask.resolve(self.watch.scan.devices))
+            return tuple(d.uuid for d in self.bindings.bound(driver.pool_id, mask, self.watch.scan.devices).devices)
         except SpecError:
             return ()  # its start will say what is wrong with the mask
 
@@ -154,18 +178,29 @@ class Gpus:
     def refresh(self) -> None:
         """What placement reads of each pool's GPUs; a pool whose figures have not changed is left alone."""
         accounts = self.memory.accounts()
+        if accounts is not self._shown_of:
+            self._shown_of, self._shown = accounts, {}
+        made: dict[tuple[str, ...], dict[str, Any]] = {}
         for driver in self._drivers():
-            fields = _figures(self._seen_by(driver, accounts))
+            seen = self._seen_by(driver, accounts)
+            if self._shown.get(driver.pool_id) == seen:
+                continue
+            self._shown[driver.pool_id] = seen
+            fields = made.get(seen)
+            if fields is None:
+                fields = made[seen] = _figures([accounts[uuid] for uuid in seen])
             entry = self._registry.get(driver.pool_id)
             if entry is not None and any(getattr(entry, name) != value for name, value in fields.items()):
                 self._registry.publish(driver.pool_id, **fields)
 
-    def _seen_by(self, driver: PoolDriver, accounts: dict[str, DeviceAccount]) -> list[DeviceAccount]:
-        """The devices that the pool runs on or may be placed on."""
-        uuids = self.devices_of(driver)
-        if not uuids and driver.mask is None and not driver.external:
-            uuids = tuple(d.uuid for d in self.watch.scan.devices if d.usable)
-        return [accounts[d.uuid] for d in in_pci_order(self.watch.scan.devices) if d.uuid in uuids and d.uuid in accounts]
+    def _seen_by(self, driver: PoolDriver, accounts: Mapping[str, DeviceAccount]) -> tuple[str, ...]:
+        """The devices that the pool runs on or may be placed on, in PCI order."""
+        wanted = self.devices_of(driver)
+        if wanted:
+            return tuple(uuid for uuid in accounts if uuid in wanted)
+        if driver.mask is not None or driver.external:
+            return ()
+        return tuple(uuid for uuid, account in accounts.items() if account.device.usable)
 
 
 def _figures(accounts: list[DeviceAccount]) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Pools:
             del self._turns[driver.pool_id]
             await driver.close()
             self._s.engines.release(driver.pool_id)
-            self._s.admission.forget(driver.pool_id)
+            self._s.gpus.forget(driver.pool_id)
             self._s.registry.deregister(driver.pool_id)
 
     async def stop_all(self, deadline_ms: int) -> None:

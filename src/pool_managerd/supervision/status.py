@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -116,9 +116,13 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
     blockers = ["it is held; release it first"] if i.held else []
     idle = i.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
     if not driver.external and idle and (driver.config is not None or driver.submitted is not None):
-        for ask in (s.preflight(driver.pool_id), s.admission.forecast(driver)):
+        asks: tuple[Callable[[], Awaitable[Any]], ...] = (
+            lambda: s.preflight(driver.pool_id),
+            lambda: s.admission.forecast(driver),
+        )
+        for ask in asks:
             try:
-                answer = await ask
+                answer = await ask()
             except PoolError as problem:
                 blockers.append(problem.message)
             else:

@@ -34,14 +34,14 @@ _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bin
 class Launch:
     """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure.
 
-    ``assignment`` and ``sizing`` are what its GPUs were promised by, ``measured`` is true once they were looked at since it
-    became ready. ``log_tail`` is the end of the engine's log, read once when the engine has ended.
+    ``assignment`` and ``sizing`` are what its GPUs were promised by, ``held`` what it was last
+    seen to hold since it became ready. ``log_tail`` is the end of the engine's log, read once when the engine has ended.
     """
 
     prepared: PreparedEngine | None = None
     assignment: Assignment | None = None
     sizing: LaunchSizing | None = None
-    measured: bool = False
+    held: dict[str, int] | None = None
     process: Process | None = None
     cause: PoolError | None = None
     handoff_path: str | None = None
@@ -63,7 +63,7 @@ async def stage(
             driver.emit("preflight", f"Overridden by the configuration: {finding.message}", level="warn", code=finding.code)
         if pool is not None or submitted is not None:
             launch.step = "memory"
-            launch.assignment, launch.sizing = await s.admission.admit(driver, epoch)
+            launch.assignment, _ = await s.admission.admit(driver, epoch)
     if submitted is not None:
         return _shown_its_devices(submitted, launch.assignment), None
     if pool is None:

@@ -21,6 +21,7 @@ from pool_managerd.core.sizing import LaunchFacts
 from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.gpu_bindings import Bindings
 from pool_managerd.supervision.gpu_watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.gpus import Gpus
 from pool_managerd.supervision.services import BootGate, Services
@@ -221,7 +222,7 @@ class FakeNode:
         self.needs: dict[str, LaunchFacts] = {}
         self.ram_bytes = 64 << 30
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
-        self.gpus = Gpus(self.watch, self.registry, self.clock)
+        self.gpus = Gpus(self.watch, self.registry, self.clock, Bindings(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []

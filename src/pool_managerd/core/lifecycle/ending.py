@@ -98,7 +98,7 @@ def with_effects(first: tuple[Effect, ...], step: Step) -> Step:
 def launch(i: Instance, now: float, p: Policy, *, origin: str) -> Step:
     """Begin a start: a new epoch. A promise of an older launch, kept while its memory was held, ends with it."""
     if i.held or i.quarantined:
-        waiting = to(i, Phase.DOWN, now, owed=True)
+        waiting = to(i, Phase.DOWN, now, owed=True, drained=False)
         flag = "held" if i.held else "quarantined"
         return waiting, (do.Say("start_owed", f"Pool '{i.pool_id}' is {flag}; its start waits for that to end"),)
     again = i.started_at is not None and origin == "restart"

@@ -111,7 +111,7 @@ def drain_serving(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
 
 def drain_not_serving(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
     """Nothing is in flight on an engine that is not ready: stop it now and stay down."""
-    draining = replace(i, drain_since=now, drain_leases=0, force_stopped=False)
+    draining = replace(i, drain_since=now, drain_leases=0, force_stopped=False, owed=False)
     say = drain_started(i, 0, e.deadline_ms)
     if i.phase is Phase.STAGING:
         return with_effects((say, do.CancelStaging(i.epoch)), begin_stop(draining, now, p, After.STAY))
@@ -180,7 +180,7 @@ def stop_running(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
 
 def stop_stopping(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
     """Whatever was to follow, nothing follows now."""
-    return replace(i, after=After.STAY, drained=True), ()
+    return replace(i, after=After.STAY, drained=True, owed=False), ()
 
 
 def hold(i: Instance, e: ev.Hold, now: float, p: Policy) -> Step:
@@ -197,16 +197,16 @@ def release(i: Instance, e: ev.Release, now: float, p: Policy) -> Step:
 
 def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
     """Not ready from this step on, and no start. An engine on a lost GPU is ended: it cannot come back with it."""
-    if i.quarantined and not (e.lost and i.has_process and i.phase is not Phase.STOPPING):
+    if i.quarantined and not (e.lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)):
         return i, ()
     say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
-    barred = replace(i, quarantined=True, last_error=e.reason)
+    barred = replace(i, quarantined=True, last_error=i.last_error if i.phase is Phase.FAILED else e.reason)
     if i.phase in (Phase.BACKOFF, Phase.OPEN):
         return to(barred, Phase.DOWN, now, owed=True), (say,)
     if i.phase is Phase.STAGING or (i.phase is Phase.STARTING and not i.has_process):
         step = cancel_staging(barred, now)
-        return replace(step[0], owed=True), (say, *step[1])
-    if not (e.lost and i.has_process) or i.phase is Phase.STOPPING:
+        return replace(step[0], owed=i.retry), (say, *step[1])
+    if not (e.lost and i.has_process) or i.phase in (Phase.STOPPING, Phase.FAILED):
         return barred, (say,)
     after = After.STAY if i.phase is Phase.DRAINING else After.RECOVER
     forced = replace(barred, force_stopped=i.phase is Phase.DRAINING and i.drain_leases > 0)

@@ -107,7 +107,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.Died: _row((RUNNING, ending.died), (P.STOPPING, ending.died_stopping), (P.FAILED, ending.died_failed), rest=ignore),
     ev.Exited: _row((RUNNING, ending.exited_running), (P.STOPPING, ending.exited), (P.FAILED, ending.exited_failed), rest=ignore),
     ev.VramFree: _row(({P.STOPPING, P.FAILED}, ending.vram_free), rest=ignore),
-    ev.VramHeld: _row((P.STOPPING, ending.vram_held), rest=ignore),
+    ev.VramHeld: _row(({P.STOPPING, P.FAILED}, ending.vram_held), rest=ignore),
     ev.HelperDied: _row(
         (P.STAGING, starting.staging_helper_died), (P.STARTING, starting.starting_helper_died),
         (P.WARMING, starting.warming_helper_died), (P.ADOPTING, starting.adopting_helper_died),

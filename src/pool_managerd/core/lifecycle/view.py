@@ -58,6 +58,7 @@ def validate(i: Instance, now: float, p: Policy) -> None:
         "counts are not negative",
         i,
     )
+    _hold(not (i.owed and i.drained), "nothing is owed to who asked for a stop", i)
     _hold(not i.vram_pending or i.phase in (Phase.STOPPING, Phase.FAILED), "memory is waited for after a stop alone", i)
     _hold(i.next_probe_at is None or i.probe_sent_at is None, "at most one probe is under way", i)
     _hold(not i.owed or i.phase not in (Phase.STAGING, Phase.STARTING, Phase.READY), "nothing is owed while it runs", i)

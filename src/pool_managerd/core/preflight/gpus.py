@@ -124,7 +124,7 @@ def _around(facts: HostFacts) -> Iterator[Finding]:
             message,
             ("sudo systemctl enable --now nvidia-persistenced", "sudo nvidia-smi -pm 1"),
         )
-    if "nvidia-uvm" not in facts.device_nodes:
+    if not {"nvidia-uvm", "dxg"} & facts.device_nodes:  # WSL has /dev/dxg for all of it
         message = "cannot start CUDA in an engine: /dev/nvidia-uvm is missing, and engines may not create it (no_new_privs)"
         yield Finding("nvidia_uvm", FAIL, "/dev/nvidia-uvm", message, ("sudo nvidia-modprobe -u -c=0",))
     if SWITCHES in facts.device_nodes and facts.fabric_manager is not True:

@@ -1,0 +1,150 @@
+"""``explain --place``: which pool would take a request, by the daemon's snapshots."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pool_managerd.core.placement import PlacementRequest, decide
+from pool_managerd.core.registry import DeviceShare, PerfHints, PoolSnapshot, Registry
+from pool_managerd.errors import SpecError
+from tests.cli.test_commands import Invoke, Server
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def pools(server: Server) -> dict[str, dict[str, Any]]:
+    """Three pools on two GPUs; ``demo`` has none."""
+
+    def share(index: int) -> dict[str, Any]:
+        return {"id": index, "device": str(index), "uuid": f"GPU-{index}", "vram_total_bytes": 24 * GIB}
+
+    add = server.node.add
+    add("big", vram_free_bytes=20 * GIB, devices=[share(1)], slots_free=2, ctx_max=8192, quant="Q4_K_M")
+    add("small", vram_free_bytes=4 * GIB, devices=[share(0)], slots_free=1, ctx_max=2048, engine="vllm")
+    add("gone", ready=False, state="backoff", last_error="exit_code=1")
+    server.node.lease_ids["small"].append("l1")
+    found: dict[str, dict[str, Any]] = server.node.pools
+    return found
+
+
+def test_the_sentence_comes_first_then_every_candidate_with_its_reason(invoke: Invoke, pools: dict[str, dict[str, Any]]) -> None:
+    code, out, err = invoke("explain", "--place")
+    assert (code, err) == (0, "")
+    assert out == (
+        "Pool 'big' takes it: 20 GiB of VRAM are free on its GPUs, and it has no active leases\n"
+        "  * big    20 GiB of VRAM free, no leases\n"
+        "  - small  4 GiB of VRAM free, one lease\n"
+        "  - demo   no GPU, no leases\n"
+        "  ! gone   it is not ready (backoff: exit_code=1)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "winner"),
+    [
+        (["--engine", "vllm"], "small"),
+        (["--ctx", "2049", "--avoid", "demo"], "big"),
+        (["--quant", "q4_k_m"], "big"),
+        (["--vram", "20GiB"], "big"),
+        (["--vram", "20.001GiB"], None),
+        (["--vram", "4096 mib", "--device-mask", "GPU0"], "small"),
+        (["--pin", "small"], "small"),
+        (["--pin", "gone"], None),
+        (["--prefer", "small", "--prefer", "gone"], "small"),
+        (["--prefer", "gone"], "big"),
+        (["--prefer", "gone", "--no-fallback"], None),
+        (["--avoid", "big"], "small"),
+        (["--model", "other"], None),
+    ],
+)
+def test_each_wish_decides(invoke: Invoke, pools: dict[str, Any], options: list[str], winner: str | None) -> None:
+    code, out, _ = invoke("explain", "--place", *options, "-o", "json")
+    answer = json.loads(out)
+    assert (code, answer["pool_id"]) == (0 if winner else 1, winner)
+    assert {c["pool_id"] for c in answer["candidates"]} == set(pools)
+
+
+def test_a_fallback_and_the_wishes_are_shown_and_a_pool_that_is_not_there_is_named(invoke: Invoke, pools: Any) -> None:
+    code, out, err = invoke("explain", "--place", "--prefer", "gone", "--avoid", "big", "--prefer", "typo")
+    assert (code, err) == (0, "there is no pool 'typo'\n")
+    assert out.splitlines()[0].endswith(", and is a fallback")
+    assert "  - big    20 GiB of VRAM free, no leases; to be avoided\n  * small" in out
+
+
+def test_nobody_is_an_answer_with_a_reason_for_each(invoke: Invoke, pools: Any) -> None:
+    code, out, _ = invoke("explain", "--place", "--model", "other")
+    assert code == 1
+    assert out.startswith("No pool can take it: big: it serves tiny; ")
+    assert out.count("\n  ! ") == len(pools)
+
+
+def test_a_daemon_without_pools_takes_nothing(invoke: Invoke, server: Server) -> None:
+    server.node.pools.clear()
+    assert invoke("explain", "--place")[:2] == (1, "There is no pool\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vram", "4GB"], "cannot use '4GB' as a size"),
+        (["--vram", "4"], "cannot use '4' as a size"),
+        (["--vram", "-1GiB"], "cannot use '-1GiB' as a size"),
+        (["--vram", "9" * 400 + "GiB"], "cannot use '9999"),
+        (["--device-mask", "0,,1"], "cannot use the device mask '0,,1': it has an empty part"),
+        (["--device-mask", "-1"], "cannot use the device mask '-1': -1 is negative"),
+        (["demo"], "cannot place a request and explain one pool at once"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_the_daemon_is_asked(invoke: Invoke, options: list[str], message: str) -> None:
+    code, out, err = invoke("explain", "--place", *options, "--url", "http://127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert "\nhint: " in err
+
+
+def test_a_wish_without_place_is_refused_rather_than_ignored(invoke: Invoke) -> None:
+    code, _, err = invoke("explain", "demo", "--vram", "4GiB")
+    assert (code, err) == (2, "cannot use --vram: it only means something with --place\nhint: add --place\n")
+
+
+def test_an_answer_that_is_no_snapshot_is_refused(invoke: Invoke, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: tuple[Any, ...] = ({"pools": 3}, {"pools": [{"state": "ready"}]}, {"pools": ["x"]}, [], {})
+    for answer in answers:
+        monkeypatch.setattr(server.node, "snapshots", lambda answer=answer: answer)
+        assert invoke("explain", "--place")[0] == 4, answer
+
+
+def test_names_from_elsewhere_cannot_steer_the_terminal(invoke: Invoke, server: Server) -> None:
+    server.node.add("evil", ready=False, state="failed", last_error="bad\x1b[2J")
+    assert "\x1b" not in invoke("explain", "--place")[1]
+
+
+def full() -> PoolSnapshot:
+    registry = Registry(lambda: 0)
+    registry.register("a")
+    registry.publish(
+        "a", state="ready", quant="Q8_0", ctx_max=4096, vram_free_bytes=GIB, compute_capability="8.6",
+        perf_hints=PerfHints(90.5, None, ("Q8_0",)), devices=(DeviceShare(0, "0", "GPU-0", None, 3, 2, 1),),
+    )  # fmt: skip
+    registry.set_health("a", live=True, ready=True)
+    return registry.snapshots()[0]
+
+
+def test_a_snapshot_survives_json() -> None:
+    assert PoolSnapshot.from_dict(json.loads(json.dumps(full().to_dict()))) == full()
+
+
+def test_a_snapshot_of_another_version_is_read_as_far_as_it_goes() -> None:
+    raw = json.loads(json.dumps(full().to_dict()))
+    for name in raw.keys() - {"pool_id"}:
+        assert PoolSnapshot.from_dict({key: value for key, value in raw.items() if key != name}).pool_id == "a"
+        assert PoolSnapshot.from_dict(raw | {name: object()}).pool_id == "a"
+    new = PoolSnapshot.from_dict(raw | {"later": 1, "ready": 1, "ctx_max": True, "perf_hints": {"perf_tokens_per_s": 7}})
+    assert (new.ready, new.ctx_max, new.perf_hints) == (False, None, PerfHints(7.0))
+    assert decide(PlacementRequest(), [PoolSnapshot.from_dict({"pool_id": "a"})]).pool_id is None
+    with pytest.raises(SpecError, match="no pool_id"):
+        PoolSnapshot.from_dict({})

@@ -1,0 +1,98 @@
+"""What an operator decides about GPUs, what is refused at the start, and what is left in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.conftest import MakeNode, MakePool
+from tests.gpu.nodes import cards, children, run_cli, until
+from tests.host.simulated import gpu_uuid, topology
+from tests.system.nodes import alive, left_behind, mentioning
+
+TWO = cards(24, 12)
+
+
+def test_a_cordon_is_durable_keeps_what_runs_and_ends_with_a_word(make_node: MakeNode, fake: MakePool) -> None:
+    pools = [fake("pinned", devices=[0], gib=2), fake("free", gib=2, preload=False)]
+    node = make_node(TWO, "engines vram=1GiB", pools=pools).start()
+    node.until_ready("pinned")
+    done = node.command("devices", "cordon", "0")
+    assert done.returncode == 0 and "cordoned" in done.stdout
+    assert node.status("pinned")["ready"], "what runs goes on"
+    assert node.post("/v1/pools/free/start?wait=true")[0] == 200
+    assert node.environment("free")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(1), "the other GPU has less room, but is not cordoned"
+
+    engine = node.status("pinned")["pid"]
+    node.kill()
+    node.start()
+    assert node.device("0")["cordoned"] and node.device("0")["state"] == "ok"
+    error = node.until_refused("pinned", "cannot start pool pinned: GPU 0 is cordoned")
+    assert "pool-managerd devices uncordon 0" in error
+    assert not alive(engine)
+    assert node.post("/v1/devices/0/uncordon")[0] == 200
+    node.until_ready("pinned")
+    node.kill()
+    node.start()
+    assert not node.device("0")["cordoned"]
+
+
+def test_released_devices_let_the_driver_go_until_they_are_resumed(make_node: MakeNode, fake: MakePool) -> None:
+    node = make_node(TWO, pools=[fake("a", devices=[0], gib=2), fake("b", gib=2, preload=False)]).start()
+    node.until_ready("a")
+    (worker,) = node.workers()
+    engine = node.status("a")["pid"]
+    assert node.command("devices", "release").returncode == 0
+    assert not alive(worker) and node.workers() == []
+    node.post("/v1/pools/b/start")
+    node.until_refused("b", "cannot start pool b: the GPUs cannot be looked at", "let go of on request", "devices resume")
+    assert node.status("a")["ready"] and node.status("a")["pid"] == engine and node.workers() == []
+    assert node.command("devices", "resume").returncode == 0
+    node.until_ready("b")
+    assert node.status("a")["pid"] == engine and len(node.workers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "text", "env", "says", "code"),
+    [
+        ("dev", "gpu 0 vram=24GiB\ngpu 1 vram=12\n", {}, "gpus:2: vram= must be a size with a unit", 2),
+        ("dev", None, {}, "cannot read the simulated GPUs of", 2),
+        ("home", TWO, {}, "cannot simulate GPUs (gpu.simulate) in profile home: set `profile: dev`", 2),
+        ("dev", TWO, {"PATH": "/nowhere"}, "there is no C compiler", 1),
+    ],
+    ids=["a wrong line", "no file", "profile home", "no compiler"],
+)
+def test_simulated_gpus_that_cannot_be_are_refused_at_the_start(
+    profile: str, text: str | None, env: dict[str, str], says: str, code: int, open_dir: Path
+) -> None:
+    config, gpus = open_dir / "pm.yaml", open_dir / "gpus"
+    config.write_text(f"profile: {profile}\ndaemon: {{bind: '127.0.0.1:0', runtime_dir: run, state_dir: state}}\n")
+    if text is not None:
+        gpus.write_text(text)
+    refused = run_cli("serve", "--config", str(config), "--simulate-gpus", "gpus", folder=open_dir, **env)
+    assert refused.returncode == code and says in refused.stderr, refused
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_topology_that_turns_bad_changes_nothing_until_it_is_good_again(make_node: MakeNode) -> None:
+    node = make_node(TWO, pools=[]).start()
+    until(lambda: len(node.devices()["devices"]) == 2, "the GPUs")
+    topology(node.gpus, "gpu 0 vram=lots\n")
+    looked = node.devices()["revision"]
+    until(lambda: node.devices()["revision"] > looked, "another look")
+    assert [row["uuid"] for row in node.devices()["devices"]] == [gpu_uuid(0), gpu_uuid(1)]
+    node.become(cards(24))
+    until(lambda: [row["name"] for row in node.devices()["devices"]][1:] == ["gone"], "the second GPU to be gone")
+
+
+def test_nothing_is_left_after_sigterm_but_the_built_driver(make_node: MakeNode, real: MakePool) -> None:
+    node = make_node(TWO, "engines vram=rss", pools=[real("a", devices=[0]), real("b", devices=[1])], kmsg=True).start()
+    node.until_ready("a", "b")
+    everybody = [node.status(name)["pid"] for name in "ab"] + children(node.pid)
+    assert len(node.workers()) == 1
+    assert node.terminate() == 0
+    until(lambda: not any(alive(pid) for pid in everybody), "everything to end")
+    assert mentioning(node.folder) == [] == left_behind(node.folder)
+    kept = {path.relative_to(node.state).parts[0] for path in node.state.iterdir()}
+    assert all(name.startswith(("simulated-nvml-", "state.db", "leases.db")) or name == "daemon.lock" for name in kept), kept
