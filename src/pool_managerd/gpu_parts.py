@@ -6,17 +6,15 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pool_managerd import surveying
 from pool_managerd.config import Config
 from pool_managerd.core.devices import DeviceIncident
-from pool_managerd.core.preflight import HostFacts, Report, assert_passed
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
-from pool_managerd.host.worker_process import PythonWorkers, Worker, Workers
+from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerOptions, Workers
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.start_sizing import StartSizer
@@ -24,9 +22,12 @@ from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu_bindings import Bindings
-from pool_managerd.supervision.gpu_watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.gpu_watch import START_QUIET_S, GpuWatch, WatchSettings
 from pool_managerd.supervision.gpus import Gpus
 from pool_managerd.supervision.protocols import Clock
+
+if TYPE_CHECKING:
+    from pool_managerd.core.preflight import HostFacts, Report
 
 BARS_A_START = frozenset({
     "gpu_required", "missing_tool", "container_gpu", "port_taken", "driver_too_old", "compute_capability", "nvidia_uvm",
@@ -64,7 +65,10 @@ class GpuParts:
         self, config: Config, clock: Clock, events: EventLog, store: StateStore, own_ports: Callable[[], frozenset[int]]
     ) -> None:
         self._config, self._clock, self._events, self._store, self._own_ports = config, clock, events, store, own_ports
-        surveying.check_simulation(config)
+        if config.gpu.simulate is not None:
+            from pool_managerd.surveying import check_simulation
+
+            check_simulation(config)
         self._workers = LateWorkers()
         self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic)
         settings = WatchSettings(config.gpu.rescan_interval_ms / 1000, boot_id())
@@ -76,7 +80,7 @@ class GpuParts:
 
     async def open(self) -> None:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler."""
-        options = await asyncio.to_thread(surveying.worker_options, self._config, self._config.daemon.state_dir)
+        options = await asyncio.to_thread(_worker_options, self._config)
         self._workers.found = PythonWorkers(options)
 
     def gpus(self, registry: Registry) -> Gpus:
@@ -102,17 +106,20 @@ class GpuParts:
 
     async def _gather(self) -> HostFacts:
         try:
-            found = await asyncio.to_thread(surveying.facts_of, self._config, os.environ)
+            found = await asyncio.to_thread(_facts_of, self._config)
             self._facts = self._clock.monotonic(), found
             return found
         finally:
             self._survey = None
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
+        from pool_managerd import surveying
+
         return surveying.judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._own_ports())
 
     async def announce(self) -> None:
-        """Every finding that is not ok, as an event with its remedy. Beside the start of the pools: a driver may take seconds."""
+        """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
+        await asyncio.sleep(START_QUIET_S)
         await self.watch.look()
         levels = {"fail": "error", "overridden": "warn", "warn": "info"}
         for finding in (await self.preflight()).findings:
@@ -132,12 +139,15 @@ class GpuParts:
             self._survey = asyncio.create_task(self._gather(), name="survey")
         elif not barring.ok:  # perhaps no longer
             barring = self._barring(await self._surveyed(), pool_id)
-        assert_passed(barring, pool_id)
+        if not barring.ok:
+            from pool_managerd.core.preflight import assert_passed
+
+            assert_passed(barring, pool_id)
         return barring
 
     def _barring(self, facts: HostFacts, pool_id: str) -> Report:
         report = self._judge(facts, (pool_id,))
-        return Report(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
+        return type(report)(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
 
     def _tell_notes(self) -> None:
         """What the monitor cannot see though the scan went well, such as a kernel log that is not readable: each once."""
@@ -148,3 +158,20 @@ class GpuParts:
 
     def _on_incident(self, incident: DeviceIncident) -> None:
         self.watch.on_incident(incident)
+
+
+# Imported when they are first needed, in a thread: the node answers a tenth of a second sooner.
+
+
+def _worker_options(config: Config) -> WorkerOptions:
+    if config.gpu.simulate is None:
+        return WorkerOptions()
+    from pool_managerd.surveying import worker_options
+
+    return worker_options(config, config.daemon.state_dir)
+
+
+def _facts_of(config: Config) -> HostFacts:
+    from pool_managerd.surveying import facts_of
+
+    return facts_of(config, os.environ)

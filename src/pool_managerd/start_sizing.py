@@ -14,12 +14,9 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.sizing import LaunchFacts
-from pool_managerd.engines.llamacpp_memory import settings_of
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
-from pool_managerd.models.gguf_shape import read_gguf_shape
 from pool_managerd.models.provisioner import ModelProvisioner
-from pool_managerd.models.safetensors_header import read_safetensors_shape
 
 MAX_SHAPES = 256
 
@@ -72,7 +69,13 @@ class StartSizer:
         return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
 
+# The readers are imported when they are first needed, in a thread: the node answers sooner.
+
+
 def _read_shape(path: Path) -> ModelShape | None:
+    from pool_managerd.models.gguf_shape import read_gguf_shape
+    from pool_managerd.models.safetensors_header import read_safetensors_shape
+
     if path.suffix.lower() == ".gguf":
         return read_gguf_shape(str(path))
     return read_safetensors_shape(str(path)) if path.is_dir() or path.suffix == ".safetensors" else None
@@ -80,10 +83,12 @@ def _read_shape(path: Path) -> ModelShape | None:
 
 def _with_files(flags: Sequence[str]) -> EngineSettings:
     """The settings of a command line, with the sizes of what it loads beside the model. What cannot be read counts nothing."""
+    from pool_managerd.engines.llamacpp_memory import settings_of
+
     found = settings_of(flags)
     draft = None
     with suppress(PoolError):
-        draft = read_gguf_shape(found.draft) if found.draft else None
+        draft = _read_shape(Path(found.draft)) if found.draft else None
     return replace(found.settings, file_bytes=sum(map(_size, found.files)), draft=draft)
 
 

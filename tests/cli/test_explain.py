@@ -90,10 +90,10 @@ def test_a_daemon_without_pools_takes_nothing(invoke: Invoke, server: Server) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--vram", "4GB"], "cannot use '4GB' as a size"),
-        (["--vram", "4"], "cannot use '4' as a size"),
-        (["--vram", "-1GiB"], "cannot use '-1GiB' as a size"),
-        (["--vram", "9" * 400 + "GiB"], "cannot use '9999"),
+        (["--vram", "4GB"], "cannot use --vram: '4GB' is no size"),
+        (["--vram", "4"], "cannot use --vram: '4' is no size"),
+        (["--vram", "-1GiB"], "cannot use --vram: '-1GiB' is no size"),
+        (["--vram", "9" * 400 + "GiB"], "cannot use --vram: '9999"),
         (["--device-mask", "0,,1"], "cannot use the device mask '0,,1': it has an empty part"),
         (["--device-mask", "-1"], "cannot use the device mask '-1': -1 is negative"),
         (["demo"], "cannot place a request and explain one pool at once"),

@@ -11,6 +11,7 @@ from pool_managerd.core.backoff import BackoffPolicy, BackoffRules, delay_ms
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS, DrainOutcome, DrainRequest
 from pool_managerd.core.health import ProbeOutcome, judge_response, next_probe_at, start_gap_ms
+from pool_managerd.core.narration import parse_size
 from pool_managerd.core.preflight import assert_gpu_only
 from pool_managerd.errors import NodeError, SpecError
 
@@ -112,3 +113,14 @@ def test_baselines_are_smoothed_and_bounded() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.85, "850 ms"), (4.0, "4 s"), (180, "3 min")])
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert narration.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GiB", 4 << 30), ("1.5 MiB", 3 << 19), ("7 b", 7), ("2tib", 2 << 40)])
+def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "4GB", "GiB", "-1GiB", "1e3GiB", "٤GiB", "9" * 40 + "GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)

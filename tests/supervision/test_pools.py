@@ -547,3 +547,20 @@ async def test_an_event_id_of_an_earlier_daemon_resumes_from_the_beginning(world
     await world.up()
     first = await anext(world.fakes.events.subscribe(after_id=5_000))
     assert first.id == 1
+
+
+async def test_an_engine_that_ends_without_a_word_on_a_port_that_others_hold_gets_another_port() -> None:
+    world = World()
+    world.pools = Pools(
+        world.config, world.fakes.services(owns_port=lambda pid, port: False), world.store, world.store, world.new_id
+    )
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = BAD
+    driver.post(ev.Start())
+    await settle()
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    async with asyncio.timeout(5):  # who holds the port is looked up in a thread
+        while len(world.fakes.launcher.processes) < 2:
+            await asyncio.sleep(0)
+    assert "port_conflict" in world.fakes.types() and driver.instance.crash_count == 0
+    await driver.close()

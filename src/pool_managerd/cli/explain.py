@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pool_managerd.core.registry import PoolSnapshot
 
 Json = dict[str, Any]
-_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 def _wish(name: str, meaning: str) -> Any:
@@ -126,19 +125,12 @@ def _request(wishes: Mapping[str, Any]) -> PlacementRequest:
 
 def _bytes(text: str | None) -> int:
     """``4GiB`` as bytes. Raises CommandFailed (2)."""
-    import re
+    from pool_managerd.core.narration import parse_size
 
-    if text is None:
-        return 0
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]i)?B", text, re.ASCII | re.IGNORECASE)
-    unit = next((shift for name, shift in _UNITS.items() if found and name.lower() == f"{found[2] or ''}b".lower()), None)
-    if found is None or unit is None:
-        raise CommandFailed(
-            f"cannot use {text[:40]!r} as a size: it must be a number and B, KiB, MiB, GiB or TiB",
-            USAGE,
-            hint="write --vram 4GiB",
-        )
-    return int(float(found[1]) * (1 << unit))
+    try:
+        return 0 if text is None else parse_size(text)
+    except ValueError as error:
+        raise CommandFailed(f"cannot use --vram: {error}", USAGE, hint="write --vram 4GiB") from error
 
 
 def _place(answer: Any, request: PlacementRequest, output: Format) -> None:

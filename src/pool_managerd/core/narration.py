@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB)?", re.ASCII)
-_UNITS = MappingProxyType({"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40})
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB)", re.ASCII | re.IGNORECASE)
+_UNITS = MappingProxyType({"b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40})
 
 
 def duration(seconds: float) -> str:
@@ -35,7 +35,7 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text[:40]!r} is no size: it must be a number and B, KiB, MiB, GiB or TiB, such as 4GiB")
-    return int(float(found[1]) * (1 << _UNITS[found[2] or "B"]))
+    return int(float(found[1]) * (1 << _UNITS[found[2].lower()]))
 
 
 def count(number: int, noun: str) -> str:

@@ -18,6 +18,7 @@ from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 
 FACT = "device"
+START_QUIET_S = 0.5
 MAX_EARLY = 64
 PLACEHOLDER = "GPU-unknown-"
 """What a GPU is called whose UUID could never be read."""
@@ -52,8 +53,13 @@ class GpuWatch:
             self._trust[uuid] = _recalled(uuid, raw, self._settings.boot_id)
 
     async def run(self) -> None:
-        """Look again and again until cancelled. Only looks an interval apart are periodic, however often one is woken."""
+        """Look again and again until cancelled. Only looks an interval apart are periodic, however often one is woken.
+
+        The first look waits a moment, so that the node can answer before a driver is loaded; whoever starts a pool looks
+        for itself.
+        """
         last: float | None = None
+        await self._rest(START_QUIET_S)
         while True:
             self._wake.clear()  # before the look: what is heard of during it deserves another one
             now = self._clock.monotonic()
@@ -63,9 +69,13 @@ class GpuWatch:
                 await self.look(periodic=periodic)
             except Exception as problem:  # noqa: BLE001 - the task's boundary: nobody looks at the GPUs when it ends
                 self._tell_broken(problem)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.interval_s):
-                    await self._wake.wait()
+            await self._rest(self._settings.interval_s)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until woken, at the longest ``seconds``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     def wake(self) -> None:
         """Look at once: an engine came or went, or something was heard of a GPU."""

@@ -40,6 +40,7 @@ class Gpus:
         self._shown: dict[str, tuple[str, ...]] = {}
         self.closing = self.hurry = False
         watch.listen(self._after_look)
+        watch.listen(self.refresh)
 
     def attach(self, drivers: Callable[[], Iterable[PoolDriver]]) -> None:
         self._drivers = drivers
@@ -117,7 +118,6 @@ class Gpus:
                 driver.post(ev.VramFree(i.epoch))
             if appeared and i.phase is Phase.FAILED and i.reason == "gpu_required" and i.retry:
                 driver.post(ev.Start(origin="gpus"))  # the driver was loaded after us
-        self.refresh()
 
     def _reconsider(self, driver: PoolDriver, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,16 @@ class LaunchWork:
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
         launch.log_tail = self._s.files.tail_log(self._driver.pool_id)
-        self._driver.post(workers.exit_event(epoch, record, launch.log_tail))
+        told = workers.exit_event(epoch, record, launch.log_tail)
+        if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
+            told = replace(told, port_conflict=await self._port_lost(launch, process.pid))
+        self._driver.post(told)
+
+    async def _port_lost(self, launch: Launch, pid: int) -> bool:
+        """An engine that logs from a thread of its own may end without a word; who holds its port tells all the same."""
+        if launch.prepared is None:
+            return False
+        return await asyncio.to_thread(self._s.owns_port, pid, launch.prepared.port) is False
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
-from pool_managerd.core.preflight import Report
 from pool_managerd.core.reservations import Assignment
+
+if TYPE_CHECKING:
+    from pool_managerd.core.preflight import Report
 
 
 class Alarm(Protocol):

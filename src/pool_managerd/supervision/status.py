@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pool_managerd.core.lifecycle import Phase, view
-from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import PoolEntry, Registry
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.services import Services
+
+if TYPE_CHECKING:
+    from pool_managerd.core.preflight import Report
 
 _SECRET = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential", "authorization")
 
@@ -137,7 +139,7 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
 
 
 def _placing(answer: Report | tuple[str, tuple[str, ...]]) -> list[dict[str, str]]:
-    if isinstance(answer, Report):
+    if not isinstance(answer, tuple):
         return []
     where, parts = answer
     return [{"kind": "memory", "detail": where}, *({"kind": "needs", "detail": part} for part in parts)]
