@@ -189,3 +189,41 @@ def test_a_file_that_cannot_be_read_is_told_apart(tmp_path: Path, write: Write) 
     assert problems(write("", "empty.yaml"))[0].startswith("empty.yaml:1:1: cannot use an empty file")
     (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
     assert problems(tmp_path / "latin.yaml") == ["latin.yaml: cannot read it: byte 3 is not UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("written", "devices"),
+    [
+        ("[]", ()),
+        ("[0, 1]", (0, 1)),
+        ('"0,1"', (0, 1)),
+        ('"GPU0,GPU1"', (0, 1)),
+        ("[GPU-aa, MIG-bb]", None),
+        ('["GPU-aa", 1]', ("GPU-aa", 1)),
+    ],
+)
+def test_devices_are_written_as_a_list_or_as_text(tmp_path: Path, written: str, devices: tuple[int | str, ...] | None) -> None:
+    file = tmp_path / "pm.yaml"
+    file.write_text(f'pools: [{{id: a, engine: llamacpp, model: "file:m.gguf", devices: {written}}}]\n')
+    if devices is None:
+        with pytest.raises(SpecError, match="mixes MIG instances with whole GPUs"):
+            load_config(file, env={})
+    else:
+        assert load_config(file, env={}).pools[0].devices == devices
+
+
+@pytest.mark.parametrize(("written", "size"), [("1024", 1024), ("28GiB", 28 << 30), ('"1.5 gib"', 3 << 29)])
+def test_vram_bytes_may_be_written_as_a_size(tmp_path: Path, written: str, size: int) -> None:
+    file = tmp_path / "pm.yaml"
+    file.write_text(f'pools: [{{id: a, engine: llamacpp, model: "file:m.gguf", vram_bytes: {written}}}]\n')
+    assert load_config(file, env={}).pools[0].vram_bytes == size
+
+
+def test_simulated_gpus_and_shares_that_cannot_be_are_refused_with_the_place(tmp_path: Path) -> None:
+    file = tmp_path / "pm.yaml"
+    file.write_text("profile: home\ngpu: {simulate: topology}\npools: []\n")
+    with pytest.raises(SpecError, match="cannot simulate GPUs"):
+        load_config(file, env={})
+    file.write_text('pools: [{id: a, engine: llamacpp, model: "file:m", devices: [0, 1], tensor_split: [1]}]\n')
+    with pytest.raises(SpecError, match="tensor_split has 1 shares for 2 devices"):
+        load_config(file, env={})

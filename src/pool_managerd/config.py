@@ -232,7 +232,9 @@ class PoolConfig(Section):
     @classmethod
     def _mask(cls, value: Any) -> Any:
         """A text with commas is a list; what it means is checked here, what exists only when the pool starts."""
-        if isinstance(value, str | list | tuple) and value not in ([], ()):
+        if value in ([], ()):
+            return ()
+        if isinstance(value, str | list | tuple):
             try:
                 return DeviceMask.parse(value if isinstance(value, str) else ",".join(map(str, value))).items
             except SpecError as error:

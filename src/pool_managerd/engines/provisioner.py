@@ -120,6 +120,7 @@ class EngineProvisioner:
         self._refuse_unsupported(pool, mode)
         self._check_model_file(model_path)
         program = self._program(pool, mode)
+        build_env(pool, self._config.profile)  # for what it refuses
         around = replace(self._around(pool, None), gpu_present=True)
         return program.version, build_flags(pool, model_path, 1, program.options, around)
 
