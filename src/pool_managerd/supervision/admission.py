@@ -84,7 +84,7 @@ class Admission:
         if found is None:
             return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
-        return " and ".join(parts), sizing.footprint(len(found.devices), found.shares).explain()
+        return " and ".join(parts), sizing.footprint(len(found.devices), found.shares, found.devices[0].name).explain()
 
     def _decide(
         self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, ledger: Ledger
