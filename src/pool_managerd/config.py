@@ -130,13 +130,26 @@ class GpuConfig(Section):
     fit: Literal["enforce", "warn", "off"] = Field(
         "enforce", description="enforce: no start without room in VRAM; warn: start and say so; off: no estimate at all."
     )
-    overhead_mib: NonNegative = Field(512, description="Per GPU, for the engine's CUDA context and buffers of its libraries.")
-    vram_wait_ms: Positive = Field(30_000, description="How long after a stop the memory may take to be seen free.")
+    overhead_mib: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        512, description="Per GPU, for the engine's CUDA context and buffers of its libraries."
+    )
+    vram_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = Field(
+        30_000, description="How long after a stop the memory may take to be seen free."
+    )
     simulate: Path | None = Field(None, description="Topology file of simulated GPUs; profile dev only.")
 
 
 class PreflightConfig(Section):
-    allow: tuple[str, ...] = Field((), description="Codes of preflight findings that may fail; each use is recorded.")
+    allow: tuple[Annotated[str, Field(pattern=r"^[a-z_]+(:.+)?$")], ...] = Field(
+        (), description="Findings that may fail, as `code` or `code:subject`; each use is recorded. Not gpu_required."
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _gpus_are_required(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(item.partition(":")[0] == "gpu_required" for item in value):
+            raise ValueError("gpu_required cannot be allowed to fail: only `profile: dev` runs engines without a GPU")
+        return value
 
 
 class TelemetryConfig(Section):
@@ -204,7 +217,7 @@ class PoolConfig(Section):
     engine: Engine
     model: str
     quant: str | None = None
-    ctx: Positive | None = Field(
+    ctx: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Context in tokens, in total over all slots; absent means what the model was trained for."
     )
     slots: Positive = Field(1, description="Requests the engine serves at the same time.")

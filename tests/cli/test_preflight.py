@@ -92,10 +92,12 @@ def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path) -> N
 
 
 def test_what_the_configuration_allows_is_shown_as_allowed_but_never_the_gpu(invoke: Invoke, tmp_path: Path) -> None:
-    file = write(tmp_path, "preflight: {allow: [nvml_unavailable, gpu_required]}\n")
+    file = write(tmp_path, "preflight: {allow: [nvml_unavailable]}\n")
     code, out, _ = invoke("preflight", "--config", file)
     assert (code, findings(out)["gpu_required"]["level"], findings(out)["nvml_unavailable"]["level"]) == (1, "fail", "overridden")
     assert "\nALLOWED  NVML" in invoke("preflight", "--config", file, "-o", "table")[1]
+    code, _, err = invoke("preflight", "--config", write(tmp_path, "preflight: {allow: [gpu_required]}\n"))
+    assert (code, "gpu_required cannot be allowed to fail" in err) == (2, True)
 
 
 def test_a_configuration_that_cannot_be_used_is_a_2(invoke: Invoke, tmp_path: Path) -> None:

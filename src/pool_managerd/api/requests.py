@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 1024 * 1024
 _MODEL = TypeVar("_MODEL", bound=BaseModel)
 _TOKEN_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 DEVICE_PATTERN = r"^((GPU)?[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,80})$"
-_DEVICE = re.compile(r"(?:GPU)?(?P<index>[0-9]{1,4})|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.ASCII)
+_DEVICE = re.compile(r"(?:GPU)?(?P<index>[0-9]{1,4})|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.ASCII | re.IGNORECASE)
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from pool_managerd.cli import changes, devices, explain, follow, output, preflight, reads, serving
-from pool_managerd.cli.exits import CommandFailed
+from pool_managerd.cli.exits import NO, CommandFailed
 
 app = typer.Typer(
     name="pool-managerd",
@@ -59,8 +61,19 @@ def _open_missing_streams() -> None:
 def run() -> None:
     """The console script. Exit codes: 0 ok, 1 the answer is no, 2 usage or config, 3 unreachable, 4 refused by the daemon."""
     _open_missing_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows a question mark
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except CommandFailed as failure:
         output.error(failure.message, failure.hint)
         sys.exit(failure.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        output.error(f"cannot write the answer: {error.strerror}")
+        os._exit(NO)  # without another attempt to write it

@@ -30,8 +30,9 @@ class DeviceMask:
         if len(parts) > MAX_ITEMS:
             raise _refused(text[:80] + "…", f"it names more than {MAX_ITEMS} devices")
         items = tuple(_item(part, text) for part in parts)
+        written = [str(item).lower() for item in items]
         for item in items:
-            if items.count(item) > 1:
+            if written.count(str(item).lower()) > 1:
                 raise _refused(text, f"it names {item} twice")
         if len({str(item).upper().startswith("MIG-") for item in items}) > 1:
             raise _mixed(text)

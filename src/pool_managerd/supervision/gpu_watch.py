@@ -190,6 +190,8 @@ class GpuWatch:
         return gone or self.trust_in(self.find(name).uuid)
 
     async def _decide(self, name: str, change: Callable[[DeviceTrust], DeviceTrust], human: str) -> None:
+        if not self.scan.devices:
+            await self.look()
         asked = self._named(name)
         await self._facts.put_fact(FACT, asked.uuid, _to_remember(change(asked), self._settings.boot_id))
         now = self.trust_in(asked.uuid)

@@ -74,7 +74,9 @@ def _judge(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[str,
     if i.phase is Phase.DOWN or (i.phase in (Phase.BACKOFF, Phase.OPEN)):
         return (driver.last_drain if waiting.goal == "drained" else {"pool_id": i.pool_id}), None
     if i.phase is Phase.FAILED:
-        return None, PoolError(i.last_error or "the engine could not be stopped", pool_id=i.pool_id)
+        code, status = ("VRAM_HELD", 503) if i.reason == "vram_held" else ("STOP_FAILED", 500)
+        text = i.last_error or "the engine could not be stopped"
+        return None, PoolError(text, code=code, status=status, pool_id=i.pool_id)
     if waiting.goal == "drained" and i.phase not in (Phase.DRAINING, Phase.STOPPING):
         text = f"the drain of pool '{i.pool_id}' was taken back"
         return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)

@@ -84,8 +84,11 @@ def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None)
     if submitted.attach_url is not None:
         return submitted
     if assignment is not None:
-        env = {**submitted.env, **assignment.environment()}
-        return replace(submitted, env=env, device_uuids=tuple(d.uuid for d in assignment.devices))
+        shown = assignment.environment()
+        given = submitted.env.get("CUDA_VISIBLE_DEVICES")
+        notes = (f"CUDA_VISIBLE_DEVICES={given} was replaced: the engine sees the GPUs that it was promised",) if given else ()
+        uuids = tuple(d.uuid for d in assignment.devices)
+        return replace(submitted, env={**submitted.env, **shown}, device_uuids=uuids, warnings=(*submitted.warnings, *notes))
     if submitted.device_mask is None:
         return submitted
     shown = {

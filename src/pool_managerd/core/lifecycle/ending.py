@@ -67,6 +67,8 @@ def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...
             done, recover(replace(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped", multiplier=1.0)
         )
     down = to(clean, Phase.DOWN, now, pending_error=None)
+    if i.reason == "vram_held":  # it is held no more
+        down = replace(down, reason=None, last_error=None)
     extra: tuple[Effect, ...] = ()
     if i.drain_since is not None:
         extra = (drain_finished(i, now),)

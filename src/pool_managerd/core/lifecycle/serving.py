@@ -226,7 +226,7 @@ def _resume(i: Instance, now: float, p: Policy, say: do.Say) -> Step:
 
 
 def open_breaker(i: Instance, e: ev.OpenBreaker, now: float, p: Policy) -> Step:
-    if i.has_process or i.vram_pending:
+    if i.has_process or i.vram_pending or i.drained:
         return i, ()
     error = f"pool '{i.pool_id}' failed too often; its circuit breaker is open for {narration.duration(e.open_s)}"
     opened = to(i, Phase.OPEN, now, deadline=now + e.open_s, reason="circuit_open")

@@ -38,7 +38,8 @@ def _barred(i: Instance, what: str) -> Step | None:
     if i.held:
         return refuse(i, "POOL_HELD", f"cannot {what} pool '{i.pool_id}': it is held; release it first")
     if i.quarantined:
-        return refuse(i, "POOL_UNAVAILABLE", f"cannot {what} pool '{i.pool_id}': one of its GPUs is quarantined")
+        why = f": {i.last_error}" if i.last_error else ""
+        return refuse(i, "POOL_UNAVAILABLE", f"cannot {what} pool '{i.pool_id}': one of its GPUs is quarantined{why}")
     return None
 
 
@@ -141,7 +142,9 @@ def probe_discarded(i: Instance, e: ev.ProbeDiscarded, now: float, p: Policy) ->
 
 
 def starting_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
-    """The first good probe of this launch."""
+    """The first good probe of this launch. Before there is a process of ours, somebody else answered."""
+    if not i.has_process:
+        return i, ()
     good = replace(i, last_good_at=now, probe_failures=0, probe_reason="", probe_sent_at=None)
     if i.warmable and not i.warmed and p.warmup == "before_ready":
         warming = to(good, Phase.WARMING, now, deadline=now + p.warmup_timeout_s)
