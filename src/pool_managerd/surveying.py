@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
 
+_CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
@@ -125,10 +127,24 @@ def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     given = pool.provisioning
     scheme = pool.model.partition(":")[0].lower()
     fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
+    cuda, capabilities = _built_for(pool)
     return PoolWants(
         pool.id, pool.engine, given.mode or "package", scheme if fetched else "file",
         mask=DeviceMask(pool.devices) if pool.devices else None, ports=given.ports, mlock="--mlock" in given.flags,
+        engine_cuda=cuda, engine_capabilities=capabilities,
     )  # fmt: skip
+
+
+def _built_for(pool: PoolConfig) -> tuple[str | None, tuple[str, ...]]:
+    """The CUDA version and compute capabilities that the engine is built for, where its image's tag or its build's flags say."""
+    given = pool.provisioning
+    tag = given.container.tag if given.container is not None else None
+    found = _CUDA_TAG.search(tag or "")
+    cuda = f"{found['major']}.{found['minor']}" if found else None
+    flags = given.source.build.cmake_flags if given.source is not None else ()
+    written = next((flag.partition("=")[2] for flag in flags if flag.startswith("-DCMAKE_CUDA_ARCHITECTURES=")), "")
+    numbers = [part.partition("-") for part in written.replace(",", ";").split(";") if part.partition("-")[0].isdigit()]
+    return cuda, tuple(f"{n[:-1]}.{n[-1]}{'' if kind == 'real' else '+PTX'}" for n, _, kind in numbers if len(n) > 1)
 
 
 def _temporary() -> Path:

@@ -17,6 +17,7 @@ from pool_managerd.config_load import load_config
 from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.errors import NodeError
 from tests.cli.test_commands import Invoke
+from tests.core.gpus import gpu
 
 NO_GPUS = DeviceScan(problem=ScanProblem("nvml_unavailable", "cannot load libnvidia-ml.so.1: no driver here"))
 ONE_GPU = DeviceScan(
@@ -174,3 +175,36 @@ def test_ports_of_our_own_count_as_free(tmp_path: Path) -> None:
         facts = replace(surveying.facts_of(config, {}), folders=(), scan=NO_GPUS)
         assert [f.code for f in surveying.judged(config, facts).failed] == ["port_taken"]
         assert surveying.judged(config, facts, own_ports=frozenset({port})).ok
+
+
+SOURCE = '{source: {repo: r, ref: v, build: {cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES=%s"]}}}'
+
+
+@pytest.mark.parametrize(
+    ("provisioning", "cuda", "capabilities"),
+    [
+        ("{mode: container, container: {image: x, tag: server-cuda12.8}}", "12.8", ()),
+        ("{mode: container, container: {image: x, tag: v0.11-cu129}}", "12.9", ()),
+        ("{mode: container, container: {image: x, tag: latest}}", None, ()),
+        (
+            '{source: {repo: r, ref: v, build: {cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES=86-real;120"]}}}',
+            None,
+            ("8.6", "12.0+PTX"),
+        ),
+        ('{source: {repo: r, ref: v, build: {cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES=native"]}}}', None, ()),
+    ],
+)
+def test_what_an_engine_is_built_for_is_read_where_it_is_written(
+    tmp_path: Path, provisioning: str, cuda: str | None, capabilities: tuple[str, ...]
+) -> None:
+    text = f"pools: [{{id: a, engine: llamacpp, model: m.gguf, provisioning: {provisioning}}}]\n"
+    wants = surveying.wants_of(load_config(tmp_path / write(tmp_path, text), env={})).pools[0]
+    assert (wants.engine_cuda, wants.engine_capabilities) == (cuda, capabilities)
+
+
+def test_an_engine_built_for_another_gpu_is_told_before_it_is_started(tmp_path: Path) -> None:
+    text = f"pools: [{{id: a, engine: llamacpp, model: m.gguf, provisioning: {SOURCE % '90-real'}}}]\n"
+    config = load_config(tmp_path / write(tmp_path, text), env={})
+    facts = replace(surveying.facts_of(config, {}), scan=DeviceScan((gpu(0),), 1.0, "570.86.15", "12.8"))
+    told = {f.code: f.message for f in surveying.judged(config, facts).failed}
+    assert "it has compute capability 8.6, the build is for 9.0" in told["compute_capability"]
