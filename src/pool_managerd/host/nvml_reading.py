@@ -11,6 +11,7 @@ from pool_managerd.host.process_facts import ProcessFacts
 
 _UNINITIALIZED, _NOT_FOUND, _NO_DRIVER, _LOST, _NEEDS_RESET, _MISMATCH = 1, 6, 9, 15, 16, 18
 _OF_THE_DRIVER = (_UNINITIALIZED, _NO_DRIVER, _MISMATCH)
+_READINGS = 3
 _MAX_LINKS = 36
 _LINKS_FRESH_S = 60.0
 _RENEW_S = 60.0
@@ -41,9 +42,7 @@ class NvmlReader:
         if self._simulated:
             self.processes = self._process_facts()
         self.processes.begin()
-        devices: list[dict[str, Any]] = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            devices.extend(self._gpu(index))
+        devices = self._devices()
         whole = [d for d in devices if "parent_uuid" not in d]
         self._add_links([d for d in whole if "error" not in d])
         lost = [d for d in whole if "error" in d]
@@ -58,6 +57,25 @@ class NvmlReader:
 
     def _process_facts(self) -> ProcessFacts:
         return ProcessFacts(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()) if self._simulated else None)
+
+    def _devices(self) -> list[dict[str, Any]]:
+        """Every GPU and MIG instance, read again if GPUs came, went or moved meanwhile: a mixed list calls sound ones lost."""
+        devices: list[dict[str, Any]] = []
+        for _ in range(_READINGS):
+            devices = [device for index in range(self._nvml.nvmlDeviceGetCount()) for device in self._gpu(index)]
+            if [d.get("uuid") for d in devices if "parent_uuid" not in d] == self._listing():
+                break
+        return devices
+
+    def _listing(self) -> list[str | None]:
+        """The UUIDs of the GPUs in the driver's order, None for one that does not tell."""
+        found: list[str | None] = []
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            try:
+                found.append(self._ask(self._nvml.nvmlDeviceGetUUID, self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)))
+            except Unreadable:
+                found.append(None)
+        return found
 
     # --- one device ---
 
