@@ -241,6 +241,11 @@ class PoolConfig(Section):
     startup_timeout_ms: Positive | None = Field(None, description="Overrides health.startup_timeout_ms for this pool.")
     provisioning: ProvisioningConfig = ProvisioningConfig()
 
+    @property
+    def mask(self) -> DeviceMask | None:
+        """What ``devices`` says; None when all are allowed."""
+        return DeviceMask(self.devices) if self.devices else None
+
     @field_validator("devices", mode="before")
     @classmethod
     def _mask(cls, value: Any) -> Any:

@@ -100,9 +100,12 @@ class GpuParts:
 
     async def _surveyed(self) -> HostFacts:
         """Fresh facts; who asks while they are gathered gets the same."""
+        return await asyncio.shield(self._begin_survey())
+
+    def _begin_survey(self) -> asyncio.Task[HostFacts]:
         if self._survey is None:
             self._survey = asyncio.create_task(self._gather(), name="survey")
-        return await asyncio.shield(self._survey)
+        return self._survey
 
     async def _gather(self) -> HostFacts:
         try:
@@ -131,14 +134,13 @@ class GpuParts:
 
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
-        if self._facts is None:
-            await self._surveyed()
-        at, facts = self._facts or (0.0, await self._surveyed())
+        at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
         barring = self._barring(facts, pool_id)
-        if barring.ok and self._clock.monotonic() - at > FACTS_FRESH_S and self._survey is None:
-            self._survey = asyncio.create_task(self._gather(), name="survey")
-        elif not barring.ok:  # perhaps no longer
-            barring = self._barring(await self._surveyed(), pool_id)
+        if barring.ok:
+            if self._clock.monotonic() - at > FACTS_FRESH_S:
+                self._begin_survey()
+            return barring
+        barring = self._barring(await self._surveyed(), pool_id)  # perhaps the machine has changed
         if not barring.ok:
             from pool_managerd.core.preflight import assert_passed
 

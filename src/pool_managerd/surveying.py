@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pool_managerd.config import Config, PoolConfig, split_address
-from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
 from pool_managerd.host.facts import gather
@@ -130,7 +129,7 @@ def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     cuda, capabilities = _built_for(pool)
     return PoolWants(
         pool.id, pool.engine, given.mode or "package", scheme if fetched else "file",
-        mask=DeviceMask(pool.devices) if pool.devices else None, ports=given.ports, mlock="--mlock" in given.flags,
+        mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
         engine_cuda=cuda, engine_capabilities=capabilities,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def test_tools_are_those_on_the_given_path(root: Path) -> None:
         (root / f"bin/{name}").chmod(mode)
     assert look(root, PATH=str(root / "bin")).tools == {"nvcc": str(root / "bin/nvcc")}
     assert look(root).tools == {}
-    assert look(root, PATH=str(root / "bin")).has_cuda_tools
+    assert look(root, PATH=str(root / "bin")).cuda_tool is not None
 
 
 @pytest.mark.parametrize(

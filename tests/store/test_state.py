@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.state import SCHEMA_VERSION, StateStore
 from tests.conftest import REPOSITORY
+from tests.small_disk import fill, mounted_small
 
 ENGINE = {"binary_path": "/bin/true", "port": 8080, "flags": ["-a", "b c"]}
 _WRITER = """
@@ -49,23 +49,8 @@ async def store(tmp_path: Path) -> AsyncIterator[StateStore]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 300 kB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(filler: Path) -> None:
-    """Write until the disk is full."""
-    block = b"x" * 4096
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(block):
-            pass
+    with mounted_small(tmp_path / "small") as place:
+        yield place
 
 
 async def put_many(store: StateStore) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -13,12 +12,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import free_port, wait_until
+from tests.small_disk import fill, mounted_small
 from tests.system.daemons import Daemon, engine, in_time
 from tests.system.nodes import alive, mentioning
 
@@ -226,22 +225,8 @@ def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make
 @pytest.fixture
 def small_disk(open_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A file system of 300 kB as the state directory of daemon ``d``, or as another folder that the test names."""
-    place = open_dir / "d" / getattr(request, "param", "state")
-    place.mkdir(parents=True)
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(filler: Path) -> None:
-    """Write until the disk is full."""
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
+    with mounted_small(open_dir / "d" / getattr(request, "param", "state")) as place:
+        yield place
 
 
 def test_with_a_full_state_disk_reads_work_and_nothing_is_acknowledged_or_begun(small_disk: Path, make: Make) -> None:

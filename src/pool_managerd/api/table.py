@@ -178,6 +178,13 @@ CHANGE_ROUTES = (
 )
 _DEVICE = "/devices/{device}"
 _BODY_ERRORS = (400, 408, 413, 415)
+
+
+def _gpu_change(path: str, summary: str, handler: Handler, answer: type[BaseModel], *errors: int) -> Route:
+    """A change that takes no body."""
+    return Route("POST", path, summary, handler, {200: answer}, (*_BODY_ERRORS, *errors), schemas.NoBody)
+
+
 DEVICE_ROUTES = (
     Route(
         "GET",
@@ -186,50 +193,14 @@ DEVICE_ROUTES = (
         devices.devices,
         {200: schemas.Devices},
     ),
-    Route(
-        "POST",
-        f"{_DEVICE}/cordon",
-        "Start nothing new on a GPU; what runs there goes on",
-        devices.cordon,
-        {200: schemas.Device},
-        (*_BODY_ERRORS, 404, 503, 507),
-        schemas.NoBody,
+    _gpu_change(
+        f"{_DEVICE}/cordon", "Start nothing new on a GPU; what runs there goes on", devices.cordon, schemas.Device, 404, 503, 507
     ),
-    Route(
-        "POST",
-        f"{_DEVICE}/uncordon",
-        "Use a GPU for new starts again",
-        devices.uncordon,
-        {200: schemas.Device},
-        (*_BODY_ERRORS, 404, 503, 507),
-        schemas.NoBody,
-    ),
-    Route(
-        "POST",
-        "/devices/release",
-        "Let go of NVML, for a driver upgrade",
-        devices.release,
-        {200: schemas.Devices},
-        (*_BODY_ERRORS, 409, 503),
-        schemas.NoBody,
-    ),
-    Route(
-        "POST",
-        "/devices/resume",
-        "Take NVML up again",
-        devices.resume,
-        {200: schemas.Devices},
-        (*_BODY_ERRORS, 409, 503),
-        schemas.NoBody,
-    ),
-    Route(
-        "POST",
-        "/preflight",
-        "Judge whether this machine can run the configured pools",
-        devices.preflight,
-        {200: schemas.Preflight},
-        (*_BODY_ERRORS, 503),
-        schemas.NoBody,
+    _gpu_change(f"{_DEVICE}/uncordon", "Use a GPU for new starts again", devices.uncordon, schemas.Device, 404, 503, 507),
+    _gpu_change("/devices/release", "Let go of NVML, for a driver upgrade", devices.release, schemas.Devices, 409, 503),
+    _gpu_change("/devices/resume", "Take NVML up again", devices.resume, schemas.Devices, 409, 503),
+    _gpu_change(
+        "/preflight", "Judge whether this machine can run the configured pools", devices.preflight, schemas.Preflight, 503
     ),
 )
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal
 
 from pool_managerd.core.device_choice import groups
 from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.devices import DeviceSnapshot
-from pool_managerd.core.fit import Footprint
 from pool_managerd.core.hetero_split import SplitPlan
 from pool_managerd.core.reservations import Assignment, DeviceAccount, Ledger, Reservation, without
+from pool_managerd.core.sizing import LaunchSizing
 from pool_managerd.errors import NodeError, PoolError
 
 MAX_TRIES = 32
 """Groups of one width that are tried: they come best first, so that the rest is worse."""
 
 Split = Literal["auto"] | tuple[float, ...] | None
-
-
-class Sizing(Protocol):
-    """What a start needs, by how many devices share it and in which shares (empty: not split, or not known yet)."""
-
-    def footprint(self, n_devices: int, split: tuple[float, ...] = (), gpu: str = "") -> Footprint: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class Wish:
     spoken_for: frozenset[str] = frozenset()
 
 
-def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, DeviceAccount]) -> Assignment:
+def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, DeviceAccount]) -> Assignment:
     """Choose and promise in one call. Raises NodeError INSUFFICIENT_VRAM or GPU_NOT_SHARED, SpecError for a split that cannot be.
 
     Without a mask the first group of devices that has room, best first; a single one unless a split is asked for.
@@ -69,7 +63,7 @@ def assign(sizing: Sizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, De
     raise first or _nothing_to_use(wish)
 
 
-def _options(sizing: Sizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
+def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
     """Groups of devices to try, best first. Widths that have too little room altogether are left out, but for the last."""
     if wish.devices is not None:
         yield wish.devices
@@ -86,7 +80,7 @@ def _options(sizing: Sizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tu
             yield from islice(sorted(found, key=lambda group: sum(d.uuid in wish.spoken_for for d in group)), MAX_TRIES)
 
 
-def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """How much goes where; several devices share by the given ratios, or in proportion to their room."""
     if len(devices) == 1:
         return Assignment(devices, {devices[0].uuid: sum(sizing.footprint(1, (), devices[0].name).per_device())})
@@ -102,7 +96,7 @@ def _share_out(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], 
     return Assignment(plan.devices, bytes_by_device, shares, None if wish.split is None else shares)
 
 
-def _unchecked(sizing: Sizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """The division that does not fit, for who wants to be warned only."""
     ordered = in_pci_order(devices)
     room = [max(1, free.get(d.uuid, 0)) for d in ordered]

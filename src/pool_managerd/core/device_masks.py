@@ -89,6 +89,11 @@ def cuda_visible_devices(devices: Iterable[DeviceSnapshot]) -> str:
     return ",".join(device.uuid for device in in_pci_order(devices))
 
 
+def cuda_environment(visible: str) -> dict[str, str]:
+    """The variables that show an engine the ``visible`` devices alone, counted in PCI order (B-DEVICE-012)."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
+
+
 def in_pci_order(devices: Iterable[DeviceSnapshot]) -> tuple[DeviceSnapshot, ...]:
     """The order that CUDA_DEVICE_ORDER=PCI_BUS_ID gives; MIG instances of one GPU by UUID."""
     return tuple(sorted(devices, key=lambda d: (d.pci_bus_id.lower(), d.id, d.uuid)))

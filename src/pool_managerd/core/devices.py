@@ -97,6 +97,10 @@ class DeviceScan:
     def stale(self) -> bool:
         return self.problem is not None
 
+    def device(self, uuid: str) -> DeviceSnapshot | None:
+        """The device of that UUID, None when it is not listed."""
+        return next((d for d in self.devices if d.uuid == uuid), None)
+
     @property
     def no_gpus(self) -> bool:
         """True when this machine is known to have no GPU: there is no driver library, or it lists none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pool_managerd.core.device_masks import cuda_visible_devices
+from pool_managerd.core.device_masks import cuda_environment, cuda_visible_devices
 from pool_managerd.core.devices import DeviceProcess, DeviceSnapshot
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
@@ -43,8 +43,8 @@ class Assignment:
     notices: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """Shows an engine these devices alone, by UUID, counted in PCI order (B-DEVICE-012)."""
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": cuda_visible_devices(self.devices)}
+        """Shows an engine these devices alone, by UUID."""
+        return cuda_environment(cuda_visible_devices(self.devices))
 
 
 @dataclass(frozen=True, slots=True)

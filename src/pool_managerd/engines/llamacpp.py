@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.device_masks import cuda_environment
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
@@ -77,17 +77,11 @@ def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
     return env
 
 
-def device_mask(pool: PoolConfig) -> str | None:
-    """``0,1`` for a pool whose `devices` are the GPUs 0 and 1; None when all are allowed."""
-    return str(DeviceMask(pool.devices)) if pool.devices else None
-
-
 def device_env(pool: PoolConfig, assignment: Assignment | None) -> dict[str, str]:
     """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
     if assignment is not None:
         return assignment.environment()
-    mask = device_mask(pool)
-    return {} if mask is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": mask}
+    return {} if pool.mask is None else cuda_environment(pool.mask.to_cuda_visible_devices())
 
 
 def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable, split: tuple[float, ...] | None) -> list[FlagUse]:

@@ -21,7 +21,7 @@ from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_server
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env, device_mask
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.errors import EngineError, SpecError
 
@@ -104,7 +104,7 @@ class EngineProvisioner:
             model_id=model.id,
             engine=pool.engine,
             engine_version=program.version,
-            device_mask=device_mask(pool),
+            device_mask=_mask_text(pool),
             device_uuids=tuple(d.uuid for d in assignment.devices) if assignment else (),
             provisioning_mode=mode,
             slots_total=pool.slots,
@@ -145,7 +145,7 @@ class EngineProvisioner:
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
-        gpus = f"GPUs {device_mask(pool)}" if pool.devices else "all GPUs"
+        gpus = f"GPUs {pool.mask}" if pool.mask else "all GPUs"
         return _plan(
             pool,
             ("model", pool.model),
@@ -220,6 +220,11 @@ def launcher_options() -> OptionTable:
     return OptionTable(own, ALIASES, elsewhere=missing)
 
 
+def _mask_text(pool: PoolConfig) -> str | None:
+    """``0,1`` for a pool whose `devices` are the GPUs 0 and 1; None when all are allowed."""
+    return None if pool.mask is None else str(pool.mask)
+
+
 def _plan(pool: PoolConfig, *steps: tuple[str, str]) -> dict[str, Any]:
     return {"pool_id": pool.id, "steps": [{"kind": kind, "detail": detail} for kind, detail in steps]}
 
@@ -261,7 +266,7 @@ def _external(pool: PoolConfig) -> PreparedEngine:
         port=parts.port or (443 if parts.scheme == "https" else 80),
         model_id=pool.model,
         engine=pool.engine,
-        device_mask=device_mask(pool),
+        device_mask=_mask_text(pool),
         provisioning_mode="external",
         slots_total=pool.slots,
         ctx=pool.ctx,

@@ -56,8 +56,8 @@ class Admission:
         rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
         self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
 
-    async def admit(self, driver: PoolDriver, epoch: int) -> tuple[Assignment | None, LaunchSizing]:
-        """Promise GPUs to launch ``epoch``; no assignment when it runs on the CPU.
+    async def admit(self, driver: PoolDriver, epoch: int) -> Assignment | None:
+        """Promise GPUs to launch ``epoch``, which remembers what it was sized by; None when it runs on the CPU.
 
         Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
         SpecError for a mask or split that cannot be.
@@ -72,7 +72,7 @@ class Admission:
                 self._gpus.bindings.remember(driver.pool_id, *bound)
             self._gpus.memory.remember_before(driver.pool_id)
             self._gpus.refresh()
-        return found, sizing
+        return found
 
     async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
         """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""

@@ -59,7 +59,7 @@ class PoolDriver:
         if self.submitted is not None:
             text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
             return None if text is None else DeviceMask.parse(text)
-        return DeviceMask(self.config.devices) if self.config is not None and self.config.devices else None
+        return self.config.mask if self.config is not None else None
 
     @property
     def external(self) -> bool:

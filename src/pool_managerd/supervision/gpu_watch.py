@@ -123,7 +123,7 @@ class GpuWatch:
         found = self._trust.get(uuid)
         if found is not None:
             return found
-        device = next((d for d in self.scan.devices if d.uuid == uuid), None)
+        device = self.scan.device(uuid)
         return DeviceTrust(uuid) if device is None else DeviceTrust(uuid, device.label, parent=device.parent_uuid)
 
     def standing(self, uuid: str) -> DeviceTrust:
@@ -197,7 +197,7 @@ class GpuWatch:
         now = self.trust_in(asked.uuid)
         # What was learnt while the disk was written counts: a cordon is added to it, a pardon was not given for it.
         new = change(now) if now.state is asked.state else replace(now, cordoned=change(now).cordoned)
-        if new.cordoned or any(d.uuid == new.uuid for d in self.scan.devices):
+        if new.cordoned or self.scan.device(new.uuid) is not None:
             self._update(new)
         else:
             self._forget(new)

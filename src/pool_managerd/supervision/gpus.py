@@ -139,9 +139,8 @@ class Gpus:
         trust = self.watch.standing(uuid)
         if trust.state is not Trust.OK:
             return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
-        scan = self.watch.scan
-        device = next((d for d in scan.devices if d.uuid == uuid), None)
-        if device is None and not scan.stale:
+        device = self.watch.scan.device(uuid)
+        if device is None and not self.watch.scan.stale:
             return f"the device {uuid} is no longer there", True
         if device is not None and device.mig_enabled:
             return f"GPU {device.label} is in MIG mode now: name one of its instances in `devices`, or turn MIG off", True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.device_masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import signal_name
@@ -63,7 +63,7 @@ async def stage(
             driver.emit("preflight", f"Overridden by the configuration: {finding.message}", level="warn", code=finding.code)
         if pool is not None or submitted is not None:
             launch.step = "memory"
-            launch.assignment, _ = await s.admission.admit(driver, epoch)
+            launch.assignment = await s.admission.admit(driver, epoch)
     if submitted is not None:
         return _shown_its_devices(submitted, launch.assignment), None
     if pool is None:
@@ -91,10 +91,7 @@ def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None)
         return replace(submitted, env={**submitted.env, **shown}, device_uuids=uuids, warnings=(*submitted.warnings, *notes))
     if submitted.device_mask is None:
         return submitted
-    shown = {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": DeviceMask.parse(submitted.device_mask).to_cuda_visible_devices(),
-    }
+    shown = cuda_environment(DeviceMask.parse(submitted.device_mask).to_cuda_visible_devices())
     return replace(submitted, env={**submitted.env, **shown})
 
 

@@ -50,9 +50,9 @@ class HostFacts:
     landlock_abi: int | None = None
 
     @property
-    def has_cuda_tools(self) -> bool:
-        """B-PREFLIGHT-001..004."""
-        return any(tool in self.tools for tool in CUDA_TOOLS)
+    def cuda_tool(self) -> str | None:
+        """``nvcc`` or ``nvidia-smi``, whichever is found (B-PREFLIGHT-001..004)."""
+        return next((tool for tool in CUDA_TOOLS if tool in self.tools), None)
 
     @property
     def gpus(self) -> tuple[DeviceSnapshot, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pool_managerd.core.devices import DeviceSnapshot
-from pool_managerd.core.preflight.facts import CUDA_TOOLS, HostFacts, PoolWants, Wants
+from pool_managerd.core.preflight.facts import HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import FAIL, GPU_REQUIRED, NO_CUDA, OK, WARN, Finding
 from pool_managerd.core.preflight.tools import install, install_driver
 from pool_managerd.errors import PoolError
@@ -41,7 +41,7 @@ def gpu_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
 
 def _enforcement(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     """GPU-only (ORCH-1102): nothing here tries the CPU, and nothing in the configuration but the profile changes that."""
-    found = next((tool for tool in CUDA_TOOLS if tool in facts.tools), None)
+    found = facts.cuda_tool
     if found is not None:
         yield Finding("cuda", OK, found, f"{found} is at {facts.tools[found]}")
     elif wants.gpu_only:
