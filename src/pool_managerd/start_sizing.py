@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.fit import DeviceFraction, EngineSettings
 from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.sizing import LaunchFacts
+from pool_managerd.engines import vllm
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
 from pool_managerd.models.provisioner import ModelProvisioner
@@ -40,11 +41,10 @@ class StartSizer:
     def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
         _, path, size = self._models.locate(pool.model)
         version, flags = self._engines.sizing_flags(pool, str(path))
+        settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags)
         shape = self._shape_of(path)
         wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
-        return LaunchFacts(
-            version, wanted or _fingerprint(shape, size), _with_files(flags), shape, size, self._overhead, pool.vram_bytes
-        )
+        return LaunchFacts(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
 
     def _shape_of(self, path: Path) -> ModelShape | None:
         """From the headers of a GGUF file, or of safetensors; None for any other model. Read once as long as it is unchanged."""
@@ -65,7 +65,11 @@ class StartSizer:
                 shape = self._shape_of(Path(engine.model_path))
             except (OSError, PoolError):
                 shape = None  # it runs verbatim: what cannot be read is only known less well
-        settings = _with_files(engine.flags) if engine.engine == "llamacpp" else EngineSettings()
+        settings: EngineSettings | DeviceFraction = EngineSettings()
+        if engine.engine == "vllm":
+            settings = vllm.submitted_settings(engine.flags)
+        elif engine.engine == "llamacpp":
+            settings = _with_files(engine.flags)
         return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
 

@@ -110,10 +110,14 @@ def test_gpus_share_layers_as_the_engine_divides_them() -> None:
 
 
 def test_an_engine_that_takes_a_fraction_takes_it_whatever_it_needs() -> None:
-    found = estimate(LLAMA_8B, DeviceFraction(0.9, (24 * GIB, 12 * GIB)), overhead_bytes_per_gpu=OVERHEAD)
+    takes = DeviceFraction(0.9, ctx=8192, parallel=16)
+    found = estimate(LLAMA_8B, takes, overhead_bytes_per_gpu=OVERHEAD, n_devices=2, device_bytes=(24 * GIB, 12 * GIB))
     assert found.per_device((0.5, 0.5)) == (int(24 * GIB * 0.9), int(12 * GIB * 0.9))
-    assert found.kv.size_bytes == sum(found.per_device((0.5, 0.5))) - LLAMA_8B.weights_bytes
-    assert estimate(LLAMA_8B, DeviceFraction(0.5, (GIB,)), overhead_bytes_per_gpu=0).kv.size_bytes == 0, "no room for a cache"
+    assert found.kv.size_bytes == GIB, "one request must have room, not all of them"
+    assert "the engine takes 21.6 GiB, 10.8 GiB whatever it needs of it" in found.explain()
+    unknown = estimate(LLAMA_8B, takes, overhead_bytes_per_gpu=OVERHEAD)
+    assert unknown.gpu_bytes == LLAMA_8B.weights_bytes + GIB + OVERHEAD, "before GPUs are chosen: the least that will do"
+    assert estimate(LLAMA_8B, takes, overhead_bytes_per_gpu=OVERHEAD, n_devices=0).per_device(()) == ()
 
 
 def test_a_measurement_replaces_the_estimate_and_its_spread_the_error() -> None:

@@ -44,8 +44,8 @@ def test_the_smallest_gpu_refuses_a_share_that_it_cannot_hold_and_the_plan_that_
     error = caught.value
     assert error.error_code == "INSUFFICIENT_VRAM"
     assert error.message == (
-        "cannot divide the model among 2 GPUs: GPU 1 needs 13.5 GiB and has 12 GiB free,"
-        " GPU 0 needs 13.5 GiB and has 24 GiB free; it would fit as 0.671429,0.328571"
+        "cannot divide the model among 2 GPUs: GPU 1 needs 13.5 GiB and has 12 GiB for it,"
+        " GPU 0 needs 13.5 GiB and has 24 GiB for it; it would fit as 0.671429,0.328571"
     )
     assert error.hint == "set tensor_split to 0.671429,0.328571"
     assert error.details["closest"]["shortfall_bytes"] == 0

@@ -171,11 +171,11 @@ async def test_a_binary_that_is_no_llama_server_is_prepared_with_warnings(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"provisioning": {"mode": "source"}}, "cannot provision llama.cpp in mode source yet"),
-        ({"provisioning": {"mode": "container"}}, "cannot provision llama.cpp in mode container yet"),
+        ({"provisioning": {"mode": "source"}}, "cannot run llamacpp in mode source yet"),
+        ({"provisioning": {"mode": "container"}}, "cannot run llamacpp in mode container yet"),
         ({"provisioning": {"mode": "binary"}}, "provisioning.binary.path is not set"),
         ({"provisioning": {"mode": "binary", "binary": {"url": "https://x/y"}}}, "downloads are not supported yet"),
-        ({"engine": "vllm"}, "cannot run vllm in mode container yet"),
+        ({"engine": "vllm"}, "cannot run vllm in mode container (the default) yet"),
         ({"engine": "tgi", "provisioning": {"mode": "package"}}, "cannot run tgi in mode package yet"),
         ({"provisioning": {"mode": "external"}}, "mode external needs provisioning.url"),
         ({"provisioning": {"mode": "external", "url": "ftp://x"}}, "it is no base URL"),

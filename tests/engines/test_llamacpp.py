@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
+from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable
 from pool_managerd.engines.help_parser import ALIASES, parse_help, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
 from pool_managerd.errors import SpecError
 from tests.core.gpus import gpu
 

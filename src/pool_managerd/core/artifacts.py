@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+
+ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "llamacpp": ("package", "binary", "external"), "vllm": ("binary", "external"), "tgi": ("external",), "triton": ("external",),
+})  # fmt: skip
+"""How this version can provision each engine; ``external`` only attaches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
+from pool_managerd.core import tensor_parallel
 from pool_managerd.core.device_choice import groups
 from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.devices import DeviceSnapshot
@@ -44,6 +45,8 @@ def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[s
 
     Without a mask the first group of devices that has room, best first; a single one unless a split is asked for.
     """
+    if sizing.facts.divides_equally:
+        tensor_parallel.check(sizing.facts, len(wish.devices or ()), wish.split)
     free = {uuid: without(account, wish.pool_id).available_bytes for uuid, account in accounts.items()}
     first: PoolError | None = None
     closest: Assignment | None = None
@@ -71,6 +74,8 @@ def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Itera
     widths: Sequence[int] = (1,)
     if wish.split == "auto":
         widths = range(1, max(1, sum(d.parent_uuid is None for d in wish.candidates)) + 1)
+        if sizing.facts.divides_equally:
+            widths = [width for width in widths if tensor_parallel.divisible(sizing.facts, width)]
     elif wish.split is not None:
         widths = (len(wish.split),)
     room = sorted((free.get(d.uuid, 0) for d in wish.candidates), reverse=True)
@@ -82,8 +87,12 @@ def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Itera
 
 def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """How much goes where; several devices share by the given ratios, or in proportion to their room."""
+    if sizing.facts.divides_equally:
+        plan = tensor_parallel.plan(sizing, devices)
+        parts = sizing.footprint_on(plan.devices).per_device(plan.ratios())
+        return _assigned(plan.devices, parts, plan.ratios(), wish)
     if len(devices) == 1:
-        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint(1, (), devices[0].name).per_device())})
+        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint_on(devices).per_device())})
     whole = sizing.footprint(len(devices))
     ratios = wish.split if isinstance(wish.split, tuple) else None
     plan = SplitPlan.compute(
@@ -91,9 +100,7 @@ def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
         ratios=ratios, free=free,
     )  # fmt: skip
     shares = plan.ratios()
-    parts = sizing.footprint(len(devices), shares, plan.devices[0].name).per_device(shares)
-    bytes_by_device = {d.uuid: part for d, part in zip(plan.devices, parts, strict=True)}
-    return Assignment(plan.devices, bytes_by_device, shares, None if wish.split is None else shares)
+    return _assigned(plan.devices, sizing.footprint_on(plan.devices, shares).per_device(shares), shares, wish)
 
 
 def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
@@ -104,9 +111,14 @@ def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
         given = {d.uuid: share for d, share in zip(devices, wish.split, strict=True)}
         room = [max(1, round(given[d.uuid] * (1 << 40))) for d in ordered]
     shares = tuple(part / sum(room) for part in room)
-    parts = sizing.footprint(len(ordered), shares, ordered[0].name).per_device(shares)
-    by_device = {d.uuid: part for d, part in zip(ordered, parts, strict=True)}
-    return Assignment(ordered, by_device, shares, None if wish.split is None else shares)
+    if sizing.facts.divides_equally:
+        shares = (1 / len(ordered),) * len(ordered)
+    return _assigned(ordered, sizing.footprint_on(ordered, shares).per_device(shares), shares, wish)
+
+
+def _assigned(devices: tuple[DeviceSnapshot, ...], parts: tuple[int, ...], shares: tuple[float, ...], wish: Wish) -> Assignment:
+    by_device = {d.uuid: part for d, part in zip(devices, parts, strict=True)}
+    return Assignment(devices, by_device, shares, None if wish.split is None else shares)
 
 
 def _promise(wish: Wish, option: Assignment) -> Reservation:

@@ -28,10 +28,16 @@ SURE, ROUGH, GUESSED = 0.02, 0.25, 1.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceFraction:
-    """An engine that takes ``fraction`` of each GPU, whatever the model needs (vLLM's ``--gpu-memory-utilization``)."""
+    """An engine that takes ``fraction`` of each GPU, whatever the model needs (vLLM's ``--gpu-memory-utilization``).
+
+    ``ctx`` tokens, of one request, must have room in its KV cache; 0: as many as the model was trained for. ``gpus``: how many
+    it was told to use, where it was.
+    """
 
     fraction: float
-    device_bytes: tuple[int, ...]
+    ctx: int = 0
+    parallel: int = 1
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,9 @@ class Amount:
     def __str__(self) -> str:
         sure = f" ± {self.error_fraction:.0%}" if self.error_fraction > SURE else ""
         return f"{self.text}: {size(self.size_bytes)}{sure}"
+
+
+NOTHING = Amount("nothing", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,8 @@ class Footprint:
         where = f" on each of {count(self.n_devices, 'GPU')}" if self.n_devices > 1 else ""
         lines = [str(part) for part in (self.weights, self.kv) if part.size_bytes]
         lines += [f"{part}{where}" for part in (self.compute, self.overhead) if part.size_bytes]
+        if self.claimed_bytes:
+            lines.append(f"the engine takes {', '.join(map(size, self.claimed_bytes))} whatever it needs of it")
         growth = self.host_growth_bytes
         more = ", without limit while it serves" if growth is None else f", up to {size(growth)} more while it serves"
         if self.host.size_bytes:
@@ -140,15 +151,21 @@ class Footprint:
 
 
 def estimate(
-    shape: ModelShape, settings: EngineSettings | DeviceFraction, *, overhead_bytes_per_gpu: int, n_devices: int = 1
+    shape: ModelShape,
+    settings: EngineSettings | DeviceFraction,
+    *,
+    overhead_bytes_per_gpu: int,
+    n_devices: int = 1,
+    device_bytes: Sequence[int] = (),
 ) -> Footprint:
     """What a launch will allocate. Never raises for unknown facts.
 
     More context never needs less, nor do more slots of the same context; at the same total they may, by the engine's
-    rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in main memory.
+    rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in main memory. ``device_bytes`` are the sizes of
+    the GPUs, for an engine that takes a fraction of each.
     """
     if isinstance(settings, DeviceFraction):
-        return _claimed(shape, settings)
+        return _claimed(shape, settings, overhead_bytes_per_gpu, n_devices, device_bytes)
     if settings.gpu_layers == 0:
         n_devices = 0
     on_gpu = _fraction_on_gpu(shape, settings) if n_devices else 0.0
@@ -247,15 +264,21 @@ def _scaled(amount: Amount, fraction: float) -> Amount:
     return replace(amount, size_bytes=int(amount.size_bytes * fraction))
 
 
-def _claimed(shape: ModelShape, settings: DeviceFraction) -> Footprint:
-    claimed = tuple(int(total * settings.fraction) for total in settings.device_bytes)
-    rest = max(0, sum(claimed) - shape.weights_bytes)
+def _claimed(
+    shape: ModelShape, settings: DeviceFraction, overhead_bytes: int, n_devices: int, device_bytes: Sequence[int]
+) -> Footprint:
+    weights = Amount("weights", shape.weights_bytes, SURE)
+    kv = NOTHING
+    if shape.kv_heads is not None:
+        one = EngineSettings(ctx=settings.ctx)
+        kv = Amount(f"KV cache, at least {buffers.cells_per_sequence(shape, one)} tokens", _kv(shape, one)[0].size_bytes, ROUGH)
+    on_cpu = weights.size_bytes + kv.size_bytes if n_devices == 0 else 0
     return Footprint(
-        weights=Amount("weights", shape.weights_bytes, SURE),
-        kv=Amount(f"KV cache, the rest of {settings.fraction:.0%} of each GPU", rest, ROUGH),
-        compute=Amount("compute buffers", 0),
-        overhead=Amount("overhead", 0),
-        host=Amount("main memory", HOST_FRACTION_ENGINE_BYTES, ROUGH),
-        n_devices=len(claimed),
-        claimed_bytes=claimed,
+        weights=weights,
+        kv=kv,
+        compute=NOTHING,
+        overhead=Amount("overhead", overhead_bytes if n_devices else 0),
+        host=Amount("main memory", HOST_FRACTION_ENGINE_BYTES + on_cpu, ROUGH),
+        n_devices=n_devices,
+        claimed_bytes=tuple(int(total * settings.fraction) for total in device_bytes),
     )

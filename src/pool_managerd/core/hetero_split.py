@@ -116,7 +116,8 @@ class SplitPlan:
             return
         closest = min((self, alternative), key=lambda plan: plan.shortfall_bytes)
         raise NodeError(
-            f"cannot divide the model among {count(len(self.devices), 'GPU')}: {self._needs()}; {closest._verdict()}",
+            f"cannot {'divide the model among' if len(self.devices) > 1 else 'put the model on'}"
+            f" {count(len(self.devices), 'GPU')}: {self._needs()}; {closest._verdict()}",
             code="INSUFFICIENT_VRAM", status=503,
             hint=f"set tensor_split to {closest.tensor_split_flag()}" if not closest.shortfall_bytes
             else "free memory there, add a GPU, lower ctx or slots, or use a smaller quantisation",
@@ -132,9 +133,11 @@ class SplitPlan:
         """Per GPU, the worst first."""
         rows = zip(self.devices, self.shares_bytes, self.free_bytes, strict=True)
         worst = sorted(rows, key=lambda row: row[2] - row[1])
-        return ", ".join(f"GPU {d.label} needs {size(need)} and has {size(free)} free" for d, need, free in worst)
+        return ", ".join(f"GPU {d.label} needs {size(need)} and has {size(free)} for it" for d, need, free in worst)
 
     def _verdict(self) -> str:
+        if len(self.devices) == 1:
+            return f"that is {size(self.shortfall_bytes)} too much"
         if not self.shortfall_bytes:
             return f"it would fit as {self.tensor_split_flag()}"
         return f"{self.tensor_split_flag()} came closest, {size(self.shortfall_bytes)} too much for one GPU"

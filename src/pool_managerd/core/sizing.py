@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pool_managerd.core.fit import Amount, EngineSettings, Footprint, estimate
+from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.fit import NOTHING, Amount, DeviceFraction, EngineSettings, Footprint, estimate
 from pool_managerd.core.footprints import FootprintKey, Footprints
 from pool_managerd.core.model_shape import ModelShape
 
-NOTHING = Amount("nothing", 0)
 GUESS = 0.5
 """How far a footprint may be off that knows the size of the weights alone."""
 
@@ -22,11 +23,16 @@ class LaunchFacts:
 
     engine_version: str
     model_key: str
-    settings: EngineSettings
+    settings: EngineSettings | DeviceFraction
     shape: ModelShape | None = None
     weights_bytes: int = 0
     overhead_bytes: int = 512 << 20
     configured_bytes: int | None = None
+
+    @property
+    def divides_equally(self) -> bool:
+        """Engines that take a fraction of each GPU divide every layer among them (tensor parallel), not layer by layer."""
+        return isinstance(self.settings, DeviceFraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +42,24 @@ class LaunchSizing:
     facts: LaunchFacts
     known: Footprints
 
-    def footprint(self, n_devices: int, split: tuple[float, ...] = (), gpu: str = "") -> Footprint:
-        """0 devices: on the CPU. ``gpu``: the name of the (first) GPU, as launches on another kind are not alike."""
+    def footprint(self, n_devices: int, split: tuple[float, ...] = ()) -> Footprint:
+        """On any ``n_devices`` GPUs, as it is known before they are chosen; 0: on the CPU."""
+        return self._footprint(n_devices, split, (), "")
+
+    def footprint_on(self, devices: Sequence[DeviceSnapshot], split: tuple[float, ...] = ()) -> Footprint:
+        """On these GPUs. Launches on another kind of GPU (of the first) are not alike."""
+        return self._footprint(len(devices), split, tuple(d.vram_total_bytes for d in devices), devices[0].name)
+
+    def _footprint(self, n_devices: int, split: tuple[float, ...], device_bytes: tuple[int, ...], gpu: str) -> Footprint:
         facts = self.facts
         if facts.configured_bytes is not None and n_devices:
             return Footprint(
                 Amount("as configured", facts.configured_bytes), NOTHING, NOTHING, NOTHING, NOTHING, n_devices=n_devices
+            )
+        if isinstance(facts.settings, DeviceFraction):
+            shape = facts.shape or ModelShape("unknown", facts.weights_bytes)
+            return estimate(
+                shape, facts.settings, overhead_bytes_per_gpu=facts.overhead_bytes, n_devices=n_devices, device_bytes=device_bytes
             )
         if facts.shape is None:
             found = _guess(facts, n_devices)

@@ -76,6 +76,19 @@ class OptionTable:
         option = self._by_name[name]
         return FlagUse(option, option.spelling(name), values)
 
+    def names(self, use: FlagUse, name: str) -> bool:
+        """True when ``use`` is the option that ``name`` names, on the same side of a negation."""
+        return name in self and self.use(name).name == use.name
+
+    def refuse(self, use: FlagUse, owned: Mapping[str, str], refused: Mapping[str, str]) -> None:
+        """Raises SpecError for a flag that the daemon sets (with the key to use instead) or that has a reason against it."""
+        for name, key in owned.items():
+            if self.names(use, name):
+                raise SpecError(f"cannot set {use.name} in provisioning.flags: the daemon sets it", hint=f"use {key}")
+        for name, reason in refused.items():
+            if self.names(use, name):
+                raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
+
     def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
         """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming the flag."""
         if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
@@ -98,7 +111,7 @@ class OptionTable:
         if option is None:
             raise self._unknown(name)
         if len(given) > option.values:
-            raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value")
+            raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value", hint=f"write `{name}` alone")
         while len(given) < option.values:
             if position >= len(flags) or flags[position] in self:
                 after = f" but is followed by {flags[position]}" if position < len(flags) else ""

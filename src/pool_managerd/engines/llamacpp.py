@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
-from pool_managerd.core.device_masks import cuda_environment
-from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
+from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
 from pool_managerd.errors import SpecError
 
@@ -59,29 +58,15 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
 
 def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
     """The engine's environment additions. Raises SpecError for a variable that would bypass the rules."""
-    env: dict[str, str] = {}
-    for name, value in pool.provisioning.env.items():
-        if not name or "=" in name or "\0" in name + value:
-            raise SpecError(
-                f"cannot set the variable {name!r} for the engine: it is no variable name, or holds NUL", pool_id=pool.id
-            )
-        if name in rules.ENV_OWNED:
-            raise SpecError(f"cannot set {name} in provisioning.env: the daemon sets it", hint=f"use {rules.ENV_OWNED[name]}")
+    env = dict(pool_env(pool, {}))
+    for name in env:
         if name.startswith(rules.ENV_FLAG_PREFIXES):
             raise SpecError(
                 f"cannot set {name} in provisioning.env: llama.cpp takes flags from it", hint="use provisioning.flags"
             )
         if profile != "dev" and name in rules.ENV_REFUSED_ON_GPU:
             raise _gpu_only(f"the variable {name}", rules.ENV_REFUSED_ON_GPU[name])
-        env[name] = value
     return env
-
-
-def device_env(pool: PoolConfig, assignment: Assignment | None) -> dict[str, str]:
-    """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
-    if assignment is not None:
-        return assignment.environment()
-    return {} if pool.mask is None else cuda_environment(pool.mask.to_cuda_visible_devices())
 
 
 def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable, split: tuple[float, ...] | None) -> list[FlagUse]:
@@ -120,32 +105,22 @@ def _canonical(name: str, table: OptionTable) -> str:
     return table.use(name).option.canonical
 
 
-def _is(use: FlagUse, name: str, table: OptionTable) -> bool:
-    """True when ``use`` is the option that ``name`` names, on the same side of a negation."""
-    return name in table and table.use(name).name == use.name
-
-
 def _check_allowed(use: FlagUse, table: OptionTable) -> None:
-    for name, key in rules.OWNED.items():
-        if _is(use, name, table):
-            raise SpecError(f"cannot set {use.name} in provisioning.flags: the daemon sets it", hint=f"use {key}")
-    for name, reason in rules.REFUSED.items():
-        if _is(use, name, table):
-            raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
+    table.refuse(use, rules.OWNED, rules.REFUSED)
     if _PRESET.fullmatch(use.name) and use.name != "--spec-default":
         raise SpecError(f"cannot allow the flag {use.name}: {rules.REFUSED_PATTERN[1]}", hint="remove it from provisioning.flags")
 
 
 def _check_on_gpu(use: FlagUse, table: OptionTable) -> None:
     for name, reason in rules.ON_CPU.items():
-        if _is(use, name, table):
+        if table.names(use, name):
             raise _gpu_only(f"the flag {use.name}", reason)
     value = use.values[0].strip().lower() if use.values else ""
-    if any(_is(use, name, table) for name in rules.DEVICES) and value in ("none", "cpu"):
+    if any(table.names(use, name) for name in rules.DEVICES) and value in ("none", "cpu"):
         raise _gpu_only(f"{use.name} {value}", "it leaves the GPUs out")
-    if any(_is(use, name, table) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
+    if any(table.names(use, name) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
         raise _gpu_only(f"{use.name} {use.values[0]}", "it keeps tensors in main memory")
-    if any(_is(use, name, table) for name in rules.LAYERS) and not _all_layers(value):
+    if any(table.names(use, name) for name in rules.LAYERS) and not _all_layers(value):
         raise _gpu_only(
             f"{use.name} {use.values[0]}", "it may leave layers on the CPU; leave it out, all layers are placed on the GPU"
         )

@@ -99,6 +99,5 @@ CLEARLY_ALL = 99
 """From here on a number of layers is how people write "all"."""
 
 ENV_REFUSED_ON_GPU = {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "it lets weights spill into main memory"}
-ENV_OWNED = {"CUDA_VISIBLE_DEVICES": "pools[].devices", "CUDA_DEVICE_ORDER": "nothing: it is always PCI_BUS_ID"}
 ENV_FLAG_PREFIXES = ("LLAMA_ARG_", "LLAMA_API_KEY")
 """llama.cpp reads flags from these too, which would pass by every rule here."""

@@ -9,25 +9,32 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel
 from pool_managerd.core.narration import count
 from pool_managerd.core.reservations import Assignment
-from pool_managerd.engines import llamacpp_server
+from pool_managerd.engines import llamacpp_server, vllm
+from pool_managerd.engines.attaching import attach_url, attached
+from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, device_env
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.errors import EngineError, SpecError
 
 INSTALL = "pip install 'pool-managerd[llamacpp]'"
 _LAUNCHER = Path(llamacpp_server.__file__).resolve()
 _GPU_NODES = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"), Path("/dev/kfd"))
+_ATTACH = "start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}"
+_INSTEAD = {
+    "llamacpp": f"use mode package ({INSTALL}), or mode binary with provisioning.binary.path",
+    "vllm": f"use mode binary with provisioning.binary.path, or {_ATTACH}", "tgi": _ATTACH, "triton": _ATTACH,
+}  # fmt: skip
+_BINARIES = {"llamacpp": "llama-server binary", "vllm": "vllm command"}
 _HEALTH = {"llamacpp": "/health", "vllm": "/health", "tgi": "/health", "triton": "/v2/health/ready"}
 
 
@@ -39,6 +46,15 @@ class _Program:
     options: OptionTable
     version: str
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """A program, its environment, and its flags by the port it is to listen on."""
+
+    program: _Program
+    env: dict[str, str]
+    flags: Callable[[int], tuple[str, ...]]
 
 
 def gpu_present() -> bool:
@@ -83,22 +99,18 @@ class EngineProvisioner:
         """
         mode = self.mode_of(pool)
         if mode == "external":
-            return _external(pool)
+            return attached(pool, pool.health_path or _HEALTH[pool.engine])
         self._refuse_unsupported(pool, mode)
         if model is None:
-            raise SpecError("cannot prepare llama.cpp without a model", pool_id=pool.id, hint="set pools[].model")
-        await asyncio.to_thread(self._check_model_file, model.local_path)
-        program = await asyncio.to_thread(self._program, pool, mode)
-        around = self._around(pool, assignment)
-        env = {**build_env(pool, self._config.profile), **device_env(pool, assignment)}
-        # Checked with a stand-in first: a pool whose flags are wrong must not hold a port.
-        build_flags(pool, model.local_path, 1, program.options, around)
+            raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
+        recipe = await asyncio.to_thread(self._recipe, pool, mode, model, assignment)
+        recipe.flags(1)  # checked with a stand-in first: a pool whose flags are wrong must not hold a port
         port = self._ports.claim(pool.id, pool.provisioning.ports)
-        flags = build_flags(pool, model.local_path, port, program.options, around)
+        program = recipe.program
         return PreparedEngine(
             pool_id=pool.id,
             binary_path=program.argv[0],
-            flags=(*program.argv[1:], *flags),
+            flags=(*program.argv[1:], *recipe.flags(port)),
             port=port,
             model_path=model.local_path,
             model_id=model.id,
@@ -109,7 +121,7 @@ class EngineProvisioner:
             provisioning_mode=mode,
             slots_total=pool.slots,
             ctx=pool.ctx,
-            env=env,
+            env={**recipe.env, **device_env(pool, assignment)},
             health_path=pool.health_path or _HEALTH[pool.engine],
             warnings=program.warnings,
         )
@@ -118,17 +130,28 @@ class EngineProvisioner:
         """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
         mode = self.mode_of(pool)
         self._refuse_unsupported(pool, mode)
-        self._check_model_file(model_path)
-        program = self._program(pool, mode)
-        build_env(pool, self._config.profile)  # for what it refuses
-        around = replace(self._around(pool, None), gpu_present=True)
-        return program.version, build_flags(pool, model_path, 1, program.options, around)
+        recipe = self._recipe(pool, mode, ResolvedModel(pool.model, model_path), None, on_gpu=True)
+        return recipe.program.version, recipe.flags(1)
 
-    def _around(self, pool: PoolConfig, assignment: Assignment | None) -> Surroundings:
+    def _recipe(
+        self, pool: PoolConfig, mode: str, model: ResolvedModel, assignment: Assignment | None, *, on_gpu: bool = False
+    ) -> _Recipe:
+        """Blocks. ``on_gpu``: as if there were GPUs, whichever will be assigned."""
+        if pool.engine == "vllm":
+            vllm.check_model(model.local_path)
+            path = self._binary_path(pool)
+            _check_runnable(path, pool.id, _BINARIES[pool.engine])
+            known = _Program((str(path),), vllm.OPTIONS, vllm.version_of(path))
+            return _Recipe(known, vllm.build_env(pool), lambda port: vllm.build_flags(pool, model, port, assignment))
+        self._check_model_file(model.local_path)
+        program = self._program(pool, mode)
         split = assignment.tensor_split if assignment is not None else None
         if split is None and isinstance(pool.tensor_split, tuple):
             split = pool.tensor_split
-        return Surroundings(self._config.profile, self._config.base_dir, assignment is not None or self._has_gpu(), split)
+        gpu = on_gpu or assignment is not None or self._has_gpu()
+        around = Surroundings(self._config.profile, self._config.base_dir, gpu, split)
+        env = build_env(pool, self._config.profile)
+        return _Recipe(program, env, lambda port: build_flags(pool, model.local_path, port, program.options, around))
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
@@ -139,7 +162,7 @@ class EngineProvisioner:
         mode = self.mode_of(pool)
         try:
             if mode == "external":
-                return _plan(pool, ("attach", _attach_url(pool)))
+                return _plan(pool, ("attach", attach_url(pool)))
             self._refuse_unsupported(pool, mode)
             run = str(self._binary_path(pool)) if mode == "binary" else f"xllamacpp {_package_version()}"
         except (SpecError, EngineError) as error:
@@ -159,21 +182,14 @@ class EngineProvisioner:
         self._ports.release(pool_id)
 
     def _refuse_unsupported(self, pool: PoolConfig, mode: str) -> None:
-        if pool.engine != "llamacpp":
-            raise SpecError(
-                f"cannot run {pool.engine} in mode {mode} yet: this version attaches to a running {pool.engine} only",
-                pool_id=pool.id,
-                hint="start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}",
+        if mode not in ENGINE_MODES[pool.engine]:
+            installed = pool.engine != "llamacpp" or pool.provisioning.mode is not None
+            default = (
+                "" if pool.provisioning.mode else " (the default" + ("" if installed else ", as xllamacpp is not installed") + ")"
             )
+            raise SpecError(f"cannot run {pool.engine} in mode {mode}{default} yet", pool_id=pool.id, hint=_INSTEAD[pool.engine])
         if mode == "package" and not _package_installed():
             raise SpecError("cannot run llama.cpp in mode package: xllamacpp is not installed", pool_id=pool.id, hint=INSTALL)
-        if mode in ("source", "container"):
-            how = "" if pool.provisioning.mode else " (the default, as xllamacpp is not installed)"
-            raise SpecError(
-                f"cannot provision llama.cpp in mode {mode}{how} yet",
-                pool_id=pool.id,
-                hint=f"use mode package ({INSTALL}), or mode binary with provisioning.binary.path",
-            )
 
     def _check_model_file(self, path: str) -> None:
         if Path(path).is_dir():
@@ -185,7 +201,7 @@ class EngineProvisioner:
         if mode == "package":
             return self._packaged()
         path = self._binary_path(pool)
-        _check_runnable(path, pool.id)
+        _check_runnable(path, pool.id, _BINARIES[pool.engine])
         facts = self._binaries.facts(path, pool.provisioning.env.get("LD_LIBRARY_PATH", ""))
         return _Program((str(path),), facts.options, facts.version, facts.warnings)
 
@@ -204,9 +220,9 @@ class EngineProvisioner:
         if binary is None or binary.path is None:
             url = " downloads are not supported yet;" if binary is not None and binary.url else ""
             raise SpecError(
-                f"cannot run llama.cpp in mode binary:{url} provisioning.binary.path is not set",
+                f"cannot run {pool.engine} in mode binary:{url} provisioning.binary.path is not set",
                 pool_id=pool.id,
-                hint="set provisioning.binary.path to a llama-server on this machine",
+                hint=f"set provisioning.binary.path to a {_BINARIES[pool.engine]} on this machine",
             )
         return Path(os.path.normpath(self._config.base_dir.absolute() / binary.path.expanduser()))
 
@@ -240,55 +256,17 @@ def _package_version() -> str:
         return "unknown"
 
 
-def _check_runnable(path: Path, pool_id: str) -> None:
+def _check_runnable(path: Path, pool_id: str, name: str) -> None:
     """Raises EngineError in the words of SPEC §6.1 when ``path`` cannot be executed."""
     try:
         info = path.stat()
     except OSError as error:
         raise _not_runnable(path, pool_id, error.strerror or str(error), "check provisioning.binary.path") from error
     if not stat.S_ISREG(info.st_mode):
-        raise _not_runnable(path, pool_id, "it is not a file", "name the llama-server binary itself")
+        raise _not_runnable(path, pool_id, "it is not a file", f"name the {name} itself")
     if not os.access(path, os.X_OK):
         raise _not_runnable(path, pool_id, "it is not executable", f"chmod +x {path}")
 
 
 def _not_runnable(path: Path, pool_id: str, reason: str, hint: str) -> EngineError:
     return EngineError(f"preload failed: cannot run {path}: {reason}", pool_id=pool_id, hint=hint)
-
-
-def _external(pool: PoolConfig) -> PreparedEngine:
-    url = _attach_url(pool)
-    parts = urlsplit(url)
-    return PreparedEngine(
-        pool_id=pool.id,
-        binary_path="",
-        host=parts.hostname or "127.0.0.1",
-        port=parts.port or (443 if parts.scheme == "https" else 80),
-        model_id=pool.model,
-        engine=pool.engine,
-        device_mask=_mask_text(pool),
-        provisioning_mode="external",
-        slots_total=pool.slots,
-        ctx=pool.ctx,
-        health_path=pool.health_path or _HEALTH[pool.engine],
-        attach_url=url,
-    )
-
-
-def _attach_url(pool: PoolConfig) -> str:
-    """The validated base URL of a running engine. Raises SpecError."""
-    url = pool.provisioning.url
-    if not url:
-        raise SpecError(
-            "cannot attach: mode external needs provisioning.url", pool_id=pool.id, hint="set it, as http://127.0.0.1:8080"
-        )
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or not url.isprintable():
-        raise SpecError(f"cannot attach to {url!r}: it is no base URL", pool_id=pool.id, hint="write it as http://127.0.0.1:8080")
-    if parts.username or parts.password:
-        raise SpecError("cannot attach: provisioning.url holds a password", pool_id=pool.id, hint="leave credentials out of URLs")
-    return url.rstrip("/")

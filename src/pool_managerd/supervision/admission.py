@@ -17,6 +17,7 @@ from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.narration import size
 from pool_managerd.core.reservations import Assignment, Ledger
 from pool_managerd.core.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.core.tensor_parallel import told_split
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.gpu_watch import objection, require_scan
 from pool_managerd.supervision.gpus import Gpus
@@ -84,7 +85,7 @@ class Admission:
         if found is None:
             return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
-        return " and ".join(parts), sizing.footprint(len(found.devices), found.shares, found.devices[0].name).explain()
+        return " and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain()
 
     def _decide(
         self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, ledger: Ledger
@@ -96,7 +97,7 @@ class Admission:
         require_scan(scan, driver.pool_id)
         self._check_ram(driver, sizing, 1)
         bound = self._bound(driver, scan)
-        found = assign(sizing, self._wish(driver, epoch, scan, bound and bound[1]), ledger, self._gpus.memory.accounts())
+        found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, self._gpus.memory.accounts())
         notices = bound[1].notices if bound is not None else ()
         return replace(found, notices=(*notices, *found.notices)), bound
 
@@ -121,7 +122,7 @@ class Admission:
 
     def _observe(self, launch: Launch, held: dict[str, int]) -> None:
         assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
-        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None:
+        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None or sizing.facts.divides_equally:
             return
         per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
@@ -159,9 +160,9 @@ class Admission:
                 details={"needed_bytes": needed, "free_bytes": free},
             )  # fmt: skip
 
-    def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, bound: Bound | None) -> Wish:
+    def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, bound: Bound | None) -> Wish:
         usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
-        split: Split = driver.config.tensor_split if driver.config is not None else None
+        split: Split = driver.config.tensor_split if driver.config is not None else told_split(sizing.facts)
         exclusive = driver.config is not None and driver.config.exclusive
         devices = bound.devices if bound is not None else None
         return Wish(
