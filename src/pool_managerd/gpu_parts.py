@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import Config
-from pool_managerd.core.devices import DeviceIncident
+from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
@@ -134,6 +134,8 @@ class GpuParts:
 
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
+        if self.watch.scan is NOT_SCANNED:  # nobody looked yet, and without GPUs nothing about them can be found wrong
+            await self.watch.look()
         at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
         barring = self._barring(facts, pool_id)
         if barring.ok:

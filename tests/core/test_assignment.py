@@ -11,7 +11,7 @@ from pool_managerd.core.devices import DeviceSnapshot
 from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.footprints import Footprints
 from pool_managerd.core.model_shape import ModelShape
-from pool_managerd.core.reservations import Assignment, Ledger, account
+from pool_managerd.core.reservations import Assignment, Ledger, Reservation, account
 from pool_managerd.core.sizing import LaunchFacts, LaunchSizing
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from tests.core.gpus import GIB, gpu, mig, process
@@ -40,7 +40,7 @@ def place(
 
 def test_a_single_gpu_is_chosen_even_when_two_would_share_it() -> None:
     found = place(sizing(10), TWO)
-    assert [d.id for d in found.devices] == [0] and found.tensor_split is None
+    assert [d.id for d in found.devices] == [0] and found.shares == ()
 
 
 def test_without_a_split_nothing_spills_over_to_a_second_gpu() -> None:
@@ -51,14 +51,14 @@ def test_without_a_split_nothing_spills_over_to_a_second_gpu() -> None:
 def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -> None:
     assert [d.id for d in place(sizing(20), TWO, split="auto").devices] == [0]
     found = place(sizing(30), TWO, split="auto")
-    assert [d.id for d in found.devices] == [0, 1] and found.tensor_split is not None
-    assert sum(found.tensor_split) == pytest.approx(1.0) and found.tensor_split[0] > found.tensor_split[1]
+    assert [d.id for d in found.devices] == [0, 1]
+    assert sum(found.shares) == pytest.approx(1.0) and found.shares[0] > found.shares[1]
     assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO)
 
 
 def test_given_shares_belong_to_the_order_of_the_mask() -> None:
     found = place(sizing(10), TWO, mask=(1, 0), split=(0.25, 0.75))
-    assert found.tensor_split == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
+    assert found.shares == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
 
 
 def test_a_split_that_cannot_fit_is_refused_with_the_plan_that_came_closest() -> None:
@@ -92,6 +92,32 @@ def test_several_gpus_are_only_warned_about_too() -> None:
     for split in (None, "auto", (0.5, 0.5)):
         found = place(sizing(60), TWO, mask=(0, 1), split=split, enforce=False)
         assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO) and found.notices
+
+
+def test_the_refusal_speaks_of_the_gpu_that_came_closest() -> None:
+    devices = (gpu(0, 24, processes=(process(9, 20),)), gpu(1, 24, processes=(process(8, 10),)), gpu(2, 12))
+    with pytest.raises(NodeError, match=r"needs 15 GiB on GPU 1 .*14 GiB of 24 GiB"):
+        place(sizing(14.5), devices)
+
+
+def test_every_single_gpu_is_tried_however_many_there_are() -> None:
+    parents = [gpu(number, 80, mig_enabled=True) for number in range(8)]
+    instances = [mig(parent, number) for parent in parents for number in range(7)]
+    book = Ledger()
+    for parent in parents[:6]:
+        first = next(d for d in instances if d.parent_uuid == parent.uuid)
+        book.reserve(
+            Reservation(f"on-{parent.id}", 1, {first.uuid: GIB}, exclusive=True), account([*parents, *instances], book.all(), {})
+        )
+    found = place(sizing(4), (*parents, *instances), ledger=book)
+    assert found.devices[0].parent_uuid == parents[6].uuid, "the first six boards are exclusive"
+
+
+def test_the_engine_is_told_the_shares_that_were_promised_with_and_without_a_split() -> None:
+    busy = (gpu(0, 24, processes=(process(9, 12),)), gpu(1, 24))
+    for split in (None, "auto"):
+        found = place(sizing(20), busy, mask=(0, 1), split=split)
+        assert found.shares[0] < 0.4 and sum(found.shares) == pytest.approx(1.0)
 
 
 def test_launches_that_differ_in_what_decides_memory_are_not_alike() -> None:

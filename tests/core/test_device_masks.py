@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pool_managerd.core.device_bindings import Binding, bind
 from pool_managerd.core.device_masks import DeviceMask
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import NodeError, SpecError
 from tests.core.gpus import gpu, mig
 
 EIGHT = tuple(gpu(i, 80) for i in range(8))
@@ -80,21 +80,22 @@ def test_a_bound_index_stays_with_its_gpu_when_the_numbering_changes() -> None:
     swapped = (gpu(0, 80, uuid="GPU-00000001", pci_bus_id="00000000:02:00.0"), gpu(1, 80, uuid="GPU-00000000"))
     again = bind(mask, swapped, first.bindings)
     assert [d.uuid for d in again.devices] == ["GPU-00000001"]
-    assert again.notices == ("GPU 1 of the mask 1 is counted as GPU 0 now; the pool stays on it",)
+    assert again.notices == ("The GPUs of the mask 1 are counted anew (1 is 0 now); the pool stays on them",)
 
 
 def test_a_bound_gpu_that_is_gone_is_an_error_and_not_its_neighbour() -> None:
     mask = DeviceMask.parse("7")
     first = bind(mask, EIGHT, {})
-    with pytest.raises(SpecError, match=r"GPU 7 was GPU-00000007 at 00000000:08:00\.0, which is gone"):
+    with pytest.raises(NodeError, match=r"GPU 7 was GPU-00000007 at 00000000:08:00\.0, which is gone") as gone:
         bind(mask, EIGHT[:7], first.bindings)
+    assert gone.value.error_code == "GPU_UNAVAILABLE" and gone.value.is_retriable, "it may come back"
 
 
 def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:
     mask = DeviceMask.parse("3")
     first = bind(mask, EIGHT, {})
     renumbered = tuple(gpu(i, 80, uuid=d.uuid, pci_bus_id=d.pci_bus_id) for i, d in enumerate(EIGHT[:3] + EIGHT[4:]))
-    with pytest.raises(SpecError, match="which is gone"):
+    with pytest.raises(NodeError, match="which is gone"):
         bind(mask, renumbered, first.bindings)
 
 

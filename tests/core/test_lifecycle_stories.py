@@ -315,6 +315,30 @@ def test_memory_that_is_seen_free_late_completes_the_stop() -> None:
     assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds()
 
 
+def test_held_memory_that_is_free_again_is_no_reason_any_more_whatever_follows() -> None:
+    story = gpu_story_stopping_unasked()
+    story.tell(ev.Exited(1, signal=9), ev.VramHeld(1, "pid 77"), ev.VramFree(1))
+    assert story.phase() is Phase.BACKOFF and story.i.reason is None and "SIGKILL" in str(story.i.last_error)
+
+
+def test_a_process_that_survived_its_kill_and_ended_later_leaves_no_reason_behind() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1), ev.Stop())
+    story.tell(ev.Tick(), after_s=60)
+    story.tell(ev.Tick(), after_s=60)
+    assert story.i.reason == "stop_failed"
+    story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and not story.i.reason and not story.i.last_error
+
+
+def test_a_start_that_is_owed_happens_when_the_quarantine_ended_while_the_late_process_was_stopped() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Quarantine("GPU 0 is lost", True), ev.Spawned(1, 77))
+    assert story.phase() is Phase.STOPPING
+    story.tell(ev.EndQuarantine(), ev.Exited(1, signal=15), ev.VramFree(1))
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+
+
 def test_a_stop_of_a_pool_with_held_memory_waits_for_it_again() -> None:
     story = gpu_story_stopping()
     story.tell(ev.VramHeld(1, "pid 77"), ev.Stop())

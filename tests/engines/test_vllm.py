@@ -18,7 +18,7 @@ from pool_managerd.errors import PoolError, SpecError
 from tests.core.gpus import GIB, gpu
 
 MakePool = Callable[..., PoolConfig]
-TWO = Assignment((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5), (0.5, 0.5))
+TWO = Assignment((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5))
 
 
 @pytest.fixture

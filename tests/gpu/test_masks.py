@@ -105,7 +105,7 @@ def test_across_a_restart_a_pool_stays_on_its_gpu_or_in_its_slot_or_refuses(make
     node.start()
     node.until_ready("last", "swapped")
     assert node.environment("last")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(7)
-    assert any("counted as GPU 0 now" in line["human"] for line in node.lines("notice")), node.lines("notice")
+    assert any("7 is 0 now" in line["human"] for line in node.lines("notice")), node.lines("notice")
     error = node.until_refused("third", f"GPU 3 was {gpu_uuid(3)}", "which is gone")
     assert gpu_uuid(4) in error
     assert [d["reservations"] for d in node.devices()["devices"] if d["uuid"] not in (gpu_uuid(7), gpu_uuid(100))] == [[]] * 5

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
-from pool_managerd.core.devices import DeviceIncident, DeviceSnapshot, ScanProblem
+from pool_managerd.core.devices import DeviceIncident, DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.sizing import LaunchFacts
@@ -19,6 +20,7 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.device_view import devices_view
 from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.testing.fake_parts import GOOD
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu, mig, process
 from tests.supervision.test_pools import World
@@ -545,6 +547,112 @@ async def test_what_an_engine_held_is_promised_to_the_next_of_its_kind(made: lis
     await world.begin("a")
     reserved = world.fakes.gpus.memory.ledger.get("a")
     assert reserved is not None and 3 * GIB <= reserved.bytes_by_device["GPU-00000000"] < 4 * GIB
+
+
+async def test_a_masked_gpu_that_is_late_at_the_daemons_start_brings_its_pool_up_when_it_comes(made: list[GpuWorld]) -> None:
+    before = GpuWorld(*TWO, pool={"devices": [1]})
+    made.append(before)
+    await before.begin("a")
+    assert before.runs_on("a") == [1]
+
+    world = GpuWorld(TWO[0], pool={"devices": [1]})
+    made.append(world)
+    world.fakes.records.known.update(before.fakes.records.known)
+    world.fakes.gpus.bindings.restore()
+    a, b = await world.begin("a"), await world.begin("b")
+    assert a.instance.phase is Phase.BACKOFF and "which is gone" in str(a.instance.last_error), "it was bound to that GPU"
+    assert b.instance.phase is Phase.FAILED and "there is no device 1" in str(b.instance.last_error), "it never ran"
+    await world.see(TWO[0], gpu(1, 24))
+    await world.fakes.clock.advance(5)
+    assert view(a.instance).ready and view(b.instance).ready and world.runs_on("b") == [1]
+
+
+async def test_a_gpu_replaced_in_its_slot_is_used_by_the_running_daemon(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [1]})
+    made.append(world)
+    a = await world.begin("a")
+    new = replace(TWO[1], uuid="GPU-new")
+    for _ in range(2):
+        await world.see(TWO[0], new)
+        await world.fakes.clock.advance(5)
+    assert view(a.instance).ready and a.launch.assignment is not None
+    assert [d.uuid for d in a.launch.assignment.devices] == ["GPU-new"]
+
+
+async def test_a_pool_whose_gpu_is_barred_while_it_loads_says_why_it_is_not_ready(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "answered 503")
+    a = world.pools.add("a", world.config.pools[0])
+    operation = await world.pools.change(a, "preload", ev.Start(), "up", desired="up")
+    await settle()
+    pending = (replace(TWO[0], reset_pending=True), TWO[1])
+    await world.see(*pending)
+    world.fakes.prober.result = GOOD
+    await world.fakes.clock.advance(2)
+    assert a.instance.phase is Phase.READY and not view(a.instance).ready
+    assert "waits for a reset" in str(a.instance.last_error)
+    assert operation.status == "failed" and operation.error is not None and operation.error.error_code == "POOL_UNAVAILABLE"
+    assert not [event for event in world.fakes.told if event.type == "preload_succeeded"]
+    for _ in range(4):
+        await world.see(*TWO)
+    assert view(a.instance).ready and a.instance.last_error is None
+
+
+async def test_a_look_that_began_before_the_engine_was_ready_teaches_nothing(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gib=9)
+    made.append(world)
+    a = await world.begin("a")
+    half = DeviceScan((gpu(0, 24, processes=(process(4000, 2, start_ticks=5),)),), taken_at=(a.instance.ready_since or 0) - 1)
+    world.fakes.watch.scan = half
+    world.fakes.admission.learn()
+    assert a.launch.held is None
+    await world.see(gpu(0, 24, processes=(process(4000, 9, start_ticks=5),)))
+    assert a.launch.held == {"GPU-00000000": 9 * GIB}
+
+
+@pytest.mark.parametrize("neighbour_gib", [8.3, 8.0], ids=["over-its-promise", "as-promised"])
+async def test_an_engine_that_crashed_before_it_used_a_gpu_is_not_waited_for(made: list[GpuWorld], neighbour_gib: float) -> None:
+    world = GpuWorld(gpu(0, 24), gib=8)
+    made.append(world)
+    await world.begin("b")
+    there = (process(4000, neighbour_gib, start_ticks=5),)
+    await world.see(gpu(0, 24, processes=there))
+    a = await world.begin("a")
+    world.fakes.monitor.show(gpu(0, 24, processes=(*there, process(77, 3, name="game"))))
+    world.fakes.launcher.processes[1].end(ExitRecord(code=1))
+    await settle(20)
+    assert a.instance.phase is Phase.BACKOFF, "what pids that match others hold is not its memory"
+    assert not [event for event in world.fakes.told if event.type == "notice" and "counts as free" in event.human]
+
+
+async def test_where_pids_cannot_be_matched_a_neighbours_promise_does_not_hide_what_is_still_held(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    await world.begin("a")
+    await world.see(gpu(0, 24, free_gib=14))
+    await world.begin("b")
+    await world.pools.change(world.pools.get("a"), "stop", ev.Stop(), "down", desired="down")
+    await settle(20)
+    assert world.phase("a") is Phase.STOPPING, "not a byte of it was given back; the neighbour has loaded nothing yet"
+    await world.begin("c")
+    assert world.phase("c") is Phase.BACKOFF
+    await world.see(gpu(0, 24))
+    await world.fakes.clock.advance(1)
+    assert world.phase("a") is Phase.DOWN
+
+
+async def test_a_pool_that_is_registered_again_has_figures_at_once(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    await world.see(*TWO)
+    a = world.pools.add("a", world.config.pools[0])
+    world.fakes.gpus.refresh()
+    await world.pools.remove(a)
+    world.pools.add("a", world.config.pools[0])
+    world.fakes.gpus.refresh()
+    entry = world.fakes.registry.get("a")
+    assert entry is not None and len(entry.devices) == 2
 
 
 async def test_an_unknown_device_cannot_be_cordoned(made: list[GpuWorld]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +18,7 @@ from pool_managerd.core.sizing import LaunchSizing
 from pool_managerd.errors import NodeError, PoolError
 
 MAX_TRIES = 32
-"""Groups of one width that are tried: they come best first, so that the rest is worse."""
+"""Groups of several devices that are tried of each width: they come best first, so that the rest is worse."""
 
 Split = Literal["auto"] | tuple[float, ...] | None
 
@@ -48,22 +49,33 @@ def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[s
     if sizing.facts.divides_equally:
         tensor_parallel.check(sizing.facts, len(wish.devices or ()), wish.split)
     free = {uuid: without(account, wish.pool_id).available_bytes for uuid, account in accounts.items()}
-    first: PoolError | None = None
-    closest: Assignment | None = None
+    nearest: tuple[tuple[bool, float], NodeError, Assignment] | None = None
     for devices in _options(sizing, wish, free):
+        objection: NodeError | None
+        cannot_be = False
         try:
             option = _share_out(sizing, wish, devices, free)
+            objection = ledger.objection(_promise(wish, option), accounts)
         except NodeError as error:
-            first, closest = first or error, closest or _unchecked(sizing, wish, devices, free)
-            continue
-        objection = ledger.objection(_promise(wish, option), accounts)
+            option, objection, cannot_be = _unchecked(sizing, wish, devices, free), error, True
         if objection is None:
             ledger.reserve(_promise(wish, option), accounts)
             return option
-        first, closest = first or objection, closest or option
-    if not wish.enforce and closest is not None and first is not None and first.error_code == "INSUFFICIENT_VRAM":
-        return _as_much_as_there_is(wish, closest, ledger, accounts, first)
-    raise first or _nothing_to_use(wish)
+        rank = (cannot_be, _lacking(objection))
+        if nearest is None or rank < nearest[0]:
+            nearest = rank, objection, option
+    if nearest is None:
+        raise _nothing_to_use(wish)
+    _, objection, option = nearest
+    if not wish.enforce and objection.error_code == "INSUFFICIENT_VRAM":
+        return _as_much_as_there_is(wish, option, ledger, accounts, objection)
+    raise objection
+
+
+def _lacking(objection: NodeError) -> float:
+    """Bytes that are missing; of an objection of another kind, such as an exclusive neighbour, more than any."""
+    needed, free = objection.details.get("needed_bytes"), objection.details.get("free_bytes")
+    return math.inf if needed is None or free is None else needed - free
 
 
 def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
@@ -82,7 +94,8 @@ def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Itera
     for width in widths:
         if width == widths[-1] or sum(room[:width]) >= sizing.footprint(width).gpu_bytes:
             found = groups(wish.candidates, free, width)
-            yield from islice(sorted(found, key=lambda group: sum(d.uuid in wish.spoken_for for d in group)), MAX_TRIES)
+            last = sorted(found, key=lambda group: sum(d.uuid in wish.spoken_for for d in group))
+            yield from islice(last, None if width == 1 else MAX_TRIES)
 
 
 def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
@@ -90,7 +103,7 @@ def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
     if sizing.facts.divides_equally:
         plan = tensor_parallel.plan(sizing, devices)
         parts = sizing.footprint_on(plan.devices).per_device(plan.ratios())
-        return _assigned(plan.devices, parts, plan.ratios(), wish)
+        return _assigned(plan.devices, parts, plan.ratios())
     if len(devices) == 1:
         return Assignment(devices, {devices[0].uuid: sum(sizing.footprint_on(devices).per_device())})
     whole = sizing.footprint(len(devices))
@@ -100,7 +113,7 @@ def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
         ratios=ratios, free=free,
     )  # fmt: skip
     shares = plan.ratios()
-    return _assigned(plan.devices, sizing.footprint_on(plan.devices, shares).per_device(shares), shares, wish)
+    return _assigned(plan.devices, sizing.footprint_on(plan.devices, shares).per_device(shares), shares)
 
 
 def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
@@ -113,12 +126,12 @@ def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
     shares = tuple(part / sum(room) for part in room)
     if sizing.facts.divides_equally:
         shares = (1 / len(ordered),) * len(ordered)
-    return _assigned(ordered, sizing.footprint_on(ordered, shares).per_device(shares), shares, wish)
+    return _assigned(ordered, sizing.footprint_on(ordered, shares).per_device(shares), shares)
 
 
-def _assigned(devices: tuple[DeviceSnapshot, ...], parts: tuple[int, ...], shares: tuple[float, ...], wish: Wish) -> Assignment:
+def _assigned(devices: tuple[DeviceSnapshot, ...], parts: tuple[int, ...], shares: tuple[float, ...]) -> Assignment:
     by_device = {d.uuid: part for d, part in zip(devices, parts, strict=True)}
-    return Assignment(devices, by_device, shares, None if wish.split is None else shares)
+    return Assignment(devices, by_device, shares)
 
 
 def _promise(wish: Wish, option: Assignment) -> Reservation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.devices import DeviceSnapshot
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import NodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,27 @@ def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int
 
     Indices that were bound before stay with their GPU, or with its slot when it was replaced.
 
-    Raises SpecError for what does not exist, and for a bound GPU that is gone.
+    Raises SpecError for what does not exist, NodeError GPU_UNAVAILABLE for a bound GPU that is gone.
     """
     bindings: dict[int, Binding] = {}
     notices: list[str] = []
+    moved: list[str] = []
     items: list[int | str] = []
     for item in mask.items:
         before = known.get(item) if isinstance(item, int) else None
         if isinstance(item, str) or before is None:
             items.append(item)
             continue
-        device, notice = _find(item, before, devices, mask)
+        device = _find(item, before, devices, mask)
         items.append(device.uuid)
         bindings[item] = Binding(device.uuid, device.pci_bus_id)
-        if notice:
-            notices.append(notice)
+        if device.uuid != before.uuid:
+            slot = before.pci_bus_id
+            notices.append(f"GPU {item} of the mask {mask} was replaced in its slot {slot}; the pool uses the new one")
+        elif device.id != item:
+            moved.append(f"{item} is {device.id} now")
+    if moved:
+        notices.append(f"The GPUs of the mask {mask} are counted anew ({', '.join(moved)}); the pool stays on them")
     found = replace(mask, items=tuple(items)).find(devices)
     for item in mask.items:
         if isinstance(item, int) and item not in bindings:
@@ -55,19 +61,16 @@ def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int
     return Bound(found, bindings, tuple(notices))
 
 
-def _find(index: int, before: Binding, devices: Sequence[DeviceSnapshot], mask: DeviceMask) -> tuple[DeviceSnapshot, str | None]:
+def _find(index: int, before: Binding, devices: Sequence[DeviceSnapshot], mask: DeviceMask) -> DeviceSnapshot:
     same = next((d for d in devices if d.uuid == before.uuid), None)
-    if same is not None:
-        moved = (
-            f"GPU {index} of the mask {mask} is counted as GPU {same.id} now; the pool stays on it" if same.id != index else None
-        )
-        return same, moved
     slot = next((d for d in devices if d.parent_uuid is None and d.pci_bus_id == before.pci_bus_id), None)
-    if slot is not None:
-        return slot, f"GPU {index} of the mask {mask} was replaced in its slot {before.pci_bus_id}; the pool uses the new one"
+    found = same or slot
+    if found is not None:
+        return found
     there = ", ".join(f"{d.id} is {d.uuid}" for d in devices if d.parent_uuid is None) or "none is left"
-    raise SpecError(
+    raise NodeError(
         f"cannot use the device mask {str(mask)!r}: GPU {index} was {before.uuid} at {before.pci_bus_id}, which is gone"
         f" ({there})",
+        code="GPU_UNAVAILABLE",
         hint="bring the GPU back, or name another one in `devices`; a UUID says which one is meant",
     )

@@ -43,7 +43,7 @@ class Measured:
         spread = self.spread_bytes or (0,) * len(held)
         return Measured(
             held, _highest(_faded(self.peak_bytes, self.load_bytes), held), min(MAX_SAMPLES, self.samples + 1),
-            tuple(max(s, abs(new - old)) for s, new, old in zip(spread, held, self.load_bytes, strict=True)),
+            tuple(max(s // 2, abs(new - old)) for s, new, old in zip(spread, held, self.load_bytes, strict=True)),
         )  # fmt: skip
 
     def serving(self, held: tuple[int, ...]) -> Measured:

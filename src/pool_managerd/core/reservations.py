@@ -32,14 +32,13 @@ class Reservation:
 class Assignment:
     """The devices that one launch was given, in PCI order, and its promise on each in bytes by UUID.
 
-    ``shares`` say which part of the model each of several devices carries; ``tensor_split`` is the same where the engine
-    is told so, by request. ``notices`` are for people.
+    ``shares`` say which part of the model each of several devices carries. The engine is told them, as what it would
+    choose by itself is not what was promised. ``notices`` are for people.
     """
 
     devices: tuple[DeviceSnapshot, ...]
     bytes_by_device: Mapping[str, int]
     shares: tuple[float, ...] = ()
-    tensor_split: tuple[float, ...] | None = None
     notices: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
@@ -84,6 +83,19 @@ class DeviceAccount:
     def unnamed_bytes(self) -> int:
         """What no listed process explains."""
         return max(0, self.foreign_bytes - sum(p.vram_bytes or 0 for p in self.foreign))
+
+    @property
+    def unmatched_bytes(self) -> int:
+        """What may be anybody's: held by no process that is listed with a pid of ours or of a known stranger."""
+        guessed = sum(h.used_bytes or 0 for h in self.holdings if h.guessed)
+        named = sum(p.vram_bytes or 0 for p in self.foreign if p.certain)
+        return max(0, self.foreign_bytes + guessed - named)
+
+    @property
+    def blind(self) -> bool:
+        """True where memory is held and no pid tells by whom, as in most containers."""
+        unsure = any(not p.certain for p in self.device.processes)
+        return unsure or (self.unmatched_bytes >= SOME_PROCESS_BYTES and not self.device.processes)
 
     def holders(self) -> str:
         """Who has the rest, for people."""

@@ -145,8 +145,8 @@ class EngineProvisioner:
             return _Recipe(known, vllm.build_env(pool), lambda port: vllm.build_flags(pool, model, port, assignment))
         self._check_model_file(model.local_path)
         program = self._program(pool, mode)
-        split = assignment.tensor_split if assignment is not None else None
-        if split is None and isinstance(pool.tensor_split, tuple):
+        split = assignment.shares if assignment is not None and len(assignment.devices) > 1 else None
+        if assignment is None and isinstance(pool.tensor_split, tuple):
             split = pool.tensor_split
         gpu = on_gpu or assignment is not None or self._has_gpu()
         around = Surroundings(self._config.profile, self._config.base_dir, gpu, split)

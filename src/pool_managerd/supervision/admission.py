@@ -50,7 +50,7 @@ class Admission:
     def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
         self._known = Footprints()
-        gpus.watch.listen(self._learn)
+        gpus.watch.listen(self.learn)
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
@@ -112,12 +112,15 @@ class Admission:
             return LaunchSizing(nothing, Footprints())
         return LaunchSizing(facts, self._known)
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
         """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
         used = self._gpus.memory.used()
         for driver in self._gpus.drivers():
             held = used.get(driver.pool_id)
-            if held is not None and held != driver.launch.held and driver.instance.phase is Phase.READY:
+            ready_since = driver.instance.ready_since
+            if held is None or held == driver.launch.held or driver.instance.phase is not Phase.READY or ready_since is None:
+                continue
+            if self._gpus.watch.scan.taken_at >= ready_since:  # an older look may have seen it half loaded
                 self._observe(driver.launch, held)
 
     def _observe(self, launch: Launch, held: dict[str, int]) -> None:

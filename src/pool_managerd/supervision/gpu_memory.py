@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pool_managerd.supervision.driver import PoolDriver
 
 BLIND_SLACK_BYTES = 64 << 20
-"""How far used memory may stay above what it was before the launch and still count as given back."""
+BLIND_SLACK = 0.25
+"""How far used memory may stay above what it was before the launch and still count as given back: guesses who holds what,
+where pids cannot be matched, go by the promises, which are rarely used to the full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class GpuMemory:
         self._scan, self._drivers = scan, drivers
         self._owners: dict[int, Owner] = {}
         self._foreign_before: dict[str, dict[str, int]] = {}
+        self._unmatched_before: dict[str, dict[str, int]] = {}
+        self._guessed: dict[str, dict[str, dict[str, int]]] = {}
         self._matched: set[str] = set()
         self._looked_at: DeviceScan | None = None
         self._held: object = None
@@ -59,7 +63,16 @@ class GpuMemory:
             by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
             self._matched.update(by_pid.values())
             self._made = key, account(in_pci_order(scan.devices), self.ledger.all(), by_pid, running)
+            self._remember_guesses(running, self._made[1])
         return self._made[1]
+
+    def _remember_guesses(self, running: Iterable[str], accounts: Mapping[str, DeviceAccount]) -> None:
+        """What each pool was taken to use while one ran: once its engine is dead, its memory must not pass for another's."""
+        found = {uuid: {h.pool_id: h.used_bytes or 0 for h in one.holdings if h.guessed} for uuid, one in accounts.items()}
+        guesses = {uuid: by_pool for uuid, by_pool in found.items() if by_pool}
+        for pool_id in running:
+            if guesses or pool_id in self._guessed:
+                self._guessed[pool_id] = guesses
 
     def used(self) -> dict[str, dict[str, int]]:
         """What every pool's processes hold, by pool and device UUID; what is only guessed is left out."""
@@ -73,13 +86,20 @@ class GpuMemory:
     def remember_before(self, pool_id: str) -> None:
         """How much was foreign before this launch, for where our processes cannot be told from others'."""
         self._matched.discard(pool_id)
-        self._foreign_before[pool_id] = {uuid: one.foreign_bytes for uuid, one in self.accounts().items()}
+        self._guessed.pop(pool_id, None)
+        accounts = self.accounts()
+        self._foreign_before[pool_id] = {uuid: one.foreign_bytes for uuid, one in accounts.items()}
+        self._unmatched_before[pool_id] = {
+            uuid: one.unmatched_bytes - sum(h.used_bytes or 0 for h in one.holdings if h.guessed)
+            for uuid, one in accounts.items()
+        }
 
     def forget(self, pool_id: str) -> None:
         reservation = self.ledger.get(pool_id)
         if reservation is not None:
             self.ledger.release(pool_id, reservation.epoch)
-        self._foreign_before.pop(pool_id, None)
+        for known in (self._foreign_before, self._unmatched_before, self._guessed):
+            known.pop(pool_id, None)
         self._matched.discard(pool_id)
 
     def leftover(self, pool_id: str) -> Leftover:
@@ -87,7 +107,7 @@ class GpuMemory:
         scan, reservation = self._scan(), self.ledger.get(pool_id)
         if scan.problem is not None:
             return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}")
-        self.accounts()
+        accounts = self.accounts()
         # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
         fresh = [d for d in scan.devices if d.error is None]
         mine = [d for d in fresh if reservation is None or d.uuid in reservation.bytes_by_device]
@@ -98,17 +118,18 @@ class GpuMemory:
         if pool_id in self._matched:
             return Leftover(None)
         # Its processes were never among those listed. Perhaps it never used a GPU; perhaps they cannot be matched here.
-        risen = [d for d in mine if d.vram_used_bytes > self._explained_bytes(pool_id, d.uuid) + BLIND_SLACK_BYTES]
+        risen = [d for d in mine if accounts[d.uuid].unmatched_bytes > self._explained_bytes(pool_id, d.uuid)]
         if risen:
             shown = ", ".join(f"GPU {d.label} {size(d.vram_used_bytes)} in use" for d in risen)
             return Leftover(f"its use has not fallen ({shown}, more than before the start)", certain=False)
-        unnamed = any(not p.certain for d in mine for p in d.processes)
-        return Leftover(None, certain=not unnamed)
+        return Leftover(None, certain=not any(accounts[d.uuid].blind for d in mine))
 
     def _explained_bytes(self, pool_id: str, uuid: str) -> int:
-        """What was foreign before the launch, and what others are promised."""
-        others = (r for r in self.ledger.all() if r.pool_id != pool_id)
-        return self._foreign_before.get(pool_id, {}).get(uuid, 0) + sum(r.bytes_by_device.get(uuid, 0) for r in others)
+        """Of the memory that may be anybody's: what was so before the launch, what was others' while it ran, and some slack."""
+        guessed = dict(self._guessed.get(pool_id, {}).get(uuid, {}))
+        own = guessed.pop(pool_id, 0)
+        before = self._unmatched_before.get(pool_id, {}).get(uuid, 0)
+        return before + sum(guessed.values()) + max(BLIND_SLACK_BYTES, int(own * BLIND_SLACK))
 
     def _marks(self) -> list[EngineMark]:
         """Engines that run, and ended ones whose memory is not yet seen free."""

@@ -11,7 +11,7 @@ from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import DeviceShare, Registry
 from pool_managerd.core.reservations import DeviceAccount
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import PoolError
 from pool_managerd.supervision.gpu_bindings import Bindings
 from pool_managerd.supervision.gpu_memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu_watch import GpuWatch
@@ -35,7 +35,7 @@ class Gpus:
         self._registry, self._clock = registry, clock
         self._drivers: Callable[[], Iterable[PoolDriver]] = tuple
         self.memory = GpuMemory(lambda: watch.scan, self.drivers)
-        self._had_gpus = False
+        self._usable: frozenset[str] = frozenset()
         self._shown_of: dict[str, DeviceAccount] | None = None
         self._shown: dict[str, tuple[str, ...]] = {}
         self.closing = self.hurry = False
@@ -59,6 +59,7 @@ class Gpus:
         """The pool is gone: what its processes still hold is foreign from now on, and its mask means nothing any more."""
         self.memory.forget(pool_id)
         self.bindings.forget(pool_id)
+        self._shown.pop(pool_id, None)
         self.refresh()
 
     # --- after a stop ---
@@ -109,15 +110,17 @@ class Gpus:
     # --- after every look ---
 
     def _after_look(self) -> None:
-        appeared, self._had_gpus = not self._had_gpus and not self.watch.scan.no_gpus, not self.watch.scan.no_gpus
+        scan = self.watch.scan
+        usable = self._usable if scan.stale else frozenset(d.uuid for d in scan.devices if d.usable)
+        appeared, self._usable = usable - self._usable, usable
         objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
         for driver in self._drivers():
             i = driver.instance
             self._reconsider(driver, objections)
             if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(driver.pool_id).holder is None:
                 driver.post(ev.VramFree(i.epoch))
-            if appeared and i.phase is Phase.FAILED and i.reason == "gpu_required" and i.retry:
-                driver.post(ev.Start(origin="gpus"))  # the driver was loaded after us
+            if appeared and i.phase is Phase.FAILED and i.retry and (i.reason == "gpu_required" or _mask_failed(driver)):
+                driver.post(ev.Start(origin="gpus"))  # the driver, or this GPU, came after us
 
     def _reconsider(self, driver: PoolDriver, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
@@ -155,12 +158,10 @@ class Gpus:
         mask = driver.mask
         if mask is None or driver.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
-        if assignment is not None:
-            return tuple(d.uuid for d in assignment.devices)
         try:
             return tuple(d.uuid for d in self.bindings.bound(driver.pool_id, mask, self.watch.scan.devices).devices)
-        except SpecError:
-            return ()  # its start will say what is wrong with the mask
+        except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
+            return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
 
     def spoken_for(self, driver: PoolDriver) -> frozenset[str]:
         """Devices that the masks of other pools name which hold nothing yet and are to run: left to them where others will do."""
@@ -200,6 +201,11 @@ class Gpus:
         if driver.mask is not None or driver.external:
             return ()
         return tuple(uuid for uuid, account in accounts.items() if account.device.usable)
+
+
+def _mask_failed(driver: PoolDriver) -> bool:
+    """It may have been a GPU that was not there yet."""
+    return driver.instance.reason == "config_error" and driver.mask is not None
 
 
 def _figures(accounts: list[DeviceAccount]) -> dict[str, Any]:

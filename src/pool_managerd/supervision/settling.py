@@ -91,6 +91,9 @@ def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[s
         return None
     if view(i).ready:
         return driver.up_outcome(), None
+    if i.quarantined and i.phase in (Phase.READY, Phase.ATTACHED):
+        text = i.last_error or f"one of the GPUs of pool '{i.pool_id}' is quarantined"
+        return None, RequestError(text, code="POOL_UNAVAILABLE", status=503, pool_id=i.pool_id)
     if i.phase is Phase.DOWN:
         text = f"the start of pool '{i.pool_id}' was cancelled" if i.last_error is None else i.last_error
         return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)

@@ -168,5 +168,6 @@ def operation_error(pool_id: str, last_error: str | None, cause: PoolError | Non
         status=500,
         pool_id=pool_id,
         hint=cause.hint if cause else None,
+        retriable=cause is not None and failure(cause)[1],
         details={"log_tail": log_tail} if log_tail else None,
     )

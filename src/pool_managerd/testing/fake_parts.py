@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,9 +164,13 @@ class FakeFiles:
 
 
 class FakeMonitor:
-    """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before."""
+    """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
+    younger than ``clock`` says.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self._clock = clock
+        self._taken_at = 0.0
         self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
         self.looks = 0
         self.released = False
@@ -175,9 +180,10 @@ class FakeMonitor:
 
     async def scan(self) -> DeviceScan:
         self.looks += 1
+        self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
         if self.released:
-            return replace(self.now, taken_at=self.looks, problem=ScanProblem("released", "the library was let go of"))
-        return replace(self.now, taken_at=self.looks)
+            return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was let go of"))
+        return replace(self.now, taken_at=self._taken_at)
 
     async def release(self) -> None:
         self.released = True
@@ -218,7 +224,7 @@ class FakeNode:
         self.registry = Registry(self.clock.wall_ms, salt="fake")
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
-        self.monitor = FakeMonitor()
+        self.monitor = FakeMonitor(self.clock.monotonic)
         self.needs: dict[str, LaunchFacts] = {}
         self.ram_bytes = 64 << 30
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))

@@ -60,15 +60,17 @@ def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...
         i, has_process=False, reaped=False, vram_pending=False, killed=False, last_good_at=None, probe_failures=0, hung=False,
         ready_since=None, fell_from=None, warmed=False, external=False,
     )  # fmt: skip
+    if i.reason in ("vram_held", "stop_failed"):  # it is held no more, and it did end
+        clean = replace(clean, reason=None, last_error=None)
     if i.after is After.START:
         return with_effects(done, launch(clean, now, p, origin="restart" if i.asked else "another port"))
     if i.after is After.RECOVER:
         return with_effects(
             done, recover(replace(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped", multiplier=1.0)
         )
+    if i.owed and not (i.held or i.quarantined):  # what it waited for ended meanwhile
+        return with_effects(done, launch(clean, now, p, origin="restart"))
     down = to(clean, Phase.DOWN, now, pending_error=None)
-    if i.reason == "vram_held":  # it is held no more
-        down = replace(down, reason=None, last_error=None)
     extra: tuple[Effect, ...] = ()
     if i.drain_since is not None:
         extra = (drain_finished(i, now),)

@@ -19,7 +19,7 @@ def probe_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
     healthy = replace(i, last_good_at=now, probe_failures=0, probe_reason="", hung=False, probe_sent_at=None,
                       next_probe_at=next_probe_at(now, p.probe_interval_s))  # fmt: skip
     if i.hung:
-        return replace(healthy, last_error=None), (
+        return replace(healthy, last_error=i.last_error if i.quarantined else None), (
             do.Say("recovered", f"Engine of pool '{i.pool_id}' answers its health probes again"),
         )
     return healthy, ()

@@ -158,9 +158,12 @@ def starting_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Ste
 def become_ready(i: Instance, now: float, p: Policy) -> Step:
     """All gates passed: model local, engine prepared, probe good (ORCH-3504)."""
     ready = to(
-        i, Phase.READY, now, next_probe_at=now + p.probe_interval_s, ready_since=now, last_error=None, reason=None,
-        warmed=True, port_conflicts=0, retry=True,
+        i, Phase.READY, now, next_probe_at=now + p.probe_interval_s, ready_since=now, reason=None, warmed=True,
+        port_conflicts=0, retry=True, last_error=i.last_error if i.quarantined else None,
     )  # fmt: skip
+    if i.quarantined:
+        human = f"Engine of pool '{i.pool_id}' answers, but the pool is quarantined: {i.last_error}"
+        return ready, (do.Announce(i.epoch), do.Say("quarantine", human, level="warn"))
     took = round((now - i.launched_at) * 1000) if i.launched_at is not None else 0
     human = f"Pool '{i.pool_id}' is ready after {narration.duration(took / 1000)}"
     return ready, (do.Announce(i.epoch), do.Say("preload_succeeded", human, fields={"duration_ms": took}))

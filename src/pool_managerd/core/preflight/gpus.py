@@ -58,7 +58,7 @@ def _scan(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     if problem is not None:
         if problem.code == "nvml_unavailable" and not wants.gpu_only:
             return
-        level = FAIL if wants.gpu_only and problem.code not in _NO_FAULT else WARN
+        level = WARN if problem.code in _NO_FAULT else FAIL  # profile dev runs without GPUs, not beside ones that cannot be seen
         remedy = _PROBLEM_REMEDIES.get(problem.code, (f"# {problem.hint}",) if problem.hint else ())
         if problem.code == "nvml_unavailable":
             remedy = (install_driver(facts), _DEV)
