@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pool_managerd.core.health import HealthStatus
     from pool_managerd.core.hetero_split import SplitPlan
     from pool_managerd.core.placement import Decision, PlacementRequest, decide
+    from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
     from pool_managerd.engines.provisioner import EngineProvisioner
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
@@ -39,6 +40,7 @@ _HOMES = {
     "core.health": ("HealthStatus",),
     "core.hetero_split": ("SplitPlan",),
     "core.placement": ("Decision", "PlacementRequest", "decide"),
+    "core.registry": ("PoolSnapshot",),
     "embedding": ("PreloadOutcome", "Registry", "execute_drain"),
     "engines.provisioner": ("EngineProvisioner",),
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
@@ -64,6 +66,7 @@ __all__ = [
     "PoolConfig",
     "PoolError",
     "PoolManager",
+    "PoolSnapshot",
     "PreloadOutcome",
     "PreparedEngine",
     "Registry",

@@ -141,14 +141,18 @@ class GpuConfig(Section):
 
 class PreflightConfig(Section):
     allow: tuple[Annotated[str, Field(pattern=r"^[a-z_]+(:.+)?$")], ...] = Field(
-        (), description="Findings that may fail, as `code` or `code:subject`; each use is recorded. Not gpu_required."
+        (),
+        description="Findings that may fail, as `code` or `code:subject`; each use is recorded. None that every start needs.",
     )
 
     @field_validator("allow")
     @classmethod
     def _gpus_are_required(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(item.partition(":")[0] == "gpu_required" for item in value):
-            raise ValueError("gpu_required cannot be allowed to fail: only `profile: dev` runs engines without a GPU")
+        for code in (item.partition(":")[0] for item in value):
+            if code == "gpu_required":
+                raise ValueError("gpu_required cannot be allowed to fail: only `profile: dev` runs engines without a GPU")
+            if code in ("device_mask", "pool_setup", "no_driver", "driver_mismatch") or code.startswith("nvml_"):
+                raise ValueError(f"{code} cannot be allowed to fail: no start is possible then")
         return value
 
 
@@ -258,6 +262,12 @@ class PoolConfig(Section):
             except SpecError as error:
                 raise ValueError(error.message.rpartition("': ")[2]) from error
         return value
+
+    @model_validator(mode="after")
+    def _one_instance_at_most(self) -> PoolConfig:
+        if sum(isinstance(item, str) and item.upper().startswith("MIG-") for item in self.devices) > 1:
+            raise ValueError("devices names several MIG instances, which cannot share a model: name one, or whole GPUs")
+        return self
 
     @model_validator(mode="after")
     def _one_share_per_device(self) -> PoolConfig:

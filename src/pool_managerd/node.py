@@ -21,7 +21,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
-from pool_managerd.supervision.device_view import device_named, devices_view
+from pool_managerd.supervision.device_view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.event_log import Event, EventLog
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
@@ -169,9 +169,8 @@ class PoolManager:
         return not waiting, [{key: s[key] for key in ("pool_id", "state", "reason", "last_error")} for s in waiting]
 
     def snapshots(self) -> dict[str, Any]:
-        """Every pool at one instant; ``version`` grows with every change."""
-        pools = [snapshot.to_dict() for snapshot in self.registry.snapshots()]
-        return {"version": self.registry.revision, "taken_at_ms": self._a.clock.wall_ms(), "pools": pools}
+        """Every pool at one instant, and how old the figures of its GPUs are; ``version`` grows with every change."""
+        return snapshots_view(self.registry, self._gpus, self._a.clock)
 
     def devices(self) -> dict[str, Any]:
         """Every GPU as it was last seen, with who holds what of its memory."""

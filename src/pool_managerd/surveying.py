@@ -8,16 +8,22 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pool_managerd.config import Config, PoolConfig, split_address
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.errors import PoolError
 from pool_managerd.host.facts import gather
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.models.gguf import check_gguf
+from pool_managerd.models.provisioner import ModelProvisioner
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
@@ -37,7 +43,8 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 
 def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
     """What this machine is, its GPUs left out. Blocks, for a bounded time."""
-    return _with_ram(gather(NOT_SCANNED, folders_of(config), env=env))
+    found = gather(NOT_SCANNED, folders_of(config), env=env)
+    return _with_ram(replace(found, setup_problems=tuple(_setup_problems(config))))
 
 
 def judged(
@@ -144,6 +151,21 @@ def _built_for(pool: PoolConfig) -> tuple[str | None, tuple[str, ...]]:
     written = next((flag.partition("=")[2] for flag in flags if flag.startswith("-DCMAKE_CUDA_ARCHITECTURES=")), "")
     numbers = [part.partition("-") for part in written.replace(",", ";").split(";") if part.partition("-")[0].isdigit()]
     return cuda, tuple(f"{n[:-1]}.{n[-1]}{'' if kind == 'real' else '+PTX'}" for n, _, kind in numbers if len(n) > 1)
+
+
+def _setup_problems(config: Config) -> Iterator[tuple[str, str, str]]:
+    """What a start would refuse before it asks for any GPU. Nothing is run, and no model is read beyond its header."""
+    models = ModelProvisioner(config.base_dir, config.policy)
+    engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+    for pool in config.pools:
+        if engines.mode_of(pool) == "external":
+            continue
+        checks: tuple[Callable[[], object], ...] = (partial(models.locate, pool.model), partial(engines.check, pool))
+        for check in checks:
+            try:
+                check()
+            except PoolError as error:
+                yield pool.id, error.message, error.hint or ""
 
 
 def _temporary() -> Path:

@@ -18,7 +18,8 @@ def device(index: int = 0, **changes: Any) -> Json:
         "id": index, "device": str(index), "uuid": UUID_0 if index == 0 else UUID_1, "name": "NVIDIA GeForce RTX 4090",
         "pci_bus_id": f"00000000:0{index + 1}:00.0", "compute_capability": "8.9", "parent_uuid": None, "mig_enabled": False,
         "vram_total_bytes": 24_564 * MIB, "vram_free_bytes": 24_064 * MIB, "vram_used_bytes": 0, "vram_driver_bytes": 500 * MIB,
-        "vram_available_bytes": 24_064 * MIB, "state": "ok", "cordoned": False, "reason": None, "remedy": None,
+        "vram_available_bytes": 24_064 * MIB, "readable": True, "kept_for": None,
+        "state": "ok", "cordoned": False, "reason": None, "remedy": None,
         "temperature_c": 41, "power_watts": 23.5, "utilization_percent": 0, "ecc_uncorrected": None, "numa_node": 0,
         "nvlink_peers": [], "reservations": [], "foreign": [], "foreign_bytes": 0,
     } | changes  # fmt: skip
@@ -36,6 +37,23 @@ def busy_device(**changes: Any) -> Json:
         power_watts=287.4, utilization_percent=98, ecc_uncorrected=0, reservations=reservations, foreign=foreign,
         foreign_bytes=1_024 * MIB,
     ) | changes  # fmt: skip
+
+
+def lost_device(**changes: Any) -> Json:
+    """The first card as it is told of when it cannot be read: what ``demo`` was promised is known, and how large it is."""
+    reservations = [{"pool_id": "demo", "reserved_bytes": 10_240 * MIB, "used_bytes": None, "exclusive": False, "pids": []}]
+    return device(
+        readable=False, vram_free_bytes=None, vram_used_bytes=None, vram_available_bytes=0, temperature_c=None,
+        power_watts=None, utilization_percent=None, state="quarantined", reason="it is lost: GPU_IS_LOST (15)",
+        remedy="reboot the machine", reservations=reservations,
+    ) | changes  # fmt: skip
+
+
+def gone_device(**changes: Any) -> Json:
+    """A card that is not listed any more."""
+    nothing = {"vram_total_bytes": 0, "vram_driver_bytes": 0, "reservations": [], "name": "gone", "pci_bus_id": ""}
+    told = {"id": -1, "uuid": "GPU-gone", "reason": "it is lost: it is no longer there"}
+    return lost_device(**(nothing | told | changes))
 
 
 def devices(*rows: Json, **changes: Any) -> Json:

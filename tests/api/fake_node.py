@@ -140,6 +140,8 @@ class FakeNode(FakeDevices):
         self.calls: list[tuple[str, str]] = []
         self.fail_next: PoolError | Exception | None = None
         self.log_file = Path("/nonexistent")
+        self.devices_problem: Json | None = None
+        self.explanation: Json | None = None
         self.add("demo")
 
     def add(self, pool_id: str, **changes: Any) -> None:
@@ -205,7 +207,10 @@ class FakeNode(FakeDevices):
         return {"profile": "dev", "engines": ["llamacpp"]}
 
     def snapshots(self) -> Json:
-        return {"version": 1, "taken_at_ms": 1, "pools": self.statuses()}
+        return {
+            "version": 1, "taken_at_ms": 18_000, "devices_stale": self.devices_problem is not None, "devices_taken_at_ms": 1_000,
+            "devices_age_ms": 17_000, "devices_problem": self.devices_problem, "pools": self.statuses(),
+        }  # fmt: skip
 
     def operations(self) -> list[Json]:
         return [operation.to_dict() for operation in self.ops.values()]
@@ -217,7 +222,7 @@ class FakeNode(FakeDevices):
 
     async def explain(self, pool_id: str) -> Json:
         self._pool(pool_id)
-        return {
+        return self.explanation or {
             "pool_id": pool_id,
             "would": "Would start llama.cpp on CPU",
             "steps": [{"kind": "spawn", "detail": "x"}],

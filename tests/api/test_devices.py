@@ -11,7 +11,7 @@ from yarl import URL
 
 from pool_managerd.api import openapi, schemas
 from tests.api.conftest import Served
-from tests.api.fake_devices import UUID_1
+from tests.api.fake_devices import UUID_1, devices, gone_device, lost_device
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/v2"])
@@ -20,6 +20,8 @@ async def test_devices_are_answered_as_the_node_sees_them(api: Served, prefix: s
     assert status == 200
     assert body == api.node.devices()
     schemas.Devices.model_validate(body, strict=True)
+    schemas.Devices.model_validate(devices(lost_device(), gone_device(device=UUID_1)), strict=True)
+    assert set(body["devices"][0]) == set(schemas.Device.model_fields)
 
 
 @pytest.mark.parametrize("device", ["1", "GPU1", UUID_1])

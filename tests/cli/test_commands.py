@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -90,6 +91,37 @@ def test_pools_are_a_table_for_people_and_the_answer_itself_for_machines(invoke:
     assert "it �[31mfell over" in out
     code, out, _ = invoke("pools", "-o", "json")
     assert [pool["pool_id"] for pool in json.loads(out)] == ["broken", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "heads"),
+    [
+        (60, "ID      STATE   READY  ENGINE    MODEL  LEASES  RESTARTS"),
+        (120, "ID      STATE   READY  ENGINE    MODEL  LEASES  RESTARTS  PID   URL                    LAST ERROR"),
+    ],
+)
+def test_on_a_narrow_terminal_the_columns_on_the_right_give_way(
+    invoke: Invoke, server: Server, monkeypatch: pytest.MonkeyPatch, columns: int, heads: str
+) -> None:
+    server.node.add("broken", state="failed", ready=False, live=False, last_error="word " * 40)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", invoke("pools")[1]).splitlines()
+    assert lines[0].rstrip() == heads
+    assert len(lines) < 9 and max(map(len, lines)) <= columns and "broken  failed  no     llamacpp  tiny" in lines[1]
+
+
+def test_an_engine_that_does_not_run_runs_on_nothing(invoke: Invoke, server: Server) -> None:
+    server.node.pools["demo"] |= {"compute": "gpu", "devices": [{"device": "0"}, {"device": "1"}]}
+    assert "runs on    GPU 0, GPU 1\n" in invoke("status", "demo")[1]
+    server.node.pools["demo"] |= {"state": "offline", "live": False, "ready": False}
+    assert "runs on" not in invoke("status", "demo")[1]
+
+
+def test_a_remedy_that_the_message_holds_is_not_repeated(invoke: Invoke, server: Server) -> None:
+    server.node.fail_next = EngineError("preload failed: it needs 8 GiB (free memory there)", hint="free memory there")
+    assert invoke("status", "demo")[2] == "preload failed: it needs 8 GiB (free memory there)\n"
 
 
 def test_status_says_by_its_exit_code_whether_the_pool_is_ready(invoke: Invoke, server: Server) -> None:

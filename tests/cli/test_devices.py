@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.cli.picture import cells, draw, parts_of
-from tests.api.fake_devices import MIB, busy_device, device
+from tests.api.fake_devices import MIB, UUID_0, busy_device, device, gone_device, lost_device
 from tests.cli.test_commands import Invoke, Server
 
 WIDTH = 80
@@ -39,7 +39,9 @@ def test_a_quarantined_gpu_shows_why_and_what_to_do_and_every_line_fits() -> Non
     row = busy_device(state="quarantined", reason="It fell off the bus (Xid 79)", remedy="nvidia-smi --gpu-reset -i 0")
     lines = picture(row).splitlines()
     assert "quarantined" in lines[0]
-    assert lines[1:3] == ["  It fell off the bus (Xid 79)", "  remedy: nvidia-smi --gpu-reset -i 0"]
+    assert lines[1:4] == [
+        f"  {UUID_0} at 00000000:01:00.0", "  It fell off the bus (Xid 79)", "  remedy: nvidia-smi --gpu-reset -i 0"
+    ]  # fmt: skip
     assert max(map(len, lines)) <= WIDTH
 
 
@@ -54,8 +56,41 @@ def test_a_mig_instance_is_named_by_its_uuid_and_its_parent() -> None:
 
 
 def test_a_gpu_that_is_gone_has_no_memory_to_draw() -> None:
-    row = device(3, vram_total_bytes=0, vram_free_bytes=0, name="gone", state="quarantined", reason="It is no longer there")
-    assert len(picture(row).splitlines()) == 2
+    assert picture(gone_device(device="1")).splitlines() == [
+        "GPU 1  gone  quarantined  driver 570.86.15", "  GPU-gone", "  it is lost: it is no longer there",
+        "  remedy: reboot the machine",
+    ]  # fmt: skip
+    moved = picture(gone_device(device="GPU-gone")).splitlines()
+    assert moved[:2] == ["GPU-gone  gone  quarantined  driver 570.86.15", "  it is lost: it is no longer there"]
+
+
+def test_of_a_gpu_that_cannot_be_read_only_the_promises_are_drawn() -> None:
+    row = lost_device()
+    assert sum(part.size_bytes for part in parts_of(row)) == row["vram_total_bytes"]
+    lines = picture(row).splitlines()
+    assert lines[0] == "GPU 0  NVIDIA GeForce RTX 4090  quarantined  driver 570.86.15"
+    assert re.fullmatch(r"  \[a+\?+\]", lines[4])
+    assert lines[5:] == [
+        "  A  pool demo  10,240 MiB  reserved; not seen in use",
+        "  ?  not known       - MiB  of 24,564 MiB: the device cannot be read",
+    ]  # fmt: skip
+
+
+def test_memory_that_is_kept_for_an_exclusive_pool_is_not_offered() -> None:
+    text = picture(device(vram_available_bytes=0, kept_for="picky"))
+    assert "  .  free    24,064 MiB  of 24,564 MiB; kept for pool picky\n" in text
+
+
+def test_an_engine_whose_pid_cannot_be_matched_is_not_drawn_as_a_strangers() -> None:
+    unmatched = [
+        {"pid": 70, "name": None, "kind": "compute", "vram_bytes": 8_192 * MIB, "certain": False},
+        {"pid": 71, "name": None, "kind": "compute", "vram_bytes": 1_024 * MIB, "certain": False},
+    ]
+    row = busy_device(foreign=unmatched)
+    assert sum(part.size_bytes for part in parts_of(row)) == row["vram_total_bytes"]
+    text = picture(row)
+    assert "pid 70" not in text
+    assert "a process (pid 71)   1,024 MiB  not ours; the pid is the driver's own number" in text
 
 
 def test_use_beyond_the_promise_and_memory_of_nobody_known_are_said() -> None:
@@ -75,6 +110,8 @@ def test_use_that_was_not_measured_is_drawn_as_a_promise() -> None:
     text = picture(row)
     assert "A  pool demo          10,240 MiB  reserved; the driver does not say what is used" in text
     assert "[aaaa" in text
+    row["reservations"][0]["pids"] = []
+    assert "A  pool demo          10,240 MiB  reserved; not seen in use" in picture(row)
 
 
 def test_more_holders_than_letters_share_the_last_one() -> None:
@@ -153,10 +190,24 @@ def test_an_unknown_device_is_refused(invoke: Invoke, wanted: str) -> None:
 
 
 def test_nvml_is_let_go_and_taken_up_again(invoke: Invoke, server: Server) -> None:
-    assert "they were let go\nhint: pool-managerd devices resume\n" in invoke("devices", "release")[1]
+    out = invoke("devices", "release")[1]
+    assert out.startswith(
+        "The engines of 2 pools still use the driver.\nhint: pool-managerd drain demo && pool-managerd drain late\n"
+    )
+    assert "they were let go\nhint: pool-managerd devices resume\n" in out
+    server.node.answer |= {"devices": [device()]}
+    assert invoke("devices", "release")[1].startswith("Stale, last read")
+    server.node.device_calls.clear()
+    invoke("devices", "release")
     code, out, _ = invoke("devices", "resume", "-o", "json")
     assert (code, json.loads(out)["stale"]) == (0, False)
     assert [call for call, _ in server.node.device_calls] == ["release", "resume"]
+
+
+@pytest.mark.parametrize("words", [("devices", "cordon", ""), ("devices", "uncordon", " "), ("status", ""), ("logs", "")])
+def test_an_empty_id_is_a_usage_error(invoke: Invoke, words: tuple[str, ...]) -> None:
+    code, _, err = invoke(*words)
+    assert (code, err.splitlines()[0]) == (2, "cannot use an empty ID")
 
 
 def test_an_unreachable_daemon_is_a_3(invoke: Invoke) -> None:

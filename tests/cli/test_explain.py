@@ -35,9 +35,9 @@ def test_the_sentence_comes_first_then_every_candidate_with_its_reason(invoke: I
     code, out, err = invoke("explain", "--place")
     assert (code, err) == (0, "")
     assert out == (
-        "Pool 'big' takes it: 20 GiB of VRAM are free on its GPUs, and it has no active leases\n"
-        "  * big    20 GiB of VRAM free, no leases\n"
-        "  - small  4 GiB of VRAM free, one lease\n"
+        "Pool 'big' takes it: 20 GiB of VRAM are free for it, and it has no active leases\n"
+        "  * big    20 GiB of VRAM free for it, no leases\n"
+        "  - small  4 GiB of VRAM free for it, one lease\n"
         "  - demo   no GPU, no leases\n"
         "  ! gone   it is not ready (backoff: exit_code=1)\n"
     )
@@ -71,8 +71,59 @@ def test_each_wish_decides(invoke: Invoke, pools: dict[str, Any], options: list[
 def test_a_fallback_and_the_wishes_are_shown_and_a_pool_that_is_not_there_is_named(invoke: Invoke, pools: Any) -> None:
     code, out, err = invoke("explain", "--place", "--prefer", "gone", "--avoid", "big", "--prefer", "typo")
     assert (code, err) == (0, "there is no pool 'typo'\n")
-    assert out.splitlines()[0].endswith(", and is a fallback")
-    assert "  - big    20 GiB of VRAM free, no leases; to be avoided\n  * small" in out
+    assert out.splitlines()[0].startswith("Pool 'small' takes it as a fallback: ")
+    assert "  - big    20 GiB of VRAM free for it, no leases; to be avoided\n  * small" in out
+
+
+def test_a_device_that_no_pool_may_run_on_is_named(invoke: Invoke, pools: Any) -> None:
+    code, _, err = invoke("explain", "--place", "--device-mask", "1,7,GPU-zzz")
+    assert (code, err) == (0, "no pool may run on a device 7\nno pool may run on a device GPU-zzz\n")
+
+
+def test_figures_that_are_not_of_now_are_said_to_be_stale(invoke: Invoke, server: Server, pools: Any) -> None:
+    server.node.devices_problem = {"code": "nvml_hung", "message": "the GPU driver did not answer", "hint": ""}
+    out = invoke("explain", "--place")[1]
+    assert out.startswith("The figures of the GPUs are stale, last read 17 s ago: the GPU driver did not answer\nPool 'big'")
+    answer = json.loads(invoke("explain", "--place", "-o", "json")[1])
+    assert (answer["devices_stale"], answer["devices_age_ms"]) == (True, 17_000)
+
+
+def test_machines_are_given_the_figures_that_people_see(invoke: Invoke, pools: Any) -> None:
+    answer = json.loads(invoke("explain", "--place", "--prefer", "small", "--avoid", "big", "-o", "json")[1])
+    by_id = {candidate.pop("pool_id"): candidate for candidate in answer["candidates"]}
+    assert by_id["small"] == {
+        "objection": None, "vram_room_bytes": 4 * GIB, "vram_free_bytes": 4 * GIB, "active_leases": 1, "preferred": True,
+        "avoided": False, "chosen": True,
+    }  # fmt: skip
+    assert by_id["big"]["avoided"] and not by_id["big"]["chosen"] and by_id["gone"]["objection"]
+    assert answer["devices_stale"] is False
+
+
+@pytest.mark.parametrize(
+    ("problems", "shown"),
+    [
+        ([], "Pool 'demo' would start\n  - memory: 1 GiB on GPU 0\n"),
+        (
+            [{"message": "GPU 0 is cordoned", "hint": "pool-managerd devices uncordon 0", "code": "GPU_UNAVAILABLE"}],
+            "Pool 'demo' would not start: GPU 0 is cordoned\n  - memory: 1 GiB on GPU 0\n"
+            "  hint: pool-managerd devices uncordon 0\n",
+        ),
+        (
+            [{"message": "it is held", "hint": "release it", "code": None}, {"message": "it is too large", "hint": None}],
+            "Pool 'demo' would not start, for 2 reasons\n  - memory: 1 GiB on GPU 0\n"
+            "  ! it is held\n    hint: release it\n  ! it is too large\n",
+        ),
+    ],
+)
+def test_what_stands_in_the_way_of_a_start_is_said_once_with_its_remedy(
+    invoke: Invoke, server: Server, problems: list[dict[str, Any]], shown: str
+) -> None:
+    messages = [problem["message"] for problem in problems]
+    server.node.explanation = {
+        "pool_id": "demo", "steps": [{"kind": "memory", "detail": "1 GiB on GPU 0"}], "blockers": messages, "problems": problems,
+        "would": "Pool 'demo' would " + (f"not start: {'; '.join(messages)}" if messages else "start"),
+    }  # fmt: skip
+    assert invoke("explain", "demo")[:2] == (0, shown)
 
 
 def test_nobody_is_an_answer_with_a_reason_for_each(invoke: Invoke, pools: Any) -> None:
@@ -97,6 +148,7 @@ def test_a_daemon_without_pools_takes_nothing(invoke: Invoke, server: Server) ->
         (["--device-mask", "0,,1"], "cannot use the device mask '0,,1': it has an empty part"),
         (["--device-mask", "-1"], "cannot use the device mask '-1': -1 is negative"),
         (["demo"], "cannot place a request and explain one pool at once"),
+        (["--prefer", "a", "--avoid", "a"], "cannot prefer and avoid pool 'a' at once"),
     ],
 )
 def test_what_cannot_be_read_is_refused_before_the_daemon_is_asked(invoke: Invoke, options: list[str], message: str) -> None:
@@ -128,7 +180,8 @@ def full() -> PoolSnapshot:
     registry.register("a")
     registry.publish(
         "a", state="ready", quant="Q8_0", ctx_max=4096, vram_free_bytes=GIB, compute_capability="8.6",
-        perf_hints=PerfHints(90.5, None, ("Q8_0",)), devices=(DeviceShare(0, "0", "GPU-0", None, 3, 2, 1),),
+        perf_hints=PerfHints(90.5, None, ("Q8_0",)), devices=(DeviceShare(0, "0", "GPU-0", None, 3, None, 1, 2, 1),),
+        model_id="m", vram_reserved_bytes=2, vram_used_bytes=1, node_id="n",
     )  # fmt: skip
     registry.set_health("a", live=True, ready=True)
     return registry.snapshots()[0]

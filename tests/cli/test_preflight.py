@@ -84,21 +84,43 @@ def test_the_table_has_whole_lines_on_the_narrowest_terminal(invoke: Invoke, mon
     assert invoke("preflight", "-o", "table")[1].splitlines()[0] == lines[0]
 
 
-def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path) -> None:
-    file = write(tmp_path, "profile: dev\npools: [{id: a, engine: llamacpp, model: 'file:m.gguf'}]\n")
+def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
+    file = write(tmp_path, f"profile: dev\npools: [{{id: a, engine: llamacpp, model: 'file:{tiny_model}'}}]\n")
     code, out, _ = invoke("preflight", "--config", file)
     assert (code, json.loads(out)["profile"]) == (0, "dev")
     code, out, _ = invoke("preflight", "--config", file, "-o", "table")
     assert out.splitlines()[-1] == "profile dev: ready"
 
 
-def test_what_the_configuration_allows_is_shown_as_allowed_but_never_the_gpu(invoke: Invoke, tmp_path: Path) -> None:
-    file = write(tmp_path, "preflight: {allow: [nvml_unavailable]}\n")
-    code, out, _ = invoke("preflight", "--config", file)
-    assert (code, findings(out)["gpu_required"]["level"], findings(out)["nvml_unavailable"]["level"]) == (1, "fail", "overridden")
-    assert "\nALLOWED  NVML" in invoke("preflight", "--config", file, "-o", "table")[1]
-    code, _, err = invoke("preflight", "--config", write(tmp_path, "preflight: {allow: [gpu_required]}\n"))
-    assert (code, "gpu_required cannot be allowed to fail" in err) == (2, True)
+def test_what_the_configuration_allows_is_shown_as_allowed_but_never_what_a_start_needs(invoke: Invoke, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        pool = f"{{id: a, engine: llamacpp, model: m, provisioning: {{ports: [{port}]}}}}"
+        file = write(tmp_path, f"preflight: {{allow: [port_taken]}}\npools: [{pool}]\n")
+        code, out, _ = invoke("preflight", "--config", file)
+        assert (code, findings(out)["gpu_required"]["level"], findings(out)["port_taken"]["level"]) == (1, "fail", "overridden")
+        assert "\nALLOWED  port" in invoke("preflight", "--config", file, "-o", "table")[1]
+    for needed in ("gpu_required", "device_mask:a", "nvml_hung", "driver_mismatch", "pool_setup"):
+        code, _, err = invoke("preflight", "--config", write(tmp_path, f"preflight: {{allow: ['{needed}']}}\n"))
+        assert (code, f"{needed.partition(':')[0]} cannot be allowed to fail" in err) == (2, True)
+
+
+def test_pools_that_could_never_start_are_told_whatever_the_machine_has(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
+    pools = [
+        f"{{id: good, engine: llamacpp, model: 'file:{tiny_model}', provisioning: {{mode: package}}}}",
+        "{id: nomodel, engine: llamacpp, model: 'file:none.gguf', provisioning: {mode: package}}",
+        f"{{id: nobin, engine: llamacpp, model: 'file:{tiny_model}', provisioning: {{mode: binary, binary: {{path: none}}}}}}",
+        f"{{id: cont, engine: llamacpp, model: 'file:{tiny_model}', provisioning: {{mode: container}}}}",
+        "{id: hub, engine: llamacpp, model: 'hf:org/repo/m.gguf', provisioning: {mode: package}}",
+        "{id: remote, engine: vllm, model: m, provisioning: {mode: external, url: 'http://127.0.0.1:1'}}",
+    ]
+    code, out, _ = invoke("preflight", "--config", write(tmp_path, f"profile: dev\npools: [{', '.join(pools)}]\n"))
+    told = {f["subject"]: (f["message"], f["remedy"]) for f in json.loads(out)["findings"] if f["code"] == "pool_setup"}
+    assert (code, sorted(told)) == (1, ["pool cont", "pool hub", "pool nobin", "pool nomodel"])
+    assert (
+        "there is no such file" in told["pool nomodel"][0] and "cannot run llamacpp in mode container yet" in told["pool cont"][0]
+    )
+    assert all(remedy and remedy[0].startswith("# ") for _, remedy in told.values())
 
 
 def test_a_configuration_that_cannot_be_used_is_a_2(invoke: Invoke, tmp_path: Path) -> None:
@@ -172,7 +194,7 @@ def test_ports_of_our_own_count_as_free(tmp_path: Path) -> None:
         text = f"profile: dev\npools: [{{id: a, engine: llamacpp, model: m, provisioning: {{ports: [{port}]}}}}]\n"
         config = load_config(tmp_path / write(tmp_path, text), env={})
 
-        facts = replace(surveying.facts_of(config, {}), folders=(), scan=NO_GPUS)
+        facts = replace(surveying.facts_of(config, {}), folders=(), scan=NO_GPUS, setup_problems=())
         assert [f.code for f in surveying.judged(config, facts).failed] == ["port_taken"]
         assert surveying.judged(config, facts, own_ports=frozenset({port})).ok
 

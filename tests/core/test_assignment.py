@@ -44,8 +44,9 @@ def test_a_single_gpu_is_chosen_even_when_two_would_share_it() -> None:
 
 
 def test_without_a_split_nothing_spills_over_to_a_second_gpu() -> None:
-    with pytest.raises(NodeError, match=r"needs 30\.5 GiB on GPU 0 .*24 GiB of 24 GiB may still be promised"):
+    with pytest.raises(NodeError, match=r"needs 30\.5 GiB on one GPU, and GPU 0 .* has 24 GiB when it is empty") as caught:
         place(sizing(30), TWO)
+    assert "tensor_split: auto" in str(caught.value.hint)
 
 
 def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -> None:

@@ -10,6 +10,7 @@ from tests.core.gpus import gpu
 
 GOOD = gpu(0)
 LOST = gpu(0, error="GPU_IS_LOST (15)")
+UNCLEAR = gpu(0, unclear="UNKNOWN (999)")
 
 
 def looks(t: DeviceTrust, *seen: object) -> DeviceTrust:
@@ -36,6 +37,20 @@ def test_a_gpu_that_is_back_is_on_probation_for_three_good_looks() -> None:
     assert looks(t, GOOD, GOOD).usable
 
 
+def test_a_gpu_on_probation_tells_its_fault_as_past_and_what_is_left_to_wait_for() -> None:
+    t = looks(DeviceTrust("u"), LOST, GOOD)
+    assert t.trouble == "GPU 0 is on probation: it was lost: GPU_IS_LOST (15); it answers again"
+    assert t.cure == "wait for 2 more good looks, or pool-managerd devices uncordon u"
+    t = looks(t, GOOD)
+    assert t.trouble.endswith("it was lost: GPU_IS_LOST (15); it answers again") and "1 more good look," in t.cure
+    t = looks(t, LOST)
+    assert "is quarantined: it is lost: GPU_IS_LOST (15) (reboot" in t.objection
+    pending = looks(DeviceTrust("u"), gpu(0, reset_pending=True), GOOD)
+    assert "waited for a reset" in pending.trouble
+    cured = looks(judge(looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48), gpu(0, ecc_uncorrected=0))
+    assert cured.trouble.endswith("Xid 48: an uncorrectable memory error (double bit) occurred; it was reset since")
+
+
 def test_looks_out_of_turn_do_not_shorten_the_probation() -> None:
     t = looks(DeviceTrust("u"), LOST, GOOD)
     for _ in range(9):
@@ -51,7 +66,7 @@ def test_a_fault_during_probation_starts_it_again() -> None:
 def test_after_a_fatal_xid_good_looks_do_not_help_until_the_gpu_was_reset() -> None:
     t = judge(looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48)
     t = looks(t, *[gpu(0, ecc_uncorrected=2)] * 9)
-    assert t.state is Trust.QUARANTINED and "Xid 48" in str(t.reason) and "nvidia-smi --gpu-reset -i 0" in str(t.remedy)
+    assert t.state is Trust.QUARANTINED and "Xid 48" in str(t.reason) and "nvidia-smi --gpu-reset -i u" in str(t.remedy)
     assert looks(t, *[gpu(0, ecc_uncorrected=0)] * 3).usable, "its counters began again"
     assert looks(t, None, GOOD, GOOD, GOOD).usable, "it was away"
 
@@ -59,6 +74,8 @@ def test_after_a_fatal_xid_good_looks_do_not_help_until_the_gpu_was_reset() -> N
 def test_a_new_uncorrectable_error_is_held_against_the_gpu() -> None:
     t = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1))
     assert t.state is Trust.QUARANTINED and t.lost
+    unknown_once = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=None), gpu(0, ecc_uncorrected=3))
+    assert unknown_once.state is Trust.QUARANTINED
     old = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=7), gpu(0, ecc_uncorrected=7))
     assert old.usable, "errors from before we looked are no news"
 
@@ -68,6 +85,30 @@ def test_a_pending_repair_bars_the_gpu_without_ending_what_runs() -> None:
     assert t.state is Trust.QUARANTINED and not t.lost
     assert looks(t, gpu(0, reset_pending=True)) == t
     assert looks(t, GOOD, GOOD, GOOD).usable
+
+
+def test_remedies_name_a_gpu_in_a_way_that_does_not_move() -> None:
+    t = judge(DeviceTrust("GPU-x", "3"), meaning(48), 48)
+    moved = looks(t, gpu(2, uuid="GPU-x"))
+    assert moved.label == "2" and "-i GPU-x;" in moved.cure and moved.cure.endswith("uncordon GPU-x")
+    assert looks(DeviceTrust("GPU-x", "3", cordoned=True), gpu(2)).cure == "pool-managerd devices uncordon 2"
+    instance = looks(DeviceTrust("MIG-x"), gpu(0, uuid="MIG-x", parent_uuid="GPU-x", reset_pending=True))
+    assert "--gpu-reset -i GPU-x;" in instance.cure, "an instance is reset with its GPU"
+
+
+def test_a_gpu_that_cannot_be_read_takes_no_start_and_keeps_its_trust() -> None:
+    t = looks(DeviceTrust("u"), GOOD, UNCLEAR)
+    assert t.state is Trust.OK and not t.lost and not t.usable
+    assert t.objection == "GPU 0 cannot be read: UNKNOWN (999) (run nvidia-smi; see dmesg | grep -i nvrm for the cause)"
+    assert not pardon(t).usable, "nobody can vouch for figures"
+    assert looks(t, GOOD).usable
+    assert "it is lost" in looks(t, LOST).trouble and "no longer there" in looks(t, None).trouble
+
+
+def test_a_gpu_that_cannot_be_read_gets_no_further_in_its_probation_and_not_back_either() -> None:
+    t = looks(DeviceTrust("u"), LOST, GOOD, GOOD, *[UNCLEAR] * 5)
+    assert (t.state, t.good_looks) == (Trust.PROBATION, 2) and "on probation" in t.trouble
+    assert looks(t, GOOD).usable
 
 
 def test_an_operator_can_pardon_a_gpu() -> None:
@@ -84,7 +125,30 @@ def test_the_xids_of_broken_gpus_are_fatal_and_have_a_remedy(xid: int) -> None:
     assert meaning(xid).verdict is Verdict.FATAL and meaning(xid).remedy
 
 
-def test_a_recovery_action_counts_only_when_one_is_asked_for() -> None:
-    assert meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)").verdict is Verdict.FATAL
-    assert meaning(154, "changed from 0x1 to 0x0 (None)").verdict is Verdict.SUSPECT
+def test_the_remedy_of_a_reset_lets_go_of_the_driver_first_and_says_so_when_an_operator_must_vouch() -> None:
+    remedy = str(judge(DeviceTrust("u", "3"), meaning(119), 119).remedy)
+    steps = ["drain", "pool-managerd devices release", "nvidia-smi --gpu-reset -i u", "devices resume", "devices uncordon u"]
+    assert sorted(steps, key=remedy.index) == steps
+    pending = looks(DeviceTrust("u"), gpu(0, reset_pending=True))
+    assert "devices release" in pending.cure and "uncordon" not in pending.cure, "that it was reset shows by itself"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "remedy"),
+    [
+        ("GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)", Verdict.FATAL, "--gpu-reset"),
+        ("GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)", Verdict.FATAL, "reboot the machine"),
+        ("GPU recovery action changed from 0x0 (None) to 0x2 (OS Reboot)", Verdict.FATAL, "reboot the machine"),
+        ("GPU recovery action changed from 0x0 (None) to 0x1 (PF FLR)", Verdict.FATAL, "--gpu-reset"),
+        ("GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)", Verdict.FATAL, "--gpu-reset"),
+        ("GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)", Verdict.SUSPECT, ""),
+        ("", Verdict.SUSPECT, ""),
+    ],
+)
+def test_a_recovery_action_counts_when_one_is_asked_for_from_now_on(text: str, verdict: Verdict, remedy: str) -> None:
+    found = meaning(154, text)
+    assert found.verdict is verdict and remedy in found.remedy
+
+
+def test_an_unknown_xid_is_looked_into() -> None:
     assert meaning(9999).verdict is Verdict.SUSPECT

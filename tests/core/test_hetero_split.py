@@ -45,9 +45,12 @@ def test_the_smallest_gpu_refuses_a_share_that_it_cannot_hold_and_the_plan_that_
     assert error.error_code == "INSUFFICIENT_VRAM"
     assert error.message == (
         "cannot divide the model among 2 GPUs: GPU 1 needs 13.5 GiB and has 12 GiB for it,"
-        " GPU 0 needs 13.5 GiB and has 24 GiB for it; it would fit as 0.671429,0.328571"
+        " GPU 0 needs 13.5 GiB and has 24 GiB for it; it would fit with 67.1% on GPU 0, 32.9% on GPU 1"
     )
-    assert error.hint == "set tensor_split to 0.671429,0.328571"
+    assert error.hint == "set `tensor_split: [0.6714, 0.3286]`"
+    with pytest.raises(NodeError) as other:
+        SplitPlan.compute([SMALL, LARGE], 20 * GIB, kv_bytes=6 * GIB, ratios=(1, 1))
+    assert other.value.hint == "set `tensor_split: [0.3286, 0.6714]`", "in the order of the mask, as it is written"
     assert error.details["closest"]["shortfall_bytes"] == 0
     assert [row["free_bytes"] for row in error.details["devices"]] == [24 * GIB, 12 * GIB]
 
@@ -55,7 +58,7 @@ def test_the_smallest_gpu_refuses_a_share_that_it_cannot_hold_and_the_plan_that_
 def test_what_fits_nowhere_names_what_came_closest() -> None:
     with pytest.raises(NodeError) as caught:
         SplitPlan.compute([LARGE, SMALL], 70 * GIB)
-    assert "0.671429,0.328571 came closest" in caught.value.message
+    assert "67.1% on GPU 0, 32.9% on GPU 1 came closest" in caught.value.message
     assert caught.value.details["closest"]["ratios"] == pytest.approx([23.5 / 35, 11.5 / 35])
     assert caught.value.details["needed_bytes"] > caught.value.details["free_bytes"]
 

@@ -34,7 +34,7 @@ def test_most_free_vram_wins_then_fewest_leases_then_the_id() -> None:
     pools = [pool("c", 10), pool("b", 20, active_leases=2), pool("a", 20, active_leases=1), pool("d", 20, active_leases=1)]
     decision = decide(ANY, pools)
     assert decision.pool_id == "a" and [c.pool_id for c in decision.candidates] == ["a", "d", "b", "c"]
-    assert decision.why == "Pool 'a' takes it: 20 GiB of VRAM are free on its GPUs, and it has one active lease"
+    assert decision.why == "Pool 'a' takes it: 20 GiB of VRAM are free for it, and it has one active lease"
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,9 @@ def test_most_free_vram_wins_then_fewest_leases_then_the_id() -> None:
         (PlacementRequest(engine="vllm"), {}, "its engine is llamacpp"),
         (PlacementRequest(quantization="Q8_0"), {"quant": "Q4_K_M"}, "its quantisation is Q4_K_M"),
         (PlacementRequest(ctx_tokens=2049), {}, "one request may fill 2048 tokens of its context, not 2049"),
-        (PlacementRequest(vram_bytes=10 * GIB + 1), {}, "10 GiB of VRAM are free, 10 GiB are needed"),
+        (PlacementRequest(vram_bytes=10 * GIB + 1), {}, "10 GiB of VRAM are free for it, 10 GiB are needed"),
         (PlacementRequest(device_mask=DeviceMask.parse("0")), {"devices": on("0", "1")}, "GPU 1, outside the mask 0"),
+        (PlacementRequest(device_mask=DeviceMask.parse("7")), {"devices": on("0", "1")}, "on GPUs 0, 1, outside the mask 7"),
     ],
 )
 def test_every_rejected_pool_has_its_reason(request_: PlacementRequest, changes: dict[str, Any], why: str) -> None:
@@ -62,6 +63,16 @@ def test_equality_fits_and_unknown_facts_do_not_stand_in_the_way() -> None:
     exact = PlacementRequest(vram_bytes=10 * GIB, ctx_tokens=2048, quantization="q4_k_m", device_mask=DeviceMask.parse("GPU-0"))
     assert objection(exact, pool("a", quant="Q4_K_M", devices=on("0"))) is None
     assert objection(PlacementRequest(ctx_tokens=9000), pool("a", ctx_max=None)) is None
+
+
+def test_memory_that_is_promised_to_others_is_not_free_and_a_pools_own_unused_promise_is() -> None:
+    shared = pool("shared", 29, vram_available_bytes=21 * GIB, vram_reserved_bytes=10 * GIB, vram_used_bytes=8 * GIB)
+    alone = pool("alone", 24, vram_available_bytes=24 * GIB, vram_reserved_bytes=1 * GIB, vram_used_bytes=2 * GIB)
+    unseen = pool("unseen", 30, vram_available_bytes=22 * GIB, vram_reserved_bytes=8 * GIB, vram_used_bytes=None)
+    assert [p.vram_room_bytes for p in (shared, alone, unseen)] == [23 * GIB, 24 * GIB, 22 * GIB]
+    assert [c.pool_id for c in decide(ANY, [shared, alone, unseen]).candidates] == ["alone", "shared", "unseen"]
+    assert objection(PlacementRequest(vram_bytes=23 * GIB), shared) is None
+    assert objection(PlacementRequest(vram_bytes=25 * GIB), shared) == "23 GiB of VRAM are free for it, 25 GiB are needed"
 
 
 def test_a_pinned_pool_is_taken_or_nobody() -> None:
@@ -78,8 +89,14 @@ def test_preferred_pools_come_first_and_avoided_ones_last() -> None:
     assert decide(PlacementRequest(avoid=("a",)), pools).pool_id == "b"
     fallback = decide(PlacementRequest(prefer=("x",)), pools)
     assert (fallback.pool_id, fallback.fallback) == ("a", True)
+    assert fallback.why.startswith("Pool 'a' takes it as a fallback: 20 GiB of VRAM")
     strict = decide(PlacementRequest(prefer=("x",), allow_fallback=False), pools)
     assert (strict.pool_id, strict.code) == (None, "no_preferred_feasible")
+    assert strict.why == (
+        "No pool takes it: no preferred pool can take it (x: there is no such pool), and the request allows no fallback"
+    )
+    nobody = decide(PlacementRequest(avoid=("a", "b", "c"), allow_fallback=False), pools)
+    assert nobody.why == "No pool takes it: all that could take it are to be avoided, and the request allows no fallback"
     assert decide(PlacementRequest(avoid=("a", "b", "c")), pools).fallback
     assert decide(ANY, []).why == "There is no pool"
 

@@ -126,6 +126,14 @@ def test_every_problem_of_the_scan_is_a_finding_with_a_remedy(code: str) -> None
         assert the(stale(code, gpu()), Wants("dev"), code).level == found.level, "no start goes ahead in profile dev either"
 
 
+def test_a_pool_that_cannot_be_set_up_fails_with_the_remedy_that_its_start_would_name() -> None:
+    problems = (("p0", "cannot use /m.gguf: there is no such file", "check the path"), ("x", "?", ""))
+    facts = machine(gpu(), setup_problems=problems)
+    found = the(facts, pools({}), "pool_setup")
+    assert (found.level, found.subject, found.remedy) == ("fail", "pool p0", ("# check the path",))
+    assert "x" not in {finding.subject for finding in judge(facts, pools({}))}, "of pools that are asked about"
+
+
 def test_an_unknown_problem_passes_on_its_own_hint() -> None:
     assert the(stale("martian"), Wants(), "martian").remedy == ("# do it",)
 
@@ -183,6 +191,11 @@ def test_the_surroundings_of_a_driver_are_judged() -> None:
     )  # fmt: skip
     assert the(facts, Wants(), "nvidia_uvm").remedy == ("sudo nvidia-modprobe -u -c=0",)
     assert codes(facts, Wants()) == ["nvidia_uvm"]
+    assert the(facts, Wants(), "gpu_reset_pending").remedy == (
+        "pool-managerd devices release", "sudo nvidia-smi --gpu-reset -i GPU-1", "pool-managerd devices resume",
+    )  # fmt: skip
+    unclear = dataclasses.replace(facts, scan=DeviceScan((gpu(unclear="UNKNOWN (999)"),)))
+    assert the(unclear, Wants(), "gpu_unreadable").message == "cannot read GPU 0: UNKNOWN (999)"
     warned = ["gpu_reset_pending", "gpu_unreadable", "memlock", "mig_empty", "persistence_mode", "shm"]
     assert codes(facts, Wants(), "warn") == warned
 

@@ -237,5 +237,5 @@ def test_the_plan_tells_the_steps_and_is_the_same_every_time(dev_config: Config,
         {"kind": "model", "detail": "file:m.gguf"},
         {"kind": "engine", "detail": f"llamacpp in mode binary: {dev_config.base_dir}/bin/llama-server"},
         {"kind": "port", "detail": "127.0.0.1, the first free of 8080-8999"},
-        {"kind": "run", "detail": "2 slots, context 2048, GPUs 1"},
+        {"kind": "run", "detail": "2 slots, context 2048, GPU 1"},
     ]

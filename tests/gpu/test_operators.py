@@ -43,11 +43,18 @@ def test_released_devices_let_the_driver_go_until_they_are_resumed(make_node: Ma
     node.until_ready("a")
     (worker,) = node.workers()
     engine = node.status("a")["pid"]
-    assert node.command("devices", "release").returncode == 0
+    released = node.command("devices", "release")
+    assert released.returncode == 0
+    assert released.stdout.splitlines()[:2] == [
+        "The engines of 1 pool still use the driver.", "hint: pool-managerd drain a"
+    ]  # fmt: skip
     assert not alive(worker) and node.workers() == []
     node.post("/v1/pools/b/start")
     node.until_refused("b", "cannot start pool b: the GPUs cannot be looked at", "let go of on request", "devices resume")
     assert node.status("a")["ready"] and node.status("a")["pid"] == engine and node.workers() == []
+    placed = node.command("explain", "--place").stdout.splitlines()
+    assert placed[0].startswith("The figures of the GPUs are stale, last read ") and "let go of on request" in placed[0]
+    assert node.get("/v1/snapshots")[1]["devices_stale"] is True
     assert node.command("devices", "resume").returncode == 0
     node.until_ready("b")
     assert node.status("a")["pid"] == engine and len(node.workers()) == 1
@@ -84,6 +91,28 @@ def test_a_topology_that_turns_bad_changes_nothing_until_it_is_good_again(make_n
     assert [row["uuid"] for row in node.devices()["devices"]] == [gpu_uuid(0), gpu_uuid(1)]
     node.become(cards(24))
     until(lambda: [row["name"] for row in node.devices()["devices"]][1:] == ["gone"], "the second GPU to be gone")
+    assert node.device("1")["uuid"] == gpu_uuid(1) and node.metric("device_quarantined", device="1") == 1
+    first_is_gone = cards(24, 12, order=(1,))
+    node.become(first_is_gone)
+    until(lambda: [row["device"] for row in node.devices()["devices"]] == ["0", gpu_uuid(0)], "the other to have its index")
+    assert node.metric("device_quarantined", device=gpu_uuid(0)) == 1 and node.metric("device_quarantined", device="0") in (0, 1)
+    assert gpu_uuid(0) in node.command("devices").stdout
+
+
+def test_a_gpu_that_cannot_be_read_shows_nothing_as_if_it_were_measured(make_node: MakeNode, fake: MakePool) -> None:
+    node = make_node(TWO, "engines vram=1GiB", pools=[fake("a", devices=[1], gib=2)]).start()
+    node.until_ready("a")
+    node.become(TWO, "fault gpu=1 error=15")
+    node.until_device(lambda row: row["state"] == "quarantined", "the quarantine", "1")
+    until(lambda: not node.status("a")["live"], "its engine to end")
+    row = node.device("1")
+    unknown = ("vram_free_bytes", "vram_used_bytes", "temperature_c", "power_watts", "utilization_percent")
+    assert row["readable"] is False and [row[name] for name in unknown] == [None] * len(unknown)
+    assert node.metric("vram_free_bytes", device="1") is None and node.metric("pool_vram_free_bytes", pool_id="a") is None
+    lines = node.command("devices").stdout.splitlines()
+    assert lines[-1].endswith("of 12,288 MiB: the device cannot be read") and f"  {gpu_uuid(1)} at 00000000:02:00.0" in lines
+    explained = node.command("explain", "a").stdout
+    assert explained.splitlines()[0].startswith("Pool 'a' would not start: ") and "hint: reboot the machine" in explained
 
 
 def test_nothing_is_left_after_sigterm_but_the_built_driver(make_node: MakeNode, real: MakePool) -> None:

@@ -77,4 +77,5 @@ def test_what_cannot_be_divided_equally_is_refused_before_anything_is_started(
     node.until_refused("uneven", "divides equally")
     node.until_refused("tight", "cannot put the model on one GPU", "10.8 GiB")
     assert not node.lines("spawn")
-    assert "cannot use 2 GPUs" in node.command("explain", "silent").stdout
+    explained = node.command("explain", "silent").stdout
+    assert explained.count("cannot use 2 GPUs") == 1 and "hint: " in explained and "tensor_split: auto" in explained

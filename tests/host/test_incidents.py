@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +16,11 @@ import pytest
 from pool_managerd.core.devices import DeviceIncident
 from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.kernel_log import follow, xid_of
-from tests.host.conftest import Bench
-from tests.host.simulated import MIG, MIG_UUIDS, ONE_24, TWO_24_12, eight_80, gpu_uuid
+from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.nvml_worker import EventWatch, Output, watch_kernel_log
+from pool_managerd.host.worker_process import PythonWorkers
+from tests.host.conftest import QUICK, Bench
+from tests.host.simulated import MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80, gpu_uuid
 
 Make = Callable[..., Bench]
 UUID = gpu_uuid(0)
@@ -161,9 +167,9 @@ def test_lines_that_arrive_in_pieces_are_put_together(kmsg: Path) -> None:
     fd = os.open(kmsg, os.O_RDWR)  # what is written before the reader opens it waits in the FIFO
     lines = follow(kmsg)
     os.write(fd, b"one\ntw")
-    assert next(lines) == "one"
+    assert next(lines) == (None, "one")
     os.write(fd, b"o\n")
-    assert next(lines) == "two"
+    assert next(lines) == (None, "two")
     lines.close()
     os.close(fd)
 
@@ -171,6 +177,109 @@ def test_lines_that_arrive_in_pieces_are_put_together(kmsg: Path) -> None:
 @pytest.mark.parametrize("log", ["/dev/null", __file__])
 def test_a_log_that_nobody_writes_ends_instead_of_being_read_for_ever(log: str) -> None:
     assert list(follow(Path(log))) == []
+
+
+def record(number: int, words: str) -> str:
+    return f"4,{number},9{number},-;{words}\n SUBSYSTEM=pci\n"
+
+
+def test_a_log_is_followed_from_its_end_or_from_behind_what_was_read_before(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(record(number, f"words {number}") for number in range(7, 2000)))
+    assert list(follow(log)) == [(1999, "")]
+    assert [number for number, line in follow(log, after=1997) if "words" in line] == [1998, 1999]
+    assert list(follow(log, after=1999)) == []
+
+
+def test_the_kernels_own_log_can_be_followed_from_an_earlier_record() -> None:
+    try:
+        last, _ = next(follow(Path("/dev/kmsg")))
+    except (OSError, StopIteration):
+        pytest.skip("the kernel's log cannot be read here")
+    assert last is not None
+    earlier = follow(Path("/dev/kmsg"), after=last - 1)
+    number, line = next(earlier)
+    earlier.close()
+    assert number == last and line.split(",")[1] == str(last)
+
+
+async def log_read(bench: Bench, workers: PythonWorkers, number: int) -> None:
+    """A worker looks at the GPUs, and has read the log up to ``number``."""
+    deadline = time.monotonic() + 5
+    await bench.monitor.scan()
+    while workers.log_read != number:
+        assert time.monotonic() < deadline, f"waited in vain for record {number}, not {workers.log_read}"
+        await bench.monitor.scan()
+
+
+async def test_what_was_logged_between_two_workers_is_told_by_the_next_and_once(make_bench: Make, tmp_path: Path) -> None:
+    log = tmp_path / "log"  # a plain file keeps its records as the kernel's log does
+    log.write_text(record(5, FELL_OFF))
+    bench = make_bench(ONE_24, kmsg=log)
+    workers = PythonWorkers(bench.options)
+    bench.monitor = NvmlMonitor(on_incident=bench.incidents.append, workers=workers, limits=QUICK)
+    await log_read(bench, workers, 5)
+    with log.open("a") as more:
+        more.write(record(6, "usb 1-1: new device") + record(7, FELL_OFF.replace("79", "119")))
+    for _ in range(3):
+        await bench.monitor.release()
+        await bench.monitor.resume()
+        await log_read(bench, workers, 7)
+    assert [incident.xid for incident in bench.incidents] == [119]
+
+
+def test_how_far_the_log_was_read_is_told_at_once_and_with_every_incident(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(record(5, FELL_OFF) + record(6, FELL_OFF) + record(7, "usb 1-1: new device"))
+    reading, writing = os.pipe()
+    first, next_one = Output(writing), Output(writing)
+    watch_kernel_log(str(log), None, first)
+    watch_kernel_log(str(log), 5, next_one)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        told = [json.loads(line) for line in lines]
+    assert told[0] == {"log": 7} and (told[1]["incident"]["xid"], told[1]["log"]) == (79, 6) and len(told) == 2
+    assert (first.log, next_one.log) == (7, 7)
+
+
+class Silent:
+    """A binding whose GPUs cannot be registered for events, for a while."""
+
+    class NVMLError(Exception):
+        value = 999
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.asked = failures, 0
+
+    def nvmlEventSetCreate(self) -> object:
+        return object()
+
+    def nvmlEventSetWait_v2(self, _set: object, _timeout_ms: int) -> object:
+        threading.Event().wait()  # in a thread that ends with the tests
+        raise AssertionError
+
+    def nvmlDeviceRegisterEvents(self, *_args: object) -> None:
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise self.NVMLError("Unknown Error")
+
+
+def test_a_gpu_that_could_not_be_registered_for_events_is_asked_again_and_noted_once() -> None:
+    binding, output = Silent(failures=3), Output(2)
+    watch = EventWatch(binding, output)
+    for _ in range(6):
+        watch.register(ctypes.c_void_p(7), "GPU-x", "0000:01:00")
+    assert binding.asked == 4
+    assert output.take_notes() == ["the driver tells of no events of GPU GPU-x: Unknown Error"]
+
+
+async def test_a_gpu_without_ecc_memory_tells_of_its_xids_all_the_same(make_bench: Make) -> None:
+    card = f'{NONE}gpu 0 uuid={gpu_uuid(0)} name="NVIDIA GeForce RTX 3090" cc=8.6 vram=24GiB ecc=off\n'
+    bench = make_bench(card)
+    await bench.monitor.scan()
+    bench.becomes(card, "xid gpu=0 code=79 serial=1")
+    await heard(bench, 1)
+    assert (bench.incidents[0].xid, bench.incidents[0].source) == (79, "nvml") and not bench.monitor.notes
 
 
 def test_a_source_may_repeat_itself_and_another_one_only_later() -> None:

@@ -48,7 +48,8 @@ async def test_a_lost_gpu_stays_listed_with_its_last_figures_and_comes_back(make
     whole = (await bench.monitor.scan()).devices
     bench.becomes(TWO_24_12, "fault gpu=1 error=15")
     scan = await bench.monitor.scan()
-    assert scan.problem is None and scan.devices == (whole[0], replace(whole[1], error="GPU_IS_LOST (15)"))
+    unknown = {"temperature_c": None, "power_watts": None, "utilization_percent": None}
+    assert scan.problem is None and scan.devices == (whole[0], replace(whole[1], error="GPU_IS_LOST (15)", **unknown))  # type: ignore[arg-type]
     assert not scan.devices[1].usable
     bench.becomes(TWO_24_12)
     assert (await bench.monitor.scan()).devices == whole
@@ -269,7 +270,8 @@ async def test_at_most_two_wedged_workers_are_left_behind() -> None:
     assert "1000000, 1000001" in scan.problem.message and "reboot" in scan.problem.hint
     with pytest.raises(NodeError, match="1000000, 1000001 is stuck"):
         await monitor.release()
-    await monitor.resume()
+    problem = (await monitor.scan()).problem
+    assert problem is not None and problem.code == "nvml_hung", "it was not let go of"
     workers.made[0].has_ended = True
     await monitor.scan()
     assert len(workers.made) == 3

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.metrics import Metrics
-from tests.api.fake_devices import MIB, UUID_0, busy_device, device, devices
+from tests.api.fake_devices import MIB, UUID_0, UUID_1, busy_device, device, devices, gone_device, lost_device
 from tests.telemetry.test_metrics import event, samples, status
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -114,10 +114,20 @@ def test_a_pool_that_is_gone_leaves_nothing_on_its_device() -> None:
 
 
 def test_a_gpu_that_is_gone_and_one_that_has_its_index_now_do_not_clash() -> None:
-    gone = device(0, uuid="GPU-gone", vram_total_bytes=0, state="quarantined")
-    text = attached(devices(device(0), gone)).render().decode()
-    assert len([line for line in text.splitlines() if line.startswith("device_quarantined{")]) == 1
-    assert len([line for line in text.splitlines() if line.startswith("gpu_info{")]) == 2
+    found = samples(attached(devices(device(0, uuid=UUID_1), gone_device(device=UUID_0, uuid=UUID_0))))
+    assert (found[on("0", "device_quarantined")], found[on(UUID_0, "device_quarantined")]) == (0, 1)
+    assert len([name for name, _ in found if name == "gpu_info"]) == 2
+    assert on(UUID_0, "vram_total_bytes") not in found
+
+
+def test_of_a_gpu_that_cannot_be_read_nothing_is_shown_as_if_it_were_measured() -> None:
+    found = samples(attached(devices(lost_device()), status("demo", **POOL)))
+    names = {name for name, _ in found}
+    assert names.isdisjoint(
+        {"vram_free_bytes", "gpu_temperature_celsius", "gpu_power_watts", "vram_used_bytes", "gpu_utilization"}
+    )
+    assert found[on("0", "device_quarantined")] == 1
+    assert found[on("0", "vram_reserved_bytes")] == 10_240 * MIB
 
 
 def test_without_a_source_of_devices_there_are_no_series_of_devices() -> None:

@@ -177,20 +177,26 @@ class Registered(Answer):
     registered: bool
 
 
+class ExplainedProblem(Answer):
+    """What stands in the way of a start, and the remedy."""
+
+    message: str
+    hint: str | None = None
+    code: str | None = None
+
+
 class Explanation(Answer):
+    """``blockers`` are the messages of ``problems``."""
+
     pool_id: str
     would: str
     steps: list[Any]
     blockers: list[Any]
+    problems: list[ExplainedProblem] = []
 
 
 class Crash(Answer):
     pool_id: str | None = None
-
-
-class Snapshots(Answer):
-    version: int
-    pools: list[dict[str, Any]]
 
 
 class Capabilities(Answer):
@@ -226,22 +232,24 @@ class ForeignProcess(Answer):
 
 
 class Device(Answer):
-    """A GPU or MIG instance. ``vram_available_bytes`` may still be promised to pools; ``device`` is its name in masks."""
+    """A GPU or MIG instance, also one that is gone and was not forgotten."""
 
-    id: int
-    device: str
+    id: int = Field(description="The index that nvidia-smi counts, -1 when it is gone; a MIG instance has its GPU's.")
+    device: str = Field(description="Its name: the index; the UUID of a MIG instance, and of a GPU whose index another one has.")
     uuid: str
     name: str
+    readable: bool = Field(True, description="False when it cannot be read: what it holds is not known.")
     state: str = Field(description="ok, quarantined or probation")
     cordoned: bool
     vram_total_bytes: int
-    vram_free_bytes: int
-    vram_used_bytes: int
-    vram_available_bytes: int
+    vram_free_bytes: int | None = Field(description="That nobody holds; null while it cannot be read.")
+    vram_used_bytes: int | None = Field(description="That processes hold; null while it cannot be read.")
+    vram_available_bytes: int = Field(description="That may still be promised to pools.")
+    kept_for: str | None = Field(None, description="The exclusive pool that has it, and its siblings, to itself.")
     reservations: list[DeviceReservation]
-    foreign: list[ForeignProcess]
-    foreign_bytes: int
-    vram_driver_bytes: int = 0
+    foreign: list[ForeignProcess] = Field(description="Who else is listed there; our engines, too, where pids cannot be matched.")
+    foreign_bytes: int = Field(description="What others than the pools hold of it.")
+    vram_driver_bytes: int = Field(0, description="What the driver keeps for itself.")
     reason: str | None = None
     remedy: str | None = None
     pci_bus_id: str | None = None

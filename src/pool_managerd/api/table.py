@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pool_managerd.api import devices, leases, node_reads, pool_changes, pool_reads, schemas, streams
+from pool_managerd.api import devices, leases, node_reads, placement_schemas, pool_changes, pool_reads, schemas, streams
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -115,7 +115,13 @@ READ_ROUTES = (
         "GET", "/operations", "Operations, running and recent", pool_reads.operations, {200: schemas.OperationAnswer}, many=True
     ),
     Route("GET", "/operations/{operation_id}", "An operation", pool_reads.operation, {200: schemas.OperationAnswer}, (404,)),
-    Route("GET", "/snapshots", "What placement reads: all pools at one moment", node_reads.snapshots, {200: schemas.Snapshots}),
+    Route(
+        "GET",
+        "/snapshots",
+        "What placement reads: all pools at one moment",
+        node_reads.snapshots,
+        {200: placement_schemas.Snapshots},
+    ),
     Route("GET", "/capabilities", "What this daemon can do", node_reads.capabilities, {200: schemas.Capabilities}),
     Route("GET", "/meta/capabilities", "What this daemon can do", node_reads.capabilities, {200: schemas.Capabilities}),
     Route(

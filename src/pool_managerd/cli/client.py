@@ -53,6 +53,8 @@ class Daemon:
     def _answer(
         self, method: str, path: tuple[str, ...], body: Any, query: Mapping[str, Any] | None, timeout_s: float | None = None
     ) -> Iterator[http.client.HTTPResponse]:
+        if not all(segment.strip() for segment in path):
+            raise CommandFailed("cannot use an empty ID", USAGE, hint="pool-managerd pools and pool-managerd devices list them")
         parts = urlsplit(self.url)
         connection = _connection(parts.scheme, parts.netloc, timeout_s or self.timeout_s)
         target = parts.path.rstrip("/") + "/v1/" + "/".join(quote(segment, safe="") for segment in path)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
-from pool_managerd.cli.output import Format, plain, show
+from pool_managerd.cli.output import Format, plain, show, span
 from pool_managerd.cli.picture import Line, draw
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ def uncordon(device: DeviceId, url: Url = None, config: ConfigFile = None, outpu
 
 def release(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """Let go of NVML, so that the driver can be upgraded; nothing new is started meanwhile."""
-    show(daemon(url, config).request("POST", "devices", "release"), output, _pictures)
+    show(daemon(url, config).request("POST", "devices", "release"), output, _released)
 
 
 def resume(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
@@ -47,6 +47,14 @@ def resume(url: Url = None, config: ConfigFile = None, output: Output = Format.T
 def _one(row: Json) -> None:
     marks = ", cordoned" if row["cordoned"] else ""
     sys.stdout.write(f"device {plain(row['device'])} ({plain(row['name'])}): {plain(row['state'])}{marks}\n")
+
+
+def _released(found: Json) -> None:
+    """What keeps the driver in use although we let go of it stands first."""
+    if pools := sorted({str(held["pool_id"]) for device in found["devices"] for held in device["reservations"]}):
+        drains = " && ".join(f"pool-managerd drain {plain(pool)}" for pool in pools[:8])
+        sys.stdout.write(f"The engines of {len(pools)} pool{'s' * (len(pools) > 1)} still use the driver.\nhint: {drains}\n")
+    _pictures(found)
 
 
 def _pictures(found: Json) -> None:
@@ -70,17 +78,10 @@ def _remarks(found: Json) -> Iterator[Line]:
     problem = found.get("problem") or {}
     if found["stale"]:
         shown = bool(found["devices"]) and found.get("age_ms") is not None
-        age = f"Stale, last read {_span(found['age_ms'])} ago: " if shown else ""
+        age = f"Stale, last read {span(found['age_ms'])} ago: " if shown else ""
         yield Line(((f"{age}{plain(problem.get('message') or 'the GPUs cannot be read')}", "bold red"),))
         if problem.get("hint"):
             yield Line(((f"hint: {plain(problem['hint'])}", ""),))
-
-
-def _span(ms: int) -> str:
-    seconds = ms / 1000
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _on_terminal() -> bool:

@@ -11,7 +11,7 @@ import typer
 from pool_managerd.cli import output as shown
 from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
-from pool_managerd.cli.output import Format, show
+from pool_managerd.cli.output import Format, show, span
 
 if TYPE_CHECKING:
     from pool_managerd.core.placement import Decision, PlacementRequest
@@ -89,12 +89,21 @@ def _starts(node: Any, pool_id: str | None, output: Format) -> None:
 
 def _steps(explanations: list[Json]) -> None:
     for answer in explanations:
-        sys.stdout.write(f"{answer['would']}\n")
-        for step in answer.get("steps", []):
-            text = f"{step.get('kind')}: {step.get('detail')}" if isinstance(step, dict) else str(step)
-            sys.stdout.write(f"  - {text}\n")
-        for blocker in answer.get("blockers", []):
-            sys.stdout.write(f"  ! {blocker}\n")
+        for line in _explained(answer):
+            sys.stdout.write(shown.printable(line) + "\n")
+
+
+def _explained(answer: Json) -> Iterator[str]:
+    """What stands in the way is said once: in the first line when it is one thing, else one below the other."""
+    problems = answer.get("problems") or [{"message": blocker} for blocker in answer.get("blockers", [])]
+    yield answer["would"] if len(problems) < 2 else f"Pool '{answer['pool_id']}' would not start, for {len(problems)} reasons"
+    for step in answer.get("steps", []):
+        yield f"  - {step.get('kind')}: {step.get('detail')}" if isinstance(step, dict) else f"  - {step}"
+    for problem in problems:
+        if len(problems) > 1:
+            yield f"  ! {problem['message']}"
+        if problem.get("hint"):
+            yield f"{'    ' if len(problems) > 1 else '  '}hint: {problem['hint']}"
 
 
 # --- who would take a request ---
@@ -112,6 +121,8 @@ def _request(wishes: Mapping[str, Any]) -> PlacementRequest:
     from pool_managerd.core.placement import PlacementRequest
     from pool_managerd.errors import SpecError
 
+    if both := sorted({*(wishes["prefer"] or ())} & {*(wishes["avoid"] or ())}):
+        raise CommandFailed(f"cannot prefer and avoid pool {both[0]!r} at once", USAGE, hint="leave one of the two out")
     mask = wishes["device-mask"]
     try:
         devices = None if mask is None else DeviceMask.parse(mask)
@@ -138,14 +149,14 @@ def _place(answer: Any, request: PlacementRequest, output: Format) -> None:
 
     pools = _pools(answer)
     decision = decide(request, pools)
-    for name in sorted({*request.prefer, *request.avoid} - {pool.pool_id for pool in pools}):
-        shown.error(f"there is no pool {name!r}")
+    for notice in _notices(request, pools):
+        shown.error(notice)
 
     def lines(_: Any) -> None:
-        for line in _sentences(decision, request, pools):
+        for line in (*_stale(answer), *_sentences(decision, request, pools)):
             sys.stdout.write(shown.printable(line) + "\n")
 
-    show(_to_json(decision, answer), output, lines)
+    show(_to_json(decision, request, pools, answer), output, lines)
     raise typer.Exit(OK if decision.pool_id is not None else NO)
 
 
@@ -162,15 +173,45 @@ def _pools(answer: Any) -> list[PoolSnapshot]:
         raise CommandFailed(error.message, REFUSED, hint="does a pool-managerd answer at this address?") from error
 
 
-def _to_json(decision: Decision, answer: Json) -> Json:
+def _notices(request: PlacementRequest, pools: Sequence[PoolSnapshot]) -> Iterator[str]:
+    """Names that mean nothing here: most likely they are misspelt."""
+    for name in sorted({*request.prefer, *request.avoid} - {pool.pool_id for pool in pools}):
+        yield f"there is no pool {name!r}"
+    there = {name.lower() for pool in pools for share in pool.devices for name in (share.device, share.uuid)}
+    for item in request.device_mask.items if request.device_mask is not None else ():
+        if str(item).lower() not in there:
+            yield f"no pool may run on a device {item}"
+
+
+def _stale(answer: Json) -> Iterator[str]:
+    """That the figures of the GPUs are not of now."""
+    if answer.get("devices_stale"):
+        age, problem = answer.get("devices_age_ms"), answer.get("devices_problem")
+        when = f"last read {span(age)} ago" if isinstance(age, int) else "never read"
+        why = problem.get("message") if isinstance(problem, dict) else None
+        yield f"The figures of the GPUs are stale, {when}: {why or 'the GPUs cannot be read'}"
+
+
+def _to_json(decision: Decision, request: PlacementRequest, pools: Sequence[PoolSnapshot], answer: Json) -> Json:
     from dataclasses import asdict
 
-    return {**asdict(decision), "snapshot_version": answer.get("version")}
+    by_id = {pool.pool_id: pool for pool in pools}
+    candidates = [
+        {
+            **asdict(candidate), "vram_room_bytes": pool.vram_room_bytes, "vram_free_bytes": pool.vram_free_bytes,
+            "active_leases": pool.active_leases, "preferred": pool.pool_id in request.prefer,
+            "avoided": pool.pool_id in request.avoid, "chosen": pool.pool_id == decision.pool_id,
+        }
+        for candidate in decision.candidates
+        for pool in [by_id[candidate.pool_id]]
+    ]  # fmt: skip
+    ages = {key: answer.get(key) for key in ("devices_stale", "devices_age_ms", "devices_problem")}
+    return {**asdict(decision), "candidates": candidates, "snapshot_version": answer.get("version"), **ages}
 
 
 def _sentences(decision: Decision, request: PlacementRequest, pools: Sequence[PoolSnapshot]) -> Iterator[str]:
     by_id = {pool.pool_id: pool for pool in pools}
-    yield decision.why + (", and is a fallback" if decision.fallback else "")
+    yield decision.why
     width = min(32, max((len(c.pool_id) for c in decision.candidates), default=0))
     for candidate in decision.candidates:
         name = candidate.pool_id
@@ -186,5 +227,5 @@ def _standing(pool: PoolSnapshot) -> str:
     """What the order of the feasible pools goes by."""
     from pool_managerd.core.narration import count, size
 
-    free = "no GPU" if pool.vram_free_bytes is None else f"{size(pool.vram_free_bytes)} of VRAM free"
+    free = "no GPU" if pool.vram_room_bytes is None else f"{size(pool.vram_room_bytes)} of VRAM free for it"
     return f"{free}, {count(pool.active_leases, 'lease')}"

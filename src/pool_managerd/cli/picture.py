@@ -39,6 +39,9 @@ class Line:
 def draw(device: Row, driver_version: str | None, width: int) -> Iterator[Line]:
     """The header, the bar and the legend of one device, in lines of at most ``width`` columns where names allow."""
     yield header(device, driver_version, width)
+    if device["state"] != "ok" and device["uuid"] != device["device"]:  # which card it is, whatever the others are called now
+        slot = f" at {plain(device['pci_bus_id'])}" if device.get("pci_bus_id") else ""
+        yield Line(((f"{_INDENT}{plain(device['uuid'])}{slot}", ""),))
     if device.get("reason"):
         yield Line(((f"{_INDENT}{plain(device['reason'])}", "red"),))
     if device.get("remedy"):
@@ -55,7 +58,7 @@ def draw(device: Row, driver_version: str | None, width: int) -> Iterator[Line]:
 def header(device: Row, driver_version: str | None, width: int) -> Line:
     """Index, name, state, temperature, power, utilization, driver; the name gives way when it is narrow."""
     whole = device.get("parent_uuid") is None
-    title = f"GPU {device['device']}" if whole else plain(device["device"])
+    title = f"GPU {plain(device['device'])}" if device["uuid"] != device["device"] else plain(device["device"])
     state = (
         str(device["state"]) + (", cordoned" if device.get("cordoned") else "") + (", MIG" if device.get("mig_enabled") else "")
     )
@@ -75,7 +78,10 @@ def header(device: Row, driver_version: str | None, width: int) -> Line:
 
 
 def parts_of(device: Row) -> Iterator[Part]:
-    """What the memory consists of, left to right. Together they are at least the whole of it."""
+    """What the memory consists of, left to right. Together they are at least the whole of it.
+
+    Of a device that cannot be read only the promises are known.
+    """
     left = int(device["vram_total_bytes"])
     for letter, reservation in _named(device["reservations"], _POOLS):
         used = int(reservation["used_bytes"] or 0)
@@ -83,10 +89,12 @@ def parts_of(device: Row) -> Iterator[Part]:
         yield Part(letter, used, _style(letter))
         yield Part(letter.lower(), promised, _style(letter))
         left -= used + promised
-    for digit, process in _named(device["foreign"], _FOREIGN):
+    if not _readable(device):
+        yield Part(UNKNOWN, max(0, left), "dim")
+        return
+    for digit, process in _named(_foreign(device), _FOREIGN):
         yield Part(digit, int(process["vram_bytes"] or 0), "magenta")
-    unknown = max(0, int(device["foreign_bytes"]) - sum(int(p["vram_bytes"] or 0) for p in device["foreign"]))
-    yield Part(UNKNOWN, unknown, "magenta")
+    yield Part(UNKNOWN, _unknown_bytes(device), "magenta")
     driver = int(device.get("vram_driver_bytes") or 0)
     yield Part(DRIVER, driver, "dim")
     yield Part(FREE, max(0, left - max(int(device["foreign_bytes"]), 0) - driver), "dim")
@@ -124,23 +132,47 @@ def legend(device: Row) -> Iterator[Line]:
 def _legend_rows(device: Row) -> Iterator[tuple[str, str, str, str, str]]:
     for letter, reservation in _named(device["reservations"], _POOLS):
         yield letter, f"pool {plain(reservation['pool_id'])}", *_reservation(reservation), _style(letter)
-    for digit, process in _named(device["foreign"], _FOREIGN):
+    total = _mib(device["vram_total_bytes"])
+    if not _readable(device):
+        yield UNKNOWN, "not known", "-", f"of {total} MiB: the device cannot be read", ""
+        return
+    for digit, process in _named(_foreign(device), _FOREIGN):
         name = f"{plain(process.get('name') or 'a process')} (pid {process['pid']})"
         note = "not ours" if process.get("certain", True) else "not ours; the pid is the driver's own number"
         yield digit, _cut(name, 40), _mib(process["vram_bytes"]), note, "magenta"
-    listed = sum(int(process["vram_bytes"] or 0) for process in device["foreign"])
-    if (unknown := int(device["foreign_bytes"]) - listed) > 0:
+    if (unknown := _unknown_bytes(device)) > 0:
         yield UNKNOWN, "others", _mib(unknown), "the driver does not say who", "magenta"
     if device.get("vram_driver_bytes"):
         yield DRIVER, "driver", _mib(device["vram_driver_bytes"]), "", ""
-    note = f"of {_mib(device['vram_total_bytes'])} MiB; {_mib(device['vram_available_bytes'])} MiB not promised"
-    yield FREE, "free", _mib(device["vram_free_bytes"]), note, ""
+    kept = device.get("kept_for")
+    promise = f"kept for pool {plain(kept)}" if kept else f"{_mib(device['vram_available_bytes'])} MiB not promised"
+    yield FREE, "free", _mib(device["vram_free_bytes"]), f"of {total} MiB; {promise}", ""
+
+
+def _readable(device: Row) -> bool:
+    return bool(device.get("readable", True))
+
+
+def _foreign(device: Row) -> list[Row]:
+    """Who else is there. Where pids cannot be matched, our engines are listed as well: what is not foreign is left out."""
+    listed, left = [], int(device["foreign_bytes"])
+    for process in sorted(device["foreign"], key=lambda process: not process.get("certain", True)):
+        held = int(process["vram_bytes"] or 0)
+        if process.get("certain", True) or held <= left:
+            listed.append(process)
+            left -= held
+    return listed
+
+
+def _unknown_bytes(device: Row) -> int:
+    return max(0, int(device["foreign_bytes"]) - sum(int(process["vram_bytes"] or 0) for process in _foreign(device)))
 
 
 def _reservation(reservation: Row) -> tuple[str, str]:
     """Size and note: what is used of what was promised."""
     used, reserved = reservation["used_bytes"], int(reservation["reserved_bytes"])
-    notes = [f"of {_mib(reserved)} reserved" if used is not None else "reserved; the driver does not say what is used"]
+    unseen = "the driver does not say what is used" if reservation.get("pids") else "not seen in use"
+    notes = [f"of {_mib(reserved)} reserved" if used is not None else f"reserved; {unseen}"]
     if used is not None and used > reserved:
         notes.append(f"{_mib(used - reserved)} MiB over")
     if reservation.get("exclusive"):

@@ -127,7 +127,9 @@ def _status_facts(pool: Json) -> None:
 
 
 def _runs_on(pool: Json) -> str | None:
-    """``GPU 0, GPU 1``, or the CPU where that is allowed."""
+    """``GPU 0, GPU 1``, or the CPU where that is allowed; nothing while no engine runs."""
+    if not pool.get("live"):
+        return None
     if pool.get("compute") == "gpu":
         return ", ".join(f"GPU {device['device']}" for device in pool.get("devices", []))
     return "the CPU" if pool.get("compute") == "cpu" else None

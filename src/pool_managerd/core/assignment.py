@@ -147,7 +147,7 @@ def _as_much_as_there_is(
         for uuid, wanted in option.bytes_by_device.items()
     }
     ledger.reserve(Reservation(wish.pool_id, wish.epoch, capped, wish.exclusive), accounts)
-    notice = f"Started although it may not fit (gpu.fit: warn): {why.message}"
+    notice = f"Started although it may not fit (gpu.fit is not enforce): {why.message.partition(': ')[2]}"
     return replace(option, bytes_by_device=capped, notices=(notice,))
 
 

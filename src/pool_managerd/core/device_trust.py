@@ -14,6 +14,8 @@ from pool_managerd.core.xid import REBOOT, RESET, XidMeaning
 
 PROBATION_LOOKS = 3
 """Good periodic looks in a row until a GPU that was bad is used again (FAULTS F11)."""
+_LOST = "it is lost: "
+_LOOK_INTO = "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
 
 
 class Trust(StrEnum):
@@ -28,7 +30,9 @@ class DeviceTrust:
 
     ``lost``: programs on it cannot go on. ``needs_reset``: only a reset heals it. ``pending``: nothing but a pending
     repair was wrong. ``away``: it was not there since the quarantine began. ``parent``: the GPU of a MIG instance.
-    ``pardoned``: an operator wants it used although a repair is pending.
+    ``pardoned``: an operator wants it used although a repair is pending. ``unclear``: why its figures cannot be read now;
+    that costs it no trust, but nothing new starts on it. ``label`` is the UUID of a GPU whose index another one took;
+    ``remedy`` is kept, and so names the UUID.
     ``ecc_at`` and ``ecc_seen``: uncorrected errors then and last.
     """
 
@@ -47,22 +51,27 @@ class DeviceTrust:
     pardoned: bool = False
     ecc_seen: int | None = None
     ecc_at: int | None = None
+    unclear: str | None = None
 
     @property
     def usable(self) -> bool:
         """May a start be placed on it?"""
-        return self.state is Trust.OK and not self.cordoned
+        return self.state is Trust.OK and not self.cordoned and self.unclear is None
 
     @property
     def trouble(self) -> str:
         """Why a start may not be placed on it."""
-        if self.state is Trust.OK:
-            return f"GPU {self.label} is cordoned"
-        return f"GPU {self.label} is {'on probation after' if self.state is Trust.PROBATION else 'quarantined:'} {self.reason}"
+        if self.state is not Trust.OK:
+            return f"GPU {self.label} is {'on probation' if self.state is Trust.PROBATION else 'quarantined'}: {self.reason}"
+        if self.unclear is not None:
+            return f"GPU {self.label} cannot be read: {self.unclear}"
+        return f"GPU {self.label} is cordoned"
 
     @property
     def cure(self) -> str:
         """What to do about it."""
+        if self.state is Trust.OK and self.unclear is not None:
+            return _LOOK_INTO
         return self.remedy or f"pool-managerd devices uncordon {self.label}"
 
     @property
@@ -74,12 +83,15 @@ class DeviceTrust:
 def look(t: DeviceTrust, device: DeviceSnapshot | None, *, periodic: bool = True) -> DeviceTrust:
     """What a fresh scan makes of it; ``device`` is None when it is not listed any more. Only periodic looks end a probation."""
     if device is None:
-        return _lost(t, "it is no longer there", away=True)
-    t = replace(t, label=device.label, parent=device.parent_uuid)
+        return _lost(replace(t, unclear=None), "it is no longer there", away=True)
+    t = replace(t, label=device.label, parent=device.parent_uuid, unclear=device.unclear)
     if device.error is not None:
         return _lost(t, device.error, away=True)
+    if device.unclear is not None:
+        return t
     grown = t.ecc_seen is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected > t.ecc_seen
-    t = replace(t, ecc_seen=device.ecc_uncorrected)
+    if device.ecc_uncorrected is not None:  # else what was seen last still counts
+        t = replace(t, ecc_seen=device.ecc_uncorrected)
     if grown:
         return condemn(t, "an uncorrectable memory error occurred", RESET, lost=True)
     if device.reset_pending and not t.pardoned:
@@ -97,21 +109,21 @@ def judge(t: DeviceTrust, meaning: XidMeaning, xid: int) -> DeviceTrust:
 def condemn(t: DeviceTrust, reason: str, remedy: str, *, lost: bool) -> DeviceTrust:
     """Into quarantine until a reset. A GPU that is known to be lost keeps that."""
     return replace(
-        t, state=Trust.QUARANTINED, reason=reason, remedy=remedy.format(index=t.label), lost=lost or t.lost, needs_reset=True,
-        pending=False, away=False, good_looks=0, ecc_at=t.ecc_seen,
+        t, state=Trust.QUARANTINED, reason=reason, remedy=remedy.format(uuid=t.parent or t.uuid), lost=lost or t.lost,
+        needs_reset=True, pending=False, away=False, good_looks=0, ecc_at=t.ecc_seen,
     )  # fmt: skip
 
 
 def pardon(t: DeviceTrust) -> DeviceTrust:
     """An operator says that it may be used: quarantine, probation and cordon end."""
-    return DeviceTrust(t.uuid, t.label, parent=t.parent, pardoned=True, ecc_seen=t.ecc_seen)
+    return DeviceTrust(t.uuid, t.label, parent=t.parent, pardoned=True, ecc_seen=t.ecc_seen, unclear=t.unclear)
 
 
 def _lost(t: DeviceTrust, why: str, *, away: bool) -> DeviceTrust:
     if t.state is Trust.QUARANTINED and t.lost:
         return replace(t, away=t.away or away, good_looks=0)
     return replace(
-        t, state=Trust.QUARANTINED, reason=f"it is lost: {why}", remedy=REBOOT, lost=True, away=away, good_looks=0,
+        t, state=Trust.QUARANTINED, reason=f"{_LOST}{why}", remedy=REBOOT, lost=True, away=away, good_looks=0,
     )  # fmt: skip
 
 
@@ -123,7 +135,18 @@ def _good_look(t: DeviceTrust, device: DeviceSnapshot, periodic: bool) -> Device
     looks = t.good_looks + periodic
     if looks >= PROBATION_LOOKS:
         return replace(pardon(t), cordoned=t.cordoned, pardoned=False)
-    return replace(t, state=Trust.PROBATION, good_looks=looks, needs_reset=False)
+    left = PROBATION_LOOKS - looks
+    wait = f"wait for {left} more good look{'s' * (left > 1)}, or pool-managerd devices uncordon {t.uuid}"
+    reason = t.reason if t.state is Trust.PROBATION else _in_the_past(t)
+    return replace(t, state=Trust.PROBATION, reason=reason, remedy=wait, good_looks=looks, needs_reset=False)
+
+
+def _in_the_past(t: DeviceTrust) -> str:
+    """Why it was in quarantine, and how that ended."""
+    if t.pending:
+        return "repaired memory waited for a reset of the GPU, and does not any more"
+    since = "it was reset since" if t.needs_reset and not t.away else "it answers again"
+    return f"{(t.reason or '').replace(_LOST, 'it was lost: ', 1)}; {since}"
 
 
 def _was_reset(t: DeviceTrust, device: DeviceSnapshot) -> bool:

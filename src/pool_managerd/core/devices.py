@@ -32,7 +32,8 @@ class DeviceSnapshot:
     ``id`` is the index that nvidia-smi counts; a MIG instance has its parent's, and names it in ``parent_uuid``.
     ``vram_reserved_bytes`` is what the driver keeps for itself: it is in the total, and neither free nor anybody's.
     ``ecc_uncorrected`` counts since the last driver load. ``reset_pending`` means that repaired memory waits for a
-    reset of the GPU. ``error`` says why the GPU could not be read; its figures are then the last known ones.
+    reset of the GPU. ``error`` says why the GPU does not answer, ``unclear`` why one that answers could not be read: what is
+    known of its memory and processes is then the last known, and what changes by the second is None.
     """
 
     id: int
@@ -55,6 +56,7 @@ class DeviceSnapshot:
     reset_pending: bool = False
     persistence_mode: bool | None = None
     error: str | None = None
+    unclear: str | None = None
 
     @property
     def label(self) -> str:
@@ -67,9 +69,14 @@ class DeviceSnapshot:
         return max(0, self.vram_total_bytes - self.vram_free_bytes - self.vram_reserved_bytes)
 
     @property
+    def readable(self) -> bool:
+        """False when its figures are old."""
+        return self.error is None and self.unclear is None
+
+    @property
     def usable(self) -> bool:
         """True for what an engine may be given: a GPU in MIG mode is used through its instances alone."""
-        return self.error is None and not self.mig_enabled
+        return self.readable and not self.mig_enabled
 
 
 @dataclass(frozen=True, slots=True)

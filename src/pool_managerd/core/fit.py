@@ -138,6 +138,9 @@ class Footprint:
         if self.measured is not None:
             load, peak = (", ".join(map(size, part)) for part in (self.measured.load_bytes, self.measured.peak_bytes))
             lines.append(f"measured before ({count(self.measured.samples, 'load')}): {load} after loading, {peak} at the peak")
+            if any(self.measured.spread_bytes):
+                spread = ", ".join(map(size, self.measured.spread_bytes))
+                lines.append(f"loads were up to {spread} apart, which is promised on top of the peak")
         return tuple(lines)
 
     def _by_layer(self, ratios: Sequence[float]) -> tuple[int, ...]:

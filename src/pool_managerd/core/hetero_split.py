@@ -53,7 +53,7 @@ class SplitPlan:
             by_uuid = dict(zip((d.uuid for d in devices), normalised(ratios, len(devices)), strict=True))
             shares = tuple(by_uuid[d.uuid] for d in ordered)
             plan = cls(ordered, shares, room, model_size_bytes, kv_bytes, overhead_bytes)
-        plan._check(best)
+        plan._check(best, devices)
         return plan
 
     @classmethod
@@ -111,7 +111,8 @@ class SplitPlan:
         """The value of llama.cpp's ``--tensor-split``."""
         return ",".join(f"{share:.6g}" for share in self.shares)
 
-    def _check(self, alternative: SplitPlan) -> None:
+    def _check(self, alternative: SplitPlan, order: Sequence[DeviceSnapshot] = ()) -> None:
+        """``order`` is the caller's, in which a remedy is written."""
         if not self.shortfall_bytes:
             return
         closest = min((self, alternative), key=lambda plan: plan.shortfall_bytes)
@@ -119,7 +120,7 @@ class SplitPlan:
             f"cannot {'divide the model among' if len(self.devices) > 1 else 'put the model on'}"
             f" {count(len(self.devices), 'GPU')}: {self._needs()}; {closest._verdict()}",
             code="INSUFFICIENT_VRAM", status=503,
-            hint=f"set tensor_split to {closest.tensor_split_flag()}" if not closest.shortfall_bytes
+            hint=f"set `tensor_split: {closest._in_order(order)}`" if not closest.shortfall_bytes
             else "free memory there, add a GPU, lower ctx or slots, or use a smaller quantisation",
             details={
                 "needed_bytes": sum(self.shares_bytes), "free_bytes": sum(self.free_bytes), "devices": self._rows(),
@@ -139,8 +140,16 @@ class SplitPlan:
         if len(self.devices) == 1:
             return f"that is {size(self.shortfall_bytes)} too much"
         if not self.shortfall_bytes:
-            return f"it would fit as {self.tensor_split_flag()}"
-        return f"{self.tensor_split_flag()} came closest, {size(self.shortfall_bytes)} too much for one GPU"
+            return f"it would fit with {self._shown()}"
+        return f"{self._shown()} came closest, {size(self.shortfall_bytes)} too much for one GPU"
+
+    def _shown(self) -> str:
+        return ", ".join(f"{share:.1%} on GPU {d.label}" for d, share in zip(self.devices, self.shares, strict=True))
+
+    def _in_order(self, devices: Sequence[DeviceSnapshot]) -> str:
+        """As a configuration is written: a share per device of the mask, in its order."""
+        by_uuid = dict(zip((d.uuid for d in self.devices), self.shares, strict=True))
+        return f"[{', '.join(f'{by_uuid[d.uuid]:.4g}' for d in devices)}]"
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = zip(self.devices, self.shares, self.shares_bytes, self.free_bytes, strict=True)
@@ -185,10 +194,11 @@ def _checked(devices: Sequence[DeviceSnapshot], *amounts: int) -> tuple[DeviceSn
     whole = next((d for d in devices if d.mig_enabled), None)
     if whole is not None:
         raise _refused(f"GPU {whole.label} is in MIG mode", "use another GPU, or one of its MIG instances")
-    lost = next((d for d in devices if d.error is not None), None)
-    if lost is not None:
+    dark = next((d for d in devices if not d.readable), None)
+    if dark is not None:
         raise NodeError(
-            f"cannot divide the model among the GPUs: GPU {lost.label} cannot be read: {lost.error}", hint="use another GPU"
+            f"cannot divide the model among the GPUs: GPU {dark.label} cannot be read: {dark.error or dark.unclear}",
+            hint="use another GPU",
         )
     return in_pci_order(devices)
 

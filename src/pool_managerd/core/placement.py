@@ -50,9 +50,10 @@ class Decision:
 
 
 def decide(request: PlacementRequest, pools: Iterable[PoolSnapshot]) -> Decision:
-    """Feasible pools first, then most free VRAM, fewest active leases, pool id. Equal input gives an equal answer."""
+    """Feasible pools first, then most VRAM free for them, fewest active leases, pool id. Equal input gives an equal answer."""
     by_id = sorted(pools, key=lambda pool: pool.pool_id)
-    objections = {pool.pool_id: objection(request, pool) for pool in by_id}
+    allowed = _allowed(request)
+    objections = {pool.pool_id: _objection(request, pool, allowed) for pool in by_id}
     feasible = sorted((pool for pool in by_id if objections[pool.pool_id] is None), key=_rank)
     listed = tuple(Candidate(p.pool_id) for p in feasible) + tuple(
         Candidate(p.pool_id, objections[p.pool_id]) for p in by_id if objections[p.pool_id] is not None
@@ -62,14 +63,18 @@ def decide(request: PlacementRequest, pools: Iterable[PoolSnapshot]) -> Decision
     chosen, fallback = _preferred(request, feasible)
     if chosen is None:
         code = "no_preferred_feasible" if feasible else "no_capacity"
-        why = "Only pools that the request rules out could take it" if feasible else _nobody(listed)
+        why = _ruled_out(request, listed) if feasible else _nobody(listed)
         return Decision(None, why, listed, code)
-    why = f"Pool '{chosen.pool_id}' takes it: {_advantage(chosen, feasible)}"
+    why = f"Pool '{chosen.pool_id}' takes it{' as a fallback' if fallback else ''}: {_advantage(chosen, feasible)}"
     return Decision(chosen.pool_id, why, listed, fallback=fallback)
 
 
 def objection(request: PlacementRequest, pool: PoolSnapshot) -> str | None:
     """Why ``pool`` cannot take the request, None when it can (OC-CORE-1011, 1012)."""
+    return _objection(request, pool, _allowed(request))
+
+
+def _objection(request: PlacementRequest, pool: PoolSnapshot, allowed: frozenset[str] | None) -> str | None:
     if pool.draining:
         return "it is draining"
     if not pool.ready:
@@ -83,28 +88,34 @@ def objection(request: PlacementRequest, pool: PoolSnapshot) -> str | None:
     per_slot = None if pool.ctx_max is None else pool.ctx_max // max(1, pool.slots_total or 1)
     if per_slot is not None and request.ctx_tokens > per_slot:
         return f"one request may fill {per_slot} tokens of its context, not {request.ctx_tokens}"
-    if request.vram_bytes > (pool.vram_free_bytes or 0):
-        return f"{size(pool.vram_free_bytes or 0)} of VRAM are free, {size(request.vram_bytes)} are needed"
-    if request.device_mask is not None and (outside := _outside(request.device_mask, pool)):
-        return f"it runs on GPU {', '.join(outside)}, outside the mask {request.device_mask}"
+    if request.vram_bytes and request.vram_bytes > (pool.vram_room_bytes or 0):
+        return f"{size(pool.vram_room_bytes or 0)} of VRAM are free for it, {size(request.vram_bytes)} are needed"
+    if allowed is not None and (outside := _outside(allowed, pool)):
+        gpus = f"GPU{'s' if len(outside) > 1 else ''} {', '.join(outside)}"
+        return f"it runs on {gpus}, outside the mask {request.device_mask}"
     if pool.slots_free == 0:
         return f"all {pool.slots_total} slots are in use"
     return None
 
 
 def _rank(pool: PoolSnapshot) -> tuple[int, int, str]:
-    return (-(pool.vram_free_bytes or 0), pool.active_leases, pool.pool_id)
+    return (-(pool.vram_room_bytes or 0), pool.active_leases, pool.pool_id)
 
 
 def _quantized(wanted: str, pool: PoolSnapshot) -> bool:
-    offered = {pool.quant, *(pool.perf_hints.quantizations if pool.perf_hints else ())}
-    return wanted.lower() in {text.lower() for text in offered if text}
+    if pool.quant is not None and pool.quant.lower() == wanted.lower():
+        return True
+    return pool.perf_hints is not None and any(text.lower() == wanted.lower() for text in pool.perf_hints.quantizations)
 
 
-def _outside(mask: DeviceMask, pool: PoolSnapshot) -> list[str]:
-    """The pool's GPUs that the mask does not name; a pool that uses none cannot be told to stay on some."""
-    allowed = {str(item).lower() for item in mask.items}
-    return [d.device for d in pool.devices if not {d.device.lower(), d.uuid.lower()} & allowed]
+def _allowed(request: PlacementRequest) -> frozenset[str] | None:
+    """The names of the GPUs that it may touch; None: all."""
+    return None if request.device_mask is None else frozenset(str(item).lower() for item in request.device_mask.items)
+
+
+def _outside(allowed: frozenset[str], pool: PoolSnapshot) -> list[str]:
+    """The pool's GPUs that may not be touched; a pool that uses none cannot be told to stay on some."""
+    return [d.device for d in pool.devices if d.device.lower() not in allowed and d.uuid.lower() not in allowed]
 
 
 def _pinned(pin: str, feasible: Sequence[PoolSnapshot], listed: tuple[Candidate, ...]) -> Decision:
@@ -127,10 +138,18 @@ def _preferred(request: PlacementRequest, feasible: Sequence[PoolSnapshot]) -> t
 def _advantage(chosen: PoolSnapshot, feasible: Sequence[PoolSnapshot]) -> str:
     if len(feasible) == 1:
         return "it is the only one that can"
-    if chosen.vram_free_bytes is None:
-        return f"it has {count(chosen.active_leases, 'active lease')}"
     leases = count(chosen.active_leases, "active lease")
-    return f"{size(chosen.vram_free_bytes)} of VRAM are free on its GPUs, and it has {leases}"
+    if chosen.vram_room_bytes is None:
+        return f"it has {leases}"
+    return f"{size(chosen.vram_room_bytes)} of VRAM are free for it, and it has {leases}"
+
+
+def _ruled_out(request: PlacementRequest, listed: tuple[Candidate, ...]) -> str:
+    """Without fallback: what keeps those from it that the request would have."""
+    known = {c.pool_id: c.objection or "is to be avoided, too" for c in listed}
+    wanted = "; ".join(f"{name}: {known.get(name, 'there is no such pool')}" for name in request.prefer[:5])
+    why = f"no preferred pool can take it ({wanted})" if wanted else "all that could take it are to be avoided"
+    return f"No pool takes it: {why}, and the request allows no fallback"
 
 
 def _nobody(listed: tuple[Candidate, ...]) -> str:

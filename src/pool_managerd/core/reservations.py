@@ -247,11 +247,17 @@ def who(process: DeviceProcess) -> str:
 
 def insufficient(pool_id: str, device: DeviceSnapshot, needed: int, free: int, holders: str) -> NodeError:
     """The error of a start that does not fit, with what stands in its way."""
+    start, where = f"cannot start pool {pool_id}: it needs {size(needed)} on", f"GPU {device.label} ({device.name})"
+    usable = device.vram_total_bytes - device.vram_reserved_bytes
+    if needed > usable:
+        text = f"{start} one GPU, and {where} has {size(usable)} when it is empty"
+        hint = "set `tensor_split: auto` to use several GPUs, lower ctx or slots, or use a smaller quantisation"
+    else:
+        total = size(device.vram_total_bytes)
+        text = f"{start} {where}, where {size(free)} of {total} may still be promised; the rest is held by {holders}"
+        hint = "free memory there, use another GPU, or lower ctx or slots"
     return NodeError(
-        f"cannot start pool {pool_id}: it needs {size(needed)} on GPU {device.label} ({device.name}), where {size(free)} of"
-        f" {size(device.vram_total_bytes)} may still be promised; the rest is held by {holders}",
-        code="INSUFFICIENT_VRAM", status=503, pool_id=pool_id,
-        hint="free memory there, use another GPU, or lower ctx or slots",
+        text, code="INSUFFICIENT_VRAM", status=503, pool_id=pool_id, hint=hint,
         details={"device": device.label, "uuid": device.uuid, "needed_bytes": needed, "free_bytes": free},
     )  # fmt: skip
 

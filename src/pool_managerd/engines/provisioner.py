@@ -126,6 +126,13 @@ class EngineProvisioner:
             warnings=program.warnings,
         )
 
+    def check(self, pool: PoolConfig) -> None:
+        """Raises SpecError or EngineError for an engine that this version, or this machine, cannot run. Runs nothing. Blocks."""
+        mode = self.mode_of(pool)
+        self._refuse_unsupported(pool, mode)
+        if mode == "binary":
+            _check_runnable(self._binary_path(pool), pool.id, _BINARIES[pool.engine])
+
     def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
         """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
         mode = self.mode_of(pool)
@@ -168,7 +175,7 @@ class EngineProvisioner:
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
-        gpus = f"GPUs {pool.mask}" if pool.mask else "all GPUs"
+        gpus = f"GPU{'s' if len(pool.devices) > 1 else ''} {pool.mask}" if pool.mask else "all GPUs"
         return _plan(
             pool,
             ("model", pool.model),

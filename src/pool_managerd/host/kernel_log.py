@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import select
 from collections.abc import Generator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})[^)]*\): (\d{1,5})\b,?\s*(.*)")
-_RECORD = re.compile(r"(\d+),\d+,[^;]*;(.*)")
+_RECORD = re.compile(r"(\d+),(\d+),[^;]*;(.*)")
 _READ_BYTES = 8192  # a record of /dev/kmsg is never longer; a shorter buffer would be refused
 _MAX_LINE_BYTES = 65_536
 
@@ -22,36 +22,60 @@ def xid_of(line: str) -> dict[str, Any] | None:
     if record is not None:
         if int(record[1]) >> 3:  # the facility: 0 is the kernel itself, and only the kernel can claim it
             return None
-        line = record[2]
+        line = record[3]
     found = _XID.search(line)
     if found is None:
         return None
     return {"xid": int(found[2]), "source": "kernel_log", "pci_bus_id": found[1].lower(), "text": found[3][:400]}
 
 
-def follow(path: Path) -> Generator[str, None, None]:
-    """Lines written from now on, a FIFO's too; a plain file has none. Sleeps in poll(2).
+def follow(path: Path, after: int | None = None) -> Generator[tuple[int | None, str]]:
+    """Records that come after number ``after``, with their numbers: the kernel counts them from the boot on.
 
-    Raises OSError when it cannot be opened or read.
+    Without ``after``: those that come from now on, and first of all the number of the last one that is there, with no words.
+    A FIFO's lines have no numbers; a plain file has an end. Sleeps in poll(2). Raises OSError when it cannot be opened or read.
     """
-    flags = os.O_RDWR if path.is_fifo() else os.O_RDONLY  # a FIFO that we could write ourselves never ends
+    fifo = path.is_fifo()
+    flags = os.O_RDWR if fifo else os.O_RDONLY  # a FIFO that we could write ourselves never ends
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    known, number = math.inf if after is None else after, None
     try:
-        with suppress(OSError):  # a FIFO has no end to go to
-            os.lseek(fd, 0, os.SEEK_END)
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        rest = b""
-        while True:
-            poll.poll(60_000)
-            try:
-                chunk = os.read(fd, _READ_BYTES)
-            except (BlockingIOError, BrokenPipeError):  # EPIPE: the log overran us; the next read goes on after the gap
+        for line in _lines(fd):
+            if line is None:
+                if known == math.inf and number is not None:
+                    known = number
+                    yield number, ""
                 continue
-            if not chunk:  # no log: a file's end, or /dev/null
-                return
-            *lines, rest = (rest + chunk).split(b"\n")
-            rest = rest[-_MAX_LINE_BYTES:]
-            yield from (line.decode(errors="replace") for line in lines)
+            number = _number_of(line, number)
+            if fifo or (number is not None and number > known):
+                yield number, line
     finally:
         os.close(fd)
+
+
+def _number_of(line: str, before: int | None) -> int | None:
+    """A line that begins no record goes on with the one ``before``."""
+    record = _RECORD.fullmatch(line)
+    return before if record is None else int(record[2])
+
+
+def _lines(fd: int) -> Generator[str | None]:
+    """From the oldest that is left; None each time that there is no more for now."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    rest = b""
+    while True:
+        try:
+            chunk = os.read(fd, _READ_BYTES)
+        except BrokenPipeError:  # the log overran us; the next read goes on after the gap
+            continue
+        except BlockingIOError:
+            yield None
+            poll.poll(60_000)
+            continue
+        if not chunk:  # no log: a file's end, or /dev/null
+            yield None
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_MAX_LINE_BYTES:]
+        yield from (line.decode(errors="replace") for line in lines)

@@ -89,11 +89,14 @@ class NvmlMonitor:
         return await asyncio.shield(self._next)
 
     async def release(self) -> None:
-        """Let go of the driver, so that it can be replaced. Raises NodeError when a worker is stuck inside it."""
+        """Let go of the driver, so that it can be replaced. Raises NodeError when a worker is stuck inside it: then the GPUs
+        are looked at as before.
+        """
         self._released = True
         await self._end_workers()
         stuck = [str(w.pid) for w in self._left_behind()]
         if stuck:
+            self._released = False
             raise NodeError(
                 f"cannot let go of the GPU driver: process {', '.join(stuck)} is stuck in it and cannot be killed",
                 hint="only a reboot ends a process that the driver does not give back",

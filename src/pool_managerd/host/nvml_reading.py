@@ -9,8 +9,11 @@ from typing import Any
 
 from pool_managerd.host.process_facts import ProcessFacts
 
-_UNINITIALIZED, _NOT_FOUND, _NO_DRIVER, _LOST, _NEEDS_RESET, _MISMATCH = 1, 6, 9, 15, 16, 18
+_UNINITIALIZED, _INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_DRIVER = 1, 2, 3, 4, 6, 9
+_NO_FUNCTION, _LOST, _NEEDS_RESET, _MISMATCH, _OTHER_VERSION = 13, 15, 16, 18, 25
 _OF_THE_DRIVER = (_UNINITIALIZED, _NO_DRIVER, _MISMATCH)
+_BROKEN = (_LOST, _NEEDS_RESET)
+_ABSENT = (_INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_FUNCTION, _OTHER_VERSION)
 _READINGS = 3
 _MAX_LINKS = 36
 _LINKS_FRESH_S = 60.0
@@ -18,11 +21,15 @@ _RENEW_S = 60.0
 
 
 class Unreadable(Exception):
-    """A GPU that does not answer; its words are the reason."""
+    """A GPU that does not answer; its words are the reason. ``surely``: because it is broken, not for once."""
+
+    def __init__(self, why: str, *, surely: bool) -> None:
+        super().__init__(why)
+        self.surely = surely
 
 
 class NvmlReader:
-    """``nvml`` is the binding, initialised. ``on_handle`` hears of every whole GPU that answers, before it is listed."""
+    """``nvml`` is the binding, initialised. ``on_handle`` hears of every whole GPU that answers, at each scan."""
 
     def __init__(self, nvml: Any, on_handle: Callable[[Any, str, str], None]) -> None:
         self._nvml, self._on_handle = nvml, on_handle
@@ -33,8 +40,9 @@ class NvmlReader:
         self._since = time.monotonic()
         self.processes = self._process_facts()
 
-    def scan(self) -> dict[str, Any]:
-        """Everything about every GPU. Raises NVMLError when the driver as a whole does not answer.
+    def scan(self) -> dict[str, Any] | None:
+        """Everything about every GPU; None while they change faster than they can be read. Raises NVMLError when the driver
+        as a whole does not answer.
 
         ``renew`` in the answer asks for a fresh process: a GPU that is lost comes back only to one.
         """
@@ -43,87 +51,106 @@ class NvmlReader:
             self.processes = self._process_facts()
         self.processes.begin()
         devices = self._devices()
+        if devices is None:
+            return None
         whole = [d for d in devices if "parent_uuid" not in d]
-        self._add_links([d for d in whole if "error" not in d])
-        lost = [d for d in whole if "error" in d]
+        sound = [d for d in whole if _is_sound(d)]
+        for device in sound:
+            self._on_handle(device["_handle"], device["uuid"], device["pci_bus_id"])
+        self._add_links(sound)
         aged = time.monotonic() - self._since > _RENEW_S
         driver, cuda = self._maybe(nvml.nvmlSystemGetDriverVersion), self._maybe(nvml.nvmlSystemGetCudaDriverVersion_v2)
         return {
             "devices": [{k: v for k, v in d.items() if not k.startswith("_")} for d in devices],
             "driver_version": driver,
             "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
-            "renew": bool(lost) and (aged or len(lost) == len(whole)),
+            "renew": bool(whole and not sound) or (aged and not all(_is_sound(d) for d in devices)),
         }
 
     def _process_facts(self) -> ProcessFacts:
         return ProcessFacts(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()) if self._simulated else None)
 
-    def _devices(self) -> list[dict[str, Any]]:
-        """Every GPU and MIG instance, read again if GPUs came, went or moved meanwhile: a mixed list calls sound ones lost."""
-        devices: list[dict[str, Any]] = []
-        for _ in range(_READINGS):
-            devices = [device for index in range(self._nvml.nvmlDeviceGetCount()) for device in self._gpu(index)]
-            if [d.get("uuid") for d in devices if "parent_uuid" not in d] == self._listing():
-                break
-        return devices
-
-    def _listing(self) -> list[str | None]:
-        """The UUIDs of the GPUs in the driver's order, None for one that does not tell."""
-        found: list[str | None] = []
-        for index in range(self._nvml.nvmlDeviceGetCount()):
+    def _devices(self) -> list[dict[str, Any]] | None:
+        """Every GPU and MIG instance. Read again when a call failed as none should, and when devices came, went or moved
+        meanwhile: one hiccup, or a mixed list, would call sound ones lost. None when the list was mixed each time.
+        """
+        for left in reversed(range(_READINGS)):
             try:
-                found.append(self._ask(self._nvml.nvmlDeviceGetUUID, self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)))
-            except Unreadable:
-                found.append(None)
-        return found
+                gpus = [self._gpu(index) for index in range(self._nvml.nvmlDeviceGetCount())]
+                unmoved = self._nvml.nvmlDeviceGetCount() == len(gpus) and all(self._is_still(*gpu) for gpu in gpus)
+            except self._nvml.NVMLError as error:
+                if error.value in _OF_THE_DRIVER or not left:
+                    raise
+                continue
+            devices = [device for gpu in gpus for device in gpu]
+            if unmoved and (not left or all(d.get("_surely", True) for d in devices)):
+                return devices
+        return None
+
+    def _is_still(self, whole: dict[str, Any], *instances: dict[str, Any]) -> bool:
+        """Is the GPU still at its index, partitioned alike? Of one that could not be read: is it still there?"""
+        uuid = None
+        try:
+            handle = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, whole["id"])
+            uuid = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
+            if not _is_sound(whole):
+                return bool(uuid == whole.get("uuid"))
+            mode = self._mig_mode(handle)
+            there = [self._must(self._nvml.nvmlDeviceGetUUID, h) for h in self._instance_handles(handle)] if mode else []
+        except Unreadable:
+            return not _is_sound(whole) and uuid == whole.get("uuid")
+        return (uuid, mode, there) == (whole["uuid"], whole["mig_enabled"], [d["uuid"] for d in instances])
 
     # --- one device ---
 
-    def _gpu(self, index: int) -> Iterator[dict[str, Any]]:
+    def _gpu(self, index: int) -> list[dict[str, Any]]:
         """The GPU at ``index``, then its MIG instances."""
         found: dict[str, Any] = {"id": index}
         try:
             handle = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)
-            found["uuid"] = uuid = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
+            found["uuid"] = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
             pci = self._ask(self._nvml.nvmlDeviceGetPciInfo, handle)
             found["pci_bus_id"] = _text(pci.busId)
             found["_handle"] = handle
-            mode = self._maybe(self._nvml.nvmlDeviceGetMigMode, handle)
-            found["mig_enabled"] = bool(mode and mode[0])
-            found.update(self._facts(handle, processes=not found["mig_enabled"]))
+            mode = self._mig_mode(handle)
+            found.update(self._facts(handle, processes=not mode))
             found["numa_node"] = self._numa(handle, pci)
             found.update(self._health(handle))
-            self._on_handle(handle, uuid, found["pci_bus_id"])
+            instances = [self._instance(h, found) for h in self._instance_handles(handle)] if mode else []
         except Unreadable as why:
-            yield {**found, "error": str(why)}
-            return
-        yield found
-        if found["mig_enabled"]:
-            yield from self._instances(found)
+            return [{**found, "error": str(why), "_surely": why.surely}]
+        except self._nvml.NVMLError as error:
+            return [{**found, **self._unclear(error)}]
+        return [{**found, "mig_enabled": mode}, *instances]
 
-    def _instances(self, parent: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for index in range(self._most_instances(parent["_handle"])):
-            found: dict[str, Any] = {"id": parent["id"], "parent_uuid": parent["uuid"], "pci_bus_id": parent["pci_bus_id"]}
-            try:
-                handle = self._maybe(self._nvml.nvmlDeviceGetMigDeviceHandleByIndex, parent["_handle"], index)
-                if handle is None:
-                    continue  # the places of instances that do not exist
-                found["uuid"] = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
-                found["numa_node"] = parent["numa_node"]
-                found.update(self._facts(handle, processes=True))
-                for inherited in ("compute_capability", "reset_pending", "persistence_mode"):
-                    found[inherited] = found.get(inherited) or parent.get(inherited)
-            except Unreadable as why:
-                if "uuid" not in found:
-                    continue
-                found["error"] = str(why)
-            yield found
+    def _unclear(self, error: Any) -> dict[str, Any]:
+        """The mark of a device about which a call failed that engines depend on. Raises NVMLError when the driver is gone."""
+        if error.value in _OF_THE_DRIVER:
+            raise error
+        return {"unclear": self.error_name(error.value), "_surely": False}
 
-    def _most_instances(self, handle: Any) -> int:
+    def _mig_mode(self, handle: Any) -> bool:
+        mode = self._known(self._nvml.nvmlDeviceGetMigMode, handle)
+        return bool(mode and mode[0])
+
+    def _instance_handles(self, gpu: Any) -> Iterator[Any]:
+        for index in range(self._known(self._nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0):
+            handle = self._known(self._nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, index)
+            if handle is not None:  # the places of instances that do not exist
+                yield handle
+
+    def _instance(self, handle: Any, parent: dict[str, Any]) -> dict[str, Any]:
+        """One that does not answer is broken with its GPU."""
+        found: dict[str, Any] = {"id": parent["id"], "parent_uuid": parent["uuid"], "pci_bus_id": parent["pci_bus_id"]}
+        found["uuid"] = self._must(self._nvml.nvmlDeviceGetUUID, handle)
+        found["numa_node"] = parent["numa_node"]
         try:
-            return self._maybe(self._nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
-        except Unreadable:  # lost since a moment ago: the next scan says so
-            return 0
+            found.update(self._facts(handle, processes=True))
+        except self._nvml.NVMLError as error:
+            return {**found, **self._unclear(error)}
+        for inherited in ("compute_capability", "reset_pending", "persistence_mode"):
+            found[inherited] = found.get(inherited) or parent.get(inherited)
+        return found
 
     def _facts(self, handle: Any, *, processes: bool) -> dict[str, Any]:
         total, free, reserved = self._memory(handle)
@@ -139,11 +166,17 @@ class NvmlReader:
     def _memory(self, handle: Any) -> tuple[int, int, int]:
         """Total, free and reserved. Where a GPU has no memory of its own it uses the machine's."""
         get = self._nvml.nvmlDeviceGetMemoryInfo
-        for version in (self._nvml.nvmlMemory_v2, None):
-            memory = self._maybe(get, handle, version)
-            if memory is not None:
-                return memory.total, memory.free, getattr(memory, "reserved", 0)
-        return _system_memory()
+        memory = self._known(get, handle, self._nvml.nvmlMemory_v2)
+        if memory is None:  # a driver before 510
+            try:
+                memory = self._must(get, handle)
+            except self._nvml.NVMLError as error:
+                if error.value == _NOT_SUPPORTED:
+                    return _system_memory()
+                if error.value == _NO_PERMISSION:  # as of a whole GPU in MIG mode: nothing of it is known to be free
+                    return 0, 0, 0
+                raise
+        return memory.total, memory.free, getattr(memory, "reserved", 0)
 
     def _health(self, handle: Any) -> dict[str, Any]:
         nvml = self._nvml
@@ -168,7 +201,7 @@ class NvmlReader:
             ("compute", self._nvml.nvmlDeviceGetComputeRunningProcesses),
             ("graphics", self._nvml.nvmlDeviceGetGraphicsRunningProcesses),
         ):
-            for process in self._maybe(get, handle) or ():
+            for process in self._known(get, handle) or ():
                 if process.pid in seen:
                     continue
                 seen.add(process.pid)
@@ -226,24 +259,44 @@ class NvmlReader:
         return f"{self._names.get(code, 'error')} ({code})"
 
     def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What must be answered. Raises Unreadable, or NVMLError when the driver as a whole is gone."""
+        """Which GPU it is: one that does not tell is Unreadable. Raises NVMLError when the driver as a whole is gone."""
         try:
-            return call(*args)
+            return self._must(call, *args)
         except self._nvml.NVMLError as error:
             if error.value in _OF_THE_DRIVER:
                 raise
-            raise Unreadable(self.error_name(error.value)) from None
+            raise Unreadable(self.error_name(error.value), surely=False) from None
+
+    def _must(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What must be answered. Raises Unreadable for a GPU that is broken, NVMLError for anything else."""
+        try:
+            return call(*args)
+        except self._nvml.NVMLError as error:
+            if error.value in _BROKEN:
+                raise Unreadable(self.error_name(error.value), surely=True) from None
+            raise
+
+    def _known(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What engines depend on: None only where the driver says that it is not there. Raises like ``_must``."""
+        try:
+            return self._must(call, *args)
+        except self._nvml.NVMLError as error:
+            if error.value not in _ABSENT:
+                raise
+            return None
 
     def _maybe(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What may be unsupported or not permitted: None then. Raises like ``_ask`` for a GPU that is lost."""
+        """A figure that may be missing: None for any reason but a GPU that is broken (Unreadable) or a driver that is gone."""
         try:
-            return call(*args)
+            return self._must(call, *args)
         except self._nvml.NVMLError as error:
             if error.value in _OF_THE_DRIVER:
                 raise
-            if error.value in (_LOST, _NEEDS_RESET):
-                raise Unreadable(self.error_name(error.value)) from None
             return None
+
+
+def _is_sound(device: dict[str, Any]) -> bool:
+    return "error" not in device and "unclear" not in device
 
 
 def _system_memory() -> tuple[int, int, int]:

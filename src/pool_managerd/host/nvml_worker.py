@@ -1,8 +1,9 @@
 """The process that talks to the GPU driver, so that nobody else has to: it may hang, crash or be killed.
 
-Run as ``python -I nvml_worker.py PARENT_PID KMSG``. A line ``{"id": 1, "op": "scan"}`` is answered with
-``{"id": 1, "ok": true, "scan": {...}}`` or ``{"id": 1, "ok": false, "nvml": 18, ...}``; ``{"incident": {...}}`` lines
-come on their own. It ends when its input ends or its parent does. Standard library and pynvml only.
+Run as ``python -I nvml_worker.py PARENT_PID KMSG [NUMBER]``; NUMBER is the last record of the log KMSG that was read before.
+A line ``{"id": 1, "op": "scan"}`` is answered with ``{"id": 1, "ok": true, "scan": {...}}`` or ``{"id": 1, "ok": false,
+"nvml": 18, ...}``; ``{"incident": {...}}`` lines come on their own. ``log`` in any of them is the last record that was read.
+It ends when its input ends or its parent does. Standard library and pynvml only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _DOUBLE_BIT_ECC, _CRITICAL_XID = 2, 8
-_LIBRARY_NOT_FOUND, _TIMEOUT = 12, 10
+_NOT_SUPPORTED, _TIMEOUT = 3, 10
 _EVENT_WAIT_MS = 1000
 _AFTER_ERROR_S = 5.0
 _BURST, _PER_SECOND, _MAX_KINDS = 10.0, 1.0, 256
@@ -46,6 +47,7 @@ class Output:
         self._tokens: dict[tuple[Any, Any], tuple[float, float]] = {}
         self._dropped = 0
         self._notes: list[str] = []
+        self.log: int | None = None
 
     def send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
@@ -53,7 +55,7 @@ class Output:
             while data:
                 data = data[os.write(self._fd, data) :]
 
-    def incident(self, incident: dict[str, Any]) -> None:
+    def incident(self, incident: dict[str, Any], log: int | None = None) -> None:
         """Limited for each kind on each GPU apart: a storm of one program's errors must not hide the death of a GPU."""
         now, kind = time.monotonic(), (incident.get("uuid") or incident.get("pci_bus_id"), incident.get("xid"))
         with self._lock:
@@ -65,7 +67,7 @@ class Output:
             if tokens < 1:
                 self._dropped += 1
                 return
-        self.send({"incident": incident})
+        self.send({"incident": incident, "log": log})
 
     def note(self, text: str) -> None:
         """Something to be said once, with the next scan."""
@@ -88,20 +90,33 @@ class EventWatch:
         self._nvml, self._output = nvml, output
         self._set: Any = None
         self._named: dict[int, tuple[str, str]] = {}
+        self._silent: set[str] = set()
 
     def register(self, handle: Any, uuid: str, pci: str) -> None:
-        """A GPU that cannot tell of events is left to the kernel log."""
+        """Called at every scan: what failed is tried again. A GPU that cannot tell of events is left to the kernel log."""
         key = ctypes.cast(handle, ctypes.c_void_p).value or 0
         if self._named.get(key) == (uuid, pci):
             return
+        self._named[key] = (uuid, pci)  # before it can tell of anything
         try:
             if self._set is None:
                 self._set = self._nvml.nvmlEventSetCreate()
                 threading.Thread(target=self._wait, daemon=True).start()
+            self._subscribe(handle)
+        except self._nvml.NVMLError as error:
+            del self._named[key]
+            if uuid not in self._silent:
+                self._output.note(f"the driver tells of no events of GPU {uuid}: {error}")
+            self._silent.add(uuid)
+
+    def _subscribe(self, handle: Any) -> None:
+        """The driver refuses all kinds when a GPU lacks one: those without ECC memory tell of Xids all the same."""
+        try:
             self._nvml.nvmlDeviceRegisterEvents(handle, _DOUBLE_BIT_ECC | _CRITICAL_XID, self._set)
         except self._nvml.NVMLError as error:
-            self._output.note(f"the driver tells of no events of GPU {uuid}: {error}")
-        self._named[key] = (uuid, pci)
+            if error.value != _NOT_SUPPORTED:
+                raise
+            self._nvml.nvmlDeviceRegisterEvents(handle, _CRITICAL_XID, self._set)
 
     def _wait(self) -> None:
         while True:
@@ -140,6 +155,8 @@ class Worker:
             at_init = self._reader is None
             driver = any(os.path.exists(path) for path in _DRIVER_FILES)  # noqa: PTH110
             return {"ok": False, "nvml": error.value, "text": str(error), "at_init": at_init, "driver_files": driver}
+        if scan is None:
+            return {"ok": False, "changing": True}
         return {"ok": True, "scan": scan, "notes": self._output.take_notes()}
 
     def _open(self, nvml: Any) -> None:
@@ -151,14 +168,18 @@ class Worker:
         gc.freeze()
 
 
-def _watch_kernel_log(path: str, output: Output) -> None:
+def watch_kernel_log(path: str, after: int | None, output: Output) -> None:
+    """Pass on what comes after record ``after``, and how far it was read."""
     from pool_managerd.host.kernel_log import follow, xid_of
 
     try:
-        for line in follow(Path(path)):
+        for number, line in follow(Path(path), after):
             incident = xid_of(line)
             if incident is not None:
-                output.incident(incident)
+                output.incident(incident, number)
+            elif not line:
+                output.send({"log": number})  # at once: the driver may hang before anything else can be said
+            output.log = number  # only now: the next worker begins behind it
     except OSError as error:
         output.note(f"GPU errors in the kernel's log are not seen: cannot read {path}: {error.strerror}")
 
@@ -188,12 +209,13 @@ def main() -> None:
     output = Output(_private_output())
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.stack_size(256 * 1024)
-    threading.Thread(target=_watch_kernel_log, args=(sys.argv[2], output), daemon=True).start()
+    after = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    threading.Thread(target=watch_kernel_log, args=(sys.argv[2], after, output), daemon=True).start()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     worker = Worker(output)
     while True:
         request = json.loads(requests.get())
-        output.send({"id": request["id"], **worker.answer(request)})
+        output.send({"id": request["id"], **worker.answer(request), "log": output.log})
 
 
 if __name__ == "__main__":

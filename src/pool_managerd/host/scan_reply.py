@@ -15,6 +15,11 @@ _MAY_BE_RETRIED = (_LIBRARY_NOT_FOUND, _NO_DRIVER)
 def problem_of(reply: Mapping[str, Any]) -> ScanProblem:
     """Why the driver told nothing, from a reply that is not ok."""
     code, text = reply.get("nvml"), str(reply.get("text", ""))[:400]
+    if reply.get("changing"):
+        return ScanProblem(
+            "nvml_error", "GPUs or MIG instances came or went each time that they were read",
+            "wait until nobody partitions them any more; nvidia-smi -L lists them",
+        )  # fmt: skip
     if code is None:
         return ScanProblem("nvml_error", text, "install it: pip install nvidia-ml-py")
     if code == _LIBRARY_NOT_FOUND and reply.get("driver_files"):
@@ -53,7 +58,7 @@ def scan_of(reply: Mapping[str, Any], taken_at: float, before: Iterable[DeviceSn
     """Raises KeyError, TypeError or ValueError for what no worker of this version says."""
     raw = reply["scan"]
     devices = [_device(d) for d in raw["devices"]]
-    if any(d.error for d in devices):
+    if not all(d.readable for d in devices):
         devices = _with_memory_of(devices, list(before))
     return DeviceScan(tuple(devices), taken_at, raw["driver_version"], raw["cuda_version"])
 
@@ -77,21 +82,26 @@ def _process(words: list[Any]) -> DeviceProcess:
 
 
 def _with_memory_of(devices: list[DeviceSnapshot], before: list[DeviceSnapshot]) -> list[DeviceSnapshot]:
-    """A GPU that does not answer keeps its identity, its last known figures, and its MIG instances."""
+    """A device that cannot be read keeps its identity, its last known memory, and its MIG instances."""
     present = {d.uuid for d in devices if d.uuid}
     known = {d.uuid: d for d in before}
     by_index = {d.id: d for d in before if d.parent_uuid is None and d.uuid not in present}
     found: list[DeviceSnapshot] = []
     for device in devices:
-        if device.error is None:
+        if device.readable:
             found.append(device)
             continue
         old = known.get(device.uuid) if device.uuid else by_index.get(device.id)
         if old is None:
             found.append(device if device.uuid else replace(device, uuid=f"GPU-unknown-{device.id}"))
             continue
-        found.append(replace(old, id=device.id, error=device.error))
-        if device.parent_uuid is None:
-            orphans = [d for d in before if d.parent_uuid == old.uuid and d.uuid not in present]
-            found.extend(replace(d, error=device.error) for d in orphans)
+        instances = [d for d in before if d.parent_uuid == old.uuid and d.uuid not in present]
+        found.extend(_silent(d, device) for d in [old, *instances])
     return found
+
+
+def _silent(old: DeviceSnapshot, now: DeviceSnapshot) -> DeviceSnapshot:
+    """What changes by the second is not known of it any more."""
+    return replace(
+        old, id=now.id, error=now.error, unclear=now.unclear, temperature_c=None, power_watts=None, utilization_percent=None
+    )

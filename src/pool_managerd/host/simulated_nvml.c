@@ -500,7 +500,8 @@ static int watched_at(const struct event_set *set, const char *uuid)
 }
 
 DEVICE_CALL(nvmlDeviceRegisterEvents, (device handle, unsigned long long types, struct event_set *set),
-            (void)types; WHOLE_GPU;
+            WHOLE_GPU;
+            if ((types & DOUBLE_BIT_ECC) && !u->ecc) return leave(UNSUPPORTED); /* all or nothing, as the real one */
             if (watched_at(set, u->uuid) >= 0) return leave(OK);
             if (set->watched_count == MAX_WATCHED) return leave(UNKNOWN);
             set->errors[set->watched_count] = u->ecc_errors;

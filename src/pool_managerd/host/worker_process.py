@@ -54,9 +54,13 @@ class WorkerOptions:
 
 
 class PythonWorkers:
-    """Starts nvml_worker.py. One thread does it, and stays: a worker is killed when the thread that made it ends."""
+    """Starts nvml_worker.py. One thread does it, and stays: a worker is killed when the thread that made it ends.
+
+    ``log_read`` is the last record of the kernel's log that a worker has read: the next one begins behind it.
+    """
 
     def __init__(self, options: WorkerOptions) -> None:
+        self.log_read: int | None = None
         self._options = options
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nvml-worker")
 
@@ -64,7 +68,7 @@ class PythonWorkers:
         loop = asyncio.get_running_loop()
         starting = loop.run_in_executor(self._thread, self._popen)
         try:
-            return PipedWorker(await asyncio.shield(starting), on_incident)
+            return PipedWorker(await asyncio.shield(starting), on_incident, self._on_log)
         except asyncio.CancelledError:
             starting.add_done_callback(_end_unwanted)
             raise
@@ -72,11 +76,15 @@ class PythonWorkers:
     def close(self) -> None:
         self._thread.shutdown(wait=False)
 
+    def _on_log(self, number: int) -> None:
+        self.log_read = number
+
     def _popen(self) -> subprocess.Popen[bytes]:
         env = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         kmsg = str(self._options.kmsg or "/dev/kmsg")
+        after = () if self.log_read is None else (str(self.log_read),)
         return subprocess.Popen(
-            [sys.executable, "-I", str(_PROGRAM), str(os.getpid()), kmsg],
+            [sys.executable, "-I", str(_PROGRAM), str(os.getpid()), kmsg, *after],
             env={**env, **(self._options.environment or {})}, cwd="/", start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
@@ -85,8 +93,10 @@ class PythonWorkers:
 class PipedWorker:
     """A started worker, read by the running loop."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], on_incident: Callable[[Mapping[str, Any]], None]) -> None:
-        self._popen, self._on_incident = popen, on_incident
+    def __init__(
+        self, popen: subprocess.Popen[bytes], on_incident: Callable[[Mapping[str, Any]], None], on_log: Callable[[int], None]
+    ) -> None:
+        self._popen, self._on_incident, self._on_log = popen, on_incident, on_log
         self._loop = asyncio.get_running_loop()
         self._in, self._out, self._err = (cast("IO[bytes]", pipe) for pipe in (popen.stdin, popen.stdout, popen.stderr))
         self._pidfd = os.pidfd_open(popen.pid)
@@ -154,8 +164,11 @@ class PipedWorker:
             self.kill()
 
     def _take(self, message: dict[str, Any]) -> None:
+        if "log" in message and (number := message.pop("log")) is not None:
+            self._on_log(number)
         if "incident" in message:
             self._on_incident(message["incident"])
+        if "incident" in message or not message:
             return
         awaited = self._awaited.get(message["id"])
         if awaited is not None and not awaited.done():
@@ -202,4 +215,4 @@ def _end_unwanted(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
     """Its caller went away while it was being started."""
     if starting.cancelled() or starting.exception() is not None:
         return
-    PipedWorker(starting.result(), lambda _incident: None).kill()  # its pidfd collects it
+    PipedWorker(starting.result(), lambda _incident: None, lambda _number: None).kill()  # its pidfd collects it

@@ -114,27 +114,29 @@ class Admission:
 
     def learn(self) -> None:
         """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
-        used = self._gpus.memory.used()
+        used, new = self._gpus.memory.used(), False
         for driver in self._gpus.drivers():
             held = used.get(driver.pool_id)
             ready_since = driver.instance.ready_since
             if held is None or held == driver.launch.held or driver.instance.phase is not Phase.READY or ready_since is None:
                 continue
             if self._gpus.watch.scan.taken_at >= ready_since:  # an older look may have seen it half loaded
-                self._observe(driver.launch, held)
+                new = self._observe(driver.launch, held) or new
+        if new:
+            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
 
-    def _observe(self, launch: Launch, held: dict[str, int]) -> None:
+    def _observe(self, launch: Launch, held: dict[str, int]) -> bool:
+        """True when that was news."""
         assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
         if assignment is None or sizing is None or sizing.facts.configured_bytes is not None or sizing.facts.divides_equally:
-            return
+            return False
         per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
-            return
+            return False
         launch.held = held
         key = sizing.key(assignment.shares, assignment.devices[0].name)
         before = self._known.get(key)
-        if self._known.observe(key, per_gpu, loaded=loaded) != before:
-            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
+        return self._known.observe(key, per_gpu, loaded=loaded) != before
 
     # --- inside ---
 

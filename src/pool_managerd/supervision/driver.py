@@ -194,7 +194,8 @@ class PoolDriver:
 
     def _publish(self) -> None:
         now_ms = self._s.clock.wall_ms()
-        self._s.registry.publish(self.pool_id, **registry_fields(self.instance, self.launch, self.config, now_ms))
+        fields = registry_fields(self.instance, self.launch, self.config, now_ms, self._s.node_id)
+        self._s.registry.publish(self.pool_id, **fields)
         if self.instance.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING):
             self._s.gate.leave(self.pool_id)
 

@@ -53,7 +53,7 @@ class GpuMemory:
         scan, marks = self._scan(), self._marks()
         if scan is not self._looked_at:
             self._looked_at, before = scan, self._held
-            self._held = tuple((d.uuid, d.vram_free_bytes, d.processes, d.error, d.mig_enabled) for d in scan.devices)
+            self._held = tuple((d.uuid, d.vram_free_bytes, d.processes, d.readable, d.mig_enabled) for d in scan.devices)
             if self._held != before:
                 self._made = None
         running = {d.pool_id: self._foreign_before.get(d.pool_id, {}) for d in self._drivers() if d.instance.has_process}
@@ -106,11 +106,15 @@ class GpuMemory:
         """What the latest scan still shows of the pool's ended engine, on the devices that it was promised."""
         scan, reservation = self._scan(), self.ledger.get(pool_id)
         if scan.problem is not None:
-            return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}")
+            hint = f" ({scan.problem.hint})" if scan.problem.hint else ""
+            return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}{hint}")
         accounts = self.accounts()
         # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
         fresh = [d for d in scan.devices if d.error is None]
         mine = [d for d in fresh if reservation is None or d.uuid in reservation.bytes_by_device]
+        unclear = next((d for d in mine if d.unclear is not None), None)
+        if unclear is not None:
+            return Leftover(f"GPU {unclear.label} cannot be read: {unclear.unclear}")
         held = [p for d in fresh for p in d.processes if p.pid in self._owners and self._owners[p.pid].pool_id == pool_id]
         if held:
             holders = sorted({f"{who(p)}, {size(p.vram_bytes or 0)}" for p in held})

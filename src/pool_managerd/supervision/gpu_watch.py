@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +41,8 @@ class GpuWatch:
         self._trust: dict[str, DeviceTrust] = {}
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
-        self._early: deque[DeviceIncident] = deque(maxlen=MAX_EARLY)
+        self._periodic_due = False
+        self._early: dict[tuple[str | None, int], DeviceIncident] = {}
 
     def listen(self, call: Callable[[], None]) -> None:
         self._listeners.append(call)
@@ -83,32 +83,40 @@ class GpuWatch:
 
     async def look(self, *, periodic: bool = False) -> DeviceScan:
         """A fresh scan. With a ``problem`` it holds what was known last; nobody's trust changes then."""
+        self._periodic_due |= periodic  # its answer may be shared with others, and be judged when they have it
         scan = await self._monitor.scan()
-        if scan is self.scan or scan.taken_at < self.scan.taken_at:
-            return self.scan  # an answer that others were given, too, or a slower look that began earlier
+        if scan is not self.scan and scan.taken_at >= self.scan.taken_at:  # else others had it, or began later and were faster
+            await self._take(scan)
+        self._periodic_due &= not periodic
+        return self.scan
+
+    async def _take(self, scan: DeviceScan) -> None:
         before, self.scan = self.scan, scan
         self.revision += 1
         self._tell_problem(before, scan)
         if not scan.stale:
-            self._judge(scan, periodic)
+            self._judge(scan, self._periodic_due)
+            self._periodic_due = False
         if not (scan.no_gpus and before.no_gpus):
             for call in self._listeners:
                 self._tell(call)
                 await asyncio.sleep(0)  # each in a slice of the loop of its own
-        return scan
 
     def _judge(self, scan: DeviceScan, periodic: bool) -> None:
-        for incident in tuple(self._early):
-            if (device := self._device_of(incident)) is not None and incident.xid is not None:
-                self._early.remove(incident)
-                self._update(device_trust.judge(self.trust_in(device.uuid), meaning(incident.xid, incident.text), incident.xid))
-        present = {d.uuid: d for d in scan.devices}
+        early, self._early = self._early, {}
+        for (_, xid), incident in early.items():
+            device = self._device_of(incident)
+            if device is not None:  # otherwise it is gone: a GPU that comes there later is judged by what it does then
+                self._update(device_trust.judge(self.trust_in(device.uuid), meaning(xid, incident.text), xid))
+        present, labels = {d.uuid: d for d in scan.devices}, {d.label for d in scan.devices}
         for uuid in sorted(present.keys() | self._trust.keys()):
             trust, device = self.trust_in(uuid), present.get(uuid)
             if device is None and (uuid.startswith(PLACEHOLDER) or trust.parent in present):
                 self._forget(trust)  # a MIG instance that was taken down is no broken hardware
-            else:
-                self._update(device_trust.look(trust, device, periodic=periodic))
+                continue
+            if device is None and trust.label in labels:
+                trust = replace(trust, label=uuid)  # its index is another GPU's now
+            self._update(device_trust.look(trust, device, periodic=periodic))
 
     def _forget(self, trust: DeviceTrust) -> None:
         """Nothing is known of it any more but a cordon."""
@@ -142,20 +150,21 @@ class GpuWatch:
 
     def on_incident(self, incident: DeviceIncident) -> None:
         """An Xid or ECC event: programs at fault are noted, a GPU at fault is quarantined, anything else looked into."""
-        device = self._device_of(incident)
+        if incident.xid is None or self._weigh(incident, incident.xid) is not Verdict.APPLICATION:
+            self.wake()
+
+    def _weigh(self, incident: DeviceIncident, xid: int) -> Verdict:
+        device, found = self._device_of(incident), meaning(xid, incident.text)
         label = device.label if device else incident.pci_bus_id or incident.uuid or "?"
-        if incident.xid is not None:
-            verdict = meaning(incident.xid, incident.text)
-            human = f"GPU {label} reported Xid {incident.xid}: {verdict.what}"
-            level = "error" if verdict.verdict is Verdict.FATAL else "warn"
-            self._events.emit("xid", human, level=level, device=label, xid=incident.xid, verdict=verdict.verdict.value,
-                              source=incident.source, text=incident.text[:200])  # fmt: skip
-            if device is None and verdict.verdict is Verdict.FATAL:
-                self._early.append(incident)  # judged when a scan says which GPU that is
-            if device is not None and verdict.verdict is Verdict.FATAL:
-                self._update(device_trust.judge(self.trust_in(device.uuid), verdict, incident.xid))
-                self._tell_listeners()
-        self.wake()
+        level = "error" if found.verdict is Verdict.FATAL else "warn"
+        self._events.emit("xid", f"GPU {label} reported Xid {xid}: {found.what}", level=level, device=label, xid=xid,
+                          verdict=found.verdict.value, source=incident.source, text=incident.text[:200])  # fmt: skip
+        if found.verdict is Verdict.FATAL and device is not None:
+            self._update(device_trust.judge(self.trust_in(device.uuid), found, xid))
+            self._tell_listeners()
+        elif found.verdict is Verdict.FATAL and self.scan.stale and len(self._early) < MAX_EARLY:
+            self._early[incident.uuid or incident.pci_bus_id, xid] = incident  # judged when a scan says which GPU that is
+        return found.verdict
 
     async def cordon(self, name: str) -> None:
         """No start is placed there from now on. Durable. Raises RequestError DEVICE_NOT_FOUND, NodeError."""
@@ -166,8 +175,12 @@ class GpuWatch:
         await self._decide(name, device_trust.pardon, f"GPU {name} may be used again, an operator says")
 
     async def release(self) -> None:
-        """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``."""
-        await self._monitor.release()
+        """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``. Raises NodeError when stuck."""
+        try:
+            await self._monitor.release()
+        except NodeError:
+            self.wake()  # it was not let go of after all
+            raise
         self._events.emit("devices_released", "The GPU driver's library was let go of; nothing starts until it is taken up again")
         await self.look()
 
@@ -211,6 +224,7 @@ class GpuWatch:
         self._trust[new.uuid] = new
         if _to_remember(old, "") != _to_remember(new, ""):
             self._facts.note_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
+        self._tell_clarity(old, new)
         if (new.state, new.reason) == (old.state, old.reason):
             return
         fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid, "reason": new.reason, "remedy": new.remedy}
@@ -221,6 +235,14 @@ class GpuWatch:
             self._events.emit("device_reset", f"GPU {new.label} answers again and is on probation", level="warn", **fields)
         elif new.state is Trust.OK:
             self._events.emit("device_restored", f"GPU {new.label} is used again", device=new.label, uuid=new.uuid)
+
+    def _tell_clarity(self, old: DeviceTrust, new: DeviceTrust) -> None:
+        fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid}
+        if new.unclear is not None and old.unclear is None:
+            human = f"GPU {new.label} cannot be read: {new.unclear}; nothing new starts on it, what runs there goes on"
+            self._events.emit("device_unclear", human, level="error", reason=new.unclear, **fields)
+        elif new.unclear is None and old.unclear is not None and new.state is not Trust.QUARANTINED:
+            self._events.emit("device_clear", f"GPU {new.label} can be read again", **fields)
 
     # --- inside ---
 
@@ -290,7 +312,7 @@ def _to_remember(t: DeviceTrust, boot_id: str) -> dict[str, Any] | None:
     if not (t.cordoned or (t.state is Trust.QUARANTINED and t.needs_reset)):
         return None
     raw = asdict(t)
-    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks")}, "boot_id": boot_id}
+    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks", "unclear")}, "boot_id": boot_id}
 
 
 def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> DeviceTrust:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pool_managerd.core.device_trust import Trust
+from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.registry import DeviceShare, Registry
+from pool_managerd.core.registry import Registry
 from pool_managerd.core.reservations import DeviceAccount
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.gpu_bindings import Bindings
 from pool_managerd.supervision.gpu_memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu_watch import GpuWatch
 from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.publishing import GpuFigures
 
 if TYPE_CHECKING:
     from pool_managerd.supervision.driver import PoolDriver
@@ -38,6 +40,8 @@ class Gpus:
         self._usable: frozenset[str] = frozenset()
         self._shown_of: dict[str, DeviceAccount] | None = None
         self._shown: dict[str, tuple[str, ...]] = {}
+        self._figures = GpuFigures({})
+        self._looks: set[asyncio.Task[DeviceScan]] = set()
         self.closing = self.hurry = False
         watch.listen(self._after_look)
         watch.listen(self.refresh)
@@ -71,15 +75,18 @@ class Gpus:
         to do at the deadline. Ends without a word when the pool has moved on to another launch.
         """
         pause, since = FIRST_LOOK_S, self._clock.monotonic()
+
+        def impatient() -> bool:
+            return self._clock.monotonic() - since >= self._patience_s(deadline_s)
+
         while driver.instance.epoch == epoch and driver.instance.vram_pending:
-            await self.watch.look()
+            await self._look_unless(impatient)
             left = self.memory.leftover(driver.pool_id)
-            impatient = self._clock.monotonic() - since >= self._patience_s(deadline_s)
-            if left.holder is None or (impatient and not left.certain):
+            if left.holder is None or (impatient() and not left.certain):
                 self._tell_uncertain(driver, left)
                 driver.post(ev.VramFree(epoch))
                 return
-            if impatient:
+            if impatient():
                 driver.post(ev.VramHeld(epoch, left.holder))
                 return
             await self._sleep(pause)
@@ -90,6 +97,17 @@ class Gpus:
         if self.hurry or (self.closing and self.watch.scan.stale):
             return 0.0
         return min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
+
+    async def _look_unless(self, impatient: Callable[[], bool]) -> None:
+        """A look at the GPUs, left to itself when nobody wants to wait any longer: a hanging driver holds up no shutdown."""
+        look = asyncio.create_task(self.watch.look())
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        while not look.done():
+            await asyncio.wait({look}, timeout=SLOWEST_LOOK_S)
+            if impatient() and not look.done():
+                return
+        look.result()
 
     async def _sleep(self, seconds: float) -> None:
         over = asyncio.Event()
@@ -133,9 +151,10 @@ class Gpus:
             if i.quarantined:
                 driver.post(ev.EndQuarantine())
             return
-        lost = any(is_lost for _, is_lost in bad)
-        if not i.quarantined or (lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)):
-            driver.post(ev.Quarantine("; ".join(why for why, _ in bad), lost))
+        lost, why = any(is_lost for _, is_lost in bad), "; ".join(why for why, _ in bad)
+        ends = lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)
+        if not i.quarantined or ends or (i.last_error != why and i.phase is not Phase.FAILED):
+            driver.post(ev.Quarantine(why, lost))
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
         """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
@@ -179,16 +198,13 @@ class Gpus:
         """What placement reads of each pool's GPUs; a pool whose figures have not changed is left alone."""
         accounts = self.memory.accounts()
         if accounts is not self._shown_of:
-            self._shown_of, self._shown = accounts, {}
-        made: dict[tuple[str, ...], dict[str, Any]] = {}
+            self._shown_of, self._shown, self._figures = accounts, {}, GpuFigures(accounts)
         for driver in self._drivers():
             seen = self._seen_by(driver, accounts)
             if self._shown.get(driver.pool_id) == seen:
                 continue
             self._shown[driver.pool_id] = seen
-            fields = made.get(seen)
-            if fields is None:
-                fields = made[seen] = _figures([accounts[uuid] for uuid in seen])
+            fields = self._figures.of(driver.pool_id, seen)
             entry = self._registry.get(driver.pool_id)
             if entry is not None and any(getattr(entry, name) != value for name, value in fields.items()):
                 self._registry.publish(driver.pool_id, **fields)
@@ -206,26 +222,3 @@ class Gpus:
 def _mask_failed(driver: PoolDriver) -> bool:
     """It may have been a GPU that was not there yet."""
     return driver.instance.reason == "config_error" and driver.mask is not None
-
-
-def _figures(accounts: list[DeviceAccount]) -> dict[str, Any]:
-    """The registry's fields of a pool's GPUs; None throughout where there are none."""
-    capabilities = [a.device.compute_capability for a in accounts if a.device.compute_capability]
-    shares = tuple(
-        DeviceShare(
-            a.device.id, a.device.label, a.device.uuid, a.device.compute_capability, a.device.vram_total_bytes,
-            a.device.vram_free_bytes, a.available_bytes,
-        )
-        for a in accounts
-    )  # fmt: skip
-    return {
-        "devices": shares,
-        "vram_total_bytes": sum(s.vram_total_bytes for s in shares) if shares else None,
-        "vram_free_bytes": sum(s.vram_free_bytes for s in shares) if shares else None,
-        "vram_available_bytes": sum(s.vram_available_bytes for s in shares) if shares else None,
-        "compute_capability": min(capabilities, key=_as_numbers, default=None),
-    }
-
-
-def _as_numbers(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split(".") if part.isdigit())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pool_managerd.core.artifacts import ENGINE_MODES
 from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.narration import size
 from pool_managerd.core.registry import PoolEntry, Registry
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
@@ -116,7 +117,7 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
 async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict[str, Any]:
     """What a start would do now, where it would be placed, and what stands in its way."""
     i = driver.instance
-    blockers = ["it is held; release it first"] if i.held else []
+    problems = [_problem("it is held", f"pool-managerd release {driver.pool_id}")] if i.held else []
     idle = i.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
     if not driver.external and idle and (driver.config is not None or driver.submitted is not None):
         asks: tuple[Callable[[], Awaitable[Any]], ...] = (
@@ -127,22 +128,40 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
             try:
                 answer = await ask()
             except PoolError as problem:
-                blockers.append(problem.message)
+                problems.append(_problem(problem.message, problem.hint, problem.error_code))
             else:
                 steps = [*steps, *_placing(answer)]
-    blockers += [step["detail"] for step in steps if step["kind"] == "refused" and step["detail"] not in blockers]
+    elif not idle:
+        steps = [*steps, *_promised(driver)]
+    told = {problem["message"] for problem in problems}
+    problems += [_problem(step["detail"]) for step in steps if step["kind"] == "refused" and step["detail"] not in told]
+    blockers = [problem["message"] for problem in problems]
     would = f"Pool '{driver.pool_id}' would start"
     if blockers:
         would = f"Pool '{driver.pool_id}' would not start: {'; '.join(blockers)}"
     elif not idle:
         would = f"Pool '{driver.pool_id}' is {view(i).state} already; nothing would be done"
-    return {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers}
+    return {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers, "problems": problems}
+
+
+def _problem(message: str, hint: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"message": message, "hint": hint, "code": code}
 
 
 def _placing(answer: Report | tuple[str, tuple[str, ...]]) -> list[dict[str, str]]:
-    if not isinstance(answer, tuple):
+    return _memory_steps(*answer) if isinstance(answer, tuple) else []
+
+
+def _promised(driver: PoolDriver) -> list[dict[str, str]]:
+    """What the running engine was promised, and by which sum."""
+    found, sizing = driver.launch.assignment, driver.launch.sizing
+    if found is None or sizing is None:
         return []
-    where, parts = answer
+    parts = (f"{size(found.bytes_by_device[d.uuid])} promised on GPU {d.label} ({d.name})" for d in found.devices)
+    return _memory_steps(" and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain())
+
+
+def _memory_steps(where: str, parts: tuple[str, ...]) -> list[dict[str, str]]:
     return [{"kind": "memory", "detail": where}, *({"kind": "needs", "detail": part} for part in parts)]
 
 

@@ -15,23 +15,27 @@ _MAX_LABEL_CHARS = 64
 
 
 def device_metrics(devices: Row, statuses: Sequence[Row], constant: Mapping[str, str]) -> Iterator[GaugeMetricFamily]:
-    """Every gauge of the devices and of what the pools hold of them; absent facts have no sample."""
+    """Every gauge of the devices and of what the pools hold of them; absent facts have no sample.
+
+    Of a device that is gone there is left that it is quarantined, and which one it was.
+    """
     rows, extra = devices["devices"], list(constant.values())
+    present = [row for row in rows if row["id"] >= 0]
 
     def family(spec: Series, samples: Iterable[tuple[list[str], Any]]) -> GaugeMetricFamily:
         found = GaugeMetricFamily(spec.name, spec.help, labels=[*spec.labels, *constant])
         seen: set[tuple[str, ...]] = set()
         for labels, value in samples:
             cut = tuple(label[:_MAX_LABEL_CHARS] for label in labels)
-            # A GPU that is gone may have left its index to another one: a scrape with the same labels twice is refused.
+            # A scrape with the same labels twice is refused.
             if value is not None and cut not in seen:
                 seen.add(cut)
                 found.add_metric([*cut, *extra], float(value))
         return found
 
     for spec in series.DEVICE_FIELDS:
-        yield family(spec, (([str(row["device"])], row.get(spec.source_key or "")) for row in rows))
-    yield family(series.VRAM_RESERVED, (([str(row["device"])], _reserved(row)) for row in rows))
+        yield family(spec, (([str(row["device"])], row.get(spec.source_key or "")) for row in present))
+    yield family(series.VRAM_RESERVED, (([str(row["device"])], _reserved(row)) for row in present))
     yield family(series.QUARANTINED, (([str(row["device"])], row["state"] == "quarantined") for row in rows))
     yield family(series.GPU_INFO, (([str(row.get(name) or "") for name in series.GPU_INFO.labels], 1) for row in rows))
     held = list(_held(rows, {str(status["pool_id"]): status for status in statuses}))

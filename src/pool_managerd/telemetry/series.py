@@ -79,7 +79,13 @@ GAUGES = (
         "VRAM of the devices that the pool may use.",
         source_key="vram_total_bytes",
     ),
-    Series("pool_vram_free_bytes", "gauge", ("pool_id",), "Free VRAM of these devices.", source_key="vram_free_bytes"),
+    Series(
+        "pool_vram_free_bytes",
+        "gauge",
+        ("pool_id",),
+        "Free VRAM of those of them that can be read.",
+        source_key="vram_free_bytes",
+    ),
 )
 POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", source_key="state")
 
@@ -93,7 +99,13 @@ QUARANTINED = Series("device_quarantined", "gauge", ("device",), "1 while nothin
 GPU_INFO = Series("gpu_info", "gauge", ("device", "uuid", "name", "pci_bus_id"), "Always 1; the labels say which GPU it is.")
 DEVICE_FIELDS = (
     Series("vram_total_bytes", "gauge", ("device",), "VRAM of the device.", source_key="vram_total_bytes"),
-    Series("vram_free_bytes", "gauge", ("device",), "VRAM that nobody holds.", source_key="vram_free_bytes"),
+    Series(
+        "vram_free_bytes",
+        "gauge",
+        ("device",),
+        "VRAM that nobody holds; none while it cannot be read.",
+        source_key="vram_free_bytes",
+    ),
     Series("gpu_temperature_celsius", "gauge", ("device",), "Temperature of the GPU.", source_key="temperature_c"),
     Series("gpu_power_watts", "gauge", ("device",), "Power that the GPU draws.", source_key="power_watts"),
     Series(
@@ -131,7 +143,8 @@ def markdown() -> str:
         "",
         "Served as Prometheus text at `/metrics`, and on `daemon.metrics_bind` when that is set. `telemetry.labels` of the",
         "configuration go on every series as further labels. A pool's series vanish with the pool, a device's with the device;",
-        "`device` is the index that `nvidia-smi` counts, or the UUID of a MIG instance.",
+        "`device` is the index that `nvidia-smi` counts, or the UUID of a MIG instance or of a GPU that is gone and whose index",
+        "another one has now. Of a GPU that is gone `device_quarantined` and `gpu_info` stay; what cannot be read has no sample.",
         "",
         "| Name | Type | Labels | Meaning |",
         "|---|---|---|---|",

@@ -41,7 +41,8 @@ def begin_stop(
         waiting = to(
             i, Phase.STOPPING, now, deadline=now + p.vram_wait_s + HELPER_LATE_S, after=after, asked=True, pending_error=error
         )
-        return waiting, (do.AwaitVram(i.epoch),)
+        say = do.Say("stop", f"Waiting for the GPU memory of pool '{i.pool_id}' to be seen free")
+        return waiting, (do.AwaitVram(i.epoch), say)
     grace = p.stop_grace_ms if grace_ms is None else grace_ms
     stopping = to(
         i, Phase.STOPPING, now, deadline=now + grace / 1000 + p.kill_wait_s,
@@ -68,7 +69,7 @@ def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...
         return with_effects(
             done, recover(replace(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped", multiplier=1.0)
         )
-    if i.owed and not (i.held or i.quarantined):  # what it waited for ended meanwhile
+    if i.owed and not (i.held or i.quarantined or i.drained):  # what it waited for ended meanwhile
         return with_effects(done, launch(clean, now, p, origin="restart"))
     down = to(clean, Phase.DOWN, now, pending_error=None)
     extra: tuple[Effect, ...] = ()

@@ -171,11 +171,11 @@ def stop_idle(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
 
 def stop_staging(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
     step = cancel_staging(i, now)
-    return replace(step[0], drained=True), step[1]
+    return replace(step[0], drained=True, owed=False), step[1]
 
 
 def stop_running(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
-    return begin_stop(replace(i, drained=True), now, p, After.STAY)
+    return begin_stop(replace(i, drained=True, owed=False), now, p, After.STAY)
 
 
 def stop_stopping(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
@@ -185,8 +185,6 @@ def stop_stopping(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
 
 def hold(i: Instance, e: ev.Hold, now: float, p: Policy) -> Step:
     say = do.Say("hold", f"Pool '{i.pool_id}' is held: nothing starts by itself")
-    if i.phase in (Phase.BACKOFF, Phase.OPEN):
-        return to(i, Phase.DOWN, now, held=True, owed=True), (say,)
     return replace(i, held=True), (say,)
 
 
@@ -198,11 +196,9 @@ def release(i: Instance, e: ev.Release, now: float, p: Policy) -> Step:
 def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
     """Not ready from this step on, and no start. An engine on a lost GPU is ended: it cannot come back with it."""
     if i.quarantined and not (e.lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)):
-        return i, ()
+        return replace(i, last_error=i.last_error if i.phase is Phase.FAILED else e.reason), ()
     say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
     barred = replace(i, quarantined=True, last_error=i.last_error if i.phase is Phase.FAILED else e.reason)
-    if i.phase in (Phase.BACKOFF, Phase.OPEN):
-        return to(barred, Phase.DOWN, now, owed=True), (say,)
     if i.phase is Phase.STAGING or (i.phase is Phase.STARTING and not i.has_process):
         step = cancel_staging(barred, now)
         return replace(step[0], owed=i.retry), (say, *step[1])
@@ -215,7 +211,7 @@ def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
 
 def end_quarantine(i: Instance, e: ev.EndQuarantine, now: float, p: Policy) -> Step:
     say = do.Say("quarantine_over", f"Pool '{i.pool_id}' is out of quarantine")
-    error = None if i.phase in (Phase.READY, Phase.ATTACHED) else i.last_error
+    error = i.last_error if i.phase is Phase.FAILED else None
     return _resume(replace(i, quarantined=False, last_error=error), now, p, say)
 
 

@@ -113,6 +113,8 @@ def spawned_late(i: Instance, e: ev.Spawned, now: float, p: Policy) -> Step:
 
 
 def spawn_failed(i: Instance, e: ev.SpawnFailed, now: float, p: Policy) -> Step:
+    if i.has_process:  # it was adopted, or is there all the same
+        return i, ()
     return fail_start(i, now, p, e.error, retriable=e.retriable, reason="preload_failed")
 
 
@@ -212,7 +214,7 @@ def warming_helper_died(i: Instance, e: ev.HelperDied, now: float, p: Policy) ->
 
 def adopt(i: Instance, e: ev.Adopt, now: float, p: Policy) -> Step:
     """An engine of an earlier daemon was found: look whether it is ours before anything else."""
-    adopting = to(i, Phase.ADOPTING, now, deadline=now + p.adopt_timeout_s, epoch=e.epoch, launched_at=now)
+    adopting = to(i, Phase.ADOPTING, now, deadline=now + p.adopt_timeout_s, epoch=e.epoch, launched_at=now, owed=False)
     say = do.Say("adopting", f"Found an engine of pool '{i.pool_id}' running; looking whether it is ours")
     return adopting, (do.AdoptEngine(e.epoch), say)
 

@@ -27,7 +27,8 @@ class HostFacts:
 
     ``tools`` maps a program's name to its path. ``device_nodes``, ``modules`` and ``cdi_files`` name what exists of
     NVIDIA's device files, kernel modules and container descriptions. Limits are the soft ones; None is unlimited.
-    ``fabric_manager`` is None where its process could not be seen from here, as in a container.
+    ``fabric_manager`` is None where its process could not be seen from here, as in a container. ``setup_problems`` are pools
+    whose model or engine cannot be used as configured: id, message and remedy.
     """
 
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class HostFacts:
     as_root: bool = False
     cgroup: str | None = None
     landlock_abi: int | None = None
+    setup_problems: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def cuda_tool(self) -> str | None:

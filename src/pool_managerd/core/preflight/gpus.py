@@ -8,6 +8,7 @@ from pool_managerd.core.devices import DeviceSnapshot
 from pool_managerd.core.preflight.facts import HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import FAIL, GPU_REQUIRED, NO_CUDA, OK, WARN, Finding
 from pool_managerd.core.preflight.tools import install, install_driver
+from pool_managerd.core.xid import RESET_STEPS
 from pool_managerd.errors import PoolError
 
 _DEV = "profile: dev"
@@ -101,11 +102,12 @@ def _pool(pool: PoolWants, facts: HostFacts) -> Iterator[Finding]:
 
 def _device(device: DeviceSnapshot, facts: HostFacts) -> Iterator[Finding]:
     name = f"GPU {device.label}"
-    if device.error is not None:
-        yield Finding("gpu_unreadable", WARN, name, f"cannot read {name}: {device.error}", ("sudo dmesg | grep -i xid",))
+    if not device.readable:
+        why = device.error or device.unclear
+        yield Finding("gpu_unreadable", WARN, name, f"cannot read {name}: {why}", ("sudo dmesg | grep -i nvrm",))
     if device.reset_pending:
-        reset = f"sudo nvidia-smi --gpu-reset -i {device.id}"
-        yield Finding("gpu_reset_pending", WARN, name, f"{name} has repaired memory that waits for a reset", (reset,))
+        steps = tuple(step.format(uuid=device.parent_uuid or device.uuid) for step in RESET_STEPS)
+        yield Finding("gpu_reset_pending", WARN, name, f"{name} has repaired memory that waits for a reset", steps)
     if device.mig_enabled and not any(other.parent_uuid == device.uuid for other in facts.scan.devices):
         ways = (f"sudo nvidia-smi mig -i {device.id} -cgi 0 -C", f"sudo nvidia-smi -i {device.id} -mig 0")
         yield Finding("mig_empty", WARN, name, f"{name} is in MIG mode and has no instances: nothing can use it", ways)

@@ -19,6 +19,7 @@ _FILES, _FILES_PER_POOL = 256, 32
 
 
 def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    yield from _setups(facts, wants)
     yield from _folders(facts, wants)
     yield from _memory(facts, wants)
     yield from _limits(facts, wants)
@@ -26,6 +27,14 @@ def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     if wants.profile == "cloud" and not facts.as_root and (facts.landlock_abi or 0) < 6:
         message = "engines share this user: without root or Landlock's signal scope (Linux 6.12) nothing separates them"
         yield Finding("isolation", WARN, "engine isolation", message, ("sudo systemctl edit pool-managerd  # User=root",))
+
+
+def _setups(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    """Pools whose start would be refused for their model or engine, whatever the machine has."""
+    wanted = {pool.pool_id for pool in wants.pools}
+    for pool_id, message, hint in facts.setup_problems:
+        if pool_id in wanted:
+            yield Finding("pool_setup", FAIL, f"pool {pool_id}", message, (f"# {hint}",) if hint else ())
 
 
 def _folders(facts: HostFacts, wants: Wants) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ class PoolEntry:
 
     pool_id: str
     born: int = 0
+    node_id: str | None = None
+    replica_id: str | None = None
     health: HealthStatus = field(default_factory=HealthStatus)
     last_heartbeat_ms: int | None = None
     version: str | None = None
@@ -35,6 +37,8 @@ class PoolEntry:
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
     vram_available_bytes: int | None = None
+    vram_reserved_bytes: int | None = None
+    vram_used_bytes: int | None = None
     devices: tuple[DeviceShare, ...] = ()
     compute_capability: str | None = None
     crash_count: int = 0
@@ -42,11 +46,17 @@ class PoolEntry:
     state: str = "uninitialized"
     circuit_state: str = "closed"
     ctx_max: int | None = None
+    max_tokens_out: int | None = None
     quant: str | None = None
     sampler_profile_version: str | None = None
     counted: int = 0
     leases: dict[str, Lease] = field(default_factory=dict)
     leases_given: int = 0
+
+    @property
+    def models_available(self) -> tuple[str, ...]:
+        """What a request may ask for here: an engine serves one model."""
+        return () if self.model_id is None else (self.model_id,)
 
     @property
     def active_leases(self) -> int:

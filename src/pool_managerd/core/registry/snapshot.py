@@ -15,9 +15,14 @@ _PLAIN = {"str": str, "bool": bool, "int": int, "float": float}
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """All that SPEC §3 and §5.5 name. Absent facts are None; readers tolerate fields added later."""
+    """All that SPEC §3 and §5.5 name. Absent facts are None; readers tolerate fields added later.
+
+    ``max_tokens_out`` is None where an engine puts no limit of its own on an answer, which is so for all that run here.
+    """
 
     pool_id: str
+    node_id: str | None
+    replica_id: str | None
     state: str
     live: bool
     ready: bool
@@ -31,10 +36,13 @@ class PoolSnapshot:
     engine_catalog_id: str | None
     model_id: str | None
     model_ref: str | None
+    models_available: tuple[str, ...]
     device_mask: str | None
     vram_total_bytes: int | None
     vram_free_bytes: int | None
     vram_available_bytes: int | None
+    vram_reserved_bytes: int | None
+    vram_used_bytes: int | None
     devices: tuple[DeviceShare, ...]
     compute_capability: str | None
     perf_hints: PerfHints | None
@@ -45,8 +53,18 @@ class PoolSnapshot:
     restart_count: int
     circuit_state: str
     ctx_max: int | None
+    max_tokens_out: int | None
     quant: str | None
     sampler_profile_version: str | None
+
+    @property
+    def vram_room_bytes(self) -> int | None:
+        """What is free for this pool: what may still be promised, and what it was promised and does not use yet."""
+        if self.vram_available_bytes is None:
+            return self.vram_free_bytes
+        if self.vram_reserved_bytes is None or self.vram_used_bytes is None:
+            return self.vram_available_bytes
+        return self.vram_available_bytes + max(0, self.vram_reserved_bytes - self.vram_used_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +84,7 @@ class PoolSnapshot:
         values |= _typed(cls, raw)
         values["devices"] = tuple(_share(s) for s in shares if isinstance(s, Mapping)) if isinstance(shares, list) else ()
         values["perf_hints"] = _hints(hints) if isinstance(hints, Mapping) else None
+        values["models_available"] = _texts(raw.get("models_available"))
         return cls(**values)
 
 
@@ -77,14 +96,16 @@ def snapshot_of(entry: PoolEntry) -> PoolSnapshot:
 
 def _share(raw: Mapping[str, Any]) -> DeviceShare:
     blank: dict[str, Any] = {"id": -1, "device": "", "uuid": "", "compute_capability": None}
-    blank |= {"vram_total_bytes": 0, "vram_free_bytes": 0, "vram_available_bytes": 0}
+    blank |= {"vram_total_bytes": 0, "vram_free_bytes": None, "vram_available_bytes": 0}
     return DeviceShare(**(blank | _typed(DeviceShare, raw)))
 
 
 def _hints(raw: Mapping[str, Any]) -> PerfHints:
-    names = raw.get("quantizations")
-    known = tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
-    return PerfHints(quantizations=known, **_typed(PerfHints, raw))
+    return PerfHints(quantizations=_texts(raw.get("quantizations")), **_typed(PerfHints, raw))
+
+
+def _texts(names: object) -> tuple[str, ...]:
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _typed(shape: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

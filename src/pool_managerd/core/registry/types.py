@@ -19,7 +19,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class PerfHints:
-    """Measured on this node, smoothed (EWMA): what placement may expect of the pool."""
+    """What placement may expect of the pool: figures measured on this node, smoothed (EWMA), and the model's quantisations."""
 
     perf_tokens_per_s: float | None = None
     first_token_ms: float | None = None
@@ -28,15 +28,21 @@ class PerfHints:
 
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
-    """One GPU that a pool runs on or may be placed on. ``vram_available_bytes`` is what may still be promised there."""
+    """One GPU that a pool runs on or may be placed on, as this pool meets it.
+
+    ``vram_free_bytes`` is measured, None where the GPU cannot be read; ``vram_available_bytes`` may still be promised to the
+    pool. It was promised ``vram_reserved_bytes`` and holds ``vram_used_bytes``, None where the driver does not tell.
+    """
 
     id: int
     device: str
     uuid: str
     compute_capability: str | None
     vram_total_bytes: int
-    vram_free_bytes: int
+    vram_free_bytes: int | None
     vram_available_bytes: int
+    vram_reserved_bytes: int = 0
+    vram_used_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
