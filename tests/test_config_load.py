@@ -142,7 +142,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(write: Write
         ("true", "cannot use true: must be a whole number"),
         ("1.5", "cannot use 1.5: must be a whole number"),
         ("null", "cannot use null: must be a whole number"),
-        ("[1]", "cannot use a list: must be a whole number"),
+        ("[1]", "cannot use [1]: must be a whole number"),
         ("-1", "cannot use -1: must be ≥ 1"),
     ],
 )

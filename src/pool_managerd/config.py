@@ -254,11 +254,11 @@ class PoolConfig(Section):
     @classmethod
     def _mask(cls, value: Any) -> Any:
         """A text with commas is a list; what it means is checked here, what exists only when the pool starts."""
-        if value in ([], ()):
+        if value is None or value in ([], ()):
             return ()
-        if isinstance(value, str | list | tuple):
+        if isinstance(value, str | list | tuple | int) and not isinstance(value, bool):
             try:
-                return DeviceMask.parse(value if isinstance(value, str) else ",".join(map(str, value))).items
+                return DeviceMask.parse(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)).items
             except SpecError as error:
                 raise ValueError(error.message.rpartition("': ")[2]) from error
         return value

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pool_managerd.config import Config, json_schema
-from pool_managerd.config_problems import explain, unknown_key
+from pool_managerd.config_problems import explain, merged, unknown_key
 from pool_managerd.config_schema import Shape
 from pool_managerd.config_sources import KeyPath, Problem, Tree, key_text, parse_file, parse_scalar, place_of
 from pool_managerd.errors import SpecError
@@ -58,7 +58,8 @@ def _validate(tree: Tree, base_dir: Path) -> Config:
         text = json.dumps({**tree.values, "base_dir": str(base_dir)}, default=str)
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems += [p for p in (explain(item, tree) for item in error.errors(include_url=False)) if p is not None]
+        found = (explain(item, tree) for item in error.errors(include_url=False))
+        problems += merged(problem for problem in found if problem is not None)
         raise _error(problems) from None
     if problems:
         raise _error(problems)

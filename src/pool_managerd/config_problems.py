@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -34,19 +34,39 @@ _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def explain(item: ErrorDetails, tree: Tree) -> Problem | None:
     """The problem behind one validation error, or None when the loader reports it itself with a better place."""
-    path: KeyPath = item["loc"]
-    kind, ctx = item["type"], item.get("ctx", {})
+    path: KeyPath = _without_choices(item["loc"])
+    kind = item["type"]
     if not path:
-        return None if "duplicate pool id" in item["msg"] else Problem(place_of(tree, path), "", item["msg"])
+        return None if "duplicate pool id" in item["msg"] else Problem(place_of(tree, path), "", _rule(item))
     if kind == "extra_forbidden":
         return unknown_key(path, tree)
     if kind == "missing":
         return Problem(place_of(tree, path[:-1]), key_text(path), f"cannot leave it out: add `{path[-1]}: …`")
+    return Problem(place_of(tree, path), key_text(path), f"cannot use {_shown(path, item['input'])}: {_rule(item)}")
+
+
+def merged(problems: Iterable[Problem]) -> list[Problem]:
+    """Several rules for one value, of which one would do, as one problem."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for problem in problems:
+        what, _, rule = problem.text.partition(": ")
+        found.setdefault((problem.place, problem.key, what), []).append(rule)
+    return [
+        Problem(place, key, f"{what}: {' or '.join(dict.fromkeys(rules))}" if any(rules) else what)
+        for (place, key, what), rules in found.items()
+    ]
+
+
+def _rule(item: ErrorDetails) -> str:
+    kind, ctx = item["type"], item.get("ctx", {})
     if kind == "value_error":
-        rule = str(ctx.get("error", item["msg"]))
-    else:
-        rule = _RULES[kind](ctx) if kind in _RULES else item["msg"]
-    return Problem(place_of(tree, path), key_text(path), f"cannot use {_shown(path, item['input'])}: {rule}")
+        return str(ctx.get("error", item["msg"]))
+    return _RULES[kind](ctx) if kind in _RULES else item["msg"]
+
+
+def _without_choices(path: KeyPath) -> KeyPath:
+    """Without the names that a value of several possible types adds, such as ``literal['auto']``."""
+    return tuple(part for part in path if not (isinstance(part, str) and "[" in part))
 
 
 def unknown_key(path: KeyPath, tree: Tree) -> Problem:
@@ -61,7 +81,10 @@ def _shown(path: KeyPath, value: object) -> str:
     """The value as an error may show it. Environments of engines may hold secrets, so theirs are not shown."""
     if "env" in path:
         return "this value"
-    if isinstance(value, dict | list | tuple):
-        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, dict):
+        return "this"
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(str, value))
+        return f"[{text}]" if len(text) <= 60 and not any(isinstance(part, dict | list) for part in value) else "this list"
     text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

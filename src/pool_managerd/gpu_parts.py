@@ -6,12 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.errors import SpecError
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerOptions, Workers
@@ -76,6 +78,7 @@ class GpuParts:
         self._facts: tuple[float, HostFacts] | None = None
         self._survey: asyncio.Task[HostFacts] | None = None
         self._told: set[str] = set()
+        self._topology: tuple[object, tuple[str, ...]] = (None, ())
         self.watch.listen(self._tell_notes)
 
     async def open(self) -> None:
@@ -155,13 +158,37 @@ class GpuParts:
 
     def _tell_notes(self) -> None:
         """What the monitor cannot see though the scan went well, such as a kernel log that is not readable: each once."""
-        notes = set(self.monitor.notes)
+        notes = {*self.monitor.notes, *self._topology_mistake()}
         for note in sorted(notes - self._told):
             self._events.emit("notice", note, level="info")
         self._told = notes
 
+    def _topology_mistake(self) -> tuple[str, ...]:
+        """What is wrong with the file of the simulated GPUs; they stay as they were until it is right. Read when it changed."""
+        if self._config.gpu.simulate is None:
+            return ()
+        seen = _changed_at(self._config.gpu.simulate)
+        if seen != self._topology[0]:
+            from pool_managerd.surveying import check_simulation
+
+            wrong: tuple[str, ...] = ()
+            try:
+                check_simulation(self._config)
+            except SpecError as error:
+                wrong = (f"The simulated GPUs stay as they were: {error.message}",)
+            self._topology = seen, wrong
+        return self._topology[1]
+
     def _on_incident(self, incident: DeviceIncident) -> None:
         self.watch.on_incident(incident)
+
+
+def _changed_at(path: Path) -> object:
+    try:
+        info = path.stat()
+    except OSError:
+        return "gone"
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 # Imported when they are first needed, in a thread: the node answers a tenth of a second sooner.

@@ -17,7 +17,7 @@ from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, ju
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
-from pool_managerd.host.facts import gather
+from pool_managerd.host.facts import gather, within
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
@@ -44,7 +44,8 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
     """What this machine is, its GPUs left out. Blocks, for a bounded time."""
     found = gather(NOT_SCANNED, folders_of(config), env=env)
-    return _with_ram(replace(found, setup_problems=tuple(_setup_problems(config))))
+    dead = tuple((pool.id, "cannot look at its model and engine: the disk does not answer", "") for pool in config.pools)
+    return _with_ram(replace(found, setup_problems=within(lambda: tuple(_setup_problems(config)), dead)))
 
 
 def judged(

@@ -152,3 +152,9 @@ def test_a_recovery_action_counts_when_one_is_asked_for_from_now_on(text: str, v
 
 def test_an_unknown_xid_is_looked_into() -> None:
     assert meaning(9999).verdict is Verdict.SUSPECT
+
+
+def test_a_gpu_that_asks_for_a_reset_is_not_sent_to_a_reboot() -> None:
+    asked = look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="RESET_REQUIRED (16)"))
+    assert asked.lost and "nvidia-smi --gpu-reset -i GPU-00000000" in str(asked.remedy)
+    assert "reboot" in str(look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="GPU_IS_LOST (15)")).remedy)

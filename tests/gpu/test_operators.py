@@ -14,6 +14,18 @@ from tests.system.nodes import alive, left_behind, mentioning
 TWO = cards(24, 12)
 
 
+def test_a_mistake_in_the_topology_of_simulated_gpus_is_told_once_while_they_stay_as_they_were(
+    make_node: MakeNode, fake: MakePool
+) -> None:
+    node = make_node(cards(24), pools=[fake("a", gib=1)]).start()
+    node.until_ready("a")
+    node.become(cards(24), "fault gpu=0 lost")
+    until(lambda: [line for line in node.lines("notice") if "stay as they were" in line["human"]], "the mistake to be told of")
+    (told,) = (line["human"] for line in node.lines("notice") if "stay as they were" in line["human"])
+    assert ":4:" in told or "line 4" in told, told
+    assert node.device("0")["state"] == "ok" and node.status("a")["ready"]
+
+
 def test_a_cordon_is_durable_keeps_what_runs_and_ends_with_a_word(make_node: MakeNode, fake: MakePool) -> None:
     pools = [fake("pinned", devices=[0], gib=2), fake("free", gib=2, preload=False)]
     node = make_node(TWO, "engines vram=1GiB", pools=pools).start()

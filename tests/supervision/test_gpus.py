@@ -11,7 +11,7 @@ import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.devices import DeviceIncident, DeviceScan, DeviceSnapshot, ScanProblem
-from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.fit import DeviceFraction, EngineSettings
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
@@ -565,6 +565,34 @@ async def test_a_masked_gpu_that_is_late_at_the_daemons_start_brings_its_pool_up
     await world.see(TWO[0], gpu(1, 24))
     await world.fakes.clock.advance(5)
     assert view(a.instance).ready and view(b.instance).ready and world.runs_on("b") == [1]
+
+
+async def test_pools_that_failed_while_the_driver_library_was_away_start_when_it_is_back(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO)
+    made.append(world)
+    world.fakes.admission._rules = AdmissionRules(cpu_allowed=False)
+    await world.see(*TWO)
+    await world.see(problem=ScanProblem("nvml_unavailable", "the library is gone"))
+    a = await world.begin("a")
+    assert (a.instance.phase, a.instance.reason) in ((Phase.FAILED, "gpu_required"), (Phase.BACKOFF, None))
+    await world.see(*TWO)
+    assert view(a.instance).ready
+
+
+@pytest.mark.parametrize(("gpus", "mask", "used"), [(2, None, 2), (1, "0,1", 2), (3, "0,1", 2), (1, None, 1)])
+async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_told_to_use(
+    made: list[GpuWorld], gpus: int, mask: str | None, used: int
+) -> None:
+    world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
+    made.append(world)
+    world.fakes.needs["x"] = LaunchFacts("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
+    driver = world.pools.add("x")
+    engine = PreparedEngine("x", "/bin/vllm", port=9000, engine="vllm", device_mask=mask, verbatim=True)
+    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    assert view(driver.instance).ready, driver.instance.last_error
+    (promise,) = world.fakes.gpus.memory.ledger.all()
+    assert list(promise.bytes_by_device.values()) == [12 * GIB] * used
 
 
 async def test_a_gpu_replaced_in_its_slot_is_used_by_the_running_daemon(made: list[GpuWorld]) -> None:

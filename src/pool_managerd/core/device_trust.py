@@ -122,8 +122,9 @@ def pardon(t: DeviceTrust) -> DeviceTrust:
 def _lost(t: DeviceTrust, why: str, *, away: bool) -> DeviceTrust:
     if t.state is Trust.QUARANTINED and t.lost:
         return replace(t, away=t.away or away, good_looks=0)
+    remedy = RESET.format(uuid=t.parent or t.uuid) if why.startswith("RESET_REQUIRED") else REBOOT
     return replace(
-        t, state=Trust.QUARANTINED, reason=f"{_LOST}{why}", remedy=REBOOT, lost=True, away=away, good_looks=0,
+        t, state=Trust.QUARANTINED, reason=f"{_LOST}{why}", remedy=remedy, lost=True, away=away, good_looks=0,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ _EQUAL = 1e-6
 
 def check(facts: LaunchFacts, n_devices: int, split: str | tuple[float, ...] | None) -> None:
     """Raises SpecError for a division that such an engine cannot do. ``n_devices``: of the mask, 0 without one."""
-    told = isinstance(facts.settings, DeviceFraction) and facts.settings.gpus is not None
-    if split is None and n_devices > 1 and not told:
+    if isinstance(facts.settings, DeviceFraction) and facts.settings.gpus is not None:
+        return  # it runs as it was submitted
+    if split is None and n_devices > 1:
         raise SpecError(
             f"cannot use {n_devices} GPUs: without tensor_split this engine uses the first alone",
             hint="set `tensor_split: auto` to divide the model among them, or name one device",

@@ -167,9 +167,11 @@ class Admission:
 
     def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, bound: Bound | None) -> Wish:
         usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
-        split: Split = driver.config.tensor_split if driver.config is not None else told_split(sizing.facts)
         exclusive = driver.config is not None and driver.config.exclusive
         devices = bound.devices if bound is not None else None
+        split: Split = driver.config.tensor_split if driver.config is not None else None
+        if driver.config is None and devices is None:
+            split = told_split(sizing.facts)
         return Wish(
             driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
             spoken_for=self._gpus.spoken_for(driver),

@@ -129,7 +129,9 @@ class Gpus:
 
     def _after_look(self) -> None:
         scan = self.watch.scan
-        usable = self._usable if scan.stale else frozenset(d.uuid for d in scan.devices if d.usable)
+        usable = frozenset(d.uuid for d in scan.devices if d.usable)
+        if scan.stale and not scan.no_gpus:
+            usable = self._usable
         appeared, self._usable = usable - self._usable, usable
         objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
         for driver in self._drivers():
