@@ -18,6 +18,7 @@ from bench.own_load import healthy
 from bench.processes import end, pss_bytes, wait_until
 from bench.result import NotInstalledError, Row, not_measured, quantile
 from bench.stub import free_ports
+from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.devices import DeviceSnapshot
 from pool_managerd.core.fit import estimate
 from pool_managerd.core.hetero_split import SplitPlan
@@ -71,7 +72,8 @@ async def _looks(settings: Settings) -> list[Row]:
 def _decisions(rounds: int) -> Iterator[Row]:
     devices = [_gpu(index) for index in range(GPUS)]
     pools = [_pool(number) for number in range(1_000)]
-    request = PlacementRequest(model="m", ctx_tokens=1_024, vram_bytes=_GIB)
+    everywhere = DeviceMask(tuple(range(GPUS)))
+    request = PlacementRequest(model="m", quantization="Q4_K_M", ctx_tokens=1_024, vram_bytes=_GIB, device_mask=everywhere)
     works: tuple[tuple[str, Callable[[], object]], ...] = (
         (f"SplitPlan.compute for {GPUS} GPUs", lambda: SplitPlan.compute(devices, 300 * _GIB, kv_bytes=40 * _GIB)),
         ("decide over 1000 pools", lambda: decide(request, pools)),
@@ -105,7 +107,9 @@ def _pool(number: int) -> PoolSnapshot:
     index = number % GPUS
     share = DeviceShare(index, str(index), f"GPU-{index}", "9.0", 80 * _GIB, free, free)
     facts = {"pool_id": f"p{number:04}", "ready": number % 3 > 0, "model_id": "m" if number % 7 else "other", "ctx_max": 8_192}
-    found = PoolSnapshot.from_dict({**facts, "slots_total": 4, "slots_free": 4, "vram_free_bytes": free, "devices": []})
+    found = PoolSnapshot.from_dict(
+        {**facts, "quant": "Q4_K_M", "slots_total": 4, "slots_free": 4, "vram_free_bytes": free, "devices": []}
+    )
     return PoolSnapshot(**{**{name: getattr(found, name) for name in PoolSnapshot.__dataclass_fields__}, "devices": (share,)})
 
 

@@ -110,7 +110,7 @@ def test_gpus_share_layers_as_the_engine_divides_them() -> None:
 
 
 def test_an_engine_that_takes_a_fraction_takes_it_whatever_it_needs() -> None:
-    takes = DeviceFraction(0.9, ctx=8192, parallel=16)
+    takes = DeviceFraction(0.9, ctx=8192)
     found = estimate(LLAMA_8B, takes, overhead_bytes_per_gpu=OVERHEAD, n_devices=2, device_bytes=(24 * GIB, 12 * GIB))
     assert found.per_device((0.5, 0.5)) == (int(24 * GIB * 0.9), int(12 * GIB * 0.9))
     assert found.kv.size_bytes == GIB, "one request must have room, not all of them"

@@ -88,7 +88,18 @@ def test_without_enforcement_it_is_promised_what_is_left() -> None:
 def test_an_engine_that_was_told_how_many_gpus_to_use_gets_as_many() -> None:
     assert told_split(facts(gpus=2)) == (0.5, 0.5) and told_split(facts(gpus=1)) is None is told_split(facts())
     assert len(place(facts(gpus=2), FOUR, told_split(facts(gpus=2))).devices) == 2
-    assert len(place(facts(gpus=1), FOUR[:2], masked=True).devices) == 2, "it runs as it was submitted"
+    sees_two = place(facts(gpus=1), FOUR[:2], masked=True)
+    assert len(sees_two.devices) == 2, "it runs as it was submitted, and takes memory of the first alone"
+    assert list(sees_two.bytes_by_device.values()) == [int(24 * GIB * 0.9), 0]
+    with pytest.raises(SpecError, match="over 3 GPUs: its device mask has 2"):
+        place(facts(gpus=3), FOUR[:2], masked=True)
+
+
+def test_the_operators_own_figure_is_what_it_is_told_to_take_and_must_hold_the_model() -> None:
+    own = replace(facts(), configured_bytes=40 * GIB)
+    assert set(place(own, FOUR[:2], "auto", masked=True).bytes_by_device.values()) == {20 * GIB}
+    with pytest.raises(NodeError, match=r"needs 17\.5 GiB and has 8 GiB for it"):
+        place(replace(own, configured_bytes=8 * GIB), (gpu(0, 24),))
 
 
 def test_a_model_that_cannot_be_read_is_counted_by_its_file() -> None:

@@ -114,10 +114,10 @@ def test_variables_that_would_go_round_the_daemon_are_refused(make_pool: MakePoo
 
 
 def test_what_decides_its_memory_is_read_from_the_pool_or_from_a_submitted_command_line(make_pool: MakePool) -> None:
-    assert vllm.settings_of(make_pool(engine="vllm", ctx=8192, slots=4)) == DeviceFraction(0.9, 2048, 4)
-    assert vllm.settings_of(make_pool(engine="vllm")) == DeviceFraction(0.9, 0, 1)
+    assert vllm.settings_of(make_pool(engine="vllm", ctx=8192, slots=4)) == DeviceFraction(0.9, 2048)
+    assert vllm.settings_of(make_pool(engine="vllm")) == DeviceFraction(0.9)
     told = ("serve", "/m", "--gpu-memory-utilization", "0.5", "--max-model-len=4096", "-tp", "2", "--max-num-seqs", "8")
-    assert vllm.submitted_settings(told) == DeviceFraction(0.5, 4096, 8, 2)
+    assert vllm.submitted_settings(told) == DeviceFraction(0.5, 4096, 2)
     odd = (
         "--gpu-memory-utilization",
         "1.5",
@@ -128,7 +128,7 @@ def test_what_decides_its_memory_is_read_from_the_pool_or_from_a_submitted_comma
         "--max-num-seqs=9e9",
         "=",
     )
-    assert vllm.submitted_settings(odd) == vllm.submitted_settings(()) == DeviceFraction(0.92, 0, 1, 1)
+    assert vllm.submitted_settings(odd) == vllm.submitted_settings(()) == DeviceFraction(0.92, 0, 1)
 
 
 def test_a_command_beside_no_package_has_no_version(tmp_path: Path) -> None:

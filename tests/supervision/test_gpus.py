@@ -579,9 +579,11 @@ async def test_pools_that_failed_while_the_driver_library_was_away_start_when_it
     assert view(a.instance).ready
 
 
-@pytest.mark.parametrize(("gpus", "mask", "used"), [(2, None, 2), (1, "0,1", 2), (3, "0,1", 2), (1, None, 1)])
+@pytest.mark.parametrize(
+    ("gpus", "mask", "used"), [(2, None, [12, 12]), (1, "0,1", [12, 0]), (2, "0,1", [12, 12]), (1, None, [12])]
+)
 async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_told_to_use(
-    made: list[GpuWorld], gpus: int, mask: str | None, used: int
+    made: list[GpuWorld], gpus: int, mask: str | None, used: list[int]
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
     made.append(world)
@@ -592,7 +594,7 @@ async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_t
     await settle()
     assert view(driver.instance).ready, driver.instance.last_error
     (promise,) = world.fakes.gpus.memory.ledger.all()
-    assert list(promise.bytes_by_device.values()) == [12 * GIB] * used
+    assert list(promise.bytes_by_device.values()) == [gib * GIB for gib in used]
 
 
 async def test_a_gpu_replaced_in_its_slot_is_used_by_the_running_daemon(made: list[GpuWorld]) -> None:

@@ -101,9 +101,11 @@ def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Itera
 def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """How much goes where; several devices share by the given ratios, or in proportion to their room."""
     if sizing.facts.divides_equally:
-        plan = tensor_parallel.plan(sizing, devices)
-        parts = sizing.footprint_on(plan.devices).per_device(plan.ratios())
-        return _assigned(plan.devices, parts, plan.ratios())
+        used = tensor_parallel.used(sizing.facts, devices)
+        plan = tensor_parallel.plan(sizing, used)
+        parts = sizing.footprint_on(used).per_device(plan.ratios())
+        rest = len(devices) - len(used)
+        return _assigned(in_pci_order(devices), parts + (0,) * rest, plan.ratios() + (0.0,) * rest)
     if len(devices) == 1:
         return Assignment(devices, {devices[0].uuid: sum(sizing.footprint_on(devices).per_device())})
     whole = sizing.footprint(len(devices))

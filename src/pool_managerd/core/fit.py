@@ -36,7 +36,6 @@ class DeviceFraction:
 
     fraction: float
     ctx: int = 0
-    parallel: int = 1
     gpus: int | None = None
 
 

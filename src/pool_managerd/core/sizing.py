@@ -52,14 +52,17 @@ class LaunchSizing:
 
     def _footprint(self, n_devices: int, split: tuple[float, ...], device_bytes: tuple[int, ...], gpu: str) -> Footprint:
         facts = self.facts
+        if isinstance(facts.settings, DeviceFraction):
+            shape = facts.shape or ModelShape("unknown", facts.weights_bytes)
+            found = estimate(
+                shape, facts.settings, overhead_bytes_per_gpu=facts.overhead_bytes, n_devices=n_devices, device_bytes=device_bytes
+            )
+            if facts.configured_bytes is not None and device_bytes:  # it is told to take this instead of its fraction
+                found = replace(found, claimed_bytes=(facts.configured_bytes // n_devices,) * n_devices)
+            return found
         if facts.configured_bytes is not None and n_devices:
             return Footprint(
                 Amount("as configured", facts.configured_bytes), NOTHING, NOTHING, NOTHING, NOTHING, n_devices=n_devices
-            )
-        if isinstance(facts.settings, DeviceFraction):
-            shape = facts.shape or ModelShape("unknown", facts.weights_bytes)
-            return estimate(
-                shape, facts.settings, overhead_bytes_per_gpu=facts.overhead_bytes, n_devices=n_devices, device_bytes=device_bytes
             )
         if facts.shape is None:
             found = _guess(facts, n_devices)
@@ -76,13 +79,13 @@ class LaunchSizing:
 
         Shares are rounded: automatic ones follow the free memory and are never quite the same twice.
         """
-        facts = self.facts
+        facts, settings = self.facts, self.facts.settings
+        if isinstance(settings, DeviceFraction):
+            raise ValueError("a launch that takes a fraction of each GPU is not measured")
         rounded = tuple(round(share, 2) for share in split)
-        settings = replace(facts.settings, ctx=0, parallel=1)
-        rest = hashlib.blake2b(f"{settings!r}:{gpu}".encode(), digest_size=6).hexdigest()
-        return FootprintKey(
-            facts.engine_version, f"{facts.model_key}+{rest}", facts.settings.ctx, facts.settings.parallel, rounded
-        )
+        alike = replace(settings, ctx=0, parallel=1)
+        rest = hashlib.blake2b(f"{alike!r}:{gpu}".encode(), digest_size=6).hexdigest()
+        return FootprintKey(facts.engine_version, f"{facts.model_key}+{rest}", settings.ctx, settings.parallel, rounded)
 
 
 def _guess(facts: LaunchFacts, n_devices: int) -> Footprint:

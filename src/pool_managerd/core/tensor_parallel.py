@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pool_managerd.core.device_masks import in_pci_order
 from pool_managerd.core.devices import DeviceSnapshot
 from pool_managerd.core.fit import DeviceFraction
 from pool_managerd.core.hetero_split import SplitPlan, normalised
@@ -15,8 +16,14 @@ _EQUAL = 1e-6
 
 def check(facts: LaunchFacts, n_devices: int, split: str | tuple[float, ...] | None) -> None:
     """Raises SpecError for a division that such an engine cannot do. ``n_devices``: of the mask, 0 without one."""
-    if isinstance(facts.settings, DeviceFraction) and facts.settings.gpus is not None:
-        return  # it runs as it was submitted
+    told = _told(facts)
+    if told is not None:
+        if 0 < n_devices < told:
+            raise SpecError(
+                f"cannot run an engine over {told} GPUs: its device mask has {n_devices}",
+                hint="name as many GPUs as it is told to use",
+            )
+        return
     if split is None and n_devices > 1:
         raise SpecError(
             f"cannot use {n_devices} GPUs: without tensor_split this engine uses the first alone",
@@ -39,8 +46,17 @@ def check(facts: LaunchFacts, n_devices: int, split: str | tuple[float, ...] | N
 
 def told_split(facts: LaunchFacts) -> tuple[float, ...] | None:
     """The division that the engine was told itself, in the flags it was submitted with."""
-    gpus = facts.settings.gpus if isinstance(facts.settings, DeviceFraction) else None
-    return (1 / gpus,) * gpus if gpus is not None and gpus > 1 else None
+    told = _told(facts)
+    return (1 / told,) * told if told is not None and told > 1 else None
+
+
+def used(facts: LaunchFacts, devices: Sequence[DeviceSnapshot]) -> tuple[DeviceSnapshot, ...]:
+    """Those of ``devices`` that the engine takes memory of, in PCI order: all, or as many as it was told to use."""
+    return in_pci_order(devices)[: _told(facts)]
+
+
+def _told(facts: LaunchFacts) -> int | None:
+    return facts.settings.gpus if isinstance(facts.settings, DeviceFraction) else None
 
 
 def divisible(facts: LaunchFacts, n_devices: int) -> bool:

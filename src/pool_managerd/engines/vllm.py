@@ -100,7 +100,7 @@ def build_env(pool: PoolConfig) -> dict[str, str]:
 
 def settings_of(pool: PoolConfig) -> DeviceFraction:
     """What decides how much memory it takes."""
-    return DeviceFraction(FRACTION, 0 if pool.ctx is None else _request_ctx(pool), pool.slots)
+    return DeviceFraction(FRACTION, 0 if pool.ctx is None else _request_ctx(pool))
 
 
 def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
@@ -115,7 +115,7 @@ def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
 
     return DeviceFraction(
         number("--gpu-memory-utilization", _OWN_FRACTION, 1), int(number("--max-model-len", 0, 1 << 30)),
-        int(number("--max-num-seqs", 1, 1 << 20)), int(number("--tensor-parallel-size", 1, 64)),
+        int(number("--tensor-parallel-size", 1, 64)),
     )  # fmt: skip
 
 
