@@ -16,7 +16,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.gpu_watch import MAX_EARLY
 from pool_managerd.testing.manual_clock import settle
-from tests.supervision.test_gpus import TWO, GpuWorld
+from tests.supervision.gpu_world import TWO, GpuWorld
 
 FELL_OFF = DeviceIncident(79, "kernel_log", pci_bus_id="0000:02:00")
 SECOND = TWO[1].uuid
