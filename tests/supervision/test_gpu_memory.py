@@ -8,6 +8,7 @@ from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.errors import PoolError
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu, process
 from tests.supervision.gpu_world import GpuWorld
@@ -43,6 +44,25 @@ async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(ma
     world.fakes.monitor.show(gpu(0, 24))
     await world.fakes.clock.advance(10)
     assert world.phase("a") is Phase.DOWN and view(b.instance).ready
+
+
+async def test_what_an_ended_engine_still_holds_is_a_strangers_to_the_next_start_and_the_forecast_says_the_same(
+    made: list[GpuWorld],
+) -> None:
+    world = GpuWorld(gpu(0, 24), gib=4)
+    made.append(world)
+    a = await world.begin("a")
+    world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 19, name="llama-server"),)))
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    await world.fakes.clock.advance(40)
+    assert a.instance.reason == "vram_held"
+    where, _ = await world.fakes.admission.forecast(a)
+    assert where == "4 GiB on GPU 0 (NVIDIA Test)"
+    world.needs("a", 6)
+    with pytest.raises(PoolError, match=r"5 GiB of 24 GiB .* pid 4000 \(llama-server\) 19 GiB") as foretold:
+        await world.fakes.admission.forecast(a)
+    await world.begin("a")
+    assert foretold.value.message in str(a.instance.last_error)
 
 
 async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,7 +15,7 @@ from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.footprints import Footprints
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.narration import size
-from pool_managerd.core.reservations import Assignment, Ledger
+from pool_managerd.core.reservations import Assignment, DeviceAccount, Ledger
 from pool_managerd.core.sizing import LaunchFacts, LaunchSizing
 from pool_managerd.core.tensor_parallel import told_split
 from pool_managerd.errors import NodeError
@@ -66,29 +66,36 @@ class Admission:
         sizing = await self._size(driver)
         scan = await self._scan()
         # From here to the promise nothing is awaited: two starts cannot see the same memory free.
-        found, bound = self._decide(driver, epoch, scan, sizing, self._gpus.memory.ledger)
+        memory = self._gpus.memory
+        found, bound = self._decide(driver, epoch, scan, sizing, memory.ledger, memory.accounts())
         driver.launch.sizing = sizing
         if found is not None:
             if bound is not None:
                 self._gpus.bindings.remember(driver.pool_id, *bound)
-            self._gpus.memory.remember_before(driver.pool_id)
+            memory.remember_before(driver.pool_id)
             self._gpus.refresh()
         return found
 
     async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
         """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
-        if driver.instance.vram_pending:
-            raise NodeError(driver.instance.last_error or "its last memory is still held", code="INSUFFICIENT_VRAM", status=503)
         sizing = await self._size(driver)
         scan = await self._scan()
-        found, _ = self._decide(driver, driver.instance.epoch + 1, scan, sizing, self._gpus.memory.ledger.copy())
+        memory, i = self._gpus.memory, driver.instance
+        accounts = memory.accounts_without(i.pool_id) if i.vram_pending else memory.accounts()
+        found, _ = self._decide(driver, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
         if found is None:
             return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
         return " and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain()
 
     def _decide(
-        self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, ledger: Ledger
+        self,
+        driver: PoolDriver,
+        epoch: int,
+        scan: DeviceScan,
+        sizing: LaunchSizing,
+        ledger: Ledger,
+        accounts: Mapping[str, DeviceAccount],
     ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(driver.pool_id, scan)
@@ -97,7 +104,7 @@ class Admission:
         require_scan(scan, driver.pool_id)
         self._check_ram(driver, sizing, 1)
         bound = self._bound(driver, scan)
-        found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, self._gpus.memory.accounts())
+        found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
         notices = bound[1].notices if bound is not None else ()
         return replace(found, notices=(*notices, *found.notices)), bound
 

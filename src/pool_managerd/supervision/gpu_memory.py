@@ -66,6 +66,14 @@ class GpuMemory:
             self._remember_guesses(running, self._made[1])
         return self._made[1]
 
+    def accounts_without(self, pool_id: str) -> dict[str, DeviceAccount]:
+        """As a new start of the pool will meet them: what its ended engine still holds is a stranger's then."""
+        self.accounts()
+        owned = {pid: owner.pool_id for pid, owner in self._owners.items() if owner.pool_id != pool_id}
+        others = [reservation for reservation in self.ledger.all() if reservation.pool_id != pool_id]
+        running = {d.pool_id: self._foreign_before.get(d.pool_id, {}) for d in self._drivers() if d.instance.has_process}
+        return account(in_pci_order(self._scan().devices), others, owned, running)
+
     def _remember_guesses(self, running: Iterable[str], accounts: Mapping[str, DeviceAccount]) -> None:
         """What each pool was taken to use while one ran: once its engine is dead, its memory must not pass for another's."""
         found = {uuid: {h.pool_id: h.used_bytes or 0 for h in one.holdings if h.guessed} for uuid, one in accounts.items()}
