@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test lint bench explore lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench: setup ## measure what the documentation promises and print a table
 lock: setup ## resolve the *.in files of requirements/ again
 	cd requirements && for f in runtime dev; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
 	cd requirements && ../$(LOCK) $(LOCKFLAGS) --no-deps model.in -o model.txt
+
+explore: setup ## try new random examples for every property, many of them
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/core tests/models tests/host
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

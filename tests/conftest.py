@@ -16,12 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pool_managerd.config import Config, PoolConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAKE_ENGINE = REPOSITORY / "src/pool_managerd/testing/fake_engine.py"
 DEADLINE_S = 30.0
+
+# How long an example takes says nothing on a shared machine. Examples are the same each time; `make explore` tries new ones.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 def package_file(package: str, name: str) -> Path | None:

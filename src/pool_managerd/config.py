@@ -222,7 +222,8 @@ class PoolConfig(Section):
     model: str
     quant: str | None = None
     ctx: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        None, description="Context in tokens, in total over all slots; absent means what the model was trained for."
+        None,
+        description="Context in tokens over all slots (one request: ctx / slots); absent: what the model was trained for.",
     )
     slots: Positive = Field(1, description="Requests the engine serves at the same time.")
     devices: tuple[NonNegative | str, ...] = Field(
@@ -231,10 +232,12 @@ class PoolConfig(Section):
     )
     exclusive: bool = Field(False, description="Share the GPUs with nobody: no other pool, no foreign compute process.")
     vram_bytes: Annotated[Positive, BeforeValidator(_bytes, json_schema_input_type=int | str)] | None = Field(
-        None, description="VRAM to reserve in total, instead of the estimate: a number, or a size such as 28GiB."
+        None,
+        description="VRAM to reserve in total, instead of the estimate: a number, or a size such as 28GiB. vLLM keeps to it.",
     )
     tensor_split: Literal["auto"] | tuple[float, ...] | None = Field(
-        None, description="Split the model over several GPUs: a share per device of the mask, or auto."
+        None,
+        description="Split the model over several GPUs: a share per device of the mask, or auto (of vLLM: tensor parallel).",
     )
     preload: bool = Field(True, description="Start with the daemon; otherwise on demand.")
     require_same_engine_version: bool = True

@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,9 +17,9 @@ from pool_managerd.config import Config, PoolConfig, split_address
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
 from pool_managerd.engines.ports import PortAllocator
-from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
 from pool_managerd.errors import PoolError
-from pool_managerd.host.facts import gather, within
+from pool_managerd.host.facts import FOLDER_TIMEOUT_S, gather
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
@@ -27,6 +29,43 @@ from pool_managerd.models.provisioner import ModelProvisioner
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
+
+
+class Setups:
+    """What each pool's start would refuse before it asks for any GPU. Nothing is run, and no model is read beyond its header.
+
+    A pool whose disk does not answer is not asked again while it is still being asked.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._models = ModelProvisioner(config.base_dir, config.policy)
+        self._engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+        self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
+        self._asked: dict[str, threading.Thread] = {}
+        self._found: dict[str, list[tuple[str, str, str]]] = {}
+
+    def problems(self) -> tuple[tuple[str, str, str], ...]:
+        """Pool, message and remedy of each. Blocks, for a bounded time."""
+        for pool in self._pools:
+            asked = self._asked.get(pool.id)
+            if asked is None or not asked.is_alive():
+                self._found.pop(pool.id, None)
+                self._asked[pool.id] = threading.Thread(target=self._ask, args=(pool,), daemon=True, name="preflight")
+                self._asked[pool.id].start()
+        deadline = time.monotonic() + FOLDER_TIMEOUT_S
+        for thread in self._asked.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        dead = "cannot look at its model and engine: the disk does not answer"
+        return tuple(found for pool in self._pools for found in self._found.get(pool.id, [(pool.id, dead, "")]))
+
+    def _ask(self, pool: PoolConfig) -> None:
+        found = []
+        for check in (partial(self._models.locate, pool.model), partial(self._engines.check, pool)):
+            try:
+                check()
+            except PoolError as error:
+                found.append((pool.id, error.message, error.hint or ""))
+        self._found[pool.id] = found
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -41,11 +80,10 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
     return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
 
 
-def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
     """What this machine is, its GPUs left out. Blocks, for a bounded time."""
     found = gather(NOT_SCANNED, folders_of(config), env=env)
-    dead = tuple((pool.id, "cannot look at its model and engine: the disk does not answer", "") for pool in config.pools)
-    return _with_ram(replace(found, setup_problems=within(lambda: tuple(_setup_problems(config)), dead)))
+    return _with_ram(replace(found, setup_problems=(setups or Setups(config)).problems()))
 
 
 def judged(
@@ -136,7 +174,7 @@ def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
     cuda, capabilities = _built_for(pool)
     return PoolWants(
-        pool.id, pool.engine, given.mode or "package", scheme if fetched else "file",
+        pool.id, pool.engine, mode_of(pool), scheme if fetched else "file",
         mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
         engine_cuda=cuda, engine_capabilities=capabilities,
     )  # fmt: skip
@@ -152,21 +190,6 @@ def _built_for(pool: PoolConfig) -> tuple[str | None, tuple[str, ...]]:
     written = next((flag.partition("=")[2] for flag in flags if flag.startswith("-DCMAKE_CUDA_ARCHITECTURES=")), "")
     numbers = [part.partition("-") for part in written.replace(",", ";").split(";") if part.partition("-")[0].isdigit()]
     return cuda, tuple(f"{n[:-1]}.{n[-1]}{'' if kind == 'real' else '+PTX'}" for n, _, kind in numbers if len(n) > 1)
-
-
-def _setup_problems(config: Config) -> Iterator[tuple[str, str, str]]:
-    """What a start would refuse before it asks for any GPU. Nothing is run, and no model is read beyond its header."""
-    models = ModelProvisioner(config.base_dir, config.policy)
-    engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
-    for pool in config.pools:
-        if engines.mode_of(pool) == "external":
-            continue
-        checks: tuple[Callable[[], object], ...] = (partial(models.locate, pool.model), partial(engines.check, pool))
-        for check in checks:
-            try:
-                check()
-            except PoolError as error:
-                yield pool.id, error.message, error.hint or ""
 
 
 def _temporary() -> Path:

@@ -16,7 +16,7 @@ from pool_managerd.telemetry.metrics import Metrics
 from tests.api.fake_node import FakeNode
 
 LIMITS = ServerLimits(
-    head_timeout_s=0.3, shutdown_s=0.5, streams=StreamLimits(max_streams=3, heartbeat_s=0.05, write_timeout_s=0.5, poll_s=0.02)
+    head_timeout_s=5, shutdown_s=0.5, streams=StreamLimits(max_streams=3, heartbeat_s=0.05, write_timeout_s=0.5, poll_s=0.02)
 )
 
 

@@ -37,9 +37,15 @@ BAD_IDS = [
 @pytest.fixture
 async def small() -> AsyncIterator[Served]:
     """Two requests at a time, three connections."""
-    served = await serve(
-        FakeNode(auto=False), limits=dataclasses.replace(LIMITS, max_connections=3, max_requests=1, head_timeout_s=5)
-    )
+    served = await serve(FakeNode(auto=False), limits=dataclasses.replace(LIMITS, max_connections=3, max_requests=1))
+    yield served
+    await close(served)
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[Served]:
+    """A head must come within a moment."""
+    served = await serve(FakeNode(), limits=dataclasses.replace(LIMITS, head_timeout_s=0.3))
     yield served
     await close(served)
 
@@ -159,10 +165,10 @@ async def test_bytes_that_are_no_request_do_not_fill_the_log(api: Served, caplog
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_a_client_that_dribbles_its_head_is_cut_off_and_the_others_are_not(api: Served) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+async def test_a_client_that_dribbles_its_head_is_cut_off_and_the_others_are_not(hasty: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
     writer.write(b"GET /health HTTP/1.1\r\nHost: loc")
-    idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", api.port)
+    idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", hasty.port)
     idle_writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     async with asyncio.timeout(5):
         assert b"200" in await idle_reader.readuntil(b"}")

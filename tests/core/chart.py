@@ -24,6 +24,8 @@ def specimens(phase: Phase) -> list[Instance]:
         since=2.0, deadline=NOW + 9, external=phase is Phase.ATTACHED,
     )  # fmt: skip
     variants = [made, replace(made, deadline=NOW - 1)]
+    if phase is Phase.STARTING:
+        variants.append(replace(made, has_process=False))
     if phase is Phase.DOWN:
         variants.append(replace(made, owed=True))
     if phase is Phase.STOPPING:

@@ -339,6 +339,30 @@ def test_a_start_that_is_owed_happens_when_the_quarantine_ended_while_the_late_p
     assert story.phase() is Phase.STAGING and story.i.epoch == 2
 
 
+@pytest.mark.parametrize(("bar", "lift"), [(ev.Hold(), ev.Release()), (ev.Quarantine("Xid 48"), ev.EndQuarantine())])
+def test_a_hold_or_a_quarantine_that_ends_soon_does_not_cut_the_backoff_short_nor_forget_the_crash(
+    bar: ev.Event, lift: ev.Event
+) -> None:
+    for crash_first in (True, False):
+        story = Story().until_ready()
+        crash = (ev.Died(1), ev.Exited(1, signal=9))
+        story.tell(*(*crash, bar) if crash_first else (bar, *crash))
+        story.tell(lift)
+        assert story.phase() is Phase.BACKOFF and "SIGKILL" in str(story.i.last_error)
+        story.tell(ev.Tick(), after_s=60)
+        assert story.phase() is Phase.STAGING
+
+
+def test_an_engine_whose_gpu_was_lost_has_not_failed_and_starts_when_the_gpu_is_back() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
+    story.tell(ev.Quarantine("GPU 0 is lost", lost=True), ev.Exited(1, signal=15), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and story.i.owed and story.i.failures == 0
+    assert story.i.last_error == "GPU 0 is lost"
+    story.tell(ev.EndQuarantine())
+    assert story.phase() is Phase.STAGING and story.i.last_error is None
+
+
 def test_a_stop_of_a_pool_with_held_memory_waits_for_it_again() -> None:
     story = gpu_story_stopping()
     story.tell(ev.VramHeld(1, "pid 77"), ev.Stop())
@@ -396,6 +420,8 @@ def test_restart_stops_and_starts_and_counts() -> None:
 def test_a_held_pool_does_not_restart_until_it_is_released() -> None:
     story = Story().until_ready()
     story.tell(ev.Hold(), ev.Died(1), ev.Exited(1, signal=9))
+    assert story.phase() is Phase.BACKOFF
+    story.tell(ev.Tick(), after_s=60)
     assert story.phase() is Phase.DOWN and story.i.owed
     story.tell(ev.Start())
     assert story.effects == [do.Refuse("POOL_HELD", "cannot start pool 'p': it is held; release it first")]

@@ -107,7 +107,9 @@ def test_a_topology_that_turns_bad_changes_nothing_until_it_is_good_again(make_n
     first_is_gone = cards(24, 12, order=(1,))
     node.become(first_is_gone)
     until(lambda: [row["device"] for row in node.devices()["devices"]] == ["0", gpu_uuid(0)], "the other to have its index")
-    assert node.metric("device_quarantined", device=gpu_uuid(0)) == 1 and node.metric("device_quarantined", device="0") in (0, 1)
+    assert (
+        node.metric("device_quarantined", device=gpu_uuid(0)) == 1 and node.metric("device_quarantined", device="0") is not None
+    )
     assert gpu_uuid(0) in node.command("devices").stdout
 
 

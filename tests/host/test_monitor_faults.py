@@ -118,15 +118,14 @@ async def test_a_hanging_driver_costs_a_worker_and_never_the_loop(make_bench: Ma
     if where == "scan":
         bench.becomes(ONE_24, "fault hang=scan")
     hung = asyncio.create_task(bench.monitor.scan())
-    worst = 0.0
+    turns = 0
     while not hung.done():
-        at = time.monotonic()
         await asyncio.sleep(0.001)
-        worst = max(worst, time.monotonic() - at)
+        turns += 1
     scan = await hung
     assert scan.problem is not None and scan.problem.code == "nvml_hung" and "did not answer" in scan.problem.message
     assert len(scan.devices) == (1 if where == "scan" else 0)
-    assert worst < 0.2  # far less than the hang; the machine is shared
+    assert turns > 10, "the loop went on all the time"
     bench.becomes(ONE_24)
     assert len((await scan_until(bench, is_well, "a new worker")).devices) == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
@@ -106,6 +108,22 @@ async def test_a_daemon_that_ends_does_not_wait_long_for_memory(made: list[GpuWo
     assert world.phase("a") is Phase.FAILED
     error = str(world.pools.get("a").instance.last_error)
     assert error.endswith("is free: the GPUs cannot be looked at: the driver does not answer")
+
+
+async def test_a_hanging_look_holds_up_no_shutdown_and_is_not_taken_for_free_memory(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    a = await world.begin("a")
+    world.fakes.monitor.gate = asyncio.Event()
+    world.fakes.gpus.hurry = True
+    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
+    async with asyncio.timeout(5):
+        while a.instance.phase is Phase.STOPPING:
+            await asyncio.sleep(0.02)
+    assert a.instance.reason == "vram_held" and "the GPU driver does not answer" in str(a.instance.last_error)
+    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    world.fakes.monitor.gate.set()
+    await settle()
 
 
 # --- where pids cannot be matched ---

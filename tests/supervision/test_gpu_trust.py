@@ -12,8 +12,7 @@ from pool_managerd.core.devices import DeviceIncident, ScanProblem
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.supervision.admission import AdmissionRules
+from pool_managerd.errors import NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.device_view import devices_view
 from pool_managerd.testing.fake_parts import GOOD
 from pool_managerd.testing.manual_clock import settle
@@ -251,13 +250,29 @@ async def test_a_masked_gpu_that_is_late_at_the_daemons_start_brings_its_pool_up
 async def test_pools_that_failed_while_the_driver_library_was_away_start_when_it_is_back(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
-    world.fakes.admission._rules = AdmissionRules(cpu_allowed=False)
     await world.see(*TWO)
     await world.see(problem=ScanProblem("nvml_unavailable", "the library is gone"))
+    world.fakes.preflight_error = NodeError(
+        "GPU-only enforcement: nvcc/nvidia-smi not found", code="GPU_REQUIRED", retriable=False
+    )
     a = await world.begin("a")
-    assert (a.instance.phase, a.instance.reason) in ((Phase.FAILED, "gpu_required"), (Phase.BACKOFF, None))
+    assert (a.instance.phase, a.instance.reason) == (Phase.FAILED, "gpu_required")
+    world.fakes.preflight_error = None
     await world.see(*TWO)
     assert view(a.instance).ready
+
+
+async def test_gpus_that_come_and_go_do_not_start_pools_whose_configuration_is_wrong(made: list[GpuWorld]) -> None:
+    world = GpuWorld(*TWO, pool={"devices": [0]})
+    made.append(world)
+    await world.see(*TWO)
+    world.fakes.preflight_error = SpecError("cannot use the flag --nope")
+    a = await world.begin("a")
+    assert (a.instance.phase, a.instance.reason) == (Phase.FAILED, "config_error")
+    for _ in range(3):
+        await world.see(TWO[0])
+        await world.see(*TWO)
+    assert a.instance.epoch == 1, "its own GPU was there all the time"
 
 
 async def test_a_gpu_replaced_in_its_slot_is_used_by_the_running_daemon(made: list[GpuWorld]) -> None:

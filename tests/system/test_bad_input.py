@@ -106,7 +106,8 @@ async def test_a_configured_pool_moves_to_another_port_when_its_own_is_lost(open
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", port))
         squatter.listen()
-        node_config = config(open_dir, pool, daemon={"engine_ports": f"{port}-{port + 20}"})
+        one_thread = {"provisioning": {"flags": ["--threads", "1"]}}
+        node_config = config(open_dir, {**pool, **one_thread}, daemon={"engine_ports": f"{port}-{port + 20}"})
         async with PoolManager(node_config) as node:
             status = await node.ensure_ready("p")
             assert not status["url"].endswith(f":{port}")

@@ -24,6 +24,10 @@ QUESTION = {
 }  # fmt: skip
 
 
+ONE_THREAD: dict[str, Any] = {"provisioning": {"flags": ["--threads", "1"]}}
+"""llama.cpp's threads spin while they wait for each other, which takes minutes on a busy machine."""
+
+
 async def ask(url: str) -> str:
     async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=QUESTION) as answer:
         assert answer.status == 200
@@ -34,8 +38,7 @@ async def ask(url: str) -> str:
 async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
     mode: str, open_dir: Path, smol_model: Path, llama_server: Path
 ) -> None:
-    # One thread: llama.cpp's threads spin while they wait for each other, which takes minutes on a busy machine.
-    provisioning: dict[str, Any] = {"mode": mode, "flags": ["--threads", "1"]}
+    provisioning: dict[str, Any] = {"mode": mode, **ONE_THREAD["provisioning"]}
     if mode == "binary":
         provisioning["binary"] = {"path": llama_server}
     digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -67,7 +70,9 @@ async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
 
 
 async def test_a_real_engine_is_attached_to_and_never_signalled(open_dir: Path, tiny_model: Path) -> None:
-    owner = config(open_dir / "owner", {"id": "own", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256})
+    owner = config(
+        open_dir / "owner", {"id": "own", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, **ONE_THREAD}
+    )
     async with PoolManager(owner) as first:
         served = await first.ensure_ready("own")
         external = {
@@ -83,7 +88,7 @@ async def test_a_real_engine_is_attached_to_and_never_signalled(open_dir: Path, 
 
 async def test_ready_is_noticed_without_waiting_for_the_next_interval(open_dir: Path, tiny_model: Path) -> None:
     """With a probe interval of a minute a tiny model is still ready in seconds."""
-    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, **ONE_THREAD}
     slow = {"health": {"interval_ms": 60_000, "startup_timeout_ms": 60_000}, "lifecycle": {"warmup": "off"}}
     async with PoolManager(config(open_dir, pool, **slow)) as node:
         await until(lambda: node.status("p")["ready"], "readiness", 20)
@@ -104,7 +109,7 @@ async def test_a_port_lost_between_choosing_and_binding_is_survived(
         return found
 
     monkeypatch.setattr(ports, "is_free", free_and_lost)
-    provisioning: dict[str, Any] = {"mode": mode, "binary": {"path": llama_server}}
+    provisioning: dict[str, Any] = {"mode": mode, "binary": {"path": llama_server}, **ONE_THREAD["provisioning"]}
     pool = {
         "id": "p",
         "engine": "llamacpp",

@@ -186,7 +186,7 @@ _DEVICE = "/devices/{device}"
 _BODY_ERRORS = (400, 408, 413, 415)
 
 
-def _gpu_change(path: str, summary: str, handler: Handler, answer: type[BaseModel], *errors: int) -> Route:
+def _without_body(path: str, summary: str, handler: Handler, answer: type[BaseModel], *errors: int) -> Route:
     """A change that takes no body."""
     return Route("POST", path, summary, handler, {200: answer}, (*_BODY_ERRORS, *errors), schemas.NoBody)
 
@@ -199,13 +199,13 @@ DEVICE_ROUTES = (
         devices.devices,
         {200: schemas.Devices},
     ),
-    _gpu_change(
+    _without_body(
         f"{_DEVICE}/cordon", "Start nothing new on a GPU; what runs there goes on", devices.cordon, schemas.Device, 404, 503, 507
     ),
-    _gpu_change(f"{_DEVICE}/uncordon", "Use a GPU for new starts again", devices.uncordon, schemas.Device, 404, 503, 507),
-    _gpu_change("/devices/release", "Let go of NVML, for a driver upgrade", devices.release, schemas.Devices, 409, 503),
-    _gpu_change("/devices/resume", "Take NVML up again", devices.resume, schemas.Devices, 409, 503),
-    _gpu_change(
+    _without_body(f"{_DEVICE}/uncordon", "Use a GPU for new starts again", devices.uncordon, schemas.Device, 404, 503, 507),
+    _without_body("/devices/release", "Let go of NVML, for a driver upgrade", devices.release, schemas.Devices, 409, 503),
+    _without_body("/devices/resume", "Take NVML up again", devices.resume, schemas.Devices, 409, 503),
+    _without_body(
         "/preflight", "Judge whether this machine can run the configured pools", devices.preflight, schemas.Preflight, 503
     ),
 )

@@ -62,6 +62,15 @@ def gpu_present() -> bool:
     return any(path.exists() for path in _GPU_NODES)
 
 
+def mode_of(pool: PoolConfig) -> str:
+    """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): llama.cpp from its package if installed."""
+    if pool.provisioning.mode is not None:
+        return pool.provisioning.mode
+    if pool.engine != "llamacpp":
+        return "container"
+    return "package" if _package_installed() else "source"
+
+
 class EngineProvisioner:
     """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used."""
 
@@ -80,14 +89,6 @@ class EngineProvisioner:
         self._binaries = BinaryProbe(config.daemon.engine_user)
         self._package: tuple[int, _Program] | None = None
 
-    def mode_of(self, pool: PoolConfig) -> str:
-        """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): llama.cpp from its package if installed."""
-        if pool.provisioning.mode is not None:
-            return pool.provisioning.mode
-        if pool.engine != "llamacpp":
-            return "container"
-        return "package" if _package_installed() else "source"
-
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
     ) -> PreparedEngine:
@@ -97,7 +98,7 @@ class EngineProvisioner:
         Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
-        mode = self.mode_of(pool)
+        mode = mode_of(pool)
         if mode == "external":
             return attached(pool, pool.health_path or _HEALTH[pool.engine])
         self._refuse_unsupported(pool, mode)
@@ -128,14 +129,14 @@ class EngineProvisioner:
 
     def check(self, pool: PoolConfig) -> None:
         """Raises SpecError or EngineError for an engine that this version, or this machine, cannot run. Runs nothing. Blocks."""
-        mode = self.mode_of(pool)
+        mode = mode_of(pool)
         self._refuse_unsupported(pool, mode)
         if mode == "binary":
             _check_runnable(self._binary_path(pool), pool.id, _BINARIES[pool.engine])
 
     def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
         """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
-        mode = self.mode_of(pool)
+        mode = mode_of(pool)
         self._refuse_unsupported(pool, mode)
         recipe = self._recipe(pool, mode, ResolvedModel(pool.model, model_path), None, on_gpu=True)
         return recipe.program.version, recipe.flags(1)
@@ -166,7 +167,7 @@ class EngineProvisioner:
         Deterministic, and asks nothing of the machine beyond which package is installed. What would be refused is a
         step of kind ``refused``.
         """
-        mode = self.mode_of(pool)
+        mode = mode_of(pool)
         try:
             if mode == "external":
                 return _plan(pool, ("attach", attach_url(pool)))

@@ -6,6 +6,7 @@ to keep to what the pool was promised. ``pools[].ctx`` is the total over all slo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,11 +18,13 @@ from pool_managerd.core.fit import DeviceFraction
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import Option, OptionTable, arrange, collapse
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import NodeError, SpecError
 
 FRACTION = 0.9
 """Of each GPU, where the pool sets no `vram_bytes`."""
 
+_LEAST_FRACTION = 0.01
+_SHORT = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 _OWN_FRACTION = 0.92
 """What vLLM 0.33 takes when it is not told."""
 
@@ -79,7 +82,7 @@ def build_flags(pool: PoolConfig, model: ResolvedModel, port: int, assignment: A
     if assignment is not None:
         own += [
             ("--tensor-parallel-size", str(len(assignment.devices))),
-            ("--gpu-memory-utilization", f"{_utilization(assignment):.4g}"),
+            ("--gpu-memory-utilization", f"{_utilization(pool.id, assignment):g}"),
         ]
     for name, value in own:
         use = OPTIONS.use(name, value)
@@ -105,17 +108,19 @@ def settings_of(pool: PoolConfig) -> DeviceFraction:
 
 def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
     """The same of a command line that is run as it stands; what cannot be read there is vLLM's default."""
-    given = dict(pairwise(flags)) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
+    pairs = [*pairwise(flags), *(flag.split("=", 1) for flag in flags if "=" in flag)]
+    given = {name.replace("_", "-") if name.startswith("--") else name: value for name, value in pairs}
 
-    given.setdefault("--tensor-parallel-size", given.get("-tp", ""))
+    for short, name in _SHORT.items():
+        given.setdefault(name, given.get(short, ""))
 
     def number(name: str, default: float, most: float) -> float:
-        found = re.fullmatch(r"\d{1,9}(\.\d{1,9})?", given.get(name, ""))
+        found = re.fullmatch(r"\d{0,9}\.?\d{1,9}", given.get(name, ""))
         return float(found[0]) if found is not None and 0 < float(found[0]) <= most else default
 
     return DeviceFraction(
         number("--gpu-memory-utilization", _OWN_FRACTION, 1), int(number("--max-model-len", 0, 1 << 30)),
-        int(number("--tensor-parallel-size", 1, 64)),
+        math.prod(int(number(name, 1, 64)) for name in _SHORT.values()),
     )  # fmt: skip
 
 
@@ -129,7 +134,7 @@ def check_model(path: str) -> None:
 
 def version_of(binary: Path) -> str:
     """From the package that the ``vllm`` command lies beside, without running it (that takes seconds)."""
-    for info in sorted(binary.resolve().parent.parent.glob("lib/python3*/site-packages/vllm-*.dist-info")):
+    for info in sorted(binary.resolve().parent.parent.glob("lib/python3*/*-packages/vllm-*.dist-info")):
         found = _INFO.fullmatch(info.name)
         if found is not None:
             return f"vllm-{found[1]}"
@@ -140,6 +145,13 @@ def _request_ctx(pool: PoolConfig) -> int:
     return max(1, (pool.ctx or 0) // pool.slots)
 
 
-def _utilization(assignment: Assignment) -> float:
-    """One figure for all GPUs: the least of what each was promised."""
-    return min(assignment.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in assignment.devices)
+def _utilization(pool_id: str, assignment: Assignment) -> float:
+    """One figure for all GPUs, rounded down: the least of what each was promised. Raises NodeError for next to nothing."""
+    least = min(assignment.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in assignment.devices)
+    rounded = math.floor(least * 1e4 + 1e-3) / 1e4
+    if rounded < _LEAST_FRACTION:
+        raise NodeError(
+            f"cannot run vLLM in {rounded:.2%} of a GPU", code="INSUFFICIENT_VRAM", pool_id=pool_id,
+            hint="free memory there, use another GPU, or raise vram_bytes",
+        )  # fmt: skip
+    return rounded

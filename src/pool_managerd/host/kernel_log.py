@@ -42,9 +42,10 @@ def follow(path: Path, after: int | None = None) -> Generator[tuple[int | None, 
     try:
         for line in _lines(fd):
             if line is None:
-                if known == math.inf and number is not None:
-                    known = number
-                    yield number, ""
+                if known == math.inf:
+                    known = -1 if number is None else number
+                    if number is not None:
+                        yield number, ""
                 continue
             number = _number_of(line, number)
             if fifo or (number is not None and number > known):

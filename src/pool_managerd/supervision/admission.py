@@ -114,7 +114,7 @@ class Admission:
 
     async def _size(self, driver: PoolDriver) -> LaunchSizing:
         facts = await self._sizer(driver.config, driver.submitted)
-        if self._rules.fit == "off":
+        if self._rules.fit == "off" and not facts.divides_equally:  # what such an engine takes is a setting, no estimate
             nothing = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
             return LaunchSizing(nothing, Footprints())
         return LaunchSizing(facts, self._known)

@@ -10,6 +10,7 @@ from pool_managerd.core.device_trust import Trust
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.serving import KEEP_THEIR_ERROR
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.reservations import DeviceAccount
 from pool_managerd.errors import PoolError
@@ -22,6 +23,7 @@ from pool_managerd.supervision.publishing import GpuFigures
 if TYPE_CHECKING:
     from pool_managerd.supervision.driver import PoolDriver
 
+_AWAY = ("nvml_unavailable", "no_driver")
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.005, 0.5
 CLOSING_WAIT_S = 5.0
 """A daemon that ends waits no longer than this for memory: what is still held then is for the next one to see."""
@@ -80,8 +82,8 @@ class Gpus:
             return self._clock.monotonic() - since >= self._patience_s(deadline_s)
 
         while driver.instance.epoch == epoch and driver.instance.vram_pending:
-            await self._look_unless(impatient)
-            left = self.memory.leftover(driver.pool_id)
+            looked = await self._look_unless(impatient)
+            left = self.memory.leftover(driver.pool_id) if looked else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 self._tell_uncertain(driver, left)
                 driver.post(ev.VramFree(epoch))
@@ -98,16 +100,17 @@ class Gpus:
             return 0.0
         return min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
 
-    async def _look_unless(self, impatient: Callable[[], bool]) -> None:
-        """A look at the GPUs, left to itself when nobody wants to wait any longer: a hanging driver holds up no shutdown."""
+    async def _look_unless(self, impatient: Callable[[], bool]) -> bool:
+        """True after a look at the GPUs; one that takes longer than anybody waits is left to itself, for a shutdown's sake."""
         look = asyncio.create_task(self.watch.look())
         self._looks.add(look)
         look.add_done_callback(self._looks.discard)
         while not look.done():
             await asyncio.wait({look}, timeout=SLOWEST_LOOK_S)
             if impatient() and not look.done():
-                return
+                return False
         look.result()
+        return True
 
     async def _sleep(self, seconds: float) -> None:
         over = asyncio.Event()
@@ -130,8 +133,8 @@ class Gpus:
     def _after_look(self) -> None:
         scan = self.watch.scan
         usable = frozenset(d.uuid for d in scan.devices if d.usable)
-        if scan.stale and not scan.no_gpus:
-            usable = self._usable
+        if scan.stale:  # a driver that was away altogether comes back with GPUs that are new to its pools
+            usable = frozenset() if scan.problem is not None and scan.problem.code in _AWAY else self._usable
         appeared, self._usable = usable - self._usable, usable
         objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
         for driver in self._drivers():
@@ -139,8 +142,20 @@ class Gpus:
             self._reconsider(driver, objections)
             if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(driver.pool_id).holder is None:
                 driver.post(ev.VramFree(i.epoch))
-            if appeared and i.phase is Phase.FAILED and i.retry and (i.reason == "gpu_required" or _mask_failed(driver)):
-                driver.post(ev.Start(origin="gpus"))  # the driver, or this GPU, came after us
+            waits = i.phase is Phase.FAILED and i.retry and i.reason in ("gpu_required", "config_error")
+            if waits and appeared and self._may_start_now(driver, appeared):
+                driver.post(ev.Start(origin="gpus"))
+
+    def _may_start_now(self, driver: PoolDriver, appeared: frozenset[str]) -> bool:
+        """True when a GPU that it waited for may be among those that appeared: any, or one that its mask means."""
+        mask = driver.mask
+        if mask is None:
+            return driver.instance.reason == "gpu_required"
+        try:
+            bound = self.bindings.bound(driver.pool_id, mask, self.watch.scan.devices).devices
+        except PoolError:
+            return False
+        return any(d.uuid in appeared for d in bound)
 
     def _reconsider(self, driver: PoolDriver, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
@@ -155,7 +170,7 @@ class Gpus:
             return
         lost, why = any(is_lost for _, is_lost in bad), "; ".join(why for why, _ in bad)
         ends = lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)
-        if not i.quarantined or ends or (i.last_error != why and i.phase is not Phase.FAILED):
+        if not i.quarantined or ends or (i.last_error != why and i.phase not in KEEP_THEIR_ERROR):
             driver.post(ev.Quarantine(why, lost))
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
@@ -219,8 +234,3 @@ class Gpus:
         if driver.mask is not None or driver.external:
             return ()
         return tuple(uuid for uuid, account in accounts.items() if account.device.usable)
-
-
-def _mask_failed(driver: PoolDriver) -> bool:
-    """It may have been a GPU that was not there yet."""
-    return driver.instance.reason == "config_error" and driver.mask is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from pool_managerd.core.reservations import DeviceAccount, Holding, board
 
 if TYPE_CHECKING:
     from pool_managerd.supervision.workers import Launch
+
+_SCHEME = re.compile(r"(file:)|sha256:|hf:(?!//)|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall_ms: int, node_id: str) -> dict[str, Any]:
@@ -52,8 +55,11 @@ def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall
 
 def _model_id(ref: str) -> str:
     """What the model of a configured reference will be called."""
-    path = ref.strip().removeprefix("file:")
-    return ref if ":" in path else f"file:{posixpath.normpath(path)}"
+    found = _SCHEME.match(ref.strip())
+    if found is not None and found[1] is None:
+        return ref.strip()
+    path = ref.strip()[found.end() :] if found is not None else ref.strip()
+    return f"file:{posixpath.normpath(path.removeprefix('//') if path.startswith('///') else path)}"
 
 
 class GpuFigures:

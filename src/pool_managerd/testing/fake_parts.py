@@ -165,7 +165,7 @@ class FakeFiles:
 
 class FakeMonitor:
     """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
-    younger than ``clock`` says.
+    younger than ``clock`` says. ``gate`` holds back every look while it is set.
     """
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
@@ -174,12 +174,17 @@ class FakeMonitor:
         self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
         self.looks = 0
         self.released = False
+        self.gate: asyncio.Event | None = None
 
     def show(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None) -> None:
+        """With a ``problem`` and nothing else, the devices are the last known ones, as the real one tells them."""
+        devices = self.now.devices if problem is not None and not devices else devices
         self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
 
     async def scan(self) -> DeviceScan:
         self.looks += 1
+        if self.gate is not None:
+            await self.gate.wait()
         self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
         if self.released:
             return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was let go of"))
@@ -227,6 +232,7 @@ class FakeNode:
         self.monitor = FakeMonitor(self.clock.monotonic)
         self.needs: dict[str, LaunchFacts] = {}
         self.ram_bytes = 64 << 30
+        self.preflight_error: PoolError | None = None
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
         self.gpus = Gpus(self.watch, self.registry, self.clock, Bindings(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
@@ -244,7 +250,9 @@ class FakeNode:
         return Services(**{**parts, **changes})
 
     async def preflight(self, pool_id: str) -> Report:
-        """Nothing stands in the way."""
+        """Nothing stands in the way, unless a test says so."""
+        if self.preflight_error is not None:
+            raise self.preflight_error
         return Report("dev", ())
 
     async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:

@@ -152,8 +152,6 @@ def recover(i: Instance, now: float, p: Policy, error: str, *, multiplier: float
 
 def back_off(i: Instance, now: float, p: Policy, what: str, crash_reason: str, multiplier: float) -> Step:
     """Wait before the next start; the delay grows with failures in a row."""
-    if i.held or i.quarantined:
-        return launch(i, now, p, origin="restart")
     wait_ms = delay_ms(p.backoff, i.failures, seed=p.seed, multiplier=multiplier)
     fields = {"backoff_ms": wait_ms, "crash_count": i.crash_count, "crash_reason": crash_reason, "restart_in_s": wait_ms / 1000}
     say = do.Say("backoff", narration.backing_off(i.pool_id, what, wait_ms), level="warn", fields=fields)

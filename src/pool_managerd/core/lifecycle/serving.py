@@ -12,6 +12,9 @@ from pool_managerd.core.lifecycle.ending import Step, begin_stop, launch, to, wi
 from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
 from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, send_due_probe
 
+KEEP_THEIR_ERROR = (Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
+"""Where the last error says why nothing runs: a quarantine has its own place to be told."""
+
 # --- probes ---------------------------------------------------------------------------------------------------------
 
 
@@ -196,22 +199,28 @@ def release(i: Instance, e: ev.Release, now: float, p: Policy) -> Step:
 def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
     """Not ready from this step on, and no start. An engine on a lost GPU is ended: it cannot come back with it."""
     if i.quarantined and not (e.lost and i.has_process and i.phase not in (Phase.STOPPING, Phase.FAILED)):
-        return replace(i, last_error=i.last_error if i.phase is Phase.FAILED else e.reason), ()
+        return replace(i, last_error=i.last_error if i.phase in KEEP_THEIR_ERROR else e.reason), ()
     say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
-    barred = replace(i, quarantined=True, last_error=i.last_error if i.phase is Phase.FAILED else e.reason)
+    barred = replace(i, quarantined=True, last_error=i.last_error if i.phase in KEEP_THEIR_ERROR else e.reason)
     if i.phase is Phase.STAGING or (i.phase is Phase.STARTING and not i.has_process):
         step = cancel_staging(barred, now)
         return replace(step[0], owed=i.retry), (say, *step[1])
     if not (e.lost and i.has_process) or i.phase in (Phase.STOPPING, Phase.FAILED):
         return barred, (say,)
-    after = After.STAY if i.phase is Phase.DRAINING else After.RECOVER
+    after = After.STAY if i.phase is Phase.DRAINING else _after_loss(i, p)
     forced = replace(barred, force_stopped=i.phase is Phase.DRAINING and i.drain_leases > 0)
     return with_effects((say,), begin_stop(forced, now, p, after, error=e.reason))
 
 
+def _after_loss(i: Instance, p: Policy) -> After:
+    """The engine did not fail: where it would be restarted, it is when its GPU is back."""
+    given_up = p.restart == "never" or (i.ready_since is None and not i.retry)
+    return After.RECOVER if given_up else After.START
+
+
 def end_quarantine(i: Instance, e: ev.EndQuarantine, now: float, p: Policy) -> Step:
     say = do.Say("quarantine_over", f"Pool '{i.pool_id}' is out of quarantine")
-    error = i.last_error if i.phase is Phase.FAILED else None
+    error = i.last_error if i.phase in KEEP_THEIR_ERROR else None
     return _resume(replace(i, quarantined=False, last_error=error), now, p, say)
 
 
