@@ -20,7 +20,10 @@ def configuration(model: Path, directory: Path) -> Config:
     return Config.model_validate({
         "profile": "dev",
         "daemon": {"runtime_dir": directory / "run", "state_dir": directory / "state"},
-        "pools": [{"id": "chat", "engine": "llamacpp", "model": f"file:{model}", "ctx": 1024, "preload": False, "provisioning": {"flags": ["--threads", "1"]}}],
+        "pools": [{
+            "id": "chat", "engine": "llamacpp", "model": f"file:{model}", "ctx": 1024, "preload": False,
+            "provisioning": {"flags": ["--threads", "1"]},
+        }],
     })  # fmt: skip
 
 

@@ -84,13 +84,13 @@ class GpuNode(Daemon):
             found[:] = [dict(row) for row in self.devices()["devices"] if row["device"] == name]
             return found
 
-        until(listed, f"device {name} to be listed", 5)
+        until(listed, f"device {name} to be listed", 30)
         return found[0]
 
-    def until_device(self, condition: Callable[[Json], bool], what: str, name: str = "0", timeout_s: float = 10) -> None:
+    def until_device(self, condition: Callable[[Json], bool], what: str, name: str = "0", timeout_s: float = 30) -> None:
         until(lambda: condition(self.device(name)), what, timeout_s)
 
-    def until_ready(self, *pools: str, timeout_s: float = 15) -> None:
+    def until_ready(self, *pools: str, timeout_s: float = 30) -> None:
         def missing() -> list[Json]:
             return [status for status in map(self.status, pools) if not status["ready"]]
 
@@ -99,7 +99,7 @@ class GpuNode(Daemon):
     def until_refused(self, pool: str, *words: str) -> str:
         """Its last error, once that has all these words."""
         until(
-            lambda: all(word in str(self.status(pool)["last_error"]) for word in words), f"{pool} to be refused with {words}", 10,
+            lambda: all(word in str(self.status(pool)["last_error"]) for word in words), f"{pool} to be refused with {words}", 30,
             lambda: self.status(pool),
         )  # fmt: skip
         status = self.status(pool)
@@ -175,7 +175,7 @@ def children(pid: int) -> list[int]:
     return [child for child in found if alive(child)]
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 10, now: Callable[[], object] | None = None) -> None:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 30, now: Callable[[], object] | None = None) -> None:
     """Return once ``condition`` holds; at the deadline fail with ``what``, and with what is ``now`` instead."""
     deadline = time.monotonic() + timeout_s
     while not condition():

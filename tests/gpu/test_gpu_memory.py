@@ -23,7 +23,7 @@ def test_memory_that_an_ended_engine_still_holds_is_given_to_nobody(make_node: M
     node.post("/v1/pools/a/stop")
     until(lambda: not alive(engine), "the engine to end")
     assert node.status("a")["phase"] == "stopping"
-    until(lambda: node.status("a")["state"] == "failed", "patience to end", 5)
+    until(lambda: node.status("a")["state"] == "failed", "patience to end")
     status = node.status("a")
     assert status["reason"] == "vram_held" and not status["live"]
     assert f"held by pid {engine}" in status["last_error"] and "19 GiB" in status["last_error"]

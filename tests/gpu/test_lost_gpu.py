@@ -25,7 +25,7 @@ def node(make_node: MakeNode, real: MakePool) -> GpuNode:
 def test_a_lost_gpu_ends_its_engine_at_once_and_is_used_again_after_probation(node: GpuNode) -> None:
     first, neighbour = node.status("a")["pid"], node.status("b")["pid"]
     node.become(TWO, "fault gpu=0 error=15")
-    until(lambda: not node.status("a")["ready"], "the pool to be un-ready", 3)
+    until(lambda: not node.status("a")["ready"], "the pool to be un-ready")
     error = node.status("a")["last_error"]
     assert "GPU 0 is quarantined: it is lost" in error and "reboot the machine" in error
     until(lambda: not alive(first), "its engine to end")
@@ -70,11 +70,11 @@ def test_the_kernels_log_tells_of_a_failed_gpu_too_and_an_operator_may_vouch_for
     first, neighbour = node.status("a")["pid"], node.status("b")["pid"]
     with node.kernel_log.open("w") as log:
         log.write(f"{NOT_ITS_OWN}\n")
-    until(lambda: node.lines("xid"), "the Xid to be told of", 3)
+    until(lambda: node.lines("xid"), "the Xid to be told of")
     assert node.status("a")["pid"] == first and node.status("a")["ready"]
     with node.kernel_log.open("w") as log:
         log.write(f"{FELL_OFF}\n")
-    until(lambda: not node.status("a")["ready"], "the pool to be un-ready", 3)
+    until(lambda: not node.status("a")["ready"], "the pool to be un-ready")
     until(lambda: not alive(first), "its engine to end")
     assert node.command("devices", "uncordon", "0").returncode == 0
     node.until_ready("a")
@@ -99,6 +99,6 @@ def test_a_flood_of_harmless_xids_does_not_hide_a_fatal_one(node: GpuNode) -> No
     flood = NOT_ITS_OWN.replace("01:00", "02:00") + "\n"
     with node.kernel_log.open("w") as log:
         log.write(f"{flood * 2000}{FELL_OFF}\n{flood * 2000}")
-    until(lambda: not node.status("a")["ready"], "the pool on the GPU that fell off to be un-ready", 5)
+    until(lambda: not node.status("a")["ready"], "the pool on the GPU that fell off to be un-ready")
     assert node.status("b")["ready"] and node.status("b")["pid"] == neighbour
     assert len(node.lines("xid")) < 500, "and the flood does not reach the journal either"

@@ -21,7 +21,10 @@ def test_an_engine_sees_exactly_its_gpus_and_every_view_tells_the_same_of_them(m
     assert shown["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert node.environment("one")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(1)
 
-    until(lambda: node.device("1")["reservations"][0]["pids"], "the engine to be listed on its GPU")
+    until(
+        lambda: all(reservation["pids"] for device in node.devices()["devices"] for reservation in device["reservations"]),
+        "the engines to be listed on their GPUs",
+    )
     told = node.devices()
     assert json.loads(node.command("devices", "-o", "json").stdout)["devices"][0].keys() == told["devices"][0].keys()
     assert (told["simulated"], told["stale"], told["problem"]) == (True, False, None)

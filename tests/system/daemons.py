@@ -117,7 +117,7 @@ class Daemon:
         assert code == 200, found
         return dict(found)
 
-    def until(self, condition: Callable[[dict[str, Any]], bool], what: str, pool: str = "p", timeout_s: float = 10) -> None:
+    def until(self, condition: Callable[[dict[str, Any]], bool], what: str, pool: str = "p", timeout_s: float = 30) -> None:
         wait_until(lambda: condition(self.status(pool)), what, timeout_s)
 
     def preload(self, pool: str = "p", *flags: str, **fields: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def scripted(pool_id: str, *flags: str, port: int | None = None, **fields: Any) 
     return PreparedEngine(pool_id, sys.executable, flags=argv, port=port, engine_version="fake-1", verbatim=True, **fields)
 
 
-async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
     """Return once ``condition`` holds; fail with ``what`` at the deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():

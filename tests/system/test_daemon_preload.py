@@ -113,7 +113,7 @@ def test_a_binary_that_cannot_be_run_fails_the_preload_and_leaves_nothing(daemon
 
 
 def test_an_engine_that_exits_at_once_fails_with_its_code_and_its_last_words_and_is_not_retried(daemon: Daemon) -> None:
-    code, answer = in_time(3, lambda: daemon.post("/v1/pools/early/preload", engine("--exit-after", "0", "--exit-code", "7")))
+    code, answer = in_time(10, lambda: daemon.post("/v1/pools/early/preload", engine("--exit-after", "0", "--exit-code", "7")))
     assert code == 500 and "health check failed" in answer["message"] and "7" in answer["message"]
     status = daemon.status("early")
     assert status["state"] == "failed" and "health check failed" in status["last_error"] and status["restart_count"] == 0
@@ -145,10 +145,10 @@ def test_a_port_that_another_program_holds_is_never_called_ready(daemon: Daemon)
 
 
 def test_status_answers_during_a_slow_preload_which_an_operation_follows(daemon: Daemon) -> None:
-    code, operation = in_time(1, lambda: daemon.post("/v1/pools/slow/preload?wait=false", engine("--ready-after", "0.8")))
+    code, operation = in_time(3, lambda: daemon.post("/v1/pools/slow/preload?wait=false", engine("--ready-after", "4")))
     assert code == 202 and operation["operation_id"] and operation["status"] == "running"
     daemon.until(lambda s: s["live"], "the engine to be started", "slow")
-    status = in_time(0.5, lambda: daemon.status("slow"))
+    status = in_time(2, lambda: daemon.status("slow"))
     assert (status["live"], status["ready"]) == (True, False) and status["preload"]["human"]
     assert (daemon.run / "slow.pid").exists() and not (daemon.run / "engines/slow-r0.json").exists()
     assert daemon.post("/v1/pools/slow/preload", engine())[1]["code"] == "OPERATION_IN_PROGRESS"
@@ -156,7 +156,7 @@ def test_status_answers_during_a_slow_preload_which_an_operation_follows(daemon:
     assert (lease[0], lease[1]["code"]) == (503, "POOL_UNREADY")
     daemon.until(lambda s: s["ready"], "the pool to be ready", "slow")
     path = f"/operations/{operation['operation_id']}"
-    wait_until(lambda: bool(daemon.get(f"/v1{path}")[1]["status"] == "succeeded"), "the operation to end", 2)
+    wait_until(lambda: bool(daemon.get(f"/v1{path}")[1]["status"] == "succeeded"), "the operation to end", 15)
     assert daemon.get(f"/v1{path}") == daemon.get(f"/v1/pools/slow{path}")
     assert daemon.get(f"/v1{path}")[1]["outcome"]["pid"] == daemon.status("slow")["pid"]
 
@@ -172,7 +172,7 @@ def test_a_client_that_goes_away_does_not_stop_a_preload_and_delete_does(daemon:
     assert daemon.post("/v1/pools/cut/preload?wait=false", engine("--ready-after", "60"))[0] == 202
     wait_until((daemon.run / "cut.pid").exists, "the engine to be started", 5)
     pid = daemon.status("cut")["pid"]
-    assert in_time(3, lambda: daemon.delete("/v1/pools/cut/preload?wait=true"))[0] == 200
+    assert in_time(10, lambda: daemon.delete("/v1/pools/cut/preload?wait=true"))[0] == 200
     assert not alive(pid) and not (daemon.run / "cut.pid").exists()
     assert daemon.status("cut")["state"] == "offline" and not daemon.status("cut")["live"]
     assert daemon.delete("/v1/pools/cut/preload")[0] == 409
