@@ -125,7 +125,7 @@ async def test_a_hanging_driver_costs_a_worker_and_never_the_loop(make_bench: Ma
     scan = await hung
     assert scan.problem is not None and scan.problem.code == "nvml_hung" and "did not answer" in scan.problem.message
     assert len(scan.devices) == (1 if where == "scan" else 0)
-    assert turns > 10, "the loop went on all the time"
+    assert turns > 100, "the loop went on all the time"
     bench.becomes(ONE_24)
     assert len((await scan_until(bench, is_well, "a new worker")).devices) == 1
 

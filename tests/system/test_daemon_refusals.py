@@ -38,10 +38,10 @@ def make(open_dir: Path) -> Iterator[Make]:
 @pytest.mark.parametrize("bind", ["0.0.0.0", "[::]"])
 def test_an_address_that_others_reach_is_refused_without_a_token_or_with_a_short_one(make: Make, bind: str) -> None:
     daemon = make(bind=bind)
-    assert daemon.launch().wait(10) == 2
+    assert daemon.launch().wait(30) == 2
     assert "without a token" in daemon.text() and daemon.lines("startup_bind_refused")
     daemon.env["AUTH_TOKEN"] = "short"
-    assert daemon.launch().wait(10) == 2
+    assert daemon.launch().wait(30) == 2
     assert "32" in daemon.text() and "short" not in "".join(line["human"] for line in daemon.lines())
     assert not daemon.state.exists() or not list(daemon.state.glob("state.db")), "nothing was begun"
 

@@ -196,11 +196,11 @@ def test_a_second_daemon_on_the_same_state_is_told_who_has_it(make: Make) -> Non
     assert daemon.process is not None
     other = make("other")
     other.config.write_text(other.config.read_text().replace(str(other.state), str(daemon.state)))
-    assert other.launch().wait(10) != 0
+    assert other.launch().wait(30) != 0
     assert f"pid {daemon.process.pid}" in other.text() and "Traceback" not in other.text()
     same_run = make("third")
     same_run.config.write_text(same_run.config.read_text().replace(str(same_run.run), str(daemon.run)))
-    assert same_run.launch().wait(10) != 0 and f"pid {daemon.process.pid}" in same_run.text()
+    assert same_run.launch().wait(30) != 0 and f"pid {daemon.process.pid}" in same_run.text()
     assert daemon.get("/health")[0] == 200
 
 
@@ -213,7 +213,7 @@ def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make
         db.execute("PRAGMA user_version=99")
     db.close()
     before = place.read_bytes()
-    assert daemon.launch().wait(10) == 1
+    assert daemon.launch().wait(30) == 1
     assert "a newer version wrote it" in daemon.text() and place.read_bytes() == before
     place.write_bytes(b"garbage" * 1000)
     daemon.start()
@@ -260,7 +260,7 @@ def test_a_daemon_on_a_read_only_state_disk_says_so_and_starts_when_it_can_write
     daemon.preload()
     assert daemon.terminate() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert daemon.launch().wait(10) == 1
+    assert daemon.launch().wait(30) == 1
     assert "cannot write to state directory" in daemon.text() and "Traceback" not in daemon.text()
     assert [line["code"] for line in daemon.lines("refused")] == ["STATE_UNWRITABLE"]
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

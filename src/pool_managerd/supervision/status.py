@@ -119,7 +119,8 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
     i = driver.instance
     problems = [_problem("it is held", f"pool-managerd release {driver.pool_id}")] if i.held else []
     idle = i.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
-    if not driver.external and idle and (driver.config is not None or driver.submitted is not None):
+    trying = idle or i.phase is Phase.STAGING  # which a start that is refused passes through again and again
+    if not driver.external and trying and (driver.config is not None or driver.submitted is not None):
         asks: tuple[Callable[[], Awaitable[Any]], ...] = (
             lambda: s.preflight(driver.pool_id),
             lambda: s.admission.forecast(driver),
