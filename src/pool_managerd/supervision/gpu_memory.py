@@ -50,15 +50,16 @@ class GpuMemory:
 
     def accounts(self) -> dict[str, DeviceAccount]:
         """Every device's memory, divided, by UUID in PCI order, as of the latest scan. The same object while nothing changed."""
-        scan, marks = self._scan(), self._marks()
+        scan, engines = self._scan(), self._engines()
         if scan is not self._looked_at:
             self._looked_at, before = scan, self._held
             self._held = tuple((d.uuid, d.vram_free_bytes, d.processes, d.readable, d.mig_enabled) for d in scan.devices)
             if self._held != before:
                 self._made = None
-        running = {d.pool_id: self._foreign_before.get(d.pool_id, {}) for d in self._drivers() if d.instance.has_process}
-        key = (self.ledger.version, tuple(marks), tuple(running))
+        key = (self.ledger.version, engines)
         if self._made is None or self._made[0] != key:
+            marks = [EngineMark(*engine[:3]) for engine in engines]
+            running = {pool_id: self._foreign_before.get(pool_id, {}) for pool_id, *_, runs in engines if runs}
             self._owners = owners((p for d in scan.devices for p in d.processes), marks, self._owners)
             by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
             self._matched.update(by_pid.values())
@@ -143,11 +144,11 @@ class GpuMemory:
         before = self._unmatched_before.get(pool_id, {}).get(uuid, 0)
         return before + sum(guessed.values()) + max(BLIND_SLACK_BYTES, int(own * BLIND_SLACK))
 
-    def _marks(self) -> list[EngineMark]:
-        """Engines that run, and ended ones whose memory is not yet seen free."""
-        found = []
-        for driver in self._drivers():
-            i, process = driver.instance, driver.launch.process
-            if process is not None and (i.has_process or i.phase is Phase.STOPPING or i.vram_pending):
-                found.append(EngineMark(driver.pool_id, process.pid, process.nonce))
-        return found
+    def _engines(self) -> tuple[tuple[str, int, str, bool], ...]:
+        """Pool, pid and nonce of engines that run (the last is True), and of ended ones whose memory is not yet seen free."""
+        return tuple(
+            (driver.pool_id, process.pid, process.nonce, i.has_process)
+            for driver in self._drivers()
+            if (process := driver.launch.process) is not None
+            and ((i := driver.instance).has_process or i.phase is Phase.STOPPING or i.vram_pending)
+        )

@@ -39,12 +39,12 @@ class GpuWatch:
         self.revision = 0
         self._monitor, self._clock, self._events, self._facts, self._settings = monitor, clock, events, facts, settings
         self._trust: dict[str, DeviceTrust] = {}
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
         self._wake = asyncio.Event()
         self._periodic_due = False
         self._early: dict[tuple[str | None, int], DeviceIncident] = {}
 
-    def listen(self, call: Callable[[], None]) -> None:
+    def listen(self, call: Callable[[], object]) -> None:
         self._listeners.append(call)
 
     def restore(self) -> None:
@@ -268,7 +268,7 @@ class GpuWatch:
         for call in self._listeners:
             self._tell(call)
 
-    def _tell(self, call: Callable[[], None]) -> None:
+    def _tell(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception as problem:  # noqa: BLE001 - a boundary: one listener's fault must not blind the others

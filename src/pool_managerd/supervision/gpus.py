@@ -46,6 +46,7 @@ class Gpus:
         self._looks: set[asyncio.Task[DeviceScan]] = set()
         self.closing = self.hurry = False
         watch.listen(self._after_look)
+        watch.listen(self.memory.accounts)  # in a slice of the loop of its own: the others find it made
         watch.listen(self.refresh)
 
     def attach(self, drivers: Callable[[], Iterable[PoolDriver]]) -> None:
