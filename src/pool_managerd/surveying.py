@@ -9,9 +9,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, PoolConfig, split_address
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
@@ -28,6 +30,7 @@ from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
+ASK_AT_ONCE = 8
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
@@ -41,31 +44,42 @@ class Setups:
         self._models = ModelProvisioner(config.base_dir, config.policy)
         self._engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
-        self._asked: dict[str, threading.Thread] = {}
+        self._asking: set[str] = set()
         self._found: dict[str, list[tuple[str, str, str]]] = {}
 
     def problems(self) -> tuple[tuple[str, str, str], ...]:
         """Pool, message and remedy of each. Blocks, for a bounded time."""
+        waiting: SimpleQueue[PoolConfig] = SimpleQueue()
         for pool in self._pools:
-            asked = self._asked.get(pool.id)
-            if asked is None or not asked.is_alive():
+            if pool.id not in self._asking:
                 self._found.pop(pool.id, None)
-                self._asked[pool.id] = threading.Thread(target=self._ask, args=(pool,), daemon=True, name="preflight")
-                self._asked[pool.id].start()
+                waiting.put(pool)
+        threads = [
+            threading.Thread(target=self._ask_all, args=(waiting,), daemon=True, name="preflight")
+            for _ in range(min(ASK_AT_ONCE, waiting.qsize()))
+        ]
+        for thread in threads:
+            thread.start()
         deadline = time.monotonic() + FOLDER_TIMEOUT_S
-        for thread in self._asked.values():
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         dead = "cannot look at its model and engine: the disk does not answer"
         return tuple(found for pool in self._pools for found in self._found.get(pool.id, [(pool.id, dead, "")]))
 
-    def _ask(self, pool: PoolConfig) -> None:
-        found = []
+    def _ask_all(self, waiting: SimpleQueue[PoolConfig]) -> None:
+        with suppress(Empty):
+            while True:
+                pool = waiting.get_nowait()
+                self._asking.add(pool.id)
+                self._found[pool.id] = list(self._ask(pool))
+                self._asking.discard(pool.id)
+
+    def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
         for check in (partial(self._models.locate, pool.model), partial(self._engines.check, pool)):
             try:
                 check()
             except PoolError as error:
-                found.append((pool.id, error.message, error.hint or ""))
-        self._found[pool.id] = found
+                yield pool.id, error.message, error.hint or ""
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
