@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.lifecycle import TABLE, Instance, Phase, Policy, next_alarm, step, validate, view
@@ -28,7 +28,6 @@ def test_the_samples_cover_every_event() -> None:
 
 
 @given(data=st.data(), policy=policies)
-@settings(max_examples=150, deadline=None)
 def test_random_histories_never_break_a_rule(data: st.DataObject, policy: Policy) -> None:
     i, now = Instance("p"), 100.0
     for _ in range(data.draw(st.integers(1, 60))):
@@ -47,7 +46,6 @@ def test_random_histories_never_break_a_rule(data: st.DataObject, policy: Policy
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
 def test_ready_comes_only_with_a_good_probe_of_this_launch(data: st.DataObject) -> None:
     i, now, policy, good_epoch = Instance("p"), 0.0, Policy(), -1
     for _ in range(40):
@@ -67,7 +65,6 @@ def test_news_of_an_older_launch_changes_nothing(phase: Phase, event: ev.EpochEv
 
 
 @given(data=st.data(), policy=policies)
-@settings(max_examples=80, deadline=None)
 def test_every_history_can_be_brought_down(data: st.DataObject, policy: Policy) -> None:
     """Stop, and if the process does not answer, only the passing of time, always ends without a process or says why not."""
     i, now = Instance("p"), 0.0

@@ -107,7 +107,7 @@ WORDS = [
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join), max_size=6))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_both_readers_agree_on_any_words(c_verdict: Callable[[str], int], lines: list[str]) -> None:
     text = "".join(f"{line}\n" for line in [f"{GPU}", *lines])
     found = first_mistake(text)

@@ -158,7 +158,7 @@ def _empty(model: Path) -> Path:
     return model / "empty"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(st.tuples(st.integers(0, 260), st.binary(min_size=1, max_size=9)), max_size=5),
     cut=st.none() | st.integers(0, 300),
