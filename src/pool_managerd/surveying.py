@@ -71,8 +71,10 @@ class Setups:
             while True:
                 pool = waiting.get_nowait()
                 self._asking.add(pool.id)
-                self._found[pool.id] = list(self._ask(pool))
-                self._asking.discard(pool.id)
+                try:
+                    self._found[pool.id] = list(self._ask(pool))
+                finally:
+                    self._asking.discard(pool.id)
 
     def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
         for check in (partial(self._models.locate, pool.model), partial(self._engines.check, pool)):

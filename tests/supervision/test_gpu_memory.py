@@ -11,6 +11,7 @@ from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
+from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu, process
 from tests.supervision.gpu_world import GpuWorld
@@ -32,13 +33,19 @@ async def test_a_stop_is_complete_when_the_memory_is_seen_free_and_not_before(ma
     assert world.fakes.gpus.memory.ledger.get("a") is None
 
 
-async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(made: list[GpuWorld]) -> None:
-    world = GpuWorld(gpu(0, 24), gib=20)
-    made.append(world)
+async def stopped_but_held(world: GpuWorld) -> PoolDriver:
+    """Pool a, whose engine was stopped and keeps 19 GiB beyond every deadline."""
     a = await world.begin("a")
     world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 19, name="llama-server"),)))
     await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
     await world.fakes.clock.advance(40)
+    return a
+
+
+async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gib=20)
+    made.append(world)
+    a = await stopped_but_held(world)
     assert world.phase("a") is Phase.FAILED and a.instance.reason == "vram_held"
     assert "held by pid 4000 (llama-server), 19 GiB" in str(a.instance.last_error)
     b = await world.begin("b")
@@ -53,10 +60,7 @@ async def test_what_an_ended_engine_still_holds_is_a_strangers_to_the_next_start
 ) -> None:
     world = GpuWorld(gpu(0, 24), gib=4)
     made.append(world)
-    a = await world.begin("a")
-    world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 19, name="llama-server"),)))
-    await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
-    await world.fakes.clock.advance(40)
+    a = await stopped_but_held(world)
     assert a.instance.reason == "vram_held"
     where, _ = await world.fakes.admission.forecast(a)
     assert where == "4 GiB on GPU 0 (NVIDIA Test)"

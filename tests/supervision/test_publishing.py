@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from pool_managerd.config import PoolConfig
+from pool_managerd.config import PolicyConfig, PoolConfig
 from pool_managerd.core.lifecycle import Instance
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.core.reservations import Reservation, account
+from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.supervision.publishing import GpuFigures, registry_fields
 from pool_managerd.supervision.workers import Launch
 from tests.core.gpus import GIB, gpu, process
@@ -59,7 +61,7 @@ def test_of_a_gpu_that_cannot_be_read_nothing_is_free_nor_used() -> None:
 
 def told(launch: Launch | None = None, **config: Any) -> dict[str, Any]:
     pool = PoolConfig(id="a", engine="llamacpp", **config)
-    return registry_fields(Instance("a"), launch or Launch(), pool, 0, "node-1")
+    return registry_fields(Instance("a"), launch or Launch(), pool, 0, "node-1", ModelProvisioner(Path(), PolicyConfig()).id_of)
 
 
 def test_what_is_configured_is_known_before_the_first_start() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pool_managerd.api.schemas import Answer, ScanTrouble
+from pool_managerd.api.schemas import Answer, PoolHead, ScanTrouble
 
 
 class PerfHints(Answer):
@@ -29,25 +29,13 @@ class DeviceShare(Answer):
     vram_used_bytes: int | None = Field(None, description="What this pool's engine holds; null where the driver does not tell.")
 
 
-class PoolSnapshot(Answer):
+class PoolSnapshot(PoolHead):
     """One pool. Of several devices the figures are sums."""
 
-    pool_id: str
     node_id: str | None = Field(None, description="The node's host name.")
     replica_id: str | None = None
-    state: str
-    live: bool
-    ready: bool
-    draining: bool
-    active_leases: int
-    slots_total: int | None = None
-    slots_free: int | None = None
-    engine: str | None = None
-    engine_version: str | None = None
     engine_digest: str | None = None
     engine_catalog_id: str | None = None
-    model_id: str | None = None
-    model_ref: str | None = None
     models_available: list[str] = Field([], description="What a request may ask for here.")
     device_mask: str | None = Field(None, description="The devices that the pool may use, as configured; null: all.")
     vram_total_bytes: int | None = None

@@ -97,7 +97,9 @@ class Ready(Answer):
     pools: list[PoolProblem] = Field(description="The pools that are not ready.")
 
 
-class PoolStatus(Answer):
+class PoolHead(Answer):
+    """What every view of a pool begins with."""
+
     pool_id: str
     state: str
     live: bool
@@ -110,6 +112,9 @@ class PoolStatus(Answer):
     engine_version: str | None = None
     model_id: str | None = None
     model_ref: str | None = None
+
+
+class PoolStatus(PoolHead):
     model_path: str | None = None
     device_mask: str | None = None
     replica_id: str | None = None

@@ -60,7 +60,7 @@ def listening_ports(proc: Path) -> Iterator[int]:
 
 
 def _tools_in_time(env: Mapping[str, str]) -> dict[str, str]:
-    found: list[dict[str, str]] = within(lambda: [_tools(env)], [])
+    found: list[dict[str, str]] = _within(lambda: [_tools(env)], [])
     return found[0] if found else _tools({"PATH": _LOCAL_PATH})
 
 
@@ -95,7 +95,7 @@ def _names(folder: Path) -> list[str]:
 
 def _folder(role: str, path: Path) -> Folder:
     gone = Folder(role, str(path), problem=f"it did not answer within {FOLDER_TIMEOUT_S:g} s")
-    return within(lambda: _look_at(role, path), gone)
+    return _within(lambda: _look_at(role, path), gone)
 
 
 def _look_at(role: str, path: Path) -> Folder:
@@ -147,7 +147,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def within(call: Callable[[], _T], otherwise: _T) -> _T:
+def _within(call: Callable[[], _T], otherwise: _T) -> _T:
     """What ``call`` gives within the time, else ``otherwise``: a stuck one is left behind in its thread."""
     answers: list[_T] = []
     thread = threading.Thread(target=lambda: answers.append(call()), daemon=True, name="preflight")

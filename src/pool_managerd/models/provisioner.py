@@ -63,6 +63,13 @@ class ModelProvisioner:
             )
         return ResolvedModel(model.id, str(path), size, digest=digest, verified=True)
 
+    def id_of(self, ref: str) -> str:
+        """What the model of ``ref`` will be called (ORCH-3704); a malformed one, which no start accepts, as it stands."""
+        try:
+            return parse_ref(ref).id
+        except SpecError:
+            return ref
+
     def locate(self, ref: str) -> tuple[ModelRef, Path, int]:
         """Where the model of ``ref`` lies and its size in bytes; reads no content. Blocking. Raises as ``ensure_present``."""
         model = parse_ref(ref)

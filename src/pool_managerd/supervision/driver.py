@@ -194,7 +194,7 @@ class PoolDriver:
 
     def _publish(self) -> None:
         now_ms = self._s.clock.wall_ms()
-        fields = registry_fields(self.instance, self.launch, self.config, now_ms, self._s.node_id)
+        fields = registry_fields(self.instance, self.launch, self.config, now_ms, self._s.node_id, self._s.models.id_of)
         self._s.registry.publish(self.pool_id, **fields)
         if self.instance.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING):
             self._s.gate.leave(self.pool_id)

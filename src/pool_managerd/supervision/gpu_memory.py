@@ -59,7 +59,7 @@ class GpuMemory:
         key = (self.ledger.version, engines)
         if self._made is None or self._made[0] != key:
             marks = [EngineMark(*engine[:3]) for engine in engines]
-            running = {pool_id: self._foreign_before.get(pool_id, {}) for pool_id, *_, runs in engines if runs}
+            running = self._running(engines)
             self._owners = owners((p for d in scan.devices for p in d.processes), marks, self._owners)
             by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
             self._matched.update(by_pid.values())
@@ -72,8 +72,7 @@ class GpuMemory:
         self.accounts()
         owned = {pid: owner.pool_id for pid, owner in self._owners.items() if owner.pool_id != pool_id}
         others = [reservation for reservation in self.ledger.all() if reservation.pool_id != pool_id]
-        running = {d.pool_id: self._foreign_before.get(d.pool_id, {}) for d in self._drivers() if d.instance.has_process}
-        return account(in_pci_order(self._scan().devices), others, owned, running)
+        return account(in_pci_order(self._scan().devices), others, owned, self._running(self._engines()))
 
     def _remember_guesses(self, running: Iterable[str], accounts: Mapping[str, DeviceAccount]) -> None:
         """What each pool was taken to use while one ran: once its engine is dead, its memory must not pass for another's."""
@@ -143,6 +142,10 @@ class GpuMemory:
         own = guessed.pop(pool_id, 0)
         before = self._unmatched_before.get(pool_id, {}).get(uuid, 0)
         return before + sum(guessed.values()) + max(BLIND_SLACK_BYTES, int(own * BLIND_SLACK))
+
+    def _running(self, engines: Iterable[tuple[str, int, str, bool]]) -> dict[str, dict[str, int]]:
+        """The pools whose engines run, with what was foreign on each device before their launch."""
+        return {pool_id: self._foreign_before.get(pool_id, {}) for pool_id, *_, runs in engines if runs}
 
     def _engines(self) -> tuple[tuple[str, int, str, bool], ...]:
         """Pool, pid and nonce of engines that run (the last is True), and of ended ones whose memory is not yet seen free."""

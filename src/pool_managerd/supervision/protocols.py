@@ -51,6 +51,7 @@ class Launcher(Protocol):
 
 
 class Models(Protocol):
+    def id_of(self, ref: str) -> str: ...
     async def ensure_present(
         self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel: ...

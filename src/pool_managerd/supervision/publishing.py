@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import PoolConfig
@@ -16,10 +14,10 @@ from pool_managerd.core.reservations import DeviceAccount, Holding, board
 if TYPE_CHECKING:
     from pool_managerd.supervision.workers import Launch
 
-_SCHEME = re.compile(r"(file:)|sha256:|hf:(?!//)|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
-
-def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall_ms: int, node_id: str) -> dict[str, Any]:
+def registry_fields(
+    i: Instance, launch: Launch, config: PoolConfig | None, wall_ms: int, node_id: str, model_id_of: Callable[[str], str]
+) -> dict[str, Any]:
     """All fields of the registry entry that follow from the configuration, the instance and its present launch.
 
     What the configuration knows is known before the first start: a mask is no result of one (B-REG-040s).
@@ -36,7 +34,7 @@ def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall
     if config is not None:
         quant = config.quant or quant
         fields |= {
-            "engine": config.engine, "model_ref": config.model, "model_id": _model_id(config.model), "ctx_max": config.ctx,
+            "engine": config.engine, "model_ref": config.model, "model_id": model_id_of(config.model), "ctx_max": config.ctx,
             "device_mask": None if config.mask is None else str(config.mask),
             "sampler_profile_version": config.sampler_profile_version,
         }  # fmt: skip
@@ -51,15 +49,6 @@ def registry_fields(i: Instance, launch: Launch, config: PoolConfig | None, wall
     if launch.first_token_ms is not None or quant is not None:
         fields["perf_hints"] = PerfHints(launch.tokens_per_s, launch.first_token_ms, (quant,) if quant is not None else ())
     return fields
-
-
-def _model_id(ref: str) -> str:
-    """What the model of a configured reference will be called."""
-    found = _SCHEME.match(ref.strip())
-    if found is not None and found[1] is None:
-        return ref.strip()
-    path = ref.strip()[found.end() :] if found is not None else ref.strip()
-    return f"file:{posixpath.normpath(path.removeprefix('//') if path.startswith('///') else path)}"
 
 
 class GpuFigures:

@@ -90,6 +90,9 @@ class FakeModels:
         self.refuse: PoolError | None = None
         self.stuck = False
 
+    def id_of(self, ref: str) -> str:
+        return ref
+
     async def ensure_present(
         self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:
