@@ -20,7 +20,7 @@ def _pages() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize("name", ["api.md", "cli.md", "metrics.md", "openapi.json"])
+@pytest.mark.parametrize("name", ["api.md", "cli.md", "config.md", "config.schema.json", "metrics.md", "openapi.json"])
 def test_a_reference_page_is_current(name: str) -> None:
     hint = "it is out of date: run python docs/reference/regenerate.py"
     assert (REFERENCE / name).read_text(encoding="utf-8") == _pages()[name], hint

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pool_managerd.api import openapi
 from pool_managerd.cli import reference
+from pool_managerd.config_docs import reference_text
+from pool_managerd.config_load import config_schema_text
 from pool_managerd.telemetry import series
 
 HERE = Path(__file__).resolve().parent
@@ -18,6 +20,8 @@ def pages() -> dict[str, str]:
         "api.md": openapi.markdown(),
         "openapi.json": json.dumps(openapi.document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
         "cli.md": reference.markdown(),
+        "config.md": reference_text(),
+        "config.schema.json": config_schema_text(),
         "metrics.md": series.markdown(),
     }
 

@@ -101,7 +101,9 @@ class RestartLimitConfig(Section):
 
 class SupervisionConfig(Section):
     stop_grace_ms: NonNegative = Field(5_000, description="Between SIGTERM and SIGKILL.")
-    restart: RestartPolicy = Field("on-failure", description="on-failure: exit 0 is graceful and not restarted.")
+    restart: RestartPolicy = Field(
+        "on-failure", description="A server that ends unasked has failed; a submitted engine's exit 0 is graceful (on-failure)."
+    )
     backoff: BackoffConfig = BackoffConfig()
     breaker: BreakerConfig = BreakerConfig()
     restart_limit: RestartLimitConfig = RestartLimitConfig()

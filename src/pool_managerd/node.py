@@ -17,8 +17,8 @@ from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.drain import DrainRequest
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.device_view import device_named, devices_view, snapshots_view
@@ -30,9 +30,6 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.submissions import check_pool_id, check_submission
 from pool_managerd.wiring import Adapters, default_adapters
-
-_IDLE = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
-_RISING = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING)
 
 
 class PoolManager:
@@ -200,34 +197,25 @@ class PoolManager:
         Raises RequestError OPERATION_IN_PROGRESS, ALREADY_READY, POLICY_DENIED or POOL_NOT_FOUND.
         """
         if engine is None:
-            return await self._start(pool_id, "preload")
+            return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(join=False), "up", desired="up")
         check_submission(self.config, pool_id, engine)
         known = self._pools.find(pool_id)
         driver = known or self._pools.add(pool_id)
         try:
-            return await self._pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+            start = ev.Start(retry=False, join=False)
+            return await self._pools.change(driver, "preload", start, "up", desired="up", engine=engine)
         except PoolError:
             if known is None:
                 await self._pools.discard(driver)
             raise
 
     async def cancel_preload(self, pool_id: str) -> Operation:
-        driver = self._pools.get(pool_id)
-        if driver.instance.phase not in _RISING:
-            raise RequestError(
-                f"cannot cancel: pool {pool_id} is not preloading", code="INVALID_PARAMS", status=409, pool_id=pool_id
-            )
-        return await self._pools.change(driver, "cancel_preload", ev.Stop(), "down", desired="down")
+        """Give up a start that is under way; the pool stays down. Raises RequestError when there is none."""
+        return await self._pools.change(self._pools.get(pool_id), "cancel_preload", ev.CancelStart(), "down", desired="down")
 
     async def start(self, pool_id: str) -> Operation:
-        """Bring the engine up as configured, or as it was submitted."""
-        return await self._start(pool_id, "start")
-
-    async def _start(self, pool_id: str, kind: str) -> Operation:
-        driver = self._pools.get(pool_id)
-        if driver.config is not None and driver.instance.phase in _IDLE:
-            driver.submitted = None  # what the configuration says holds again
-        return await self._pools.change(driver, kind, ev.Start(), "up", desired="up")
+        """Bring the engine up as configured, or as it was submitted; joins a start that is under way or done."""
+        return await self._pools.change(self._pools.get(pool_id), "start", ev.Start(), "up", desired="up")
 
     async def stop(self, pool_id: str) -> Operation:
         """Stop without waiting for leases; the pool stays down until it is started."""
@@ -281,22 +269,13 @@ class PoolManager:
             raise RequestError(
                 f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
             )
-        await self._pools.remove(driver)
-        return True
+        return await self._pools.remove(driver)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
-        """Start on demand and wait until ready; the pool's status. Joins a start that is under way. Raises PoolError."""
+        """Start on demand and wait until ready; the pool's status. Any number of callers join one start. Raises PoolError."""
         driver = self._pools.get(pool_id)
         if not view(driver.instance).ready:
-            joining = driver.instance.phase in (*_RISING, Phase.READY, Phase.ATTACHED) or (
-                driver.instance.phase is Phase.STOPPING and not driver.instance.drained
-            )
-            if joining:
-                operation = await self._pools.request(
-                    driver, "ensure_ready", ev.Tick(), "up", target_epoch=max(1, driver.instance.epoch)
-                )
-            else:
-                operation = await self._pools.change(driver, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
+            operation = await self._pools.change(driver, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
             await operation.wait()
         return self.status(pool_id)
 

@@ -9,7 +9,8 @@ from pool_managerd.core.lifecycle import Policy
 from pool_managerd.core.lifecycle import events as ev
 
 REQUESTS = [
-    ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Stop(), ev.Restart(), ev.Hold(), ev.Release(), ev.Undrain(),
+    ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
+    ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Restart(), ev.Hold(), ev.Release(), ev.Undrain(),
     ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
     ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(), ev.OpenBreaker(5.0),
 ]  # fmt: skip
@@ -32,7 +33,8 @@ def news(epoch: int) -> list[ev.Event]:
         ev.Adopted(epoch), ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
     ]  # fmt: skip
     ending = [
-        ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=1, summary="exit_code=1"),
+        ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=0, graceful=True),
+        ev.Exited(epoch, code=1, summary="exit_code=1"),
         ev.Exited(epoch, signal=9), ev.Exited(epoch, code=1, summary="exit_code=1", port_conflict=True), ev.Exited(epoch),
         ev.VramFree(epoch), ev.VramHeld(epoch, "pid 7"),
     ]  # fmt: skip

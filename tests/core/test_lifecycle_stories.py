@@ -162,9 +162,9 @@ def test_backoff_grows_with_crashes_in_a_row_and_starts_over_after_a_stable_run(
     assert delays == [1000, 2000, 4000, 1000]
 
 
-def test_exit_code_0_of_a_ready_engine_is_graceful_and_not_restarted() -> None:
+def test_exit_code_0_of_an_engine_that_may_end_is_graceful_and_not_restarted() -> None:
     story = Story().until_ready()
-    story.tell(ev.Died(1), ev.Exited(1, code=0))
+    story.tell(ev.Died(1), ev.Exited(1, code=0, graceful=True))
     assert story.phase() is Phase.DOWN and story.i.crash_count == 0 and story.i.last_error is None
     assert view(story.i).state == "offline"
 
@@ -174,7 +174,7 @@ def test_exit_code_0_of_a_ready_engine_is_graceful_and_not_restarted() -> None:
 )
 def test_the_restart_policy_decides_what_follows_an_exit(restart: str, code: int, phase: Phase) -> None:
     story = Story(replace(POLICY, restart=restart)).until_ready()
-    story.tell(ev.Died(1), ev.Exited(1, code=code, summary=f"exit_code={code}"))
+    story.tell(ev.Died(1), ev.Exited(1, code=code, summary=f"exit_code={code}", graceful=code == 0))
     assert story.phase() is phase
 
 
@@ -503,3 +503,83 @@ def test_a_held_pool_that_runs_is_not_taken_down_by_a_restart() -> None:
     story = Story().until_ready()
     story.tell(ev.Hold(), ev.Restart())
     assert isinstance(story.effects[-1], do.Refuse) and story.phase() is Phase.READY
+
+
+def test_a_server_that_ends_unasked_has_failed_whatever_its_exit_code_says() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, code=0, summary="exit_code=0"))
+    assert story.phase() is Phase.BACKOFF and story.i.crash_count == 1 and story.i.last_error == "exit_code=0"
+    assert story.said("crash").fields["exit_code"] == 0
+
+
+@pytest.mark.parametrize(
+    ("restart", "phase"), [("never", Phase.FAILED), ("always", Phase.BACKOFF), ("on-failure", Phase.BACKOFF)]
+)
+def test_the_restart_policy_says_what_follows_a_servers_unasked_exit_0(restart: str, phase: Phase) -> None:
+    story = Story(replace(POLICY, restart=restart)).until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, code=0, summary="exit_code=0"))
+    assert story.phase() is phase and story.i.crash_count == 1
+
+
+def test_a_start_while_the_engine_is_being_stopped_follows_the_stop_and_is_no_restart() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Stop())
+    assert story.tell(ev.Start()) == []
+    story.tell(ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2 and story.i.restart_count == 0 and story.i.crash_count == 0
+
+
+def test_the_last_request_wins_while_an_engine_is_being_stopped() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Stop(), ev.Start(), ev.Stop(), ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.DOWN and story.i.drained
+
+
+def test_demand_does_not_hasten_the_restart_of_an_engine_that_keeps_failing() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1))
+    assert story.tell(ev.Start(origin="demand")) == []
+    story.tell(ev.Exited(1, signal=11))
+    assert story.i.deadline is not None
+    assert story.tell(ev.Start(origin="demand")) == [], "it waits"
+    story.tell(ev.Start())
+    assert story.phase() is Phase.STAGING, "a person's request does not wait"
+
+
+def test_a_second_drain_waits_for_the_same_end_and_the_earlier_deadline_holds() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Drain(60_000, 1))
+    story.tell(ev.Drain(10_000, 1))
+    assert story.i.deadline == story.now + 10
+    story.tell(ev.Drain(90_000, 1))
+    assert story.i.deadline == story.now + 10
+    story.tell(ev.Drain(0, 1))
+    assert story.phase() is Phase.STOPPING and story.i.force_stopped
+
+
+def test_a_drain_while_the_engine_is_restarting_keeps_it_down() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Restart(), ev.Drain(1_000, 0), ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.DOWN and story.i.drained
+    assert story.said("drain_finished").fields["final_lease_count"] == 0
+
+
+def test_two_callers_may_cancel_one_start() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42))
+    story.tell(ev.CancelStart())
+    assert story.tell(ev.CancelStart()) == []
+    story.tell(ev.Died(1), ev.Exited(1, signal=15))
+    assert story.phase() is Phase.DOWN
+    assert [type(e) for e in story.tell(ev.CancelStart())] == [do.Refuse]
+
+
+def test_an_attached_engine_that_nobody_answers_for_says_so_at_the_first_probe() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, external=True), ev.ProbeMissed(1, "was refused: connection refused"))
+    assert story.i.last_error == "health check failed: nothing healthy answers; the last probe was refused: connection refused"
+    [refused] = story.tell(ev.Start(join=False))
+    assert isinstance(refused, do.Refuse)
+    assert "not ready: health check failed" in refused.message
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready, story.i.last_error

@@ -179,10 +179,10 @@ async def test_a_submitted_engine_is_not_warmed_up(world: World) -> None:
     assert "warmup" not in world.fakes.types()
 
 
-async def test_a_second_start_is_refused_and_leaves_no_operation(world: World) -> None:
+async def test_a_preload_of_a_ready_pool_is_refused_and_leaves_no_operation(world: World) -> None:
     await world.up()
     with pytest.raises(RequestError) as refused:
-        await world.start()
+        await world.start(join=False)
     assert refused.value.error_code == "ALREADY_READY" and refused.value.http_status == 409
     assert len(world.pools.operations.all()) == 1
 

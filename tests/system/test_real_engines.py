@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -67,6 +68,28 @@ async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
         assert not alive(again["pid"]) and node.status("p")["state"] == "offline"
     assert mentioning(open_dir) == []
     assert left_behind(open_dir) == []
+
+
+async def test_callers_at_once_share_one_start_of_a_real_engine(open_dir: Path, tiny_model: Path) -> None:
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, "preload": False, **ONE_THREAD}
+    async with PoolManager(config(open_dir, pool)) as node:
+        statuses = await asyncio.gather(*(node.ensure_ready("p") for _ in range(5)))
+        assert [status["ready"] for status in statuses] == [True] * 5
+        assert len({status["pid"] for status in statuses}) == 1 and node.status("p")["epoch"] == 1
+
+
+async def test_a_real_server_that_ends_with_exit_code_0_unasked_has_failed_and_comes_back(
+    open_dir: Path, tiny_model: Path, llama_server: Path
+) -> None:
+    provisioning = {"mode": "binary", "binary": {"path": llama_server}, **ONE_THREAD["provisioning"]}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, pool)) as node:
+        first = await node.ensure_ready("p")
+        os.kill(first["pid"], signal.SIGTERM)
+        await until(lambda: node.status("p")["crash_count"] == 1, "its end to be counted as a crash")
+        assert node.crashes("p")[0]["exit_code"] == 0
+        await until(lambda: node.status("p")["ready"], "the pool to be ready again")
+        assert node.status("p")["pid"] != first["pid"] and node.status("p")["restart_count"] == 1
 
 
 async def test_a_real_engine_is_attached_to_and_never_signalled(open_dir: Path, tiny_model: Path) -> None:

@@ -126,6 +126,7 @@ class PoolStatus(PoolHead):
     pid: int | None = None
     url: str | None = None
     isolation: str | None = None
+    last_probe: str | None = None
     reason: str | None = None
     held: bool = False
     next_restart_at_ms: int | None = None

@@ -35,7 +35,8 @@ class PreparedEngine:
     ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
     set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
     ``device_uuids`` are the GPUs that this launch was given. ``verbatim`` marks an engine submitted by a caller: it runs
-    as given, and is not warmed up.
+    as given, is not warmed up, and may end by itself: its unasked exit 0 is graceful (SPEC §8.5). A server that this
+    version prepares never ends unasked but by failing, whatever its exit code.
     """
 
     pool_id: str

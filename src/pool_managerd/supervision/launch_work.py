@@ -53,7 +53,7 @@ class LaunchWork:
             self._driver.post(ev.StagingFailed(epoch, text, retriable, reason))
             return
         launch.prepared = prepared
-        launch.step = "starting"
+        launch.step = "starting" if prepared.attach_url is None else "attach"
         if model is not None and not model.verified:
             self._driver.emit("notice", f"Model of pool '{self._driver.pool_id}' is used unverified: no checksum is configured")
         for warning in prepared.warnings:
@@ -96,7 +96,9 @@ class LaunchWork:
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
         launch.log_tail = self._s.files.tail_log(self._driver.pool_id)
-        told = workers.exit_event(epoch, record, launch.log_tail)
+        told = workers.exit_event(
+            epoch, record, launch.log_tail, may_end=launch.prepared is not None and launch.prepared.verbatim
+        )
         if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
             told = replace(told, port_conflict=await self._port_lost(launch, process.pid))
         self._driver.post(told)

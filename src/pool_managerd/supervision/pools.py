@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
@@ -19,7 +19,10 @@ from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
 
+_T = TypeVar("_T")
+
 MAX_SUBMITTED = 1_000
+_AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
 
 
 class IntentStore(Protocol):
@@ -125,15 +128,23 @@ class Pools:
         """Make the intent durable, then ask the driver, then acknowledge. One at a time per pool. Raises PoolError.
 
         What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
+        A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
+        return await _carried_through(self._change(driver, kind, event, goal, desired, held, engine))
+
+    async def _change(
+        self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
+        engine: PreparedEngine | None,
+    ) -> Operation:  # fmt: skip
         async with self._turn(driver):
             self._check_open(driver)
             if (refused := objection(driver.instance, event, self._s.clock.monotonic(), driver.policy)) is not None:
                 raise refused
             before, submitted = self._stored.get(driver.pool_id), driver.submitted
-            await self._store_intent(self._intended(driver, engine or submitted, desired, held))
-            if engine is not None:
-                driver.submitted = engine
+            if engine is None and not _from_configuration(driver, event):
+                engine = submitted
+            await self._store_intent(self._intended(driver, engine, desired, held))
+            driver.submitted = engine
             try:
                 self._check_open(driver)
                 return await self.request(driver, kind, event, goal)
@@ -159,10 +170,10 @@ class Pools:
         if self._drivers.get(driver.pool_id) is not driver:
             raise RequestError(f"pool {driver.pool_id} not found", code="POOL_NOT_FOUND", status=404)
 
-    async def request(self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, target_epoch: int = 0) -> Operation:
+    async def request(self, driver: PoolDriver, kind: str, event: ev.Event, goal: str) -> Operation:
         """Ask the driver, without making anything durable. Raises the RequestError of a refusal."""
         operation = self.operations.begin(kind, driver.pool_id)
-        waiting = Waiting(operation, goal, self._on_end, target_epoch)
+        waiting = Waiting(operation, goal, self._on_end)
         driver.post(event, waiting)
         try:
             await waiting.answer
@@ -171,9 +182,14 @@ class Pools:
             raise
         return operation
 
-    async def remove(self, driver: PoolDriver) -> None:
-        """Forget a pool that is down. Raises RequestError when it is not."""
+    async def remove(self, driver: PoolDriver) -> bool:
+        """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
+        return await _carried_through(self._remove(driver))
+
+    async def _remove(self, driver: PoolDriver) -> bool:
         async with self._turn(driver):
+            if self.find(driver.pool_id) is not driver:
+                return False
             self._check_open(driver)
             if driver.instance.has_process or driver.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
                 raise RequestError(
@@ -184,6 +200,7 @@ class Pools:
             self._stored.pop(driver.pool_id, None)
             await self.discard(driver)
         self._s.events.emit("pool_removed", f"Pool '{driver.pool_id}' is forgotten", pool_id=driver.pool_id)
+        return True
 
     async def discard(self, driver: PoolDriver) -> None:
         """Drop a driver whose pool is down and not stored, as if it had never been added."""
@@ -222,6 +239,8 @@ class Pools:
 
     def _intended(self, driver: PoolDriver, engine: PreparedEngine | None, desired: str | None, held: bool | None) -> StoredPool:
         old = self._stored.get(driver.pool_id, StoredPool(driver.pool_id))
+        if desired == "auto" and old.desired == "up":
+            desired = "up"  # demand joins what a person wants up, and leaves it wanted
         new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
         if driver.config is not None:
             return new
@@ -252,3 +271,15 @@ class Pools:
             "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,
             kind=operation.kind, status=operation.status,
         )  # fmt: skip
+
+
+async def _carried_through(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of ``work``, which goes on when the caller is cancelled."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to be told of it
+    return await asyncio.shield(task)
+
+
+def _from_configuration(driver: PoolDriver, event: ev.Event) -> bool:
+    """True for a start of a configured pool that begins anew: what its configuration says holds again."""
+    return isinstance(event, ev.Start) and driver.config is not None and driver.instance.phase in _AT_REST

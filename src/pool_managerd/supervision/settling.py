@@ -23,18 +23,23 @@ _ENDED_BADLY = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 
 @dataclass
 class Waiting:
-    """A request in the inbox and the operation it becomes. ``target_epoch`` is the launch that a start asks for."""
+    """A request in the inbox and the operation it becomes: it is over when launch ``epoch`` is up, or down.
+
+    Several callers may wait for one launch; what one of them began, the others joined.
+    """
 
     operation: Operation
     goal: str
     on_end: Callable[[Operation, dict[str, Any] | None, PoolError | None], None]
-    target_epoch: int = 0
+    epoch: int = 0
     answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def accept(self, before: Instance, after: Instance) -> None:
         """The request was taken: from here on only its end is awaited."""
-        if self.target_epoch == 0:
-            self.target_epoch = before.epoch if after.phase is Phase.WAKING else before.epoch + 1
+        if self.goal == "up":  # a stop that is under way comes before the launch that was asked for
+            self.epoch = after.epoch + (after.phase in (Phase.STOPPING, Phase.BACKOFF))
+        else:
+            self.epoch = before.epoch
         if not self.answer.done():
             self.answer.set_result(None)
 
@@ -71,7 +76,7 @@ def _judge(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[str,
         return {"pool_id": i.pool_id}, None
     if waiting.goal == "up":
         return _judge_up(waiting, i, driver)
-    if i.phase is Phase.DOWN or (i.phase in (Phase.BACKOFF, Phase.OPEN)):
+    if i.phase in (Phase.DOWN, Phase.BACKOFF, Phase.OPEN) or i.epoch > waiting.epoch:
         return (driver.last_drain if waiting.goal == "drained" else {"pool_id": i.pool_id}), None
     if i.phase is Phase.FAILED:
         code, status = ("VRAM_HELD", 503) if i.reason == "vram_held" else ("STOP_FAILED", 500)
@@ -87,7 +92,7 @@ def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[s
     if i.phase is Phase.DOWN and i.owed:
         text = f"cannot start pool '{i.pool_id}': it is {'held' if i.held else 'quarantined'}"
         return None, RequestError(text, code="POOL_HELD" if i.held else "POOL_UNAVAILABLE", status=409, pool_id=i.pool_id)
-    if i.epoch < waiting.target_epoch and i.phase not in (Phase.DOWN, Phase.FAILED):
+    if i.epoch < waiting.epoch and i.phase not in (Phase.DOWN, Phase.FAILED):
         return None
     if view(i).ready:
         return driver.up_outcome(), None
@@ -97,6 +102,6 @@ def _judge_up(waiting: Waiting, i: Instance, driver: PoolDriver) -> tuple[dict[s
     if i.phase is Phase.DOWN:
         text = f"the start of pool '{i.pool_id}' was cancelled" if i.last_error is None else i.last_error
         return None, RequestError(text, code="OPERATION_CANCELLED", status=409, pool_id=i.pool_id)
-    if i.phase in _ENDED_BADLY or (i.phase is Phase.ATTACHED and i.reason == "preload_failed"):
+    if i.phase in _ENDED_BADLY or (i.phase is Phase.ATTACHED and i.reason is not None):
         return None, operation_error(i.pool_id, i.last_error, driver.launch.cause, driver.launch.log_tail)
     return None

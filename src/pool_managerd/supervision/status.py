@@ -40,7 +40,8 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
         "last_heartbeat_ms": entry.last_heartbeat_ms,
         "last_probe_age_ms": None if i.last_good_at is None else round((now - i.last_good_at) * 1000),
         "pid": process.pid if process and i.has_process else None,
-        "url": prepared.url if prepared and seen.live else None,
+        "last_probe": i.probe_reason or None,
+        "url": prepared.url if prepared and (seen.live or prepared.attach_url) else None,
         "isolation": process.isolation if process and i.has_process else None,
         "compute": "cpu" if on_cpu else "gpu" if launch.assignment is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
@@ -57,13 +58,15 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
 def _preload(driver: PoolDriver, now: float, wall_ms: int) -> dict[str, Any] | None:
     """How far a start has come, while one is under way."""
     i, launch = driver.instance, driver.launch
-    if i.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING) or i.launched_at is None:
+    attaching = i.phase is Phase.ATTACHED and i.last_good_at is None
+    if i.launched_at is None or not (attaching or i.phase in (Phase.STAGING, Phase.STARTING, Phase.WARMING)):
         return None
     done, total = launch.progress
     words = {
         "queue": "Waiting for other pools to load first", "memory": "Looking for room on the GPUs",
         "model": "Verifying the model file", "engine": "Preparing the engine",
         "starting": "The engine is loading its model", "warm-up": "The engine answers its first prompt",
+        "attach": "Nobody healthy answers at the engine's URL yet; it is asked again and again",
     }  # fmt: skip
     elapsed_ms = round((now - i.launched_at) * 1000)
     return {

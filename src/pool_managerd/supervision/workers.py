@@ -130,8 +130,8 @@ async def warm_up(launch: Launch, epoch: int, timeout_s: float, s: Services) -> 
     return ev.WarmedUp(epoch)
 
 
-def exit_event(epoch: int, record: ExitRecord, tail: list[str]) -> ev.Exited:
-    """The exit record as an event; last_error texts are those of SPEC §8.5."""
+def exit_event(epoch: int, record: ExitRecord, tail: list[str], *, may_end: bool) -> ev.Exited:
+    """The exit record as an event; last_error texts are those of SPEC §8.5. ``may_end``: exit 0 unasked is graceful."""
     name = signal_name(record.signal)
     if record.oom_kills:
         summary = "out_of_memory"
@@ -144,7 +144,10 @@ def exit_event(epoch: int, record: ExitRecord, tail: list[str]) -> ev.Exited:
     text = "\n".join(tail).lower()
     taken = record.code not in (None, 0) and any(sign in text for sign in _PORT_TAKEN)
     evidence = next((line.strip()[:200] for line in reversed(tail) if line.strip()), "")
-    return ev.Exited(epoch, code=record.code, signal=record.signal, summary=summary, evidence=evidence, port_conflict=taken)
+    return ev.Exited(
+        epoch, code=record.code, signal=record.signal, summary=summary, evidence=evidence, port_conflict=taken,
+        graceful=may_end and record.code == 0,
+    )  # fmt: skip
 
 
 def failure(error: PoolError) -> tuple[str, bool, str]:

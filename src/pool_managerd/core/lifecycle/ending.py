@@ -56,15 +56,19 @@ def begin_stop(
 
 def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...] = ()) -> Step:
     """The process is gone and its memory is free: go where ``after`` says."""
-    done = (*before, do.ReleaseVram(i.epoch))
+    done: tuple[Effect, ...] = (*before, do.ReleaseVram(i.epoch))
+    if i.drain_since is not None:
+        done = (*done, drain_finished(i, now))
     clean = replace(
         i, has_process=False, reaped=False, vram_pending=False, killed=False, last_good_at=None, probe_failures=0, hung=False,
         ready_since=None, fell_from=None, warmed=False, external=False,
     )  # fmt: skip
     if i.reason in ("vram_held", "stop_failed"):  # it is held no more, and it did end
         clean = replace(clean, reason=None, last_error=None)
+    if i.after is After.NEW_START:
+        return with_effects(done, launch(clean, now, p, origin="request"))
     if i.after is After.START:
-        return with_effects(done, launch(clean, now, p, origin="restart" if i.asked else "another port"))
+        return with_effects(done, launch(clean, now, p, origin="another port" if i.port_conflicts else "restart"))
     if i.after is After.RECOVER:
         return with_effects(
             done, recover(replace(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped", multiplier=1.0)
@@ -72,12 +76,9 @@ def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...
     if i.owed and not (i.held or i.quarantined or i.drained):  # what it waited for ended meanwhile
         return with_effects(done, launch(clean, now, p, origin="restart"))
     down = to(clean, Phase.DOWN, now, pending_error=None)
-    extra: tuple[Effect, ...] = ()
     if i.drain_since is not None:
-        extra = (drain_finished(i, now),)
         down = replace(down, drain_since=None, drained=True)
-    say = do.Say("stopped", f"Pool '{i.pool_id}' is down and holds nothing")
-    return down, (*done, *extra, say)
+    return down, (*done, do.Say("stopped", f"Pool '{i.pool_id}' is down and holds nothing"))
 
 
 def drain_finished(i: Instance, now: float) -> do.Say:
@@ -209,7 +210,7 @@ def exited(i: Instance, e: ev.Exited, now: float, p: Policy) -> Step:
         gone = replace(gone, after=After.START, port_conflicts=i.port_conflicts + 1)
         human = f"Another program took the port of pool '{i.pool_id}'; starting on another one"
         return with_effects((*effects, do.Say("port_conflict", human, level="warn")), _after_reaping(gone, now, p))
-    if e.code == 0 and i.fell_from not in _NOT_YET_READY and p.restart != "always":
+    if e.graceful and i.fell_from not in _NOT_YET_READY and p.restart != "always":
         human = f"Engine of pool '{i.pool_id}' ended by itself with code 0; the pool is offline"
         gone = replace(gone, after=After.STAY)
         return with_effects((*effects, do.Say("exit", human, fields={"exit_code": 0})), _after_reaping(gone, now, p))

@@ -12,10 +12,20 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Start(Event):
-    """Bring the engine up. ``retry`` false: a failed start is final (a submitted preload). ``origin`` is for people."""
+    """Bring the engine up, joining what is under way already.
+
+    ``retry`` false: a failed start is final (a submitted preload). ``origin`` tells who asks: ``demand`` waits for a
+    restart that is due instead of hastening it. ``join`` false: refused where there is something to join.
+    """
 
     retry: bool = True
     origin: str = "request"
+    join: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStart(Event):
+    """Give up a start that is under way; refused when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,8 @@ class Exited(EpochEvent):
     """The process is reaped. ``code`` or ``signal`` tell how, both None when that was lost.
 
     ``summary`` is the last_error text (SPEC §8.5), ``evidence`` the line of the log that says most;
-    ``port_conflict`` is true when the log says that the port was taken.
+    ``port_conflict`` is true when the log says that the port was taken. ``graceful``: an engine that may end by itself
+    did so; one that serves until it is stopped has failed, whatever its exit code says.
     """
 
     code: int | None = None
@@ -197,6 +208,7 @@ class Exited(EpochEvent):
     summary: str = ""
     evidence: str = ""
     port_conflict: bool = False
+    graceful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

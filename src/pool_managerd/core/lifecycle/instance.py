@@ -30,11 +30,16 @@ class Phase(StrEnum):
     ATTACHED = "attached"
 
 
+RISING = frozenset({Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.ADOPTING})
+"""On the way to ready."""
+
+
 class After(StrEnum):
     """What follows once a stop is complete."""
 
     STAY = "stay"
-    START = "start"
+    START = "start"  # of the same launch again: a restart, or another port
+    NEW_START = "new_start"  # somebody asked for a start while the stop was under way
     RECOVER = "recover"
 
 

@@ -9,8 +9,8 @@ from pool_managerd.core.health import next_probe_at
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import Step, begin_stop, launch, to, with_effects
-from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
-from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, send_due_probe
+from pool_managerd.core.lifecycle.instance import RISING, After, Instance, Phase, Policy
+from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, refuse, refusing_request, send_due_probe
 
 KEEP_THEIR_ERROR = (Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 """Where the last error says why nothing runs: a quarantine has its own place to be told."""
@@ -68,14 +68,17 @@ def attached_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step
     missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_s)
     if i.last_good_at is None:
         waited = now - (i.launched_at or now)
-        if i.reason is not None or i.last_error is not None or waited < p.startup_timeout_s:
+        if i.reason is None and waited >= p.startup_timeout_s:
+            return _nobody_there(missed, waited, p)
+        if i.reason is not None or i.quarantined:
             return missed, ()
-        return _nobody_there(missed, waited, p)
+        return replace(missed, last_error=f"health check failed: nothing healthy answers; the last probe {e.reason}"), ()
     if misses < p.failure_threshold:
         return missed, ()
     error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
     human = f"The attached engine of pool '{i.pool_id}' stopped answering"
-    return replace(missed, last_good_at=None, ready_since=None, last_error=error), (do.Say("unhealthy", human, level="warn"),)
+    gone = replace(missed, last_good_at=None, ready_since=None, reason="engine_failed", last_error=error)
+    return gone, (do.Say("unhealthy", human, level="warn", fields={"last_error": error}),)
 
 
 def _nobody_there(i: Instance, waited_s: float, p: Policy) -> Step:
@@ -132,6 +135,19 @@ def leases_changed(i: Instance, e: ev.LeasesChanged, now: float, p: Policy) -> S
     return (still, ()) if e.active else begin_stop(still, now, p, After.STAY)
 
 
+def drain_draining(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
+    """Another caller wants the same: both wait for one end, and the earlier deadline holds."""
+    deadline = now + e.deadline_ms / 1000
+    sooner = replace(i, deadline=deadline if i.deadline is None else min(i.deadline, deadline))
+    return _force(sooner, now, p) if e.deadline_ms == 0 else (sooner, ())
+
+
+def drain_stopping(i: Instance, e: ev.Drain, now: float, p: Policy) -> Step:
+    """It is ending already: it stays down, and whoever asked waits for that."""
+    since = now if i.drain_since is None else i.drain_since
+    return replace(i, after=After.STAY, drain_since=since, drained=True, owed=False), ()
+
+
 def draining_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.deadline is not None and now >= i.deadline:
         return _force(i, now, p)
@@ -159,6 +175,13 @@ def undrain(i: Instance, e: ev.Undrain, now: float, p: Policy) -> Step:
     return to(back, Phase.STARTING, now, deadline=now + p.startup_timeout_s, next_probe_at=now, warmed=True), (say,)
 
 
+def undrain_ended(i: Instance, e: ev.Undrain, now: float, p: Policy) -> Step:
+    """Too late: the drain has stopped the engine, or will in a moment."""
+    over = i.drained or i.drain_since is not None
+    why = "its engine is down; start it instead" if over else "it is not draining"
+    return refuse(i, "INVALID_PARAMS", f"cannot undrain pool '{i.pool_id}': {why}")
+
+
 # --- stop, hold, quarantine, breaker --------------------------------------------------------------------------------
 
 
@@ -172,13 +195,23 @@ def stop_idle(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
     return down, (do.Say("stopped", f"Pool '{i.pool_id}' stays down; nothing of it was running"),)
 
 
-def stop_staging(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+def stop_staging(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
     step = cancel_staging(i, now)
     return replace(step[0], drained=True, owed=False), step[1]
 
 
-def stop_running(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:
+def stop_running(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
     return begin_stop(replace(i, drained=True, owed=False), now, p, After.STAY)
+
+
+def cancel_stopping(i: Instance, e: ev.CancelStart, now: float, p: Policy) -> Step:
+    """Another caller has cancelled it, or a start was to follow: nothing follows now."""
+    if i.fell_from in RISING or i.after is not After.STAY:
+        return replace(i, after=After.STAY, drained=True, owed=False), ()
+    return not_starting(i, e, now, p)
+
+
+not_starting = refusing_request("INVALID_PARAMS", "cannot cancel: pool {pool} is not preloading")
 
 
 def stop_stopping(i: Instance, e: ev.Stop, now: float, p: Policy) -> Step:

@@ -11,7 +11,8 @@ from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.ending import Step, begin_stop, fail_start, launch, to
-from pool_managerd.core.lifecycle.instance import After, Instance, Phase, Policy
+from pool_managerd.core.lifecycle.instance import RISING, After, Instance, Phase, Policy
+from pool_managerd.core.lifecycle.view import view
 
 
 def start(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
@@ -21,6 +22,41 @@ def start(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
     if i.has_process:
         return refuse(i, "OPERATION_IN_PROGRESS", f"cannot start pool '{i.pool_id}': its last engine process is still there")
     return launch(replace(i, retry=e.retry, port_conflicts=0), now, p, origin=e.origin)
+
+
+def join_start(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
+    """It is under way, or done: whoever asks waits for the same end, unless a start of their own was asked for."""
+    if e.join:
+        return i, ()
+    if view(i).ready:
+        return refuse(i, "ALREADY_READY", f"cannot start pool '{i.pool_id}': it is already ready")
+    if i.phase in RISING:
+        return refuse(i, "OPERATION_IN_PROGRESS", f"cannot start pool '{i.pool_id}': it is being started already")
+    why = f": {i.last_error}" if i.last_error else ""
+    return refuse(i, "OPERATION_IN_PROGRESS", f"cannot start pool '{i.pool_id}': it has an engine that is not ready{why}")
+
+
+def start_when_due(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
+    """Demand does not hasten the restart of an engine that keeps failing; a person's request does."""
+    return join_start(i, e, now, p) if e.origin == "demand" else start(i, e, now, p)
+
+
+def start_after_stop(i: Instance, e: ev.Start, now: float, p: Policy) -> Step:
+    """The engine is ending: the start follows as soon as it holds nothing any more. The last request wins."""
+    if not e.join:
+        return refuse(i, "OPERATION_IN_PROGRESS", f"cannot start pool '{i.pool_id}': its engine is being stopped")
+    if (barred := _barred(i, "start")) is not None:
+        return barred
+    if e.origin == "demand" and i.after is After.RECOVER:
+        return i, ()
+    after = i.after if i.after is After.START else After.NEW_START
+    return replace(i, after=after, retry=e.retry, port_conflicts=0, drained=False, owed=False), ()
+
+
+def restart_after_stop(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:
+    if (barred := _barred(i, "restart")) is not None:
+        return barred
+    return replace(i, after=After.START, port_conflicts=0, drained=False, owed=False), ()
 
 
 def restart_down(i: Instance, e: ev.Restart, now: float, p: Policy) -> Step:

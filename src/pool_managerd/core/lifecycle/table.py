@@ -13,7 +13,7 @@ from typing import Any
 from pool_managerd.core.lifecycle import ending, serving, starting
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import Step
-from pool_managerd.core.lifecycle.instance import Instance, Phase, Policy
+from pool_managerd.core.lifecycle.instance import RISING, Instance, Phase, Policy
 
 Handler = Callable[[Instance, Any, float, Policy], Step]
 
@@ -24,10 +24,8 @@ def ignore(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
 
 
 _BUSY = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {phase}")
-_ALREADY = starting.refusing_request("ALREADY_READY", "cannot start pool '{pool}': it is already ready")
-_DRAINING = starting.refusing_request("POOL_DRAINING", "cannot start pool '{pool}': it is draining")
+_DRAINING = starting.refusing_request("POOL_DRAINING", "cannot start pool '{pool}': it is draining; undrain it, or wait")
 _OPEN = starting.refusing_request("CIRCUIT_OPEN", "cannot start pool '{pool}': its circuit breaker is open; reset it first")
-_NOT_DRAINING = starting.refusing_request("INVALID_PARAMS", "cannot undrain pool '{pool}': it is not draining")
 _NOT_READY = starting.refusing_request("POOL_UNREADY", "cannot do that: pool '{pool}' is not ready")
 _NOT_ASLEEP = starting.refusing_request("INVALID_PARAMS", "cannot wake pool '{pool}': it is not asleep")
 _IN_USE = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot adopt an engine for pool '{pool}': it has one")
@@ -35,7 +33,6 @@ _IN_USE = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot adopt an en
 P = Phase
 ALL = frozenset(Phase)
 IDLE = frozenset({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN})
-RISING = frozenset({P.STAGING, P.STARTING, P.WARMING, P.WAKING, P.ADOPTING})
 RUNNING = frozenset({P.STARTING, P.WARMING, P.READY, P.SLEEPING, P.WAKING, P.DRAINING})
 PROBED_AT_START = frozenset({P.STARTING, P.WAKING})
 
@@ -54,21 +51,26 @@ def _row(*cells: tuple[Phase | Iterable[Phase], Handler], rest: Handler) -> dict
 TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
-        ({P.DOWN, P.FAILED, P.BACKOFF}, starting.start), (P.OPEN, _OPEN), ({P.READY, P.ATTACHED}, _ALREADY),
-        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), rest=_BUSY,
+        ({P.DOWN, P.FAILED}, starting.start), (P.BACKOFF, starting.start_when_due), (P.OPEN, _OPEN),
+        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, starting.start_after_stop), rest=starting.join_start,
+    ),
+    ev.CancelStart: _row(
+        (P.STAGING, serving.stop_staging), (RISING - {P.STAGING}, serving.stop_running), (P.STOPPING, serving.cancel_stopping),
+        rest=serving.not_starting,
     ),
     ev.Restart: _row(
-        ({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN}, starting.restart_down), ({P.STAGING, P.DRAINING, P.STOPPING, P.ADOPTING}, _BUSY),
-        rest=starting.restart_up,
+        ({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN}, starting.restart_down), (P.STAGING, ignore),
+        (P.STOPPING, starting.restart_after_stop), ({P.DRAINING, P.ADOPTING}, _BUSY), rest=starting.restart_up,
     ),
     ev.Stop: _row(
         (IDLE, serving.stop_idle), (P.STAGING, serving.stop_staging), (P.DRAINING, serving.stop_draining),
         (P.STOPPING, serving.stop_stopping), rest=serving.stop_running,
     ),
     ev.Drain: _row(
-        ({P.READY, P.ATTACHED}, serving.drain_serving), ({P.DRAINING, P.STOPPING}, _BUSY), rest=serving.drain_not_serving,
+        ({P.READY, P.ATTACHED}, serving.drain_serving), (P.DRAINING, serving.drain_draining),
+        (P.STOPPING, serving.drain_stopping), rest=serving.drain_not_serving,
     ),
-    ev.Undrain: _row((P.DRAINING, serving.undrain), rest=_NOT_DRAINING),
+    ev.Undrain: _row((P.DRAINING, serving.undrain), (RISING | {P.READY, P.ATTACHED}, ignore), rest=serving.undrain_ended),
     ev.Hold: _row(rest=serving.hold),
     ev.Release: _row(rest=serving.release),
     ev.ResetBreaker: _row(rest=serving.reset_breaker),

@@ -1,0 +1,160 @@
+"""Two callers at once: what one of them began, the others join; nobody is told that the other is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle import view
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.testing.manual_clock import settle
+from tests.supervision.test_pools import World
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    made.pools.add("p", made.config.pools[0])
+    made.fakes.launcher.ignores_term = True  # an engine ends when its test says so
+    yield made
+    for driver in made.pools.all():
+        await driver.close()
+
+
+async def drain(world: World, deadline_ms: int = 60_000) -> Operation:
+    return await world.pools.change(world.p, "drain", ev.Drain(deadline_ms, 0), "drained", desired="down")
+
+
+async def ask(world: World, event: ev.Event, goal: str, desired: str | None = None) -> Operation:
+    return await world.pools.change(world.p, type(event).__name__, event, goal, desired=desired)
+
+
+async def test_many_starts_at_once_are_one_start_and_all_succeed(world: World) -> None:
+    operations = await asyncio.gather(*(world.start() for _ in range(20)))
+    outcomes = await asyncio.gather(*(operation.wait() for operation in operations))
+    assert len(world.fakes.launcher.processes) == 1 and {outcome["pid"] for outcome in outcomes} == {4000}
+    assert len({operation.operation_id for operation in operations}) == 20
+
+
+async def test_a_start_of_a_ready_pool_is_done_at_once(world: World) -> None:
+    await (await world.start()).wait()
+    again = await world.start()
+    assert again.status == "succeeded" and len(world.fakes.launcher.processes) == 1
+
+
+async def test_all_who_joined_a_start_that_fails_are_told_why(world: World) -> None:
+    world.fakes.models.refuse = PoolError("cannot read the model", code="MODEL_NOT_FOUND")
+    operations = await asyncio.gather(*(world.start() for _ in range(3)))
+    failures = await asyncio.gather(*(operation.wait() for operation in operations), return_exceptions=True)
+    assert [str(failure) for failure in failures] == ["preload failed: cannot read the model"] * 3
+
+
+async def test_a_start_that_comes_during_a_stop_is_carried_out_after_it(world: World) -> None:
+    await (await world.start()).wait()
+    stop = await ask(world, ev.Stop(), "down", "down")
+    start = await world.start()
+    await settle()
+    assert stop.status == "running" and start.status == "running"
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    await settle()
+    assert stop.status == "succeeded" and start.status == "succeeded" and view(world.p.instance).ready
+    assert world.store.pools["p"].desired == "up"
+
+
+async def test_a_stop_that_overtakes_a_restart_cancels_it(world: World) -> None:
+    await (await world.start()).wait()
+    restart = await ask(world, ev.Restart(), "up", "up")
+    stop = await ask(world, ev.Stop(), "down", "down")
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    await settle()
+    assert stop.status == "succeeded" and restart.status == "failed" and len(world.fakes.launcher.processes) == 1
+    with pytest.raises(PoolError) as told:
+        await restart.wait()
+    assert told.value.error_code == "OPERATION_CANCELLED"
+
+
+async def test_restarts_at_once_are_one_restart(world: World) -> None:
+    await (await world.start()).wait()
+    restarts = await asyncio.gather(*(ask(world, ev.Restart(), "up", "up") for _ in range(3)))
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    await settle()
+    assert [r.status for r in restarts] == ["succeeded"] * 3 and len(world.fakes.launcher.processes) == 2
+
+
+async def test_drains_at_once_have_one_end_and_one_outcome(world: World) -> None:
+    await (await world.start()).wait()
+    lease = world.fakes.registry.grant("p")
+    drains = await asyncio.gather(*(drain(world) for _ in range(3)))
+    world.fakes.registry.release("p", lease.lease_id)
+    world.p.leases_changed()
+    await settle()
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    outcomes = await asyncio.gather(*(operation.wait() for operation in drains))
+    assert outcomes[0]["force_stopped"] is False and outcomes[0] == outcomes[1] == outcomes[2]
+
+
+async def test_a_drain_that_a_start_follows_at_once_still_tells_its_outcome(world: World) -> None:
+    await (await world.start()).wait()
+    drained = await drain(world)
+    await settle()
+    started = await world.start()
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    await settle()
+    assert (await drained.wait())["final_lease_count"] == 0 and started.status == "succeeded"
+
+
+async def test_an_undrain_of_a_pool_that_serves_is_done_already(world: World) -> None:
+    await (await world.start()).wait()
+    assert (await ask(world, ev.Undrain(), "now", "up")).status == "succeeded"
+
+
+async def test_an_undrain_that_comes_too_late_says_what_to_do(world: World) -> None:
+    await (await world.start()).wait()
+    await drain(world)
+    await settle()
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
+    await settle()
+    with pytest.raises(PoolError, match="its engine is down; start it instead"):
+        await ask(world, ev.Undrain(), "now", "up")
+    assert world.store.pools["p"].desired == "down"
+
+
+async def test_two_callers_may_forget_a_pool(world: World) -> None:
+    driver = world.pools.add("q")
+    await world.pools.register(driver)
+    assert sorted(await asyncio.gather(world.pools.remove(driver), world.pools.remove(driver))) == [False, True]
+    assert world.pools.find("q") is None and "q" not in world.store.pools
+
+
+async def test_demand_joins_what_a_person_wants_up_and_leaves_it_wanted(world: World) -> None:
+    await (await world.start()).wait()
+    world.fakes.launcher.processes[0].end(ExitRecord(signal=9))
+    await settle()
+    demand = await ask(world, ev.Start(origin="demand"), "up", "auto")
+    assert demand.status == "running" and len(world.fakes.launcher.processes) == 1, "it waits for the restart that is due"
+    await world.fakes.clock.advance(5)
+    assert demand.status == "succeeded" and world.store.pools["p"].desired == "up"
+
+
+async def test_a_caller_that_goes_away_while_its_change_is_stored_leaves_no_half_of_it(world: World) -> None:
+    stored, go_on = asyncio.Event(), asyncio.Event()
+    put = world.store.put_pool
+
+    async def slowly(pool: object) -> None:
+        stored.set()
+        await go_on.wait()
+        await put(pool)  # type: ignore[arg-type]
+
+    world.store.put_pool = slowly  # type: ignore[method-assign]
+    caller = asyncio.create_task(world.start())
+    await stored.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    go_on.set()
+    await settle()
+    assert world.store.pools["p"].desired == "up" and view(world.p.instance).ready
