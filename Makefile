@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint bench explore lock dist clean
+.PHONY: help setup demo test lint bench explore docs lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -52,13 +52,17 @@ dist: setup ## build the wheel and the source distribution into dist/
 bench: setup ## measure what the documentation promises and print a table
 	$(BIN)/python -m bench
 
+docs: setup ## build the documentation as a site into site/, links checked
+	$(PIP) install --quiet --require-hashes -r requirements/docs.txt
+	$(BIN)/zensical build --strict --clean
+
 lock: setup ## resolve the *.in files of requirements/ again
-	cd requirements && for f in runtime dev; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
+	cd requirements && for f in runtime dev docs; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
 	cd requirements && ../$(LOCK) $(LOCKFLAGS) --no-deps model.in -o model.txt
 
 explore: setup ## try new random examples for every property, many of them
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/core tests/models tests/host
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist site
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
