@@ -218,7 +218,7 @@ def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make
     place.write_bytes(b"garbage" * 1000)
     daemon.start()
     assert daemon.get("/v1/pools")[1] == []
-    assert [line for line in daemon.lines("notice") if "set aside" in line["human"]]
+    wait_until(lambda: any("set aside" in line["human"] for line in daemon.lines("notice")), "the log to tell of it")
     assert (daemon.state / "state.db.corrupt").read_bytes() == b"garbage" * 1000
 
 
