@@ -333,6 +333,34 @@ async def test_a_worker_that_speaks_nonsense_is_a_crash_and_no_exception() -> No
 # --- the daemon's own end ---
 
 
+async def test_a_driver_that_needs_seconds_for_each_answer_is_called_hung_once_and_then_waited_for() -> None:
+    now, takes_s = [0.0], 1.0
+
+    class Slow(Wedged):
+        async def ask(self, op: str, timeout_s: float) -> dict[str, Any]:
+            now[0] += min(takes_s, timeout_s)
+            if timeout_s < takes_s:
+                raise TimeoutError
+            return {"ok": True, "scan": {"devices": [], "driver_version": None, "cuda_version": None}}
+
+        async def ended(self, timeout_s: float) -> bool:
+            return True
+
+    class SlowWorkers(WedgedWorkers):
+        async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Wedged:
+            self.made.append(Slow(1_000_000 + len(self.made)))
+            return self.made[-1]
+
+    workers = SlowWorkers()
+    limits = MonitorLimits(first_s=5.0, later_s=2.0, backoff_s=0.0)
+    monitor = NvmlMonitor(on_incident=lambda _: None, workers=workers, clock=lambda: now[0], limits=limits)
+    assert (await monitor.scan()).problem is None
+    takes_s = 4.5  # an instance was made on each of eight GPUs
+    problems = [(await monitor.scan()).problem for _ in range(300)]
+    await monitor.close()
+    assert sum(problem is not None for problem in problems) == 1 and len(workers.made) == 2
+
+
 @pytest.mark.parametrize("fault", ["", "fault hang=scan"])
 def test_the_worker_ends_with_the_daemon_even_inside_a_hanging_driver(tmp_path: Path, simulated_driver: Path, fault: str) -> None:
     file = topology(tmp_path / "gpus", ONE_24, *filter(None, [fault]))

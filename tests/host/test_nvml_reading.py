@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pool_managerd.core.devices import NO_MEMORY_TOLD, NOT_PERMITTED
 from pool_managerd.host.scan_reply import problem_of, scan_of, wants_renewal
 from pool_managerd.host.simulation import TOPOLOGY_VARIABLE, simulated_environment
 from tests.conftest import REPOSITORY
@@ -51,6 +52,8 @@ def failing(*args):
     if sys.argv[4:] and pynvml.nvmlDeviceGetUUID(args[0]) != sys.argv[4]:
         return call(*args)
     times -= 1
+    if times >= 0 and code == 0:
+        return pynvml.c_nvmlMemory_v2_t()
     if times >= 0:
         raise pynvml.NVMLError(code)
     return call(*args)
@@ -164,9 +167,34 @@ def test_a_driver_that_goes_while_gpus_are_read_is_no_matter_of_one_gpu(
     assert "scan" not in failed and problem_of(failed).code == "no_driver"
 
 
-def test_a_gpu_whose_handle_is_refused_again_and_again_is_lost_alone(tmp_path: Path, simulated_driver: Path) -> None:
-    _, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetHandleByIndex", UNKNOWN, FOR_EVER)
-    assert failed["scan"]["devices"] == [{"id": 0, "error": "UNKNOWN (999)"}]
+@pytest.mark.parametrize(("code", "name"), [(10, "TIMEOUT (10)"), (20, "MEMORY (20)"), (UNKNOWN, "UNKNOWN (999)")])
+@pytest.mark.parametrize("call", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID"])
+def test_a_gpu_that_answers_with_some_error_again_and_again_is_unreadable_and_not_lost(
+    tmp_path: Path, simulated_driver: Path, call: str, code: int, name: str
+) -> None:
+    before, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, call, code, FOR_EVER)
+    (device,) = scan_of(failed, 1.0, scan_of(before, 0.0, ()).devices).devices
+    assert (device.uuid, device.error, device.unclear) == (gpu_uuid(0), None, name)
+
+
+@pytest.mark.parametrize(("code", "name"), [(LOST, "GPU_IS_LOST (15)"), (16, "RESET_REQUIRED (16)")])
+def test_only_lost_and_needs_a_reset_mean_a_lost_gpu(tmp_path: Path, simulated_driver: Path, code: int, name: str) -> None:
+    _, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetHandleByIndex", code, FOR_EVER)
+    assert failed["scan"]["devices"] == [{"id": 0, "error": name}]
+
+
+def test_a_gpu_that_this_user_may_not_open_is_said_to_be_so_and_asked_once(tmp_path: Path, simulated_driver: Path) -> None:
+    args = ("nvmlDeviceGetUUID", NO_PERMISSION, FOR_EVER)
+    _, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, *args)
+    (device,) = scan_of(failed, 0.0, ()).devices
+    assert (device.error, device.unclear) == (None, NOT_PERMITTED) and not device.usable
+
+
+def test_a_gpu_that_is_on_no_bus_is_as_good_as_any(tmp_path: Path, simulated_driver: Path) -> None:
+    args = ("nvmlDeviceGetPciInfo", NOT_SUPPORTED, FOR_EVER)
+    _, inside, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, *args)
+    (device,) = scan_of(inside, 0.0, ()).devices
+    assert device.usable and device.pci_bus_id == "" and device.vram_total_bytes > 0
 
 
 def test_a_gpu_that_is_lost_while_its_instances_are_read_is_lost_with_them(tmp_path: Path, simulated_driver: Path) -> None:
@@ -176,10 +204,12 @@ def test_a_gpu_that_is_lost_while_its_instances_are_read_is_lost_with_them(tmp_p
     assert (device["uuid"], device["error"]) == (gpu_uuid(0), "GPU_IS_LOST (15)")
 
 
-def test_memory_that_may_not_be_asked_for_is_not_the_machines(tmp_path: Path, simulated_driver: Path) -> None:
-    _, refused, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetMemoryInfo", NO_PERMISSION, FOR_EVER)
-    (device,) = refused["scan"]["devices"]
-    assert (device["vram_total_bytes"], device["vram_free_bytes"]) == (0, 0)
+@pytest.mark.parametrize("code", [NO_PERMISSION, 0])
+def test_memory_that_is_not_told_is_unknown_and_not_zero(tmp_path: Path, simulated_driver: Path, code: int) -> None:
+    """``code`` 0: the driver answers with success and no bytes."""
+    _, told, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetMemoryInfo", code, FOR_EVER)
+    (device,) = scan_of(told, 0.0, ()).devices
+    assert device.unclear == NO_MEMORY_TOLD and not device.usable and device.error is None
 
 
 @pytest.mark.parametrize("call", ["nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses"])

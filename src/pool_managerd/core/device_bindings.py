@@ -63,7 +63,7 @@ def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int
 
 def _find(index: int, before: Binding, devices: Sequence[DeviceSnapshot], mask: DeviceMask) -> DeviceSnapshot:
     same = next((d for d in devices if d.uuid == before.uuid), None)
-    slot = next((d for d in devices if d.parent_uuid is None and d.pci_bus_id == before.pci_bus_id), None)
+    slot = next((d for d in devices if d.parent_uuid is None and before.pci_bus_id and d.pci_bus_id == before.pci_bus_id), None)
     found = same or slot
     if found is not None:
         return found

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.devices import NOT_PERMITTED, DeviceSnapshot
 from pool_managerd.core.xid import REBOOT, RESET, XidMeaning
 
 PROBATION_LOOKS = 3
 """Good periodic looks in a row until a GPU that was bad is used again (FAULTS F11)."""
 _LOST = "it is lost: "
+_OPEN_IT = "see ls -l /dev/nvidia* and the device rules of the container; nothing is wrong with the GPU itself"
 _LOOK_INTO = "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
 
 
@@ -71,7 +72,7 @@ class DeviceTrust:
     def cure(self) -> str:
         """What to do about it."""
         if self.state is Trust.OK and self.unclear is not None:
-            return _LOOK_INTO
+            return _OPEN_IT if self.unclear == NOT_PERMITTED else _LOOK_INTO
         return self.remedy or f"pool-managerd devices uncordon {self.label}"
 
     @property

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_PERMITTED = "this user may not open it"
+NO_MEMORY_TOLD = "the driver does not tell how much memory it has"
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:

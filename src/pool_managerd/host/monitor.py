@@ -21,13 +21,16 @@ _RELEASED = ScanProblem(
     "released", "the GPU driver's library was let go of on request", "pool-managerd devices resume takes it up again"
 )
 _MAX_NOTES = 20
+_FORGET, _TIMES_WHAT_IT_TAKES = 0.99, 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorLimits:
     """Seconds. The first answer of a worker loads and initialises the driver, which takes long without persistence mode.
 
-    After a hang the next worker gets twice the time, up to ``longest_s``. ``death_s`` is how long a killed one may take.
+    ``first_s`` and ``later_s`` are least limits: after a hang the next answer gets twice the time, up to ``longest_s``, and
+    the limit stays several times what answers take (eight GPUs in MIG mode need seconds for each). ``death_s`` is how
+    long a killed worker may take to be gone.
     """
 
     first_s: float = 5.0
@@ -62,7 +65,8 @@ class NvmlMonitor:
         self._problem: ScanProblem = NOT_SCANNED.problem or _RELEASED
         self._worker: Worker | None = None
         self._fresh, self._renew = True, False
-        self._failures, self._hangs, self._not_before = 0, 0, 0.0
+        self._failures, self._not_before = 0, 0.0
+        self._patience_s = self._limits.later_s
         self._dying: dict[Worker, asyncio.Task[None]] = {}
         self._wedged: list[Worker] = []
         self._released = self._closed = False
@@ -105,8 +109,7 @@ class NvmlMonitor:
     async def resume(self) -> None:
         """Look at the GPUs again, with a new worker and so with the library that is installed now."""
         self._released = False
-        self._failures = self._hangs = 0
-        self._not_before = 0.0
+        self._failures, self._not_before = 0, 0.0
 
     async def close(self) -> None:
         """End the worker. One that cannot be killed is left behind: it ends by itself when the driver lets it."""
@@ -142,19 +145,26 @@ class NvmlMonitor:
             refusal = self._refusal(taken_at) or await self._start()
             if refusal is not None:
                 return refusal
-        worker, limit_s = self._worker, self._limits.first_s if self._fresh else self._limits.later_s
+        worker, limit_s = self._worker, self._patience_s
         assert worker is not None  # noqa: S101 - _start made it
-        limit_s = min(limit_s * 2**self._hangs, max(self._limits.longest_s, limit_s))
+        if self._fresh:
+            limit_s = max(limit_s, self._limits.first_s)
+        asked_at = self._clock()
         try:
             reply = await worker.ask("scan", limit_s)
+            self._learn(self._clock() - asked_at)
             return self._take(reply, taken_at)
         except TimeoutError:
-            self._hangs = min(self._hangs + 1, 5)
+            self._patience_s = min(2 * limit_s, max(self._limits.longest_s, self._limits.later_s))
             self._discard()
             return self._failed("nvml_hung", f"the GPU driver did not answer within {limit_s:g} s", _SEE_DMESG)
         except (WorkerDied, KeyError, TypeError, ValueError) as error:
             self._discard()
             return self._failed("nvml_crashed", f"the process that asks the GPU driver failed: {error}", _SEE_DMESG)
+
+    def _learn(self, took_s: float) -> None:
+        """An answer came after ``took_s``. Patience is lost slowly: a driver that is slow now will be so again."""
+        self._patience_s = max(self._limits.later_s, self._patience_s * _FORGET, _TIMES_WHAT_IT_TAKES * took_s)
 
     def _take(self, reply: dict[str, Any], taken_at: float) -> ScanProblem | None:
         self._renew = wants_renewal(reply)
@@ -165,7 +175,7 @@ class NvmlMonitor:
             return problem_of(reply)
         self._last = scan_of(reply, taken_at, self._last.devices)
         self._fresh = False
-        self._failures = self._hangs = 0
+        self._failures = 0
         return None
 
     def _failed(self, code: str, message: str, hint: str) -> ScanProblem:

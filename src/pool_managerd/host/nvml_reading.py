@@ -21,11 +21,11 @@ _RENEW_S = 60.0
 
 
 class Unreadable(Exception):
-    """A GPU that does not answer; its words are the reason. ``surely``: because it is broken, not for once."""
+    """A GPU that does not answer; its words are the reason. ``lost``: it is broken. ``surely``: asking again tells the same."""
 
-    def __init__(self, why: str, *, surely: bool) -> None:
+    def __init__(self, why: str, *, lost: bool, surely: bool) -> None:
         super().__init__(why)
-        self.surely = surely
+        self.lost, self.surely = lost, surely
 
 
 class NvmlReader:
@@ -109,8 +109,8 @@ class NvmlReader:
         try:
             handle = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)
             found["uuid"] = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
-            pci = self._ask(self._nvml.nvmlDeviceGetPciInfo, handle)
-            found["pci_bus_id"] = _text(pci.busId)
+            pci = self._known(self._nvml.nvmlDeviceGetPciInfo, handle)
+            found["pci_bus_id"] = "" if pci is None else _text(pci.busId)  # a GPU inside the processor is on no bus
             found["_handle"] = handle
             mode = self._mig_mode(handle)
             found.update(self._facts(handle, processes=not mode))
@@ -118,7 +118,7 @@ class NvmlReader:
             found.update(self._health(handle))
             instances = [self._instance(h, found) for h in self._instance_handles(handle)] if mode else []
         except Unreadable as why:
-            return [{**found, "error": str(why), "_surely": why.surely}]
+            return [{**found, "error" if why.lost else "unclear": str(why), "_surely": why.surely}]
         except self._nvml.NVMLError as error:
             return [{**found, **self._unclear(error)}]
         return [{**found, "mig_enabled": mode}, *instances]
@@ -216,6 +216,8 @@ class NvmlReader:
         """Of the bus: NVML's own number is that of the GPU's memory where the processor can address it."""
         if self._simulated:
             node = self._maybe(self._nvml.nvmlDeviceGetNumaNodeId, handle)
+        elif pci is None:
+            node = None
         else:
             path = Path(f"/sys/bus/pci/devices/{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0/numa_node")
             try:
@@ -259,13 +261,15 @@ class NvmlReader:
         return f"{self._names.get(code, 'error')} ({code})"
 
     def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Which GPU it is: one that does not tell is Unreadable. Raises NVMLError when the driver as a whole is gone."""
+        """Which GPU it is: one that does not tell is Unreadable, and not lost for that: another user's GPU answers that it may
+        not be opened, a busy driver that it was too slow. Raises NVMLError when the driver as a whole is gone.
+        """
         try:
             return self._must(call, *args)
         except self._nvml.NVMLError as error:
             if error.value in _OF_THE_DRIVER:
                 raise
-            raise Unreadable(self.error_name(error.value), surely=False) from None
+            raise Unreadable(self.error_name(error.value), lost=False, surely=error.value == _NO_PERMISSION) from None
 
     def _must(self, call: Callable[..., Any], *args: Any) -> Any:
         """What must be answered. Raises Unreadable for a GPU that is broken, NVMLError for anything else."""
@@ -273,7 +277,7 @@ class NvmlReader:
             return call(*args)
         except self._nvml.NVMLError as error:
             if error.value in _BROKEN:
-                raise Unreadable(self.error_name(error.value), surely=True) from None
+                raise Unreadable(self.error_name(error.value), lost=True, surely=True) from None
             raise
 
     def _known(self, call: Callable[..., Any], *args: Any) -> Any:

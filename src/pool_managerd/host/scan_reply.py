@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pool_managerd.core.devices import DeviceIncident, DeviceProcess, DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.devices import (
+    NO_MEMORY_TOLD,
+    NOT_PERMITTED,
+    DeviceIncident,
+    DeviceProcess,
+    DeviceScan,
+    DeviceSnapshot,
+    ScanProblem,
+)
 
 _LIBRARY_NOT_FOUND, _MISMATCH, _NO_DRIVER = 12, 18, 9
 _MAY_BE_RETRIED = (_LIBRARY_NOT_FOUND, _NO_DRIVER)
@@ -71,6 +79,10 @@ def _device(raw: dict[str, Any]) -> DeviceSnapshot:
     raw["processes"] = tuple(_process(p) for p in raw.get("processes", ()))
     raw["nvlink_peers"] = tuple(raw.get("nvlink_peers", ()))
     raw.setdefault("uuid", "")
+    if str(raw.get("unclear", "")).startswith("NO_PERMISSION"):
+        raw["unclear"] = NOT_PERMITTED
+    elif not raw.get("vram_total_bytes") and "error" not in raw and "unclear" not in raw and not raw.get("mig_enabled"):
+        raw["unclear"] = NO_MEMORY_TOLD
     raw.setdefault("vram_total_bytes", 0)
     raw.setdefault("vram_free_bytes", 0)
     return DeviceSnapshot(**raw)

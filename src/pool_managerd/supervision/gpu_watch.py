@@ -10,7 +10,7 @@ from typing import Any
 
 from pool_managerd.core import device_trust
 from pool_managerd.core.device_trust import DeviceTrust, Trust
-from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident, DeviceScan, DeviceSnapshot
+from pool_managerd.core.devices import NOT_PERMITTED, NOT_SCANNED, DeviceIncident, DeviceScan, DeviceSnapshot
 from pool_managerd.core.xid import Verdict, meaning
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.event_log import EventLog
@@ -240,7 +240,8 @@ class GpuWatch:
         fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid}
         if new.unclear is not None and old.unclear is None:
             human = f"GPU {new.label} cannot be read: {new.unclear}; nothing new starts on it, what runs there goes on"
-            self._events.emit("device_unclear", human, level="error", reason=new.unclear, **fields)
+            level = "warn" if new.unclear == NOT_PERMITTED else "error"
+            self._events.emit("device_unclear", human, level=level, reason=new.unclear, **fields)
         elif new.unclear is None and old.unclear is not None and new.state is not Trust.QUARANTINED:
             self._events.emit("device_clear", f"GPU {new.label} can be read again", **fields)
 
