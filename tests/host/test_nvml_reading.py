@@ -52,6 +52,10 @@ def failing(*args):
     if sys.argv[4:] and pynvml.nvmlDeviceGetUUID(args[0]) != sys.argv[4]:
         return call(*args)
     times -= 1
+    if times >= 0 and code == 13:
+        raise pynvml.NVMLLibraryMismatchError("an older driver")
+    if times >= 0 and code < 0:
+        raise RuntimeError("not foreseen")
     if times >= 0 and code == 0:
         return pynvml.c_nvmlMemory_v2_t()
     if times >= 0:
@@ -217,3 +221,17 @@ def test_what_a_driver_does_not_know_is_no_failure(tmp_path: Path, simulated_dri
     _, refused, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, call, NOT_SUPPORTED, FOR_EVER)
     (device,) = refused["scan"]["devices"]
     assert "error" not in device and not device["mig_enabled"] and device["processes"] == []
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMigMode"])
+def test_a_driver_without_the_newest_functions_is_read_with_what_it_has(
+    tmp_path: Path, simulated_driver: Path, call: str
+) -> None:
+    _, old, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, call, 13, FOR_EVER)
+    assert old["ok"] and "error" not in old["scan"]["devices"][0]
+
+
+def test_what_nobody_foresaw_is_one_clean_line(tmp_path: Path, simulated_driver: Path) -> None:
+    _, failed, again = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetMigMode", -1, FOR_EVER)
+    problem = problem_of(failed)
+    assert problem.message == "this NVIDIA driver cannot be asked: RuntimeError: not foreseen" and again["ok"]

@@ -197,20 +197,30 @@ class NvmlReader:
     def _processes(self, handle: Any) -> Iterator[list[Any]]:
         """As lists, in the order of DeviceProcess's fields. A program may be listed as compute and graphics: once then."""
         seen = set()
-        for kind, get in (
-            ("compute", self._nvml.nvmlDeviceGetComputeRunningProcesses),
-            ("graphics", self._nvml.nvmlDeviceGetGraphicsRunningProcesses),
-        ):
-            for process in self._known(get, handle) or ():
+        for kind in ("Compute", "Graphics"):
+            for process in self._running(kind, handle):
                 if process.pid in seen:
                     continue
                 seen.add(process.pid)
                 facts = self.processes.describe(process.pid)
                 name = facts.get("name") or self._maybe(self._nvml.nvmlSystemGetProcessName, process.pid)
                 yield [
-                    facts["pid"], name and _text(name)[:200], process.usedGpuMemory, kind, facts["certain"],
+                    facts["pid"], name and _text(name)[:200], process.usedGpuMemory, kind.lower(), facts["certain"],
                     facts.get("start_ticks"), facts.get("nonce"), facts.get("ancestors", []),
                 ]  # fmt: skip
+
+    def _running(self, kind: str, handle: Any) -> list[Any]:
+        """The newest form that the driver has; none at all from one that is older than they are."""
+        name = f"nvmlDeviceGet{kind}RunningProcesses"
+        for get in (getattr(self._nvml, name), getattr(self._nvml, f"{name}_v2")):
+            try:
+                return self._must(get, handle) or []
+            except self._nvml.NVMLError as error:
+                if error.value not in _ABSENT:
+                    raise
+                if error.value != _NO_FUNCTION:
+                    break
+        return []
 
     def _numa(self, handle: Any, pci: Any) -> int | None:
         """Of the bus: NVML's own number is that of the GPU's memory where the processor can address it."""
@@ -275,6 +285,8 @@ class NvmlReader:
         """What must be answered. Raises Unreadable for a GPU that is broken, NVMLError for anything else."""
         try:
             return call(*args)
+        except self._nvml.NVMLLibraryMismatchError:  # the binding's own word for a function that the driver lacks
+            raise self._nvml.NVMLError(_NO_FUNCTION) from None
         except self._nvml.NVMLError as error:
             if error.value in _BROKEN:
                 raise Unreadable(self.error_name(error.value), lost=True, surely=True) from None

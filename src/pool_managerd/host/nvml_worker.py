@@ -155,6 +155,8 @@ class Worker:
             at_init = self._reader is None
             driver = any(os.path.exists(path) for path in _DRIVER_FILES)  # noqa: PTH110
             return {"ok": False, "nvml": error.value, "text": str(error), "at_init": at_init, "driver_files": driver}
+        except Exception as error:  # noqa: BLE001 - the boundary: what the binding or a library does not foresee is one line
+            return {"ok": False, "nvml": None, "text": f"{type(error).__name__}: {error}", "unforeseen": True}
         if scan is None:
             return {"ok": False, "changing": True}
         return {"ok": True, "scan": scan, "notes": self._output.take_notes()}

@@ -28,6 +28,11 @@ def problem_of(reply: Mapping[str, Any]) -> ScanProblem:
             "nvml_error", "GPUs or MIG instances came or went each time that they were read",
             "wait until nobody partitions them any more; nvidia-smi -L lists them",
         )  # fmt: skip
+    if reply.get("unforeseen"):
+        return ScanProblem(
+            "nvml_error", f"this NVIDIA driver cannot be asked: {text}",
+            "update the driver, or the Python package nvidia-ml-py, so that they fit each other",
+        )  # fmt: skip
     if code is None:
         return ScanProblem("nvml_error", text, "install it: pip install nvidia-ml-py")
     if code == _LIBRARY_NOT_FOUND and reply.get("driver_files"):
