@@ -29,6 +29,21 @@ def _bytes(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _devices(value: Any) -> Any:
+    """A text with commas is a list; what it means is checked here, what exists only when a pool starts."""
+    if value is None or value in ([], ()):
+        return ()
+    if isinstance(value, str | list | tuple | int) and not isinstance(value, bool):
+        try:
+            return DeviceMask.parse(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)).items
+        except SpecError as error:
+            raise ValueError(error.message.rpartition("': ")[2]) from error
+    return value
+
+
+Devices = Annotated[tuple[NonNegative | str, ...], BeforeValidator(_devices)]
+
+
 def is_pool_id(text: str) -> bool:
     """True when ``text`` may name a pool: it becomes part of file names, so nothing but a safe slug passes."""
     return bool(_POOL_ID.fullmatch(text)) and ".." not in text
@@ -126,6 +141,9 @@ class PolicyConfig(Section):
 
 
 class GpuConfig(Section):
+    devices: Devices = Field(
+        (), description="GPUs that this node may use at all, as in a pool's devices; empty means all. Indices stay the machine's."
+    )
     rescan_interval_ms: Annotated[int, Field(ge=1_000, le=60_000)] = Field(
         10_000, description="How often the GPUs are looked at; also at once after an engine starts or stops."
     )
@@ -228,7 +246,7 @@ class PoolConfig(Section):
         description="Context in tokens over all slots (one request: ctx / slots); absent: what the model was trained for.",
     )
     slots: Positive = Field(1, description="Requests the engine serves at the same time.")
-    devices: tuple[NonNegative | str, ...] = Field(
+    devices: Devices = Field(
         (),
         description="GPU indices, GPU0 names, GPU or MIG UUIDs, as a list or as text with commas; empty means all devices.",
     )
@@ -254,19 +272,6 @@ class PoolConfig(Section):
     def mask(self) -> DeviceMask | None:
         """What ``devices`` says; None when all are allowed."""
         return DeviceMask(self.devices) if self.devices else None
-
-    @field_validator("devices", mode="before")
-    @classmethod
-    def _mask(cls, value: Any) -> Any:
-        """A text with commas is a list; what it means is checked here, what exists only when the pool starts."""
-        if value is None or value in ([], ()):
-            return ()
-        if isinstance(value, str | list | tuple | int) and not isinstance(value, bool):
-            try:
-                return DeviceMask.parse(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)).items
-            except SpecError as error:
-                raise ValueError(error.message.rpartition("': ")[2]) from error
-        return value
 
     @model_validator(mode="after")
     def _one_instance_at_most(self) -> PoolConfig:

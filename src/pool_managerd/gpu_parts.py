@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident
+from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
@@ -73,7 +74,9 @@ class GpuParts:
 
             check_simulation(config)
         self._workers = LateWorkers()
-        self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic)
+        only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
+        self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic, only=only)
         settings = WatchSettings(config.gpu.rescan_interval_ms / 1000, boot_id())
         self.watch = GpuWatch(self.monitor, clock, events, store, settings)
         self._facts: tuple[float, HostFacts] | None = None

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, PoolConfig, split_address
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
+from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
@@ -117,7 +118,9 @@ def scan_once(config: Config | None = None) -> DeviceScan:
     """One look at the GPUs of this machine, or at the simulated ones of the configuration. Blocks. Raises PoolError."""
 
     async def look(options: WorkerOptions) -> DeviceScan:
-        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options)
+        written = config.gpu.devices if config is not None else ()
+        only = restrictions(written, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options, only=only)
         try:
             return await monitor.scan()
         finally:

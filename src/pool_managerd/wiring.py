@@ -109,6 +109,7 @@ class Adapters:
             await self.store.close()
             self.unclaim()
             raise
+        self.notices += self._gpu_parts.notices
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pool_managerd.core.device_trust import DeviceTrust, Trust, judge, look, pardon
+from pool_managerd.core.device_trust import DeviceTrust, Trust, judge, look, pardon, relieved
 from pool_managerd.core.xid import Verdict, meaning
 from tests.core.gpus import gpu
 
@@ -72,9 +72,10 @@ def test_after_a_fatal_xid_good_looks_do_not_help_until_the_gpu_was_reset() -> N
 
 
 def test_a_new_uncorrectable_error_is_held_against_the_gpu() -> None:
-    t = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1))
+    none, one = gpu(0, ecc_uncorrected=0, compute_capability="7.0"), gpu(0, ecc_uncorrected=1, compute_capability="7.0")
+    t = looks(DeviceTrust("u"), none, one)
     assert t.state is Trust.QUARANTINED and t.lost
-    unknown_once = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=None), gpu(0, ecc_uncorrected=3))
+    unknown_once = looks(DeviceTrust("u"), none, gpu(0, ecc_uncorrected=None), one)
     assert unknown_once.state is Trust.QUARANTINED
     old = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=7), gpu(0, ecc_uncorrected=7))
     assert old.usable, "errors from before we looked are no news"
@@ -158,3 +159,77 @@ def test_a_gpu_that_asks_for_a_reset_is_not_sent_to_a_reboot() -> None:
     asked = look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="RESET_REQUIRED (16)"))
     assert asked.lost and "nvidia-smi --gpu-reset -i GPU-00000000" in str(asked.remedy)
     assert "reboot" in str(look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="GPU_IS_LOST (15)")).remedy)
+
+
+@pytest.mark.parametrize("heard_first", [True, False])
+def test_a_contained_memory_error_is_not_held_against_the_gpu_however_its_news_arrive(heard_first: bool) -> None:
+    before, counted = gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1)
+    t = looks(DeviceTrust("u"), before)
+    t = judge(t, meaning(94), 94) if heard_first else look(t, counted)
+    t = look(t, counted) if heard_first else judge(t, meaning(94), 94)
+    assert looks(t, *[counted] * 5).usable
+    assert not looks(t, gpu(0, ecc_uncorrected=2), gpu(0, ecc_uncorrected=2)).usable, "the next one needs its own word"
+
+
+def test_an_uncorrectable_error_that_nobody_calls_contained_is_held_against_the_gpu_at_the_next_periodic_look() -> None:
+    t = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1))
+    assert t.usable and look(t, gpu(0, ecc_uncorrected=1), periodic=False).usable
+    assert look(t, gpu(0, ecc_uncorrected=1)).state is Trust.QUARANTINED
+
+
+def test_the_recovery_that_the_driver_asks_for_is_seen_by_the_first_look_already() -> None:
+    t = look(DeviceTrust("u"), gpu(0, recovery_action=1))
+    assert t.state is Trust.QUARANTINED and t.lost and t.reason == "the driver asks for a recovery (GPU reset)"
+    assert looks(t, *[gpu(0, recovery_action=1)] * 5).state is Trust.QUARANTINED
+    back = look(t, gpu(0, recovery_action=0))
+    assert back.state is Trust.PROBATION and back.trouble.endswith("it does not any more")
+    assert looks(back, *[gpu(0, recovery_action=0)] * 2).usable
+
+
+def test_drain_and_reset_lets_what_runs_come_to_its_end() -> None:
+    t = look(DeviceTrust("u"), gpu(0, recovery_action=4))
+    assert t.state is Trust.QUARANTINED and not t.lost
+    xid = judge(DeviceTrust("u"), meaning(154, "changed from 0x0 (None) to 0x4 (Drain and Reset)"), 154)
+    assert xid.state is Trust.QUARANTINED and not xid.lost
+
+
+@pytest.mark.parametrize("action", [3, 5])
+def test_a_recovery_that_concerns_several_gpus_ends_no_work_on_one(action: int) -> None:
+    assert look(DeviceTrust("u"), gpu(0, recovery_action=action)).usable
+    text = f"GPU recovery action changed from 0x0 (None) to 0x{action} (Drain P2P)"
+    assert meaning(154, text).verdict is Verdict.SUSPECT
+
+
+def test_the_driver_takes_its_wish_back_and_an_older_fault_stays() -> None:
+    wish = judge(DeviceTrust("u"), meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)"), 154)
+    over = judge(wish, meaning(154, "changed from 0x1 (GPU Reset Required) to 0x0 (None)"), 154)
+    assert looks(wish, GOOD, GOOD, GOOD).state is Trust.QUARANTINED and looks(over, GOOD, GOOD, GOOD).usable
+    broken = judge(DeviceTrust("u"), meaning(79), 79)
+    assert relieved(broken) == broken
+
+
+def test_who_uncordons_a_gpu_whose_driver_still_asks_for_a_recovery_has_the_last_word() -> None:
+    t = pardon(look(DeviceTrust("u"), gpu(0, recovery_action=1)))
+    assert looks(t, gpu(0, recovery_action=1), gpu(0, recovery_action=1)).usable
+    again = looks(t, gpu(0, recovery_action=0), gpu(0, recovery_action=1))
+    assert again.state is Trust.QUARANTINED
+
+
+@pytest.mark.parametrize(
+    ("xid", "text", "verdict"),
+    [
+        (149, "NETIR_LINK_EVT Fatal XC0 i0 Link 00", Verdict.FATAL), (149, "NETIR_LINK_EVT Nonfatal XC0 i0", Verdict.SUSPECT),
+        (149, "", Verdict.FATAL), (145, "RLW_REMAP Nonfatal XC1", Verdict.SUSPECT), (145, "RLW_REMAP Fatal XC1", Verdict.FATAL),
+        (158, "", Verdict.FATAL), (167, "", Verdict.FATAL), (173, "", Verdict.FATAL), (136, "", Verdict.FATAL),
+        (157, "", Verdict.SUSPECT), (161, "", Verdict.SUSPECT), (171, "", Verdict.SUSPECT), (172, "", Verdict.SUSPECT),
+        (94, "", Verdict.APPLICATION), (70, "", Verdict.APPLICATION),
+    ],
+)  # fmt: skip
+def test_the_xids_of_the_published_catalogue_are_known(xid: int, text: str, verdict: Verdict) -> None:
+    found = meaning(xid, text)
+    assert found.verdict is verdict and "does not know" not in found.what
+
+
+def test_a_gpu_whose_uuid_was_never_read_is_named_by_its_index_in_the_remedy() -> None:
+    t = look(DeviceTrust("GPU-unknown-1", "1"), gpu(1, uuid="GPU-unknown-1", error="RESET_REQUIRED (16)"))
+    assert "nvidia-smi --gpu-reset -i 1;" in str(t.remedy)

@@ -102,3 +102,45 @@ def test_a_flood_of_harmless_xids_does_not_hide_a_fatal_one(node: GpuNode) -> No
     until(lambda: not node.status("a")["ready"], "the pool on the GPU that fell off to be un-ready")
     assert node.status("b")["ready"] and node.status("b")["pid"] == neighbour
     assert len(node.lines("xid")) < 500, "and the flood does not reach the journal either"
+
+
+def test_a_gpu_that_cannot_be_read_for_a_while_costs_its_engine_nothing(make_node: MakeNode, real: MakePool) -> None:
+    node = make_node(TWO, "engines vram=rss", pools=[real("a", devices=[0])]).start()
+    node.until_ready("a")
+    pid = node.status("a")["pid"]
+    node.become(TWO, "fault gpu=0 error=999")
+    node.until_device(lambda row: not row["readable"], "the GPU to be unreadable")
+    assert node.device()["state"] == "ok" and node.status("a")["ready"] and node.status("a")["pid"] == pid
+    node.become(TWO)
+    node.until_device(lambda row: row["readable"], "the GPU to be readable again")
+    assert node.status("a")["pid"] == pid and node.status("a")["crash_count"] == 0
+
+
+def test_a_contained_memory_error_ends_no_pool(make_node: MakeNode, real: MakePool) -> None:
+    node = make_node(TWO, "engines vram=rss", "ecc gpu=0 uncorrected=0", pools=[real("a", devices=[0]), real("b", devices=[0])])
+    node.start().until_ready("a", "b")
+    pids = [node.status(pool)["pid"] for pool in "ab"]
+    node.always = ("engines vram=rss",)
+    node.become(TWO, "ecc gpu=0 uncorrected=1", "xid gpu=0 code=94 serial=1")
+    node.until_device(lambda row: row["ecc_uncorrected"] == 1, "the error to be counted")
+    revision = node.devices()["revision"]
+    until(lambda: node.devices()["revision"] > revision + 3, "some more looks at the GPUs", 30)
+    assert [node.status(pool)["pid"] for pool in "ab"] == pids and node.device()["state"] == "ok"
+
+
+def test_drain_and_reset_takes_a_gpu_out_of_use_and_ends_nothing(make_node: MakeNode, real: MakePool) -> None:
+    node = make_node(TWO, "engines vram=rss", pools=[real("a", devices=[0])]).start()
+    node.until_ready("a")
+    pid = node.status("a")["pid"]
+    node.become(TWO, "recovery gpu=0 action=4")
+    node.until_device(lambda row: row["state"] == "quarantined", "the GPU to be out of use")
+    assert "drain and reset" in node.device()["reason"] and not node.status("a")["ready"] and node.status("a")["pid"] == pid
+    node.become(TWO, "recovery gpu=0 action=0")
+    node.until_ready("a")
+    assert node.status("a")["pid"] == pid
+
+
+def test_a_reset_that_was_due_before_the_daemon_started_is_seen(make_node: MakeNode, real: MakePool) -> None:
+    node = make_node(TWO, "recovery gpu=0 action=1", pools=[real("a", devices=[0])]).start()
+    node.until_device(lambda row: row["state"] == "quarantined", "the GPU to be out of use")
+    assert "nvidia-smi --gpu-reset" in node.device()["remedy"] and not node.status("a")["live"]

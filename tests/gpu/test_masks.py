@@ -126,3 +126,22 @@ def test_what_befalls_a_gpu_in_mig_mode_befalls_its_instances(make_node: MakeNod
     node.become(MIG, "xid gpu=0 code=79 serial=1")
     until(lambda: not node.status("slice")["live"] and not node.status("late")["live"], "both to be ended")
     assert "Xid 79" in node.status("slice")["last_error"] and "Xid 79" in node.status("late")["last_error"]
+
+
+def test_the_gpus_that_the_daemon_was_granted_are_the_only_ones(make_node: MakeNode, fake: MakePool) -> None:
+    node = make_node(cards(24, 24, 24), pools=[fake("a", vram_bytes="20GiB"), fake("b", vram_bytes="20GiB", preload=False)])
+    node.env["CUDA_VISIBLE_DEVICES"] = "1"
+    node.start().until_ready("a")
+    assert [row["device"] for row in node.devices()["devices"]] == ["1"]
+    assert node.environment("a")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(1)
+    assert "Only some GPUs are used: CUDA_VISIBLE_DEVICES of the daemon names 1" in node.text()
+    assert node.post("/v1/pools/b/start")[0] == 202
+    node.until_refused("b", "needs 20 GiB", "GPU 1")
+
+
+def test_the_configuration_may_keep_the_node_off_some_gpus(make_node: MakeNode, fake: MakePool) -> None:
+    node = make_node(
+        cards(24, 24), pools=[fake("a", vram_bytes="2GiB", devices=[0], preload=False)], gpu={"devices": [1]}
+    ).start()
+    assert node.post("/v1/pools/a/start")[0] == 202
+    node.until_refused("a", "there is no device 0; there are 1")

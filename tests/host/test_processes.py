@@ -59,7 +59,7 @@ async def test_memory_that_was_not_released_is_listed_under_the_dead_pid(make_be
     gone = subprocess.Popen(["true"])
     gone.wait()
     device = (await make_bench(ONE_24, f"process gpu=0 pid={gone.pid} vram=5GiB").monitor.scan()).devices[0]
-    assert device.processes == (DeviceProcess(gone.pid, None, 5 * GIB, certain=True),)
+    assert device.processes == (DeviceProcess(gone.pid, None, 5 * GIB, certain=True, ended=True),)
     assert device.vram_free_bytes == 19 * GIB - 400 * MIB
 
 
@@ -134,6 +134,24 @@ async def test_pids_of_an_outer_namespace_that_cannot_be_mapped_are_not_certain(
 
 def test_the_nonce_is_looked_for_where_engines_carry_it() -> None:
     assert procfs.NONCE_VARIABLE.encode() + b"=" == NONCE_VARIABLE
+
+
+@pytest.mark.parametrize(
+    ("version", "ours"), [("535.113.01", True), ("570.86.15", True), ("545.23", True), ("535.104.05", False), ("", False)]
+)
+def test_a_driver_since_535_113_tells_pids_as_a_container_counts_them(version: str, ours: bool, tmp_path: Path) -> None:
+    """In a nested pid namespace with its own /proc, as in any container."""
+    (tmp_path / "self/ns").mkdir(parents=True)
+    (tmp_path / "self/ns/pid").touch()  # an inode that is not the initial namespace's
+    (tmp_path / "self/status").write_text("NSpid:\t7\n")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/stat").write_text("7 (x) S 1 " + " ".join("0" * 17) + " 99 0\n".replace("\\n", ""))
+    assert ProcessFacts(proc=tmp_path, version=version).describe(7)["certain"] is ours
+
+
+async def test_a_listed_process_with_no_bytes_is_one_whose_memory_is_not_told(make_bench: Make) -> None:
+    device = (await make_bench(ONE_24, "process gpu=0 pid=1 vram=0B").monitor.scan()).devices[0]
+    assert device.processes[0].vram_bytes is None
 
 
 def test_in_the_initial_pid_namespace_a_real_drivers_pids_are_ours() -> None:

@@ -149,7 +149,14 @@ async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -
     assert entry.vram_available_bytes == 12 * GIB and entry.compute_capability == "8.6"
     row = devices_view(world.fakes.gpus, world.fakes.clock, (1, 2), simulated=False)["devices"][0]
     assert row["reservations"] == [
-        {"pool_id": "a", "reserved_bytes": 10 * GIB, "used_bytes": 9 * GIB, "exclusive": False, "pids": [4000]}
+        {
+            "pool_id": "a",
+            "reserved_bytes": 10 * GIB,
+            "used_bytes": 9 * GIB,
+            "estimated_bytes": None,
+            "exclusive": False,
+            "pids": [4000],
+        }
     ]
     assert [p["pid"] for p in row["foreign"]] == [88] and row["vram_available_bytes"] == 12 * GIB
 

@@ -218,11 +218,14 @@ class ScanTrouble(Answer):
 
 
 class DeviceReservation(Answer):
-    """What one pool was promised of a device. ``used_bytes`` is measured; null where the driver does not tell."""
+    """What one pool was promised of a device. ``used_bytes`` is measured, null where the driver does not tell; what it is taken
+    to hold is in ``estimated_bytes`` then.
+    """
 
     pool_id: str
     reserved_bytes: int
     used_bytes: int | None = None
+    estimated_bytes: int | None = None
     exclusive: bool = False
     pids: list[int] = []
 
@@ -235,6 +238,7 @@ class ForeignProcess(Answer):
     kind: str | None = None
     vram_bytes: int | None = None
     certain: bool = True
+    ended: bool = Field(False, description="The process is no more, and its memory was not given back.")
 
 
 class Device(Answer):

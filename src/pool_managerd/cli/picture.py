@@ -84,7 +84,7 @@ def parts_of(device: Row) -> Iterator[Part]:
     """
     left = int(device["vram_total_bytes"])
     for letter, reservation in _named(device["reservations"], _POOLS):
-        used = int(reservation["used_bytes"] or 0)
+        used = int(reservation["used_bytes"] or reservation.get("estimated_bytes") or 0)
         promised = max(0, int(reservation["reserved_bytes"]) - used)
         yield Part(letter, used, _style(letter))
         yield Part(letter.lower(), promised, _style(letter))
@@ -139,6 +139,7 @@ def _legend_rows(device: Row) -> Iterator[tuple[str, str, str, str, str]]:
     for digit, process in _named(_foreign(device), _FOREIGN):
         name = f"{plain(process.get('name') or 'a process')} (pid {process['pid']})"
         note = "not ours" if process.get("certain", True) else "not ours; the pid is the driver's own number"
+        note = "has ended, and its memory was not given back" if process.get("ended") else note
         yield digit, _cut(name, 40), _mib(process["vram_bytes"]), note, "magenta"
     if (unknown := _unknown_bytes(device)) > 0:
         yield UNKNOWN, "others", _mib(unknown), "the driver does not say who", "magenta"
@@ -171,6 +172,9 @@ def _unknown_bytes(device: Row) -> int:
 def _reservation(reservation: Row) -> tuple[str, str]:
     """Size and note: what is used of what was promised."""
     used, reserved = reservation["used_bytes"], int(reservation["reserved_bytes"])
+    if (estimated := reservation.get("estimated_bytes")) is not None:
+        note = f"estimated, of {_mib(reserved)} reserved; the driver does not say what it holds"
+        return _mib(estimated), note
     unseen = "the driver does not say what is used" if reservation.get("pids") else "not seen in use"
     notes = [f"of {_mib(reserved)} reserved" if used is not None else f"reserved; {unseen}"]
     if used is not None and used > reserved:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOT_PERMITTED = "this user may not open it"
+PLACEHOLDER = "GPU-unknown-"
+"""What a GPU is called, with its index behind, whose UUID could never be read."""
 NO_MEMORY_TOLD = "the driver does not tell how much memory it has"
 
 
@@ -15,7 +17,7 @@ class DeviceProcess:
     ``pid`` counts in this process's pid namespace when ``certain``; otherwise it is the driver's own number, which
     may mean another process here. ``start_ticks``, ``nonce`` (of the engine instance that it descends from, by its
     environment) and ``ancestors`` (its parents' pids, nearest first) are None or empty where they cannot be read:
-    the process has ended and its memory was not given back, or it is not visible here.
+    the process has ended and its memory was not given back (``ended``), or it is not visible here.
     """
 
     pid: int
@@ -26,6 +28,7 @@ class DeviceProcess:
     start_ticks: int | None = None
     nonce: str | None = None
     ancestors: tuple[int, ...] = ()
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class DeviceSnapshot:
     ``ecc_uncorrected`` counts since the last driver load. ``reset_pending`` means that repaired memory waits for a
     reset of the GPU. ``error`` says why the GPU does not answer, ``unclear`` why one that answers could not be read: what is
     known of its memory and processes is then the last known, and what changes by the second is None.
+    ``recovery_action`` is the recovery that the driver asks for, in NVML's numbers.
     """
 
     id: int
@@ -57,6 +61,7 @@ class DeviceSnapshot:
     utilization_percent: int | None = None
     ecc_uncorrected: int | None = None
     reset_pending: bool = False
+    recovery_action: int | None = None
     persistence_mode: bool | None = None
     error: str | None = None
     unclear: str | None = None
@@ -70,6 +75,12 @@ class DeviceSnapshot:
     def vram_used_bytes(self) -> int:
         """What processes hold; the driver's own part is not counted."""
         return max(0, self.vram_total_bytes - self.vram_free_bytes - self.vram_reserved_bytes)
+
+    @property
+    def contains_errors(self) -> bool:
+        """From compute capability 8.0 on a memory error may end the programs that met it and no others."""
+        major = (self.compute_capability or "").partition(".")[0]
+        return major.isdecimal() and int(major) >= 8
 
     @property
     def readable(self) -> bool:

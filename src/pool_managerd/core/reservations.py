@@ -59,6 +59,11 @@ class Holding:
     guessed: bool = False
 
     @property
+    def measured_bytes(self) -> int | None:
+        """What the driver says of its processes; None where it does not."""
+        return None if self.guessed else self.used_bytes
+
+    @property
     def counted_bytes(self) -> int:
         return max(self.reserved_bytes, self.used_bytes or 0)
 
@@ -242,6 +247,8 @@ def _sharing_objection(wanted: Reservation, device: DeviceSnapshot, near: Sequen
 def who(process: DeviceProcess) -> str:
     """``pid 4711 (python)``; a pid of another namespace is said to be one."""
     name = f" ({process.name})" if process.name else ""
+    if process.ended:
+        return f"pid {process.pid}{name}, which has ended and did not give it back"
     return f"pid {process.pid}{name}" if process.certain else f"driver's pid {process.pid}{name}"
 
 

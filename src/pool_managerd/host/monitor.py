@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident, DeviceScan, ScanProblem
+from pool_managerd.core.gpu_visibility import Restriction, visible
 from pool_managerd.errors import NodeError
 from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.scan_reply import incident_of, problem_of, scan_of, wants_renewal
@@ -46,7 +47,8 @@ class NvmlMonitor:
     """The GPUs of this machine (SPEC §5.1), as a DeviceMonitor.
 
     ``on_incident`` is called in the loop for every Xid and ECC event, once a first scan was made. ``workers`` starts
-    the worker processes: by default nvml_worker.py with this process's library path.
+    the worker processes: by default nvml_worker.py with this process's library path. GPUs that ``only`` leaves out are not
+    there for anybody.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class NvmlMonitor:
         workers: Workers | WorkerOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
         limits: MonitorLimits | None = None,
+        only: tuple[Restriction, ...] = (),
     ) -> None:
         options = WorkerOptions() if workers is None else workers
         self._workers: Workers = PythonWorkers(options) if isinstance(options, WorkerOptions) else options
         self._on_incident, self._clock, self._limits = on_incident, clock, limits or MonitorLimits()
+        self._only = only
         self._filter = IncidentFilter()
         self._last = replace(NOT_SCANNED, problem=None)
         self._problem: ScanProblem = NOT_SCANNED.problem or _RELEASED
@@ -173,7 +177,8 @@ class NvmlMonitor:
             if self._renew:
                 self._not_before = taken_at + self._limits.backoff_s
             return problem_of(reply)
-        self._last = scan_of(reply, taken_at, self._last.devices)
+        found = scan_of(reply, taken_at, self._last.devices)
+        self._last = replace(found, devices=visible(found.devices, self._only)) if self._only else found
         self._fresh = False
         self._failures = 0
         return None

@@ -15,6 +15,7 @@ _OF_THE_DRIVER = (_UNINITIALIZED, _NO_DRIVER, _MISMATCH)
 _BROKEN = (_LOST, _NEEDS_RESET)
 _ABSENT = (_INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_FUNCTION, _OTHER_VERSION)
 _READINGS = 3
+_GET_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION; older bindings do not name it
 _MAX_LINKS = 36
 _LINKS_FRESH_S = 60.0
 _RENEW_S = 60.0
@@ -68,7 +69,9 @@ class NvmlReader:
         }
 
     def _process_facts(self) -> ProcessFacts:
-        return ProcessFacts(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()) if self._simulated else None)
+        if self._simulated:
+            return ProcessFacts(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()))
+        return ProcessFacts(version=self._maybe(self._nvml.nvmlSystemGetDriverVersion) or "")
 
     def _devices(self) -> list[dict[str, Any]] | None:
         """Every GPU and MIG instance. Read again when a call failed as none should, and when devices came, went or moved
@@ -191,8 +194,14 @@ class NvmlReader:
             "utilization_percent": None if load is None else load.gpu,
             "ecc_uncorrected": self._maybe(nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 0),
             "reset_pending": bool((rows and rows[2]) or pages),
+            "recovery_action": self._recovery_action(handle),
             "persistence_mode": None if persistence is None else bool(persistence),
         }
+
+    def _recovery_action(self, handle: Any) -> int | None:
+        """What the driver asks for, from 570 on; None from one that does not say."""
+        values = self._maybe(self._nvml.nvmlDeviceGetFieldValues, handle, [_GET_RECOVERY_ACTION])
+        return int(values[0].value.uiVal) if values and values[0].nvmlReturn == 0 else None
 
     def _processes(self, handle: Any) -> Iterator[list[Any]]:
         """As lists, in the order of DeviceProcess's fields. A program may be listed as compute and graphics: once then."""
@@ -204,9 +213,10 @@ class NvmlReader:
                 seen.add(process.pid)
                 facts = self.processes.describe(process.pid)
                 name = facts.get("name") or self._maybe(self._nvml.nvmlSystemGetProcessName, process.pid)
+                held = process.usedGpuMemory or None  # a listed process holds something: 0 is what drivers say that do not know
                 yield [
-                    facts["pid"], name and _text(name)[:200], process.usedGpuMemory, kind.lower(), facts["certain"],
-                    facts.get("start_ticks"), facts.get("nonce"), facts.get("ancestors", []),
+                    facts["pid"], name and _text(name)[:200], held, kind.lower(), facts["certain"],
+                    facts.get("start_ticks"), facts.get("nonce"), facts.get("ancestors", []), facts.get("ended", False),
                 ]  # fmt: skip
 
     def _running(self, kind: str, handle: Any) -> list[Any]:

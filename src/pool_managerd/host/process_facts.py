@@ -7,6 +7,7 @@ from typing import Any
 
 NONCE_VARIABLE = b"POOL_MANAGERD_NONCE="
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO: the same number in every Linux kernel
+_TRANSLATES_SINCE = [535, 113]
 _MAX_ANCESTORS = 32
 _MAX_ENVIRON_BYTES = 1 << 20
 
@@ -14,19 +15,24 @@ _MAX_ENVIRON_BYTES = 1 << 20
 class ProcessFacts:
     """Turns the driver's pids into ours, and says what is known of those processes.
 
-    The driver counts pids in the initial pid namespace. Ours is that one exactly when its inode is the fixed number
+    A driver since 535.113 counts in the pid namespace of whoever asks and leaves out who is not in it: its pids are ours.
+    An older one counts in the initial namespace. Ours is that one exactly when its inode is the fixed number
     that the kernel gives to the initial namespace; nothing else proves it (a nested pid 1 looks like any other). In a
     nested one a pid of the driver can be ours only if this /proc belongs to an outer namespace: then the ``NSpid``
     line of its status holds both numbers. Everything else stays the driver's number, and is not certain.
 
-    ``outer`` is a simulated driver's word on whether it counts as an outer namespace would, None for a real one.
+    ``version`` is the driver's. ``outer`` is a simulated driver's word on whether it counts as an outer namespace would,
+    None for a real one.
     """
 
-    def __init__(self, outer: bool | None = None, proc: Path = Path("/proc")) -> None:
+    def __init__(self, outer: bool | None = None, proc: Path = Path("/proc"), version: str = "") -> None:
         self._proc = proc
         self._namespace = _namespace(proc / "self")
         self._depth = len(self._nspid("self"))
-        self._same = not outer if outer is not None else self._namespace == _INITIAL_PID_NAMESPACE
+        if outer is not None:
+            self._same = not outer
+        else:
+            self._same = self._namespace == _INITIAL_PID_NAMESPACE or translates_pids(version)
         driver_sees_proc = outer or _namespace(proc / "1") == _INITIAL_PID_NAMESPACE
         self._mapped = not self._same and self._depth > 1 and driver_sees_proc
         self._known: dict[tuple[str, int], str | None] = {}
@@ -40,7 +46,7 @@ class ProcessFacts:
         self._stats.clear()
 
     def describe(self, driver_pid: int) -> dict[str, Any]:
-        """``pid``, ``certain``, and where it can be read ``start_ticks``, ``nonce``, ``ancestors`` and ``name``."""
+        """``pid``, ``certain``, ``ended`` when it is no more, else ``start_ticks``, ``nonce``, ``ancestors`` and ``name``."""
         pid = self._ours(str(driver_pid)) if self._mapped else driver_pid if self._same else None
         if pid is None:
             return {"pid": driver_pid, "certain": False}
@@ -52,6 +58,8 @@ class ProcessFacts:
             found["nonce"] = self._nonce(at, stat[1])
             found["ancestors"] = self._ancestors(stat[0])
             found["name"] = _text(self._proc / at / "comm")
+        else:
+            found["ended"] = True
         return found
 
     def _ours(self, at: str) -> int | None:
@@ -102,6 +110,12 @@ class ProcessFacts:
             if variable.startswith(NONCE_VARIABLE):
                 return variable[len(NONCE_VARIABLE) :].decode("ascii", "replace")[:64]
         return None
+
+
+def translates_pids(version: str) -> bool:
+    """True of a driver that tells pids as whoever asks counts them (535.113 and newer)."""
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    return numbers >= _TRANSLATES_SINCE
 
 
 def _namespace(process: Path) -> int | None:

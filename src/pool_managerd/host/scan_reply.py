@@ -9,6 +9,7 @@ from typing import Any
 from pool_managerd.core.devices import (
     NO_MEMORY_TOLD,
     NOT_PERMITTED,
+    PLACEHOLDER,
     DeviceIncident,
     DeviceProcess,
     DeviceScan,
@@ -94,8 +95,8 @@ def _device(raw: dict[str, Any]) -> DeviceSnapshot:
 
 
 def _process(words: list[Any]) -> DeviceProcess:
-    pid, name, vram, kind, certain, start_ticks, nonce, ancestors = words
-    return DeviceProcess(pid, name, vram, kind, certain, start_ticks, nonce, tuple(ancestors))
+    pid, name, vram, kind, certain, start_ticks, nonce, ancestors, ended = words
+    return DeviceProcess(pid, name, vram, kind, certain, start_ticks, nonce, tuple(ancestors), ended)
 
 
 def _with_memory_of(devices: list[DeviceSnapshot], before: list[DeviceSnapshot]) -> list[DeviceSnapshot]:
@@ -110,7 +111,7 @@ def _with_memory_of(devices: list[DeviceSnapshot], before: list[DeviceSnapshot])
             continue
         old = known.get(device.uuid) if device.uuid else by_index.get(device.id)
         if old is None:
-            found.append(device if device.uuid else replace(device, uuid=f"GPU-unknown-{device.id}"))
+            found.append(device if device.uuid else replace(device, uuid=f"{PLACEHOLDER}{device.id}"))
             continue
         instances = [d for d in before if d.parent_uuid == old.uuid and d.uuid not in present]
         found.extend(_silent(d, device) for d in [old, *instances])

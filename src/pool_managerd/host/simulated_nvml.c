@@ -19,7 +19,7 @@
 enum { OK, UNINITIALIZED, INVALID, UNSUPPORTED, NO_PERMISSION, NOT_FOUND = 6, TOO_SMALL, NO_DRIVER = 9, TIMEOUT, LOST = 15,
        UNKNOWN = 999 };
 enum { MAX_HANDLES = 1024, MAX_SETS = 8, MAX_WATCHED = 64, MAX_SEEN = 1024, MAX_ENVIRON = 128 * 1024 };
-enum { DOUBLE_BIT_ECC = 2, CRITICAL_XID = 8 };
+enum { DOUBLE_BIT_ECC = 2, CRITICAL_XID = 8, GET_RECOVERY_ACTION = 230 };
 #define TURN_NS 50000000L
 #define ENGINES_FRESH_NS 50000000L
 
@@ -28,6 +28,7 @@ typedef struct { char bus_legacy[16]; unsigned domain, bus, device, ids, subsyst
 typedef struct { unsigned long long total, free, used; } memory_v1;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2;
 typedef struct { unsigned pid; unsigned long long used; unsigned gi, ci; } process_info;
+typedef struct { unsigned id, scope; long long stamp, latency; int type, result; unsigned long long value; } field_value;
 typedef struct { device which; unsigned long long type, data; unsigned gi, ci; } event;
 
 struct event_set {
@@ -378,6 +379,10 @@ DEVICE_CALL(nvmlDeviceGetRemappedRows, (device handle, unsigned *fixed, unsigned
 DEVICE_CALL(nvmlDeviceGetRetiredPagesPendingStatus, (device handle, int *pending),
             WHOLE_GPU; if (u->major >= 8) return leave(UNSUPPORTED); *pending = u->pending)
 DEVICE_CALL(nvmlDeviceGetNumaNodeId, (device handle, int *out), if (u->numa < 0) return leave(UNSUPPORTED); *out = u->numa)
+DEVICE_CALL(nvmlDeviceGetFieldValues, (device handle, int count, field_value *values),
+            WHOLE_GPU; for (int i = 0; i < count; i++) {
+                values[i].result = values[i].id == GET_RECOVERY_ACTION && u->tells_recovery ? OK : UNSUPPORTED;
+                values[i].value = (unsigned)u->recovery; })
 DEVICE_CALL(nvmlDeviceGetMigMode, (device handle, unsigned *current, unsigned *pending),
             WHOLE_GPU; if (u->major < 8) return leave(UNSUPPORTED); *current = *pending = (unsigned)u->mig)
 DEVICE_CALL(nvmlDeviceGetMaxMigDeviceCount, (device handle, unsigned *out), *out = u->mig ? 7 : 0)

@@ -315,7 +315,7 @@ static int on_fault(struct topology *t, struct words *w)
            && all_used(w);
 }
 
-/* usage, ecc, pending, memory: one figure of one unit. */
+/* usage, ecc, pending, memory, recovery: one figure of one unit. */
 static int on_figure(struct topology *t, struct words *w)
 {
     int at = find_unit(t, w);
@@ -332,6 +332,8 @@ static int on_figure(struct topology *t, struct words *w)
         u->pending = 1;
         return all_used(w);
     }
+    if (!strcmp(w->word[0], "recovery"))
+        return (u->tells_recovery = maybe_int(w, "action", 99, &u->recovery)) && all_used(w);
     char *info = take(w, "info");
     u->no_memory_info = 1;
     return info && !strcmp(info, "unsupported") && all_used(w);
@@ -365,6 +367,7 @@ static int on_line(struct topology *t, struct words *w)
     static const struct { const char *name; int (*read)(struct topology *, struct words *); } directive[] = {
         {"gpu", on_gpu}, {"mig", on_mig}, {"nvlink", on_nvlink}, {"process", on_process}, {"xid", on_xid},
         {"fault", on_fault}, {"usage", on_figure}, {"ecc", on_figure}, {"pending", on_figure}, {"memory", on_figure},
+        {"recovery", on_figure},
         {"driver", on_node}, {"cuda", on_node}, {"engines", on_node}, {"pids", on_node}};
     for (size_t i = 0; i < sizeof directive / sizeof *directive; i++)
         if (!strcmp(w->word[0], directive[i].name))

@@ -14,7 +14,7 @@ struct unit {
     int number, parent, major, minor, gi, ci;
     unsigned long long vram, reserved, usage, ecc_errors;
     int numa, temperature, power_mw, utilization;
-    int ecc, persistence, pending, error, gone, no_memory_info, mig;
+    int ecc, persistence, pending, error, gone, no_memory_info, mig, recovery, tells_recovery;
     int links[MAX_LINKS], link_count;
 };
 

@@ -254,6 +254,8 @@ def _figure(line: _Line, seen: _Seen) -> None:
         _size(line.need("vram"), "vram=")
     elif line.name == "ecc":
         line.number("uncorrected", 1_000_000_000)
+    elif line.name == "recovery":
+        line.number("action", 99)
     elif line.name == "memory" and line.need("info") != "unsupported":
         raise _WrongError("info= must be unsupported")
     line.end()
@@ -278,6 +280,6 @@ def _node(line: _Line, _seen: _Seen) -> None:
 
 _DIRECTIVES: dict[str, Callable[[_Line, _Seen], None]] = {
     "gpu": _gpu, "mig": _mig, "nvlink": _nvlink, "process": _process, "xid": _xid, "fault": _fault,
-    "usage": _figure, "ecc": _figure, "pending": _figure, "memory": _figure,
+    "usage": _figure, "ecc": _figure, "pending": _figure, "memory": _figure, "recovery": _figure,
     "driver": _node, "cuda": _node, "engines": _node, "pids": _node,
 }  # fmt: skip

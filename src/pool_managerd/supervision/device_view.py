@@ -61,13 +61,13 @@ def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount, ke
         "ecc_uncorrected": d.ecc_uncorrected, "numa_node": d.numa_node, "nvlink_peers": list(d.nvlink_peers),
         "reservations": [
             {
-                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.used_bytes if known else None,
-                "exclusive": h.exclusive, "pids": list(h.pids),
+                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.measured_bytes if known else None,
+                "estimated_bytes": h.used_bytes if known and h.guessed else None, "exclusive": h.exclusive, "pids": list(h.pids),
             }
             for h in account.holdings
         ],
         "foreign": [
-            {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain}
+            {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain, "ended": p.ended}
             for p in account.foreign
         ],
         "foreign_bytes": account.foreign_bytes,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pool_managerd.core import device_trust
 from pool_managerd.core.device_trust import DeviceTrust, Trust
-from pool_managerd.core.devices import NOT_PERMITTED, NOT_SCANNED, DeviceIncident, DeviceScan, DeviceSnapshot
+from pool_managerd.core.devices import NOT_PERMITTED, NOT_SCANNED, PLACEHOLDER, DeviceIncident, DeviceScan, DeviceSnapshot
 from pool_managerd.core.xid import Verdict, meaning
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.event_log import EventLog
@@ -19,8 +19,6 @@ from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 FACT = "device"
 START_QUIET_S = 0.5
 MAX_EARLY = 64
-PLACEHOLDER = "GPU-unknown-"
-"""What a GPU is called whose UUID could never be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ class GpuWatch:
         level = "error" if found.verdict is Verdict.FATAL else "warn"
         self._events.emit("xid", f"GPU {label} reported Xid {xid}: {found.what}", level=level, device=label, xid=xid,
                           verdict=found.verdict.value, source=incident.source, text=incident.text[:200])  # fmt: skip
-        if found.verdict is Verdict.FATAL and device is not None:
+        if device is not None and (found.verdict is Verdict.FATAL or found.contained or found.relieved):
             self._update(device_trust.judge(self.trust_in(device.uuid), found, xid))
             self._tell_listeners()
         elif found.verdict is Verdict.FATAL and self.scan.stale and len(self._early) < MAX_EARLY:
@@ -313,7 +311,7 @@ def _to_remember(t: DeviceTrust, boot_id: str) -> dict[str, Any] | None:
     if not (t.cordoned or (t.state is Trust.QUARANTINED and t.needs_reset)):
         return None
     raw = asdict(t)
-    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks", "unclear")}, "boot_id": boot_id}
+    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks", "unclear", "memory_error")}, "boot_id": boot_id}
 
 
 def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> DeviceTrust:
@@ -325,5 +323,5 @@ def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> DeviceTrust:
     return DeviceTrust(
         uuid, label, Trust.QUARANTINED, cordoned, str(raw.get("reason")), str(raw.get("remedy") or ""), bool(raw.get("lost")),
         needs_reset=True, pending=bool(raw.get("pending")), away=bool(raw.get("away")),
-        ecc_at=number if isinstance(number, int) else None,
+        ecc_at=number if isinstance(number, int) else None, asked=bool(raw.get("asked")),
     )  # fmt: skip

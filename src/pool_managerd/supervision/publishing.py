@@ -80,7 +80,7 @@ class GpuFigures:
                 continue
             account = self._accounts[share.uuid]
             own = account.available_bytes if holding.exclusive and account.device.usable else share.vram_available_bytes
-            held_bytes = holding.used_bytes if account.device.usable else None
+            held_bytes = holding.measured_bytes if account.device.usable else None
             shares[index] = DeviceShare(
                 share.id, share.device, share.uuid, share.compute_capability, share.vram_total_bytes, share.vram_free_bytes,
                 own, holding.reserved_bytes, held_bytes,
