@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.assignment import Split, Wish, assign
 from pool_managerd.core.devices import DeviceSnapshot
-from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.fit import Amount, EngineSettings, Footprint
 from pool_managerd.core.footprints import Footprints
 from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.reservations import Assignment, Ledger, Reservation, account
@@ -155,3 +158,24 @@ def test_promises_never_exceed_what_there_is_whatever_is_asked(asked: list[tuple
             continue
     for device in TWO:
         assert sum(r.bytes_by_device.get(device.uuid, 0) for r in ledger.all()) <= device.vram_total_bytes
+
+
+class WithRam(LaunchSizing):
+    """A launch that needs 1.7 GiB of the machine's memory beside what it puts on the GPU."""
+
+    def _footprint(self, *args: Any) -> Footprint:
+        return replace(super()._footprint(*args), host=Amount("RAM", int(1.7 * GIB)))
+
+
+def test_where_gpu_and_processor_share_one_memory_it_is_promised_once() -> None:
+    """What an engine needs beside the GPU comes out of the same memory: together no more than there is."""
+    facts = sizing(1.0, overhead_gib=0.5).facts
+    for unified, fits in ((False, True), (True, False)):
+        one, book = gpu(0, 22.2, unified=unified), Ledger()
+        place(sizing(19, overhead_gib=0.9), (one,), ledger=book, pool="a")
+        try:
+            place(WithRam(facts, Footprints()), (one,), ledger=book, pool="b")
+        except NodeError as refused:
+            assert not fits and "needs 3.2 GiB" in refused.message and "2.3 GiB of" in refused.message
+        else:
+            assert fits

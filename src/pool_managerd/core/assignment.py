@@ -55,11 +55,11 @@ def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[s
         cannot_be = False
         try:
             option = _share_out(sizing, wish, devices, free)
-            objection = ledger.objection(_promise(wish, option), accounts)
+            objection = ledger.objection(_promise(sizing, wish, option), accounts)
         except NodeError as error:
             option, objection, cannot_be = _unchecked(sizing, wish, devices, free), error, True
         if objection is None:
-            ledger.reserve(_promise(wish, option), accounts)
+            ledger.reserve(_promise(sizing, wish, option), accounts)
             return option
         rank = (cannot_be, _lacking(objection))
         if nearest is None or rank < nearest[0]:
@@ -136,8 +136,13 @@ def _assigned(devices: tuple[DeviceSnapshot, ...], parts: tuple[int, ...], share
     return Assignment(devices, by_device, shares)
 
 
-def _promise(wish: Wish, option: Assignment) -> Reservation:
-    return Reservation(wish.pool_id, wish.epoch, option.bytes_by_device, wish.exclusive)
+def _promise(sizing: LaunchSizing, wish: Wish, option: Assignment) -> Reservation:
+    """One memory is promised once: on a GPU that uses the machine's, what the engine needs of that beside it counts, too."""
+    needed = dict(option.bytes_by_device)
+    for device in option.devices[:1]:
+        if device.unified:
+            needed[device.uuid] += sizing.footprint_on(option.devices, option.shares).host.size_bytes
+    return Reservation(wish.pool_id, wish.epoch, needed, wish.exclusive)
 
 
 def _as_much_as_there_is(

@@ -41,6 +41,7 @@ class DeviceSnapshot:
     reset of the GPU. ``error`` says why the GPU does not answer, ``unclear`` why one that answers could not be read: what is
     known of its memory and processes is then the last known, and what changes by the second is None.
     ``recovery_action`` is the recovery that the driver asks for, in NVML's numbers.
+    ``unified``: it has no memory of its own; its figures are those of the machine's RAM, or of the container's limit.
     """
 
     id: int
@@ -62,6 +63,7 @@ class DeviceSnapshot:
     ecc_uncorrected: int | None = None
     reset_pending: bool = False
     recovery_action: int | None = None
+    unified: bool = False
     persistence_mode: bool | None = None
     error: str | None = None
     unclear: str | None = None

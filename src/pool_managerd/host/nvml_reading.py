@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.process_facts import ProcessFacts
 
 _UNINITIALIZED, _INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_DRIVER = 1, 2, 3, 4, 6, 9
@@ -156,18 +157,18 @@ class NvmlReader:
         return found
 
     def _facts(self, handle: Any, *, processes: bool) -> dict[str, Any]:
-        total, free, reserved = self._memory(handle)
+        total, free, reserved, unified = self._memory(handle)
         capability = self._maybe(self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
         listed = [*self._processes(handle)] if processes else []  # those of a GPU in MIG mode are its instances'
         return {
             "name": self._maybe(self._nvml.nvmlDeviceGetName, handle) or "",
-            "vram_total_bytes": total, "vram_free_bytes": free, "vram_reserved_bytes": reserved,
+            "vram_total_bytes": total, "vram_free_bytes": free, "vram_reserved_bytes": reserved, "unified": unified,
             "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
             "processes": listed,
         }  # fmt: skip
 
-    def _memory(self, handle: Any) -> tuple[int, int, int]:
-        """Total, free and reserved. Where a GPU has no memory of its own it uses the machine's."""
+    def _memory(self, handle: Any) -> tuple[int, int, int, bool]:
+        """Total, free, reserved, and whether they are the machine's: a GPU that has no memory of its own uses that."""
         get = self._nvml.nvmlDeviceGetMemoryInfo
         memory = self._known(get, handle, self._nvml.nvmlMemory_v2)
         if memory is None:  # a driver before 510
@@ -175,11 +176,11 @@ class NvmlReader:
                 memory = self._must(get, handle)
             except self._nvml.NVMLError as error:
                 if error.value == _NOT_SUPPORTED:
-                    return _system_memory()
+                    return total_ram_bytes(), available_ram_bytes(), 0, True
                 if error.value == _NO_PERMISSION:  # as of a whole GPU in MIG mode: nothing of it is known to be free
-                    return 0, 0, 0
+                    return 0, 0, 0, False
                 raise
-        return memory.total, memory.free, getattr(memory, "reserved", 0)
+        return memory.total, memory.free, getattr(memory, "reserved", 0), False
 
     def _health(self, handle: Any) -> dict[str, Any]:
         nvml = self._nvml
@@ -323,15 +324,6 @@ class NvmlReader:
 
 def _is_sound(device: dict[str, Any]) -> bool:
     return "error" not in device and "unclear" not in device
-
-
-def _system_memory() -> tuple[int, int, int]:
-    figures = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        key, _, rest = line.partition(":")
-        if key in figures:
-            figures[key] = int(rest.split()[0]) * 1024
-    return figures["MemTotal"], figures["MemAvailable"], 0
 
 
 def _text(value: bytes | str) -> str:

@@ -102,7 +102,8 @@ class Admission:
             self._check_ram(driver, sizing, 0)
             return None, None
         require_scan(scan, driver.pool_id)
-        self._check_ram(driver, sizing, 1)
+        if not all(d.unified for d in scan.devices):  # else the ledger has it all
+            self._check_ram(driver, sizing, 1)
         bound = self._bound(driver, scan)
         found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
         notices = bound[1].notices if bound is not None else ()
