@@ -145,3 +145,30 @@ def test_the_configuration_may_keep_the_node_off_some_gpus(make_node: MakeNode, 
     ).start()
     assert node.post("/v1/pools/a/start")[0] == 202
     node.until_refused("a", "there is no device 0; there are 1")
+
+
+def test_an_index_is_not_bound_for_good_while_a_gpu_is_missing(make_node: MakeNode, fake: MakePool) -> None:
+    pools = [fake("a", devices=[0], vram_bytes="2GiB"), fake("b", devices=[1], vram_bytes="2GiB", preload=False)]
+    node = make_node(cards(24, 12), pools=pools)
+    node.become(cards(24, 12), "fault gpu=0 gone")
+    node.start().until_ready("a")
+    assert node.environment("a")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(1)
+    assert "for this start only: the driver lists 1 of its 2 GPUs" in node.text()
+    node.become(cards(24, 12))
+    until(lambda: len(node.devices()["devices"]) == 2, "the GPU to be back", 30)
+    assert node.post("/v1/pools/a/restart?wait=true")[0] == 200 and node.post("/v1/pools/b/start?wait=true")[0] == 200
+    assert [node.environment(pool)["CUDA_VISIBLE_DEVICES"] for pool in "ab"] == [gpu_uuid(0), gpu_uuid(1)]
+
+
+def test_an_index_is_not_bound_for_good_while_fewer_gpus_are_there_than_the_configuration_names(
+    make_node: MakeNode, fake: MakePool
+) -> None:
+    pools = [fake("a", devices=[0], vram_bytes="2GiB"), fake("b", devices=[1], vram_bytes="2GiB", preload=False)]
+    without_the_first = "\n".join(line for line in cards(24, 12).splitlines() if not line.startswith("gpu 0 ")) + "\n"
+    node = make_node(without_the_first, pools=pools).start()
+    node.until_ready("a")
+    assert node.environment("a")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(1)
+    node.become(cards(24, 12))
+    until(lambda: len(node.devices()["devices"]) == 2, "the first GPU to be there", 30)
+    assert node.post("/v1/pools/a/restart?wait=true")[0] == 200
+    assert node.environment("a")["CUDA_VISIBLE_DEVICES"] == gpu_uuid(0)

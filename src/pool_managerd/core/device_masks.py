@@ -38,6 +38,11 @@ class DeviceMask:
             raise _mixed(text)
         return cls(items)
 
+    @property
+    def has_indices(self) -> bool:
+        """UUIDs mean the same GPUs for good; indices move."""
+        return any(isinstance(item, int) for item in self.items)
+
     def __str__(self) -> str:
         return ",".join(map(str, self.items))
 
@@ -76,7 +81,7 @@ class DeviceMask:
         else:
             match = next((d for d in devices if d.parent_uuid is None and d.id == item), None)
         if match is None:
-            raise _refused(str(self), f"there is no device {item}; {_what_exists(devices)}")
+            raise _refused(str(self), f"there is no device {item}; {what_exists(devices)}")
         if match.mig_enabled:
             instances = [d.uuid for d in devices if d.parent_uuid == match.uuid]
             use = f"name its instances: {', '.join(instances)}" if instances else "create MIG instances, or turn MIG off"
@@ -111,7 +116,8 @@ def _item(part: str, text: str) -> int | str:
     raise _refused(text, f"{part[:80]!r} is neither an index nor a GPU or MIG UUID")
 
 
-def _what_exists(devices: Sequence[DeviceSnapshot]) -> str:
+def what_exists(devices: Sequence[DeviceSnapshot]) -> str:
+    """The devices that a mask may name, as the end of a sentence."""
     if not devices:
         return "no GPU was found"
     return "there are " + ", ".join(f"{d.label} ({d.name or d.uuid})" for d in in_pci_order(devices))

@@ -108,13 +108,17 @@ class ScanProblem:
 
 @dataclass(frozen=True, slots=True)
 class DeviceScan:
-    """All devices at one monotonic second. With a ``problem`` the devices are the last known ones: stale."""
+    """All devices at one monotonic second. With a ``problem`` the devices are the last known ones: stale.
+
+    ``missing`` is how many physical GPUs the driver has taken up that this scan does not list.
+    """
 
     devices: tuple[DeviceSnapshot, ...] = ()
     taken_at: float = 0.0
     driver_version: str | None = None
     cuda_version: str | None = None
     problem: ScanProblem | None = None
+    missing: int = 0
 
     @property
     def stale(self) -> bool:

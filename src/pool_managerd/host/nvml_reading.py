@@ -16,6 +16,7 @@ _OF_THE_DRIVER = (_UNINITIALIZED, _NO_DRIVER, _MISMATCH)
 _BROKEN = (_LOST, _NEEDS_RESET)
 _ABSENT = (_INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_FUNCTION, _OTHER_VERSION)
 _READINGS = 3
+_DRIVERS_LIST = Path("/proc/driver/nvidia/gpus")
 _GET_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION; older bindings do not name it
 _MAX_LINKS = 36
 _LINKS_FRESH_S = 60.0
@@ -66,8 +67,18 @@ class NvmlReader:
             "devices": [{k: v for k, v in d.items() if not k.startswith("_")} for d in devices],
             "driver_version": driver,
             "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+            "cards": self._cards(),
             "renew": bool(whole and not sound) or (aged and not all(_is_sound(d) for d in devices)),
         }
+
+    def _cards(self) -> int | None:
+        """How many GPUs the driver has taken up, by its own list; None where that cannot be read."""
+        if self._simulated:
+            return int(self._nvml.nvmlLib.simulatedCards())
+        try:
+            return sum(1 for _ in _DRIVERS_LIST.iterdir())
+        except OSError:
+            return None
 
     def _process_facts(self) -> ProcessFacts:
         if self._simulated:

@@ -17,7 +17,7 @@ from pool_managerd.core.devices import (
     ScanProblem,
 )
 
-_LIBRARY_NOT_FOUND, _MISMATCH, _NO_DRIVER = 12, 18, 9
+_LIBRARY_NOT_FOUND, _MISMATCH, _NO_DRIVER, _UNKNOWN = 12, 18, 9, 999
 _MAY_BE_RETRIED = (_LIBRARY_NOT_FOUND, _NO_DRIVER)
 
 
@@ -56,9 +56,10 @@ def problem_of(reply: Mapping[str, Any]) -> ScanProblem:
             "no_driver", "the NVIDIA kernel module is not loaded",
             "load it (modprobe nvidia) and see dmesg for why it was not; in a virtual machine see that the GPU is passed on",
         )  # fmt: skip
-    return ScanProblem(
-        "nvml_error", f"the NVIDIA driver answered: {text} ({code})", "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
-    )
+    hint = "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
+    if code == _UNKNOWN:
+        hint = f"in a container recreate it: systemctl daemon-reload on the host takes its GPUs away; elsewhere {hint}"
+    return ScanProblem("nvml_error", f"the NVIDIA driver answered: {text} ({code})", hint)
 
 
 def wants_renewal(reply: Mapping[str, Any]) -> bool:
@@ -74,7 +75,9 @@ def scan_of(reply: Mapping[str, Any], taken_at: float, before: Iterable[DeviceSn
     devices = [_device(d) for d in raw["devices"]]
     if not all(d.readable for d in devices):
         devices = _with_memory_of(devices, list(before))
-    return DeviceScan(tuple(devices), taken_at, raw["driver_version"], raw["cuda_version"])
+    listed = sum(d.parent_uuid is None for d in devices)
+    missing = max(0, (raw.get("cards") or 0) - listed)
+    return DeviceScan(tuple(devices), taken_at, raw["driver_version"], raw["cuda_version"], missing=missing)
 
 
 def incident_of(raw: Mapping[str, Any]) -> DeviceIncident:

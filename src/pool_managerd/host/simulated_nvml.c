@@ -553,6 +553,17 @@ int nvmlEventSetWait_v2(struct event_set *set, event *out, unsigned timeout_ms)
 
 /* --- not of NVML: for the worker and the tests of this project --- */
 
+/* How many GPUs the file has, those included that are gone. */
+int simulatedCards(void)
+{
+    int count = 0;
+    pthread_mutex_lock(&lock);
+    refresh();
+    for (int i = 0; i < now.unit_count; i++)
+        count += now.units[i].parent < 0;
+    return leave(count);
+}
+
 /* Whether the listed pids are those of an outer pid namespace, as an old driver's are in a container. */
 int simulatedPidsAreOuter(void)
 {

@@ -70,7 +70,7 @@ class Admission:
         found, bound = self._decide(driver, epoch, scan, sizing, memory.ledger, memory.accounts())
         driver.launch.sizing = sizing
         if found is not None:
-            if bound is not None:
+            if bound is not None and not self._missing(scan):
                 self._gpus.bindings.remember(driver.pool_id, *bound)
             memory.remember_before(driver.pool_id)
             self._gpus.refresh()
@@ -107,7 +107,20 @@ class Admission:
         bound = self._bound(driver, scan)
         found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
         notices = bound[1].notices if bound is not None else ()
+        if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
+            meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
+            notices = (*notices, f"The mask {bound[0]} means GPU {meant} for this start only: {missing}, so indices may move")
         return replace(found, notices=(*notices, *found.notices)), bound
+
+    def _missing(self, scan: DeviceScan) -> str | None:
+        """Why this is not every GPU there should be, None when it is."""
+        listed = sum(d.parent_uuid is None for d in scan.devices)
+        if scan.missing:
+            return f"the driver lists {listed} of its {listed + scan.missing} GPUs"
+        named = [item for d in self._gpus.drivers() if d.mask is not None for item in d.mask.items if isinstance(item, int)]
+        if max(named, default=-1) >= max((d.id for d in scan.devices), default=-1) + 1:
+            return f"the configuration names GPU {max(named)}, and {listed} {'is' if listed == 1 else 'are'} listed"
+        return None
 
     async def _scan(self) -> DeviceScan:
         """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""

@@ -31,7 +31,7 @@ class Bindings:
         return bind(mask, devices, {int(index): Binding(*pair) for index, pair in items.items()})
 
     def remember(self, pool_id: str, mask: DeviceMask, bound: Bound) -> None:
-        """From now on the mask's indices mean these devices."""
+        """From now on the mask's indices mean these devices. Not to be called while GPUs are missing: indices have moved then."""
         items = {str(index): [b.uuid, b.pci_bus_id] for index, b in bound.bindings.items()}
         new = {"mask": str(mask), "items": items}
         if new != self._known.get(pool_id):

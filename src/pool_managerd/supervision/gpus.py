@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pool_managerd.core.device_masks import what_exists
 from pool_managerd.core.device_trust import Trust
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.lifecycle import Phase
@@ -181,7 +182,7 @@ class Gpus:
             return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
         device = self.watch.scan.device(uuid)
         if device is None and not self.watch.scan.stale:
-            return f"the device {uuid} is no longer there", True
+            return f"the device {uuid} is no longer there; {what_exists(self.watch.scan.devices)}", True
         if device is not None and device.mig_enabled:
             return f"GPU {device.label} is in MIG mode now: name one of its instances in `devices`, or turn MIG off", True
         return None
