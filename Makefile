@@ -17,10 +17,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint bench explore docs lock dist clean
+.PHONY: help setup demo test test-vllm lint bench explore docs lock dist clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP) ## make .venv with the locked dependencies and this project
 
@@ -44,6 +44,10 @@ test: ## lint, types and every test
 	@requirements/check.sh "$(PYTHON)" test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q
+
+test-vllm: setup ## the tests with a real vLLM: make test-vllm VLLM=/path/to/bin/vllm
+	@if [ ! -x "$(VLLM)" ]; then echo "cannot run: say where vLLM is: make test-vllm VLLM=/path/to/bin/vllm (see tests/vllm/README.md)" >&2; exit 1; fi
+	POOL_MANAGERD_TEST_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -q tests/vllm
 
 dist: setup ## build the wheel and the source distribution into dist/
 	rm -rf dist
