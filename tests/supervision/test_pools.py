@@ -137,6 +137,21 @@ async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> No
     assert world.fakes.records.counters["p"] == (1, 1)
 
 
+async def test_a_failed_start_quotes_the_cause_and_never_an_earlier_launchs_log(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "was refused")
+    await world.start()
+    await settle()
+    world.fakes.files.log += ["E x: error loading model: missing tensor 'a'", "srv: exiting due to model loading error"]
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    assert "its log says \"x: error loading model: missing tensor 'a'\"" in str(driver.instance.last_error)
+    await world.fakes.clock.advance(2)
+    world.fakes.launcher.processes[1].end(ExitRecord(code=1))
+    await settle()
+    assert "missing tensor" not in str(driver.instance.last_error), "the second launch wrote nothing"
+
+
 async def test_a_start_that_fails_tells_the_caller_why_and_is_tried_again(world: World) -> None:
     driver = world.pools.add("p", world.config.pools[0])
     world.fakes.launcher.refuse = no_binary()
@@ -430,7 +445,7 @@ async def test_a_log_that_cannot_be_read_does_not_stop_the_clock(world: World) -
     def unreadable(*_: Any, **__: Any) -> list[str]:
         raise PoolError("cannot use .runtime: Too many open files")
 
-    world.fakes.files.tail_log = unreadable  # type: ignore[method-assign]
+    world.fakes.files.launch_log = unreadable  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
     await world.fakes.clock.advance(60)
     assert view(driver.instance).ready

@@ -165,6 +165,12 @@ class FakeFiles:
     def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         return self.log[-max_lines:]
 
+    def log_mark(self, pool_id: str) -> dict[int, int]:
+        return {0: len(self.log)}
+
+    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]:
+        return self.log[mark.get(0, 0) :]
+
 
 class FakeMonitor:
     """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
