@@ -20,6 +20,7 @@ Mode = Literal["external", "source", "container", "package", "binary"]
 Profile = Literal["home", "cloud", "dev"]
 RestartPolicy = Literal["on-failure", "always", "never"]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -196,7 +197,9 @@ class BinaryProvisioning(Section):
 class ModelProvisioning(Section):
     ref: str | None = None
     cache_dir: Path | None = None
-    checksum: Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")] | None = None
+    checksum: Digest | Annotated[tuple[Digest, ...], Field(min_length=1)] | None = Field(
+        None, description="sha256:… of the model's file; of a split model a list, one per part in their order."
+    )
 
 
 class ProvisioningConfig(Section):
@@ -247,6 +250,12 @@ class PoolConfig(Section):
     health_path: Annotated[str, Field(pattern=r"^/")] | None = None
     startup_timeout_ms: Positive | None = Field(None, description="Overrides health.startup_timeout_ms for this pool.")
     provisioning: ProvisioningConfig = ProvisioningConfig()
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """What the model's files are to be verified against, one digest per file; empty: it is used unverified."""
+        given = self.provisioning.model.checksum if self.provisioning.model is not None else None
+        return (given,) if isinstance(given, str) else given or ()
 
     @property
     def mask(self) -> DeviceMask | None:

@@ -39,11 +39,12 @@ class StartSizer:
         return await asyncio.to_thread(self._of_configured, pool)
 
     def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
-        _, path, size = self._models.locate(pool.model)
+        model = self._models.locate(pool.model)
+        path, size = Path(model.local_path), model.size_bytes
         version, flags = self._engines.sizing_flags(pool, str(path))
         settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags)
         shape = self._shape_of(path)
-        wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
+        wanted = ",".join(pool.checksums)
         return LaunchFacts(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
 
     def _shape_of(self, path: Path) -> ModelShape | None:
@@ -77,12 +78,14 @@ class StartSizer:
 
 
 def _read_shape(path: Path) -> ModelShape | None:
+    """By what the file is, not by what it is called: blobs of model caches have no suffix."""
+    from pool_managerd.models.gguf import is_gguf
     from pool_managerd.models.gguf_shape import read_gguf_shape
-    from pool_managerd.models.safetensors_header import read_safetensors_shape
+    from pool_managerd.models.safetensors_header import is_safetensors, read_safetensors_shape
 
-    if path.suffix.lower() == ".gguf":
+    if is_gguf(str(path)) or path.suffix.lower() == ".gguf":
         return read_gguf_shape(str(path))
-    return read_safetensors_shape(str(path)) if path.is_dir() or path.suffix == ".safetensors" else None
+    return read_safetensors_shape(str(path)) if path.is_dir() or is_safetensors(str(path)) else None
 
 
 def _with_files(flags: Sequence[str]) -> EngineSettings:

@@ -16,8 +16,9 @@ ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
 class ResolvedModel:
     """A model that is on this machine's disk (``{id, local_path}``, SPEC §6.3).
 
-    ``digest`` is ``sha256:<hex>`` when the content was hashed; ``verified`` is true only when it matched an
-    expected digest.
+    ``digest`` is ``sha256:<hex>`` when the content was hashed (of a split model, its parts' with commas between them);
+    ``verified`` is true only when all of it matched what was expected. ``size_bytes`` counts all ``files``: those of a
+    split model, ``local_path`` the first of them; empty where it is one file, or a folder.
     """
 
     id: str
@@ -25,6 +26,7 @@ class ResolvedModel:
     size_bytes: int = 0
     digest: str | None = None
     verified: bool = False
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class PreparedEngine:
     ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on
     ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
     set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
-    ``device_uuids`` are the GPUs that this launch was given. ``verbatim`` marks an engine submitted by a caller: it runs
-    as given, and is not warmed up.
+    ``model_files`` are all parts of a split model. ``device_uuids`` are the GPUs that this launch was given. ``verbatim``
+    marks an engine submitted by a caller: it runs as given, and is not warmed up.
     """
 
     pool_id: str
@@ -44,6 +46,7 @@ class PreparedEngine:
     host: str = "127.0.0.1"
     port: int = 0
     model_path: str | None = None
+    model_files: tuple[str, ...] = ()
     model_id: str | None = None
     engine: str = "llamacpp"
     engine_version: str = "unknown"

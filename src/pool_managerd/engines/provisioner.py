@@ -114,6 +114,7 @@ class EngineProvisioner:
             flags=(*program.argv[1:], *recipe.flags(port)),
             port=port,
             model_path=model.local_path,
+            model_files=model.files,
             model_id=model.id,
             engine=pool.engine,
             engine_version=program.version,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
 from pool_managerd.core.model_shape import ModelShape, Recurrent, SlidingWindow
-from pool_managerd.models.gguf import refused
 from pool_managerd.models.gguf_header import ArrayValue, GgufHeader, TensorInfo, Value, read_gguf_header
+from pool_managerd.models.gguf_parts import other_parts
 
-MAX_PARTS = 999
 MAX_LAYERS = 4_096
 MAX_FACT = 1 << 40
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _INPUTS = ("token_embd.weight", "token_embd_norm.weight", "token_types.weight", "position_embd.weight")
 _OUTPUT = "output.weight"
 
@@ -45,25 +40,8 @@ def read_gguf_shape(path: str) -> ModelShape:
     Blocking. Raises SpecError when a part is missing, damaged, hostile or not downloaded completely.
     """
     first = read_gguf_header(path)
-    headers = [first, *(read_gguf_header(part) for part in _other_parts(path, first.values))]
+    headers = [first, *(read_gguf_header(part) for part in other_parts(path, first.values))]
     return _shape(first.values, headers)
-
-
-def _other_parts(path: str, values: Mapping[str, Value]) -> list[str]:
-    count = _whole(values.get("split.count")) or 1
-    if count == 1:
-        return []
-    named = _PART.fullmatch(Path(path).name)
-    if named is None or int(named["count"]) != count or count > MAX_PARTS:
-        raise refused(path, f"it is one of {count} parts, and its name does not end in -00001-of-{count:05d}.gguf")
-    names = [f"{named['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
-    if int(named["number"]) != 1 or values.get("split.no") != 0:
-        raise refused(path, f"it is not the first of {count} parts; name {names[0]} instead")
-    folder = Path(path).parent
-    missing = [name for name in names if not os.path.lexists(folder / name)]
-    if missing:
-        raise refused(path, f"{len(missing)} of its {count} parts are missing, first {missing[0]}")
-    return [str(folder / name) for name in names[1:]]
 
 
 def _shape(values: Mapping[str, Value], headers: Sequence[GgufHeader]) -> ModelShape:

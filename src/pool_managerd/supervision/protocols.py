@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,7 +53,7 @@ class Launcher(Protocol):
 class Models(Protocol):
     def id_of(self, ref: str) -> str: ...
     async def ensure_present(
-        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel: ...
 
 

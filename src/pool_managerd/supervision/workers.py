@@ -77,8 +77,7 @@ async def stage(
     model = None
     if not external:
         launch.step = "model"
-        wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
-        model = await s.models.ensure_present(pool.model, wanted, progress=on_progress)
+        model = await s.models.ensure_present(pool.model, pool.checksums, progress=on_progress)
     launch.step = "engine"
     return await s.engines.prepare(pool, model, launch.assignment), model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class FakeModels:
         return ref
 
     async def ensure_present(
-        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:
         if self.stuck:
             await asyncio.get_running_loop().create_future()
