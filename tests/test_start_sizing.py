@@ -11,11 +11,12 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.sizing import LaunchFacts
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.models.provisioner import ModelProvisioner
-from pool_managerd.start_sizing import StartSizer
+from pool_managerd.start_sizing import StartSizer, build_of
 
 
 def sizer(folder: Path, profile: str = "dev") -> StartSizer:
@@ -45,3 +46,14 @@ async def test_safetensors_without_a_suffix_are_sized_by_their_header(tmp_path: 
     submitted = PreparedEngine("p", "/engine", engine="vllm", model_path=str(tmp_path / "blob"))
     found = (await sizer(tmp_path)(None, submitted)).shape
     assert found is not None and found.weights_bytes == 16
+
+
+@pytest.mark.parametrize(
+    ("version", "build"),
+    [("llamacpp-b9272-571d0d5", 9272), ("b3200", 3200), ("xllamacpp-0.2.1", None), ("unknown", None), ("web100", None)],
+)
+async def test_old_builds_are_sized_as_old_builds(tmp_path: Path, tiny_model: Path, version: str, build: int | None) -> None:
+    assert build_of(version) == build
+    submitted = PreparedEngine("p", "/engine", model_path=str(tiny_model), engine_version=version)
+    settings = (await sizer(tmp_path)(None, submitted)).settings
+    assert isinstance(settings, EngineSettings) and settings.all_logits == (build is not None)

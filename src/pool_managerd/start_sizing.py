@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pool_managerd.errors import PoolError
 from pool_managerd.models.provisioner import ModelProvisioner
 
 MAX_SHAPES = 256
+_BUILD = re.compile(r"(?:^|[-_ ])b(\d{2,6})(?!\w)", re.ASCII)
 
 
 class StartSizer:
@@ -42,7 +44,7 @@ class StartSizer:
         model = self._models.locate(pool.model)
         path, size = Path(model.local_path), model.size_bytes
         version, flags = self._engines.sizing_flags(pool, str(path))
-        settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags)
+        settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags, build_of(version))
         shape = self._shape_of(path)
         wanted = ",".join(pool.checksums)
         return LaunchFacts(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
@@ -70,7 +72,7 @@ class StartSizer:
         if engine.engine == "vllm":
             settings = vllm.submitted_settings(engine.flags)
         elif engine.engine == "llamacpp":
-            settings = _with_files(engine.flags)
+            settings = _with_files(engine.flags, build_of(engine.engine_version))
         return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
 
@@ -88,11 +90,17 @@ def _read_shape(path: Path) -> ModelShape | None:
     return read_safetensors_shape(str(path)) if path.is_dir() or is_safetensors(str(path)) else None
 
 
-def _with_files(flags: Sequence[str]) -> EngineSettings:
+def build_of(version: str) -> int | None:
+    """llama.cpp's build number in ``llamacpp-b9272-571d0d5`` or the like; None where it tells none."""
+    found = _BUILD.search(version)
+    return int(found[1]) if found else None
+
+
+def _with_files(flags: Sequence[str], build: int | None = None) -> EngineSettings:
     """The settings of a command line, with the sizes of what it loads beside the model. What cannot be read counts nothing."""
     from pool_managerd.engines.llamacpp_memory import settings_of
 
-    found = settings_of(flags)
+    found = settings_of(flags, build=build)
     draft = None
     with suppress(PoolError):
         draft = _read_shape(Path(found.draft)) if found.draft else None

@@ -1,7 +1,8 @@
 """Flags of an engine as data: which exist, how many values each takes, and their one normal form (SPEC §6.6).
 
-Normal form: canonical names, one use per option (the last wins), sorted by name. It does not depend on the order in
-which different options were written, and normalising twice changes nothing (EP-UNIT-3105, EP-PROP-3203).
+Normal form: canonical names, one use per option (the last wins; of a list all are kept, in their order), sorted by name.
+It does not depend on the order in which different options were written, and normalising twice changes nothing
+(EP-UNIT-3105, EP-PROP-3203). Engines take underscores for hyphens in long names, so they mean the same here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,23 @@ from pool_managerd.errors import SpecError
 
 MAX_FLAGS = 512
 MAX_FLAG_CHARS = 8192
+MANY = -1
+"""Of ``Option.values``: one or more, up to the next flag."""
+
+LISTS = frozenset({
+    "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
+    "--override-tensor-draft", "--spec-draft-override-tensor", "--logit-bias", "--dry-sequence-breaker", "--reverse-prompt",
+    "--alias", "--middleware", "--lora-modules", "--limit-mm-per-prompt",
+})  # fmt: skip
+"""Options of llama.cpp and vLLM of which every use counts. Of others the last one does."""
+
+
+def hyphenated(name: str) -> str:
+    """``--top_p`` as ``--top-p``: engines take either in long names. What follows a ``=`` stays as it is."""
+    if not name.startswith("--"):
+        return name
+    flag, joined, value = name.partition("=")
+    return flag.replace("_", "-") + joined + value
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +41,11 @@ class Option:
     names: tuple[str, ...]
     negated: tuple[str, ...] = ()
     values: int = 0
+
+    @property
+    def several(self) -> bool:
+        """True when every use counts, not the last alone."""
+        return not LISTS.isdisjoint(self.names)
 
     @property
     def canonical(self) -> str:
@@ -36,7 +59,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class FlagUse:
-    """One option as used: ``name`` is its canonical spelling, negated or not."""
+    """One option as used: ``name`` is its canonical spelling, negated or not. A list's ``values`` are those of all uses."""
 
     option: Option
     name: str
@@ -44,7 +67,11 @@ class FlagUse:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        return (self.name, *self.values)
+        each = self.option.values
+        if not self.option.several or each < 1:
+            return (self.name, *self.values)
+        parts = (self.values[at : at + each] for at in range(0, len(self.values), each))
+        return tuple(item for part in parts for item in (self.name, *part))
 
 
 class OptionTable:
@@ -64,6 +91,10 @@ class OptionTable:
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name or name in self._aliases
+
+    def _starts_here(self, text: str) -> bool:
+        """True when ``text`` is a flag that is known, however it is written."""
+        return text in self or hyphenated(text.partition("=")[0]) in self
 
     def nearest(self, name: str) -> str | None:
         """The known name that was probably meant."""
@@ -89,6 +120,20 @@ class OptionTable:
             if self.names(use, name):
                 raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
 
+    def problems(self, flags: Sequence[str]) -> tuple[SpecError, ...]:
+        """All that ``parse`` would refuse, one after the other, as if what is wrong were left out each time."""
+        found: list[SpecError] = []
+        position = 0
+        while position < min(len(flags), MAX_FLAGS):
+            try:
+                position = self._one(flags, position)[2]
+            except SpecError as error:
+                found.append(error)
+                position += 1
+                while position < len(flags) and not flags[position].startswith("-"):
+                    position += 1
+        return tuple(found)
+
     def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
         """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming the flag."""
         if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
@@ -104,16 +149,19 @@ class OptionTable:
         name = flags[position]
         position += 1
         given: tuple[str, ...] = ()
-        if name not in self and name.startswith("--") and "=" in name:
-            name, _, value = name.partition("=")
-            given = (value,)
+        if name not in self and name.startswith("--"):
+            name = hyphenated(name)
+            if "=" in name:
+                name, _, value = name.partition("=")
+                given = (value,)
         option = self._by_name.get(self._aliases.get(name, name))
         if option is None:
             raise self._unknown(name)
-        if len(given) > option.values:
+        least = 1 if option.values == MANY else option.values
+        if len(given) > least:
             raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value", hint=f"write `{name}` alone")
-        while len(given) < option.values:
-            if position >= len(flags) or flags[position] in self:
+        while len(given) < least or (option.values == MANY and position < len(flags) and not flags[position].startswith("--")):
+            if position >= len(flags) or self._starts_here(flags[position]):
                 after = f" but is followed by {flags[position]}" if position < len(flags) else ""
                 raise SpecError(
                     f"cannot use the flag {name}: it needs a value{after}", hint=f"write `{name}` and its value as two items"
@@ -141,8 +189,15 @@ class OptionTable:
 
 
 def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:
-    """One use per option by canonical name; the last one wins, a negation included."""
-    return {use.option.canonical: use for use in uses}
+    """One use per option by canonical name; the last one wins, a negation included. A list is one use with all values."""
+    found: dict[str, FlagUse] = {}
+    for use in uses:
+        name, before = use.option.canonical, found.get(use.option.canonical)
+        if before is not None and use.option.several and before.name == use.name:
+            found[name] = FlagUse(use.option, use.name, before.values + use.values)
+        else:
+            found[name] = use
+    return found
 
 
 def arrange(uses: Iterable[FlagUse]) -> tuple[str, ...]:

@@ -43,12 +43,14 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
     chosen = collapse(table.parse(pool.provisioning.flags))
     for use in chosen.values():
         _check_allowed(use, table)
+        _check_devices(use, table, pool)
         if around.gpu_only:
             _check_on_gpu(use, table)
     for name in rules.FILES:
         if name in table and (found := chosen.get(_canonical(name, table))):
             roots = (Path(model_path).parent, around.base_dir)
-            chosen[found.option.canonical] = table.use(found.name, _confined(found, roots, around.base_dir))
+            paths = (_confined(found, value, roots, around.base_dir) for value in found.values)
+            chosen[found.option.canonical] = table.use(found.name, *paths)
     for use in _own(pool, model_path, port, table, around.tensor_split):
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
@@ -111,11 +113,28 @@ def _check_allowed(use: FlagUse, table: OptionTable) -> None:
         raise SpecError(f"cannot allow the flag {use.name}: {rules.REFUSED_PATTERN[1]}", hint="remove it from provisioning.flags")
 
 
+def _check_devices(use: FlagUse, table: OptionTable, pool: PoolConfig) -> None:
+    """What is reserved on each GPU must be what the engine takes there."""
+    value = use.values[0].strip().lower() if use.values else ""
+    sees_one = pool.tensor_split is None and len(pool.devices) <= 1
+    for name, (always, with_one) in rules.GPU_CHOICE.items():
+        harmless = f"{always}|{with_one}" if sees_one else always
+        if table.names(use, name) and re.fullmatch(harmless, value) is None:
+            raise _not_counted(use)
+
+
+def _not_counted(use: FlagUse) -> SpecError:
+    return SpecError(
+        f"cannot use {' '.join(use.argv)[:80]}: the daemon chooses the GPUs and reserves what each of them holds",
+        hint="use pools[].devices, which the engine is then shown alone, and pools[].tensor_split",
+    )
+
+
 def _check_on_gpu(use: FlagUse, table: OptionTable) -> None:
     for name, reason in rules.ON_CPU.items():
         if table.names(use, name):
             raise _gpu_only(f"the flag {use.name}", reason)
-    value = use.values[0].strip().lower() if use.values else ""
+    value = ",".join(use.values).strip().lower()
     if any(table.names(use, name) for name in rules.DEVICES) and value in ("none", "cpu"):
         raise _gpu_only(f"{use.name} {value}", "it leaves the GPUs out")
     if any(table.names(use, name) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
@@ -138,10 +157,10 @@ def _gpu_only(what: str, reason: str) -> SpecError:
     )
 
 
-def _confined(use: FlagUse, roots: Sequence[Path], base_dir: Path) -> str:
+def _confined(use: FlagUse, text: str, roots: Sequence[Path], base_dir: Path) -> str:
     """The file (or files, between commas) of ``use`` as real absolute paths, when all lie under one of ``roots``."""
     paths: list[str] = []
-    for part in use.values[0].split(","):
+    for part in text.split(","):
         real = os.path.realpath(base_dir.absolute() / Path(part).expanduser())
         if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
             raise SpecError(
