@@ -19,8 +19,8 @@ from pool_managerd.engines import vllm
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.shapes import read_shape
 
-MAX_SHAPES = 256
 _BUILD = re.compile(r"(?:^|[-_ ])b(\d{2,6})(?!\w)", re.ASCII)
 
 
@@ -30,7 +30,6 @@ class StartSizer:
     def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner) -> None:
         self._overhead = config.gpu.overhead_mib << 20
         self._models, self._engines = models, engines
-        self._shapes: dict[tuple[str, int, int], ModelShape | None] = {}
 
     async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
         """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
@@ -45,27 +44,16 @@ class StartSizer:
         path, size = Path(model.local_path), model.size_bytes
         version, flags = self._engines.sizing_flags(pool, str(path))
         settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags, build_of(version))
-        shape = self._shape_of(path)
+        shape = self._models.shapes.of(path)
         wanted = ",".join(pool.checksums)
         return LaunchFacts(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
-
-    def _shape_of(self, path: Path) -> ModelShape | None:
-        """From the headers of a GGUF file, or of safetensors; None for any other model. Read once as long as it is unchanged."""
-        info = path.stat()
-        key = (str(path), info.st_mtime_ns, info.st_size)
-        if key in self._shapes and not path.is_dir():
-            return self._shapes[key]
-        if len(self._shapes) >= MAX_SHAPES:
-            self._shapes = {}
-        found = self._shapes[key] = _read_shape(path)
-        return found
 
     def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
         shape, size = None, 0
         if engine.model_path is not None:
             try:
                 size = Path(engine.model_path).stat().st_size
-                shape = self._shape_of(Path(engine.model_path))
+                shape = self._models.shapes.of(Path(engine.model_path))
             except (OSError, PoolError):
                 shape = None  # it runs verbatim: what cannot be read is only known less well
         settings: EngineSettings | DeviceFraction = EngineSettings()
@@ -74,20 +62,6 @@ class StartSizer:
         elif engine.engine == "llamacpp":
             settings = _with_files(engine.flags, build_of(engine.engine_version))
         return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
-
-
-# The readers are imported when they are first needed, in a thread: the node answers sooner.
-
-
-def _read_shape(path: Path) -> ModelShape | None:
-    """By what the file is, not by what it is called: blobs of model caches have no suffix."""
-    from pool_managerd.models.gguf import is_gguf
-    from pool_managerd.models.gguf_shape import read_gguf_shape
-    from pool_managerd.models.safetensors_header import is_safetensors, read_safetensors_shape
-
-    if is_gguf(str(path)) or path.suffix.lower() == ".gguf":
-        return read_gguf_shape(str(path))
-    return read_safetensors_shape(str(path)) if path.is_dir() or is_safetensors(str(path)) else None
 
 
 def build_of(version: str) -> int | None:
@@ -103,7 +77,7 @@ def _with_files(flags: Sequence[str], build: int | None = None) -> EngineSetting
     found = settings_of(flags, build=build)
     draft = None
     with suppress(PoolError):
-        draft = _read_shape(Path(found.draft)) if found.draft else None
+        draft = read_shape(Path(found.draft)) if found.draft else None
     return replace(found.settings, file_bytes=sum(map(_size, found.files)), draft=draft)
 
 

@@ -26,7 +26,6 @@ from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
-from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
@@ -42,7 +41,8 @@ class Setups:
 
     def __init__(self, config: Config) -> None:
         self._models = ModelProvisioner(config.base_dir, config.policy)
-        self._engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+        ports = PortAllocator(config.daemon.engine_ports)
+        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf)
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
         self._asking: set[str] = set()
         self._found: dict[str, list[tuple[str, str, str]]] = {}

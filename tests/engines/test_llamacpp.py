@@ -17,7 +17,7 @@ from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable
 from pool_managerd.engines.help_parser import ALIASES, parse_help, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, warmup_of
 from pool_managerd.errors import SpecError
 from tests.core.gpus import gpu
 
@@ -163,6 +163,37 @@ def test_long_flags_may_be_written_with_underscores() -> None:
     assert build(DEV, "--top_p", "0.5", "--cache_type_k=q8_0", "--no_kv_offload") == build(
         DEV, "--top-p", "0.5", "--cache-type-k", "q8_0", "--no-kv-offload"
     )
+
+
+ENCODER = dataclasses.replace(HOME, encoder=True, task="embed")
+RANKER = dataclasses.replace(HOME, encoder=True, task="rerank")
+POOLED = dataclasses.replace(HOME, task="embed")
+
+
+@pytest.mark.parametrize(
+    ("around", "flags", "added", "warmup"),
+    [
+        (HOME, (), None, "completion"),
+        (ENCODER, (), "--embeddings", "embedding"),
+        (ENCODER, ("--embeddings",), None, "embedding"),
+        (ENCODER, ("--pooling", "none"), "--embeddings", "none"),
+        (RANKER, (), "--reranking", "rerank"),
+        (RANKER, ("--embedding",), None, "rerank"),
+        (ENCODER, ("--reranking",), None, "rerank"),
+        (POOLED, (), None, "completion"),
+        (POOLED, ("--embedding",), None, "embedding"),
+        (HOME, ("--embedding",), None, "none"),
+        (HOME, ("--embedding", "--pooling", "mean"), None, "embedding"),
+    ],
+)
+def test_an_encoder_is_served_as_one_and_the_first_request_is_one_that_it_answers(
+    around: Surroundings, flags: tuple[str, ...], added: str | None, warmup: str
+) -> None:
+    built = build(around, *flags)
+    assert warmup_of(built, TABLE, around) == warmup
+    assert [flag for flag in built if "embedding" in flag or "rerank" in flag] == ([added] if added else [
+        flag if flag != "--embedding" else "--embeddings" for flag in flags if "embedding" in flag or "rerank" in flag
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", [*rules.OWNED, "-m", "-np", "-c", "-ts"])

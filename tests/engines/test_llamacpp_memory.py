@@ -211,13 +211,21 @@ def test_experts_that_stay_in_main_memory_are_counted_there(tmp_path: Path) -> N
         return found.weights.size_bytes, found.host.size_bytes
 
     on_gpu, in_ram = weights()
-    every: tuple[tuple[str, ...], ...]
-    every = (("--cpu-moe",), ("-cmoe",), ("--n-cpu-moe", "8"), ("-ot", r"\.ffn_.*_exps\.=CPU"), ("-ot", "exps=CPU"))
+    every: list[tuple[str, ...]] = [
+        ("--cpu-moe",),
+        ("-cmoe",),
+        ("--n-cpu-moe", "8"),
+        ("-ot", r"\.ffn_.*_exps\.=CPU"),
+        ("-ot", "exps=CPU"),
+    ]
     for flags in every:
         assert weights(*flags) == (on_gpu - experts, in_ram + experts), flags
-    half: tuple[tuple[str, ...], ...]
-    half = ("-ncmoe", "4"), ("-ot", r"blk\.[13]\.ffn_.*_exps=CPU"), ("-ot", "blk.1.*exps=CPU,blk.3.*exps=CPU")
-    half += (("-ot", "blk.1.*exps=CPU", "-ot", "blk.3.*exps=CPU"),)
+    half: list[tuple[str, ...]] = [
+        ("-ncmoe", "4"),
+        ("-ot", r"blk\.[13]\.ffn_.*_exps=CPU"),
+        ("-ot", "blk.1.*exps=CPU,blk.3.*exps=CPU"),
+        ("-ot", "blk.1.*exps=CPU", "-ot", "blk.3.*exps=CPU"),
+    ]
     for flags in half:
         assert weights(*flags) == (on_gpu - experts // 2, in_ram + experts // 2), flags
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "llamacpp": ("package", "binary", "external"), "vllm": ("binary", "external"), "tgi": ("external",), "triton": ("external",),
 })  # fmt: skip
 """How this version can provision each engine; ``external`` only attaches."""
+
+
+Warmup = Literal["completion", "embedding", "rerank", "none"]
+"""What an engine can be asked for its first answer, by the model and the flags that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class PreparedEngine:
     attach_url: str | None = None
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
+    warmup: Warmup = "completion"
 
     @property
     def url(self) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.core.artifacts import Warmup
+from pool_managerd.core.model_shape import Task
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
@@ -23,12 +25,16 @@ _PRESET = re.compile(rules.REFUSED_PATTERN[0])
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory."""
+    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory; ``task`` is what the model
+    is made for, an ``encoder`` can do nothing else.
+    """
 
     profile: Profile
     base_dir: Path
     gpu_present: bool
     tensor_split: tuple[float, ...] | None = None
+    encoder: bool = False
+    task: Task = "generate"
 
     @property
     def gpu_only(self) -> bool:
@@ -55,6 +61,8 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")
+    if around.encoder:
+        _serve_encoder(chosen, table, around.task)
     return arrange(chosen.values())
 
 
@@ -97,9 +105,43 @@ def _place_layers(chosen: dict[str, FlagUse], table: OptionTable, around: Surrou
         _add_default(chosen, table, "--n-gpu-layers", "0")
 
 
-def _add_default(chosen: dict[str, FlagUse], table: OptionTable, name: str, value: str) -> None:
+def _serve_encoder(chosen: dict[str, FlagUse], table: OptionTable, task: Task) -> None:
+    """Without one of these flags the engine answers an encoder's every request with an error."""
+    if _served_task(chosen, table) is not None:
+        return
+    if task == "rerank":
+        _add_default(chosen, table, "--reranking")
+        if "--reranking" not in table:
+            _add_default(chosen, table, "--pooling", "rank")
+            _add_default(chosen, table, "--embedding")
+    else:
+        _add_default(chosen, table, "--embedding")
+
+
+def _served_task(uses: Mapping[str, FlagUse], table: OptionTable) -> Task | None:
+    """What the flags restrict the engine to."""
+    for name, task in (("--reranking", "rerank"), ("--embedding", "embed")):
+        if any(table.names(use, name) for use in uses.values()):
+            return "rerank" if task == "rerank" else "embed"
+    return None
+
+
+def warmup_of(flags: Sequence[str], table: OptionTable, around: Surroundings) -> Warmup:
+    """What an engine with these flags can be asked for first: never what it would answer with an error."""
+    chosen = collapse(table.parse(flags))
+    pooling = next((use.values[0] for use in chosen.values() if table.names(use, "--pooling")), "")
+    served = _served_task(chosen, table)
+    if served == "rerank" or (served == "embed" and (pooling == "rank" or (around.task == "rerank" and not pooling))):
+        return "rerank"
+    if served == "embed":
+        pooled = pooling != "none" if pooling else around.task == "embed"
+        return "embedding" if pooled else "none"
+    return "none" if around.encoder else "completion"
+
+
+def _add_default(chosen: dict[str, FlagUse], table: OptionTable, name: str, *values: str) -> None:
     if name in table:
-        use = table.use(name, value)
+        use = table.use(name, *values)
         chosen.setdefault(use.option.canonical, use)
 
 

@@ -8,13 +8,14 @@ import importlib.util
 import os
 import stat
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel
+from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
+from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import llamacpp_server, vllm
@@ -22,7 +23,7 @@ from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, warmup_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.errors import EngineError, SpecError
 
@@ -50,11 +51,12 @@ class _Program:
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """A program, its environment, and its flags by the port it is to listen on."""
+    """A program, its environment, its flags by the port it is to listen on, and its first request by those flags."""
 
     program: _Program
     env: dict[str, str]
     flags: Callable[[int], tuple[str, ...]]
+    warmup: Callable[[Sequence[str]], Warmup]
 
 
 def gpu_present() -> bool:
@@ -72,14 +74,14 @@ def mode_of(pool: PoolConfig) -> str:
 
 
 class EngineProvisioner:
-    """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used."""
+    """Prepares engines of configured pools. ``check_model`` reads a GGUF model's header, or refuses it (a PoolError)."""
 
     def __init__(
         self,
         config: Config,
         ports: PortAllocator,
         *,
-        check_model: Callable[[str], object] | None = None,
+        check_model: Callable[[str], ModelShape | None] | None = None,
         has_gpu: Callable[[], bool] = gpu_present,
     ) -> None:
         self._config = config
@@ -107,11 +109,11 @@ class EngineProvisioner:
         recipe = await asyncio.to_thread(self._recipe, pool, mode, model, assignment)
         recipe.flags(1)  # checked with a stand-in first: a pool whose flags are wrong must not hold a port
         port = self._ports.claim(pool.id, pool.provisioning.ports)
-        program = recipe.program
+        program, flags = recipe.program, recipe.flags(port)
         return PreparedEngine(
             pool_id=pool.id,
             binary_path=program.argv[0],
-            flags=(*program.argv[1:], *recipe.flags(port)),
+            flags=(*program.argv[1:], *flags),
             port=port,
             model_path=model.local_path,
             model_files=model.files,
@@ -126,6 +128,7 @@ class EngineProvisioner:
             env={**recipe.env, **device_env(pool, assignment)},
             health_path=pool.health_path or _HEALTH[pool.engine],
             warnings=program.warnings,
+            warmup=recipe.warmup(flags),
         )
 
     def check(self, pool: PoolConfig) -> None:
@@ -151,16 +154,28 @@ class EngineProvisioner:
             path = self._binary_path(pool)
             _check_runnable(path, pool.id, _BINARIES[pool.engine])
             known = _Program((str(path),), vllm.OPTIONS, vllm.version_of(path))
-            return _Recipe(known, vllm.build_env(pool), lambda port: vllm.build_flags(pool, model, port, assignment))
-        self._check_model_file(model.local_path)
+            return _Recipe(
+                known,
+                vllm.build_env(pool),
+                lambda port: vllm.build_flags(pool, model, port, assignment),
+                lambda flags: vllm.warmup_of(flags, model.local_path),
+            )
+        shape = self._shape_of(model.local_path)
         program = self._program(pool, mode)
         split = assignment.shares if assignment is not None and len(assignment.devices) > 1 else None
         if assignment is None and isinstance(pool.tensor_split, tuple):
             split = pool.tensor_split
         gpu = on_gpu or assignment is not None or self._has_gpu()
         around = Surroundings(self._config.profile, self._config.base_dir, gpu, split)
+        if shape is not None:
+            around = replace(around, encoder=shape.encoder, task=shape.task)
         env = build_env(pool, self._config.profile)
-        return _Recipe(program, env, lambda port: build_flags(pool, model.local_path, port, program.options, around))
+        return _Recipe(
+            program,
+            env,
+            lambda port: build_flags(pool, model.local_path, port, program.options, around),
+            lambda flags: warmup_of(flags, program.options, around),
+        )
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
@@ -200,11 +215,10 @@ class EngineProvisioner:
         if mode == "package" and not _package_installed():
             raise SpecError("cannot run llama.cpp in mode package: xllamacpp is not installed", pool_id=pool.id, hint=INSTALL)
 
-    def _check_model_file(self, path: str) -> None:
+    def _shape_of(self, path: str) -> ModelShape | None:
         if Path(path).is_dir():
             raise SpecError(f"cannot use {path} as a GGUF model: it is a directory", hint="name the .gguf file inside it")
-        if self._check_model is not None:
-            self._check_model(path)
+        return None if self._check_model is None else self._check_model(path)
 
     def _program(self, pool: PoolConfig, mode: str) -> _Program:
         if mode == "package":

@@ -6,14 +6,16 @@ to keep to what the pool was promised. ``pools[].ctx`` is the total over all slo
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.fit import DeviceFraction
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines.environment import pool_env
@@ -68,6 +70,13 @@ _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USA
 _ENV_REFUSED = re.compile(
     r"VLLM_(API_KEY|PORT|HOST_IP|PLUGINS|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|ALLOW_RUNTIME_LORA_UPDATING)"
 )
+_MAX_CONFIG_BYTES = 4 << 20
+_SCORES = re.compile(r"ForSequenceClassification$")
+_EMBEDS = re.compile(
+    r"(?:\w*Bert\w*|XLMRoberta|Roberta|DistilBert|Gte(?:New)?|Qwen2|Qwen3|Llama\w*|Mistral|Gemma3Text|EmbeddingGemma)Model|BertForMaskedLM"
+)
+"""Architectures that vLLM serves as embedding models by itself."""
+
 _INFO = re.compile(r"vllm-(\d[\w.+]*)\.dist-info")
 
 
@@ -122,6 +131,27 @@ def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
         number("--gpu-memory-utilization", _OWN_FRACTION, 1), int(number("--max-model-len", 0, 1 << 30)),
         math.prod(int(number(name, 1, 64)) for name in _SHORT.values()),
     )  # fmt: skip
+
+
+def warmup_of(flags: Sequence[str], model_path: str) -> Warmup:
+    """What the engine can be asked for first, by its flags and the architectures that config.json names."""
+    uses = {use.name: use.values[-1:] for use in OPTIONS.parse(flags[2 : flags.index("--served-model-name")])}
+    names = _config(model_path).get("architectures")
+    architecture = next((name for name in names if isinstance(name, str)), "") if isinstance(names, list) else ""
+    if _SCORES.search(architecture) or "classify" in uses.get("--convert", ()):
+        return "rerank" if _SCORES.search(architecture) else "none"
+    pools = uses.get("--runner") == ("pooling",) or uses.get("--convert") == ("embed",)
+    return "embedding" if pools or _EMBEDS.fullmatch(architecture) else "completion"
+
+
+def _config(folder: str) -> dict[str, Any]:
+    """config.json of a model, {} where it cannot be read."""
+    try:
+        with (Path(folder) / "config.json").open("rb") as file:
+            found = json.loads(file.read(_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_model(path: str) -> None:

@@ -18,6 +18,7 @@ from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
 from pool_managerd.models.gguf_parts import model_parts
 from pool_managerd.models.refs import ModelRef, parse_ref
+from pool_managerd.models.shapes import Shapes
 
 PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """Formats that run code of their author's choice when they are loaded; what a file begins with says more than its name."""
@@ -38,6 +39,7 @@ class ModelProvisioner:
         self._base_dir = base_dir
         self._policy = policy
         self._digests = DigestCache()
+        self.shapes = Shapes()
 
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None

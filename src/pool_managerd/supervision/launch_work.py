@@ -62,7 +62,7 @@ class LaunchWork:
             self._driver.emit("notice", notice, level="warn")
         staged = ev.Staged(
             epoch, external=prepared.attach_url is not None, uses_gpus=launch.assignment is not None,
-            warmable=not prepared.verbatim,
+            warmable=not prepared.verbatim and prepared.warmup != "none",
         )  # fmt: skip
         self._driver.post(staged)
 

@@ -128,7 +128,8 @@ async def warm_up(launch: Launch, epoch: int, timeout_s: float, s: Services) -> 
     e = launch.prepared
     smoothed = s.baselines.observe((e.engine_version, e.model_id or "", e.device_mask or ""), first_ms, rate)
     launch.first_token_ms, launch.tokens_per_s = smoothed.first_token_ms, smoothed.tokens_per_s
-    human = f"Pool '{e.pool_id}' answered its warm-up: first token after {first_ms:.0f} ms, {rate:.1f} tokens/s"
+    what = "first token after" if e.warmup == "completion" else f"{e.warmup} after"
+    human = f"Pool '{e.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
     s.events.emit("warmup", human, pool_id=e.pool_id, first_token_ms=round(first_ms, 1), tokens_per_s=round(rate, 2))
     return ev.WarmedUp(epoch)
 
