@@ -21,7 +21,7 @@ MANY = -1
 LISTS = frozenset({
     "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
     "--override-tensor-draft", "--spec-draft-override-tensor", "--logit-bias", "--dry-sequence-breaker", "--reverse-prompt",
-    "--alias", "--middleware", "--lora-modules", "--limit-mm-per-prompt",
+    "--alias", "--middleware",
 })  # fmt: skip
 """Options of llama.cpp and vLLM of which every use counts. Of others the last one does."""
 
@@ -31,7 +31,8 @@ def hyphenated(name: str) -> str:
     if not name.startswith("--"):
         return name
     flag, joined, value = name.partition("=")
-    return flag.replace("_", "-") + joined + value
+    option, dot, key = flag.partition(".")
+    return option.replace("_", "-") + dot + key + joined + value
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Option:
     @property
     def several(self) -> bool:
         """True when every use counts, not the last alone."""
-        return not LISTS.isdisjoint(self.names)
+        return self.values == MANY or not LISTS.isdisjoint(self.names)
 
     @property
     def canonical(self) -> str:
@@ -77,13 +78,20 @@ class FlagUse:
 class OptionTable:
     """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know.
 
-    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal.
+    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal. ``dotted``: a
+    key of an option's value may be set behind a dot, as ``--compilation-config.mode 3``.
     """
 
     def __init__(
-        self, options: Iterable[Option], aliases: Mapping[str, str] | None = None, *, elsewhere: Collection[str] = ()
+        self,
+        options: Iterable[Option],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        elsewhere: Collection[str] = (),
+        dotted: bool = False,
     ) -> None:
         self.options = tuple(options)
+        self._dotted = dotted
         self._elsewhere = frozenset(elsewhere)
         self._by_name = {name: option for option in self.options for name in (*option.names, *option.negated)}
         known = self._by_name
@@ -103,13 +111,24 @@ class OptionTable:
 
     def use(self, name: str, *values: str) -> FlagUse:
         """A use of a known option. Raises KeyError for an unknown one."""
-        name = self._aliases.get(name, name)
-        option = self._by_name[name]
-        return FlagUse(option, option.spelling(name), values)
+        option = self._option(name)
+        if option is None:
+            raise KeyError(name)
+        return FlagUse(option, option.spelling(self._aliases.get(name, name)), values)
+
+    def _option(self, name: str) -> Option | None:
+        whole, dot, key = name.partition(".")
+        known = self._by_name.get(self._aliases.get(whole, whole))
+        if not dot or known is None or not self._dotted:
+            return self._by_name.get(self._aliases.get(name, name))
+        return Option((f"{known.canonical}.{key}",), values=1) if key and known.values == 1 else None
 
     def names(self, use: FlagUse, name: str) -> bool:
         """True when ``use`` is the option that ``name`` names, on the same side of a negation."""
-        return name in self and self.use(name).name == use.name
+        if name not in self:
+            return False
+        wanted = self.use(name).name
+        return use.name == wanted or use.name.startswith(f"{wanted}.")
 
     def refuse(self, use: FlagUse, owned: Mapping[str, str], refused: Mapping[str, str]) -> None:
         """Raises SpecError for a flag that the daemon sets (with the key to use instead) or that has a reason against it."""
@@ -149,18 +168,18 @@ class OptionTable:
         name = flags[position]
         position += 1
         given: tuple[str, ...] = ()
-        if name not in self and name.startswith("--"):
+        if name not in self and name.startswith("-" if self._dotted else "--"):
             name = hyphenated(name)
             if "=" in name:
                 name, _, value = name.partition("=")
                 given = (value,)
-        option = self._by_name.get(self._aliases.get(name, name))
+        option = self._option(name)
         if option is None:
             raise self._unknown(name)
         least = 1 if option.values == MANY else option.values
         if len(given) > least:
             raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value", hint=f"write `{name}` alone")
-        while len(given) < least or (option.values == MANY and position < len(flags) and not flags[position].startswith("--")):
+        while len(given) < least or (option.values == MANY and position < len(flags) and self._is_value(flags[position])):
             if position >= len(flags) or self._starts_here(flags[position]):
                 after = f" but is followed by {flags[position]}" if position < len(flags) else ""
                 raise SpecError(
@@ -169,6 +188,9 @@ class OptionTable:
             given = (*given, flags[position])
             position += 1
         return name, given, position
+
+    def _is_value(self, text: str) -> bool:
+        return not text.startswith("--") and not self._starts_here(text)
 
     def _unknown(self, name: str) -> SpecError:
         shown = name if len(name) <= 80 else name[:77] + "…"

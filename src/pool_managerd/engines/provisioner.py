@@ -22,12 +22,14 @@ from pool_managerd.engines import llamacpp_server, vllm
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import Option, OptionTable
-from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
+from pool_managerd.engines.help_parser import ALIASES, MIN_OPTIONS, BinaryProbe, recorded_options
 from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, warmup_of
 from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.vllm_flags import SET_BY_DAEMON, parse_argparse_help, table_of
 from pool_managerd.errors import EngineError, SpecError
 
 INSTALL = "pip install 'pool-managerd[llamacpp]'"
+VLLM_HELP_TIMEOUT_S = 90.0
 _LAUNCHER = Path(llamacpp_server.__file__).resolve()
 _GPU_NODES = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"), Path("/dev/kfd"))
 _ATTACH = "start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}"
@@ -90,6 +92,7 @@ class EngineProvisioner:
         self._has_gpu = has_gpu
         self._binaries = BinaryProbe(config.daemon.engine_user)
         self._package: tuple[int, _Program] | None = None
+        self._vllm_helps: dict[tuple[str, str], OptionTable] = {}
 
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
@@ -153,12 +156,16 @@ class EngineProvisioner:
             vllm.check_model(model.local_path)
             path = self._binary_path(pool)
             _check_runnable(path, pool.id, _BINARIES[pool.engine])
-            known = _Program((str(path),), vllm.OPTIONS, vllm.version_of(path))
+            vllm.check_ctx(pool, model.local_path)
+            version = vllm.version_of(path)
+            known = _Program((str(path),), self._vllm_options(pool, path, version), version)
+            grace_ms = self._config.supervision.stop_grace_ms
+            around_vllm = vllm.Around(known.options, self._config.base_dir, grace_ms, vllm.numbers_of(version))
             return _Recipe(
                 known,
                 vllm.build_env(pool),
-                lambda port: vllm.build_flags(pool, model, port, assignment),
-                lambda flags: vllm.warmup_of(flags, model.local_path),
+                lambda port: vllm.build_flags(pool, model, port, assignment, around_vllm),
+                lambda flags: vllm.warmup_of(flags, model.local_path, known.options),
             )
         shape = self._shape_of(model.local_path)
         program = self._program(pool, mode)
@@ -176,6 +183,18 @@ class EngineProvisioner:
             lambda port: build_flags(pool, model.local_path, port, program.options, around),
             lambda flags: warmup_of(flags, program.options, around),
         )
+
+    def _vllm_options(self, pool: PoolConfig, path: Path, version: str) -> OptionTable:
+        """The recorded flags. A pool that uses another one has its engine asked for all of its own: that takes half a minute."""
+        if not vllm.OPTIONS.problems(pool.provisioning.flags):
+            return vllm.OPTIONS
+        key = (str(path), version)
+        if key not in self._vllm_helps:
+            text = self._binaries.help_text(path, "serve", "--help=all", timeout_s=VLLM_HELP_TIMEOUT_S)
+            options, aliases = parse_argparse_help(text)
+            whole = len(options) >= MIN_OPTIONS and all(vllm.OPTIONS.use(n).option.names[0] in text for n in SET_BY_DAEMON)
+            self._vllm_helps[key] = table_of(options, aliases) if whole else vllm.OPTIONS
+        return self._vllm_helps[key]
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
