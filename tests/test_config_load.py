@@ -230,7 +230,8 @@ def test_simulated_gpus_and_shares_that_cannot_be_are_refused_with_the_place(tmp
 
 
 def test_a_wrong_value_that_pools_share_is_shown_where_it_was_written(write: Write) -> None:
-    text = "x-base: &base\n  engine: llamacpp\n  ctx: many\npools:\n  - {<<: *base, id: a, model: m}\n  - {<<: *base, id: b, modle: m}\n"
+    pools = "pools:\n  - {<<: *base, id: a, model: m}\n  - {<<: *base, id: b, modle: m}\n"
+    text = "x-base: &base\n  engine: llamacpp\n  ctx: many\n" + pools
     assert problems(write(text)) == [
         "pm.yaml:3:3: pools[0].ctx: cannot use 'many': must be a whole number",
         "pm.yaml:3:3: pools[1].ctx: cannot use 'many': must be a whole number",

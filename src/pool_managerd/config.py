@@ -68,7 +68,9 @@ class DaemonConfig(Section):
 
 
 class HealthConfig(Section):
-    startup_timeout_ms: Positive = Field(120_000, description="How long an engine may take until its first good probe.")
+    startup_timeout_ms: Positive = Field(
+        120_000, description="Until an engine's first good probe; unset: 900000 of vllm and tgi."
+    )
     interval_ms: Positive = Field(500, description="Longest gap between probes while starting; the first ones come faster.")
     probe_interval_ms: Positive = Field(5_000, description="Gap between probes of a ready engine.")
     probe_timeout_ms: Positive = Field(2_000, description="Total time one probe may take.")
@@ -198,7 +200,7 @@ class ModelProvisioning(Section):
     ref: str | None = None
     cache_dir: Path | None = None
     checksum: Digest | Annotated[tuple[Digest, ...], Field(min_length=1)] | None = Field(
-        None, description="sha256:… of the model's file; of a split model a list, one per part in their order."
+        None, description="sha256:… of the model's file; of a split model a list, one per part."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.config import Config
+from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.intent import StoredPool
@@ -19,6 +19,7 @@ from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.testing.fake_parts import FakeNode, no_binary
 from pool_managerd.testing.manual_clock import settle
@@ -579,3 +580,15 @@ async def test_an_engine_that_ends_without_a_word_on_a_port_that_others_hold_get
             await asyncio.sleep(0)
     assert "port_conflict" in world.fakes.types() and driver.instance.crash_count == 0
     await driver.close()
+
+
+def test_engines_that_take_long_to_start_are_given_longer_unless_the_configuration_says_otherwise() -> None:
+    def seconds(config: dict[str, Any], engine: str, submitted: str | None = None, **keys: Any) -> float:
+        pool = None if submitted else PoolConfig.model_validate({"id": "p", "engine": engine, "model": "m", **keys})
+        told = PreparedEngine("p", "/e", engine=submitted) if submitted else None
+        return policy_for(Config.model_validate(config), "p", pool, "n", told).startup_timeout_s
+
+    assert seconds({}, "vllm") == seconds({}, "", "vllm") == 900
+    assert seconds({}, "llamacpp") == seconds({}, "", "llamacpp") == 120
+    assert seconds({"health": {"startup_timeout_ms": 5_000}}, "vllm") == 5
+    assert seconds({"health": {"startup_timeout_ms": 5_000}}, "vllm", startup_timeout_ms=7_000) == 7

@@ -13,6 +13,9 @@ ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
 """How this version can provision each engine; ``external`` only attaches."""
 
 
+ENGINE_STARTUP_MS: Mapping[str, int] = MappingProxyType({"vllm": 900_000, "tgi": 900_000, "triton": 300_000})
+"""How long engines may take until they answer that take long: they compile, capture and profile before. Others: the default."""
+
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
 
