@@ -21,6 +21,7 @@ Profile = Literal["home", "cloud", "dev"]
 RestartPolicy = Literal["on-failure", "always", "never"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")]
+Digests = Annotated[tuple[Digest, ...], Field(min_length=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -68,9 +69,7 @@ class DaemonConfig(Section):
 
 
 class HealthConfig(Section):
-    startup_timeout_ms: Positive = Field(
-        120_000, description="Until an engine's first good probe; unset: 900000 of vllm and tgi."
-    )
+    startup_timeout_ms: Positive = Field(120_000, description="Until the first good probe; unset: 900000 of vllm and tgi.")
     interval_ms: Positive = Field(500, description="Longest gap between probes while starting; the first ones come faster.")
     probe_interval_ms: Positive = Field(5_000, description="Gap between probes of a ready engine.")
     probe_timeout_ms: Positive = Field(2_000, description="Total time one probe may take.")
@@ -199,9 +198,7 @@ class BinaryProvisioning(Section):
 class ModelProvisioning(Section):
     ref: str | None = None
     cache_dir: Path | None = None
-    checksum: Digest | Annotated[tuple[Digest, ...], Field(min_length=1)] | None = Field(
-        None, description="sha256:… of the model's file; of a split model a list, one per part."
-    )
+    checksum: Digest | Digests | None = Field(None, description="sha256:… of the file; of a split model a list, one per part.")
 
 
 class ProvisioningConfig(Section):

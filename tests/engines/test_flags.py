@@ -57,12 +57,15 @@ def test_underscores_in_long_names_are_hyphens_and_stay_as_they_are_in_values() 
 
 def test_all_that_is_wrong_with_a_list_of_flags_is_found_at_once() -> None:
     wrong = ["--ctx-siz", "4", "--metrics", "--threds", "--top-k", "--no-webui=1", "--frobnicate", "x"]
-    messages = [error.message for error in TABLE.problems(wrong)]
+    messages = [error.message for error in TABLE.sift(wrong)[1]]
     assert [next(word for word in wrong if word.partition("=")[0] in message) for message in messages] == [
         "--ctx-siz", "--threds", "--top-k", "--no-webui=1", "--frobnicate",
     ]  # fmt: skip
     assert "did you mean '--ctx-size'" in messages[0]
-    assert TABLE.problems(["--metrics", "--top-k", "4"]) == ()
+    with pytest.raises(SpecError) as caught:
+        TABLE.parse(wrong)
+    assert caught.value.message == "; ".join(messages), "one start tells all of it"
+    assert len(TABLE.sift(["--metrics", "--top-k", "4"])[0]) == 2
 
 
 def test_a_flag_and_its_negation_are_one_option() -> None:

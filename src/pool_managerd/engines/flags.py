@@ -8,7 +8,7 @@ It does not depend on the order in which different options were written, and nor
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pool_managerd.errors import SpecError
@@ -139,30 +139,30 @@ class OptionTable:
             if self.names(use, name):
                 raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
 
-    def problems(self, flags: Sequence[str]) -> tuple[SpecError, ...]:
-        """All that ``parse`` would refuse, one after the other, as if what is wrong were left out each time."""
+    def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
+        """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming every flag that is wrong."""
+        uses, problems = self.sift(flags)
+        raise_all(problems)
+        return uses
+
+    def sift(self, flags: Sequence[str]) -> tuple[tuple[FlagUse, ...], tuple[SpecError, ...]]:
+        """The uses that can be read, and what is wrong with the rest: behind a wrong flag its values are left out as well."""
+        if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
+            limits = f"at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL"
+            return (), (SpecError(f"cannot use these flags: {limits}"),)
+        uses: list[FlagUse] = []
         found: list[SpecError] = []
         position = 0
-        while position < min(len(flags), MAX_FLAGS):
+        while position < len(flags):
             try:
-                position = self._one(flags, position)[2]
+                name, values, position = self._one(flags, position)
+                uses.append(self.use(name, *values))
             except SpecError as error:
                 found.append(error)
                 position += 1
                 while position < len(flags) and not flags[position].startswith("-"):
                     position += 1
-        return tuple(found)
-
-    def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
-        """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming the flag."""
-        if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
-            raise SpecError(f"cannot use these flags: at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL")
-        uses: list[FlagUse] = []
-        position = 0
-        while position < len(flags):
-            name, values, position = self._one(flags, position)
-            uses.append(self.use(name, *values))
-        return tuple(uses)
+        return tuple(uses), tuple(found)
 
     def _one(self, flags: Sequence[str], position: int) -> tuple[str, tuple[str, ...], int]:
         name = flags[position]
@@ -208,6 +208,31 @@ class OptionTable:
         return SpecError(
             f"cannot use the flag {shown!r}: this engine does not know it{suggestion}", hint="see the engine's --help"
         )
+
+
+def raise_all(problems: Sequence[SpecError]) -> None:
+    """Raises one SpecError that says all of ``problems``, with the code of the first; nothing when there is none."""
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        raise first
+    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    raise SpecError(
+        "; ".join(problem.message for problem in problems),
+        code=first.error_code,
+        pool_id=first.pool_id,
+        hint="; ".join(hints) or None,
+    )
+
+
+def attempt(check: Callable[[], object]) -> tuple[SpecError, ...]:
+    """What ``check`` raises, if anything."""
+    try:
+        check()
+    except SpecError as error:
+        return (error,)
+    return ()
 
 
 def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:

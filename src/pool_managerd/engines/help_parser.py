@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.engines.flags import Option, OptionTable
+from pool_managerd.engines.llamacpp_server import missing_library
 
 ALIASES = {
     "--ngl": "--n-gpu-layers",
@@ -48,11 +49,14 @@ _DESCRIPTION_COLUMN = 40
 
 @dataclass(frozen=True, slots=True)
 class BinaryFacts:
-    """What a llama-server binary said about itself. ``warnings`` say what it would not say."""
+    """What a llama-server binary said about itself. ``warnings`` say what it would not say, ``missing`` which library it
+    cannot be loaded without, and what gets it.
+    """
 
     options: OptionTable
     version: str
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, str] | None = None
 
 
 def parse_help(text: str) -> tuple[Option, ...]:
@@ -134,7 +138,10 @@ class BinaryProbe:
         if key not in self._known:
             if len(self._known) >= 64:
                 self._known.clear()
-            self._known[key] = self._ask(path, library_path)
+            found = self._ask(path, library_path)
+            if found.missing is not None:
+                return found  # it may be installed at any time
+            self._known[key] = found
         return self._known[key]
 
     def _ask(self, path: Path, library_path: str) -> BinaryFacts:
@@ -150,7 +157,14 @@ class BinaryProbe:
         found = _VERSION.search(version_text)
         if found is None:
             warnings.append(f"{path.name} --version {problem or 'names no version'}; engine_version is unknown")
-        return BinaryFacts(table, f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown", tuple(warnings))
+        version = f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown"
+        return BinaryFacts(table, version, tuple(warnings), missing_library(help_text) if problem else None)
+
+    def load_problem(self, *argv: str) -> tuple[str, tuple[str, str] | None]:
+        """What goes wrong when a program is run that does no more than load something, and the library it lacks. Blocks."""
+        text, problem = self._run(Path(argv[0]), argv[1:], "")
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        return (last or problem if problem else ""), missing_library(text) if problem else None
 
     def help_text(self, path: Path, *arguments: str, timeout_s: float) -> str:
         """What ``path`` prints when it is run with ``arguments``; "" when it does not end well within ``timeout_s``. Blocks."""

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
@@ -17,7 +18,7 @@ from pool_managerd.core.artifacts import Warmup
 from pool_managerd.core.model_shape import Task
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
 from pool_managerd.errors import SpecError
 
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
@@ -46,17 +47,9 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
 
     Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
     """
-    chosen = collapse(table.parse(pool.provisioning.flags))
-    for use in chosen.values():
-        _check_allowed(use, table)
-        _check_devices(use, table, pool)
-        if around.gpu_only:
-            _check_on_gpu(use, table)
-    for name in rules.FILES:
-        if name in table and (found := chosen.get(_canonical(name, table))):
-            roots = (Path(model_path).parent, around.base_dir)
-            paths = (_confined(found, value, roots, around.base_dir) for value in found.values)
-            chosen[found.option.canonical] = table.use(found.name, *paths)
+    uses, problems = _checked(pool, model_path, table, around)
+    raise_all(problems)
+    chosen = dict(uses)
     for use in _own(pool, model_path, port, table, around.tensor_split):
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
@@ -64,6 +57,35 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
     if around.encoder:
         _serve_encoder(chosen, table, around.task)
     return arrange(chosen.values())
+
+
+def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[SpecError, ...]:
+    """All that is wrong with the pool's flags, at once. Blocks for a look at the files that they name."""
+    return _checked(pool, model_path, table, around)[1]
+
+
+def _checked(
+    pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings
+) -> tuple[dict[str, FlagUse], tuple[SpecError, ...]]:
+    """The pool's own flags by option, with the paths of their files, and what is wrong with them."""
+    uses, wrong = table.sift(pool.provisioning.flags)
+    problems, chosen = list(wrong), collapse(uses)
+    for use in chosen.values():
+        refused = attempt(partial(_check_allowed, use, table)) or attempt(partial(_check_devices, use, table, pool))
+        if not refused and around.gpu_only:
+            refused = attempt(partial(_check_on_gpu, use, table))
+        problems += refused
+    roots = (Path(model_path).parent, around.base_dir)
+    for name in rules.FILES:
+        if name in table and (found := chosen.get(_canonical(name, table))):
+            paths: list[str] = []
+            for value in found.values:
+                try:
+                    paths.append(_confined(found, value, roots, around.base_dir))
+                except SpecError as error:
+                    problems.append(error)
+            chosen[found.option.canonical] = table.use(found.name, *paths)
+    return chosen, tuple(problems)
 
 
 def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.fit import DeviceFraction
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import OptionTable, arrange, collapse
+from pool_managerd.engines.flags import OptionTable, arrange, attempt, collapse, raise_all
 from pool_managerd.engines.vllm_flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
 from pool_managerd.errors import NodeError, SpecError
 
@@ -74,9 +75,8 @@ def build_flags(
     """argv items after the program. Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed."""
     around = around or Around()
     table = around.options
+    raise_all(flag_problems(pool, table))
     chosen = collapse(table.parse(pool.provisioning.flags))
-    for use in chosen.values():
-        table.refuse(use, SET_BY_DAEMON, REFUSED)
     for name in PATHS:
         if name in table and (found := chosen.get(table.use(name).option.canonical)):
             values = (_absolute(value, around.base_dir) for value in found.values)
@@ -98,6 +98,14 @@ def build_flags(
     # The daemon's warm-up asks by the model's id, people by the name that the pool is served under.
     names = dict.fromkeys((pool.served_name or pool.id, model.id))
     return ("serve", model.local_path, *arrange(chosen.values()), "--served-model-name", *names)
+
+
+def flag_problems(pool: PoolConfig, table: OptionTable = OPTIONS) -> tuple[SpecError, ...]:
+    """All that is wrong with the pool's flags, at once."""
+    uses, problems = table.sift(pool.provisioning.flags)
+    for use in collapse(uses).values():
+        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
+    return problems
 
 
 def _defaults(around: Around) -> Iterator[tuple[str, str]]:

@@ -88,6 +88,13 @@ class ModelProvisioner:
         except SpecError:
             return ref
 
+    def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
+        """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
+        found = self.locate(ref)
+        if digests and len(digests) != max(1, len(found.files)):
+            raise _not_for_each_part(Path(found.local_path), max(1, len(found.files)), len(digests))
+        return found
+
     def locate(self, ref: str) -> ResolvedModel:
         """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read.
 
@@ -99,7 +106,7 @@ class ModelProvisioner:
             raise NodeError(
                 f"cannot fetch {model.id} yet: only file: models are supported in this version",
                 code="POOL_UNREADY",
-                hint="download it yourself and refer to it as file:/path/to/model",
+                hint=_fetch_it_yourself(model),
                 retriable=False,
             )
         path = self.path_of(model)
@@ -123,19 +130,16 @@ class ModelProvisioner:
             return
         if model.scheme not in self._policy.allow_schemes:
             allowed = ", ".join(self._policy.allow_schemes) or "none"
-            reason, hint = (
-                f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})",
-                f"add {model.scheme!r} to allow_schemes",
-            )
+            reason = f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})"
         elif not self._policy.allow_network:
-            reason, hint = "the network may not be used", "set allow_network: true"
+            reason = "the network may not be used"
         else:
             return
         raise SpecError(
             f"cannot fetch {model.id}: policy: {reason}",
             code="POLICY_DENIED",
             status=403,
-            hint=f"{hint} under `policy`, or refer to a local file as file:/path/to/model",
+            hint=_fetch_it_yourself(model),
         )
 
     async def _digest(self, path: Path, progress: Progress | None) -> str:
@@ -149,6 +153,18 @@ class ModelProvisioner:
             raise NodeError(
                 f"cannot read {path}: {error.strerror or error}", hint="check the disk and the kernel's log", retriable=True
             ) from error
+
+
+def _fetch_it_yourself(model: ModelRef) -> str:
+    """What helps today: no key of the configuration makes this version download anything."""
+    if model.scheme == "file":
+        return "add 'file' to allow_schemes under `policy`"
+    fetch = "download it yourself"
+    if model.scheme == "hf":
+        fetch += f" (hf download {model.repo}{f' {model.path}' if model.path else ''} --local-dir models)"
+    elif model.scheme in ("http", "https"):
+        fetch += f" (curl -fLO {model.location})"
+    return f"{fetch} and refer to it as file:/path/to/model: this version fetches no models, whatever `policy` allows"
 
 
 def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:
