@@ -108,6 +108,8 @@ def test_flags_that_keep_work_on_the_gpu_are_no_offence() -> None:
         ("--split_mode=tensor",),
         ("--main-gpu", "1"),
         ("-devd", "CUDA1"),
+        ("-ot", "blk.1.*=CUDA1"),
+        ("-ot", "exps=CPU,attn=CUDA0"),
     ],
 )
 @pytest.mark.parametrize("around", [DEV, HOME])
@@ -121,6 +123,9 @@ def test_gpus_are_chosen_by_devices_and_not_by_flags(around: Surroundings, flags
 def test_a_choice_among_one_gpu_is_no_offence() -> None:
     assert "--split-mode" in build(HOME, "-sm", "none", "-mg", "0", devices=[3])
     assert "--split-mode" in build(HOME, "-sm", "layer", devices=[0, 1])
+    assert "--override-tensor" in build(HOME, "-ot", "a=CUDA0")
+    with pytest.raises(SpecError, match="the daemon chooses"):
+        build(HOME, "-ot", "a=CUDA1")
     with pytest.raises(SpecError, match="cannot use --device CUDA1"):
         build(HOME, "--device", "CUDA1")
 

@@ -231,7 +231,15 @@ def test_experts_that_stay_in_main_memory_are_counted_there(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "flag", ["--override-kv llama.block_count=int:3", "-ot (a+)+=CPU", "-ot x=CUDA1", "-sm row", "--no-mmproj-offload"]
+    "flag",
+    [
+        "--override-kv llama.block_count=int:3",
+        "-ot (a+)+=CPU",
+        "-ot x=CUDA1",
+        "--spec-type draft-mtp",
+        "-sm row",
+        "--no-mmproj-offload",
+    ],
 )
 def test_a_flag_that_is_not_counted_is_said_and_makes_the_estimate_wider(smol_model: Path, flag: str) -> None:
     shape = read_gguf_shape(str(smol_model))

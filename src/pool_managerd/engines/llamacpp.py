@@ -185,6 +185,10 @@ def _check_devices(use: FlagUse, table: OptionTable, pool: PoolConfig) -> None:
         harmless = f"{always}|{with_one}" if sees_one else always
         if table.names(use, name) and re.fullmatch(harmless, value) is None:
             raise _not_counted(use)
+    if any(table.names(use, name) for name in rules.TENSOR_PLACES):
+        places = [rule.rpartition("=")[2].strip().lower() for text in use.values for rule in text.split(",")]
+        if any(re.fullmatch(rules.PLACES_WITH_ONE if sees_one else rules.PLACES, place) is None for place in places):
+            raise _not_counted(use)
 
 
 def _not_counted(use: FlagUse) -> SpecError:

@@ -112,6 +112,8 @@ def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemo
     auto = parallel < 1
     batch, ubatch = _number(values, "batch", 2_048), _number(values, "ubatch", 512)
     rules = _rules(found)
+    if _snapshots(values) and "draft" not in values:
+        found.unmodelled[f"--spec-type {values['spec_type'][:80]}: a context of its own"] = None
     if values.get("split_mode", "layer") in ("row", "tensor"):
         found.unmodelled["--split-mode " + values["split_mode"]] = None
     settings = EngineSettings(

@@ -99,6 +99,10 @@ GPU_CHOICE: dict[str, tuple[str, str]] = {
 }
 """Flags that choose or divide GPUs otherwise than is reserved: values that never do, and those that do not with one GPU."""
 
+PLACES = r"cpu\w*|\w+_host"
+PLACES_WITH_ONE = rf"{PLACES}|[a-z]+0(?:_\w+)?"
+"""Where rules on tensors may put them: into main memory, which is counted, or on the only GPU."""
+
 TENSOR_PLACES = ("--override-tensor", "--override-tensor-draft")
 LAYERS = ("--n-gpu-layers", "--n-gpu-layers-draft")
 ALL_LAYERS = 999
