@@ -77,7 +77,7 @@ _LLAMACPP = (
 )  # fmt: skip
 _VLLM = (
     Rule(re.compile(rf"^(?:\((?:\w*Worker|EngineCore)[^)]{{0,80}}\) )?ERROR \d\d-\d\d [^\]]{{1,80}}\] {_EXCEPTION}")),
-    Rule(re.compile(r"(?P<said>Value error, .+)")),
+    Rule(re.compile(r"(?P<said>Value error, .+?)(?: \[type=value_error|$)")),
     Rule(_any(*_NATIVE)),
     *_PYTHON,
 )
