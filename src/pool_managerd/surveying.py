@@ -126,9 +126,13 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 
 
 def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
-    """What this machine is, its GPUs left out. Blocks, for a bounded time."""
-    found = gather(NOT_SCANNED, folders_of(config), env=env)
-    return _with_ram(replace(found, setup_problems=(setups or Setups(config)).problems()))
+    """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time."""
+    return replace(machine_of(config, env), setup_problems=(setups or Setups(config)).problems())
+
+
+def machine_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+    """What this machine alone is: all that bars a start. Blocks, for a bounded time."""
+    return _with_ram(gather(NOT_SCANNED, folders_of(config), env=env))
 
 
 def judged(
