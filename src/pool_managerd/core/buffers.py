@@ -33,7 +33,8 @@ class EngineSettings:
     ``gpu_layers`` None: all layers are on the GPU; 0: none. ``file_bytes`` are weights beside the model (projector,
     adapters). ``all_logits``: builds before the ``n_outputs_max`` limit keep logits of a whole micro-batch.
     ``state_copies``: how often each recurrent state is kept, for speculation to go back to. ``rules`` keep weights in RAM.
-    ``only_device``: of several GPUs it uses this one alone. ``unmodelled`` are flags whose effect is not counted here.
+    ``only_device``: of several GPUs it uses this one alone; ``shares``: how it divides the model among them, where it says
+    so. ``unmodelled`` are flags whose effect is not counted here.
     """
 
     ctx: int = 0
@@ -55,6 +56,7 @@ class EngineSettings:
     state_copies: int = 1
     rules: tuple[PlaceRule, ...] = ()
     only_device: int | None = None
+    shares: tuple[float, ...] = ()
     unmodelled: tuple[str, ...] = ()
 
     @property

@@ -50,6 +50,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "device": ("-dev", "--device"),
     "split_mode": ("-sm", "--split-mode"),
     "main_gpu": ("-mg", "--main-gpu"),
+    "tensor_split": ("-ts", "--tensor-split"),
 })  # fmt: skip
 _SEVERAL = frozenset({"lora", "lora_scaled", "control_vector", "control_vector_scaled", "tensor_places"})
 """Each use of these counts; of others the last."""
@@ -134,6 +135,7 @@ def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemo
         state_copies=1 + _snapshots(values),
         rules=rules,
         only_device=_only_device(values),
+        shares=_shares(values.get("tensor_split", "")),
         unmodelled=tuple(found.unmodelled),
     )
     return LaunchMemory(settings, tuple(_files(found)), values.get("draft"))
@@ -193,6 +195,15 @@ def _snapshots(values: Mapping[str, str]) -> int:
     if _SNAPSHOT_TYPES.isdisjoint(values.get("spec_type", "").split(",")):
         return 0
     return max(0, min(1_024, _number(values, "draft_tokens", _DRAFT_TOKENS)))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """How the command line divides the model among its GPUs; () where it does not, or leaves one out."""
+    parts = text.replace("/", ",").split(",")[:64]
+    if not all(re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", part.strip()) for part in parts):
+        return ()
+    shares = tuple(float(part) for part in parts)
+    return shares if all(share > 0 for share in shares) else ()
 
 
 def _only_device(values: Mapping[str, str]) -> int | None:
