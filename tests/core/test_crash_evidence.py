@@ -43,6 +43,7 @@ CAUSES = {
     "vllm-quantization_without_config": "Value error, Cannot find the config file for awq",
     "vllm-missing_library": "ImportError: libcudart.so.12: cannot open shared object file",
     "vllm-unknown_flag": "error: unrecognized arguments: --max-modellen 4",
+    "vllm-worker_killed": "Worker proc VllmWorker-0 died unexpectedly, shutting down executor.",
     "vllm-worker_out_of_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB.",
 }
 PARTING = (

@@ -127,6 +127,13 @@ def test_sigterm_while_the_model_loads_ends_it_at_once(smol_model: Path, run_eng
     assert process.wait(2) in (0, -signal.SIGTERM)
 
 
+def test_every_alias_counts() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    apply_flags(["--alias", "a,b", "--alias", "c"], params, xllamacpp)
+    assert set(params.model_alias) == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize(
     ("raised", "said"),
     [

@@ -78,7 +78,7 @@ _LLAMACPP = (
 _VLLM = (
     Rule(re.compile(rf"^(?:\((?:\w*Worker|EngineCore)[^)]{{0,80}}\) )?ERROR \d\d-\d\d [^\]]{{1,80}}\] {_EXCEPTION}")),
     Rule(re.compile(r"(?P<said>Value error, .+?)(?: \[type=value_error|$)")),
-    Rule(_any(*_NATIVE)),
+    Rule(_any(*_NATIVE, r"died unexpectedly")),
     *_PYTHON,
 )
 _OTHER = (Rule(_any(*_NATIVE)), *_PYTHON, *_LLAMACPP[1:])

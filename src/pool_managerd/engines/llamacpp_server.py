@@ -223,7 +223,10 @@ def apply_flags(flags: Sequence[str], params: Any, module: Any) -> bool:
             except ValueError as error:
                 raise FlagError(f"cannot use {text!r} for {name}: {error}") from error
         target, _, attr = option.attr.rpartition(".")
-        setattr(getattr(params, target) if target else params, attr, value)
+        holder = getattr(params, target) if target else params
+        if isinstance(value, set):  # every use adds to it
+            value |= set(getattr(holder, attr))
+        setattr(holder, attr, value)
     return require_gpu
 
 
