@@ -227,3 +227,14 @@ def test_simulated_gpus_and_shares_that_cannot_be_are_refused_with_the_place(tmp
     file.write_text('pools: [{id: a, engine: llamacpp, model: "file:m", devices: [0, 1], tensor_split: [1]}]\n')
     with pytest.raises(SpecError, match="tensor_split has 1 shares for 2 devices"):
         load_config(file, env={})
+
+
+def test_a_wrong_value_that_pools_share_is_shown_where_it_was_written(write: Write) -> None:
+    pools = "pools:\n  - {<<: *base, id: a, model: m}\n  - {<<: *base, id: b, modle: m}\n"
+    text = "x-base: &base\n  engine: llamacpp\n  ctx: many\n" + pools
+    assert problems(write(text)) == [
+        "pm.yaml:3:3: pools[0].ctx: cannot use 'many': must be a whole number",
+        "pm.yaml:3:3: pools[1].ctx: cannot use 'many': must be a whole number",
+        "pm.yaml:6:5: pools[1].model: cannot leave it out: add `model: …`",
+        "pm.yaml:6:24: pools[1]: unknown key 'modle' (did you mean 'model'?)",
+    ]

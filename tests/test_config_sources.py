@@ -51,6 +51,64 @@ def test_what_is_not_plain_data_is_refused_with_its_place(text: str, problem: st
     assert [str(found) for found in parse_yaml(text, "f").problems] == [problem]
 
 
+SHARED = """\
+x-base: &base
+  engine: llamacpp
+  ctx: 4096
+x-more: &more {<<: *base, slots: 2, ctx: 8192}
+pools:
+  - <<: *base
+    id: a
+  - id: b
+    <<: *more
+    slots: 3
+  - {<<: [*more, *base], id: c}
+"""
+
+
+def test_keys_are_taken_over_from_anchors_and_give_way_to_a_pools_own() -> None:
+    tree = parse_yaml(SHARED, "f")
+    assert tree.problems == []
+    assert tree.values == {"pools": [
+        {"engine": "llamacpp", "ctx": 4096, "id": "a"},
+        {"engine": "llamacpp", "ctx": 8192, "slots": 3, "id": "b"},
+        {"engine": "llamacpp", "ctx": 8192, "slots": 2, "id": "c"},
+    ]}  # fmt: skip
+    assert tree.places[("pools", 0, "ctx")] == "f:3:3", "an error is where the value was written"
+    assert tree.places[("pools", 1, "slots")] == "f:10:5"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: {<<: 4}", "f:1:9: a: cannot merge it: `<<` takes a mapping, as `<<: *anchor`, or a list of them"),
+        ("a: {<<: [{b: 1}, c]}", "f:1:18: a: cannot merge it: `<<` takes a mapping, as `<<: *anchor`, or a list of them"),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "f:1:17: a.<<: duplicate key '<<': it is already set at f:1:5"),
+        ("a: &a {<<: *a}", "f: cannot read it as YAML: too many values (aliases expanded)"),
+        ("x-a: !secret b", "f:1:6: x-a: cannot use the tag !secret: only plain values are read"),
+    ],
+)
+def test_what_cannot_be_merged_is_said_with_its_place(text: str, problem: str) -> None:
+    assert [str(found) for found in parse_yaml(text, "f").problems] == [problem]
+
+
+def test_a_merge_bomb_is_refused_quickly() -> None:
+    bomb = "x-a: &a {k: 1}\n" + "".join(
+        f"x-{name}: &{name} {{<<: [{','.join([f'*{before}'] * 10)}]}}\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    wide = "x-w: &w {" + ",".join(f"k{number}: 1" for number in range(5_000)) + "}\n"
+    wide += "".join(f"x-{number}: {{<<: *w}}\n" for number in range(5_000))
+    for text in (bomb, wide):
+        began = time.monotonic()
+        assert "too many values" in str(parse_yaml(text, "f").problems[0])
+        assert time.monotonic() - began < 5
+
+
+def test_a_quoted_double_arrow_is_a_key_like_any_other() -> None:
+    assert parse_yaml('a: {"<<": {b: 1}}', "f").values == {"a": {"<<": {"b": 1}}}
+
+
 def test_an_alias_bomb_is_refused_quickly() -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -20,6 +20,8 @@ Mode = Literal["external", "source", "container", "package", "binary"]
 Profile = Literal["home", "cloud", "dev"]
 RestartPolicy = Literal["on-failure", "always", "never"]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")]
+Digests = Annotated[tuple[Digest, ...], Field(min_length=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -82,7 +84,7 @@ class DaemonConfig(Section):
 
 
 class HealthConfig(Section):
-    startup_timeout_ms: Positive = Field(120_000, description="How long an engine may take until its first good probe.")
+    startup_timeout_ms: Positive = Field(120_000, description="Until the first good probe; unset: 900000 of vllm and tgi.")
     interval_ms: Positive = Field(500, description="Longest gap between probes while starting; the first ones come faster.")
     probe_interval_ms: Positive = Field(5_000, description="Gap between probes of a ready engine.")
     probe_timeout_ms: Positive = Field(2_000, description="Total time one probe may take.")
@@ -216,7 +218,7 @@ class BinaryProvisioning(Section):
 class ModelProvisioning(Section):
     ref: str | None = None
     cache_dir: Path | None = None
-    checksum: Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")] | None = None
+    checksum: Digest | Digests | None = Field(None, description="sha256:… of the file; of a split model a list, one per part.")
 
 
 class ProvisioningConfig(Section):
@@ -267,6 +269,12 @@ class PoolConfig(Section):
     health_path: Annotated[str, Field(pattern=r"^/")] | None = None
     startup_timeout_ms: Positive | None = Field(None, description="Overrides health.startup_timeout_ms for this pool.")
     provisioning: ProvisioningConfig = ProvisioningConfig()
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """What the model's files are to be verified against, one digest per file; empty: it is used unverified."""
+        given = self.provisioning.model.checksum if self.provisioning.model is not None else None
+        return (given,) if isinstance(given, str) else given or ()
 
     @property
     def mask(self) -> DeviceMask | None:

@@ -19,6 +19,18 @@ list items by number (`POOL_MANAGERD__POOLS__0__SLOTS=4`); `POOL_MANAGERD_ADDR` 
 `POOL_MANAGERD_RUNTIME_DIR` is `daemon.runtime_dir`. `daemon.runtime_dir` and `daemon.state_dir` are relative to the current
 directory, all other paths, `file:` models included, to the directory of the configuration file.
 
+In YAML, keys that several pools share can be written once and taken over with `<<`, as in compose files; a key of the pool's
+own wins. Top-level keys that begin with `x-` are not read, so that anchors have a place:
+
+```yaml
+x-small: &small
+  engine: llamacpp
+  ctx: 4096
+pools:
+  - {<<: *small, id: a, model: "file:a.gguf"}
+  - {<<: *small, id: b, model: "file:b.gguf", ctx: 8192}
+```
+
 An editor with the YAML language server completes and checks keys when the file begins with:
 
 ```yaml

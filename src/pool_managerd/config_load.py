@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pool_managerd.config import Config, json_schema
 from pool_managerd.config_problems import explain, merged, unknown_key
 from pool_managerd.config_schema import Shape
-from pool_managerd.config_sources import KeyPath, Problem, Tree, key_text, parse_file, parse_scalar, place_of
+from pool_managerd.config_sources import EXTENSION, KeyPath, Problem, Tree, key_text, parse_file, parse_scalar, place_of
 from pool_managerd.errors import SpecError
 
 ENV_PREFIX = "POOL_MANAGERD__"
@@ -195,4 +195,5 @@ def config_schema_text() -> str:
     schema = copy.deepcopy(json_schema())
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "pool-managerd configuration"
+    schema["patternProperties"] = {f"^{EXTENSION}": {"description": "Not read: a place for YAML anchors."}}
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -22,6 +22,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 MAX_FILE_BYTES = 1024 * 1024
 MAX_NODES = 50_000
 MAX_DEPTH = 32
+MERGE = "<<"
+EXTENSION = "x-"
+"""What top-level keys begin with that are not ours: places for anchors, as in compose files."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -94,7 +97,8 @@ def parse_toml(text: str, name: str) -> Tree:
         return Tree(problems=[Problem(place, "", f"cannot read it as TOML: {_TOML_PLACE.sub('', message)}")])
     except RecursionError:
         return Tree(problems=[Problem(name, "", "cannot read it as TOML: nested too deeply")])
-    return Tree(values=values, places={(): name})
+    own = {key: value for key, value in values.items() if not key.startswith(EXTENSION)}
+    return Tree(values=own, places={(): name})
 
 
 def parse_yaml(text: str, name: str) -> Tree:
@@ -116,7 +120,7 @@ def parse_yaml(text: str, name: str) -> Tree:
         tree.problems.append(Problem(name, "", f"cannot read it as YAML: {reason}"))
         return tree
     if isinstance(value, dict):
-        tree.values = value
+        tree.values = {key: part for key, part in value.items() if not key.startswith(EXTENSION)}
     elif not tree.problems:
         tree.problems.append(Problem(tree.places[()], "", "cannot use it: the top must be a mapping of sections"))
     return tree
@@ -169,18 +173,41 @@ class _Walk:
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        for key_node, value_node in self._pairs(node, path):
+            key = key_node.value
+            self._tree.places[(*path, key)] = self._place(key_node)
+            result[key] = self.value(value_node, (*path, key))
+        return result
+
+    def _pairs(self, node: MappingNode, path: KeyPath, depth: int = 0) -> list[tuple[ScalarNode, Node]]:
+        """The keys of a mapping and those that it takes over from others by ``<<``, which give way to its own."""
+        own: dict[str, tuple[ScalarNode, Node]] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode) or not isinstance(key_node.value, str):
                 self._wrong(key_node, path, "cannot use a key that is not text")
                 continue
             key = key_node.value
-            if key in result:
-                first = self._tree.places[(*path, key)]
-                self._wrong(key_node, (*path, key), f"duplicate key {key!r}: it is already set at {first}")
+            if key in own:
+                self._wrong(key_node, (*path, key), f"duplicate key {key!r}: it is already set at {self._place(own[key][0])}")
                 continue
-            self._tree.places[(*path, key)] = self._place(key_node)
-            result[key] = self.value(value_node, (*path, key))
-        return result
+            own[key] = (key_node, value_node)
+            if key == MERGE and key_node.style is None:
+                merged = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+        if merged:
+            del own[MERGE]
+        for other in merged:
+            self._visited += 1
+            if depth > MAX_DEPTH or self._visited > MAX_NODES:
+                raise ValueError("too many values (aliases expanded)")
+            if not isinstance(other, MappingNode):
+                self._wrong(other, path, f"cannot merge it: `{MERGE}` takes a mapping, as `{MERGE}: *anchor`, or a list of them")
+                continue
+            pairs = self._pairs(other, path, depth + 1)
+            self._visited += len(pairs)
+            for taken in pairs:
+                own.setdefault(taken[0].value, taken)
+        return list(own.values())
 
     def _place(self, node: Node) -> str:
         mark = node.start_mark

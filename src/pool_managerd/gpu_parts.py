@@ -104,7 +104,9 @@ class GpuParts:
 
     async def preflight(self) -> Report:
         """The judgement over this machine for the whole configuration."""
-        return self._judge(await self._surveyed(), None)
+        facts = await self._surveyed()
+        # Engines are loaded to see whether they can be: no start waits for that.
+        return self._judge(replace(facts, setup_problems=await asyncio.to_thread(self._setups_now)), None)
 
     async def _surveyed(self) -> HostFacts:
         """Fresh facts; who asks while they are gathered gets the same."""
@@ -125,11 +127,16 @@ class GpuParts:
 
     def _facts_now(self) -> HostFacts:
         """Imports what it needs in its thread: the node answers a tenth of a second sooner."""
-        from pool_managerd.surveying import Setups, facts_of
+        from pool_managerd.surveying import machine_of
+
+        return machine_of(self._config, os.environ)
+
+    def _setups_now(self) -> tuple[tuple[str, str, str], ...]:
+        from pool_managerd.surveying import Setups
 
         if self._setups is None:
             self._setups = Setups(self._config)
-        return facts_of(self._config, os.environ, self._setups)
+        return self._setups.problems()
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
         from pool_managerd import surveying

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -27,62 +26,92 @@ from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
-from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 ASK_AT_ONCE = 8
+ENGINE_TIMEOUT_S = 25.0
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
 class Setups:
-    """What each pool's start would refuse before it asks for any GPU. Nothing is run, and no model is read beyond its header.
+    """What each pool's start would refuse before it asks for any GPU, all of it at once. No engine is started, and no model is
+    read beyond its header.
 
-    A pool whose disk does not answer is not asked again while it is still being asked.
+    A pool whose disk does not answer is not asked again while it is still being asked. Without ``engines`` only the models'
+    files are looked for.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, engines: bool = True) -> None:
+        self._deep = engines
         self._models = ModelProvisioner(config.base_dir, config.policy)
-        self._engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
+        ports = PortAllocator(config.daemon.engine_ports)
+        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf)
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
-        self._asking: set[str] = set()
+        self._asking: dict[str, str] = {}
         self._found: dict[str, list[tuple[str, str, str]]] = {}
+        self._changed = threading.Condition()
 
     def problems(self) -> tuple[tuple[str, str, str], ...]:
-        """Pool, message and remedy of each. Blocks, for a bounded time."""
+        """Pool, message and remedy of each. Blocks, for a bounded time: disks get less of it than engines."""
         waiting: SimpleQueue[PoolConfig] = SimpleQueue()
         for pool in self._pools:
             if pool.id not in self._asking:
                 self._found.pop(pool.id, None)
                 waiting.put(pool)
-        threads = [
-            threading.Thread(target=self._ask_all, args=(waiting,), daemon=True, name="preflight")
-            for _ in range(min(ASK_AT_ONCE, waiting.qsize()))
-        ]
-        for thread in threads:
-            thread.start()
-        deadline = time.monotonic() + FOLDER_TIMEOUT_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        dead = "cannot look at its model and engine: the disk does not answer"
-        return tuple(found for pool in self._pools for found in self._found.get(pool.id, [(pool.id, dead, "")]))
+        for _ in range(min(ASK_AT_ONCE, waiting.qsize())):
+            threading.Thread(target=self._ask_all, args=(waiting,), daemon=True, name="preflight").start()
+        began = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(self._all_found, FOLDER_TIMEOUT_S)
+            while not self._all_found() and "engine" in self._asking.values():
+                if (left := began + ENGINE_TIMEOUT_S - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(left)
+        return tuple(found for pool in self._pools for found in self._found.get(pool.id) or self._unanswered(pool.id))
+
+    def _all_found(self) -> bool:
+        return all(pool.id in self._found for pool in self._pools)
+
+    def _unanswered(self, pool_id: str) -> list[tuple[str, str, str]]:
+        if pool_id in self._found:
+            return []
+        if self._asking.get(pool_id) == "engine":
+            return [(pool_id, f"cannot load its engine: it gave no answer within {ENGINE_TIMEOUT_S:g} s", "")]
+        return [(pool_id, "cannot look at its model and engine: the disk does not answer", "")]
 
     def _ask_all(self, waiting: SimpleQueue[PoolConfig]) -> None:
         with suppress(Empty):
             while True:
                 pool = waiting.get_nowait()
-                self._asking.add(pool.id)
+                self._tell(pool.id, "disk")
+                found: list[tuple[str, str, str]] | None = None
                 try:
-                    self._found[pool.id] = list(self._ask(pool))
+                    found = list(dict.fromkeys(self._ask(pool)))
                 finally:
-                    self._asking.discard(pool.id)
+                    self._tell(pool.id, None, found)
+
+    def _tell(self, pool_id: str, stage: str | None, found: list[tuple[str, str, str]] | None = None) -> None:
+        with self._changed:
+            if stage is None:
+                self._asking.pop(pool_id, None)
+            else:
+                self._asking[pool_id] = stage
+            if found is not None:
+                self._found[pool_id] = found
+            self._changed.notify_all()
 
     def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
-        for check in (partial(self._models.locate, pool.model), partial(self._engines.check, pool)):
-            try:
-                check()
-            except PoolError as error:
-                yield pool.id, error.message, error.hint or ""
+        path = None
+        try:
+            path = self._models.check(pool.model, pool.checksums).local_path
+        except PoolError as error:
+            yield pool.id, error.message, error.hint or ""
+        if not self._deep:
+            return
+        self._tell(pool.id, "engine")
+        for problem in self._engines.problems(pool, path):
+            yield pool.id, problem.message, problem.hint or ""
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -98,9 +127,13 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 
 
 def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
-    """What this machine is, its GPUs left out. Blocks, for a bounded time."""
-    found = gather(NOT_SCANNED, folders_of(config), env=env)
-    return _with_ram(replace(found, setup_problems=(setups or Setups(config)).problems()))
+    """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time."""
+    return replace(machine_of(config, env), setup_problems=(setups or Setups(config)).problems())
+
+
+def machine_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+    """What this machine alone is: all that bars a start. Blocks, for a bounded time."""
+    return _with_ram(gather(NOT_SCANNED, folders_of(config), env=env))
 
 
 def judged(

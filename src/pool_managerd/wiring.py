@@ -21,7 +21,6 @@ from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.gpu_parts import GpuParts
-from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
@@ -68,8 +67,8 @@ class Adapters:
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports)
-        self.engines = EngineProvisioner(config, self._ports, check_model=check_gguf)
         self.models = ModelProvisioner(config.base_dir, config.policy)
+        self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf)
         self.prober = HttpProber()
         self.survivors: list[Survivor] = []
         self.notices: list[str] = []

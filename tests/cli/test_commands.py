@@ -295,6 +295,35 @@ def test_a_configuration_is_checked(invoke: Invoke, tmp_path: Path) -> None:
     assert (code, json.loads(out)["type"]) == (0, "object")
 
 
+def test_a_deep_check_tells_all_that_is_wrong_with_all_pools_at_once(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "README.md").write_text("# a model\n")
+    (tmp_path / "c.yaml").write_text(
+        f"""
+profile: dev
+pools:
+  - {{id: flags, engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package,
+     flags: [--ctx-siz, "4", --threds, "2", --api-key, x, --metrics, --frobnicate], env: {{LLAMA_ARG_PORT: "1", "": x}}}}}}
+  - {{id: readme, engine: llamacpp, model: "file:README.md", provisioning: {{mode: package}}}}
+  - {{id: gone, engine: llamacpp, model: "file:none.gguf", provisioning: {{mode: binary, binary: {{path: none}}}}}}
+  - {{id: hub, engine: llamacpp, model: "hf:org/repo/m.gguf", provisioning: {{mode: package}}}}
+  - {{id: fine, engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package}}}}
+"""
+    )
+    code, out, _ = invoke("config", "check", "--deep", str(tmp_path / "c.yaml"), "-o", "json")
+    told = json.loads(out)
+    assert (code, told["ok"]) == (1, False)
+    flags = ("--ctx-siz", "did you mean '--ctx-size'", "--threds", "--api-key", "--frobnicate", "LLAMA_ARG_PORT", "''")
+    words = (*flags, "begins with b'# a '", "there is no such file", "cannot run", "hf:org/repo/m.gguf")
+    assert {(p["pool"], word) for p in told["problems"] for word in words if word in p["message"]} == {
+        *(("flags", word) for word in flags), ("readme", "begins with b'# a '"), ("gone", "there is no such file"),
+        ("gone", "cannot run"), ("hub", "hf:org/repo/m.gguf"),
+    }  # fmt: skip
+    hub = next(p["hint"] for p in told["problems"] if p["pool"] == "hub")
+    assert "hf download org/repo m.gguf" in hub and "allow_network" not in hub, "no key of the configuration helps today"
+    code, out, err = invoke("config", "check", str(tmp_path / "c.yaml"))
+    assert code == 0 and "warning: pool gone: cannot use the model" in err and "--deep" in err and "--ctx-siz" not in err
+
+
 def test_version_is_what_health_says(invoke: Invoke) -> None:
     assert invoke("version")[1].strip() == "0.1.0"
     assert json.loads(invoke("version", "-o", "json")[1]) == {"version": "0.1.0"}

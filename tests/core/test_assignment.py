@@ -65,6 +65,14 @@ def test_given_shares_belong_to_the_order_of_the_mask() -> None:
     assert found.shares == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
 
 
+def test_an_engine_that_uses_one_of_the_gpus_it_is_shown_is_counted_on_that_one() -> None:
+    facts = LaunchFacts("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2)
+    found = place(LaunchSizing(facts, Footprints()), TWO, mask=(0, 1))
+    assert found.bytes_by_device == {TWO[0].uuid: GIB // 2, TWO[1].uuid: 10 * GIB + GIB // 2}
+    far = place(LaunchSizing(LaunchFacts("v1", "m", EngineSettings(only_device=7), None, GIB), Footprints()), TWO, mask=(0, 1))
+    assert far.bytes_by_device[TWO[1].uuid] > GIB
+
+
 def test_a_split_that_cannot_fit_is_refused_with_the_plan_that_came_closest() -> None:
     with pytest.raises(NodeError) as refused:
         place(sizing(60), TWO, mask=(0, 1), split="auto")

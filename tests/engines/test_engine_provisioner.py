@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -239,3 +240,33 @@ def test_the_plan_tells_the_steps_and_is_the_same_every_time(dev_config: Config,
         {"kind": "port", "detail": "127.0.0.1, the first free of 8080-8999"},
         {"kind": "run", "detail": "2 slots, context 2048, GPU 1"},
     ]
+
+
+async def test_a_binary_that_lacks_a_shared_library_is_found_out_before_it_is_started(
+    dev_config: Config, make_pool: MakePool, open_dir: Path, llama_server: Path
+) -> None:
+    alone = open_dir / "llama-server"
+    shutil.copy(llama_server, alone)  # without the libraries that lie beside it
+    pool = make_pool(provisioning={"mode": "binary", "binary": {"path": str(alone)}})
+    error = await refusal(dev_config, pool)
+    assert isinstance(error, EngineError)
+    assert f"cannot load {alone}: a shared library is missing: libllama-server-impl.so" in error.message
+    assert "LD_LIBRARY_PATH" in str(error.hint)
+    beside = {"LD_LIBRARY_PATH": str(llama_server.parent)}
+    how = {"mode": "binary", "binary": {"path": str(alone)}, "env": beside}
+    assert (await engines(dev_config).prepare(make_pool(provisioning=how), MODEL)).binary_path == str(alone)
+
+
+def test_what_is_missing_is_named_with_debians_package(dev_config: Config, make_pool: MakePool, open_dir: Path) -> None:
+    fake = open_dir / "llama-server"
+    said = "error while loading shared libraries: libgomp.so.1: cannot open shared object file: No such file or directory"
+    fake.write_text(f'#!/bin/sh\necho "$0: {said}" >&2\nexit 127\n')
+    fake.chmod(0o755)
+    asked = engines(dev_config)
+    pool = make_pool(provisioning={"mode": "binary", "binary": {"path": str(fake)}, "flags": ["--ctx-siz", "1"]})
+    found = {problem.message: problem.hint for problem in asked.problems(pool, None)}
+    lacking = next(message for message in found if "shared library" in message)
+    assert "libgomp.so.1" in lacking and found[lacking] == "apt-get install libgomp1 (Debian, Ubuntu)"
+    assert any("--ctx-siz" in message for message in found), "its flags are held against the recorded ones"
+    fake.write_text("#!/bin/sh\necho done\n")
+    assert not any("shared library" in problem.message for problem in asked.problems(pool, None)), "it was installed meanwhile"

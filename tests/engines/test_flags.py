@@ -35,6 +35,39 @@ def test_duplicates_collapse_and_the_last_wins_whatever_it_is_called() -> None:
     assert normalise(TABLE, ["-c", "1", "--ctx-size", "2", "--ctx", "3"]) == ("--ctx-size", "3")
 
 
+def test_of_a_list_every_use_is_kept_in_its_order() -> None:
+    written = ["--lora", "b", "--override-kv=k=int:1", "-ot", "x=CPU", "--lora=a", "--override_kv", "l=int:2", "-ot", "a=CPU"]
+    assert normalise(TABLE, written) == (
+        "--lora", "b", "--lora", "a", "--override-kv", "k=int:1", "--override-kv", "l=int:2",
+        "--override-tensor", "x=CPU", "--override-tensor", "a=CPU",
+    )  # fmt: skip
+    assert normalise(TABLE, normalise(TABLE, written)) == normalise(TABLE, written)
+
+
+def test_a_list_whose_uses_have_two_values_keeps_the_pairs_together() -> None:
+    table = OptionTable([Option(("--lora-scaled",), values=2)])
+    assert normalise(table, ["--lora-scaled", "a", "1", "--lora-scaled", "b", "2"]) == (
+        "--lora-scaled", "a", "1", "--lora-scaled", "b", "2",
+    )  # fmt: skip
+
+
+def test_underscores_in_long_names_are_hyphens_and_stay_as_they_are_in_values() -> None:
+    assert normalise(TABLE, ["--top_p", "0.5", "--chat_template_file=a_b"]) == ("--chat-template-file", "a_b", "--top-p", "0.5")
+
+
+def test_all_that_is_wrong_with_a_list_of_flags_is_found_at_once() -> None:
+    wrong = ["--ctx-siz", "4", "--metrics", "--threds", "--top-k", "--no-webui=1", "--frobnicate", "x"]
+    messages = [error.message for error in TABLE.sift(wrong)[1]]
+    assert [next(word for word in wrong if word.partition("=")[0] in message) for message in messages] == [
+        "--ctx-siz", "--threds", "--top-k", "--no-webui=1", "--frobnicate",
+    ]  # fmt: skip
+    assert "did you mean '--ctx-size'" in messages[0]
+    with pytest.raises(SpecError) as caught:
+        TABLE.parse(wrong)
+    assert caught.value.message == "; ".join(messages), "one start tells all of it"
+    assert len(TABLE.sift(["--metrics", "--top-k", "4"])[0]) == 2
+
+
 def test_a_flag_and_its_negation_are_one_option() -> None:
     assert normalise(TABLE, ["--mmap", "--no-mmap"]) == ("--no-mmap",)
     assert normalise(TABLE, ["-nkvo", "--kv-offload"]) == ("--kv-offload",)

@@ -17,7 +17,7 @@ from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable
 from pool_managerd.engines.help_parser import ALIASES, parse_help, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, warmup_of
 from pool_managerd.errors import SpecError
 from tests.core.gpus import gpu
 
@@ -95,6 +95,110 @@ def test_work_on_the_cpu_is_refused_except_in_profile_dev(flags: tuple[str, ...]
 def test_flags_that_keep_work_on_the_gpu_are_no_offence() -> None:
     assert "--kv-offload" in build(HOME, "--kv-offload")
     assert "--device" in build(HOME, "--device", "CUDA0")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--device", "CUDA1"),
+        ("-dev", "CUDA0,CUDA1"),
+        ("-sm", "none"),
+        ("-sm", "none", "-mg", "1"),
+        ("--split-mode", "row"),
+        ("--split_mode=tensor",),
+        ("--main-gpu", "1"),
+        ("-devd", "CUDA1"),
+        ("-ot", "blk.1.*=CUDA1"),
+        ("-ot", "exps=CPU,attn=CUDA0"),
+    ],
+)
+@pytest.mark.parametrize("around", [DEV, HOME])
+def test_gpus_are_chosen_by_devices_and_not_by_flags(around: Surroundings, flags: tuple[str, ...]) -> None:
+    for keys in ({"devices": [0, 1]}, {"tensor_split": "auto"}):
+        with pytest.raises(SpecError, match="the daemon chooses the GPUs") as caught:
+            build(around, *flags, **keys)
+        assert "use pools[].devices" in str(caught.value.hint)
+
+
+def test_a_choice_among_one_gpu_is_no_offence() -> None:
+    assert "--split-mode" in build(HOME, "-sm", "none", "-mg", "0", devices=[3])
+    assert "--split-mode" in build(HOME, "-sm", "layer", devices=[0, 1])
+    assert "--override-tensor" in build(HOME, "-ot", "a=CUDA0")
+    with pytest.raises(SpecError, match="the daemon chooses"):
+        build(HOME, "-ot", "a=CUDA1")
+    with pytest.raises(SpecError, match="cannot use --device CUDA1"):
+        build(HOME, "--device", "CUDA1")
+
+
+def test_every_adapter_and_tensor_rule_of_a_list_is_kept(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf", "c.gguf"):
+        (tmp_path / name).touch()
+    model = str(tmp_path / "m.gguf")
+    flags = (
+        "--lora",
+        str(tmp_path / "b.gguf"),
+        "-ot",
+        "a=CUDA0",
+        "--lora",
+        f"{tmp_path}/a.gguf,{tmp_path}/c.gguf",
+        "-ot",
+        "b=CUDA0",
+    )
+    built = build(HOME, *flags, model=model)
+    start = built.index("--lora")
+    assert built[start : start + 4] == (
+        "--lora", str(tmp_path / "b.gguf"), "--lora", f"{tmp_path}/a.gguf,{tmp_path}/c.gguf",
+    )  # fmt: skip
+    assert [built[at + 1] for at, item in enumerate(built) if item == "--override-tensor"] == ["a=CUDA0", "b=CUDA0"]
+    with pytest.raises(SpecError, match="keeps tensors in main memory"):
+        build(HOME, "-ot", "a=CUDA0", "-ot", "exps=CPU")
+    with pytest.raises(SpecError, match="lies outside"):
+        build(HOME, "--lora", str(tmp_path / "a.gguf"), "--lora", "/etc/passwd", model=model)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--api_key", "--api_key_file", "--api_key=x", "--port=9", "--ctx_size=4", "--model_url=x", "--hf_repo"]
+)
+def test_underscores_do_not_pass_by_the_rules(flag: str) -> None:
+    error = refusal(DEV, flag, *(() if "=" in flag else ("x",)))
+    assert "cannot allow" in error.message or "the daemon sets it" in error.message
+
+
+def test_long_flags_may_be_written_with_underscores() -> None:
+    assert build(DEV, "--top_p", "0.5", "--cache_type_k=q8_0", "--no_kv_offload") == build(
+        DEV, "--top-p", "0.5", "--cache-type-k", "q8_0", "--no-kv-offload"
+    )
+
+
+ENCODER = dataclasses.replace(HOME, encoder=True, task="embed")
+RANKER = dataclasses.replace(HOME, encoder=True, task="rerank")
+POOLED = dataclasses.replace(HOME, task="embed")
+
+
+@pytest.mark.parametrize(
+    ("around", "flags", "added", "warmup"),
+    [
+        (HOME, (), None, "completion"),
+        (ENCODER, (), "--embeddings", "embedding"),
+        (ENCODER, ("--embeddings",), None, "embedding"),
+        (ENCODER, ("--pooling", "none"), "--embeddings", "none"),
+        (RANKER, (), "--reranking", "rerank"),
+        (RANKER, ("--embedding",), None, "rerank"),
+        (ENCODER, ("--reranking",), None, "rerank"),
+        (POOLED, (), None, "completion"),
+        (POOLED, ("--embedding",), None, "embedding"),
+        (HOME, ("--embedding",), None, "none"),
+        (HOME, ("--embedding", "--pooling", "mean"), None, "embedding"),
+    ],
+)
+def test_an_encoder_is_served_as_one_and_the_first_request_is_one_that_it_answers(
+    around: Surroundings, flags: tuple[str, ...], added: str | None, warmup: str
+) -> None:
+    built = build(around, *flags)
+    assert warmup_of(built, TABLE, around) == warmup
+    assert [flag for flag in built if "embedding" in flag or "rerank" in flag] == ([added] if added else [
+        flag if flag != "--embedding" else "--embeddings" for flag in flags if "embedding" in flag or "rerank" in flag
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", [*rules.OWNED, "-m", "-np", "-c", "-ts"])

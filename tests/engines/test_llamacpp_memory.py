@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from pool_managerd.engines import llamacpp_server
 from pool_managerd.engines.llamacpp_memory import Allocations, parse_allocations, settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape
 from tests.conftest import free_port, http_status, wait_until
-from tests.models.made_models import write_deepseek2, write_gemma3
+from tests.models.made_models import (
+    write_bert,
+    write_deepseek2,
+    write_gemma3,
+    write_gemma_embedding,
+    write_llama4,
+    write_nemotron_h,
+)
 
 MIB = 1 << 20
 NEAR = 0.10
@@ -149,6 +157,7 @@ def test_the_estimate_is_what_a_real_engine_allocates(launch: Launch, smol_model
         (write_gemma3, "--ctx-size 8192 --parallel 2 -ngl 0"),
         (write_gemma3, "--ctx-size 8192 --parallel 4 --kv-unified -ngl 0 -fa off"),
         (write_deepseek2, "--ctx-size 8192 --parallel 2 -ngl 0"),
+        (write_llama4, "--ctx-size 32768 --parallel 2 -ngl 0"),
     ],
 )
 def test_windows_and_compressed_caches_are_estimated_as_the_engine_allocates_them(
@@ -159,6 +168,108 @@ def test_windows_and_compressed_caches_are_estimated_as_the_engine_allocates_the
     shape, settings = read_gguf_shape(str(model)), settings_of(flags.split()).settings
     assert estimate(shape, settings, overhead_bytes_per_gpu=0).kv.size_bytes == pytest.approx(found.of("KV"), rel=0.01)
     assert expected_on_cpu(model, tuple(flags.split())) == pytest.approx(found.host_bytes, rel=NEAR)
+
+
+def test_a_state_beside_attention_and_layers_with_neither_are_estimated_as_allocated(launch: Launch, tmp_path: Path) -> None:
+    model, flags = write_nemotron_h(tmp_path / "m.gguf"), ("--ctx-size", "8192", "--parallel", "2", "-ngl", "0")
+    found = launch(model, *flags)
+    kv = estimate(read_gguf_shape(str(model)), settings_of(flags).settings, overhead_bytes_per_gpu=0).kv.size_bytes
+    assert kv == pytest.approx(found.of("KV") + found.of("RS"), rel=0.01)
+    assert expected_on_cpu(model, flags) == pytest.approx(found.host_bytes, rel=NEAR)
+
+
+@pytest.mark.parametrize("write", [write_bert, write_gemma_embedding])
+def test_encoders_are_estimated_without_a_cache_as_the_engine_has_none(
+    launch: Launch, tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    model, flags = write(tmp_path / "m.gguf"), ("--ctx-size", "32768", "--parallel", "4", "-ngl", "0", "--embeddings")
+    found = launch(model, *flags)
+    assert found.of("KV") == 0
+    estimated = estimate(read_gguf_shape(str(model)), settings_of(flags).settings, overhead_bytes_per_gpu=0)
+    assert estimated.kv.size_bytes == 0 and "KV" not in " ".join(estimated.explain())
+    assert expected_on_cpu(model, flags) == pytest.approx(found.host_bytes, rel=0.2)
+
+
+def test_states_are_kept_once_more_for_every_drafted_token(tmp_path: Path) -> None:
+    shape = read_gguf_shape(str(write_nemotron_h(tmp_path / "m.gguf")))
+
+    def kv(*flags: str) -> int:
+        return estimate(shape, settings_of(["-c", "256", "-np", "1", *flags]).settings, overhead_bytes_per_gpu=0).kv.size_bytes
+
+    assert shape.recurrent is not None
+    assert kv("--spec-type", "draft-mtp") - kv() == 3 * shape.recurrent.bytes_per_sequence
+    assert kv("--spec_type=ngram-mod,draft-mtp", "--spec-draft-n-max", "7") - kv() == 7 * shape.recurrent.bytes_per_sequence
+    assert kv("--spec-type", "ngram-mod") == kv()
+
+
+def test_experts_that_stay_in_main_memory_are_counted_there(tmp_path: Path) -> None:
+    shape = read_gguf_shape(str(write_llama4(tmp_path / "m.gguf")))
+    experts = sum(size for name, size in shape.tensors if "_exps" in name)
+
+    def weights(*flags: str) -> tuple[int, int]:
+        found = estimate(shape, settings_of(["-c", "256", "-ngl", "999", *flags]).settings, overhead_bytes_per_gpu=0)
+        return found.weights.size_bytes, found.host.size_bytes
+
+    on_gpu, in_ram = weights()
+    every: list[tuple[str, ...]] = [
+        ("--cpu-moe",),
+        ("-cmoe",),
+        ("--n-cpu-moe", "8"),
+        ("-ot", r"\.ffn_.*_exps\.=CPU"),
+        ("-ot", "exps=CPU"),
+    ]
+    for flags in every:
+        assert weights(*flags) == (on_gpu - experts, in_ram + experts), flags
+    half: list[tuple[str, ...]] = [
+        ("-ncmoe", "4"),
+        ("-ot", r"blk\.[13]\.ffn_.*_exps=CPU"),
+        ("-ot", "blk.1.*exps=CPU,blk.3.*exps=CPU"),
+        ("-ot", "blk.1.*exps=CPU", "-ot", "blk.3.*exps=CPU"),
+    ]
+    for flags in half:
+        assert weights(*flags) == (on_gpu - experts // 2, in_ram + experts // 2), flags
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--override-kv llama.block_count=int:3",
+        "-ot (a+)+=CPU",
+        "-ot x=CUDA1",
+        "--spec-type draft-mtp",
+        "-sm row",
+        "--no-mmproj-offload",
+    ],
+)
+def test_a_flag_that_is_not_counted_is_said_and_makes_the_estimate_wider(smol_model: Path, flag: str) -> None:
+    shape = read_gguf_shape(str(smol_model))
+    plain, found = (
+        estimate(shape, settings_of(flags.split()).settings, overhead_bytes_per_gpu=0) for flags in ("-c 4096", f"-c 4096 {flag}")
+    )
+    assert any(line.startswith("not counted: -") for line in found.explain())
+    assert found.error_bytes > plain.error_bytes
+
+
+def test_an_unknown_architecture_is_called_a_guess(tmp_path: Path) -> None:
+    from tests.models.made_models import Maker
+
+    maker = Maker(tmp_path / "m.gguf", "brandnew", 4)
+    maker.numbers(attention__head_count=4, attention__head_count_kv=2)
+    found = estimate(read_gguf_shape(str(maker.done())), settings_of(["-c", "4096"]).settings, overhead_bytes_per_gpu=0)
+    assert found.kv.error_fraction == 1.0
+    assert any("'brandnew' is unknown here" in line and "guess" in line for line in found.explain())
+
+
+def test_a_draft_models_cache_has_types_of_its_own(smol_model: Path) -> None:
+    shape = read_gguf_shape(str(smol_model))
+
+    def kv(*flags: str) -> int:
+        settings = replace(settings_of(["-c", "4096", "-np", "1", *flags]).settings, draft=shape)
+        return estimate(shape, settings, overhead_bytes_per_gpu=0).kv.size_bytes
+
+    alone = kv() // 2
+    assert kv("-ctk", "q8_0", "-ctv", "q8_0") == alone + alone * 34 // 64
+    assert kv("--cache_type_k_draft", "q8_0", "--spec-draft-type-v=q8_0") == alone + alone * 34 // 64
 
 
 @pytest.fixture

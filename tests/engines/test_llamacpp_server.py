@@ -125,3 +125,28 @@ def test_sigterm_while_the_model_loads_ends_it_at_once(smol_model: Path, run_eng
     wait_until(lambda: http_status(f"http://127.0.0.1:{port}/health") == 503, "the loading answer")
     process.send_signal(signal.SIGTERM)
     assert process.wait(2) in (0, -signal.SIGTERM)
+
+
+def test_every_alias_counts() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    apply_flags(["--alias", "a,b", "--alias", "c"], params, xllamacpp)
+    assert set(params.model_alias) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')",
+         "a shared library is missing: libgomp.so.1; apt-get install libgomp1 (Debian, Ubuntu)"),
+        ("ImportError('libcudart.so.12: cannot open shared object file: No such file or directory')", "the CUDA runtime"),
+        ("ImportError('/x.so: undefined symbol: ggml_init')", "undefined symbol: ggml_init; it was built for another system"),
+        ("ModuleNotFoundError(\"No module named 'xllamacpp'\", name='xllamacpp')", "pip install 'pool-managerd[llamacpp]'"),
+    ],
+)  # fmt: skip
+def test_a_package_that_cannot_be_loaded_is_not_called_missing(tmp_path: Path, raised: str, said: str) -> None:
+    (tmp_path / "xllamacpp.py").write_text(f"raise {raised}\n")
+    begin = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(LAUNCHER)!r}, run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", begin], capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1 and said in ended.stderr
+    assert ("pip install" in ended.stderr) == raised.startswith("ModuleNotFound"), "it is there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,9 +59,10 @@ async def test_it_is_prepared_for_its_gpus_and_keeps_to_what_it_was_promised(
     prepared = await engines.prepare(pool, model, TWO)
     port = str(prepared.port)
     assert prepared.argv == (
-        str(program.parent.parent.parent / "vllm"), "serve", model.local_path, "--enforce-eager", "--gpu-memory-utilization",
-        "0.5", "--host", "127.0.0.1", "--max-model-len", "2048", "--max-num-seqs", "4", "--port", port, "--seed", "7",
-        "--tensor-parallel-size", "2", "--served-model-name", "p", model.id,
+        str(program.parent.parent.parent / "vllm"), "serve", model.local_path, "--disable-access-log-for-endpoints", "/health",
+        "--enforce-eager", "--gpu-memory-utilization", "0.5", "--host", "127.0.0.1", "--max-model-len", "2048",
+        "--max-num-seqs", "4", "--port", port, "--seed", "7", "--shutdown-timeout", "4", "--tensor-parallel-size", "2",
+        "--served-model-name", "p", model.id,
     )  # fmt: skip
     assert prepared.engine_version == "vllm-0.33.0", "read, not run: the command would end with an error"
     assert prepared.env["CUDA_VISIBLE_DEVICES"] == "GPU-00000000,GPU-00000001" and prepared.env["HF_HUB_OFFLINE"] == "1"
@@ -101,6 +103,146 @@ def test_flags_that_would_go_round_the_daemon_are_refused(make_pool: MakePool, f
     with pytest.raises(SpecError) as caught:
         flags_of(make_pool(engine="vllm", provisioning={"flags": flags}))
     assert why in caught.value.message and caught.value.hint and "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--chat-template", "chat.jinja"], ["--enable-lora", "--lora-modules", "a=/m/a", "b=/m/b", "--max-loras", "2"],
+        ["--speculative-config", '{"method": "ngram"}'], ["--hf-overrides", "{}"], ["--generation-config", "vllm"],
+        ["--tokenizer", "/m/t"], ["--load-format", "dummy"], ["--compilation-config.mode", "3"], ["-cc.mode=3"],
+        ["--max_num_batched_tokens", "2048"], ["--no-enable-prefix-caching"], ["-q", "awq"], ["--rope-scaling.x", "1"],
+    ],
+)  # fmt: skip
+def test_flags_that_the_engine_lists_may_be_written(make_pool: MakePool, flags: list[str]) -> None:
+    if flags[0] == "--rope-scaling.x":
+        with pytest.raises(SpecError, match="does not know it"):
+            flags_of(make_pool(engine="vllm", provisioning={"flags": flags}))
+        return
+    built = flags_of(make_pool(engine="vllm", provisioning={"flags": flags}))
+    value = flags[-1].partition("=")[2] if flags[0] == "-cc.mode=3" else flags[-1]
+    assert value.replace("_", "-") in built or value in built
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--device-memory-utilization", "0.9"], "the daemon sets it"), (["--api_key", "k"], "can be read by every user"),
+        (["--data_parallel_size=2"], "one engine is one replica"), (["-dp", "2"], "one engine is one replica"),
+        (["--middleware", "os.system"], "runs code"), (["--config", "x.yaml"], "past these rules"), (["--uds", "/x"], "health"),
+        (["--kv-transfer-config.kv_role", "x"], "other machines"), (["--device-ids", "1"], "use pools[].devices"),
+        (["-h"], "prints something"), (["--hf_token=x"], "can be read by every user"),
+    ],
+)  # fmt: skip
+def test_no_spelling_passes_by_the_rules(make_pool: MakePool, flags: list[str], why: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        flags_of(make_pool(engine="vllm", provisioning={"flags": flags}))
+    assert why in caught.value.message
+
+
+def test_values_of_all_uses_of_a_list_are_kept(make_pool: MakePool) -> None:
+    flags = ["--enable-lora", "--lora-modules", "a=/m/a", "--seed", "1", "--lora-modules", "b=/m/b", "c=/m/c", "--seed", "2"]
+    built = flags_of(make_pool(engine="vllm", provisioning={"flags": flags}))
+    at = built.index("--lora-modules")
+    assert built[at : at + 5] == ("--lora-modules", "a=/m/a", "b=/m/b", "c=/m/c", "--max-num-seqs")
+    assert built[built.index("--seed") + 1] == "2"
+
+
+def test_paths_are_relative_to_the_configuration(make_pool: MakePool, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").touch()
+    (tmp_path / "lora").mkdir()
+    flags = ["--chat-template", "chat.jinja", "--lora-modules", "a=lora", "--generation-config", "vllm"]
+    pool = make_pool(engine="vllm", provisioning={"flags": flags})
+    built = vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 1, None, vllm.Around(base_dir=tmp_path))
+    assert str(tmp_path / "chat.jinja") in built and f"a={tmp_path}/lora" in built and "vllm" in built
+
+
+@pytest.mark.parametrize(
+    ("version", "grace_ms", "added"),
+    [("vllm-0.32.0+cpu", 5_000, "4"), ("vllm-0.33.0", 30_000, "29"), ("vllm-0.33.0", 1_000, None), ("vllm-0.9.2", 5_000, None),
+     ("vllm-unknown", 5_000, None)],
+)  # fmt: skip
+def test_running_requests_may_end_within_the_time_that_a_stop_gives(
+    make_pool: MakePool, version: str, grace_ms: int, added: str | None
+) -> None:
+    around = vllm.Around(grace_ms=grace_ms, version=vllm.numbers_of(version))
+    built = vllm.build_flags(make_pool(engine="vllm"), ResolvedModel("file:/m", "/m"), 1, None, around)
+    assert (built[built.index("--shutdown-timeout") + 1] if "--shutdown-timeout" in built else None) == added
+    assert ("/health" in built) == (vllm.numbers_of(version) >= (0, 30)), "an older engine may not know these flags"
+    own = make_pool(
+        engine="vllm", provisioning={"flags": ["--shutdown-timeout", "1", "--disable-access-log-for-endpoints", "/x"]}
+    )
+    built = vllm.build_flags(own, ResolvedModel("file:/m", "/m"), 1, None, around)
+    assert built[built.index("--shutdown-timeout") + 1] == "1" and "/x" in built and "/health" not in built
+
+
+HELP = """\
+usage: vllm serve [model_tag] [options]
+
+options:
+  --brand-new BRAND_NEW
+                        --not-an-option but a description
+  --fresh, --no-fresh   New in this version. (default: False)
+"""
+
+
+async def test_an_engine_is_asked_for_flags_that_are_newer_than_the_recorded_ones(
+    dev_config: Config, make_pool: MakePool, model: ResolvedModel, open_dir: Path
+) -> None:
+    program = open_dir / "vllm"
+    known = "".join(f"  {'--' + name} X\n" for name in (option.names[0][2:] for option in vllm.OPTIONS.options))
+    program.write_text(f"#!/bin/sh\n[ \"$*\" = 'serve --help=all' ] && cat <<'END'\n{HELP}{known}\nEND\n")
+    program.chmod(0o755)
+    how = {"mode": "binary", "binary": {"path": str(program)}, "flags": ["--brand_new", "7", "--no-fresh"]}
+    engines = EngineProvisioner(dev_config, PortAllocator("21000-28999"))
+    prepared = await engines.prepare(make_pool(engine="vllm", provisioning=how), model, None)
+    assert {"--brand-new", "7", "--no-fresh"} <= set(prepared.flags)
+    with pytest.raises(SpecError, match="does not know it"):
+        await engines.prepare(make_pool(engine="vllm", provisioning={**how, "flags": ["--not-an-option"]}), model, None)
+
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (CONFIG, 4096), ({}, None), ({"n_positions": 1024}, 1024), ({"text_config": CONFIG}, 4096),
+        ({**CONFIG, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 16384),
+        ({**CONFIG, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 8192),
+        ({**CONFIG, "model_max_length": 6000}, 6000), ({"max_position_embeddings": "many"}, None), ([], None),
+    ],
+)  # fmt: skip
+def test_a_context_that_the_model_was_not_made_for_is_refused_before_the_launch(
+    make_pool: MakePool, tmp_path: Path, config: object, longest: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for slots in (1, 2):
+        if longest is not None:
+            vllm.check_ctx(make_pool(engine="vllm", ctx=longest * slots, slots=slots), str(tmp_path))
+            with pytest.raises(SpecError, match=f"says {longest} at most") as caught:
+                vllm.check_ctx(make_pool(engine="vllm", ctx=(longest + 1) * slots, slots=slots), str(tmp_path))
+            assert f"set ctx to {longest * slots} or less" in str(caught.value.hint)
+        else:
+            vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, slots=slots), str(tmp_path))
+    for how in ({"flags": ["--hf_overrides", "{}"]}, {"env": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}):
+        vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, provisioning=how), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "warmup"),
+    [
+        ("LlamaForCausalLM", [], "completion"), ("BertModel", [], "embedding"), ("BertForSequenceClassification", [], "rerank"),
+        ("Qwen3ForCausalLM", ["--runner", "pooling"], "embedding"), ("Qwen3ForCausalLM", ["--convert=classify"], "none"),
+    ],
+)  # fmt: skip
+def test_the_first_request_is_one_that_the_model_answers(
+    make_pool: MakePool, tmp_path: Path, architecture: str, flags: list[str], warmup: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    pool = make_pool(engine="vllm", provisioning={"flags": flags})
+    built = vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 1, None)
+    assert vllm.warmup_of(built, str(tmp_path)) == warmup
 
 
 @pytest.mark.parametrize(

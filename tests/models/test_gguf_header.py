@@ -152,7 +152,7 @@ def test_facts_of_the_wrong_kind_are_unknown_facts(tmp_path: Path) -> None:
     assert read_gguf_shape(str(huge.done())).n_layers is None
 
 
-def split(tmp_path: Path, tiny_model: Path, count: int = 3) -> list[Path]:
+def write_split(tmp_path: Path, tiny_model: Path, count: int = 3) -> list[Path]:
     gguf = pytest.importorskip("gguf")
     reader = oracle(tiny_model)
     paths = [tmp_path / f"big-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
@@ -172,7 +172,7 @@ def split(tmp_path: Path, tiny_model: Path, count: int = 3) -> list[Path]:
 
 
 def test_a_split_model_is_the_sum_of_its_parts(tmp_path: Path, tiny_model: Path) -> None:
-    paths = split(tmp_path, tiny_model)
+    paths = write_split(tmp_path, tiny_model)
     shape = read_gguf_shape(str(paths[0]))
     assert (shape.weights_bytes, shape.parts) == (read_gguf_shape(str(tiny_model)).weights_bytes, 3)
     assert "not the first of 3 parts; name big-00001-of-00003.gguf" in refusal(str(paths[1]))

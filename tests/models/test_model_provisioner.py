@@ -11,6 +11,7 @@ import pytest
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.provisioner import ModelProvisioner
+from tests.models.test_gguf_header import write_split
 
 CONTENT = b"GGUF\x03\x00\x00\x00rest"
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -122,6 +123,48 @@ async def test_a_malformed_digest_is_an_error_not_a_mismatch(folder: Path, diges
     error = await refusal(folder, "file:models/tiny.gguf", digest)
     assert isinstance(error, SpecError)
     assert "as a digest" in error.message
+
+
+def digest_of(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def test_a_split_model_is_verified_part_by_part(tmp_path: Path, tiny_model: Path) -> None:
+    paths = write_split(tmp_path, tiny_model)
+    ref, digests, seen = f"file:{paths[0]}", [digest_of(path) for path in paths], []
+    whole = sum(path.stat().st_size for path in paths)
+    model = await provisioner(tmp_path).ensure_present(ref, digests, progress=lambda done, total: seen.append((done, total)))
+    assert (model.verified, model.size_bytes, model.files) == (True, whole, tuple(map(str, paths)))
+    assert seen[-1] == (whole, whole)
+    data = bytearray(paths[2].read_bytes())
+    data[-1] ^= 1
+    paths[2].write_bytes(data)
+    error = await refusal(tmp_path, ref, digests)  # type: ignore[arg-type]
+    assert error.error_code == "DIGEST_MISMATCH" and paths[2].name in error.message
+
+
+async def test_one_checksum_never_stands_for_all_parts_of_a_split_model(tmp_path: Path, tiny_model: Path) -> None:
+    paths = write_split(tmp_path, tiny_model)
+    error = await refusal(tmp_path, f"file:{paths[0]}", digest_of(paths[0]))
+    assert "split into 3 parts, and provisioning.model.checksum has 1 digest" in error.message
+    assert error.hint == "list one per part, in their order: sha256sum big-*-of-00003.gguf"
+
+
+async def test_every_part_of_a_split_model_must_be_there_and_be_usable(tmp_path: Path, tiny_model: Path) -> None:
+    paths = write_split(tmp_path, tiny_model)
+    assert "not the first of 3 parts" in (await refusal(tmp_path, f"file:{paths[1]}")).message
+    paths[1].write_bytes(b"")
+    assert f"{paths[1]}: the file is empty" in (await refusal(tmp_path, f"file:{paths[0]}")).message
+    paths[1].unlink()
+    assert "1 of its 3 parts are missing" in (await refusal(tmp_path, f"file:{paths[0]}")).message
+
+
+async def test_what_a_file_begins_with_decides_what_it_is_and_not_its_name(folder: Path) -> None:
+    for name in ("sha256-" + "a" * 64, "model.bin", "b" * 64):
+        (folder / name).write_bytes(CONTENT)
+        assert (await provisioner(folder).ensure_present(f"file:{name}")).size_bytes == len(CONTENT)
+    (folder / ("c" * 64)).write_bytes(b"PK\x03\x04archive/data.pkl")
+    assert "pickles" in (await refusal(folder, "file:" + "c" * 64)).message
 
 
 async def test_the_real_model_has_its_published_digest(smol_model: Path) -> None:

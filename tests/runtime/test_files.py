@@ -188,6 +188,46 @@ def test_the_log_tail_reaches_into_the_part_that_was_just_rotated(files: Runtime
     assert files.tail_log("p") == ["older", "old", "new"]
 
 
+def test_a_launchs_log_begins_where_it_was_launched(files: RuntimeFiles) -> None:
+    files.prepare()
+    log = files.log_path("p")
+    log.write_bytes(b"first launch: CUDA error\n")
+    mark = files.log_mark("p")
+    assert files.launch_log("p", mark) == []
+    with log.open("ab") as more:
+        more.write(b"10%\r90%\r\x1b[31msecond launch\x1b[0m\n")
+    assert files.launch_log("p", mark) == ["second launch"]
+
+
+def test_a_launchs_log_goes_on_behind_a_rotation(files: RuntimeFiles) -> None:
+    files.prepare()
+    log = files.log_path("p")
+    log.write_bytes(b"before\n")
+    mark = files.log_mark("p")
+    with log.open("ab") as more:
+        more.write(b"one\n")
+    log.rename(log.with_suffix(".log.1"))
+    log.write_bytes(b"two\n")
+    assert files.launch_log("p", mark) == ["one", "two"]
+
+
+def test_of_a_launchs_long_log_both_ends_are_read(files: RuntimeFiles) -> None:
+    files.prepare()
+    files.log_path("p").write_bytes(b"cause\n" + b"x\n" * 1_000_000 + b"end\n")
+    found = files.launch_log("p", {})
+    assert (found[0], found[-1]) == ("cause", "end") and len(found) < 200_000
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 131_072, 196_607, 196_608, 196_609])
+def test_of_a_launchs_log_no_byte_is_read_twice(files: RuntimeFiles, size: int) -> None:
+    files.prepare()
+    text = "".join(f"{number:07}\n" for number in range(size // 8 + 1))[:size]
+    files.log_path("p").write_text("older\n" + text)
+    found = files.launch_log("p", {files.log_path("p").stat().st_ino: 6})
+    whole = [line for line in text.split("\n") if line]
+    assert found == whole if size <= 196_608 else len(found) <= len(whole) + 1
+
+
 def test_no_log_and_a_planted_one_have_no_tail(files: RuntimeFiles) -> None:
     files.prepare()
     assert files.tail_log("p") == []

@@ -179,6 +179,24 @@ async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_t
     assert list(promise.bytes_by_device.values()) == [gib * GIB for gib in used]
 
 
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [(EngineSettings(shares=(3, 1)), [9, 3]), (EngineSettings(only_device=1), [0, 12]), (EngineSettings(), [6, 6])],
+)
+async def test_a_submitted_llama_server_is_reserved_what_its_command_line_takes_of_each_gpu(
+    made: list[GpuWorld], settings: EngineSettings, parts: list[int]
+) -> None:
+    world = GpuWorld(gpu(0, 24), gpu(1, 24))
+    made.append(world)
+    world.fakes.needs["x"] = LaunchFacts("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
+    driver = world.pools.add("x")
+    engine = PreparedEngine("x", "/bin/llama-server", port=9000, device_mask="1,0", verbatim=True)
+    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    (promise,) = world.fakes.gpus.memory.ledger.all()
+    assert [round(promise.bytes_by_device[uuid] / GIB) for uuid in sorted(promise.bytes_by_device)] == parts
+
+
 async def test_a_pool_that_is_registered_again_has_figures_at_once(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.config import Config
+from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.intent import StoredPool
@@ -19,6 +19,7 @@ from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.testing.fake_parts import FakeNode, no_binary
 from pool_managerd.testing.manual_clock import settle
@@ -135,6 +136,21 @@ async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> No
     await world.fakes.clock.advance(1.2)
     assert view(driver.instance).ready and len(world.fakes.launcher.processes) == 2
     assert world.fakes.records.counters["p"] == (1, 1)
+
+
+async def test_a_failed_start_quotes_the_cause_and_never_an_earlier_launchs_log(world: World) -> None:
+    driver = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "was refused")
+    await world.start()
+    await settle()
+    world.fakes.files.log += ["E x: error loading model: missing tensor 'a'", "srv: exiting due to model loading error"]
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    assert "its log says \"x: error loading model: missing tensor 'a'\"" in str(driver.instance.last_error)
+    await world.fakes.clock.advance(2)
+    world.fakes.launcher.processes[1].end(ExitRecord(code=1))
+    await settle()
+    assert "missing tensor" not in str(driver.instance.last_error), "the second launch wrote nothing"
 
 
 async def test_a_start_that_fails_tells_the_caller_why_and_is_tried_again(world: World) -> None:
@@ -430,7 +446,7 @@ async def test_a_log_that_cannot_be_read_does_not_stop_the_clock(world: World) -
     def unreadable(*_: Any, **__: Any) -> list[str]:
         raise PoolError("cannot use .runtime: Too many open files")
 
-    world.fakes.files.tail_log = unreadable  # type: ignore[method-assign]
+    world.fakes.files.launch_log = unreadable  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
     await world.fakes.clock.advance(60)
     assert view(driver.instance).ready
@@ -564,3 +580,15 @@ async def test_an_engine_that_ends_without_a_word_on_a_port_that_others_hold_get
             await asyncio.sleep(0)
     assert "port_conflict" in world.fakes.types() and driver.instance.crash_count == 0
     await driver.close()
+
+
+def test_engines_that_take_long_to_start_are_given_longer_unless_the_configuration_says_otherwise() -> None:
+    def seconds(config: dict[str, Any], engine: str, submitted: str | None = None, **keys: Any) -> float:
+        pool = None if submitted else PoolConfig.model_validate({"id": "p", "engine": engine, "model": "m", **keys})
+        told = PreparedEngine("p", "/e", engine=submitted) if submitted else None
+        return policy_for(Config.model_validate(config), "p", pool, "n", told).startup_timeout_s
+
+    assert seconds({}, "vllm") == seconds({}, "", "vllm") == 900
+    assert seconds({}, "llamacpp") == seconds({}, "", "llamacpp") == 120
+    assert seconds({"health": {"startup_timeout_ms": 5_000}}, "vllm") == 5
+    assert seconds({"health": {"startup_timeout_ms": 5_000}}, "vllm", startup_timeout_ms=7_000) == 7

@@ -6,6 +6,8 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -123,6 +125,33 @@ async def test_a_warm_up_without_a_token_fails(prober: HttpProber, answer: Answe
     async with engine(answer) as url:
         with pytest.raises(ValueError):
             await prober.warm_up(attached(url), 2)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+async def test_an_engine_that_embeds_or_ranks_is_warmed_up_with_that(
+    prober: HttpProber, kind: Literal["embedding", "rerank"]
+) -> None:
+    seen: list[bytes] = []
+    body = b'{"data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":4,"total_tokens":4}}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(4096))
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+
+    async with engine(answer) as url:
+        first_ms, rate = await prober.warm_up(replace(attached(url), warmup=kind), 2)
+    assert 0 < first_ms < 2000 and rate > 0
+    assert (b'"input"' if kind == "embedding" else b'"documents"') in seen[0]
+
+
+@pytest.mark.parametrize("kind", ["completion", "embedding"])
+async def test_a_warm_up_follows_no_redirect(prober: HttpProber, kind: Literal["completion", "embedding"]) -> None:
+    async with engine(says(OK + b"Content-Length: 2\r\n\r\n{}")) as elsewhere:
+        moved = f"HTTP/1.1 307 Moved\r\nLocation: {elsewhere}/v1/embeddings\r\nContent-Length: 0\r\n\r\n".encode()
+        async with engine(says(moved)) as url:
+            with pytest.raises(ValueError, match="answered 307"):
+                await prober.warm_up(replace(attached(url), warmup=kind), 2)
 
 
 def attached(url: str) -> PreparedEngine:

@@ -14,6 +14,8 @@ import pytest
 
 from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, execute_drain
 from pool_managerd.engines import ports
+from pool_managerd.errors import PoolError
+from tests.models.made_models import write_bert
 from tests.system.nodes import alive, config, left_behind, mentioning, until
 
 QUESTION = {
@@ -33,6 +35,51 @@ async def ask(url: str) -> str:
     async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=QUESTION) as answer:
         assert answer.status == 200
         return str((await answer.json())["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("mode", ["package", "binary"])
+@pytest.mark.parametrize("pooling", [2, 4])
+async def test_an_encoder_embeds_or_ranks_and_its_warm_up_is_answered(
+    mode: str, pooling: int, open_dir: Path, llama_server: Path
+) -> None:
+    model = write_bert(open_dir / "encoder", pooling=pooling)
+    provisioning: dict[str, Any] = {"mode": mode, **ONE_THREAD["provisioning"]}
+    if mode == "binary":
+        provisioning["binary"] = {"path": llama_server}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{model}", "provisioning": provisioning, "preload": False}
+    route, asked = ("/v1/rerank", {"query": "a", "documents": ["b", "c"]}) if pooling == 4 else ("/v1/embeddings", {"input": "a"})
+    async with PoolManager(config(open_dir, pool)) as node:
+        await PreloadOutcome.execute("p", node)
+        status = node.status("p")
+        assert status["ready"] and status["perf"]["first_token_ms"] > 0
+        url = f"{status['url']}{route}"
+        async with aiohttp.ClientSession() as session, session.post(url, json=asked) as answer:
+            assert answer.status == 200, await answer.text()
+
+
+@pytest.mark.parametrize("mode", ["package", "binary"])
+@pytest.mark.parametrize(
+    ("spoilt", "flags", "cause"),
+    [
+        (b"blk.0.attn_q.weight", [], "blk.0.attn_q.weight'"),
+        (b"", ["--cache-type-v", "q8_0", "--flash-attn", "off"], "V cache"),
+    ],
+)
+async def test_a_failed_start_says_what_the_engine_said_of_the_cause(
+    mode: str, spoilt: bytes, flags: list[str], cause: str, open_dir: Path, tiny_model: Path, llama_server: Path
+) -> None:
+    model = open_dir / "m.gguf"
+    model.write_bytes(tiny_model.read_bytes().replace(spoilt, spoilt.upper()) if spoilt else tiny_model.read_bytes())
+    provisioning: dict[str, Any] = {"mode": mode, "flags": [*ONE_THREAD["provisioning"]["flags"], *flags]}
+    if mode == "binary":
+        provisioning["binary"] = {"path": llama_server}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{model}", "provisioning": provisioning, "preload": False}
+    async with PoolManager(config(open_dir, {**pool, "restart": "never"})) as node:
+        with pytest.raises(PoolError) as caught:
+            await PreloadOutcome.execute("p", node)
+        told = str(node.status("p")["last_error"])
+        assert cause in told and cause in caught.value.message
+        assert "exiting due to" not in told and "\x1b" not in told
 
 
 @pytest.mark.parametrize("mode", ["package", "binary"])

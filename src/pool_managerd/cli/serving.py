@@ -14,7 +14,7 @@ from pool_managerd._version import __version__
 from pool_managerd.cli.client import DEFAULT_CONFIG
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output
-from pool_managerd.cli.output import Format, facts, show
+from pool_managerd.cli.output import Format, facts, printable, show
 from pool_managerd.errors import PoolError, SpecError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SimulateGpus = Annotated[
         "--simulate-gpus", metavar="FILE", help="Simulate the GPUs of this topology file; profile dev only.", show_default=False
     ),
 ]
+Deep = Annotated[bool, typer.Option("--deep", help="Look at models, engines and flags of every pool as well.")]
 CheckedFile = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="Configuration file: YAML or TOML.", show_default=False)
 ]
@@ -68,8 +69,11 @@ def demo() -> None:
     raise typer.Exit(run_demo())
 
 
-def config_check(file: CheckedFile = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Check a configuration file, with the environment applied. Exits 1 when it cannot be used, 2 when there is none."""
+def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep = False, output: Output = Format.TABLE) -> None:
+    """Check a configuration file, with the environment applied. Exits 1 when it cannot be used, 2 when there is none.
+
+    Model files that are missing are warned of; with --deep they are errors, as is all else for which a start would be refused.
+    """
     path = _config_path(file or config)
     if not path.is_file():
         raise CommandFailed(f"cannot read {path}: no such file", USAGE)
@@ -81,6 +85,7 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, output: Ou
 
         daemon.check(loaded, os.environ)
         answer |= {"profile": loaded.profile, "bind": loaded.daemon.bind, "pools": [pool.id for pool in loaded.pools]}
+        failure = _look_at_pools(loaded, deep, answer)
     except SpecError as error:
         failure = CommandFailed(error.message, NO, hint=error.hint)
     except CommandFailed as error:
@@ -88,9 +93,27 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, output: Ou
     if failure is not None:
         answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
     if failure is None or output is Format.JSON:
-        show(answer, output, lambda found: facts((key, ", ".join(v) if isinstance(v, list) else v) for key, v in found.items()))
+        shown = {key: value for key, value in answer.items() if key != "problems"} if output is not Format.JSON else answer
+        show(shown, output, lambda found: facts((key, ", ".join(v) if isinstance(v, list) else v) for key, v in found.items()))
     if failure is not None:
         raise failure
+
+
+def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> CommandFailed | None:
+    """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings."""
+    from pool_managerd.surveying import Setups
+
+    found = Setups(loaded, engines=deep).problems()
+    if not found:
+        return None
+    answer["problems"] = [{"pool": pool, "message": message, "hint": hint or None} for pool, message, hint in found]
+    lines = [f"pool {pool}: {message}" + (f" ({hint})" if hint else "") for pool, message, hint in found]
+    if deep:
+        return CommandFailed("\n".join(lines), NO)
+    for line in lines:
+        sys.stderr.write(printable(f"warning: {line}") + "\n")
+    sys.stderr.write("config check --deep looks at models, engines and flags of every pool\n")
+    return None
 
 
 def config_schema() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "llamacpp": ("package", "binary", "external"), "vllm": ("binary", "external"), "tgi": ("external",), "triton": ("external",),
@@ -12,12 +13,20 @@ ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
 """How this version can provision each engine; ``external`` only attaches."""
 
 
+ENGINE_STARTUP_MS: Mapping[str, int] = MappingProxyType({"vllm": 900_000, "tgi": 900_000, "triton": 300_000})
+"""How long engines may take until they answer that take long: they compile, capture and profile before. Others: the default."""
+
+Warmup = Literal["completion", "embedding", "rerank", "none"]
+"""What an engine can be asked for its first answer, by the model and the flags that it has."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A model that is on this machine's disk (``{id, local_path}``, SPEC §6.3).
 
-    ``digest`` is ``sha256:<hex>`` when the content was hashed; ``verified`` is true only when it matched an
-    expected digest.
+    ``digest`` is ``sha256:<hex>`` when the content was hashed (of a split model, its parts' with commas between them);
+    ``verified`` is true only when all of it matched what was expected. ``size_bytes`` counts all ``files``: those of a
+    split model, ``local_path`` the first of them; empty where it is one file, or a folder.
     """
 
     id: str
@@ -25,6 +34,7 @@ class ResolvedModel:
     size_bytes: int = 0
     digest: str | None = None
     verified: bool = False
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +44,9 @@ class PreparedEngine:
     ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on
     ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
     set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
-    ``device_uuids`` are the GPUs that this launch was given. ``verbatim`` marks an engine submitted by a caller: it runs
-    as given, is not warmed up, and may end by itself: its unasked exit 0 is graceful (SPEC §8.5). A server that this
-    version prepares never ends unasked but by failing, whatever its exit code.
+    ``model_files`` are all parts of a split model. ``device_uuids`` are the GPUs that this launch was given. ``verbatim``
+    marks an engine submitted by a caller: it runs as given, is not warmed up, and may end by itself: its unasked exit 0 is
+    graceful (SPEC §8.5). A server that this version prepares never ends unasked but by failing, whatever its exit code.
     """
 
     pool_id: str
@@ -45,6 +55,7 @@ class PreparedEngine:
     host: str = "127.0.0.1"
     port: int = 0
     model_path: str | None = None
+    model_files: tuple[str, ...] = ()
     model_id: str | None = None
     engine: str = "llamacpp"
     engine_version: str = "unknown"
@@ -59,6 +70,7 @@ class PreparedEngine:
     attach_url: str | None = None
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
+    warmup: Warmup = "completion"
 
     @property
     def url(self) -> str:

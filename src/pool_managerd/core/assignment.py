@@ -108,6 +108,8 @@ def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
         return _assigned(in_pci_order(devices), parts + (0,) * rest, plan.ratios() + (0.0,) * rest)
     if len(devices) == 1:
         return Assignment(devices, {devices[0].uuid: sum(sizing.footprint_on(devices).per_device())})
+    if sizing.facts.only_device is not None:
+        return _on_one(sizing, in_pci_order(devices), sizing.facts.only_device)
     whole = sizing.footprint(len(devices))
     ratios = wish.split if isinstance(wish.split, tuple) else None
     plan = SplitPlan.compute(
@@ -118,9 +120,19 @@ def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, 
     return _assigned(plan.devices, sizing.footprint_on(plan.devices, shares).per_device(shares), shares)
 
 
+def _on_one(sizing: LaunchSizing, devices: tuple[DeviceSnapshot, ...], place: int) -> Assignment:
+    """An engine that is shown several GPUs and uses one of them: the others hold no more than its context."""
+    chosen = devices[min(place, len(devices) - 1)]
+    whole, idle = sum(sizing.footprint_on((chosen,)).per_device()), sizing.facts.overhead_bytes
+    parts = tuple(whole if d is chosen else idle for d in devices)
+    return _assigned(devices, parts, tuple(float(d is chosen) for d in devices))
+
+
 def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
     """The division that does not fit, for who wants to be warned only."""
     ordered = in_pci_order(devices)
+    if sizing.facts.only_device is not None:
+        return _on_one(sizing, ordered, sizing.facts.only_device)
     room = [max(1, free.get(d.uuid, 0)) for d in ordered]
     if isinstance(wish.split, tuple):
         given = {d.uuid: share for d, share in zip(devices, wish.split, strict=True)}

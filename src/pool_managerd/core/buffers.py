@@ -5,9 +5,10 @@ The formulas follow what the engine does; tests/engines/test_llamacpp_memory.py 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pool_managerd.core.model_shape import ModelShape, SlidingWindow
+from pool_managerd.core.tensor_places import PlaceRule
 from pool_managerd.core.tensor_types import row_bytes
 
 CELL_BLOCK = 256
@@ -22,7 +23,7 @@ PIPELINE_COPIES = 4
 
 _FLOAT = 4
 # Values that live at once for each token of a micro-batch, by layer: measured, in widths of the feed-forward and of the stream.
-_FEED_FORWARDS, _STREAMS, _STREAMS_IN_ATTENTION, _STREAMS_ON_HOST = 3, 3, 6, 2
+_FEED_FORWARDS, _STREAMS, _STREAMS_IN_ATTENTION, _STREAMS_ON_HOST, _STATE_WIDTHS = 3, 3, 6, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class EngineSettings:
 
     ``gpu_layers`` None: all layers are on the GPU; 0: none. ``file_bytes`` are weights beside the model (projector,
     adapters). ``all_logits``: builds before the ``n_outputs_max`` limit keep logits of a whole micro-batch.
+    ``state_copies``: how often each recurrent state is kept, for speculation to go back to. ``rules`` keep weights in RAM.
+    ``only_device``: of several GPUs it uses this one alone; ``shares``: how it divides the model among them, where it says
+    so. ``unmodelled`` are flags whose effect is not counted here.
     """
 
     ctx: int = 0
@@ -47,6 +51,19 @@ class EngineSettings:
     all_logits: bool = False
     file_bytes: int = 0
     draft: ModelShape | None = None
+    draft_cache_type_k: str = "f16"
+    draft_cache_type_v: str = "f16"
+    state_copies: int = 1
+    rules: tuple[PlaceRule, ...] = ()
+    only_device: int | None = None
+    shares: tuple[float, ...] = ()
+    unmodelled: tuple[str, ...] = ()
+
+    @property
+    def of_draft(self) -> EngineSettings:
+        """What holds for the draft model, which has cache types of its own."""
+        k, v = self.draft_cache_type_k, self.draft_cache_type_v
+        return replace(self, draft=None, cache_type_k=k, cache_type_v=v, state_copies=1, rules=(), file_bytes=0)
 
 
 def cells_per_sequence(shape: ModelShape, settings: EngineSettings) -> int:
@@ -92,7 +109,9 @@ def guessed_kv_bytes(shape: ModelShape, settings: EngineSettings) -> int:
 
 def state_bytes(shape: ModelShape, settings: EngineSettings) -> int:
     """State of recurrent layers over all slots."""
-    return 0 if shape.recurrent is None else shape.recurrent.bytes_per_sequence * max(1, settings.parallel)
+    if shape.recurrent is None:
+        return 0
+    return shape.recurrent.bytes_per_sequence * max(1, settings.parallel) * settings.state_copies
 
 
 def compute_bytes(shape: ModelShape, settings: EngineSettings) -> int:
@@ -104,6 +123,10 @@ def compute_bytes(shape: ModelShape, settings: EngineSettings) -> int:
     cells = cells_per_sequence(shape, settings)
     feed_forward = _FEED_FORWARDS * (shape.feed_forward or 4 * shape.n_embd) + shape.n_experts_used * shape.n_embd
     widest = feed_forward + _STREAMS * shape.n_embd
+    if shape.recurrent is not None:
+        widest = max(widest, _STATE_WIDTHS * shape.recurrent.width + _STREAMS_ON_HOST * shape.n_embd)
+    if shape.encoder:
+        cells = tokens
     if not settings.flash_attn:
         widest = max(widest, (shape.n_heads or 1) * cells + _STREAMS_IN_ATTENTION * shape.n_embd)
     logits = _FLOAT * (shape.n_vocab or 0) * (tokens if settings.all_logits else max(1, settings.parallel))
@@ -125,6 +148,8 @@ def host_compute_bytes(shape: ModelShape, settings: EngineSettings) -> int:
 def _mask_bytes(shape: ModelShape, settings: EngineSettings) -> int:
     """Which cells a token may see, per token of a micro-batch; windowed layers have a mask of their own."""
     cells = cells_per_sequence(shape, settings)
+    if shape.encoder:
+        return settings.ubatch * (2 if settings.flash_attn else _FLOAT)
     if not any(shape.kv_heads or (1,)):
         return 0
     if shape.window is not None and shape.window.layers is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -12,6 +12,7 @@ from pool_managerd.core.buffers import EngineSettings
 from pool_managerd.core.footprints import Measured
 from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.narration import count, size
+from pool_managerd.core.tensor_places import bytes_in_ram
 
 __all__ = ["Amount", "DeviceFraction", "EngineSettings", "Footprint", "estimate"]
 
@@ -66,7 +67,7 @@ class Footprint:
     Without a GPU all four are in main memory, and in ``host``. ``host_growth_bytes`` may be added to ``host`` while it
     serves; None: without limit. ``layer_bytes`` (weights and KV cache of each layer) and ``output_bytes``, which follow
     the last layer, are known for engines that divide a model by layers. ``claimed_bytes`` per GPU is what an engine takes
-    whatever it needs. ``measured`` replaces the estimate where a like launch was seen before.
+    whatever it needs. ``measured`` replaces the estimate where a like launch was seen before. ``notes`` say what is not counted.
     """
 
     weights: Amount
@@ -80,6 +81,7 @@ class Footprint:
     output_bytes: int = 0
     claimed_bytes: tuple[int, ...] = ()
     measured: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fixed_bytes_per_gpu(self) -> int:
@@ -140,7 +142,7 @@ class Footprint:
             if any(self.measured.spread_bytes):
                 spread = ", ".join(map(size, self.measured.spread_bytes))
                 lines.append(f"loads were up to {spread} apart, which is promised on top of the peak")
-        return tuple(lines)
+        return (*lines, *self.notes)
 
     def _by_layer(self, ratios: Sequence[float]) -> tuple[int, ...]:
         """llama.cpp's own division: whole layers in order; the output matrix is one more behind them."""
@@ -172,6 +174,8 @@ def estimate(
         n_devices = 0
     on_gpu = _fraction_on_gpu(shape, settings) if n_devices else 0.0
     weights = _weights(shape, settings, on_gpu)
+    kept = bytes_in_ram(shape.tensors, settings.rules) if n_devices else {}
+    in_ram = int(sum(kept.values()) * on_gpu)
     kv, by_layer = _kv(shape, settings)
     compute = Amount(
         f"compute buffers for {settings.ubatch} tokens at once",
@@ -181,18 +185,46 @@ def estimate(
     overhead = Amount("overhead", overhead_bytes_per_gpu if n_devices else 0)
     kv_gpu = on_gpu if settings.kv_on_gpu else 0.0
     host = _host(shape, settings, (weights, kv, compute), on_gpu, kv_gpu, n_devices)
-    parts = _layers(shape, weights, by_layer) if on_gpu == 1.0 and kv_gpu == 1.0 else ()
-    return Footprint(
-        weights=_scaled(weights, on_gpu) if n_devices else weights,
+    parts = _layers(shape, weights, by_layer, kept) if on_gpu == 1.0 and kv_gpu == 1.0 else ()
+    on_gpus = _scaled(weights, on_gpu) if n_devices else weights
+    found = Footprint(
+        weights=replace(on_gpus, size_bytes=max(0, on_gpus.size_bytes - in_ram)),
         kv=_scaled(kv, kv_gpu) if n_devices else kv,
         compute=compute,
         overhead=overhead,
-        host=host,
+        host=replace(host, size_bytes=host.size_bytes + in_ram),
         host_growth_bytes=settings.cache_ram_bytes,
         n_devices=n_devices,
         layer_bytes=parts,
         output_bytes=_output_bytes(shape),
     )
+    return _with_notes(found, shape, settings)
+
+
+def _with_notes(found: Footprint, shape: ModelShape, settings: EngineSettings) -> Footprint:
+    """What the estimate does not follow is said, and makes it wider."""
+    notes: list[str] = []
+    if not shape.known:
+        notes.append(f"the architecture {shape.architecture!r} is unknown here: its cache and state are a guess")
+    if settings.rules and not shape.tensors:
+        notes.append("which weights stay in main memory is not counted: the model has too many tensors to look at each")
+    if settings.unmodelled:
+        notes.append(f"not counted: {', '.join(settings.unmodelled)}, which changes what is needed")
+    if not notes:
+        return found
+    if settings.unmodelled or (settings.rules and not shape.tensors):
+        found = replace(
+            found,
+            weights=_widened(found.weights),
+            kv=_widened(found.kv),
+            compute=_widened(found.compute),
+            host=_widened(found.host),
+        )
+    return replace(found, notes=tuple(notes))
+
+
+def _widened(amount: Amount) -> Amount:
+    return replace(amount, error_fraction=max(amount.error_fraction, ROUGH))
 
 
 def _weights(shape: ModelShape, settings: EngineSettings, on_gpu: float) -> Amount:
@@ -207,25 +239,28 @@ def _weights(shape: ModelShape, settings: EngineSettings, on_gpu: float) -> Amou
 
 def _kv(shape: ModelShape, settings: EngineSettings) -> tuple[Amount, tuple[int, ...]]:
     """The cache and state of all slots, and the part of each layer where it is known."""
+    if shape.encoder:
+        return Amount("no KV cache: an encoder", 0), (0,) * (shape.n_layers or 0)
     by_layer = buffers.kv_bytes_by_layer(shape, settings)
     total = sum(by_layer) if by_layer is not None else buffers.guessed_kv_bytes(shape, settings)
     total += buffers.state_bytes(shape, settings)
-    error = GUESSED if by_layer is None else SURE if shape.plain_cache else ROUGH
+    error = GUESSED if by_layer is None or not shape.known else SURE if shape.plain_cache else ROUGH
     if settings.draft is not None:
-        total += _kv(settings.draft, replace(settings, draft=None))[0].size_bytes
+        total += _kv(settings.draft, settings.of_draft)[0].size_bytes
     cells = buffers.cells_per_sequence(shape, settings)
     slots = f"{cells} tokens for {count(settings.parallel, 'slot')}"
     if not settings.kv_unified:
         slots = f"{settings.parallel} × {cells} tokens"
     types = "/".join(dict.fromkeys((settings.cache_type_k, settings.cache_type_v)))
-    return Amount(f"KV cache, {slots}, {types}", total, error), by_layer or ()
+    copies = f", {settings.state_copies} states each" if shape.recurrent is not None and settings.state_copies > 1 else ""
+    return Amount(f"KV cache, {slots}, {types}{copies}", total, error), by_layer or ()
 
 
 def _compute(shape: ModelShape, settings: EngineSettings, n_devices: int) -> int:
     own = buffers.compute_bytes(shape, settings)
     if n_devices > 1:
         own += buffers.pipeline_bytes(shape, settings)
-    return own if settings.draft is None else own + buffers.compute_bytes(settings.draft, settings)
+    return own if settings.draft is None else own + buffers.compute_bytes(settings.draft, settings.of_draft)
 
 
 def _host(
@@ -245,11 +280,12 @@ def _host(
     return Amount("main memory", base, ROUGH)
 
 
-def _layers(shape: ModelShape, weights: Amount, kv: tuple[int, ...]) -> tuple[int, ...]:
+def _layers(shape: ModelShape, weights: Amount, kv: tuple[int, ...], kept: Mapping[int | None, int]) -> tuple[int, ...]:
+    """Weights and cache of each layer, without what is kept in RAM; as if all layers were alike where names do not tell."""
     if not kv:
         return ()
     each = max(0, weights.size_bytes - _output_bytes(shape)) // len(kv)
-    return tuple(each + part for part in kv)
+    return tuple(max(0, each - kept.get(layer, 0)) + part for layer, part in enumerate(kv))
 
 
 def _output_bytes(shape: ModelShape) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["generate", "embed", "rerank"]
+"""What a model can be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +24,13 @@ class SlidingWindow:
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """State of fixed size per sequence (Mamba, RWKV, linear attention): ``bytes_per_sequence`` over all its layers."""
+    """State of fixed size per sequence (Mamba, RWKV, linear attention): ``bytes_per_sequence`` over all its layers.
+
+    ``width``: numbers that one token is spread to within such a layer.
+    """
 
     bytes_per_sequence: int
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,9 @@ class ModelShape:
     (llama.cpp keeps it in main memory), ``output_bytes`` the output matrix. ``tied_output``: there is none, and an
     engine uses the token embedding a second time. ``kv_heads`` has an entry per layer, 0 where a layer has no KV
     cache. ``latent_cache``: compressed attention (MLA) that stores no values beside the keys. ``feed_forward`` is the
-    widest layer's width as it is computed for one token. ``unsure_cache``: the header tells of caches that are not counted.
+    widest layer's width as it is computed for one token. ``unsure_cache``: the header tells of caches that are not counted;
+    ``known``: the architecture is one whose memory is understood. ``encoder``: it reads whole texts and keeps no cache.
+    ``tensors`` are names and sizes in bytes, for rules that place some of them elsewhere; empty where there are too many.
     """
 
     architecture: str
@@ -58,6 +68,10 @@ class ModelShape:
     quantization: str | None = None
     parts: int = 1
     unsure_cache: bool = False
+    known: bool = True
+    encoder: bool = False
+    task: Task = "generate"
+    tensors: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def plain_cache(self) -> bool:

@@ -34,6 +34,16 @@ class LaunchFacts:
         """Engines that take a fraction of each GPU divide every layer among them (tensor parallel), not layer by layer."""
         return isinstance(self.settings, DeviceFraction)
 
+    @property
+    def only_device(self) -> int | None:
+        """Of the GPUs it is shown, the one that it uses alone, by its place among them; None when it uses all."""
+        return self.settings.only_device if isinstance(self.settings, EngineSettings) else None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How a command line divides the model among the GPUs that it is shown, in their order; () where it does not say."""
+        return self.settings.shares if isinstance(self.settings, EngineSettings) else ()
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchSizing:

@@ -1,19 +1,38 @@
 """Flags of an engine as data: which exist, how many values each takes, and their one normal form (SPEC §6.6).
 
-Normal form: canonical names, one use per option (the last wins), sorted by name. It does not depend on the order in
-which different options were written, and normalising twice changes nothing (EP-UNIT-3105, EP-PROP-3203).
+Normal form: canonical names, one use per option (the last wins; of a list all are kept, in their order), sorted by name.
+It does not depend on the order in which different options were written, and normalising twice changes nothing
+(EP-UNIT-3105, EP-PROP-3203). Engines take underscores for hyphens in long names, so they mean the same here.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pool_managerd.errors import SpecError
 
 MAX_FLAGS = 512
 MAX_FLAG_CHARS = 8192
+MANY = -1
+"""Of ``Option.values``: one or more, up to the next flag."""
+
+LISTS = frozenset({
+    "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
+    "--override-tensor-draft", "--spec-draft-override-tensor", "--logit-bias", "--dry-sequence-breaker", "--reverse-prompt",
+    "--alias", "--middleware",
+})  # fmt: skip
+"""Options of llama.cpp and vLLM of which every use counts. Of others the last one does."""
+
+
+def hyphenated(name: str) -> str:
+    """``--top_p`` as ``--top-p``: engines take either in long names. What follows a ``=`` stays as it is."""
+    if not name.startswith("--"):
+        return name
+    flag, joined, value = name.partition("=")
+    option, dot, key = flag.partition(".")
+    return option.replace("_", "-") + dot + key + joined + value
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +42,11 @@ class Option:
     names: tuple[str, ...]
     negated: tuple[str, ...] = ()
     values: int = 0
+
+    @property
+    def several(self) -> bool:
+        """True when every use counts, not the last alone."""
+        return self.values == MANY or not LISTS.isdisjoint(self.names)
 
     @property
     def canonical(self) -> str:
@@ -36,7 +60,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class FlagUse:
-    """One option as used: ``name`` is its canonical spelling, negated or not."""
+    """One option as used: ``name`` is its canonical spelling, negated or not. A list's ``values`` are those of all uses."""
 
     option: Option
     name: str
@@ -44,19 +68,30 @@ class FlagUse:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        return (self.name, *self.values)
+        each = self.option.values
+        if not self.option.several or each < 1:
+            return (self.name, *self.values)
+        parts = (self.values[at : at + each] for at in range(0, len(self.values), each))
+        return tuple(item for part in parts for item in (self.name, *part))
 
 
 class OptionTable:
     """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know.
 
-    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal.
+    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal. ``dotted``: a
+    key of an option's value may be set behind a dot, as ``--compilation-config.mode 3``.
     """
 
     def __init__(
-        self, options: Iterable[Option], aliases: Mapping[str, str] | None = None, *, elsewhere: Collection[str] = ()
+        self,
+        options: Iterable[Option],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        elsewhere: Collection[str] = (),
+        dotted: bool = False,
     ) -> None:
         self.options = tuple(options)
+        self._dotted = dotted
         self._elsewhere = frozenset(elsewhere)
         self._by_name = {name: option for option in self.options for name in (*option.names, *option.negated)}
         known = self._by_name
@@ -65,6 +100,10 @@ class OptionTable:
     def __contains__(self, name: str) -> bool:
         return name in self._by_name or name in self._aliases
 
+    def _starts_here(self, text: str) -> bool:
+        """True when ``text`` is a flag that is known, however it is written."""
+        return text in self or hyphenated(text.partition("=")[0]) in self
+
     def nearest(self, name: str) -> str | None:
         """The known name that was probably meant."""
         near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
@@ -72,13 +111,24 @@ class OptionTable:
 
     def use(self, name: str, *values: str) -> FlagUse:
         """A use of a known option. Raises KeyError for an unknown one."""
-        name = self._aliases.get(name, name)
-        option = self._by_name[name]
-        return FlagUse(option, option.spelling(name), values)
+        option = self._option(name)
+        if option is None:
+            raise KeyError(name)
+        return FlagUse(option, option.spelling(self._aliases.get(name, name)), values)
+
+    def _option(self, name: str) -> Option | None:
+        whole, dot, key = name.partition(".")
+        known = self._by_name.get(self._aliases.get(whole, whole))
+        if not dot or known is None or not self._dotted:
+            return self._by_name.get(self._aliases.get(name, name))
+        return Option((f"{known.canonical}.{key}",), values=1) if key and known.values == 1 else None
 
     def names(self, use: FlagUse, name: str) -> bool:
         """True when ``use`` is the option that ``name`` names, on the same side of a negation."""
-        return name in self and self.use(name).name == use.name
+        if name not in self:
+            return False
+        wanted = self.use(name).name
+        return use.name == wanted or use.name.startswith(f"{wanted}.")
 
     def refuse(self, use: FlagUse, owned: Mapping[str, str], refused: Mapping[str, str]) -> None:
         """Raises SpecError for a flag that the daemon sets (with the key to use instead) or that has a reason against it."""
@@ -90,30 +140,47 @@ class OptionTable:
                 raise SpecError(f"cannot allow the flag {use.name}: {reason}", hint="remove it from provisioning.flags")
 
     def parse(self, flags: Sequence[str]) -> tuple[FlagUse, ...]:
-        """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming the flag."""
+        """Each use in ``flags``, in order. ``--name=value`` is two items. Raises SpecError naming every flag that is wrong."""
+        uses, problems = self.sift(flags)
+        raise_all(problems)
+        return uses
+
+    def sift(self, flags: Sequence[str]) -> tuple[tuple[FlagUse, ...], tuple[SpecError, ...]]:
+        """The uses that can be read, and what is wrong with the rest: behind a wrong flag its values are left out as well."""
         if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
-            raise SpecError(f"cannot use these flags: at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL")
+            limits = f"at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL"
+            return (), (SpecError(f"cannot use these flags: {limits}"),)
         uses: list[FlagUse] = []
+        found: list[SpecError] = []
         position = 0
         while position < len(flags):
-            name, values, position = self._one(flags, position)
-            uses.append(self.use(name, *values))
-        return tuple(uses)
+            try:
+                name, values, position = self._one(flags, position)
+                uses.append(self.use(name, *values))
+            except SpecError as error:
+                found.append(error)
+                position += 1
+                while position < len(flags) and not flags[position].startswith("-"):
+                    position += 1
+        return tuple(uses), tuple(found)
 
     def _one(self, flags: Sequence[str], position: int) -> tuple[str, tuple[str, ...], int]:
         name = flags[position]
         position += 1
         given: tuple[str, ...] = ()
-        if name not in self and name.startswith("--") and "=" in name:
-            name, _, value = name.partition("=")
-            given = (value,)
-        option = self._by_name.get(self._aliases.get(name, name))
+        if name not in self and name.startswith("-" if self._dotted else "--"):
+            name = hyphenated(name)
+            if "=" in name:
+                name, _, value = name.partition("=")
+                given = (value,)
+        option = self._option(name)
         if option is None:
             raise self._unknown(name)
-        if len(given) > option.values:
+        least = 1 if option.values == MANY else option.values
+        if len(given) > least:
             raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value", hint=f"write `{name}` alone")
-        while len(given) < option.values:
-            if position >= len(flags) or flags[position] in self:
+        while len(given) < least or (option.values == MANY and position < len(flags) and self._is_value(flags[position])):
+            if position >= len(flags) or self._starts_here(flags[position]):
                 after = f" but is followed by {flags[position]}" if position < len(flags) else ""
                 raise SpecError(
                     f"cannot use the flag {name}: it needs a value{after}", hint=f"write `{name}` and its value as two items"
@@ -121,6 +188,9 @@ class OptionTable:
             given = (*given, flags[position])
             position += 1
         return name, given, position
+
+    def _is_value(self, text: str) -> bool:
+        return not text.startswith("--") and not self._starts_here(text)
 
     def _unknown(self, name: str) -> SpecError:
         shown = name if len(name) <= 80 else name[:77] + "…"
@@ -140,9 +210,41 @@ class OptionTable:
         )
 
 
+def raise_all(problems: Sequence[SpecError]) -> None:
+    """Raises one SpecError that says all of ``problems``, with the code of the first; nothing when there is none."""
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        raise first
+    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    raise SpecError(
+        "; ".join(problem.message for problem in problems),
+        code=first.error_code,
+        pool_id=first.pool_id,
+        hint="; ".join(hints) or None,
+    )
+
+
+def attempt(check: Callable[[], object]) -> tuple[SpecError, ...]:
+    """What ``check`` raises, if anything."""
+    try:
+        check()
+    except SpecError as error:
+        return (error,)
+    return ()
+
+
 def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:
-    """One use per option by canonical name; the last one wins, a negation included."""
-    return {use.option.canonical: use for use in uses}
+    """One use per option by canonical name; the last one wins, a negation included. A list is one use with all values."""
+    found: dict[str, FlagUse] = {}
+    for use in uses:
+        name, before = use.option.canonical, found.get(use.option.canonical)
+        if before is not None and use.option.several and before.name == use.name:
+            found[name] = FlagUse(use.option, use.name, before.values + use.values)
+        else:
+            found[name] = use
+    return found
 
 
 def arrange(uses: Iterable[FlagUse]) -> tuple[str, ...]:

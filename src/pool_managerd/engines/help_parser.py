@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.engines.flags import Option, OptionTable
+from pool_managerd.engines.llamacpp_server import missing_library
 
 ALIASES = {
     "--ngl": "--n-gpu-layers",
@@ -48,11 +49,14 @@ _DESCRIPTION_COLUMN = 40
 
 @dataclass(frozen=True, slots=True)
 class BinaryFacts:
-    """What a llama-server binary said about itself. ``warnings`` say what it would not say."""
+    """What a llama-server binary said about itself. ``warnings`` say what it would not say, ``missing`` which library it
+    cannot be loaded without, and what gets it.
+    """
 
     options: OptionTable
     version: str
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, str] | None = None
 
 
 def parse_help(text: str) -> tuple[Option, ...]:
@@ -134,32 +138,47 @@ class BinaryProbe:
         if key not in self._known:
             if len(self._known) >= 64:
                 self._known.clear()
-            self._known[key] = self._ask(path, library_path)
+            found = self._ask(path, library_path)
+            if found.missing is not None:
+                return found  # it may be installed at any time
+            self._known[key] = found
         return self._known[key]
 
     def _ask(self, path: Path, library_path: str) -> BinaryFacts:
         warnings: list[str] = []
-        help_text, problem = self._run(path, "--help", library_path)
+        help_text, problem = self._run(path, ("--help",), library_path)
         options = parse_help(help_text)
         if len(options) >= MIN_OPTIONS:
             table = OptionTable(options, ALIASES)
         else:
             table = recorded_options()
             warnings.append(f"{path.name} --help {problem or 'lists no options'}; flags are checked against llama-server b10068")
-        version_text, problem = self._run(path, "--version", library_path)
+        version_text, problem = self._run(path, ("--version",), library_path)
         found = _VERSION.search(version_text)
         if found is None:
             warnings.append(f"{path.name} --version {problem or 'names no version'}; engine_version is unknown")
-        return BinaryFacts(table, f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown", tuple(warnings))
+        version = f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown"
+        return BinaryFacts(table, version, tuple(warnings), missing_library(help_text) if problem else None)
 
-    def _run(self, path: Path, flag: str, library_path: str) -> tuple[str, str]:
+    def load_problem(self, *argv: str) -> tuple[str, tuple[str, str] | None]:
+        """What goes wrong when a program is run that does no more than load something, and the library it lacks. Blocks."""
+        text, problem = self._run(Path(argv[0]), argv[1:], "")
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        return (last or problem if problem else ""), missing_library(text) if problem else None
+
+    def help_text(self, path: Path, *arguments: str, timeout_s: float) -> str:
+        """What ``path`` prints when it is run with ``arguments``; "" when it does not end well within ``timeout_s``. Blocks."""
+        text, problem = self._run(path, arguments, "", timeout_s)
+        return "" if problem else text
+
+    def _run(self, path: Path, arguments: tuple[str, ...], library_path: str, timeout_s: float | None = None) -> tuple[str, str]:
         """Its bounded output and, when that may not be trusted, what went wrong in words."""
         env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
         if library_path:
             env["LD_LIBRARY_PATH"] = library_path
         try:
             with subprocess.Popen(
-                [str(path), flag],
+                [str(path), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -168,7 +187,7 @@ class BinaryProbe:
                 start_new_session=True,
                 **self._identity(),
             ) as process:
-                return _collect(process)
+                return _collect(process, PROBE_TIMEOUT_S if timeout_s is None else timeout_s)
         except OSError as error:
             return "", f"cannot be run: {error.strerror or error}"
 
@@ -182,14 +201,14 @@ class BinaryProbe:
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def _collect(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+def _collect(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[str, str]:
     """Read what it prints, up to a size and a deadline; then it and whatever it started are ended."""
     assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
-    fd, deadline, output = process.stdout.fileno(), time.monotonic() + PROBE_TIMEOUT_S, bytearray()
+    fd, deadline, output = process.stdout.fileno(), time.monotonic() + timeout_s, bytearray()
     problem = ""
     while len(output) < MAX_HELP_BYTES:
         if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
-            problem = f"gave no answer within {PROBE_TIMEOUT_S:g} s"
+            problem = f"gave no answer within {timeout_s:g} s"
             break
         block = os.read(fd, 65536)
         if not block:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.core.artifacts import Warmup
+from pool_managerd.core.model_shape import Task
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, collapse
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
 from pool_managerd.errors import SpecError
 
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
@@ -23,12 +26,16 @@ _PRESET = re.compile(rules.REFUSED_PATTERN[0])
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory."""
+    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory; ``task`` is what the model
+    is made for, an ``encoder`` can do nothing else.
+    """
 
     profile: Profile
     base_dir: Path
     gpu_present: bool
     tensor_split: tuple[float, ...] | None = None
+    encoder: bool = False
+    task: Task = "generate"
 
     @property
     def gpu_only(self) -> bool:
@@ -40,20 +47,45 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
 
     Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
     """
-    chosen = collapse(table.parse(pool.provisioning.flags))
-    for use in chosen.values():
-        _check_allowed(use, table)
-        if around.gpu_only:
-            _check_on_gpu(use, table)
-    for name in rules.FILES:
-        if name in table and (found := chosen.get(_canonical(name, table))):
-            roots = (Path(model_path).parent, around.base_dir)
-            chosen[found.option.canonical] = table.use(found.name, _confined(found, roots, around.base_dir))
+    uses, problems = _checked(pool, model_path, table, around)
+    raise_all(problems)
+    chosen = dict(uses)
     for use in _own(pool, model_path, port, table, around.tensor_split):
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")
+    if around.encoder:
+        _serve_encoder(chosen, table, around.task)
     return arrange(chosen.values())
+
+
+def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[SpecError, ...]:
+    """All that is wrong with the pool's flags, at once. Blocks for a look at the files that they name."""
+    return _checked(pool, model_path, table, around)[1]
+
+
+def _checked(
+    pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings
+) -> tuple[dict[str, FlagUse], tuple[SpecError, ...]]:
+    """The pool's own flags by option, with the paths of their files, and what is wrong with them."""
+    uses, wrong = table.sift(pool.provisioning.flags)
+    problems, chosen = list(wrong), collapse(uses)
+    for use in chosen.values():
+        refused = attempt(partial(_check_allowed, use, table)) or attempt(partial(_check_devices, use, table, pool))
+        if not refused and around.gpu_only:
+            refused = attempt(partial(_check_on_gpu, use, table))
+        problems += refused
+    roots = (Path(model_path).parent, around.base_dir)
+    for name in rules.FILES:
+        if name in table and (found := chosen.get(_canonical(name, table))):
+            paths: list[str] = []
+            for value in found.values:
+                try:
+                    paths.append(_confined(found, value, roots, around.base_dir))
+                except SpecError as error:
+                    problems.append(error)
+            chosen[found.option.canonical] = table.use(found.name, *paths)
+    return chosen, tuple(problems)
 
 
 def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
@@ -95,9 +127,43 @@ def _place_layers(chosen: dict[str, FlagUse], table: OptionTable, around: Surrou
         _add_default(chosen, table, "--n-gpu-layers", "0")
 
 
-def _add_default(chosen: dict[str, FlagUse], table: OptionTable, name: str, value: str) -> None:
+def _serve_encoder(chosen: dict[str, FlagUse], table: OptionTable, task: Task) -> None:
+    """Without one of these flags the engine answers an encoder's every request with an error."""
+    if _served_task(chosen, table) is not None:
+        return
+    if task == "rerank":
+        _add_default(chosen, table, "--reranking")
+        if "--reranking" not in table:
+            _add_default(chosen, table, "--pooling", "rank")
+            _add_default(chosen, table, "--embedding")
+    else:
+        _add_default(chosen, table, "--embedding")
+
+
+def _served_task(uses: Mapping[str, FlagUse], table: OptionTable) -> Task | None:
+    """What the flags restrict the engine to."""
+    for name, task in (("--reranking", "rerank"), ("--embedding", "embed")):
+        if any(table.names(use, name) for use in uses.values()):
+            return "rerank" if task == "rerank" else "embed"
+    return None
+
+
+def warmup_of(flags: Sequence[str], table: OptionTable, around: Surroundings) -> Warmup:
+    """What an engine with these flags can be asked for first: never what it would answer with an error."""
+    chosen = collapse(table.parse(flags))
+    pooling = next((use.values[0] for use in chosen.values() if table.names(use, "--pooling")), "")
+    served = _served_task(chosen, table)
+    if served == "rerank" or (served == "embed" and (pooling == "rank" or (around.task == "rerank" and not pooling))):
+        return "rerank"
+    if served == "embed":
+        pooled = pooling != "none" if pooling else around.task == "embed"
+        return "embedding" if pooled else "none"
+    return "none" if around.encoder else "completion"
+
+
+def _add_default(chosen: dict[str, FlagUse], table: OptionTable, name: str, *values: str) -> None:
     if name in table:
-        use = table.use(name, value)
+        use = table.use(name, *values)
         chosen.setdefault(use.option.canonical, use)
 
 
@@ -111,11 +177,32 @@ def _check_allowed(use: FlagUse, table: OptionTable) -> None:
         raise SpecError(f"cannot allow the flag {use.name}: {rules.REFUSED_PATTERN[1]}", hint="remove it from provisioning.flags")
 
 
+def _check_devices(use: FlagUse, table: OptionTable, pool: PoolConfig) -> None:
+    """What is reserved on each GPU must be what the engine takes there."""
+    value = use.values[0].strip().lower() if use.values else ""
+    sees_one = pool.tensor_split is None and len(pool.devices) <= 1
+    for name, (always, with_one) in rules.GPU_CHOICE.items():
+        harmless = f"{always}|{with_one}" if sees_one else always
+        if table.names(use, name) and re.fullmatch(harmless, value) is None:
+            raise _not_counted(use)
+    if any(table.names(use, name) for name in rules.TENSOR_PLACES):
+        places = [rule.rpartition("=")[2].strip().lower() for text in use.values for rule in text.split(",")]
+        if any(re.fullmatch(rules.PLACES_WITH_ONE if sees_one else rules.PLACES, place) is None for place in places):
+            raise _not_counted(use)
+
+
+def _not_counted(use: FlagUse) -> SpecError:
+    return SpecError(
+        f"cannot use {' '.join(use.argv)[:80]}: the daemon chooses the GPUs and reserves what each of them holds",
+        hint="use pools[].devices, which the engine is then shown alone, and pools[].tensor_split",
+    )
+
+
 def _check_on_gpu(use: FlagUse, table: OptionTable) -> None:
     for name, reason in rules.ON_CPU.items():
         if table.names(use, name):
             raise _gpu_only(f"the flag {use.name}", reason)
-    value = use.values[0].strip().lower() if use.values else ""
+    value = ",".join(use.values).strip().lower()
     if any(table.names(use, name) for name in rules.DEVICES) and value in ("none", "cpu"):
         raise _gpu_only(f"{use.name} {value}", "it leaves the GPUs out")
     if any(table.names(use, name) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
@@ -138,10 +225,10 @@ def _gpu_only(what: str, reason: str) -> SpecError:
     )
 
 
-def _confined(use: FlagUse, roots: Sequence[Path], base_dir: Path) -> str:
+def _confined(use: FlagUse, text: str, roots: Sequence[Path], base_dir: Path) -> str:
     """The file (or files, between commas) of ``use`` as real absolute paths, when all lie under one of ``roots``."""
     paths: list[str] = []
-    for part in use.values[0].split(","):
+    for part in text.split(","):
         real = os.path.realpath(base_dir.absolute() / Path(part).expanduser())
         if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
             raise SpecError(

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pool_managerd.core.buffers import EngineSettings
+from pool_managerd.core.tensor_places import EXPERTS, PlaceRule, first_layers, readable
+from pool_managerd.engines.flags import hyphenated
 
 MAX_LINE_CHARS = 2_048
 MAX_ALLOCATIONS = 4_096
 MAX_COUNT = 1 << 40
+MAX_RULES = 64
 
 AUTO_PARALLEL = 4
 """Slots that llama-server chooses by itself; they then share one cache."""
@@ -29,22 +32,54 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "ubatch": ("-ub", "--ubatch-size"),
     "cache_type_k": ("-ctk", "--cache-type-k"),
     "cache_type_v": ("-ctv", "--cache-type-v"),
+    "draft_type_k": ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
+    "draft_type_v": ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"),
     "flash_attn": ("-fa", "--flash-attn"),
     "gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
     "cache_ram": ("-cram", "--cache-ram"),
     "mmproj": ("-mm", "--mmproj"),
     "lora": ("--lora",),
+    "lora_scaled": ("--lora-scaled",),
     "control_vector": ("--control-vector",),
+    "control_vector_scaled": ("--control-vector-scaled",),
     "draft": ("-md", "--model-draft", "--spec-draft-model"),
+    "spec_type": ("--spec-type",),
+    "draft_tokens": ("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"),
+    "experts_in_ram": ("-ncmoe", "--n-cpu-moe"),
+    "tensor_places": ("-ot", "--override-tensor"),
+    "device": ("-dev", "--device"),
+    "split_mode": ("-sm", "--split-mode"),
+    "main_gpu": ("-mg", "--main-gpu"),
+    "tensor_split": ("-ts", "--tensor-split"),
 })  # fmt: skip
+_SEVERAL = frozenset({"lora", "lora_scaled", "control_vector", "control_vector_scaled", "tensor_places"})
+"""Each use of these counts; of others the last."""
+
 _SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType({
     "-kvu": ("kv_unified", True), "--kv-unified": ("kv_unified", True),
     "-no-kvu": ("kv_unified", False), "--no-kv-unified": ("kv_unified", False),
     "-kvo": ("kv_on_gpu", True), "--kv-offload": ("kv_on_gpu", True),
     "-nkvo": ("kv_on_gpu", False), "--no-kv-offload": ("kv_on_gpu", False),
     "--swa-full": ("swa_full", True),
+    "-cmoe": ("all_experts_in_ram", True), "--cpu-moe": ("all_experts_in_ram", True),
 })  # fmt: skip
 _VALUED = MappingProxyType({name: key for key, names in _SYNONYMS.items() for name in names})
+
+UNMODELLED = frozenset({
+    "--override-kv", "--no-mmproj-offload", "--image-max-tokens", "--mtmd-batch-max-tokens", "-otd", "--override-tensor-draft",
+    "--spec-draft-override-tensor", "-cmoed", "--cpu-moe-draft", "--spec-draft-cpu-moe", "-ncmoed", "--n-cpu-moe-draft",
+    "--spec-draft-n-cpu-moe", "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl", "-devd",
+    "--device-draft", "--spec-draft-device", "-cd", "--ctx-size-draft", "--spec-draft-ctx-size",
+    "--rpc", "--no-host", "-dt", "--defrag-thold",
+    "--model-vocoder", "-mv",
+})  # fmt: skip
+"""Flags that change how much memory is used, or where, and that the estimate does not follow: it says so."""
+
+_SNAPSHOT_TYPES = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"})
+"""Kinds of speculation that keep a copy of a recurrent state for every drafted token, to go back to."""
+
+_DRAFT_TOKENS = 3
+_IN_RAM = re.compile(r"CPU(?:_\w+)?|\w+_Host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +91,32 @@ class LaunchMemory:
     draft: str | None = None
 
 
+@dataclass(slots=True)
+class _Scanned:
+    """What a command line says, as text."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    several: dict[str, list[str]] = field(default_factory=dict)
+    switches: dict[str, bool] = field(default_factory=dict)
+    unmodelled: dict[str, None] = field(default_factory=dict)
+
+
 def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemory:
     """Read a launch's argv (without the binary). The last use of a flag wins; what it does not know it passes over.
 
     ``build`` is llama.cpp's build number where it is known: old builds need more. Values that are no values are left at
     the engine's default: whether they are allowed is decided elsewhere.
     """
-    values, switches = _scan(flags)
+    found = _scan(flags)
+    values, switches = found.values, found.switches
     parallel = _number(values, "parallel", -1)
     auto = parallel < 1
     batch, ubatch = _number(values, "batch", 2_048), _number(values, "ubatch", 512)
+    rules = _rules(found)
+    if _snapshots(values) and "draft" not in values:
+        found.unmodelled[f"--spec-type {values['spec_type'][:80]}: a context of its own"] = None
+    if values.get("split_mode", "layer") in ("row", "tensor"):
+        found.unmodelled["--split-mode " + values["split_mode"]] = None
     settings = EngineSettings(
         ctx=max(0, _number(values, "ctx", 0)),
         parallel=AUTO_PARALLEL if auto else parallel,
@@ -76,31 +127,91 @@ def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemo
         kv_unified=switches.get("kv_unified", auto),
         kv_on_gpu=switches.get("kv_on_gpu", True),
         swa_full=switches.get("swa_full", False),
-        gpu_layers=_layers(values.get("gpu_layers")),
+        gpu_layers=0 if values.get("device", "").lower() in ("none", "cpu") else _layers(values.get("gpu_layers")),
         cache_ram_bytes=_cache_ram(_number(values, "cache_ram", 8_192)),
         all_logits=build is not None and 1 < build < FIRST_BUILD_WITH_FEW_LOGITS,
+        draft_cache_type_k=values.get("draft_type_k", "f16"),
+        draft_cache_type_v=values.get("draft_type_v", "f16"),
+        state_copies=1 + _snapshots(values),
+        rules=rules,
+        only_device=_only_device(values),
+        shares=_shares(values.get("tensor_split", "")),
+        unmodelled=tuple(found.unmodelled),
     )
-    beside = [values[key] for key in ("mmproj", "lora", "control_vector") if values.get(key)]
-    return LaunchMemory(settings, tuple(path for paths in beside for path in paths.split(",") if path), values.get("draft"))
+    return LaunchMemory(settings, tuple(_files(found)), values.get("draft"))
 
 
-def _scan(flags: Sequence[str]) -> tuple[dict[str, str], dict[str, bool]]:
-    values: dict[str, str] = {}
-    switches: dict[str, bool] = {}
+def _scan(flags: Sequence[str]) -> _Scanned:
+    found = _Scanned()
     position = 0
     while position < len(flags):
         name, joined, value = flags[position].partition("=")
         position += 1
+        name = hyphenated(name)
         if name in _SWITCHES:
             key, state = _SWITCHES[name]
-            switches[key] = state
+            found.switches[key] = state
+        elif name in UNMODELLED:
+            found.unmodelled[name] = None
         elif name in _VALUED:
             # Old builds take --flash-attn without a value.
             if not joined and position < len(flags) and not (_VALUED[name] == "flash_attn" and flags[position].startswith("-")):
                 value = flags[position]
                 position += 1
-            values[_VALUED[name]] = value.strip()
-    return values, switches
+            found.values[_VALUED[name]] = value.strip()
+            if _VALUED[name] in _SEVERAL:
+                found.several.setdefault(_VALUED[name], []).append(value.strip())
+    return found
+
+
+def _files(found: _Scanned) -> Iterable[str]:
+    """Files that are loaded whole, beside the model: a projector, adapters, control vectors."""
+    yield from filter(None, found.values.get("mmproj", "").split(","))
+    for key in ("lora", "control_vector", "lora_scaled", "control_vector_scaled"):
+        for paths in found.several.get(key, ()):
+            for path in filter(None, paths.split(",")):
+                yield path.rpartition(":")[0] or path if key.endswith("_scaled") else path
+
+
+def _rules(found: _Scanned) -> tuple[PlaceRule, ...]:
+    """Which tensors stay in RAM; a rule that cannot be followed is noted."""
+    rules: list[PlaceRule] = []
+    for text in found.several.get("tensor_places", ()):
+        for part in filter(None, text.split(",")):
+            pattern, _, place = part.rpartition("=")
+            if not readable(pattern) or len(rules) >= MAX_RULES:
+                found.unmodelled["--override-tensor"] = None
+            else:
+                rules.append(PlaceRule(pattern, _IN_RAM.fullmatch(place.strip()) is not None))
+    if found.switches.get("all_experts_in_ram"):
+        rules.append(PlaceRule(EXPERTS))
+    rules += first_layers(_number(found.values, "experts_in_ram", 0))
+    if any(not rule.in_ram for rule in rules):
+        found.unmodelled["--override-tensor"] = None
+    return tuple(rules)
+
+
+def _snapshots(values: Mapping[str, str]) -> int:
+    if _SNAPSHOT_TYPES.isdisjoint(values.get("spec_type", "").split(",")):
+        return 0
+    return max(0, min(1_024, _number(values, "draft_tokens", _DRAFT_TOKENS)))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """How the command line divides the model among its GPUs; () where it does not, or leaves one out."""
+    parts = text.replace("/", ",").split(",")[:64]
+    if not all(re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", part.strip()) for part in parts):
+        return ()
+    shares = tuple(float(part) for part in parts)
+    return shares if all(share > 0 for share in shares) else ()
+
+
+def _only_device(values: Mapping[str, str]) -> int | None:
+    """The one of the GPUs it is shown that it uses alone, by its place; None when it uses all."""
+    named = re.fullmatch(r"[A-Za-z]+(\d{1,3})", values.get("device", ""))
+    if named is not None:
+        return int(named[1])
+    return max(0, min(999, _number(values, "main_gpu", 0))) if values.get("split_mode") == "none" else None
 
 
 def _number(values: Mapping[str, str], key: str, default: int) -> int:

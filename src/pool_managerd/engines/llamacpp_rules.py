@@ -91,6 +91,18 @@ ON_CPU: dict[str, str] = {
 """Flags that put work or weights on the CPU: refused outside profile dev (SPEC §20 no. 37)."""
 
 DEVICES = ("--device", "--spec-draft-device")
+GPU_CHOICE: dict[str, tuple[str, str]] = {
+    "--device": ("none|cpu", "[a-z]+0"),
+    "--spec-draft-device": ("none", "[a-z]+0"),
+    "--main-gpu": ("0", "0"),
+    "--split-mode": ("layer", "none|layer|row|tensor"),
+}
+"""Flags that choose or divide GPUs otherwise than is reserved: values that never do, and those that do not with one GPU."""
+
+PLACES = r"cpu\w*|\w+_host"
+PLACES_WITH_ONE = rf"{PLACES}|[a-z]+0(?:_\w+)?"
+"""Where rules on tensors may put them: into main memory, which is counted, or on the only GPU."""
+
 TENSOR_PLACES = ("--override-tensor", "--override-tensor-draft")
 LAYERS = ("--n-gpu-layers", "--n-gpu-layers-draft")
 ALL_LAYERS = 999

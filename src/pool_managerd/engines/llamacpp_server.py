@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,6 +20,39 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 USAGE = 2
+
+LIBRARY_PACKAGES = {
+    "libgomp.so.1": "libgomp1",
+    "libstdc++.so.6": "libstdc++6",
+    "libgcc_s.so.1": "libgcc-s1",
+    "libvulkan.so.1": "libvulkan1",
+    "libcurl.so.4": "libcurl4",
+    "libssl.so.3": "libssl3",
+    "libcrypto.so.3": "libssl3",
+    "libnuma.so.1": "libnuma1",
+    "libopenblas.so.0": "libopenblas0",
+    "libatomic.so.1": "libatomic1",
+    "libz.so.1": "zlib1g",
+    "libzstd.so.1": "libzstd1",
+}
+"""Debian's package of each shared library that llama.cpp's builds need beside libc."""
+
+_MISSING_LIBRARY = re.compile(r"(lib[\w.+-]{1,100}\.so[\w.]{0,20}): cannot open shared object file")
+
+
+def missing_library(text: str) -> tuple[str, str] | None:
+    """The shared library that ``text`` of a loader says is missing, and what gets it; None when it says no such thing."""
+    found = _MISSING_LIBRARY.search(text)
+    if found is None:
+        return None
+    name = found[1]
+    if name in LIBRARY_PACKAGES:
+        return name, f"apt-get install {LIBRARY_PACKAGES[name]} (Debian, Ubuntu)"
+    if name.startswith("libcuda.so"):
+        return name, "install the NVIDIA driver, whose library it is"
+    if name.startswith(("libcudart.", "libcublas", "libcufft", "libnccl", "libcudnn")):
+        return name, "install the CUDA runtime that this build was made for, or set LD_LIBRARY_PATH in provisioning.env"
+    return name, f"find its package with: apt-file search {name}; or set LD_LIBRARY_PATH in provisioning.env"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +223,10 @@ def apply_flags(flags: Sequence[str], params: Any, module: Any) -> bool:
             except ValueError as error:
                 raise FlagError(f"cannot use {text!r} for {name}: {error}") from error
         target, _, attr = option.attr.rpartition(".")
-        setattr(getattr(params, target) if target else params, attr, value)
+        holder = getattr(params, target) if target else params
+        if isinstance(value, set):  # every use adds to it
+            value |= set(getattr(holder, attr))
+        setattr(holder, attr, value)
     return require_gpu
 
 
@@ -234,8 +271,13 @@ def main(argv: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         import xllamacpp
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         _fail(f"cannot import xllamacpp: {error}; install it with: pip install 'pool-managerd[llamacpp]'")
+    except ImportError as error:
+        missing = missing_library(str(error))
+        if missing is not None:
+            _fail(f"cannot load xllamacpp: a shared library is missing: {missing[0]}; {missing[1]}")
+        _fail(f"cannot load xllamacpp: {error}; it was built for another system, or is damaged")
     params = xllamacpp.CommonParams()
     params.hostnames = ["127.0.0.1"]
     try:

@@ -3,58 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import importlib.util
-import os
-import stat
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel
+from pool_managerd.config import Config, PoolConfig, Profile
+from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
+from pool_managerd.core.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.core.reservations import Assignment
-from pool_managerd.engines import llamacpp_server, vllm
+from pool_managerd.engines import vllm
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
-from pool_managerd.engines.flags import Option, OptionTable
-from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
+from pool_managerd.engines.help_parser import recorded_options
+from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, flag_problems, warmup_of
 from pool_managerd.engines.ports import PortAllocator
-from pool_managerd.errors import EngineError, SpecError
+from pool_managerd.engines.programs import INSTALL, EnginePrograms, Program, package_version
+from pool_managerd.engines.programs import package_installed as _package_installed
+from pool_managerd.errors import EngineError, PoolError, SpecError
 
-INSTALL = "pip install 'pool-managerd[llamacpp]'"
-_LAUNCHER = Path(llamacpp_server.__file__).resolve()
 _GPU_NODES = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"), Path("/dev/kfd"))
 _ATTACH = "start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}"
 _INSTEAD = {
     "llamacpp": f"use mode package ({INSTALL}), or mode binary with provisioning.binary.path",
     "vllm": f"use mode binary with provisioning.binary.path, or {_ATTACH}", "tgi": _ATTACH, "triton": _ATTACH,
 }  # fmt: skip
-_BINARIES = {"llamacpp": "llama-server binary", "vllm": "vllm command"}
 _HEALTH = {"llamacpp": "/health", "vllm": "/health", "tgi": "/health", "triton": "/v2/health/ready"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
-    """What is put before the flags, which flags it knows, and what it calls itself."""
-
-    argv: tuple[str, ...]
-    options: OptionTable
-    version: str
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class _Recipe:
-    """A program, its environment, and its flags by the port it is to listen on."""
+    """A program, its environment, its flags by the port it is to listen on, and its first request by those flags."""
 
-    program: _Program
+    program: Program
     env: dict[str, str]
     flags: Callable[[int], tuple[str, ...]]
+    warmup: Callable[[Sequence[str]], Warmup]
 
 
 def gpu_present() -> bool:
@@ -72,22 +58,21 @@ def mode_of(pool: PoolConfig) -> str:
 
 
 class EngineProvisioner:
-    """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used."""
+    """Prepares engines of configured pools. ``check_model`` reads a GGUF model's header, or refuses it (a PoolError)."""
 
     def __init__(
         self,
         config: Config,
         ports: PortAllocator,
         *,
-        check_model: Callable[[str], object] | None = None,
+        check_model: Callable[[str], ModelShape | None] | None = None,
         has_gpu: Callable[[], bool] = gpu_present,
     ) -> None:
         self._config = config
         self._ports = ports
         self._check_model = check_model
         self._has_gpu = has_gpu
-        self._binaries = BinaryProbe(config.daemon.engine_user)
-        self._package: tuple[int, _Program] | None = None
+        self._programs = EnginePrograms(config)
 
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
@@ -107,13 +92,14 @@ class EngineProvisioner:
         recipe = await asyncio.to_thread(self._recipe, pool, mode, model, assignment)
         recipe.flags(1)  # checked with a stand-in first: a pool whose flags are wrong must not hold a port
         port = self._ports.claim(pool.id, pool.provisioning.ports)
-        program = recipe.program
+        program, flags = recipe.program, recipe.flags(port)
         return PreparedEngine(
             pool_id=pool.id,
             binary_path=program.argv[0],
-            flags=(*program.argv[1:], *recipe.flags(port)),
+            flags=(*program.argv[1:], *flags),
             port=port,
             model_path=model.local_path,
+            model_files=model.files,
             model_id=model.id,
             engine=pool.engine,
             engine_version=program.version,
@@ -125,14 +111,38 @@ class EngineProvisioner:
             env={**recipe.env, **device_env(pool, assignment)},
             health_path=pool.health_path or _HEALTH[pool.engine],
             warnings=program.warnings,
+            warmup=recipe.warmup(flags),
         )
 
-    def check(self, pool: PoolConfig) -> None:
-        """Raises SpecError or EngineError for an engine that this version, or this machine, cannot run. Runs nothing. Blocks."""
+    def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+        """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
+        known. Starts no engine; a llama.cpp build is loaded to see whether it can be. Blocks.
+        """
         mode = mode_of(pool)
-        self._refuse_unsupported(pool, mode)
-        if mode == "binary":
-            _check_runnable(self._binary_path(pool), pool.id, _BINARIES[pool.engine])
+        checks: list[Callable[[], object]] = [partial(self._refuse_unsupported, pool, mode)]
+        if mode == "binary" or _package_installed():
+            checks.append(partial(self._programs.check, pool, mode))
+        if model_path is not None:
+            checks.append(partial(self._check_model_at, pool, model_path))
+        found = [error for check in checks for error in _raised(check)]
+        return (*found, *self._flag_problems(pool, mode, model_path or ""), *_env_problems(pool, self._config.profile))
+
+    def _check_model_at(self, pool: PoolConfig, path: str) -> None:
+        if pool.engine == "vllm":
+            vllm.check_model(path)
+            vllm.check_ctx(pool, path)
+        else:
+            self._shape_of(path)
+
+    def _flag_problems(self, pool: PoolConfig, mode: str, model_path: str) -> tuple[SpecError, ...]:
+        try:
+            found = self._programs.program(pool, mode).options if mode == "binary" or _package_installed() else None
+        except PoolError:
+            found = None  # which is said elsewhere; the flags are held against the recorded ones
+        if pool.engine == "vllm":
+            return vllm.flag_problems(pool, found or vllm.OPTIONS)
+        around = Surroundings(self._config.profile, self._config.base_dir, gpu_present=True)
+        return flag_problems(pool, model_path, found or recorded_options(), around)
 
     def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
         """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
@@ -147,19 +157,32 @@ class EngineProvisioner:
         """Blocks. ``on_gpu``: as if there were GPUs, whichever will be assigned."""
         if pool.engine == "vllm":
             vllm.check_model(model.local_path)
-            path = self._binary_path(pool)
-            _check_runnable(path, pool.id, _BINARIES[pool.engine])
-            known = _Program((str(path),), vllm.OPTIONS, vllm.version_of(path))
-            return _Recipe(known, vllm.build_env(pool), lambda port: vllm.build_flags(pool, model, port, assignment))
-        self._check_model_file(model.local_path)
-        program = self._program(pool, mode)
+            vllm.check_ctx(pool, model.local_path)
+            known = self._programs.program(pool, mode)
+            grace_ms = self._config.supervision.stop_grace_ms
+            around_vllm = vllm.Around(known.options, self._config.base_dir, grace_ms, vllm.numbers_of(known.version))
+            return _Recipe(
+                known,
+                vllm.build_env(pool),
+                lambda port: vllm.build_flags(pool, model, port, assignment, around_vllm),
+                lambda flags: vllm.warmup_of(flags, model.local_path, known.options),
+            )
+        shape = self._shape_of(model.local_path)
+        program = self._programs.program(pool, mode)
         split = assignment.shares if assignment is not None and len(assignment.devices) > 1 else None
         if assignment is None and isinstance(pool.tensor_split, tuple):
             split = pool.tensor_split
         gpu = on_gpu or assignment is not None or self._has_gpu()
         around = Surroundings(self._config.profile, self._config.base_dir, gpu, split)
+        if shape is not None:
+            around = replace(around, encoder=shape.encoder, task=shape.task)
         env = build_env(pool, self._config.profile)
-        return _Recipe(program, env, lambda port: build_flags(pool, model.local_path, port, program.options, around))
+        return _Recipe(
+            program,
+            env,
+            lambda port: build_flags(pool, model.local_path, port, program.options, around),
+            lambda flags: warmup_of(flags, program.options, around),
+        )
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
@@ -172,7 +195,7 @@ class EngineProvisioner:
             if mode == "external":
                 return _plan(pool, ("attach", attach_url(pool)))
             self._refuse_unsupported(pool, mode)
-            run = str(self._binary_path(pool)) if mode == "binary" else f"xllamacpp {_package_version()}"
+            run = str(self._programs.binary_path(pool)) if mode == "binary" else f"xllamacpp {package_version()}"
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
@@ -199,49 +222,10 @@ class EngineProvisioner:
         if mode == "package" and not _package_installed():
             raise SpecError("cannot run llama.cpp in mode package: xllamacpp is not installed", pool_id=pool.id, hint=INSTALL)
 
-    def _check_model_file(self, path: str) -> None:
+    def _shape_of(self, path: str) -> ModelShape | None:
         if Path(path).is_dir():
             raise SpecError(f"cannot use {path} as a GGUF model: it is a directory", hint="name the .gguf file inside it")
-        if self._check_model is not None:
-            self._check_model(path)
-
-    def _program(self, pool: PoolConfig, mode: str) -> _Program:
-        if mode == "package":
-            return self._packaged()
-        path = self._binary_path(pool)
-        _check_runnable(path, pool.id, _BINARIES[pool.engine])
-        facts = self._binaries.facts(path, pool.provisioning.env.get("LD_LIBRARY_PATH", ""))
-        return _Program((str(path),), facts.options, facts.version, facts.warnings)
-
-    def _packaged(self) -> _Program:
-        """The embedded engine; its version and options are read again only when the package was changed."""
-        spec = importlib.util.find_spec("xllamacpp")
-        changed_ns = Path(spec.origin).stat().st_mtime_ns if spec is not None and spec.origin is not None else 0
-        if self._package is None or self._package[0] != changed_ns:
-            gpu_flag = () if self._config.profile == "dev" else ("--require-gpu",)
-            argv = (sys.executable, "-I", str(_LAUNCHER), *gpu_flag)
-            self._package = changed_ns, _Program(argv, launcher_options(), f"xllamacpp-{_package_version()}")
-        return self._package[1]
-
-    def _binary_path(self, pool: PoolConfig) -> Path:
-        binary = pool.provisioning.binary
-        if binary is None or binary.path is None:
-            url = " downloads are not supported yet;" if binary is not None and binary.url else ""
-            raise SpecError(
-                f"cannot run {pool.engine} in mode binary:{url} provisioning.binary.path is not set",
-                pool_id=pool.id,
-                hint=f"set provisioning.binary.path to a {_BINARIES[pool.engine]} on this machine",
-            )
-        return Path(os.path.normpath(self._config.base_dir.absolute() / binary.path.expanduser()))
-
-
-def launcher_options() -> OptionTable:
-    """The flags that the embedded engine's launcher takes, with llama-server's own other names for them."""
-    recorded = recorded_options()
-    own = [Option(option.names, option.negated, option.values) for option in llamacpp_server.OPTIONS]
-    known = {name for option in own for name in (*option.names, *option.negated)}
-    missing = frozenset(name for option in recorded.options for name in (*option.names, *option.negated)) - known
-    return OptionTable(own, ALIASES, elsewhere=missing)
+        return None if self._check_model is None else self._check_model(path)
 
 
 def _mask_text(pool: PoolConfig) -> str | None:
@@ -253,28 +237,18 @@ def _plan(pool: PoolConfig, *steps: tuple[str, str]) -> dict[str, Any]:
     return {"pool_id": pool.id, "steps": [{"kind": kind, "detail": detail} for kind, detail in steps]}
 
 
-def _package_installed() -> bool:
-    return importlib.util.find_spec("xllamacpp") is not None
-
-
-def _package_version() -> str:
+def _raised(check: Callable[[], object]) -> tuple[PoolError, ...]:
     try:
-        return importlib.metadata.version("xllamacpp")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        check()
+    except PoolError as error:
+        return (error,)
+    return ()
 
 
-def _check_runnable(path: Path, pool_id: str, name: str) -> None:
-    """Raises EngineError in the words of SPEC §6.1 when ``path`` cannot be executed."""
-    try:
-        info = path.stat()
-    except OSError as error:
-        raise _not_runnable(path, pool_id, error.strerror or str(error), "check provisioning.binary.path") from error
-    if not stat.S_ISREG(info.st_mode):
-        raise _not_runnable(path, pool_id, "it is not a file", f"name the {name} itself")
-    if not os.access(path, os.X_OK):
-        raise _not_runnable(path, pool_id, "it is not executable", f"chmod +x {path}")
-
-
-def _not_runnable(path: Path, pool_id: str, reason: str, hint: str) -> EngineError:
-    return EngineError(f"preload failed: cannot run {path}: {reason}", pool_id=pool_id, hint=hint)
+def _env_problems(pool: PoolConfig, profile: Profile) -> tuple[PoolError, ...]:
+    """What is wrong with each of the pool's variables."""
+    found: tuple[PoolError, ...] = ()
+    for name, value in pool.provisioning.env.items():
+        alone = pool.model_copy(update={"provisioning": pool.provisioning.model_copy(update={"env": {name: value}})})
+        found += _raised(partial(vllm.build_env, alone) if pool.engine == "vllm" else partial(build_env, alone, profile))
+    return found

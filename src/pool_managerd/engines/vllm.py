@@ -1,4 +1,4 @@
-"""The vLLM adapter: argv and environment of one ``vllm serve``, from one pool. Flags are those of vLLM 0.33.
+"""The vLLM adapter: argv and environment of one ``vllm serve``, from one pool. Its flags are in `vllm_flags`.
 
 vLLM divides every layer among its GPUs (tensor parallel) and takes a fraction of each, whatever the model needs: it is told
 to keep to what the pool was promised. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
@@ -6,76 +6,81 @@ to keep to what the pool was promised. ``pools[].ctx`` is the total over all slo
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.fit import DeviceFraction
 from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import Option, OptionTable, arrange, collapse
+from pool_managerd.engines.flags import OptionTable, arrange, attempt, collapse, raise_all
+from pool_managerd.engines.vllm_flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
 from pool_managerd.errors import NodeError, SpecError
 
 FRACTION = 0.9
 """Of each GPU, where the pool sets no `vram_bytes`."""
 
 _LEAST_FRACTION = 0.01
+_END_MS = 500
+"""Of the time that a stop gives, what the engine has to end in once its requests have."""
+
+_CTX_KEYS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
 _SHORT = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 _OWN_FRACTION = 0.92
 """What vLLM 0.33 takes when it is not told."""
 
-_SET_BY_DAEMON = {
-    "--model": "pools[].model",
-    "--host": "nothing: engines listen on 127.0.0.1 and are reached through the daemon",
-    "--port": "pools[].provisioning.ports",
-    "--max-num-seqs": "pools[].slots",
-    "--max-model-len": "pools[].ctx",
-    "--tensor-parallel-size": "pools[].tensor_split: auto",
-    "--gpu-memory-utilization": "pools[].vram_bytes",
-    "--served-model-name": "pools[].served_name",
-}
-_REFUSED = {
-    "--api-key": "a key in a command line can be read by every user of this machine; the daemon guards the engine",
-    "--trust-remote-code": "it runs code that came with the model",
-    "--download-dir": "it lets the engine download models, past the policy and the digest check; use pools[].model",
-    "--allowed-local-media-path": "it opens files of this machine to whoever reaches the engine",
-    "--kv-cache-memory-bytes": "the engine would not keep to the memory that the pool was promised; use pools[].vram_bytes",
-    "--cpu-offload-gb": "it keeps weights in main memory (GPU-only enforcement)",
-    "--pipeline-parallel-size": "only tensor parallel is supported; use pools[].tensor_split: auto",
-    "--data-parallel-size": "one engine is one replica; add a pool instead",
-}
-_VALUES = (
-    "--attention-backend", "--block-size", "--dtype", "--kv-cache-dtype", "--limit-mm-per-prompt", "--max-cudagraph-capture-size",
-    "--max-logprobs", "--max-num-batched-tokens", "--mm-processor-cache-gb", "--moe-backend", "--optimization-level",
-    "--prefix-caching-hash-algo", "--quantization", "--reasoning-parser", "--scheduling-policy", "--seed", "--shutdown-timeout",
-    "--stream-interval", "--tokenizer-mode", "--tool-call-parser",
-)  # fmt: skip
-_SWITCHES = (
-    "--async-scheduling", "--disable-custom-all-reduce", "--enable-auto-tool-choice", "--enable-chunked-prefill",
-    "--enable-expert-parallel", "--enable-prefix-caching", "--enforce-eager", "--language-model-only", "--trust-remote-code",
-)  # fmt: skip
-OPTIONS = OptionTable([
-    *(Option((name,), values=1) for name in (*_VALUES, *_SET_BY_DAEMON, *_REFUSED) if name not in _SWITCHES),
-    *(Option((name,), ("--no-" + name.removeprefix("--"),)) for name in _SWITCHES),
-])  # fmt: skip
-"""What a pool may write, and what it may not but is told why."""
+OPTIONS = recorded_options()
+"""What a pool may write, and what it may not but is told why; a version that has further flags is asked for them."""
 
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 _ENV_REFUSED = re.compile(
     r"VLLM_(API_KEY|PORT|HOST_IP|PLUGINS|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|ALLOW_RUNTIME_LORA_UPDATING)"
 )
+_MAX_CONFIG_BYTES = 4 << 20
+_SCORES = re.compile(r"ForSequenceClassification$")
+_EMBEDS = re.compile(
+    r"(?:\w*Bert\w*|XLMRoberta|Roberta|DistilBert|Gte(?:New)?|Qwen2|Qwen3|Llama\w*|Mistral|Gemma3Text|EmbeddingGemma)Model|BertForMaskedLM"
+)
+"""Architectures that vLLM serves as embedding models by itself."""
+
 _INFO = re.compile(r"vllm-(\d[\w.+]*)\.dist-info")
 
 
-def build_flags(pool: PoolConfig, model: ResolvedModel, port: int, assignment: Assignment | None) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory, ``grace_ms`` what a stop gives
+    the engine, ``version`` its own where it is known.
+    """
+
+    options: OptionTable = OPTIONS
+    base_dir: Path = Path()
+    grace_ms: int = 0
+    version: tuple[int, ...] = ()
+
+
+def build_flags(
+    pool: PoolConfig, model: ResolvedModel, port: int, assignment: Assignment | None, around: Around | None = None
+) -> tuple[str, ...]:
     """argv items after the program. Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed."""
-    chosen = collapse(OPTIONS.parse(pool.provisioning.flags))
-    for use in chosen.values():
-        OPTIONS.refuse(use, _SET_BY_DAEMON, _REFUSED)
+    around = around or Around()
+    table = around.options
+    raise_all(flag_problems(pool, table))
+    chosen = collapse(table.parse(pool.provisioning.flags))
+    for name in PATHS:
+        if name in table and (found := chosen.get(table.use(name).option.canonical)):
+            values = (_absolute(value, around.base_dir) for value in found.values)
+            chosen[found.option.canonical] = table.use(found.name, *values)
     own = [("--host", "127.0.0.1"), ("--port", str(port)), ("--max-num-seqs", str(pool.slots))]
     if pool.ctx is not None:
         own.append(("--max-model-len", str(_request_ctx(pool))))
@@ -85,11 +90,82 @@ def build_flags(pool: PoolConfig, model: ResolvedModel, port: int, assignment: A
             ("--gpu-memory-utilization", f"{_utilization(pool.id, assignment):g}"),
         ]
     for name, value in own:
-        use = OPTIONS.use(name, value)
+        use = table.use(name, value)
         chosen[use.option.canonical] = use
+    for name, value in _defaults(around):
+        use = table.use(name, value)
+        chosen.setdefault(use.option.canonical, use)
     # The daemon's warm-up asks by the model's id, people by the name that the pool is served under.
     names = dict.fromkeys((pool.served_name or pool.id, model.id))
     return ("serve", model.local_path, *arrange(chosen.values()), "--served-model-name", *names)
+
+
+def flag_problems(pool: PoolConfig, table: OptionTable = OPTIONS) -> tuple[SpecError, ...]:
+    """All that is wrong with the pool's flags, at once."""
+    uses, problems = table.sift(pool.provisioning.flags)
+    for use in collapse(uses).values():
+        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
+    return problems
+
+
+def _defaults(around: Around) -> Iterator[tuple[str, str]]:
+    """Probes stay out of the log, and running requests may end within the time that a stop gives; the pool may say otherwise."""
+    if around.version < KNOWN_SINCE:
+        return
+    yield QUIET
+    seconds = (around.grace_ms - _END_MS) // 1_000
+    if seconds >= 1:
+        yield SHUTDOWN, str(seconds)
+
+
+def _absolute(text: str, base_dir: Path) -> str:
+    """A path relative to the configuration file as an absolute one; what names no file there stays as it is."""
+    name, equals, value = text.partition("=")
+    path, before = (value, f"{name}=") if equals and not text.startswith(("{", "/", ".")) else (text, "")
+    if not path or len(path) > 1_024 or path.startswith(("{", "[")) or "\n" in path:
+        return text
+    whole = base_dir.absolute() / Path(path).expanduser()
+    try:
+        return f"{before}{os.path.normpath(whole)}" if whole.exists() else text
+    except OSError:
+        return text
+
+
+def check_ctx(pool: PoolConfig, model_path: str) -> None:
+    """Raises SpecError when one request's context is longer than config.json lets the engine serve."""
+    flags = " ".join(pool.provisioning.flags).replace("_", "-")
+    told = pool.provisioning.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").strip().lower()
+    if pool.ctx is None or told not in ("", "0", "false") or "--hf-overrides" in flags or "--hf-config-path" in flags:
+        return
+    longest = _longest_ctx(_config(model_path))
+    if longest is not None and _request_ctx(pool) > longest:
+        slots = f" ({pool.ctx} over {pool.slots} slots)" if pool.slots > 1 else ""
+        raise SpecError(
+            f"cannot serve {_request_ctx(pool)} tokens of context{slots}: config.json of {model_path} says {longest} at most",
+            hint=f"set ctx to {longest * pool.slots} or less, or scale its positions with --hf-overrides, or set"
+            " VLLM_ALLOW_LONG_MAX_MODEL_LEN: '1' in provisioning.env",
+        )
+
+
+def _longest_ctx(config: Mapping[str, Any]) -> int | None:
+    """The least of the lengths that config.json gives, as vLLM derives it, scaled where it says so; None where it gives none."""
+    text = config.get("text_config")
+    facts = {**config, **text} if isinstance(text, dict) else config
+    given = [value for key in _CTX_KEYS if isinstance(value := facts.get(key), int) and not isinstance(value, bool) and value > 0]
+    if not given:
+        return None
+    longest = scaled = min(given)
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = facts.get(key)
+        # Layers of several kinds may have a scaling each; the most generous reading refuses nothing that would run.
+        parts = (scaling, *(part for part in scaling.values() if isinstance(part, dict))) if isinstance(scaling, dict) else ()
+        for part in parts:
+            factor, original = part.get("factor"), part.get("original_max_position_embeddings")
+            if isinstance(factor, int | float) and 1 < factor < 1e4:
+                scaled = max(scaled, int(factor * longest), int(factor * original) if isinstance(original, int) else 0)
+    longest = scaled
+    further = facts.get("model_max_length")
+    return max(longest, further) if isinstance(further, int) and not isinstance(further, bool) else longest
 
 
 def build_env(pool: PoolConfig) -> dict[str, str]:
@@ -110,7 +186,7 @@ def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
     """The same of a command line that is run as it stands; what cannot be read there is vLLM's default."""
     pairs = [*pairwise(flags), *(flag.split("=", 1) for flag in flags if "=" in flag)]
     given = {name.replace("_", "-") if name.startswith("--") else name: value for name, value in pairs}
-
+    given.setdefault("--gpu-memory-utilization", given.get("--device-memory-utilization", ""))
     for short, name in _SHORT.items():
         given.setdefault(name, given.get(short, ""))
 
@@ -122,6 +198,27 @@ def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
         number("--gpu-memory-utilization", _OWN_FRACTION, 1), int(number("--max-model-len", 0, 1 << 30)),
         math.prod(int(number(name, 1, 64)) for name in _SHORT.values()),
     )  # fmt: skip
+
+
+def warmup_of(flags: Sequence[str], model_path: str, options: OptionTable = OPTIONS) -> Warmup:
+    """What the engine can be asked for first, by its flags and the architectures that config.json names."""
+    uses = {use.name: use.values[-1:] for use in options.parse(flags[2 : flags.index("--served-model-name")])}
+    names = _config(model_path).get("architectures")
+    architecture = next((name for name in names if isinstance(name, str)), "") if isinstance(names, list) else ""
+    if _SCORES.search(architecture) or "classify" in uses.get("--convert", ()):
+        return "rerank" if _SCORES.search(architecture) else "none"
+    pools = uses.get("--runner") == ("pooling",) or uses.get("--convert") == ("embed",)
+    return "embedding" if pools or _EMBEDS.fullmatch(architecture) else "completion"
+
+
+def _config(folder: str) -> dict[str, Any]:
+    """config.json of a model, {} where it cannot be read."""
+    try:
+        with (Path(folder) / "config.json").open("rb") as file:
+            found = json.loads(file.read(_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_model(path: str) -> None:
@@ -139,6 +236,12 @@ def version_of(binary: Path) -> str:
         if found is not None:
             return f"vllm-{found[1]}"
     return "vllm-unknown"
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """``vllm-0.32.0+cpu`` as (0, 32); () where it tells none."""
+    found = re.match(r"vllm-(\d{1,4})\.(\d{1,4})", version)
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 def _request_ctx(pool: PoolConfig) -> int:

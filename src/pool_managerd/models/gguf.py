@@ -21,6 +21,25 @@ def check_gguf(path: str) -> int:
         os.close(fd)
 
 
+def is_gguf(path: str) -> bool:
+    """True when ``path`` is a file that begins as GGUF does, whatever it is called: blobs of model caches have no suffix."""
+    return head_of(path)[:4] == MAGIC
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a regular file; b"" of anything else. Blocks for one small read."""
+    try:
+        fd = open_gguf(path)
+    except SpecError:
+        return b""
+    try:
+        return os.pread(fd, 16, 0)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
 def open_gguf(path: str) -> int:
     """A descriptor of ``path``, which may turn out to be anything. Raises SpecError when it is no file."""
     return open_regular(path, lambda reason: refused(path, reason))
@@ -55,5 +74,5 @@ def refused(path: str, reason: str) -> SpecError:
     """The error of a file that is no usable GGUF model."""
     return SpecError(
         f"cannot use {path} as a GGUF model: {reason}",
-        hint="llama.cpp needs a .gguf file; check the download, or convert the model",
+        hint="llama.cpp needs a GGUF file; check the download, or convert the model",
     )

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
-from pool_managerd.core.model_shape import ModelShape, Recurrent, SlidingWindow
-from pool_managerd.models.gguf import refused
+from pool_managerd.core.model_shape import ModelShape, Recurrent, SlidingWindow, Task
+from pool_managerd.models import gguf_families as families
 from pool_managerd.models.gguf_header import ArrayValue, GgufHeader, TensorInfo, Value, read_gguf_header
+from pool_managerd.models.gguf_parts import other_parts
 
-MAX_PARTS = 999
 MAX_LAYERS = 4_096
 MAX_FACT = 1 << 40
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _INPUTS = ("token_embd.weight", "token_embd_norm.weight", "token_types.weight", "position_embd.weight")
 _OUTPUT = "output.weight"
 
-# One layer in so many attends to everything; the headers of these families give only the window's size.
-_WINDOW_PERIODS = MappingProxyType({
-    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "olmo2": 4, "exaone4": 4, "exaone-moe": 4, "afmoe": 4,
-})  # fmt: skip
-_ALL_RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
-_EVERY_FOURTH_ATTENDS = frozenset({"qwen3next", "qwen35", "qwen35moe"})
-_BOTH_IN_EACH_LAYER = frozenset({"falcon-h1"})
+MAX_TENSORS_KEPT = 8_192
 _STATE_ELEMENT_BYTES = 4
+_POOLED, _RANKED = (1, 2, 3), 4
 
 _FILE_TYPES = MappingProxyType({
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -45,25 +36,8 @@ def read_gguf_shape(path: str) -> ModelShape:
     Blocking. Raises SpecError when a part is missing, damaged, hostile or not downloaded completely.
     """
     first = read_gguf_header(path)
-    headers = [first, *(read_gguf_header(part) for part in _other_parts(path, first.values))]
+    headers = [first, *(read_gguf_header(part) for part in other_parts(path, first.values))]
     return _shape(first.values, headers)
-
-
-def _other_parts(path: str, values: Mapping[str, Value]) -> list[str]:
-    count = _whole(values.get("split.count")) or 1
-    if count == 1:
-        return []
-    named = _PART.fullmatch(Path(path).name)
-    if named is None or int(named["count"]) != count or count > MAX_PARTS:
-        raise refused(path, f"it is one of {count} parts, and its name does not end in -00001-of-{count:05d}.gguf")
-    names = [f"{named['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
-    if int(named["number"]) != 1 or values.get("split.no") != 0:
-        raise refused(path, f"it is not the first of {count} parts; name {names[0]} instead")
-    folder = Path(path).parent
-    missing = [name for name in names if not os.path.lexists(folder / name)]
-    if missing:
-        raise refused(path, f"{len(missing)} of its {count} parts are missing, first {missing[0]}")
-    return [str(folder / name) for name in names[1:]]
 
 
 def _shape(values: Mapping[str, Value], headers: Sequence[GgufHeader]) -> ModelShape:
@@ -92,6 +66,10 @@ def _shape(values: Mapping[str, Value], headers: Sequence[GgufHeader]) -> ModelS
         tied_output=not output and any(t.name == _INPUTS[0] for t in tensors),
         quantization=_quantization(values, tensors),
         parts=len(headers),
+        known=facts.architecture in families.KNOWN,
+        encoder=facts.architecture in families.ENCODERS or facts.architecture in families.CACHELESS,
+        task=_task(facts),
+        tensors=tuple((t.name, t.size_bytes) for t in tensors) if len(tensors) <= MAX_TENSORS_KEPT else (),
     )
     if n_layers is None or n_layers > MAX_LAYERS:
         return replace(shape, n_layers=None)
@@ -100,7 +78,7 @@ def _shape(values: Mapping[str, Value], headers: Sequence[GgufHeader]) -> ModelS
         shape,
         kv_heads=_kv_heads(facts, n_layers, recurrent),
         window=_window(facts, n_layers),
-        recurrent=_recurrent(facts, sum(recurrent), n_embd),
+        recurrent=_recurrent(facts, sum(recurrent), n_embd, n_heads),
         unsure_cache=facts.raw("attention.indexer.head_count") is not None,
     )
 
@@ -148,61 +126,82 @@ def _vocabulary(facts: _Facts, values: Mapping[str, Value], tensors: Sequence[Te
     return facts.number("vocab_size") or (embedding.dims[1] if embedding else None)
 
 
+def _task(facts: _Facts) -> Task:
+    """What the model is made for. A decoder that pools over its tokens embeds, or scores, unless it is told otherwise."""
+    pooling = facts.number("pooling_type")
+    if pooling == _RANKED:
+        return "rerank"
+    return "embed" if facts.architecture in families.ENCODERS or pooling in _POOLED else "generate"
+
+
 def _recurrent_layers(facts: _Facts, n_layers: int) -> tuple[bool, ...]:
     """Which layers keep a state of fixed size instead of, or beside, a KV cache."""
-    stateful = any(facts.raw(key) is not None for key in ("ssm.inner_size", "wkv.head_size", "shortconv.l_cache"))
-    if facts.architecture in _ALL_RECURRENT or facts.architecture in _BOTH_IN_EACH_LAYER:
+    stateful = any(facts.raw(key) is not None for key in ("ssm.inner_size", "wkv.head_size", "shortconv.l_cache", "kda.head_dim"))
+    if facts.architecture in families.ALL_RECURRENT or facts.architecture in families.BOTH_IN_EACH_LAYER:
         return (True,) * n_layers
-    if facts.architecture in _EVERY_FOURTH_ATTENDS:
+    if facts.architecture in families.EVERY_FOURTH_ATTENDS:
         every = facts.number("full_attention_interval") or 4
         return tuple((layer + 1) % every != 0 for layer in range(n_layers))
     heads = facts.per_layer("attention.head_count_kv", n_layers)
+    widths = facts.per_layer("feed_forward_length", n_layers)
+    if facts.architecture in families.THREE_KINDS_OF_LAYER and heads and widths:
+        return tuple(count == 0 and width == 0 for count, width in zip(heads, widths, strict=True))
     return tuple(stateful and count == 0 for count in heads) if heads else (stateful,) * n_layers
 
 
 def _kv_heads(facts: _Facts, n_layers: int, recurrent: tuple[bool, ...]) -> tuple[int, ...] | None:
     heads = facts.per_layer("attention.head_count_kv", n_layers) or facts.per_layer("attention.head_count", n_layers)
-    if facts.architecture in _ALL_RECURRENT:
+    if facts.architecture in families.ALL_RECURRENT:
         return (0,) * n_layers
     if heads is None:
         return None
     # Layers at the end predict further tokens, or share the cache of earlier ones: they have none of their own.
     without = (facts.number("nextn_predict_layers") or 0) + (facts.number("attention.shared_kv_layers") or 0)
     own = max(1, n_layers - without)
-    blocked = facts.architecture not in _BOTH_IN_EACH_LAYER
+    blocked = facts.architecture not in families.BOTH_IN_EACH_LAYER
     return tuple(0 if layer >= own or (recurrent[layer] and blocked) else count for layer, count in enumerate(heads))
 
 
 def _window(facts: _Facts, n_layers: int) -> SlidingWindow | None:
     tokens = facts.number("attention.sliding_window")
-    if not tokens:
+    fixed = families.FIXED_WINDOWS.get(facts.architecture)
+    if fixed is not None and tokens != 0:
+        tokens = fixed
+    if not tokens or facts.architecture in families.WINDOWLESS:
         return None
     pattern = facts.raw("attention.sliding_window_pattern")
     sizes = (facts.number("attention.key_length_swa"), facts.number("attention.value_length_swa"))
     if isinstance(pattern, ArrayValue):
         flags = tuple(bool(item) for item in pattern.items or ())
         return SlidingWindow(tokens, flags[:n_layers] if len(flags) >= n_layers else None, *sizes)
-    period = _whole(pattern) or _WINDOW_PERIODS.get(facts.architecture)
+    period = _whole(pattern) or families.WINDOW_PERIODS.get(facts.architecture)
     if not period:
         return SlidingWindow(tokens, None, *sizes)
+    if facts.architecture in families.DENSE_FIRST:
+        return SlidingWindow(tokens, tuple(layer % period != 0 for layer in range(n_layers)), *sizes)
     return SlidingWindow(tokens, tuple(layer % period < period - 1 for layer in range(n_layers)), *sizes)
 
 
-def _recurrent(facts: _Facts, n_layers: int, n_embd: int | None) -> Recurrent | None:
+def _recurrent(facts: _Facts, n_layers: int, n_embd: int | None, n_heads: int | None) -> Recurrent | None:
     if not n_layers:
         return None
     inner, state = facts.number("ssm.inner_size"), facts.number("ssm.state_size")
     kernel, groups = facts.number("ssm.conv_kernel"), facts.number("ssm.group_count") or 0
-    wkv, short = facts.number("wkv.head_size"), facts.number("shortconv.l_cache")
-    if inner and state and kernel:
+    wkv, short, kda = facts.number("wkv.head_size"), facts.number("shortconv.l_cache"), facts.number("kda.head_dim")
+    width = 0
+    if kda and n_heads:
+        numbers = 3 * ((kernel or 4) - 1) * n_heads * kda + kda * kda * n_heads
+        width = 4 * n_heads * kda
+    elif inner and state and kernel:
         numbers = (kernel - 1) * (inner + 2 * groups * state) + state * inner
+        width = 2 * (inner + groups * state) + (facts.number("ssm.time_step_rank") or 0)
     elif wkv and n_embd:
         numbers = (facts.number("token_shift_count") or 2) * n_embd + n_embd * wkv
     elif short and n_embd:
         numbers = (short - 1) * n_embd
     else:
         return None
-    return Recurrent(n_layers * numbers * _STATE_ELEMENT_BYTES)
+    return Recurrent(n_layers * numbers * _STATE_ELEMENT_BYTES, width)
 
 
 def _quantization(values: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> str | None:

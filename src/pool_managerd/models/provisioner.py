@@ -7,17 +7,23 @@ import difflib
 import os
 import re
 import stat
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.digests import DigestCache, Progress
-from pool_managerd.models.gguf import check_gguf
+from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
+from pool_managerd.models.gguf_parts import model_parts
 from pool_managerd.models.refs import ModelRef, parse_ref
+from pool_managerd.models.shapes import Shapes
 
 PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Formats that run code of their author's choice when they are loaded."""
+"""Formats that run code of their author's choice when they are loaded; what a file begins with says more than its name."""
+
+PICKLE_HEADS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_NAMES = 10_000
@@ -33,26 +39,39 @@ class ModelProvisioner:
         self._base_dir = base_dir
         self._policy = policy
         self._digests = DigestCache()
+        self.shapes = Shapes()
 
     async def ensure_present(
-        self, ref: str, expected_digest: str | None = None, *, progress: Progress | None = None
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
     ) -> ResolvedModel:
         """The model of ``ref`` on local disk, hashed against ``expected_digest`` (``sha256:<hex>``) when one is given.
 
-        Without a digest nothing is hashed and ``verified`` is false. ``progress`` is called in the event loop with
-        (bytes hashed, bytes in all). Raises SpecError for a bad reference, a missing or unusable file, a scheme the
-        policy denies (``POLICY_DENIED``) or wrong content (``DIGEST_MISMATCH``); NodeError when this version has no
-        way to fetch it (``POOL_UNREADY``, ORCH-3091) or the disk fails.
+        A split model takes one digest per part, in their order. Without a digest nothing is hashed and ``verified`` is
+        false. ``progress`` is called in the event loop with (bytes hashed, bytes in all). Raises SpecError for a bad
+        reference, a missing or unusable file, a scheme the policy denies (``POLICY_DENIED``) or wrong content
+        (``DIGEST_MISMATCH``); NodeError when this version has no way to fetch it (``POOL_UNREADY``, ORCH-3091) or the
+        disk fails.
         """
         expected = _expected(expected_digest)
-        model, path, size = await asyncio.to_thread(self.locate, ref)
-        if expected is None:
-            return ResolvedModel(model.id, str(path), size)
+        found = await asyncio.to_thread(self.locate, ref)
+        if not expected:
+            return found
+        path = Path(found.local_path)
         if await asyncio.to_thread(path.is_dir):
             raise SpecError(
                 f"cannot verify {path}: a digest belongs to a file and this is a directory",
                 hint="name the file inside it in `model`, or remove the checksum",
             )
+        parts = found.files or (found.local_path,)
+        if len(expected) != len(parts):
+            raise _not_for_each_part(path, len(parts), len(expected))
+        done = 0
+        for part, wanted in zip(parts, expected, strict=True):
+            await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
+            done += await asyncio.to_thread(_size_of, part)
+        return replace(found, digest=",".join(expected), verified=True)
+
+    async def _verify(self, path: Path, expected: str, progress: Progress | None) -> None:
         digest = await self._digest(path, progress)
         if digest != expected:
             raise SpecError(
@@ -61,7 +80,6 @@ class ModelProvisioner:
                 status=422,
                 hint="fetch the model again, or correct provisioning.model.checksum if the file is the right one",
             )
-        return ResolvedModel(model.id, str(path), size, digest=digest, verified=True)
 
     def id_of(self, ref: str) -> str:
         """What the model of ``ref`` will be called (ORCH-3704); a malformed one, which no start accepts, as it stands."""
@@ -70,19 +88,34 @@ class ModelProvisioner:
         except SpecError:
             return ref
 
-    def locate(self, ref: str) -> tuple[ModelRef, Path, int]:
-        """Where the model of ``ref`` lies and its size in bytes; reads no content. Blocking. Raises as ``ensure_present``."""
+    def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
+        """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
+        found = self.locate(ref)
+        if digests and len(digests) != max(1, len(found.files)):
+            raise _not_for_each_part(Path(found.local_path), max(1, len(found.files)), len(digests))
+        return found
+
+    def locate(self, ref: str) -> ResolvedModel:
+        """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read.
+
+        Blocking. Raises as ``ensure_present``.
+        """
         model = parse_ref(ref)
         self._check_policy(model)
         if model.scheme != "file":
             raise NodeError(
                 f"cannot fetch {model.id} yet: only file: models are supported in this version",
                 code="POOL_UNREADY",
-                hint="download it yourself and refer to it as file:/path/to/model",
+                hint=_fetch_it_yourself(model),
                 retriable=False,
             )
         path = self.path_of(model)
-        return model, path, _check_usable(path, model.id)
+        size = _check_usable(path, model.id)
+        parts = model_parts(str(path)) if is_gguf(str(path)) else ()
+        if len(parts) < 2:
+            return ResolvedModel(model.id, str(path), size)
+        size += sum(_check_usable(Path(part), model.id) for part in parts[1:])
+        return ResolvedModel(model.id, str(path), size, files=parts)
 
     async def ensure_present_str(self, ref: str) -> ResolvedModel:
         """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
@@ -97,19 +130,16 @@ class ModelProvisioner:
             return
         if model.scheme not in self._policy.allow_schemes:
             allowed = ", ".join(self._policy.allow_schemes) or "none"
-            reason, hint = (
-                f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})",
-                f"add {model.scheme!r} to allow_schemes",
-            )
+            reason = f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})"
         elif not self._policy.allow_network:
-            reason, hint = "the network may not be used", "set allow_network: true"
+            reason = "the network may not be used"
         else:
             return
         raise SpecError(
             f"cannot fetch {model.id}: policy: {reason}",
             code="POLICY_DENIED",
             status=403,
-            hint=f"{hint} under `policy`, or refer to a local file as file:/path/to/model",
+            hint=_fetch_it_yourself(model),
         )
 
     async def _digest(self, path: Path, progress: Progress | None) -> str:
@@ -125,13 +155,46 @@ class ModelProvisioner:
             ) from error
 
 
-def _expected(digest: str | None) -> str | None:
-    if digest is None:
-        return None
-    normal = digest.strip().lower()
-    if not _DIGEST.fullmatch(normal):
-        raise SpecError(f"cannot use {digest[:80]!r} as a digest: it must be sha256: and 64 hexadecimal digits")
+def _fetch_it_yourself(model: ModelRef) -> str:
+    """What helps today: no key of the configuration makes this version download anything."""
+    if model.scheme == "file":
+        return "add 'file' to allow_schemes under `policy`"
+    fetch = "download it yourself"
+    if model.scheme == "hf":
+        fetch += f" (hf download {model.repo}{f' {model.path}' if model.path else ''} --local-dir models)"
+    elif model.scheme in ("http", "https"):
+        fetch += f" (curl -fLO {model.location})"
+    return f"{fetch} and refer to it as file:/path/to/model: this version fetches no models, whatever `policy` allows"
+
+
+def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    digests = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    normal = tuple(digest.strip().lower() for digest in digests)
+    for digest in normal:
+        if not _DIGEST.fullmatch(digest):
+            raise SpecError(f"cannot use {digest[:80]!r} as a digest: it must be sha256: and 64 hexadecimal digits")
     return normal
+
+
+def _not_for_each_part(path: Path, parts: int, given: int) -> SpecError:
+    pattern = path.name.replace("-00001-of-", "-*-of-")
+    what = f"the model is split into {parts} parts" if parts > 1 else "the model is one file"
+    hint = f"list one per part, in their order: sha256sum {pattern}" if parts > 1 else "give one checksum"
+    return SpecError(
+        f"cannot verify {path}: {what}, and provisioning.model.checksum has {given} digest{'s' if given > 1 else ''}", hint=hint
+    )
+
+
+def _beyond(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Progress of one part among all."""
+    return None if progress is None else lambda more, _: progress(done + more, total)
+
+
+def _size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0  # only for a percentage
 
 
 def _check_usable(path: Path, ref: str) -> int:
@@ -146,14 +209,15 @@ def _check_usable(path: Path, ref: str) -> int:
         return 0
     if not stat.S_ISREG(info.st_mode):
         raise _unusable(path, "it is neither a file nor a directory", "name the model file itself")
-    if path.suffix.lower() in PICKLED:
-        reason = f"{path.suffix} files are pickles, which run code of their author's choice when loaded"
-        raise _unusable(path, reason, "use the GGUF or safetensors form of the model")
     if not os.access(path, os.R_OK):
         raise _unusable(path, "it is not readable for this user", "check its permissions and those of its directories")
     if info.st_size == 0:
         raise _unusable(path, "the file is empty", "fetch the model again")
-    if path.suffix.lower() == ".gguf":
+    head = head_of(str(path))
+    if head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS)):
+        reason = f"{path.suffix or 'such'} files are pickles, which run code of their author's choice when loaded"
+        raise _unusable(path, reason, "use the GGUF or safetensors form of the model")
+    if head[:4] == MAGIC or path.suffix.lower() == ".gguf":
         check_gguf(str(path))
     return info.st_size
 

@@ -16,6 +16,7 @@ from typing import Any
 from pool_managerd.core.model_shape import ModelShape, SlidingWindow
 from pool_managerd.errors import SpecError
 from pool_managerd.models.byte_reader import open_regular
+from pool_managerd.models.gguf import head_of
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -50,6 +51,12 @@ def read_safetensors_shape(path: str) -> ModelShape:
         return _read(Path(path))
     except OSError as error:
         raise _refused(path, f"it cannot be read ({error.strerror})") from error
+
+
+def is_safetensors(path: str) -> bool:
+    """True when ``path`` begins like such a file, whatever it is called: a length, then a JSON object."""
+    head = head_of(path)
+    return len(head) > 8 and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES and head[8:9] == b"{"
 
 
 def _read(path: Path) -> ModelShape:

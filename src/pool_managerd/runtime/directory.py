@@ -95,6 +95,24 @@ class ConfinedDirectory:
             raise ValueError(f"it is longer than {max_bytes} bytes")
         return data
 
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """(inode, size in bytes) of a regular file; None when there is none."""
+        try:
+            with self.opened() as directory, _open_regular(directory, name) as fd:
+                info = os.fstat(fd)
+                return info.st_ino, info.st_size
+        except (OSError, NodeError):
+            return None
+
+    def read_part(self, name: str, start: int, count: int) -> bytes:
+        """``count`` bytes from ``start``, or as many as there are; b"" when there is no such regular file."""
+        try:
+            with self.opened() as directory, _open_regular(directory, name) as fd:
+                os.lseek(fd, start, os.SEEK_SET)
+                return _read_fully(fd, count)
+        except (OSError, NodeError):
+            return b""
+
     def read_end(self, name: str, count: int) -> bytes:
         """The last ``count`` bytes; b"" when there is no such regular file."""
         try:

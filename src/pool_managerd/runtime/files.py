@@ -14,12 +14,16 @@ from typing import Any
 
 from pool_managerd.config import is_pool_id
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.crash_evidence import pieces
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
+LOG_PARTS = 4
+LAUNCH_HEAD_BYTES, LAUNCH_TAIL_BYTES = 64 << 10, 128 << 10
+"""Of one launch's log: a cause may stand early, with pages of consequences behind it."""
 
 
 class RuntimeFiles:
@@ -114,6 +118,39 @@ class RuntimeFiles:
             cut, newline, rest = data.partition(b"\n")
             data = rest if newline and rest else cut  # a first line that is cut is left out, unless it is all there is
         return [printable(line) for line in data.decode("utf-8", "replace").split("\n") if line.strip()][-max_lines:]
+
+    def log_mark(self, pool_id: str) -> dict[int, int]:
+        """How long each part of the engine's log is now, by inode: what is there before a launch is not of that launch."""
+        found = (self._top.identity(name) for name in self._log_parts(pool_id))
+        return dict(part for part in found if part is not None)
+
+    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]:
+        """What the log was given since ``mark``: its first and last lines, as a terminal would leave them, safe to show."""
+        written: list[tuple[str, int, int]] = []
+        for name in reversed(self._log_parts(pool_id)):
+            inode, size = self._top.identity(name) or (0, 0)
+            start = mark.get(inode, 0)
+            start = 0 if start > size else start  # cut by somebody, or another file that got the number
+            if size > start:
+                written.append((name, start, size))
+        head, tail = b"", b""
+        for name, start, size in written:
+            head += self._top.read_part(name, start, min(LAUNCH_HEAD_BYTES - len(head), size - start))
+        for name, start, size in reversed(written):
+            count = min(LAUNCH_TAIL_BYTES - len(tail), size - start)
+            tail = self._top.read_part(name, size - count, count) + tail
+        whole = sum(size - start for _, start, size in written)
+        if whole <= len(head):
+            text = head
+        elif whole <= len(head) + len(tail):
+            text = head + tail[len(head) + len(tail) - whole :]
+        else:
+            text = head + b"\n" + tail
+        return [printable(piece) for piece in pieces(text.decode("utf-8", "replace")) if piece.strip()]
+
+    def _log_parts(self, pool_id: str) -> list[str]:
+        name = self.log_path(pool_id).name
+        return [name, *(f"{name}.{number}" for number in range(1, LOG_PARTS))]
 
     def _handoff(self, name: str) -> dict[str, Any]:
         try:

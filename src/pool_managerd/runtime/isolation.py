@@ -96,7 +96,8 @@ def _needs(engine: PreparedEngine, program: str, runtime_dir: Path) -> Iterator[
         yield Need(interpreter, ENTER)
         yield Need(program, READ)
     if engine.model_path is not None:
-        yield Need(engine.model_path, READ)
+        for path in engine.model_files or (engine.model_path,):
+            yield Need(path, READ)
     for flag in engine.flags:
         value = flag.partition("=")[2] if flag.startswith("-") else flag
         if value.startswith("/") and os.path.isfile(value):

@@ -10,7 +10,7 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.assignment import Split, Wish, assign
 from pool_managerd.core.device_bindings import Bound
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.device_masks import DeviceMask, in_pci_order
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.footprints import Footprints
 from pool_managerd.core.lifecycle import Phase
@@ -193,6 +193,8 @@ class Admission:
         split: Split = driver.config.tensor_split if driver.config is not None else None
         if driver.config is None and devices is None:
             split = told_split(sizing.facts)
+        elif driver.config is None and devices is not None and len(shares := sizing.facts.shares) == len(devices) > 1:
+            devices, split = in_pci_order(devices), shares  # as the engine will see them
         return Wish(
             driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
             spoken_for=self._gpus.spoken_for(driver),

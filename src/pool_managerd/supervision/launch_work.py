@@ -62,7 +62,7 @@ class LaunchWork:
             self._driver.emit("notice", notice, level="warn")
         staged = ev.Staged(
             epoch, external=prepared.attach_url is not None, uses_gpus=launch.assignment is not None,
-            warmable=not prepared.verbatim,
+            warmable=not prepared.verbatim and prepared.warmup != "none",
         )  # fmt: skip
         self._driver.post(staged)
 
@@ -71,6 +71,7 @@ class LaunchWork:
         launch = self._driver.launch
         if launch.prepared is None:
             return
+        launch.log_mark = self._s.files.log_mark(self._driver.pool_id)
         try:
             process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self._driver.policy.stop_grace_ms)
         except PoolError as problem:
@@ -95,10 +96,9 @@ class LaunchWork:
         await process.wait_dead()
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
-        launch.log_tail = self._s.files.tail_log(self._driver.pool_id)
-        told = workers.exit_event(
-            epoch, record, launch.log_tail, may_end=launch.prepared is not None and launch.prepared.verbatim
-        )
+        lines = self._s.files.launch_log(self._driver.pool_id, launch.log_mark)
+        launch.log_tail = lines[-workers.LOG_TAIL_LINES :]
+        told = workers.exit_event(epoch, record, lines, launch.prepared)
         if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
             told = replace(told, port_conflict=await self._port_lost(launch, process.pid))
         self._driver.post(told)

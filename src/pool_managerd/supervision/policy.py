@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pool_managerd.config import Config, PoolConfig
+from pool_managerd.config import Config, HealthConfig, PoolConfig
+from pool_managerd.core.artifacts import ENGINE_STARTUP_MS, PreparedEngine
 from pool_managerd.core.backoff import BackoffRules
 from pool_managerd.core.lifecycle import Policy
 
 
-def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: str) -> Policy:
-    """The policy of one pool; ``pool`` is None for a submitted one, which follows the defaults and is not warmed up."""
+def policy_for(
+    config: Config, pool_id: str, pool: PoolConfig | None, node_id: str, submitted: PreparedEngine | None = None
+) -> Policy:
+    """The policy of one pool; ``pool`` is None for a ``submitted`` one, which follows the defaults and is not warmed up."""
     health, supervision, backoff = config.health, config.supervision, config.supervision.backoff
-    startup_ms = (pool.startup_timeout_ms if pool else None) or health.startup_timeout_ms
+    engine = pool.engine if pool is not None else submitted.engine if submitted is not None else ""
+    startup_ms = (pool.startup_timeout_ms if pool else None) or _startup_ms(health, engine)
     return Policy(
         startup_timeout_s=startup_ms / 1000,
         probe_gap_ms=health.interval_ms,
@@ -25,3 +29,9 @@ def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: s
         backoff=BackoffRules(**backoff.model_dump()),
         seed=f"{node_id}:{pool_id}",
     )
+
+
+def _startup_ms(health: HealthConfig, engine: str) -> int:
+    """What was written; where nothing was, what engines of this kind need."""
+    written = "startup_timeout_ms" in health.model_fields_set
+    return health.startup_timeout_ms if written else ENGINE_STARTUP_MS.get(engine, health.startup_timeout_ms)

@@ -114,12 +114,16 @@ class Pools:
     def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:
         """The engine that a request submitted to an earlier daemon; false, and said so, when it cannot be read any more."""
         try:
-            driver.submitted = self._codec.parse_prepared(submitted, driver.pool_id)
+            self._submit(driver, self._codec.parse_prepared(submitted, driver.pool_id))
         except PoolError as problem:
             human = f"The stored engine of pool '{driver.pool_id}' cannot be used any more: {problem.message}"
             self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
             return False
         return True
+
+    def _submit(self, driver: PoolDriver, engine: PreparedEngine | None) -> None:
+        driver.submitted = engine
+        driver.policy = policy_for(self._config, driver.pool_id, driver.config, self._s.node_id, engine)
 
     async def change(
         self, driver: PoolDriver, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None,
@@ -144,13 +148,14 @@ class Pools:
             if engine is None and not _from_configuration(driver, event):
                 engine = submitted
             await self._store_intent(self._intended(driver, engine, desired, held))
-            driver.submitted = engine
+            if engine is not submitted:
+                self._submit(driver, engine)
             try:
                 self._check_open(driver)
                 return await self.request(driver, kind, event, goal)
             except PoolError:  # things have moved while the disk was written
                 if driver.submitted is engine:
-                    driver.submitted = submitted
+                    self._submit(driver, submitted)
                 await self._store_intent(before or StoredPool(driver.pool_id))
                 raise
 

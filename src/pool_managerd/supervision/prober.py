@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -15,6 +18,11 @@ from pool_managerd.core.health import ProbeOutcome, ProbeResult, judge_response
 
 BODY_LIMIT = 64 * 1024
 WARMUP_TOKENS = 16
+_SINGLE_ANSWERS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
+    "embedding": ("/v1/embeddings", {"input": "Once upon a time"}),
+    "rerank": ("/v1/rerank", {"query": "Once upon a time", "documents": ["there was a king", "two and two"]}),
+})  # fmt: skip
+_TOKENS = re.compile(rb'"total_tokens":\s?(\d{1,9})')
 _OUR_OWN_FAULT = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -51,11 +59,14 @@ class HttpProber:
             return judge_response(response.status, response.headers.get("Content-Type", ""), body)
 
     async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
-        """A short completion through the engine's OpenAI route: (first_token_ms, tokens_per_s).
+        """A short request of the kind that the engine serves: (first_token_ms, tokens_per_s).
 
-        The first token is timed as a client sees it; the rate is the engine's own figure when it gives one (llama.cpp
-        does), else a client's. Raises TimeoutError, aiohttp.ClientError or ValueError when it does not answer as it should.
+        Of a completion the first token is timed as a client sees it; the rate is the engine's own figure when it gives one
+        (llama.cpp does), else a client's. An embedding or a ranking has one answer: its time, and the tokens it read. Raises
+        TimeoutError, aiohttp.ClientError or ValueError when it does not answer as it should.
         """
+        if engine.warmup != "completion":
+            return await self._ask_once(engine, timeout_s)
         # Greedy and the same each time, so that two measurements can be compared.
         body = {
             "model": engine.model_id or "",
@@ -65,13 +76,29 @@ class HttpProber:
             "stream": True,
         }
         meter = _Meter()
-        async with asyncio.timeout(timeout_s), self._open().post(f"{engine.url}/v1/completions", json=body) as response:
+        url = f"{engine.url}/v1/completions"
+        async with asyncio.timeout(timeout_s), self._open().post(url, json=body, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}")
             async for line in response.content:
                 if line.startswith(b"data:") and b"[DONE]" not in line:
                     meter.feed(json.loads(line[5:]))
         return meter.result()
+
+    async def _ask_once(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+        """One embedding or ranking: how long it took in ms, and tokens read per second."""
+        route, asked = _SINGLE_ANSWERS[engine.warmup]
+        began = time.monotonic()
+        body = {"model": engine.model_id or "", **asked}
+        async with asyncio.timeout(timeout_s), self._open().post(
+            engine.url + route, json=body, allow_redirects=False
+        ) as response:  # fmt: skip
+            if response.status != 200:
+                raise ValueError(f"the engine answered {response.status}")
+            text = await response.content.read(BODY_LIMIT)
+        took_s = max(time.monotonic() - began, 1e-3)
+        told = _TOKENS.search(text)
+        return took_s * 1000, (int(told[1]) if told else 1) / took_s
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

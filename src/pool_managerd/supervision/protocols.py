@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,7 +53,7 @@ class Launcher(Protocol):
 class Models(Protocol):
     def id_of(self, ref: str) -> str: ...
     async def ensure_present(
-        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel: ...
 
 
@@ -72,6 +72,8 @@ class Files(Protocol):
     def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path: ...
     def remove_handoff(self, pool_id: str, replica_id: str) -> None: ...
     def tail_log(self, pool_id: str, max_bytes: int = ..., max_lines: int = ...) -> list[str]: ...
+    def log_mark(self, pool_id: str) -> dict[int, int]: ...
+    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]: ...
 
 
 class Prober(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.crash_evidence import named_cause
 from pool_managerd.core.device_masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
@@ -27,6 +28,7 @@ _REASONS = {
     "GPU_REQUIRED": "gpu_required", "GPU_UNAVAILABLE": "gpu_required", "GPU_NOT_SHARED": "insufficient_vram",
     "INSUFFICIENT_VRAM": "insufficient_vram", "INSUFFICIENT_RAM": "insufficient_ram",
 }  # fmt: skip
+LOG_TAIL_LINES = 20
 _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bind: ")
 
 
@@ -35,7 +37,8 @@ class Launch:
     """What belongs to one pool's present launch. ``cause`` is the error behind the latest failure.
 
     ``assignment`` and ``sizing`` are what its GPUs were promised by, ``held`` what it was last
-    seen to hold since it became ready. ``log_tail`` is the end of the engine's log, read once when the engine has ended.
+    seen to hold since it became ready. ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part,
+    read once when the engine has ended.
     """
 
     prepared: PreparedEngine | None = None
@@ -45,6 +48,7 @@ class Launch:
     process: Process | None = None
     cause: PoolError | None = None
     handoff_path: str | None = None
+    log_mark: dict[int, int] = field(default_factory=dict)
     log_tail: list[str] = field(default_factory=list)
     step: str = ""
     progress: tuple[int, int] = (0, 0)
@@ -73,8 +77,7 @@ async def stage(
     model = None
     if not external:
         launch.step = "model"
-        wanted = pool.provisioning.model.checksum if pool.provisioning.model else None
-        model = await s.models.ensure_present(pool.model, wanted, progress=on_progress)
+        model = await s.models.ensure_present(pool.model, pool.checksums, progress=on_progress)
     launch.step = "engine"
     return await s.engines.prepare(pool, model, launch.assignment), model
 
@@ -125,13 +128,14 @@ async def warm_up(launch: Launch, epoch: int, timeout_s: float, s: Services) -> 
     e = launch.prepared
     smoothed = s.baselines.observe((e.engine_version, e.model_id or "", e.device_mask or ""), first_ms, rate)
     launch.first_token_ms, launch.tokens_per_s = smoothed.first_token_ms, smoothed.tokens_per_s
-    human = f"Pool '{e.pool_id}' answered its warm-up: first token after {first_ms:.0f} ms, {rate:.1f} tokens/s"
+    what = "first token after" if e.warmup == "completion" else f"{e.warmup} after"
+    human = f"Pool '{e.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
     s.events.emit("warmup", human, pool_id=e.pool_id, first_token_ms=round(first_ms, 1), tokens_per_s=round(rate, 2))
     return ev.WarmedUp(epoch)
 
 
-def exit_event(epoch: int, record: ExitRecord, tail: list[str], *, may_end: bool) -> ev.Exited:
-    """The exit record as an event; last_error texts are those of SPEC §8.5. ``may_end``: exit 0 unasked is graceful."""
+def exit_event(epoch: int, record: ExitRecord, lines: list[str], prepared: PreparedEngine | None) -> ev.Exited:
+    """The exit record as an event; last_error texts are those of SPEC §8.5. ``lines`` are those of this launch alone."""
     name = signal_name(record.signal)
     if record.oom_kills:
         summary = "out_of_memory"
@@ -141,12 +145,12 @@ def exit_event(epoch: int, record: ExitRecord, tail: list[str], *, may_end: bool
         summary = f"signal {name}"
     else:
         summary = f"exit_code={record.code}" if record.code is not None else "the exit record was lost"
-    text = "\n".join(tail).lower()
+    text = "\n".join(lines[-LOG_TAIL_LINES:]).lower()
     taken = record.code not in (None, 0) and any(sign in text for sign in _PORT_TAKEN)
-    evidence = next((line.strip()[:200] for line in reversed(tail) if line.strip()), "")
     return ev.Exited(
-        epoch, code=record.code, signal=record.signal, summary=summary, evidence=evidence, port_conflict=taken,
-        graceful=may_end and record.code == 0,
+        epoch, code=record.code, signal=record.signal, summary=summary, port_conflict=taken,
+        evidence=named_cause(lines, prepared.engine if prepared is not None else ""),
+        graceful=record.code == 0 and prepared is not None and prepared.verbatim,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class FakeModels:
         return ref
 
     async def ensure_present(
-        self, ref: str, expected_digest: str | None = None, *, progress: Callable[[int, int], None] | None = None
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:
         if self.stuck:
             await asyncio.get_running_loop().create_future()
@@ -164,6 +164,12 @@ class FakeFiles:
 
     def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         return self.log[-max_lines:]
+
+    def log_mark(self, pool_id: str) -> dict[int, int]:
+        return {0: len(self.log)}
+
+    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]:
+        return self.log[mark.get(0, 0) :]
 
 
 class FakeMonitor:

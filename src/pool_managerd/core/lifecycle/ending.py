@@ -227,7 +227,7 @@ def _crash(i: Instance, e: ev.Exited, now: float) -> tuple[Instance, do.Say]:
     summary = e.summary or (f"signal {name}" if name else f"exit_code={e.code}")
     error = summary
     if i.fell_from in _NOT_YET_READY:
-        quoted = f'; its log ends with "{e.evidence}"' if e.evidence else ""
+        quoted = f'; its log says "{e.evidence}"' if e.evidence else ""
         error = f"health check failed: the engine {narration.exit_phrase(e.code, name)} before it was healthy ({summary}){quoted}"
     crashed = replace(i, crash_count=i.crash_count + 1, pending_error=error, last_error=error)
     human = f"Engine of pool '{i.pool_id}' {narration.exit_phrase(e.code, name)} after {narration.duration(uptime)}"

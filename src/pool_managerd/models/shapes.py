@@ -1,0 +1,49 @@
+"""Shapes of models on disk, whatever kind of file they are; each is read once as long as it is unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pool_managerd.models.gguf import check_gguf, is_gguf
+
+if TYPE_CHECKING:
+    from pool_managerd.core.model_shape import ModelShape
+
+MAX_SHAPES = 256
+
+
+class Shapes:
+    """A bounded cache of headers, by path, time and size. Blocking; used from threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], ModelShape | None] = {}
+
+    def of(self, path: Path) -> ModelShape | None:
+        """From the headers of a GGUF file, or of safetensors; None for any other model. Raises OSError and SpecError."""
+        info = path.stat()
+        key = (str(path), info.st_mtime_ns, info.st_size)
+        if key in self._known and not path.is_dir():
+            return self._known[key]
+        if len(self._known) >= MAX_SHAPES:
+            self._known = {}
+        found = self._known[key] = read_shape(path)
+        return found
+
+    def of_gguf(self, path: str) -> ModelShape | None:
+        """The same, of what must be a GGUF model. Raises SpecError."""
+        check_gguf(path)
+        return self.of(Path(path))
+
+
+# The readers are imported when they are first needed, in a thread: the node answers sooner.
+
+
+def read_shape(path: Path) -> ModelShape | None:
+    """By what the file is, not by what it is called: blobs of model caches have no suffix. Raises SpecError."""
+    from pool_managerd.models.gguf_shape import read_gguf_shape
+    from pool_managerd.models.safetensors_header import is_safetensors, read_safetensors_shape
+
+    if is_gguf(str(path)) or path.suffix.lower() == ".gguf":
+        return read_gguf_shape(str(path))
+    return read_safetensors_shape(str(path)) if path.is_dir() or is_safetensors(str(path)) else None
