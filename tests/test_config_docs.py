@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 
@@ -36,3 +38,33 @@ def test_every_section_and_key_is_on_the_page() -> None:
         assert f"`{section}`" in text
         for key in values if isinstance(values, dict) else ():
             assert f"| `{key}` |" in text
+
+
+def _keys(node: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Every key with its path and schema, and whether it is a section."""
+    for name, value in node["properties"].items():
+        refs = [part["$ref"] for part in [value, *value.get("anyOf", []), value.get("items", {})] if "$ref" in part]
+        yield f"{prefix}{name}", value, "$ref" in value
+        for ref in refs:
+            inner = schema["$defs"][ref.rpartition("/")[2]]
+            if "properties" in inner:
+                yield from _keys(inner, schema, f"{prefix}{name}.")
+
+
+def test_every_key_has_a_meaning_and_an_example() -> None:
+    schema = json.loads(config_schema_text())
+    for path, value, is_section in _keys(schema, schema):
+        if is_section:
+            inner = schema["$defs"][value["$ref"].rpartition("/")[2]]
+            assert inner.get("description"), f"{path}: its section says nothing"
+            continue
+        assert len(value.get("description", "")) > 10, f"{path} has no meaning"
+        assert value.get("examples") or value.get("default") not in (None, [], {}), path
+
+
+def test_the_examples_are_accepted() -> None:
+    validator = jsonschema.Draft202012Validator(schema := json.loads(config_schema_text()))
+    for path, value, _ in _keys(schema, schema):
+        for example in value.get("examples", []):
+            errors = [e.message for e in validator.evolve(schema={**value, "$defs": schema["$defs"]}).iter_errors(example)]
+            assert errors == [] or "…" in str(example), f"{path}: {errors}"

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "core": {"core", "errors"},
-    "config": {"errors", "core"},
+    "config": {"config", "errors", "core"},
     **{name: {"errors", "config", "core"} | LOADER for name in LOADER},
     **{name: {name, "core", "errors", "config"} for name in ADAPTERS},
     "supervision": {"supervision", "core", "errors", "config"},

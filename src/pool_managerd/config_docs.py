@@ -59,14 +59,31 @@ def reference_text() -> str:
 
 def _section(prefix: str, node: dict[str, Any], schema: dict[str, Any]) -> str:
     title = f"## `{prefix}`" if prefix else "## Top level"
-    rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    rows = ["| Key | Type | Default | Meaning | Example |", "|---|---|---|---|---|"]
     required = node.get("required", ())
     for name, value in node["properties"].items():
         inner, _ = _section_of(value, schema)
         kind = "section" if inner is not None and value.get("type") != "array" else _kind(value, schema)
         default = "required" if name in required else "" if kind == "section" else f"`{_json(value.get('default'))}`"
-        rows.append(f"| `{name}` | {kind} | {default} | {value.get('description', '')} |")
-    return "\n".join([title, "", *rows, ""])
+        meaning = value.get("description") or (inner or {}).get("description", "")
+        example = "" if kind == "section" else f"`{name}: {_flow(_example(value))}`"
+        rows.append(f"| `{name}` | {kind} | {default} | {' '.join(meaning.split())} | {example} |")
+    about = " ".join(node.get("description", "").split())
+    return "\n".join([title, "", *([about, ""] if prefix else []), *rows, ""])
+
+
+def _example(value: dict[str, Any]) -> object:
+    """The given one; where there is none, the default."""
+    return value["examples"][0] if value.get("examples") else value.get("default")
+
+
+def _flow(value: object) -> str:
+    """As it may stand in the file, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    return _json(value)
 
 
 def _section_of(value: dict[str, Any], schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:

@@ -1,0 +1,199 @@
+"""Pools: this model, this engine, these GPUs, and where the engine comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pool_managerd.config.values import (
+    Bytes,
+    Devices,
+    Digest,
+    Digests,
+    Engine,
+    Mode,
+    Port,
+    Positive,
+    RestartPolicy,
+    Section,
+    is_pool_id,
+)
+from pool_managerd.core.device_masks import DeviceMask
+
+_NOT_YET = "This mode is not there yet."
+
+
+class SourceBuild(Section):
+    """How a source tree is built. Mode source is not there yet."""
+
+    cmake_flags: tuple[str, ...] = Field((), description="Options for CMake.", examples=[["-DGGML_CUDA=ON"]])
+    generator: str | None = Field(None, description="CMake's generator.", examples=["Ninja"])
+    cache_dir: Path | None = Field(None, description="Where builds are kept.", examples=["/var/cache/pool-managerd"])
+
+
+class SourceProvisioning(Section):
+    """An engine built from its source. This mode is not there yet."""
+
+    repo: str = Field(description="URL of the repository.", examples=["https://git.example/llama.cpp.git"])
+    ref: str = Field(description="Commit, tag or branch.", examples=["b10068"])
+    submodules: bool | None = Field(None, description="Fetch submodules, too.", examples=[True])
+    build: SourceBuild = SourceBuild()
+
+
+class ContainerProvisioning(Section):
+    """An engine in a container. This mode is not there yet."""
+
+    image: str = Field(description="Name of the image.", examples=["registry.example/vllm"])
+    tag: str | None = Field(None, description="Tag of the image.", examples=["v0.33.0"])
+    digest: str | None = Field(None, description="Digest of the image, which wins over the tag.", examples=["sha256:…"])
+
+
+class PackageProvisioning(Section):
+    """The Python package that carries the engine; llama.cpp's xllamacpp needs none of these keys."""
+
+    name: str | None = Field(None, description="Name of the package. Not read yet.", examples=["xllamacpp"])
+    version: str | None = Field(None, description="The version that must be installed. Not read yet.", examples=["2026.10"])
+    repo: str | None = Field(None, description="Where it comes from. Not read yet.", examples=["https://packages.example"])
+
+
+class BinaryProvisioning(Section):
+    """An engine's own program."""
+
+    path: Path | None = Field(
+        None, description="A binary already on this machine; relative to the configuration file.",
+        examples=["/opt/llama/llama-server"],
+    )  # fmt: skip
+    url: str | None = Field(None, description="Where to download it. Not there yet.", examples=["https://builds.example/server"])
+    checksum: str | None = Field(None, description="sha256:… of the download. Not there yet.", examples=["sha256:…"])
+    install_dir: Path | None = Field(None, description="Where a download goes. Not there yet.", examples=["/opt/engines"])
+
+
+class ModelProvisioning(Section):
+    """How the model is verified."""
+
+    ref: str | None = Field(None, description="Instead of the pool's `model`. Not read yet.", examples=["file:m.gguf"])
+    cache_dir: Path | None = Field(None, description="Where downloads are kept. Not there yet.", examples=["/var/cache/models"])
+    checksum: Digest | Digests | None = Field(
+        None, description="sha256:… of the file; of a split model a list, one per part.", examples=["sha256:…"]
+    )
+
+
+class ProvisioningConfig(Section):
+    """Where the pool's engine comes from, and what it is told beside what the daemon says itself."""
+
+    mode: Mode | None = Field(
+        None, description="package (default of llamacpp), binary, or external: attach to an engine that runs already.",
+        examples=["binary"],
+    )  # fmt: skip
+    url: str | None = Field(
+        None, description="Base URL of a running engine, for mode external.", examples=["http://127.0.0.1:8000"]
+    )
+    allow_package_installs: bool = Field(False, description="Packages may be installed. Nothing is installed yet.")
+    allow_binary_downloads: bool = Field(False, description="Binaries may be downloaded. Nothing is downloaded yet.")
+    source: SourceProvisioning | None = Field(None, description=f"From source. {_NOT_YET}", examples=[{"repo": "…", "ref": "b1"}])
+    container: ContainerProvisioning | None = Field(None, description=f"In a container. {_NOT_YET}", examples=[{"image": "…"}])
+    package: PackageProvisioning | None = Field(
+        None, description="The Python package that carries the engine.", examples=[{"name": "xllamacpp"}]
+    )
+    binary: BinaryProvisioning | None = Field(
+        None, description="The engine's own program.", examples=[{"path": "/opt/llama/llama-server"}]
+    )
+    model: ModelProvisioning | None = Field(None, description="How the model is verified.", examples=[{"checksum": "sha256:…"}])
+    ports: tuple[Port, ...] = Field(
+        (), description="Ports for this pool's engine; absent: daemon.engine_ports.", examples=[[8081]]
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables for the engine.", examples=[{"OMP_NUM_THREADS": "4"}]
+    )
+    flags: tuple[str, ...] = Field(
+        (), description="More of the engine's own options, checked against what it lists; what the daemon sets is refused.",
+        examples=[["--threads", "4", "--flash-attn", "on"]],
+    )  # fmt: skip
+
+
+class PoolConfig(Section):
+    """One line of intent: this model, this engine, these GPUs."""
+
+    id: str = Field(description="Its name: 1 to 63 letters, digits, `.`, `_` or `-`.", examples=["chat"])
+    engine: Engine = Field(description="What serves the model. tgi and triton are attached to only.", examples=["llamacpp"])
+    model: str = Field(
+        description="`file:` and a path, relative to the configuration file; of an external engine any name.",
+        examples=["file:models/chat.gguf"],
+    )
+    quant: str | None = Field(
+        None, description="What placement is told of the quantisation, instead of the model header's word.", examples=["Q4_K_M"]
+    )
+    ctx: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        None,
+        description="Context in tokens over all slots (one request: ctx / slots); absent: what the model was trained for.",
+        examples=[16384],
+    )
+    slots: Positive = Field(1, description="Requests the engine serves at the same time.")
+    devices: Devices = Field(
+        (),
+        description="GPU indices, GPU0 names, GPU or MIG UUIDs, as a list or as text with commas; empty means all devices.",
+        examples=[[0]],
+    )
+    exclusive: bool = Field(False, description="Share the GPUs with nobody: no other pool, no unmanaged compute process.")
+    vram_bytes: Bytes | None = Field(
+        None,
+        description="VRAM to reserve in total, instead of the estimate: a number, or a size such as 28GiB. vLLM keeps to it.",
+        examples=["28GiB"],
+    )
+    tensor_split: Literal["auto"] | tuple[float, ...] | None = Field(
+        None,
+        description="Split the model over several GPUs: a share per device of the mask, or auto (of vLLM: tensor parallel).",
+        examples=["auto"],
+    )
+    preload: bool = Field(True, description="Start with the daemon; otherwise on demand.")
+    require_same_engine_version: bool = Field(True, description="A reload must keep the engine's version. Not in force yet.")
+    sampler_profile_version: str | None = Field(
+        None, description="Passed on to placement, for clients that compare it.", examples=["v2"]
+    )
+    served_name: str | None = Field(
+        None, description="The name that vLLM serves the model under; absent: the pool's id.", examples=["mistral-small"]
+    )
+    restart: RestartPolicy | None = Field(None, description="Overrides supervision.restart for this pool.", examples=["always"])
+    health_path: Annotated[str, Field(pattern=r"^/")] | None = Field(
+        None, description="Path of the health probe, where the engine's own is not /health.", examples=["/v2/health/ready"]
+    )
+    startup_timeout_ms: Positive | None = Field(
+        None, description="Overrides health.startup_timeout_ms for this pool.", examples=[600_000]
+    )
+    provisioning: ProvisioningConfig = ProvisioningConfig()
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """What the model's files are to be verified against, one digest per file; empty: it is used unverified."""
+        given = self.provisioning.model.checksum if self.provisioning.model is not None else None
+        return (given,) if isinstance(given, str) else given or ()
+
+    @property
+    def mask(self) -> DeviceMask | None:
+        """What ``devices`` says; None when all are allowed."""
+        return DeviceMask(self.devices) if self.devices else None
+
+    @model_validator(mode="after")
+    def _one_instance_at_most(self) -> PoolConfig:
+        if sum(isinstance(item, str) and item.upper().startswith("MIG-") for item in self.devices) > 1:
+            raise ValueError("devices names several MIG instances, which cannot share a model: name one, or whole GPUs")
+        return self
+
+    @model_validator(mode="after")
+    def _one_share_per_device(self) -> PoolConfig:
+        shares = self.tensor_split
+        if isinstance(shares, tuple):
+            if self.devices and len(shares) != len(self.devices):
+                raise ValueError(f"tensor_split has {len(shares)} shares for {len(self.devices)} devices: give one share each")
+            if not shares or not all(0 < share < float("inf") for share in shares):
+                raise ValueError("tensor_split must have a share above 0 for every device; leave unused devices out")
+        return self
+
+    @field_validator("id")
+    @classmethod
+    def _slug(cls, value: str) -> str:
+        if not is_pool_id(value):
+            raise ValueError("must be 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit, without '..'")
+        return value

@@ -1,0 +1,66 @@
+"""The whole configuration (DESIGN §7, SPEC §15). Loading a file, the environment and flags into it: config_load.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from pool_managerd.config.pools import PoolConfig
+from pool_managerd.config.sections import (
+    AuthConfig,
+    DaemonConfig,
+    GpuConfig,
+    HealthConfig,
+    LifecycleConfig,
+    PolicyConfig,
+    PreflightConfig,
+    SupervisionConfig,
+    TelemetryConfig,
+)
+from pool_managerd.config.values import Profile, Section
+
+
+class Config(Section):
+    """Everything the daemon and the library need to know. Relative paths are resolved by the loader."""
+
+    profile: Profile = Field(
+        "home",
+        description="home and cloud insist on an NVIDIA GPU, dev may run engines on the CPU; cloud trusts least.",
+    )
+    daemon: DaemonConfig = DaemonConfig()
+    health: HealthConfig = HealthConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    lifecycle: LifecycleConfig = LifecycleConfig()
+    auth: AuthConfig = AuthConfig()
+    policy: PolicyConfig = PolicyConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    gpu: GpuConfig = GpuConfig()
+    preflight: PreflightConfig = PreflightConfig()
+    pools: tuple[PoolConfig, ...] = Field(
+        (), description="What this node serves.", examples=[[{"id": "chat", "engine": "llamacpp", "model": "file:chat.gguf"}]]
+    )
+    base_dir: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="after")
+    def _simulate_in_dev_alone(self) -> Config:
+        if self.gpu.simulate is not None and self.profile != "dev":
+            raise ValueError("cannot simulate GPUs (gpu.simulate) in profile " + self.profile + ": set `profile: dev`")
+        return self
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Config:
+        seen: set[str] = set()
+        for pool in self.pools:
+            if pool.id in seen:
+                raise ValueError(f"duplicate pool id {pool.id!r}: every pool needs its own")
+            seen.add(pool.id)
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the configuration file, deterministic (OC-CONFIG-6010)."""
+    schema = Config.model_json_schema()
+    schema["properties"].pop("base_dir", None)
+    return schema

@@ -1,0 +1,198 @@
+"""The sections of the configuration that are not pools. Every key says what it means, and has an example where its default
+is none: the reference page is made from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pool_managerd.config.values import Devices, NonNegative, Positive, RestartPolicy, Section, split_address
+
+
+class DaemonConfig(Section):
+    """Where the daemon listens and keeps its files, and as whom it runs engines."""
+
+    bind: str = Field("127.0.0.1:9200", description="Address of the control API. Off loopback a token is required.")
+    runtime_dir: Path = Field(Path(".runtime"), description="Pid files, handoff files, engine logs.")
+    state_dir: Path = Field(Path(".state"), description="What must survive a restart of the daemon.")
+    metrics_bind: str | None = Field(
+        None, description="A second address that serves /metrics alone.", examples=["127.0.0.1:9201"]
+    )
+    preload_parallelism: Positive = Field(1, description="How many pools may load at the same time at boot.")
+    on_exit: Literal["stop", "leave"] = Field("stop", description="What a clean exit does with engines; leave is not there yet.")
+    engine_ports: str = Field("8080-8999", description="Range that engine ports are taken from.")
+    engine_user: str | None = Field(
+        None, description="As root: one user for all engines. `root` isolates nothing.", examples=["llm"]
+    )
+    engine_uids: str = Field("61184-65519", description="As root: range of the uids that engines have, one per pool.")
+    engine_groups: tuple[str, ...] = Field(
+        (), description="As root: more groups for engines, such as one that reads models.", examples=[["models"]]
+    )
+
+    @field_validator("engine_ports", "engine_uids")
+    @classmethod
+    def _range(cls, value: str, info: ValidationInfo) -> str:
+        low, dash, high = value.partition("-")
+        highest, example = (65535, "8080-8999") if info.field_name == "engine_ports" else (0xFFFFFFFD, "61184-65519")
+        if dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= highest:
+            return value
+        raise ValueError(f"must look like {example}")
+
+    @field_validator("bind", "metrics_bind")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+
+class HealthConfig(Section):
+    """How an engine is asked whether it is healthy."""
+
+    startup_timeout_ms: Positive = Field(
+        120_000, description="How long an engine may take until its first good probe. Absent: longer for vLLM, TGI and Triton."
+    )
+    interval_ms: Positive = Field(500, description="Longest gap between probes while starting; the first ones come faster.")
+    probe_interval_ms: Positive = Field(5_000, description="Gap between probes of a ready engine.")
+    probe_timeout_ms: Positive = Field(2_000, description="Total time one probe may take.")
+    failure_threshold: Positive = Field(3, description="Failed probes in a row that make a ready engine unhealthy.")
+
+
+class BackoffConfig(Section):
+    """How long to wait before an engine that failed is started again: initial × factorⁿ, never above max."""
+
+    initial_ms: NonNegative = Field(1_000, description="Wait after the first failure; 0 starts again at once.")
+    max_ms: NonNegative = Field(60_000, description="The longest wait.")
+    factor: Annotated[float, Field(ge=1, le=10)] = Field(2, description="How much longer each wait is than the one before.")
+    jitter: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Share by which a wait is made longer or shorter, so that many pools do not start in step."
+    )
+    min_delay_ms: NonNegative = Field(500, description="The shortest wait, jitter included.")
+    cuda_multiplier: Annotated[float, Field(ge=1, le=100)] = Field(2, description="How much longer waits are after a CUDA error.")
+    reset_after_ms: NonNegative = Field(300_000, description="After being ready this long the first wait holds again.")
+
+
+class BreakerConfig(Section):
+    """A circuit breaker for engines that keep failing. Not in force yet."""
+
+    threshold: Positive = Field(5, description="Failures in a row that open it.")
+    open_ms: Positive = Field(300_000, description="How long it stays open before one start is tried.")
+    close_after_ms: NonNegative = Field(60_000, description="How long that engine must be ready until it closes.")
+
+
+class RestartLimitConfig(Section):
+    """A limit on restarts in a time. Not in force yet."""
+
+    max_restarts: Positive = Field(10, description="Restarts in `window_ms`, no more.")
+    window_ms: Positive = Field(60_000, description="The time that they are counted in.")
+    storm_warn: Positive = Field(5, description="Restarts in `storm_window_ms` that are warned of.")
+    storm_open: Positive = Field(10, description="Restarts in `storm_window_ms` that open the breaker.")
+    storm_window_ms: Positive = Field(30_000, description="The time that a storm is counted in.")
+    reset_after_ms: NonNegative = Field(600_000, description="A stable run of this length forgets the count.")
+
+
+class SupervisionConfig(Section):
+    """What happens when engines end, and how they are stopped."""
+
+    stop_grace_ms: NonNegative = Field(5_000, description="Between SIGTERM and SIGKILL.")
+    restart: RestartPolicy = Field(
+        "on-failure", description="A server that ends unasked has failed; a submitted engine's exit 0 is graceful (on-failure)."
+    )
+    backoff: BackoffConfig = BackoffConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    restart_limit: RestartLimitConfig = RestartLimitConfig()
+
+
+class LifecycleConfig(Section):
+    """Draining and warming up."""
+
+    drain_deadline_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(
+        30_000, description="How long a drain waits for leases before it cuts them off, where the request does not say."
+    )
+    warmup: Literal["before_ready", "after_ready", "off"] = Field(
+        "before_ready", description="When an engine answers its first prompt, which measures it; a failed one only warns."
+    )
+
+
+class AuthConfig(Section):
+    """Who may use the control API."""
+
+    token_file: Path | None = Field(
+        None, description="File whose first line is the bearer token (32 characters at least).", examples=["token"]
+    )
+
+
+class PolicyConfig(Section):
+    """What may be fetched and run."""
+
+    allow_network: bool = Field(False, description="Models may come from the network. No fetcher is there yet.")
+    allow_schemes: tuple[str, ...] = Field(("file",), description="Schemes that models may have.")
+    allow_domains: tuple[str, ...] = Field(
+        (), description="Hosts that models may come from; empty means all. Not in force yet.", examples=[["models.example"]]
+    )
+    engine_allowlist: tuple[str, ...] = Field(
+        (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything.",
+        examples=[["/opt/llama/llama-server"]],
+    )  # fmt: skip
+    engine_env: tuple[str, ...] = Field(
+        (), description="More environment variables that a submitted engine may have in cloud, beside the harmless ones.",
+        examples=[["HF_HOME"]],
+    )  # fmt: skip
+
+
+class GpuConfig(Section):
+    """Which GPUs are used, and how their memory is promised."""
+
+    devices: Devices = Field(
+        (), description="GPUs that this node may use at all, as a pool's devices; empty: all. Indices stay the machine's.",
+        examples=[[0, 1]],
+    )  # fmt: skip
+    rescan_interval_ms: Annotated[int, Field(ge=1_000, le=60_000)] = Field(
+        10_000, description="How often the GPUs are scanned; also at once after an engine starts or stops."
+    )
+    fit: Literal["enforce", "warn", "off"] = Field(
+        "enforce", description="enforce: no start without room in VRAM; warn: start and say so; off: no estimate at all."
+    )
+    overhead_mib: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        512, description="Per GPU, for the engine's CUDA context and buffers of its libraries."
+    )
+    vram_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = Field(
+        30_000, description="How long after a stop the memory may take to be seen free."
+    )
+    simulate: Path | None = Field(
+        None, description="Topology file of simulated GPUs; profile dev only.", examples=["two-gpus.txt"]
+    )
+
+
+class PreflightConfig(Section):
+    """Which findings about the machine may be overridden."""
+
+    allow: tuple[Annotated[str, Field(pattern=r"^[a-z_]+(:.+)?$")], ...] = Field(
+        (),
+        description="Findings that may fail, as `code` or `code:subject`; each use is recorded. None that every start needs.",
+        examples=[["memlock"]],
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _gpus_are_required(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for code in (item.partition(":")[0] for item in value):
+            if code == "gpu_required":
+                raise ValueError("gpu_required cannot be allowed to fail: only `profile: dev` runs engines without a GPU")
+            if code in ("device_mask", "pool_setup", "no_driver", "driver_mismatch") or code.startswith("nvml_"):
+                raise ValueError(f"{code} cannot be allowed to fail: no start is possible then")
+        return value
+
+
+class TelemetryConfig(Section):
+    """Logs and metrics."""
+
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Constant labels on every series and log line.", examples=[{"node_id": "gpu-7"}]
+    )
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="auto: readable on a terminal, JSON Lines elsewhere."
+    )
