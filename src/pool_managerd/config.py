@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.narration import parse_size
@@ -63,14 +63,21 @@ class DaemonConfig(Section):
     preload_parallelism: Positive = Field(1, description="How many pools may load at the same time.")
     on_exit: Literal["stop", "leave"] = Field("stop", description="What a clean exit does with running engines.")
     engine_ports: str = Field("8080-8999", description="Range that engine ports are taken from.")
-    engine_user: str | None = Field(None, description="User that engines run as when the daemon is root (default: nobody).")
+    engine_user: str | None = Field(
+        None, description="One user for all engines of a daemon that is root, instead of a uid per pool. `root` isolates nothing."
+    )
+    engine_uids: str = Field("61184-65519", description="Range of the pools' own uids when the daemon is root.")
+    engine_groups: tuple[str, ...] = Field(
+        (), description="More groups for engines when the daemon is root, such as one that may read the models."
+    )
 
-    @field_validator("engine_ports")
+    @field_validator("engine_ports", "engine_uids")
     @classmethod
-    def _range(cls, value: str) -> str:
+    def _range(cls, value: str, info: ValidationInfo) -> str:
         low, dash, high = value.partition("-")
-        if not (dash and low.isdigit() and high.isdigit() and 1 <= int(low) <= int(high) <= 65535):
-            raise ValueError("must look like 8080-8999")
+        highest, example = (65535, "8080-8999") if info.field_name == "engine_ports" else (0xFFFFFFFD, "61184-65519")
+        if not (dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= highest):
+            raise ValueError(f"must look like {example}")
         return value
 
     @field_validator("bind", "metrics_bind")

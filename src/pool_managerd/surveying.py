@@ -29,6 +29,9 @@ from pool_managerd.host.simulation import build_simulated_driver, check_topology
 from pool_managerd.host.worker_process import WorkerOptions
 from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.engine_users import UserRules, check_users, shared_user
+from pool_managerd.runtime.isolation import interpreter_needs
+from pool_managerd.runtime.reach import ENTER, READ, STRANGER, Need, first_obstacle
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 ASK_AT_ONCE = 8
@@ -100,7 +103,30 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
     """What this machine is, its GPUs left out. Blocks, for a bounded time."""
     found = gather(NOT_SCANNED, folders_of(config), env=env)
-    return _with_ram(replace(found, setup_problems=(setups or Setups(config)).problems()))
+    shared, none = _users_of(config)
+    return _with_ram(replace(found, setup_problems=(setups or Setups(config)).problems(), shared_user=shared, no_user=none))
+
+
+def _users_of(config: Config) -> tuple[str | None, str | None]:
+    """Why engines share the daemon's user, and why they can have none."""
+    low, _, high = config.daemon.engine_uids.partition("-")
+    rules = UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
+    try:
+        check_users(rules)
+        return shared_user(rules), None
+    except PoolError as error:
+        return None, error.message
+
+
+def needs_root(model: Path, runtime_dir: Path) -> str | None:
+    """What keeps an unprivileged engine from this interpreter, the package and these two paths; None when nothing does.
+
+    None too when the daemon would not be root: then engines are its own user.
+    """
+    if os.geteuid() != 0:
+        return None
+    obstacle = first_obstacle((*interpreter_needs(), Need(str(model), READ), Need(str(runtime_dir), ENTER)), STRANGER)
+    return None if obstacle is None else str(obstacle)
 
 
 def judged(

@@ -134,7 +134,7 @@ class Adapters:
         """What every pool's driver shares."""
         if self._services is None:
             config, gpus = self.config, self._gpu_parts.gpus(self.registry)
-            options = LaunchOptions(engine_user=config.daemon.engine_user, profile=config.profile)
+            options = launch_options(config)
             self._services = Services(
                 clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
                 launcher=Launcher(self._spawner, self.files, options),
@@ -187,6 +187,12 @@ class Adapters:
             "provisioning_mode", "slots_total", "env",
         )  # fmt: skip
         return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
+
+
+def launch_options(config: Config) -> LaunchOptions:
+    """How the configuration wants engines to be run."""
+    low, _, high = config.daemon.engine_uids.partition("-")
+    return LaunchOptions(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups, config.profile)
 
 
 def default_adapters(config: Config) -> Adapters:

@@ -65,6 +65,11 @@ def status(pid: int) -> dict[str, str] | None:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def uids(pid: int) -> set[int]:
+    """Real, effective, saved and file system uid of ``pid``; empty when it is gone."""
+    return {int(uid) for uid in (status(pid) or {}).get("Uid", "").split()}
+
+
 def children(pid: int) -> list[int]:
     """The pids of the processes whose parent is the single-threaded process ``pid``, zombies included."""
     data = _read(pid, f"task/{pid}/children")

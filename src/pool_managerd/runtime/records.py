@@ -26,12 +26,13 @@ class InstanceRecords:
     """The directory ``shims``: one file per launch, written by the shim, readable by the daemon's user alone."""
 
     def __init__(self, path: Path) -> None:
-        self._directory = ConfinedDirectory(path, 0o700, private=True)
+        self._directory = ConfinedDirectory(path, 0o700, closed=0o077)
 
-    def prepare(self) -> None:
-        """Create the directory. Raises NodeError, also when it belongs to somebody else."""
+    def prepare(self) -> list[str]:
+        """Create the directory; what was put right. Raises NodeError, also when it belongs to somebody else."""
         with self._directory.opened():
-            pass
+            repaired, self._directory.repaired = self._directory.repaired, []
+        return repaired
 
     def path(self, pool_id: str, replica_id: str, epoch: int, nonce: str) -> Path:
         """Where the record of one launch is; the names are the caller's to check."""

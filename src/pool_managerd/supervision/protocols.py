@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,8 @@ class Process(Protocol):
 
 class Launcher(Protocol):
     async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Process: ...
+    async def forget(self, pool_id: str) -> None: ...
+    async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
 
 
 class Models(Protocol):

@@ -65,7 +65,7 @@ async def stage(
             launch.step = "memory"
             launch.assignment = await s.admission.admit(driver, epoch)
     if submitted is not None:
-        return _shown_its_devices(submitted, launch.assignment), None
+        return replace(_shown_its_devices(submitted, launch.assignment), verbatim=True), None
     if pool is None:
         raise SpecError(
             "cannot start a pool that has neither a configuration nor a submitted engine", code="POOL_NOT_CONFIGURED", status=409

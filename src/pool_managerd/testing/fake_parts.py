@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class FakeLauncher:
         self.processes: list[FakeProcess] = []
         self.refuse: PoolError | None = None
         self.ignores_term = False
+        self.forgotten: list[str] = []
 
     async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> FakeProcess:
         if self.refuse is not None:
@@ -81,6 +82,12 @@ class FakeLauncher:
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
         self.processes.append(process)
         return process
+
+    async def forget(self, pool_id: str) -> None:
+        self.forgotten.append(pool_id)
+
+    async def forget_others(self, pool_ids: Iterable[str]) -> None:
+        """There is nothing of anybody else's."""
 
 
 class FakeModels:
