@@ -77,7 +77,7 @@ class Adapters:
         self._spawner = Spawner()
         self._locks = [
             DirectoryLock(config.daemon.state_dir, "state directory"),
-            DirectoryLock(config.daemon.runtime_dir, "runtime directory"),
+            DirectoryLock(config.daemon.runtime_dir, "runtime directory", 0o755),
         ]
         self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, self._own_ports)
         self._services: Services | None = None
@@ -87,6 +87,8 @@ class Adapters:
         try:
             for lock in self._locks:
                 lock.acquire()
+                self.notices += lock.repaired
+                lock.repaired = []
         except BaseException:
             self.unclaim()
             raise
@@ -101,7 +103,7 @@ class Adapters:
         self.claim()
         try:
             stored = self.store.open()
-            self.files.prepare()
+            self.notices += self.files.prepare()
             await self._clear_away()
             await self._gpu_parts.open()
             await self._spawner.start()

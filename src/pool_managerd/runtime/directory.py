@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -65,6 +66,8 @@ class ConfinedDirectory:
             try:
                 os.fchmod(fd, mode & ~self._closed)
             except OSError as error:
+                if error.errno == errno.EROFS:  # then nobody can write to it
+                    return
                 raise cannot("close to other users", self.path, error) from error
             self.repaired.append(
                 f"{self.path} could be written by other users (mode {mode:04o}); it has mode {mode & ~self._closed:04o} now"
