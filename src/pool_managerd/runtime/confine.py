@@ -13,6 +13,7 @@ import signal
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -79,6 +80,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of an engine holds prompts, and is huge
     os.umask(0o077)
     try:
+        prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, _MORE_LIKELY_OOM_VICTIM)

@@ -105,9 +105,15 @@ class ConfinedDirectory:
                 raise cannot("remove", self.path / name, error) from error
         return True
 
-    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError."""
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> bytes:
+        """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError.
+
+        ``ours``: ValueError too for one that another user owns or can write.
+        """
         with self.opened() as directory, _open_regular(directory, name) as fd:
+            info = os.fstat(fd)
+            if ours and (info.st_uid != os.geteuid() or info.st_mode & 0o022 or info.st_nlink != 1):
+                raise ValueError("another user could have written it")
             data = _read_fully(fd, max_bytes + 1)
         if len(data) > max_bytes:
             raise ValueError(f"it is longer than {max_bytes} bytes")

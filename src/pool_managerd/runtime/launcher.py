@@ -116,6 +116,7 @@ class Launcher:
                 "epoch": epoch,
                 "record_path": str(record),
                 "cgroup": "",
+                "uid": user.uid if user and choice.own_uid else 0,
             },
             "runtime_dir": str(self._files.root),
             "record_name": record.name,

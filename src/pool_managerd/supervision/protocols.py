@@ -31,9 +31,13 @@ class Clock(Protocol):
 
 
 class Process(Protocol):
-    """One running engine process. ``nonce`` is in the environment of all that descends from it."""
+    """One running engine process. ``nonce`` is in the environment of what descends from it, as long as that leaves it there.
+
+    Descendants whose parent has ended become children of ``shim_pid``.
+    """
 
     pid: int
+    shim_pid: int
     nonce: str
     isolation: str
 

@@ -36,6 +36,7 @@ class FakeProcess:
 
     isolation = "none"
     notice: str | None = None
+    shim_pid = 0
 
     def __init__(self, pid: int, *, ignores_term: bool = False) -> None:
         self.pid = pid
