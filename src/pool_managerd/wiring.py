@@ -26,7 +26,7 @@ from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
-from pool_managerd.runtime.listener import owns_port
+from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import Survivor, stop_survivors
 from pool_managerd.store.lock import DirectoryLock
@@ -142,7 +142,7 @@ class Adapters:
                 launcher=Launcher(self._spawner, self.files, options),
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
-                owns_port=owns_port, records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+                listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
                 preflight=self._gpu_parts.require, gpus=gpus,
                 admission=self._gpu_parts.admission(gpus, self.models, self.engines),
                 node_id=self.node_id, on_fatal=self._on_fatal,

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pool_managerd.runtime import procfs
 from tests.conftest import wait_until
 from tests.system.daemons import Daemon, engine
 from tests.system.nodes import alive, mentioning
@@ -19,6 +21,15 @@ from tests.system.nodes import alive, mentioning
 Make = Callable[..., Daemon]
 TOKEN = "canary-token-0123456789-abcdefghij"
 SECRET = "canary-env-5ecret-value"
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
+
+
+def parent_of(pid: int) -> int:
+    found = procfs.stat(pid)
+    assert found is not None
+    return found.parent_pid
 
 
 @pytest.fixture
@@ -125,9 +136,15 @@ def test_it_works_as_a_normal_user(make: Make) -> None:
         pytest.skip("becoming another user needs root and setpriv")
     daemon = make()
     os.chown(daemon.folder, 65534, 65534)
-    daemon.start(wrap=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"))
+    daemon.start(wrap=AS_NOBODY)
+    assert daemon.process is not None
     pid = daemon.preload("p", "--fork-grandchildren", "1", "--setsid")["pid"]
-    assert Path(f"/proc/{pid}").stat().st_uid == 65534 and daemon.status()["isolation"]
+    assert Path(f"/proc/{pid}").stat().st_uid == 65534 and daemon.status()["isolation"] == "none"
+    shim = parent_of(pid)
+    own = (daemon.process.pid, shim, parent_of(shim))
+    for private in (f"/proc/{other}/{entry}" for other in own for entry in ("environ", "mem")):
+        reading = subprocess.run([*AS_NOBODY, "head", "-c1", private], capture_output=True, check=False)
+        assert b"Permission denied" in reading.stderr, (private, reading)
     os.kill(pid, 9)
     daemon.until(lambda s: s["ready"] and s["pid"] != pid, "the restart")
     again = daemon.status()["pid"]

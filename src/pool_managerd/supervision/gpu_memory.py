@@ -148,7 +148,7 @@ class GpuMemory:
         return {pool_id: self._foreign_before.get(pool_id, {}) for pool_id, *_, runs in engines if runs}
 
     def _engines(self) -> tuple[tuple[str, int, str, int, bool], ...]:
-        """Pool, pid, nonce and shim of engines that run (the last is True), and of ended ones whose memory is not yet seen free."""
+        """Pool, pid, nonce and shim of engines that run (last: True), and of ended ones whose memory is not yet seen free."""
         return tuple(
             (driver.pool_id, process.pid, process.nonce, process.shim_pid, i.has_process)
             for driver in self._drivers()

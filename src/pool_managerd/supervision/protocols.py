@@ -10,6 +10,7 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
+from pool_managerd.core.listeners import Listener
 from pool_managerd.core.reservations import Assignment
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ class Prober(Protocol):
     async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]: ...
 
 
-class PortOwnership(Protocol):
-    """Whether the process tree of ``pid`` holds the listening ``port``; None when that cannot be seen."""
+class ListenerLookup(Protocol):
+    """Whose socket listens where the engine ``pid`` should: its own or a descendant's, or another's."""
 
-    def __call__(self, pid: int, port: int) -> bool | None: ...
+    async def __call__(self, pid: int, host: str, port: int) -> Listener: ...
 
 
 class DeviceMonitor(Protocol):

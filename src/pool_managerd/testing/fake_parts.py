@@ -15,6 +15,7 @@ from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.reservations import Assignment
@@ -174,6 +175,16 @@ class FakeFiles:
         return self.log[-max_lines:]
 
 
+class FakeListeners:
+    """Says who holds every engine's port: the engine, until ``found`` says otherwise."""
+
+    def __init__(self, found: Listener = OURS) -> None:
+        self.found = found
+
+    async def __call__(self, pid: int, host: str, port: int) -> Listener:
+        return self.found
+
+
 class FakeMonitor:
     """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
     younger than ``clock`` says. ``gate`` holds back every look while it is set.
@@ -255,7 +266,7 @@ class FakeNode:
         parts: dict[str, Any] = {
             "clock": self.clock, "registry": self.registry, "events": self.events, "baselines": Baselines(),
             "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
-            "owns_port": lambda pid, port: True, "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
+            "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
             "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})
