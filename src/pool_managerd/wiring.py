@@ -23,6 +23,7 @@ from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.gpu_parts import GpuParts
 from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
@@ -68,13 +69,15 @@ class Adapters:
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports)
-        self.engines = EngineProvisioner(config, self._ports, check_model=check_gguf)
+        self._spawner = Spawner()
+        self._launcher = Launcher(self._spawner, self.files, launch_options(config))
+        run = ConfinedRun(self._launcher.users)
+        self.engines = EngineProvisioner(config, self._ports, check_model=check_gguf, run=run)
         self.models = ModelProvisioner(config.base_dir, config.policy)
         self.prober = HttpProber()
         self.survivors: list[Survivor] = []
         self.notices: list[str] = []
         self.fatal: Callable[[BaseException], None] = ignore_fatal
-        self._spawner = Spawner()
         self._locks = [
             DirectoryLock(config.daemon.state_dir, "state directory"),
             DirectoryLock(config.daemon.runtime_dir, "runtime directory", 0o755),
@@ -136,10 +139,9 @@ class Adapters:
         """What every pool's driver shares."""
         if self._services is None:
             config, gpus = self.config, self._gpu_parts.gpus(self.registry)
-            options = launch_options(config)
             self._services = Services(
                 clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
-                launcher=Launcher(self._spawner, self.files, options),
+                launcher=self._launcher,
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
                 listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),

@@ -1,26 +1,20 @@
 """What options an engine binary has, read from its own ``--help``, and what version it is, from ``--version``.
 
-The answers are kept per binary (path, inode, size, mtime), so a restart asks nothing. The binary runs as the user the
-engine will run as, with a small environment, bounded output and a deadline.
+The answers are kept per file as long as it is unchanged, so a restart asks nothing. Who runs the binary, confined as
+an engine is, is the caller's to give.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pwd
 import re
-import select
-import signal
-import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from pool_managerd.core.artifacts import ProgramAnswer
 from pool_managerd.engines.flags import Option, OptionTable
 
 ALIASES = {
@@ -117,12 +111,18 @@ def recorded_options() -> OptionTable:
     return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in json.loads(text)), ALIASES)
 
 
-class BinaryProbe:
-    """Asks llama-server binaries what they are. ``user`` is who they run as when this process is root."""
+class Run(Protocol):
+    """Runs a program to its end, within bounds of time and output, so that nothing of it stays."""
 
-    def __init__(self, user: str | None = None) -> None:
-        self._user = user
-        self._known: dict[tuple[str, str, int, int, int], BinaryFacts] = {}
+    def __call__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, max_bytes: int) -> ProgramAnswer: ...
+
+
+class BinaryProbe:
+    """Asks llama-server binaries what they are, through ``run``; without it none is run, and what is recorded holds."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        self._run_program = run
+        self._known: dict[tuple[str | int, ...], BinaryFacts] = {}
 
     def facts(self, path: Path, library_path: str = "") -> BinaryFacts:
         """Options and version of ``path``. Blocks up to 20 s; run it in a thread. A silent binary costs warnings only.
@@ -130,7 +130,8 @@ class BinaryProbe:
         ``library_path`` is the LD_LIBRARY_PATH that the engine will have, if any.
         """
         info = path.stat()
-        key = (str(path), library_path, info.st_ino, info.st_size, info.st_mtime_ns)
+        # Whoever replaces a file can set its mtime, but not its ctime.
+        key = (str(path), library_path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         if key not in self._known:
             if len(self._known) >= 64:
                 self._known.clear()
@@ -157,51 +158,7 @@ class BinaryProbe:
         env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
         if library_path:
             env["LD_LIBRARY_PATH"] = library_path
-        try:
-            with subprocess.Popen(
-                [str(path), flag],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd="/",
-                start_new_session=True,
-                **self._identity(),
-            ) as process:
-                return _collect(process)
-        except OSError as error:
-            return "", f"cannot be run: {error.strerror or error}"
-
-    def _identity(self) -> dict[str, Any]:
-        if os.geteuid() != 0:
-            return {}
-        try:
-            entry = pwd.getpwnam(self._user or "nobody")
-        except KeyError:
-            return {}
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _collect(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """Read what it prints, up to a size and a deadline; then it and whatever it started are ended."""
-    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
-    fd, deadline, output = process.stdout.fileno(), time.monotonic() + PROBE_TIMEOUT_S, bytearray()
-    problem = ""
-    while len(output) < MAX_HELP_BYTES:
-        if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
-            problem = f"gave no answer within {PROBE_TIMEOUT_S:g} s"
-            break
-        block = os.read(fd, 65536)
-        if not block:
-            break
-        output += block
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(0.5 if not problem else 0)
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still this child's
-        process.wait()
-        problem = problem or "does not end"
-    elif process.returncode:
-        code = process.returncode
-        problem = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
-    return output.decode("utf-8", "replace"), problem
+        if self._run_program is None:
+            return "", "was not asked"
+        answer = self._run_program([str(path), flag], env, PROBE_TIMEOUT_S, MAX_HELP_BYTES)
+        return answer.output.decode("utf-8", "replace"), answer.problem

@@ -21,7 +21,7 @@ from pool_managerd.engines import llamacpp_server, vllm
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import Option, OptionTable
-from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, recorded_options
+from pool_managerd.engines.help_parser import ALIASES, BinaryProbe, Run, recorded_options
 from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.errors import EngineError, SpecError
@@ -72,7 +72,10 @@ def mode_of(pool: PoolConfig) -> str:
 
 
 class EngineProvisioner:
-    """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used."""
+    """Prepares engines of configured pools. ``check_model`` may refuse a model file (a PoolError) before it is used.
+
+    ``run`` runs a configured binary to ask it for its flags; without it none is run.
+    """
 
     def __init__(
         self,
@@ -81,12 +84,13 @@ class EngineProvisioner:
         *,
         check_model: Callable[[str], object] | None = None,
         has_gpu: Callable[[], bool] = gpu_present,
+        run: Run | None = None,
     ) -> None:
         self._config = config
         self._ports = ports
         self._check_model = check_model
         self._has_gpu = has_gpu
-        self._binaries = BinaryProbe(config.daemon.engine_user)
+        self._binaries = BinaryProbe(run)
         self._package: tuple[int, _Program] | None = None
 
     async def prepare(

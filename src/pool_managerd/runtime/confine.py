@@ -65,7 +65,7 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
     return [
         ("session", os.setsid),
         ("signals", _reset_signals),
-        ("limits", _limit),
+        ("limits", lambda: _limit(order.get("limits", {}))),
         ("cgroup", lambda: _enter_cgroup(order.get("cgroup", ""))),
         ("descriptors", lambda: _connect(output, status)),
         ("user", lambda: _change_user(order["credentials"])),
@@ -76,8 +76,13 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
     ]
 
 
-def _limit() -> None:
+def _limit(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of an engine holds prompts, and is huge
+    for name, wanted in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        _, hardest = resource.getrlimit(number)
+        limit = wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest)
+        resource.setrlimit(number, (limit, limit))
     os.umask(0o077)
     try:
         prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc

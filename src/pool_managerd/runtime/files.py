@@ -171,9 +171,11 @@ class RuntimeFiles:
 
     def workdir_owners(self) -> dict[str, int]:
         """Pool ids and the uids that their working directories belong to."""
-        with self._work.opened() as fd:
-            found = ((name, _owner(fd, name)) for name in os.listdir(fd))
-            return {name: uid for name, uid in found if uid is not None}
+        try:
+            with os.scandir(self._work.path) as entries:
+                return {entry.name: entry.stat(follow_symlinks=False).st_uid for entry in entries}
+        except OSError:  # nothing was launched here yet
+            return {}
 
     def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         """The last lines of the engine's log, newest last, safe to show: control characters are escaped."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 
-def _make_package_importable() -> None:
+def make_package_importable() -> None:
     """Let ``pool_managerd.runtime`` be imported without running the packages' ``__init__``, which load a lot."""
     here = os.path.dirname(os.path.abspath(__file__))
     for name, path in (("pool_managerd", os.path.dirname(here)), ("pool_managerd.runtime", here)):
@@ -98,7 +98,7 @@ def _become_shim(channel: socket.socket, shim: Any) -> NoReturn:
 
 
 def main() -> None:
-    _make_package_importable()
+    make_package_importable()
     gc.disable()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)

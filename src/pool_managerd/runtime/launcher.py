@@ -25,6 +25,8 @@ from pool_managerd.runtime.program import explain_failure, failure, locate
 from pool_managerd.runtime.spawner import Spawner, receive_answer
 
 _ANSWER_SECONDS = 15.0
+_LIMITS = {"FSIZE": 256 << 30, "NOFILE": 65536}
+_PROCESSES = 16384  # threads count, and a worker per GPU has hundreds; only where they are one pool's alone
 
 
 @dataclass(frozen=True, slots=True)
