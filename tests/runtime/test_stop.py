@@ -147,7 +147,8 @@ async def test_a_stop_without_time_gives_descendants_none(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("as_root")
-async def test_shared_memory_and_temporary_files_of_a_pool_with_its_own_uid_end_with_it(bench: Bench) -> None:
+@pytest.mark.parametrize("how", ["stop", "lost shim"])
+async def test_shared_memory_and_temporary_files_of_a_pool_with_its_own_uid_end_with_it(bench: Bench, how: str) -> None:
     name = f"/dev/shm/pm-test-{os.getpid()}"
     script = f"touch {name} $TMPDIR/x; mkdir {name}.d; touch {name}.d/x; echo $TMPDIR; exec sleep 60"
     process = await bench.launch(sh(script))
@@ -156,7 +157,7 @@ async def test_shared_memory_and_temporary_files_of_a_pool_with_its_own_uid_end_
     mine = Path(f"{name}-mine")
     mine.touch()
     try:
-        process.stop(2000)
+        process.stop(2000) if how == "stop" else end(process.shim_pid)
         await within(3, process)
         assert not Path(name).exists()
         assert not Path(f"{name}.d").exists()

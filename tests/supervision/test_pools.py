@@ -321,6 +321,13 @@ async def test_an_answer_does_not_count_when_nothing_listens_any_more() -> None:
     await driver.close()
 
 
+async def test_a_pool_that_is_removed_leaves_nothing(world: World) -> None:
+    driver = world.pools.add("s")
+    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    await world.pools.remove(driver)
+    assert world.fakes.launcher.forgotten == ["s"]
+
+
 async def test_readiness_is_asked_for_often_at_first(world: World) -> None:
     world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = BAD

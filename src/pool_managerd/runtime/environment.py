@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pool_managerd.runtime.procfs import NONCE_VARIABLE
 
@@ -19,10 +20,17 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_TMPDIR_BYTES = 64
 
 
-def engine_environment(
-    inherited: Mapping[str, str], own: Mapping[str, str], *, home: str, cache: str, nonce: str
-) -> dict[str, str]:
-    """What of ``inherited`` is harmless, then ``HOME`` and what lies in it, then the engine's ``own`` variables, then marks.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an engine may write: what it works in, what ends with the launch, what a later launch may use again."""
+
+    home: str
+    temporary: str
+    cache: str
+
+
+def engine_environment(inherited: Mapping[str, str], own: Mapping[str, str], places: Places, nonce: str) -> dict[str, str]:
+    """What of ``inherited`` is harmless, then where it may write, then the engine's ``own`` variables, then the nonce.
 
     ``SPT_NOENV`` keeps setproctitle from writing a title over the environment, and so over the nonce.
     """
@@ -31,8 +39,7 @@ def engine_environment(
         for name, value in inherited.items()
         if (name in _INHERITED or name.startswith(_INHERITED_PREFIXES)) and not _SECRET.search(name)
     }
-    places = {"HOME": home, "XDG_CACHE_HOME": cache}
-    temporary = os.path.join(home, "tmp")
-    if len(os.fsencode(temporary)) <= _MAX_TMPDIR_BYTES:
-        places["TMPDIR"] = temporary
-    return {"PATH": _DEFAULT_PATH, **kept, **places, "SPT_NOENV": "1", **own, NONCE_VARIABLE: nonce}
+    where = {"HOME": places.home, "XDG_CACHE_HOME": places.cache}
+    if len(os.fsencode(places.temporary)) <= _MAX_TMPDIR_BYTES:
+        where["TMPDIR"] = places.temporary
+    return {"PATH": _DEFAULT_PATH, **kept, **where, "SPT_NOENV": "1", **own, NONCE_VARIABLE: nonce}

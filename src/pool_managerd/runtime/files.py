@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
 from pool_managerd.runtime.removal import remove_tree
+from pool_managerd.runtime.sweeping import TEMPORARY
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
@@ -97,21 +99,25 @@ class RuntimeFiles:
         stale = [(self.engines, name) for name in (*handoffs, *self.engines.names(".tmp"))]
         stale += [(self._top, name) for name in (*pids, *self._top.names(".tmp"))]
         self.records.remove_temporaries()
+        self._remove_temporary_directories()
         return [str(directory.path / name) for directory, name in stale if directory.remove(name)]
 
     def workdir(self, pool_id: str, uid: int, gid: int) -> Path:
         """The engine's working directory ``work/{pool_id}``, mode 0700, owned by the user it runs as.
 
-        One that another user filled is replaced: what lies there would run as this one. Its ``tmp`` is new each time.
+        One that another user filled is replaced: what lies there would run as this one.
         """
-        path = self._own(self._work, pool_id, uid, gid)
-        with ConfinedDirectory(path, 0o700, owned=False).opened() as fd:
-            remove_tree(fd, "tmp")
+        return self._own(self._work, pool_id, uid, gid)
+
+    def temporary(self, pool_id: str, nonce: str, uid: int, gid: int) -> Path:
+        """A directory for the temporary files of one launch, inside the working directory; its shim removes it."""
+        path = self._work.path / _checked(pool_id) / f"{TEMPORARY}{nonce[:8]}"
+        with ConfinedDirectory(path.parent, 0o700, owned=False).opened() as fd:
             try:
-                os.mkdir("tmp", 0o700, dir_fd=fd)
-                os.chown("tmp", uid, gid, dir_fd=fd, follow_symlinks=False)
+                os.mkdir(path.name, 0o700, dir_fd=fd)
+                os.chown(path.name, uid, gid, dir_fd=fd, follow_symlinks=False)
             except OSError as error:
-                raise cannot("use", path / "tmp", error) from error
+                raise cannot("use", path, error) from error
         return path
 
     def cachedir(self, pool_id: str, uid: int, gid: int) -> Path:
@@ -162,6 +168,17 @@ class RuntimeFiles:
                 for name in os.listdir(fd):
                     if name.endswith(_REMOVED):
                         remove_tree(fd, name)
+
+    def _remove_temporary_directories(self) -> None:
+        for pool_id in self.workdir_owners():
+            with suppress(OSError):
+                fd = os.open(self._work.path / pool_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    for name in os.listdir(fd):
+                        if name.startswith(TEMPORARY):
+                            remove_tree(fd, name)
+                finally:
+                    os.close(fd)
 
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
         try:

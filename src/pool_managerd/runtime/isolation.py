@@ -16,6 +16,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.engine_users import EngineUsers
+from pool_managerd.runtime.loading import loader_obstacle
 from pool_managerd.runtime.program import check_runnable
 from pool_managerd.runtime.reach import ENTER, READ, Need, Obstacle, User, first_obstacle
 
@@ -45,6 +46,7 @@ def choose(engine: PreparedEngine, program: str, runtime_dir: Path, users: Engin
         return _shared(engine, profile, f"both run as user '{user_name(os.geteuid())}'{ignored}")
     user, notice = users.of(engine)
     obstacle = first_obstacle(_needs(engine, program, runtime_dir), user)
+    obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, _library_path(engine))
     if obstacle is not None:
         raise _unreachable(engine, user, obstacle)
     if user.uid == 0:
@@ -119,6 +121,10 @@ def interpreter_needs() -> Iterator[Need]:
     yield Need(os.path.abspath(sys.executable), ENTER)
     for folder in (str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")):
         yield Need(folder, READ | ENTER)
+
+
+def _library_path(engine: PreparedEngine) -> str:
+    return engine.env.get("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
 
 
 def _interpreter(program: str) -> str | None:

@@ -17,7 +17,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime import isolation, procfs, wire
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
-from pool_managerd.runtime.environment import engine_environment
+from pool_managerd.runtime.environment import Places, engine_environment
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.process import Connection, EngineProcess
@@ -107,7 +107,11 @@ class Launcher:
         nonce = secrets.token_hex(16)
         record = self._files.records.path(engine.pool_id, engine.replica_id, epoch, nonce)
         owner = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
-        workdir, cache = self._files.workdir(engine.pool_id, *owner), self._files.cachedir(engine.pool_id, *owner)
+        places = Places(
+            home=str(self._files.workdir(engine.pool_id, *owner)),
+            temporary=str(self._files.temporary(engine.pool_id, nonce, *owner)),
+            cache=str(self._files.cachedir(engine.pool_id, *owner)),
+        )
         return {
             "v": wire.VERSION,
             "identity": {
@@ -131,8 +135,9 @@ class Launcher:
             "grace_ms": grace_ms,
             "program": program,
             "argv": list(engine.argv),
-            "env": engine_environment(os.environ, engine.env, home=str(workdir), cache=str(cache), nonce=nonce),
-            "cwd": str(workdir),
+            "env": engine_environment(os.environ, engine.env, places, nonce),
+            "cwd": places.home,
+            "temporary": os.path.basename(places.temporary),
             "credentials": {"uid": user.uid, "gid": user.gid, "groups": [gid for gid in user.groups if gid != user.gid]}
             if user
             else None,

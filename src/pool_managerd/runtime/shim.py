@@ -304,7 +304,7 @@ class Shim:
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
-        sweeping.sweep(self._order["cwd"], self._identity.get("uid", 0))
+        sweeping.sweep(self._order["cwd"], self._order["temporary"], self._identity.get("uid", 0))
 
     def _drain(self) -> None:
         """What is in the pipe already; whoever else still holds its other end is not waited for."""

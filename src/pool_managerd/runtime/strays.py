@@ -11,15 +11,19 @@ import asyncio
 import os
 import signal
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime import procfs, sweeping, wire
 from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.sweeping import TEMPORARY
 
 _ROUNDS = 20
 
 
 async def kill_strays(identity: Identity, recorded: Collection[tuple[int, int]] = ()) -> list[int]:
-    """Kill every process of the instance that no shim looks after; returns their pids. Never blocks the loop.
+    """Kill every process of the instance that no shim looks after, and remove what they leave on memory disks.
+
+    Returns their pids. Never blocks the loop.
 
     ``recorded`` are descendants as its shim saw them, by pid and start ticks.
     """
@@ -36,6 +40,8 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
         if not found:
             break
         killed.update(dict.fromkeys(new))
+    workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
+    sweeping.sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
     return list(killed)
 
 

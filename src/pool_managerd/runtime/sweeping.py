@@ -8,18 +8,19 @@ from contextlib import suppress
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.removal import remove_tree
 
+TEMPORARY = "tmp."
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
 
 
-def sweep(workdir: str, uid: int) -> None:
-    """Remove the engine's temporary files, and its shared memory when nobody else has ``uid`` (0: somebody may).
+def sweep(workdir: str, temporary: str, uid: int) -> None:
+    """Remove the engine's directory ``temporary`` in ``workdir``, and the shared memory of ``uid`` when nothing runs as it.
 
-    Shared memory of a process that still runs stays. Never raises.
+    With ``uid`` 0, which is no engine's own, shared memory stays. Never raises.
     """
     with suppress(OSError):
         fd = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            remove_tree(fd, "tmp")
+            remove_tree(fd, temporary)
         finally:
             os.close(fd)
     if uid <= 0 or any(uid in procfs.uids(pid) for pid in procfs.pids()):
