@@ -89,6 +89,16 @@ async def test_one_engine_reads_neither_anothers_environment_nor_its_memory_and_
     assert victim.identity.engine_runs()
 
 
+async def test_an_engine_has_limits_and_processes_are_counted_only_where_they_are_one_pools(bench: Bench) -> None:
+    process = await bench.launch(sh("exec sleep 60"))
+    lines = Path(f"/proc/{process.pid}/limits").read_text().splitlines()
+    limits = {line[:26].strip(): line[26:].split()[1] for line in lines}
+    assert limits["Max core file size"] == "0"
+    assert int(limits["Max file size"]) == 256 << 30
+    assert int(limits["Max open files"]) <= 65536
+    assert (limits["Max processes"] == "16384") is (os.geteuid() == 0)
+
+
 @pytest.mark.usefixtures("as_root")
 async def test_uids_that_a_user_or_another_pool_has_are_passed_over(bench: Bench) -> None:
     known = pwd.getpwnam("daemon").pw_uid

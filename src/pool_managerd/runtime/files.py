@@ -6,6 +6,7 @@ at a place where a file of ours belongs: what is planted there is refused, not w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -115,7 +116,7 @@ class RuntimeFiles:
         with ConfinedDirectory(path.parent, 0o700, owned=False).opened() as fd:
             try:
                 os.mkdir(path.name, 0o700, dir_fd=fd)
-                os.chown(path.name, uid, gid, dir_fd=fd, follow_symlinks=False)
+                _give_away(fd, path.name, uid, gid)
             except OSError as error:
                 raise cannot("use", path, error) from error
         return path
@@ -245,6 +246,17 @@ def printable(text: str) -> str:
     """``text`` with everything spelled out that a terminal or a log reader could act upon."""
     shown = text.rstrip("\r").replace("\t", "    ")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in shown)
+
+
+def _give_away(directory: int, name: str, uid: int, gid: int) -> None:
+    """Hand over a directory that we just made where its new owner may have put something else in its place."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "something else was put in its place")
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
 
 
 def _owner(directory: int, name: str) -> int | None:

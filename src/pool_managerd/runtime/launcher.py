@@ -138,9 +138,8 @@ class Launcher:
             "env": engine_environment(os.environ, engine.env, places, nonce),
             "cwd": places.home,
             "temporary": os.path.basename(places.temporary),
-            "credentials": {"uid": user.uid, "gid": user.gid, "groups": [gid for gid in user.groups if gid != user.gid]}
-            if user
-            else None,
+            "credentials": user.to_json() if user else None,
+            "limits": {**_LIMITS, **({"NPROC": _PROCESSES} if choice.own_uid else {})},
         }
 
     async def _exchange(self, engine: PreparedEngine, order: dict[str, Any]) -> tuple[dict[str, Any], Connection]:

@@ -32,8 +32,7 @@ def remove_tree(parent: int, name: str) -> bool:
                     if _is_directory(fd, entry):
                         moved = f".{name}.{os.getpid()}.{number}.removed"
                         number += 1
-                        with suppress(OSError):
-                            os.chmod(entry, 0o700, dir_fd=fd)  # ours: its ".." is rewritten
+                        _open_up(fd, entry)  # its ".." is rewritten
                         os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=parent)
                         pending.append(moved)
                     else:
@@ -54,8 +53,15 @@ def _enter(parent: int, name: str) -> int:
     try:
         return os.open(name, flags, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
+        _open_up(parent, name)
         return os.open(name, flags, dir_fd=parent)
+
+
+def _open_up(parent: int, name: str) -> None:
+    """Only for what is our own user's: root needs no permission, and must not give any through a link put there meanwhile."""
+    if os.geteuid() != 0:
+        with suppress(OSError):
+            os.chmod(name, 0o700, dir_fd=parent)
 
 
 def _is_directory(parent: int, name: str) -> bool:
