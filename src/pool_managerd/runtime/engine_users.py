@@ -141,7 +141,8 @@ def _fallback(rules: UserRules, pool_id: str | None) -> tuple[User, str]:
     problem = f"the uids {rules.uids[0]}-{rules.uids[1]} cannot be had here"
     if not (_is_mapped("uid", nobody.uid) and _is_mapped("gid", nobody.gid)):
         reason = f"{problem}, nor can user {FALLBACK!r}: this user namespace does not map them"
-        raise _cannot(reason, "map more uids into the daemon's container, or set daemon.engine_uids to mapped ones", pool_id)
+        hint = "map more uids into the daemon's container, set daemon.engine_uids to mapped ones, or daemon.engine_user: root"
+        raise _cannot(reason, hint, pool_id)
     return nobody, f"Engines of this node share the user {FALLBACK!r} and are not separated from each other: {problem}"
 
 

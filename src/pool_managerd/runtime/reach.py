@@ -31,7 +31,7 @@ class User:
         return {"uid": self.uid, "gid": self.gid, "groups": [gid for gid in self.groups if gid != self.gid]}
 
 
-STRANGER = User("of an engine", 61184, 61184, (61184,))
+STRANGER = User("61184", 61184, 61184, (61184,))
 """Somebody whom nothing belongs to."""
 
 
