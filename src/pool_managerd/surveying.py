@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, PoolConfig, split_address
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
@@ -29,8 +29,8 @@ from pool_managerd.host.simulation import build_simulated_driver, check_topology
 from pool_managerd.host.worker_process import WorkerOptions
 from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
-from pool_managerd.runtime.engine_users import UserRules, check_users, shared_user
-from pool_managerd.runtime.isolation import interpreter_needs
+from pool_managerd.runtime.engine_users import UserRules, check_users, shared_user, usual_user
+from pool_managerd.runtime.isolation import interpreter_needs, require_reach
 from pool_managerd.runtime.reach import ENTER, READ, STRANGER, Need, first_obstacle
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
@@ -45,6 +45,7 @@ class Setups:
     """
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._models = ModelProvisioner(config.base_dir, config.policy)
         self._engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), check_model=check_gguf)
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
@@ -81,11 +82,26 @@ class Setups:
                     self._asking.discard(pool.id)
 
     def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
-        for check in (partial(self._models.locate, pool.model), partial(self._engines.check, pool)):
+        found: list[str] = []
+        for check in (self._model_of, self._engines.check):
             try:
-                check()
+                found.append(check(pool))
             except PoolError as error:
                 yield pool.id, error.message, error.hint or ""
+        if len(found) == 2:
+            try:
+                self._require_reach(pool, *found)
+            except PoolError as error:
+                yield pool.id, error.message, error.hint or ""
+
+    def _model_of(self, pool: PoolConfig) -> str:
+        return str(self._models.locate(pool.model)[1])
+
+    def _require_reach(self, pool: PoolConfig, model: str, program: str) -> None:
+        user = usual_user(_user_rules(self._config))
+        if user is not None:
+            engine = PreparedEngine(pool.id, program, model_path=model, env=pool.provisioning.env)
+            require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -109,13 +125,17 @@ def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = Non
 
 def _users_of(config: Config) -> tuple[str | None, str | None]:
     """Why engines share the daemon's user, and why they can have none."""
-    low, _, high = config.daemon.engine_uids.partition("-")
-    rules = UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
+    rules = _user_rules(config)
     try:
         check_users(rules)
         return shared_user(rules), None
     except PoolError as error:
         return None, error.message
+
+
+def _user_rules(config: Config) -> UserRules:
+    low, _, high = config.daemon.engine_uids.partition("-")
+    return UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
 
 
 def needs_root(model: Path, runtime_dir: Path) -> str | None:

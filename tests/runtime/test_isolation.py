@@ -241,7 +241,8 @@ async def main(root, python):
     spawner = Spawner(python)
     launcher = Launcher(spawner, RuntimeFiles(root), LaunchOptions(profile="home", engine_user="root"))
     process = await launcher.launch(PreparedEngine("p", "/bin/sleep", ("60",)), epoch=1, grace_ms=1000)
-    print(process.isolation, process.notice, os.stat(root / "work" / "p").st_uid, sep="|")
+    adjusted = Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip()
+    print(process.isolation, process.notice, os.stat(root / "work" / "p").st_uid, adjusted, sep="|")
     process.stop(1000)
     record = await process.wait()
     print(record.signal, record.stopped_by_us, sep="|")
@@ -276,8 +277,9 @@ def test_a_daemon_that_is_not_root_runs_engines_as_itself_without_new_privileges
     )
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    isolation, notice, owner = first.split("|")
+    isolation, notice, owner, adjusted = first.split("|")
     assert (isolation, owner) == ("none", "65534")
+    assert adjusted == "500", "a shim that cannot be traced still lets its engine choose to be ended first"
     assert "not isolated from the daemon: both run as user 'nobody'" in notice
     assert second == "15|True"
 

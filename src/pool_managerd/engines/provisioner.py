@@ -131,12 +131,18 @@ class EngineProvisioner:
             warnings=program.warnings,
         )
 
-    def check(self, pool: PoolConfig) -> None:
-        """Raises SpecError or EngineError for an engine that this version, or this machine, cannot run. Runs nothing. Blocks."""
+    def check(self, pool: PoolConfig) -> str:
+        """The program that would be run. Runs nothing. Blocks.
+
+        Raises SpecError or EngineError for an engine that this version, or this machine, cannot run.
+        """
         mode = mode_of(pool)
         self._refuse_unsupported(pool, mode)
-        if mode == "binary":
-            _check_runnable(self._binary_path(pool), pool.id, _BINARIES[pool.engine])
+        if mode != "binary":
+            return sys.executable
+        path = self._binary_path(pool)
+        _check_runnable(path, pool.id, _BINARIES[pool.engine])
+        return str(path)
 
     def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
         """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""

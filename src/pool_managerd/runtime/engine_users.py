@@ -19,7 +19,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.reach import User
+from pool_managerd.runtime.reach import STRANGER, User
 
 FALLBACK = "nobody"
 _NEEDED_CAPABILITIES = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
@@ -56,6 +56,17 @@ def check_users(rules: UserRules) -> None:
         _look_up(rules.user, None)
 
 
+def usual_user(rules: UserRules) -> User | None:
+    """Somebody who reaches what any pool's engine does; None when engines are the daemon's own user. Raises EngineError."""
+    if shared_user(rules) is not None:
+        return None
+    groups = _named_groups(rules, None)
+    if rules.user is not None:
+        named = _look_up(rules.user, None)
+        return User(named.name, named.uid, named.gid, (*named.groups, *groups))
+    return User(STRANGER.name, STRANGER.uid, STRANGER.gid, (*STRANGER.groups, *groups))
+
+
 class EngineUsers:
     """The users of one node's engines. Only asked when the daemon is root; may be asked from any thread."""
 
@@ -75,7 +86,7 @@ class EngineUsers:
 
         It is root only where the configuration says so and for a configured pool: what a caller submitted never is.
         """
-        groups = (*self._named_groups(engine.pool_id), *_gpu_groups(engine))
+        groups = (*_named_groups(self._rules, engine.pool_id), *_gpu_groups(engine))
         if self._rules.user is None:
             return self._own(engine.pool_id, groups)
         named = _look_up(self._rules.user, engine.pool_id)
@@ -124,16 +135,16 @@ class EngineUsers:
         candidates = (low + (first + step) % size for step in range(size))
         return next((uid for uid in candidates if uid not in taken and uid not in running and _is_free(uid)), None)
 
-    def _named_groups(self, pool_id: str) -> list[int]:
-        found = []
-        for name in self._rules.groups:
-            try:
-                gid = grp.getgrnam(name).gr_gid
-            except KeyError as error:
-                hint = "create the group, or take it off daemon.engine_groups"
-                raise _cannot(f"there is no group {name!r}", hint, pool_id) from error
-            found.append(gid)
-        return found
+
+def _named_groups(rules: UserRules, pool_id: str | None) -> list[int]:
+    found = []
+    for name in rules.groups:
+        try:
+            found.append(grp.getgrnam(name).gr_gid)
+        except KeyError as error:
+            hint = "create the group, or take it off daemon.engine_groups"
+            raise _cannot(f"there is no group {name!r}", hint, pool_id) from error
+    return found
 
 
 def _fallback(rules: UserRules, pool_id: str | None) -> tuple[User, str]:

@@ -45,13 +45,18 @@ def choose(engine: PreparedEngine, program: str, runtime_dir: Path, users: Engin
         check_runnable(engine, program)
         return _shared(engine, profile, f"both run as user '{user_name(os.geteuid())}'{ignored}")
     user, notice = users.of(engine)
+    require_reach(engine, program, runtime_dir, user)
+    if user.uid == 0:
+        return _shared(engine, profile, "both run as root, as daemon.engine_user says")
+    return Choice(user, notice, own_uid=users.is_own(engine.pool_id, user))
+
+
+def require_reach(engine: PreparedEngine, program: str, runtime_dir: Path, user: User) -> None:
+    """Raises EngineError naming the first path of all that the engine needs which ``user`` cannot reach."""
     obstacle = first_obstacle(_needs(engine, program, runtime_dir), user)
     obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, _library_path(engine))
     if obstacle is not None:
         raise _unreachable(engine, user, obstacle)
-    if user.uid == 0:
-        return _shared(engine, profile, "both run as root, as daemon.engine_user says")
-    return Choice(user, notice, own_uid=users.is_own(engine.pool_id, user))
 
 
 def _shared(engine: PreparedEngine, profile: Profile, why: str) -> Choice:

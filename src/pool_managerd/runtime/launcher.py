@@ -61,7 +61,8 @@ class Launcher:
         """
         program = locate(engine)
         self._files.prepare()
-        choice = isolation.choose(engine, program, self._files.root, self.users, self._options.profile)
+        # In a thread: it walks to every file and library that the engine needs, and asks the user database.
+        choice = await asyncio.to_thread(isolation.choose, engine, program, self._files.root, self.users, self._options.profile)
         order = self._order(engine, program, choice, epoch, grace_ms)
         answer, connection = await self._exchange(engine, order)
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
