@@ -152,6 +152,34 @@ def test_it_works_as_a_normal_user(make: Make) -> None:
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
 
 
+def test_directories_that_everybody_may_write_are_closed_and_said_and_modes_are_ours_whatever_the_umask(make: Make) -> None:
+    daemon = make()
+    for loose in (daemon.run, daemon.run / "shims", daemon.state):
+        loose.mkdir()
+        loose.chmod(0o777)
+    daemon.start(umask=0)
+    daemon.preload("p")
+    writable = [path for path in daemon.folder.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert writable == []
+    told = " ".join(line["human"] for line in daemon.lines("notice"))
+    assert all(f"{loose} could be written by other users" in told for loose in (daemon.run, daemon.run / "shims", daemon.state))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("foreign", ["state", "state/state.db", "run", "run/shims", "run/work", "run/engines"])
+def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(make: Make, foreign: str) -> None:
+    daemon = make()
+    path = daemon.folder / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"") if path.suffix else path.mkdir()
+    os.chown(path, 65534, 65534)
+    assert daemon.launch().wait(20) == 1
+    assert str(path) in daemon.text() and "belongs to uid 65534" in daemon.text()
+    assert "chown" in daemon.text()
+    os.chown(path, 0, 0)
+    daemon.start()
+
+
 @pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | head -c 1 >/dev/null"])
 def test_a_closed_or_full_output_does_not_end_it_or_reach_its_files(make: Make, closed: str) -> None:
     daemon = make()
