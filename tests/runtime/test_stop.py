@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.launcher import LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
@@ -118,6 +120,31 @@ async def test_an_end_is_noticed_although_a_grandchild_holds_the_output(bench: B
     await within(3, process)
     assert time.monotonic() - started < 2.5, "a moment for it to end by itself, and no more"
     assert not alive(holder)
+
+
+# Each lives only until it has forked the next one.
+_CHAIN = """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            if os.fork() != 0:
+                os._exit(0)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("how", ["stop", "lost shim"])
+async def test_processes_that_fork_on_and_on_do_not_outrun_their_end(bench: Bench, how: str) -> None:
+    process = await bench.launch(PreparedEngine("p", sys.executable, ("-I", "-S", "-c", _CHAIN)))
+    await bench.says("up")
+    process.stop(500) if how == "stop" else end(process.shim_pid)
+    await within(8, process)
+    uid = process.identity.uid
+    await eventually(lambda: not [pid for pid in procfs.pids() if uid in procfs.uids(pid)])
 
 
 _TRACKER = "trap '' TERM; while [ -e /proc/%s/exe ]; do sleep 0.05; done; sleep 0.3; rm %s; echo tidied"
