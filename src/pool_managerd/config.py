@@ -13,7 +13,6 @@ from pool_managerd.core.narration import parse_size
 from pool_managerd.errors import SpecError
 
 POOL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-_POOL_ID = re.compile(POOL_ID_PATTERN)
 
 Engine = Literal["llamacpp", "vllm", "tgi", "triton"]
 Mode = Literal["external", "source", "container", "package", "binary"]
@@ -46,7 +45,7 @@ Devices = Annotated[tuple[NonNegative | str, ...], BeforeValidator(_devices)]
 
 def is_pool_id(text: str) -> bool:
     """True when ``text`` may name a pool: it becomes part of file names, so nothing but a safe slug passes."""
-    return bool(_POOL_ID.fullmatch(text)) and ".." not in text
+    return bool(re.fullmatch(POOL_ID_PATTERN, text)) and ".." not in text
 
 
 class Section(BaseModel):
@@ -63,22 +62,18 @@ class DaemonConfig(Section):
     preload_parallelism: Positive = Field(1, description="How many pools may load at the same time.")
     on_exit: Literal["stop", "leave"] = Field("stop", description="What a clean exit does with running engines.")
     engine_ports: str = Field("8080-8999", description="Range that engine ports are taken from.")
-    engine_user: str | None = Field(
-        None, description="One user for all engines of a daemon that is root, instead of a uid per pool. `root` isolates nothing."
-    )
-    engine_uids: str = Field("61184-65519", description="Range of the pools' own uids when the daemon is root.")
-    engine_groups: tuple[str, ...] = Field(
-        (), description="More groups for engines when the daemon is root, such as one that may read the models."
-    )
+    engine_user: str | None = Field(None, description="As root: one user for all engines. `root` isolates nothing.")
+    engine_uids: str = Field("61184-65519", description="As root: range of the uids that engines have, one per pool.")
+    engine_groups: tuple[str, ...] = Field((), description="As root: more groups for engines, such as one that reads models.")
 
     @field_validator("engine_ports", "engine_uids")
     @classmethod
     def _range(cls, value: str, info: ValidationInfo) -> str:
         low, dash, high = value.partition("-")
         highest, example = (65535, "8080-8999") if info.field_name == "engine_ports" else (0xFFFFFFFD, "61184-65519")
-        if not (dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= highest):
-            raise ValueError(f"must look like {example}")
-        return value
+        if dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= highest:
+            return value
+        raise ValueError(f"must look like {example}")
 
     @field_validator("bind", "metrics_bind")
     @classmethod

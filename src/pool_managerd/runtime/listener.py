@@ -108,7 +108,8 @@ def _descriptors(pid: int) -> set[str] | None:
     try:
         return {_link(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     except PermissionError:
-        return None
+        seen = procfs.stat(pid)
+        return set() if seen is None or seen.state in "ZX" else None
     except OSError:
         return set()
 
