@@ -147,13 +147,13 @@ async def test_processes_that_fork_on_and_on_do_not_outrun_their_end(bench: Benc
     await eventually(lambda: not [pid for pid in procfs.pids() if uid in procfs.uids(pid)])
 
 
-_TRACKER = "trap '' TERM; while [ -e /proc/%s/exe ]; do sleep 0.05; done; sleep 0.3; rm %s; echo tidied"
+_TRACKER = "trap '' TERM; echo ready; while [ -e /proc/%s/exe ]; do sleep 0.05; done; sleep 0.3; rm %s; echo tidied"
 
 
 @pytest.mark.parametrize("stop", ["stop", "death"])
 async def test_descendants_may_clean_up_after_the_engine(bench: Bench, stop: str) -> None:
     kept = "$HOME/segment"
-    process = await bench.launch(sh(f"touch {kept}; ({_TRACKER % ('$$', kept)}) & echo ready; exec sleep 60"))
+    process = await bench.launch(sh(f"touch {kept}; ({_TRACKER % ('$$', kept)}) & exec sleep 60"))
     await bench.says("ready")
     if stop == "stop":
         process.stop(5000)

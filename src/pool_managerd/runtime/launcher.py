@@ -23,6 +23,7 @@ from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.process import Connection, EngineProcess
 from pool_managerd.runtime.program import explain_failure, failure, locate
 from pool_managerd.runtime.spawner import Spawner, receive_answer
+from pool_managerd.runtime.waiting import in_own_thread
 
 _ANSWER_SECONDS = 15.0
 _LIMITS = {"FSIZE": 256 << 30, "NOFILE": 65536}
@@ -62,7 +63,7 @@ class Launcher:
         program = locate(engine)
         self._files.prepare()
         # In a thread: it walks to every file and library that the engine needs, and asks the user database.
-        choice = await asyncio.to_thread(isolation.choose, engine, program, self._files.root, self.users, self._options.profile)
+        choice = await in_own_thread(isolation.choose, engine, program, self._files.root, self.users, self._options.profile)
         order = self._order(engine, program, choice, epoch, grace_ms)
         answer, connection = await self._exchange(engine, order)
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
@@ -94,7 +95,7 @@ class Launcher:
 
     async def _sweep(self) -> None:
         with suppress(NodeError):
-            await asyncio.to_thread(self._files.sweep)
+            await in_own_thread(self._files.sweep)
 
     def _new(self, notice: str | None) -> str | None:
         """What was not said yet: it is true of every launch."""

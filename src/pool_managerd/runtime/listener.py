@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
 from pool_managerd.runtime import procfs, wire
 from pool_managerd.runtime.isolation import user_name
 from pool_managerd.runtime.listening import ListeningSocket, listening_sockets
+from pool_managerd.runtime.waiting import in_own_thread
 
 _MAX_KNOWN = 4096
 
@@ -23,7 +23,7 @@ class Listeners:
 
     async def __call__(self, pid: int, host: str, port: int) -> Listener:
         """Whether the engine ``pid`` or what descends from it holds what listens on ``host`` and ``port``."""
-        return await asyncio.to_thread(self.find, pid, host, port)
+        return await in_own_thread(self.find, pid, host, port)
 
     def find(self, pid: int, host: str, port: int) -> Listener:
         """As calling it. Blocks for up to a second."""

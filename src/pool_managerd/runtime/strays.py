@@ -7,7 +7,6 @@ environment any more, and one that left its session no group: neither is asked f
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Collection, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from pool_managerd.runtime import procfs, sweeping, wire
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.sweeping import TEMPORARY
+from pool_managerd.runtime.waiting import in_own_thread
 
 _ROUNDS = 20
 
@@ -27,7 +27,7 @@ async def kill_strays(identity: Identity, recorded: Collection[tuple[int, int]] 
 
     ``recorded`` are descendants as its shim saw them, by pid and start ticks.
     """
-    return await asyncio.to_thread(_kill_all, identity, frozenset(recorded))
+    return await in_own_thread(_kill_all, identity, frozenset(recorded))
 
 
 def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[int]:
