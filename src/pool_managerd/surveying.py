@@ -31,7 +31,7 @@ from pool_managerd.models.gguf import check_gguf
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.engine_users import UserRules, check_users, shared_user, usual_user
 from pool_managerd.runtime.isolation import interpreter_needs, require_reach
-from pool_managerd.runtime.reach import ENTER, READ, STRANGER, Need, first_obstacle
+from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 ASK_AT_ONCE = 8
@@ -145,7 +145,7 @@ def needs_root(model: Path, runtime_dir: Path) -> str | None:
     """
     if os.geteuid() != 0:
         return None
-    obstacle = first_obstacle((*interpreter_needs(), Need(str(model), READ), Need(str(runtime_dir), ENTER)), STRANGER)
+    obstacle = first_obstacle((*interpreter_needs(), Need(str(model), READ), Need(str(runtime_dir), ENTER)), UNPRIVILEGED)
     return None if obstacle is None else str(obstacle)
 
 

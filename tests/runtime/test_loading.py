@@ -16,7 +16,7 @@ from pool_managerd.errors import EngineError
 from pool_managerd.runtime.elf import loads_of
 from pool_managerd.runtime.launcher import LaunchOptions
 from pool_managerd.runtime.loading import loader_obstacle
-from pool_managerd.runtime.reach import STRANGER
+from pool_managerd.runtime.reach import UNPRIVILEGED
 from tests.runtime.support import Bench
 
 
@@ -38,25 +38,25 @@ def build(root: Path, *options: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("tag", ["--enable-new-dtags", "--disable-new-dtags"])
 def test_a_library_in_a_closed_folder_is_named_and_one_in_an_open_one_is_found(root: Path, tag: str) -> None:
     program, libraries = build(root, f"-Wl,{tag},-rpath,$ORIGIN/closed/lib")
-    assert loader_obstacle(str(program), STRANGER, "") is None
+    assert loader_obstacle(str(program), UNPRIVILEGED, "") is None
     libraries.parent.chmod(0o700)
-    obstacle = loader_obstacle(str(program), STRANGER, "")
+    obstacle = loader_obstacle(str(program), UNPRIVILEGED, "")
     assert obstacle is not None
     assert (obstacle.path, obstacle.wanted) == (str(root / "closed"), str(libraries / "libanswer.so"))
     libraries.parent.chmod(0o755)
     (libraries / "libanswer.so").chmod(0o600)
-    assert "may not be read" in str(loader_obstacle(str(program), STRANGER, ""))
+    assert "may not be read" in str(loader_obstacle(str(program), UNPRIVILEGED, ""))
 
 
 def test_the_folders_of_the_environment_count(root: Path) -> None:
     program, libraries = build(root)
-    assert loader_obstacle(str(program), STRANGER, "") is None, "what is found nowhere may be in the loader's own settings"
+    assert loader_obstacle(str(program), UNPRIVILEGED, "") is None, "what is found nowhere may be in the loader's own settings"
     libraries.parent.chmod(0o700)
-    assert loader_obstacle(str(program), STRANGER, str(libraries)) is not None
+    assert loader_obstacle(str(program), UNPRIVILEGED, str(libraries)) is not None
     copy = root / "open"
     copy.mkdir()
     shutil.copy(libraries / "libanswer.so", copy)
-    assert loader_obstacle(str(program), STRANGER, f"{libraries}:{copy}") is None
+    assert loader_obstacle(str(program), UNPRIVILEGED, f"{libraries}:{copy}") is None
 
 
 @pytest.mark.usefixtures("as_root")

@@ -19,7 +19,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.reach import STRANGER, User
+from pool_managerd.runtime.reach import UNPRIVILEGED, User
 
 FALLBACK = "nobody"
 _NEEDED_CAPABILITIES = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
@@ -64,7 +64,7 @@ def usual_user(rules: UserRules) -> User | None:
     if rules.user is not None:
         named = _look_up(rules.user, None)
         return User(named.name, named.uid, named.gid, (*named.groups, *groups))
-    return User(STRANGER.name, STRANGER.uid, STRANGER.gid, (*STRANGER.groups, *groups))
+    return User(UNPRIVILEGED.name, UNPRIVILEGED.uid, UNPRIVILEGED.gid, (*UNPRIVILEGED.groups, *groups))
 
 
 class EngineUsers:

@@ -82,6 +82,8 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int, limit: int = 4096) -> dict[int, int]:
     """Pid and start ticks of what ``pid`` forked, of every generation, the dead left out."""
+    if _read(os.getpid(), f"task/{os.getpid()}/children") is None:
+        return _descendants_by_parent(pid)
     found: dict[int, int] = {}
     pending = [pid]
     while pending and len(found) < limit:
@@ -98,6 +100,17 @@ def descendants(pid: int, limit: int = 4096) -> dict[int, int]:
                     found[child] = seen.start_ticks
                     pending.append(child)
     return found
+
+
+def _descendants_by_parent(pid: int) -> dict[int, int]:
+    """For a kernel without CONFIG_PROC_CHILDREN: by one look at every process."""
+    stats = {other: seen for other in pids() if (seen := stat(other)) is not None}
+    family, grown = {pid}, True
+    while grown:
+        more = {other for other, seen in stats.items() if seen.parent_pid in family} - family
+        family |= more
+        grown = bool(more)
+    return {other: stats[other].start_ticks for other in family - {pid} if stats[other].state not in "ZX"}
 
 
 def pids() -> list[int]:

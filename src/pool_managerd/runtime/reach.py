@@ -31,8 +31,8 @@ class User:
         return {"uid": self.uid, "gid": self.gid, "groups": [gid for gid in self.groups if gid != self.gid]}
 
 
-STRANGER = User("61184", 61184, 61184, (61184,))
-"""Somebody whom nothing belongs to."""
+UNPRIVILEGED = User("61184", 61184, 61184, (61184,))
+"""A user to whom nothing belongs: what it reaches, every engine does."""
 
 
 @dataclass(frozen=True, slots=True)
