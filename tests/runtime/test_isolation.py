@@ -99,6 +99,15 @@ async def test_an_engine_has_limits_and_processes_are_counted_only_where_they_ar
     assert (limits["Max processes"] == "16384") is (os.geteuid() == 0)
 
 
+async def test_an_engine_knows_its_users_name_without_a_user_database(bench: Bench) -> None:
+    ask = "import getpass, os, tempfile; print(getpass.getuser(), os.path.expanduser('~'), tempfile.gettempdir())"
+    record = await bench.run(PreparedEngine("p", sys.executable, ("-I", "-S", "-c", ask)))
+    assert record.code == 0, bench.log()
+    _, home, temporary = bench.log().decode().split()
+    assert home == f"{bench.root}/work/p"
+    assert temporary.startswith(f"{home}/tmp.")
+
+
 @pytest.mark.usefixtures("as_root")
 async def test_uids_that_a_user_or_another_pool_has_are_passed_over(bench: Bench) -> None:
     known = pwd.getpwnam("daemon").pw_uid
@@ -345,7 +354,7 @@ def test_an_engine_inherits_what_it_needs_and_no_secret() -> None:
         "HOME": "/root",
         "PYTHONPATH": "/x",
     }
-    made = engine_environment(inherited, {"PATH": "/own"}, Places("/w", "/w/tmp.1", "/c"), "n")
+    made = engine_environment(inherited, {"PATH": "/own"}, Places("/w", "/w/tmp.1", "/c", "61190"), "n")
     assert made == {
         "PATH": "/own",
         "LC_ALL": "C",
@@ -353,6 +362,9 @@ def test_an_engine_inherits_what_it_needs_and_no_secret() -> None:
         "NVIDIA_VISIBLE_DEVICES": "all",
         "HOME": "/w",
         "XDG_CACHE_HOME": "/c",
+        "TORCHINDUCTOR_CACHE_DIR": "/c/torchinductor",
+        "USER": "61190",
+        "LOGNAME": "61190",
         "TMPDIR": "/w/tmp.1",
         "SPT_NOENV": "1",
         "POOL_MANAGERD_NONCE": "n",

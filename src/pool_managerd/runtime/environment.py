@@ -22,24 +22,32 @@ _MAX_TMPDIR_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where an engine may write: what it works in, what ends with the launch, what a later launch may use again."""
+    """Where an engine may write: what it works in, what ends with the launch, what a later launch may use again.
+
+    ``user`` is whose they are: its name, or its number when it has none.
+    """
 
     home: str
     temporary: str
     cache: str
+    user: str
 
 
 def engine_environment(inherited: Mapping[str, str], own: Mapping[str, str], places: Places, nonce: str) -> dict[str, str]:
     """What of ``inherited`` is harmless, then where it may write, then the engine's ``own`` variables, then the nonce.
 
-    ``SPT_NOENV`` keeps setproctitle from writing a title over the environment, and so over the nonce.
+    ``SPT_NOENV`` keeps setproctitle from writing a title over the environment, and so over the nonce. Programs that want
+    the user's name (Python's getpass) find it without a user database. What PyTorch compiles would be temporary by default.
     """
     kept = {
         name: value
         for name, value in inherited.items()
         if (name in _INHERITED or name.startswith(_INHERITED_PREFIXES)) and not _SECRET.search(name)
     }
-    where = {"HOME": places.home, "XDG_CACHE_HOME": places.cache}
+    where = {
+        "HOME": places.home, "USER": places.user, "LOGNAME": places.user,
+        "XDG_CACHE_HOME": places.cache, "TORCHINDUCTOR_CACHE_DIR": os.path.join(places.cache, "torchinductor"),
+    }  # fmt: skip
     if len(os.fsencode(places.temporary)) <= _MAX_TMPDIR_BYTES:
         where["TMPDIR"] = places.temporary
     return {"PATH": _DEFAULT_PATH, **kept, **where, "SPT_NOENV": "1", **own, NONCE_VARIABLE: nonce}

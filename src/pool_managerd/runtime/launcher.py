@@ -113,6 +113,7 @@ class Launcher:
             home=str(self._files.workdir(engine.pool_id, *owner)),
             temporary=str(self._files.temporary(engine.pool_id, nonce, *owner)),
             cache=str(self._files.cachedir(engine.pool_id, *owner)),
+            user=user.name if user else isolation.user_name(os.geteuid()),
         )
         return {
             "v": wire.VERSION,
