@@ -29,6 +29,14 @@ print(s.getsockname()[1], flush=True)
 sys.stdin.read()
 """
 
+_NOT_DUMPABLE = """
+import ctypes, socket, sys
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+s = socket.create_server(("127.0.0.1", 0))
+print(s.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
 Serve = Callable[..., tuple[int, int]]
 
 
@@ -102,6 +110,21 @@ def test_a_port_that_is_shared_is_not_the_engines(serve: Serve) -> None:
     other, _ = serve("127.0.0.1", port, 0, "SO_REUSEPORT")
     for asked in (pid, other):
         assert owner(asked, "127.0.0.1", port) == "other"
+
+
+def test_an_engine_that_cannot_be_looked_into_is_not_believed_against_a_holder_that_can(serve: Serve) -> None:
+    """As in the moment between its exec and its end."""
+    secret = subprocess.Popen([sys.executable, "-I", "-S", "-c", _NOT_DUMPABLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert secret.stdout is not None
+        port = int(secret.stdout.readline())
+        other, others = serve("127.0.0.1")
+        assert owner(secret.pid, "127.0.0.1", others) == "other"
+        assert owner(secret.pid, "127.0.0.1", port) == ("engine" if os.geteuid() == 0 else "unknown")
+        assert owner(other, "127.0.0.1", port) == "other"
+    finally:
+        secret.kill()
+        secret.communicate()
 
 
 def test_what_was_seen_is_kept_only_while_the_socket_is_the_same(serve: Serve) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
 from pool_managerd.runtime import procfs, wire
@@ -73,25 +73,31 @@ def _owner(pid: int, reached: Iterable[ListeningSocket]) -> Listener:
     wanted = {f"socket:[{socket.inode}]": socket for socket in reached}
     for link, socket in wanted.items():
         if uids and socket.uid not in uids:  # an engine cannot have made it
-            return Listener("other", _who(link, socket))
+            return Listener("other", _who(_holder(link, ()), socket))
     missing, unreadable = set(wanted), False
-    for member in (pid, *_family(pid)):
+    family = (pid, *_family(pid))
+    for member in family:
         held = _descriptors(member)
         unreadable = unreadable or held is None
         missing -= held or set()
         if not missing:
             return OURS
-    if unreadable:
-        return UNKNOWN
     link = min(missing)
-    return Listener("other", _who(link, wanted[link]))
+    holder = _holder(link, family)
+    if holder is None and unreadable:  # in the moment of an exec or an end, too
+        return UNKNOWN
+    return Listener("other", _who(holder, wanted[link]))
 
 
-def _who(link: str, socket: ListeningSocket) -> str:
-    for pid in procfs.pids():
-        if link in (_descriptors(pid) or ()):
-            return f"pid {pid} ({procfs.name(pid) or 'gone'})"
-    return f"a process of user {user_name(socket.uid)}"
+def _holder(link: str, family: Collection[int]) -> int | None:
+    """The pid of a process that holds it, as far as that can be seen."""
+    return next((pid for pid in procfs.pids() if pid not in family and link in (_descriptors(pid) or ())), None)
+
+
+def _who(holder: int | None, socket: ListeningSocket) -> str:
+    if holder is None:
+        return f"a process of user {user_name(socket.uid)}"
+    return f"pid {holder} ({procfs.name(holder) or 'gone'})"
 
 
 def _family(pid: int) -> list[int]:
