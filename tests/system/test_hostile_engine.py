@@ -70,6 +70,8 @@ def test_an_engine_that_shares_the_daemons_user_is_called_not_isolated_and_some_
     assert [wall for wall in sorted(HOLD_WITHOUT_ISOLATION) if passed[wall]] == []
     assert all(passed[wall] for wall in ("other_environment", "daemon_signal", "write_records", "write_state"))
     assert daemon.process is not None
+    record = next((daemon.run / "shims").glob("hostile-*.json"))
+    wait_until(lambda: f"[{grandchild}," in record.read_text(), "the shim to write it down")
     daemon.process.kill()
     daemon.process.wait()
     os.kill(parent(status["pid"]), 9)

@@ -11,18 +11,18 @@ import time
 from pool_managerd.runtime import procfs
 
 MAX_KEPT = 512
-_OFTEN_SECONDS, _SELDOM_SECONDS = 0.25, 2.0
+_FIRST_SECONDS, _OFTEN_SECONDS, _SELDOM_SECONDS = 0.02, 0.25, 2.0
 _YOUNG_SECONDS = 30.0
 _SHARE = 50  # a look may cost a fiftieth of the time
 
 
 class Lineage:
-    """The descendants of process ``pid``, the engine, and of the shim. Young engines are looked at more often."""
+    """The descendants of the shim, its engine left out. The younger the engine, the more often they are looked at."""
 
     def __init__(self, shim: int, engine: int) -> None:
         self._shim, self._engine = shim, engine
         self._began = self._last = time.monotonic()
-        self._gap = _OFTEN_SECONDS
+        self._gap = _FIRST_SECONDS
         self._seen: dict[int, int] = {}
 
     def milliseconds_to_look(self) -> float:
@@ -42,7 +42,8 @@ class Lineage:
         found = procfs.descendants(self._shim)
         found.pop(self._engine, None)
         self._last = time.monotonic()
-        calm = _OFTEN_SECONDS if self._last - self._began < _YOUNG_SECONDS else _SELDOM_SECONDS
+        age = self._last - self._began
+        calm = min(_OFTEN_SECONDS, max(_FIRST_SECONDS, age / 4)) if age < _YOUNG_SECONDS else _SELDOM_SECONDS
         self._gap = max(calm, (self._last - began) * _SHARE)
         if found == self._seen:
             return None
