@@ -45,4 +45,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as temporary:
+        Path(temporary).chmod(0o755)  # run by root, the engine has a user of its own, who must get to its directory
         asyncio.run(main(Path(sys.argv[1]).resolve(), Path(temporary)))

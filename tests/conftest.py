@@ -19,6 +19,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pool_managerd.config import Config, PoolConfig
+from pool_managerd.runtime.confined import ConfinedRun
+from pool_managerd.runtime.engine_users import EngineUsers, UserRules
+from pool_managerd.runtime.files import RuntimeFiles
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAKE_ENGINE = REPOSITORY / "src/pool_managerd/testing/fake_engine.py"
@@ -64,6 +67,11 @@ def http_status(url: str) -> int:
         return error.code
     except OSError:
         return 0
+
+
+def confined() -> ConfinedRun:
+    """Runs programs as the daemon does to ask them what they are."""
+    return ConfinedRun(EngineUsers(UserRules(), RuntimeFiles(Path("/nonexistent"))))
 
 
 @pytest.fixture(scope="session")

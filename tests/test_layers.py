@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "start_sizing": {"core", "errors", "config", "models", "engines"},
     "gpu_parts": {"supervision", "core", "errors", "config", "surveying", "start_sizing", *ADAPTERS},
     "wiring": {"gpu_parts", "supervision", "core", "errors", "config", "surveying", *ADAPTERS},
-    "surveying": {"core", "errors", "config", "host", "engines", "models"},
+    "surveying": {"core", "errors", "config", "host", "engines", "models", "runtime"},
     "api": {"api", "node", "core", "errors", "config", "telemetry", "_version"},
     "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "daemon", "surveying", "_version"} | LOADER,
     "testing": {"testing", "supervision", "core", "errors", "config"},

@@ -17,6 +17,7 @@ from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
+from pool_managerd.runtime import confine
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
@@ -73,6 +74,7 @@ async def serve(config: Config, env: Mapping[str, str]) -> int:
 
     Raises what ``serving`` raises.
     """
+    _close_to_others()
     access, token = _access(config, env)
     logs = configure_logging(_log_options(config, token))
     try:
@@ -168,6 +170,15 @@ def _access(config: Config, env: Mapping[str, str]) -> tuple[Access, Token | Non
         logs.write("error", action, error.message, fields={"code": error.error_code, "bind": config.daemon.bind})
         logs.close()
         raise
+
+
+def _close_to_others() -> None:
+    """An engine that shares our uid can then read neither our memory nor our environment, nor trace us.
+
+    It costs core dumps of the daemon, and that its own user may attach a profiler.
+    """
+    with contextlib.suppress(OSError):
+        confine.prctl(confine.PR_SET_DUMPABLE, 0)
 
 
 def _first_lines(logs: Logging, config: Config, access: Access, token: Token | None) -> None:

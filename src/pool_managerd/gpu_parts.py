@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from pool_managerd.config import Config
 from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident
 from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.registry import Registry
+from pool_managerd.engines.help_parser import Run
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
@@ -62,13 +63,19 @@ class LateWorkers:
             self.found.close()
 
 
-class GpuParts:
-    """Made once per node, inside its event loop. ``own_ports`` are those that this daemon and its engines may hold."""
+@dataclass(frozen=True, slots=True)
+class PreflightMeans:
+    """What preflight may use of the node: the ports that it and its engines hold, and how binaries are asked what they are."""
 
-    def __init__(
-        self, config: Config, clock: Clock, events: EventLog, store: StateStore, own_ports: Callable[[], frozenset[int]]
-    ) -> None:
-        self._config, self._clock, self._events, self._store, self._own_ports = config, clock, events, store, own_ports
+    own_ports: Callable[[], frozenset[int]]
+    run: Run
+
+
+class GpuParts:
+    """Made once per node, inside its event loop."""
+
+    def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
+        self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
         if config.gpu.simulate is not None:
             from pool_managerd.surveying import check_simulation
 
@@ -135,13 +142,15 @@ class GpuParts:
         from pool_managerd.surveying import Setups
 
         if self._setups is None:
-            self._setups = Setups(self._config)
+            self._setups = Setups(self._config, self._means.run)
         return self._setups.problems()
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
         from pool_managerd import surveying
 
-        return surveying.judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._own_ports())
+        return surveying.judged(
+            self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports()
+        )
 
     async def announce(self) -> None:
         """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""

@@ -15,9 +15,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, PoolConfig, split_address
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.engines.help_parser import Run
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
 from pool_managerd.errors import PoolError
@@ -27,6 +29,11 @@ from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.confined import ConfinedRun
+from pool_managerd.runtime.engine_users import EngineUsers, UserRules, check_users, shared_user, usual_user
+from pool_managerd.runtime.files import RuntimeFiles
+from pool_managerd.runtime.isolation import interpreter_needs, require_reach
+from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 ASK_AT_ONCE = 8
@@ -42,11 +49,11 @@ class Setups:
     files are looked for.
     """
 
-    def __init__(self, config: Config, *, engines: bool = True) -> None:
-        self._deep = engines
+    def __init__(self, config: Config, run: Run | None = None, *, engines: bool = True) -> None:
+        self._config, self._deep = config, engines
         self._models = ModelProvisioner(config.base_dir, config.policy)
         ports = PortAllocator(config.daemon.engine_ports)
-        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf)
+        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf, run=run)
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
         self._asking: dict[str, str] = {}
         self._found: dict[str, list[tuple[str, str, str]]] = {}
@@ -110,8 +117,20 @@ class Setups:
         if not self._deep:
             return
         self._tell(pool.id, "engine")
-        for problem in self._engines.problems(pool, path):
+        problems = self._engines.problems(pool, path)
+        for problem in problems:
             yield pool.id, problem.message, problem.hint or ""
+        if path is not None and not problems:
+            try:
+                self._require_reach(pool, path, self._engines.program_path(pool))
+            except PoolError as error:
+                yield pool.id, error.message, error.hint or ""
+
+    def _require_reach(self, pool: PoolConfig, model: str, program: str) -> None:
+        user = usual_user(user_rules(self._config))
+        if user is not None:
+            engine = PreparedEngine(pool.id, program, model_path=model, env=pool.provisioning.env)
+            require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -128,12 +147,45 @@ def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Repor
 
 def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
     """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time."""
-    return replace(machine_of(config, env), setup_problems=(setups or Setups(config)).problems())
+    return replace(machine_of(config, env), setup_problems=(setups or Setups(config, probing(config))).problems())
 
 
 def machine_of(config: Config, env: Mapping[str, str]) -> HostFacts:
     """What this machine alone is: all that bars a start. Blocks, for a bounded time."""
-    return _with_ram(gather(NOT_SCANNED, folders_of(config), env=env))
+    shared, none = _users_of(config)
+    return _with_ram(replace(gather(NOT_SCANNED, folders_of(config), env=env), shared_user=shared, no_user=none))
+
+
+def _users_of(config: Config) -> tuple[str | None, str | None]:
+    """Why engines share the daemon's user, and why they can have none."""
+    rules = user_rules(config)
+    try:
+        check_users(rules)
+        return shared_user(rules), None
+    except PoolError as error:
+        return None, error.message
+
+
+def user_rules(config: Config) -> UserRules:
+    """As whom the configuration wants engines to run."""
+    low, _, high = config.daemon.engine_uids.partition("-")
+    return UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
+
+
+def probing(config: Config) -> ConfinedRun:
+    """Runs a pool's binary to ask it what it is, where no daemon does."""
+    return ConfinedRun(EngineUsers(user_rules(config), RuntimeFiles(config.daemon.runtime_dir)))
+
+
+def needs_root(model: Path, runtime_dir: Path) -> str | None:
+    """What keeps an unprivileged engine from this interpreter, the package and these two paths; None when nothing does.
+
+    None too when the daemon would not be root: then engines are its own user.
+    """
+    if os.geteuid() != 0:
+        return None
+    obstacle = first_obstacle((*interpreter_needs(), Need(str(model), READ), Need(str(runtime_dir), ENTER)), UNPRIVILEGED)
+    return None if obstacle is None else str(obstacle)
 
 
 def judged(

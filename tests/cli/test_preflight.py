@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from dataclasses import replace
@@ -84,12 +85,32 @@ def test_the_table_has_whole_lines_on_the_narrowest_terminal(invoke: Invoke, mon
     assert invoke("preflight", "-o", "table")[1].splitlines()[0] == lines[0]
 
 
-def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
-    file = write(tmp_path, f"profile: dev\npools: [{{id: a, engine: llamacpp, model: 'file:{tiny_model}'}}]\n")
+def test_a_configuration_in_dev_passes_here(invoke: Invoke, tmp_path: Path, open_dir: Path, tiny_model: Path) -> None:
+    daemon = f"daemon: {{runtime_dir: {open_dir}}}\n"
+    file = write(tmp_path, f"profile: dev\n{daemon}pools: [{{id: a, engine: llamacpp, model: 'file:{tiny_model}'}}]\n")
     code, out, _ = invoke("preflight", "--config", file)
     assert (code, json.loads(out)["profile"]) == (0, "dev")
     code, out, _ = invoke("preflight", "--config", file, "-o", "table")
     assert out.splitlines()[-1] == "profile dev: ready"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives engines a user of their own")
+@pytest.mark.parametrize("closed", ["model", "runtime"])
+def test_what_the_engines_user_cannot_reach_is_told_before_any_start(
+    invoke: Invoke, tmp_path: Path, open_dir: Path, tiny_model: Path, closed: str
+) -> None:
+    private = open_dir / "private"
+    private.mkdir(mode=0o700)
+    model = private / "m.gguf" if closed == "model" else tiny_model
+    (private / "m.gguf").write_bytes(tiny_model.read_bytes())
+    runtime = open_dir if closed == "model" else private / "run"
+    pools = f"pools: [{{id: a, engine: llamacpp, model: 'file:{model}', provisioning: {{mode: package}}}}]\n"
+    config = f"profile: dev\ndaemon: {{runtime_dir: {runtime}}}\n{pools}"
+    code, out, _ = invoke("preflight", "--config", write(tmp_path, config))
+    assert code == 1
+    assert f"{private} may not be entered by user" in findings(out)["pool_setup"]["message"]
+    assert "daemon.engine_user: root" in findings(out)["pool_setup"]["remedy"][0]
+    assert invoke("preflight", "--config", write(tmp_path, config.replace("daemon: {", "daemon: {engine_user: root, ")))[0] == 0
 
 
 def test_what_the_configuration_allows_is_shown_as_allowed_but_never_what_a_start_needs(invoke: Invoke, tmp_path: Path) -> None:
@@ -105,7 +126,10 @@ def test_what_the_configuration_allows_is_shown_as_allowed_but_never_what_a_star
         assert (code, f"{needed.partition(':')[0]} cannot be allowed to fail" in err) == (2, True)
 
 
-def test_pools_that_could_never_start_are_told_whatever_the_machine_has(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
+def test_pools_that_could_never_start_are_told_whatever_the_machine_has(
+    invoke: Invoke, tmp_path: Path, open_dir: Path, tiny_model: Path
+) -> None:
+    daemon = f"daemon: {{runtime_dir: {open_dir}}}"
     pools = [
         f"{{id: good, engine: llamacpp, model: 'file:{tiny_model}', provisioning: {{mode: package}}}}",
         "{id: nomodel, engine: llamacpp, model: 'file:none.gguf', provisioning: {mode: package}}",
@@ -114,7 +138,7 @@ def test_pools_that_could_never_start_are_told_whatever_the_machine_has(invoke: 
         "{id: hub, engine: llamacpp, model: 'hf:org/repo/m.gguf', provisioning: {mode: package}}",
         "{id: remote, engine: vllm, model: m, provisioning: {mode: external, url: 'http://127.0.0.1:1'}}",
     ]
-    code, out, _ = invoke("preflight", "--config", write(tmp_path, f"profile: dev\npools: [{', '.join(pools)}]\n"))
+    code, out, _ = invoke("preflight", "--config", write(tmp_path, f"profile: dev\n{daemon}\npools: [{', '.join(pools)}]\n"))
     told = {f["subject"]: (f["message"], f["remedy"]) for f in json.loads(out)["findings"] if f["code"] == "pool_setup"}
     assert (code, sorted(told)) == (1, ["pool cont", "pool hub", "pool nobin", "pool nomodel"])
     assert (

@@ -306,12 +306,17 @@ def test_ports_that_are_taken_are_found() -> None:
     assert codes(facts, pools({}, engine_ports=(8080, 8081))) == []
 
 
-def test_engines_that_nothing_separates_are_told_in_cloud() -> None:
-    facts = machine(gpu(), as_root=False, landlock_abi=4)
-    assert codes(facts, Wants("cloud"), "warn") == ["isolation"]
-    assert (
-        codes(facts, Wants("home"), "warn") == codes(machine(gpu(), as_root=False, landlock_abi=6), Wants("cloud"), "warn") == []
-    )
+def test_cloud_fails_where_engines_share_the_daemons_user_whatever_the_kernel_could_do() -> None:
+    apart = machine(gpu(), as_root=True, landlock_abi=None)
+    assert codes(apart, Wants("cloud")) == []
+    for shared in ({"as_root": False, "landlock_abi": 6}, {"as_root": True, "shared_user": "daemon.engine_user is root"}):
+        facts = machine(gpu(), **shared)
+        assert codes(facts, Wants("cloud")) == ["isolation"]
+        assert codes(facts, Wants("home")) == codes(facts, Wants("home"), "warn") == []
+
+
+def test_a_root_that_can_give_engines_no_user_fails_in_every_profile() -> None:
+    assert codes(machine(gpu(), as_root=True, no_user="cannot choose the engine's user"), Wants("home")) == ["isolation"]
 
 
 def test_an_override_names_a_code_or_one_subject_and_is_recorded() -> None:

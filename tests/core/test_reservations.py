@@ -137,6 +137,12 @@ def test_a_process_belongs_to_the_pool_whose_nonce_or_parent_it_has() -> None:
     assert {pid: o.pool_id for pid, o in owners(listed, MARKS, {}).items()} == {100: "a", 150: "b", 160: "a"}
 
 
+def test_a_process_without_a_mark_whose_parent_has_ended_belongs_to_the_pool_of_its_shim() -> None:
+    marks = [EngineMark("a", 100, "nonce-a", 90), EngineMark("b", 200, "nonce-b")]
+    listed = [process(160, ancestors=(90, 50)), process(170, ancestors=(50,)), process(180, ancestors=(0,))]
+    assert {pid: o.pool_id for pid, o in owners(listed, marks, {}).items()} == {160: "a"}
+
+
 def test_a_process_that_has_ended_is_remembered_and_its_pid_in_other_hands_is_not() -> None:
     known = {150: Owner("b", 5000)}
     assert owners([process(150)], MARKS, known) == {150: Owner("b", 5000)}

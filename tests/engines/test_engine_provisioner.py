@@ -21,7 +21,7 @@ from pool_managerd.engines import provisioner as module
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import EngineError, PoolError, SpecError
-from tests.conftest import free_port, http_status, wait_until
+from tests.conftest import confined, free_port, http_status, wait_until
 
 MakePool = Callable[..., PoolConfig]
 Run = Callable[[tuple[str, ...], dict[str, str]], subprocess.Popen[bytes]]
@@ -30,7 +30,7 @@ MODEL = ResolvedModel("file:m.gguf", "/m/m.gguf", 10)
 
 def engines(config: Config, **options: bool) -> EngineProvisioner:
     has_gpu = options.get("gpu", False)
-    return EngineProvisioner(config, PortAllocator("21000-28999"), has_gpu=lambda: has_gpu)
+    return EngineProvisioner(config, PortAllocator("21000-28999"), has_gpu=lambda: has_gpu, run=confined())
 
 
 def script(folder: Path, body: str = "exit 0") -> Path:

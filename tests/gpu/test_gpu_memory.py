@@ -81,6 +81,24 @@ def test_a_stop_is_over_only_when_grandchildren_hold_no_memory_either(make_node:
     assert row["vram_used_bytes"] == 0 and row["reservations"] == [] == row["foreign"]
 
 
+def test_a_grandchild_that_nothing_marks_is_its_pools_and_ends_with_it(make_node: MakeNode, fake: MakePool) -> None:
+    """As vLLM's engine core after it has rewritten its title, here without its parent and session as well."""
+    family = fake("a", script=("--orphans", "1"), devices=[0], gib=10)
+    node = make_node(ONE, "engines vram=1GiB", pools=[family]).start()
+    node.until_ready("a")
+    said = next(line for line in node.get("/v1/pools/a/logs")[1].splitlines() if line.startswith("grandchild "))
+    child = int(said.split()[1])
+    node.become(ONE, "engines vram=1GiB", f"process gpu=0 pid={child} vram=2GiB")
+    until(lambda: child in node.device("0")["reservations"][0]["pids"], "the grandchild to be the pool's")
+    assert node.device("0")["foreign"] == []
+    os.kill(parent_of(node.status("a")["pid"]), 9)  # its shim
+    until(lambda: not alive(child), "the grandchild to be ended")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_grandchildren_that_the_driver_still_lists_keep_the_pool_from_being_down(make_node: MakeNode, fake: MakePool) -> None:
     family = fake("a", script=("--fork-grandchildren", "1", "--setsid"), devices=[0], gib=10)
     node = make_node(ONE, "engines vram=1GiB", pools=[family], gpu={"vram_wait_ms": 60_000}).start()

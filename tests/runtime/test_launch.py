@@ -92,7 +92,8 @@ async def test_the_environment_does_not_leak_secrets(bench: Bench, monkeypatch: 
     assert "CUDA_CACHE_PATH=/cache\n" in log
     assert f"HOME={bench.root}/work/p\n" in log
     assert f"POOL_MANAGERD_NONCE={process.identity.nonce}\n" in log
-    assert read(f"/proc/{bench.spawner.pid}/environ") == b""
+    if os.geteuid() == 0:  # nobody else may look
+        assert read(f"/proc/{bench.spawner.pid}/environ") == b""
 
 
 async def test_the_engine_works_in_a_directory_of_its_own(bench: Bench) -> None:

@@ -67,6 +67,10 @@ async def test_closing_ends_the_fork_server_and_leaves_engines_alone(bench: Benc
     assert (await within(2, process)).signal == signal.SIGKILL
 
 
+looks_into_shims = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into the fork server and its shims")
+
+
+@looks_into_shims
 async def test_nothing_of_the_daemon_stays_open_in_fork_server_and_shim(bench: Bench, tmp_path: Path) -> None:
     held = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(held, True)
@@ -107,6 +111,7 @@ async def test_an_interpreter_that_is_missing_is_reported() -> None:
         await Spawner("/no/such/python").start()
 
 
+@looks_into_shims
 async def test_a_shim_costs_little_memory(bench: Bench) -> None:
     processes = await asyncio.gather(*(bench.launch(sh("exec sleep 60", pool_id=f"p{n}")) for n in range(20)))
     sizes = [_pss_kib(process.identity.shim_pid) for process in processes]

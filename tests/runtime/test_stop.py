@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.launcher import LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
@@ -114,8 +118,80 @@ async def test_an_end_is_noticed_although_a_grandchild_holds_the_output(bench: B
     started = time.monotonic()
     end(process.pid)
     await within(3, process)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 2.5, "a moment for it to end by itself, and no more"
     assert not alive(holder)
+
+
+# Each lives only until it has forked the next one.
+_CHAIN = """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            if os.fork() != 0:
+                os._exit(0)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("how", ["stop", "lost shim"])
+async def test_processes_that_fork_on_and_on_do_not_outrun_their_end(bench: Bench, how: str) -> None:
+    process = await bench.launch(PreparedEngine("p", sys.executable, ("-I", "-S", "-c", _CHAIN)))
+    await bench.says("up")
+    process.stop(500) if how == "stop" else end(process.shim_pid)
+    await within(8, process)
+    uid = process.identity.uid
+    await eventually(lambda: not [pid for pid in procfs.pids() if uid in procfs.uids(pid)])
+
+
+_TRACKER = "trap '' TERM; echo ready; while [ -e /proc/%s/exe ]; do sleep 0.05; done; sleep 0.3; rm %s; echo tidied"
+
+
+@pytest.mark.parametrize("stop", ["stop", "death"])
+async def test_descendants_may_clean_up_after_the_engine(bench: Bench, stop: str) -> None:
+    kept = "$HOME/segment"
+    process = await bench.launch(sh(f"touch {kept}; ({_TRACKER % ('$$', kept)}) & exec sleep 60"))
+    await bench.says("ready")
+    if stop == "stop":
+        process.stop(5000)
+    else:
+        end(process.pid)
+    await within(4, process)
+    assert b"tidied" in bench.log()
+    assert not (bench.root / "work/p/segment").exists()
+
+
+async def test_a_stop_without_time_gives_descendants_none(bench: Bench) -> None:
+    process = await bench.launch(fake("--fork-grandchildren", "1", "--setsid"))
+    await bench.grandchildren(1)
+    started = time.monotonic()
+    process.kill()
+    await within(3, process)
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("how", ["stop", "lost shim"])
+async def test_shared_memory_and_temporary_files_of_a_pool_with_its_own_uid_end_with_it(bench: Bench, how: str) -> None:
+    name = f"/dev/shm/pm-test-{os.getpid()}"
+    script = f"touch {name} $TMPDIR/x; mkdir {name}.d; touch {name}.d/x; echo $TMPDIR; exec sleep 60"
+    process = await bench.launch(sh(script))
+    await bench.says("/tmp")
+    await eventually(lambda: Path(f"{name}.d/x").exists())
+    mine = Path(f"{name}-mine")
+    mine.touch()
+    try:
+        process.stop(2000) if how == "stop" else end(process.shim_pid)
+        await within(3, process)
+        assert not Path(name).exists()
+        assert not Path(f"{name}.d").exists()
+        assert mine.exists()
+        assert list((bench.root / "work/p").iterdir()) == []
+    finally:
+        mine.unlink()
 
 
 async def test_orphans_that_end_on_their_own_are_collected_while_the_engine_runs(bench: Bench) -> None:

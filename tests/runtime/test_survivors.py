@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.launcher import LaunchOptions
+from pool_managerd.runtime.strays import kill_strays
 from pool_managerd.runtime.survivors import stop_survivors
-from tests.runtime.support import DEADLINE_SECONDS, Bench, alive, end, eventually, fake, sh
+from tests.runtime.support import DEADLINE_SECONDS, Bench, alive, end, eventually, fake, sh, within
 
 # A daemon that holds a lock and a port, starts an engine, and dies without any clean-up.
 _DOOMED_DAEMON = """
@@ -121,6 +124,7 @@ async def test_what_a_lost_shim_left_behind_is_found_by_its_nonce(bench: Bench) 
     process = await bench.launch(fake("--fork-grandchildren", "2", "--setsid"))
     grandchildren = await bench.grandchildren(2)
     process.close()
+    await bench.spawner.close()  # as if the daemon were dead: its fork server would see to them at once
     end(process.identity.shim_pid)
     await eventually(lambda: not alive(process.pid))
     assert all(alive(pid) for pid in grandchildren)
@@ -128,6 +132,103 @@ async def test_what_a_lost_shim_left_behind_is_found_by_its_nonce(bench: Bench) 
     assert outcome == "killed"
     assert "left 2 processes behind" in human
     await eventually(lambda: not [pid for pid in grandchildren if alive(pid)])
+
+
+# Leaves the session, changes its group, wipes what /proc shows of its environment, and closes the engine's output.
+_ERASED = """
+import os, signal, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.execve("/bin/sleep", ["VLLM::EngineCore", "60"], {})
+"""
+
+
+def with_an_erased_grandchild() -> PreparedEngine:
+    start = f"{sys.executable} -I -S -c '{_ERASED}' >&- 2>&-; exec sleep 60"
+    return PreparedEngine("p", "/bin/sh", ("-c", start))
+
+
+async def erased_grandchild_of(shim_pid: int) -> int:
+    def found() -> list[int]:
+        return [pid for pid in procfs.children(shim_pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM")]
+
+    await eventually(found)
+    return found()[0]
+
+
+async def test_a_grandchild_that_erased_every_mark_dies_with_its_lost_shim(bench: Bench) -> None:
+    process = await bench.launch(with_an_erased_grandchild())
+    child = await erased_grandchild_of(process.identity.shim_pid)
+    assert procfs.nonce(child) is None
+    assert os.getsid(child) == child
+    end(process.identity.shim_pid)
+    await within(3, process)
+    await eventually(lambda: not alive(child))
+
+
+@pytest.mark.parametrize("user", [None, "daemon"])
+async def test_the_next_daemon_ends_a_grandchild_that_erased_every_mark_too(bench: Bench, user: str | None) -> None:
+    """By the pool's own uid where it has one, else by what the shim wrote down."""
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("only root can change users")
+    process = await bench.launch(with_an_erased_grandchild(), options=LaunchOptions(engine_user=user))
+    child = await erased_grandchild_of(process.identity.shim_pid)
+    records = bench.files.records
+    if process.identity.uid == 0:
+        await eventually(lambda: (child, procfs.start_ticks(child)) in records.descendants_of(process.identity))
+    process.close()
+    await bench.spawner.close()
+    end(process.identity.shim_pid)
+    await eventually(lambda: not alive(process.pid))
+    assert alive(child)
+    assert (await stopped(process.identity))[0] == "killed"
+    await eventually(lambda: not alive(child))
+
+
+async def test_another_launch_of_the_pool_is_left_alone(bench: Bench) -> None:
+    lost = await bench.launch(sh("exec sleep 60"))
+    other = await bench.launch(with_an_erased_grandchild(), epoch=2)
+    child = await erased_grandchild_of(other.identity.shim_pid)
+    end(lost.identity.shim_pid)
+    await within(3, lost)
+    assert await kill_strays(lost.identity) == []
+    assert alive(other.pid)
+    assert alive(child)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("doubt", ["owner", "mode", "directory"])
+async def test_a_record_that_another_user_could_have_written_is_not_believed(bench: Bench, doubt: str) -> None:
+    process = await bench.launch(sh("exec sleep 60"))
+    (path,) = (bench.root / "shims").glob("*.json")
+    assert len(bench.files.records.all()) == 1
+    if doubt == "owner":
+        os.chown(path, 65534, 65534)
+    else:
+        (path if doubt == "mode" else path.parent).chmod(0o777)
+    files = bench.files
+    files.prepare()
+    assert files.records.all() == []
+    assert alive(process.pid)
+    os.chown(path, 0, 0)
+    path.chmod(0o600)
+
+
+async def test_a_process_without_a_nonce_needs_another_proof(bench: Bench) -> None:
+    unrelated = subprocess.Popen(["/bin/sleep", "60"], env={}, start_new_session=True)
+    try:
+        template = (await bench.launch(sh("exit 0"))).identity
+        ticks = procfs.start_ticks(unrelated.pid) or 0
+        identity = dataclasses.replace(template, pid=unrelated.pid, start_ticks=ticks, shim_pid=0, nonce="d" * 32)
+        outcome, human = await stopped(identity)
+        assert outcome == "not ours"
+        assert "nothing proves" in human
+        assert unrelated.poll() is None
+    finally:
+        unrelated.kill()
+        unrelated.wait()
 
 
 async def test_an_engine_without_a_shim_is_stopped_directly(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,83 @@ def test_a_directory_that_cannot_be_made_is_a_clear_refusal(tmp_path: Path) -> N
         DirectoryLock(tmp_path / "file/run", "runtime directory").acquire()
     assert (refused.value.error_code, refused.value.http_status) == ("STATE_UNWRITABLE", 507)
     assert "--runtime-dir" in (refused.value.hint or "")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_directories_and_lock_have_their_modes_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        for name, wanted in (("a/b/state", 0o700), ("c/run", 0o755)):
+            lock = DirectoryLock(tmp_path / name, "state directory", wanted)
+            lock.acquire()
+            lock.release()
+            assert (mode(tmp_path / name), mode(tmp_path / name / "daemon.lock")) == (wanted, 0o600)
+            assert lock.repaired == []
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a") == mode(tmp_path / "a/b") == 0o755
+
+
+def test_nobody_else_can_take_the_lock_of_an_older_version(lock: DirectoryLock, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/daemon.lock").write_text("")
+    (tmp_path / "state/daemon.lock").chmod(0o644)
+    lock.acquire()
+    assert mode(tmp_path / "state/daemon.lock") == 0o600
+    lock.release()
+
+
+@pytest.mark.parametrize("loose", ["state", "state/state.db", "state/state.db-wal", "state/daemon.lock"])
+def test_what_is_ours_but_loose_is_closed_and_said(lock: DirectoryLock, tmp_path: Path, loose: str) -> None:
+    (tmp_path / "state").mkdir(0o700)
+    for name in ("state.db", "state.db-wal", "daemon.lock"):
+        (tmp_path / "state" / name).write_bytes(b"")
+        (tmp_path / "state" / name).chmod(0o600)
+    (tmp_path / loose).chmod(0o777)
+    lock.acquire()
+    assert mode(tmp_path / loose) & 0o022 == 0
+    assert len(lock.repaired) == 1
+    assert f"{tmp_path / loose} could be written by other users (mode 0777)" in lock.repaired[0]
+    lock.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("foreign", ["state", "state/state.db", "state/daemon.lock"])
+def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(
+    lock: DirectoryLock, tmp_path: Path, foreign: str
+) -> None:
+    (tmp_path / "state").mkdir(0o700)
+    for name in ("state.db", "daemon.lock"):
+        (tmp_path / "state" / name).write_bytes(b"")
+    os.chown(tmp_path / foreign, 65534, 65534)
+    with pytest.raises(NodeError, match="belongs to uid 65534") as refused:
+        lock.acquire()
+    assert refused.value.error_code == "DIRECTORY_NOT_OURS"
+    assert f"chown 0 {tmp_path / foreign}" in (refused.value.hint or "")
+
+
+def test_a_mount_for_everybody_is_closed_but_the_systems_own_are_refused(lock: DirectoryLock, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o1777)
+    lock.acquire()
+    lock.release()
+    assert mode(tmp_path / "state") == 0o1755
+    shared = Path("/dev/shm")
+    before = mode(shared)
+    with pytest.raises(NodeError):
+        DirectoryLock(shared, "state directory").acquire()
+    assert mode(shared) == before
+
+
+def test_a_parent_in_which_every_user_can_swap_the_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    lock = DirectoryLock(tmp_path / "open/state", "state directory")
+    lock.acquire()
+    lock.release()
+    assert len(lock.repaired) == 1
+    assert lock.repaired[0].endswith(f"chmod o-w {tmp_path / 'open'}")

@@ -15,16 +15,18 @@ from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
+from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.testing.fake_parts import FakeNode, no_binary
+from pool_managerd.testing.fake_parts import FakeListeners, FakeNode, no_binary
 from pool_managerd.testing.manual_clock import settle
 
 BAD = ProbeResult(ProbeOutcome.ERROR, "answered 503")
+STRANGER = Listener("other", "pid 666 (stranger)")
 
 
 class Store:
@@ -298,9 +300,8 @@ async def test_a_process_whose_news_comes_too_late_is_killed(world: World) -> No
 
 async def test_a_good_answer_from_another_program_on_the_port_is_not_believed() -> None:
     world = World()
-    world.pools = Pools(
-        world.config, world.fakes.services(owns_port=lambda pid, port: False), world.store, world.store, world.new_id
-    )
+    services = world.fakes.services(listener=FakeListeners(STRANGER))
+    world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
     driver = world.pools.add("p", world.config.pools[0])
     operation = await world.start()
     await world.fakes.clock.advance(1)
@@ -309,6 +310,38 @@ async def test_a_good_answer_from_another_program_on_the_port_is_not_believed() 
     with pytest.raises(EngineError, match="health check failed"):
         await operation.wait()
     await driver.close()
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+async def test_a_ready_pool_whose_port_another_process_took_is_unready_at_the_next_probe(fail_open: bool) -> None:
+    world = World(profile="dev" if fail_open else "home")
+    listeners = FakeListeners()
+    world.pools = Pools(world.config, world.fakes.services(listener=listeners), world.store, world.store, world.new_id)
+    driver = world.pools.add("p", world.config.pools[0])
+    await (await world.start()).wait()
+    listeners.found = STRANGER
+    await world.fakes.clock.advance(world.config.health.probe_interval_ms / 1000 + 0.1)
+    assert not view(driver.instance).ready
+    assert "is not held by this engine but by pid 666 (stranger)" in (driver.instance.last_error or "")
+    await driver.close()
+
+
+async def test_an_answer_does_not_count_when_nothing_listens_any_more() -> None:
+    world = World()
+    services = world.fakes.services(listener=FakeListeners(NOBODY))
+    world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
+    driver = world.pools.add("p", world.config.pools[0])
+    await world.start()
+    await world.fakes.clock.advance(1)
+    assert not view(driver.instance).ready and "nothing listens" in driver.instance.probe_reason
+    await driver.close()
+
+
+async def test_a_pool_that_is_removed_leaves_nothing(world: World) -> None:
+    driver = world.pools.add("s")
+    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    await world.pools.remove(driver)
+    assert world.fakes.launcher.forgotten == ["s"]
 
 
 async def test_readiness_is_asked_for_often_at_first(world: World) -> None:
@@ -567,15 +600,14 @@ async def test_an_event_id_of_an_earlier_daemon_resumes_from_the_beginning(world
 
 async def test_an_engine_that_ends_without_a_word_on_a_port_that_others_hold_gets_another_port() -> None:
     world = World()
-    world.pools = Pools(
-        world.config, world.fakes.services(owns_port=lambda pid, port: False), world.store, world.store, world.new_id
-    )
+    services = world.fakes.services(listener=FakeListeners(STRANGER))
+    world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
     driver = world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = BAD
     driver.post(ev.Start())
     await settle()
     world.fakes.launcher.processes[0].end(ExitRecord(code=1))
-    async with asyncio.timeout(5):  # who holds the port is looked up in a thread
+    async with asyncio.timeout(5):
         while len(world.fakes.launcher.processes) < 2:
             await asyncio.sleep(0)
     assert "port_conflict" in world.fakes.types() and driver.instance.crash_count == 0

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pool_managerd.runtime import procfs
 from tests.conftest import wait_until
 from tests.system.daemons import Daemon, engine
 from tests.system.nodes import alive, mentioning
@@ -19,6 +21,15 @@ from tests.system.nodes import alive, mentioning
 Make = Callable[..., Daemon]
 TOKEN = "canary-token-0123456789-abcdefghij"
 SECRET = "canary-env-5ecret-value"
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
+
+
+def parent_of(pid: int) -> int:
+    found = procfs.stat(pid)
+    assert found is not None
+    return found.parent_pid
 
 
 @pytest.fixture
@@ -125,14 +136,48 @@ def test_it_works_as_a_normal_user(make: Make) -> None:
         pytest.skip("becoming another user needs root and setpriv")
     daemon = make()
     os.chown(daemon.folder, 65534, 65534)
-    daemon.start(wrap=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"))
+    daemon.start(wrap=AS_NOBODY)
+    assert daemon.process is not None
     pid = daemon.preload("p", "--fork-grandchildren", "1", "--setsid")["pid"]
-    assert Path(f"/proc/{pid}").stat().st_uid == 65534 and daemon.status()["isolation"]
+    assert Path(f"/proc/{pid}").stat().st_uid == 65534 and daemon.status()["isolation"] == "none"
+    shim = parent_of(pid)
+    own = (daemon.process.pid, shim, parent_of(shim))
+    for private in (f"/proc/{other}/{entry}" for other in own for entry in ("environ", "mem")):
+        reading = subprocess.run([*AS_NOBODY, "head", "-c1", private], capture_output=True, check=False)
+        assert b"Permission denied" in reading.stderr, (private, reading)
     os.kill(pid, 9)
     daemon.until(lambda s: s["ready"] and s["pid"] != pid, "the restart")
     again = daemon.status()["pid"]
     assert daemon.post("/v1/pools/p/drain?wait=true")[0] == 200 and not alive(again)
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
+
+
+def test_directories_that_everybody_may_write_are_closed_and_said_and_modes_are_ours_whatever_the_umask(make: Make) -> None:
+    daemon = make()
+    for loose in (daemon.run, daemon.run / "shims", daemon.state):
+        loose.mkdir()
+        loose.chmod(0o777)
+    daemon.start(umask=0)
+    daemon.preload("p")
+    writable = [path for path in daemon.folder.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert writable == []
+    told = " ".join(line["human"] for line in daemon.lines("notice"))
+    assert all(f"{loose} could be written by other users" in told for loose in (daemon.run, daemon.run / "shims", daemon.state))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("foreign", ["state", "state/state.db", "run", "run/shims", "run/work", "run/engines"])
+def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(make: Make, foreign: str) -> None:
+    daemon = make()
+    path = daemon.folder / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"") if path.suffix else path.mkdir()
+    os.chown(path, 65534, 65534)
+    assert daemon.launch().wait(20) == 1
+    assert str(path) in daemon.text() and "belongs to uid 65534" in daemon.text()
+    assert "chown" in daemon.text()
+    os.chown(path, 0, 0)
+    daemon.start()
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | head -c 1 >/dev/null"])
@@ -148,8 +193,9 @@ def test_a_closed_or_full_output_does_not_end_it_or_reach_its_files(make: Make, 
     holder = (daemon.state / "daemon.lock").read_text()
     assert holder.strip().isdigit(), "no output was written into the lock file"
     leader = int(holder)
-    standard = {str(Path(f"/proc/{leader}/fd/{fd}").readlink()) for fd in (0, 1, 2)}
-    assert standard.isdisjoint(str(path) for folder in (daemon.state, daemon.run) for path in folder.rglob("*"))
+    if os.geteuid() == 0:  # nobody else may look
+        standard = {str(Path(f"/proc/{leader}/fd/{fd}").readlink()) for fd in (0, 1, 2)}
+        assert standard.isdisjoint(str(path) for folder in (daemon.state, daemon.run) for path in folder.rglob("*"))
     os.kill(leader, 15)
     wait_until(lambda: not alive(leader), "the daemon to end", 10)
     wait_until(lambda: mentioning(daemon.folder) == [], "its shell to end", 10)

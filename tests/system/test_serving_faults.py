@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
+import pytest
+
 from pool_managerd import PoolManager
+from pool_managerd.errors import PoolError
 from tests.system.nodes import alive, config, left_behind, mentioning, scripted, until
 
 FAST_FAIL = {
@@ -29,6 +33,26 @@ async def test_a_stopped_process_is_unready_soon_and_ready_again_when_it_goes_on
         await until(lambda: node.status("p")["ready"], "the engine to be believed again", 5)
         assert node.status("p")["pid"] == outcome["pid"]
     assert mentioning(open_dir) == []
+
+
+async def test_a_pool_whose_port_another_pools_engine_took_is_unready_and_names_it(open_dir: Path) -> None:
+    """Its own engine closed the port; the other answers every probe, and every answer is wrong."""
+    health = {**FAST_FAIL, "failure_threshold": 1000}
+    async with PoolManager(config(open_dir, health=health)) as node:
+        victim = scripted("victim", "--close-port-after", "1")
+        await (await node.preload("victim", victim)).wait()
+        await until(lambda: not node.status("victim")["ready"] or closed(victim.port), "the port to be closed", 5)
+        thief = await (await node.preload("thief", scripted("thief", port=victim.port))).wait()
+        await until(lambda: not node.status("victim")["ready"], "the victim to be unready", 5)
+        assert f"is not held by this engine but by pid {thief['pid']}" in node.status("victim")["last_error"]
+        with pytest.raises(PoolError):
+            node.allocate_lease("victim")
+        assert node.status("thief")["ready"]
+
+
+def closed(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def test_an_engine_that_ignores_sigterm_and_its_grandchildren_are_gone_after_a_stop(open_dir: Path) -> None:

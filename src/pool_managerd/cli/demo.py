@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from pool_managerd import surveying
 from pool_managerd._version import __version__
 from pool_managerd.cli.ask import Answer, ask
 from pool_managerd.cli.exits import NO, OK
@@ -38,7 +39,11 @@ def run_demo() -> int:
     folder.chmod(0o755)  # the engine runs as another user when the demo is root: it must be able to walk through
     screen = Screen()
     try:
-        config = demo_config(find_model(), folder)
+        model = find_model()
+        out_of_reach = surveying.needs_root(model, folder)
+        config = demo_config(model, folder, engine_user=None if out_of_reach is None else "root")
+        if out_of_reach is not None:
+            screen.step(f"The demo's engine runs as root (daemon.engine_user: root), without isolation: {out_of_reach}", mark="!")
         return asyncio.run(_demo(config, screen))
     except PoolError as error:
         screen.failed(error.message, error.hint)
@@ -77,12 +82,13 @@ def _threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
-def demo_config(model: Path, folder: Path) -> Config:
+def demo_config(model: Path, folder: Path, engine_user: str | None = None) -> Config:
     """One pool of the embedded llama.cpp engine, all files below ``folder``."""
+    places = {"runtime_dir": folder / "runtime", "state_dir": folder / "state"}
     return Config.model_validate(
         {
             "profile": "dev",
-            "daemon": {"bind": "127.0.0.1:0", "runtime_dir": folder / "runtime", "state_dir": folder / "state"},
+            "daemon": {"bind": "127.0.0.1:0", "engine_user": engine_user, **places},
             "pools": [
                 {
                     "id": _POOL,

@@ -109,3 +109,11 @@ class ExitRecord:
     @property
     def known(self) -> bool:
         return self.code is not None or self.signal is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramAnswer:
+    """What a program printed when it was run to its end, stderr included; ``problem`` says what went wrong, in words."""
+
+    output: bytes
+    problem: str = ""

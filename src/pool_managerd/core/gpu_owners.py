@@ -10,11 +10,15 @@ from pool_managerd.core.devices import DeviceProcess
 
 @dataclass(frozen=True, slots=True)
 class EngineMark:
-    """How a pool's engine and what descends from it are recognised."""
+    """How a pool's engine and what descends from it are recognised.
+
+    What loses its parent becomes a child of the shim, whatever title and session it gave itself; 0 when there is none.
+    """
 
     pool_id: str
     pid: int
     nonce: str
+    shim_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ def owners(processes: Iterable[DeviceProcess], marks: Iterable[EngineMark], know
     by_nonce, by_pid = {}, {}
     for mark in marks:
         by_nonce[mark.nonce] = by_pid[mark.pid] = mark.pool_id
+        if mark.shim_pid > 1:
+            by_pid[mark.shim_pid] = mark.pool_id
     pools = set(by_pid.values())
     found: dict[int, Owner] = {}
     for process in processes:

@@ -1,26 +1,20 @@
 """What options an engine binary has, read from its own ``--help``, and what version it is, from ``--version``.
 
-The answers are kept per binary (path, inode, size, mtime), so a restart asks nothing. The binary runs as the user the
-engine will run as, with a small environment, bounded output and a deadline.
+The answers are kept per file as long as it is unchanged, so a restart asks nothing. Who runs the binary, confined as
+an engine is, is the caller's to give.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pwd
 import re
-import select
-import signal
-import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from pool_managerd.core.artifacts import ProgramAnswer
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.llamacpp_server import missing_library
 
@@ -121,12 +115,18 @@ def recorded_options() -> OptionTable:
     return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in json.loads(text)), ALIASES)
 
 
-class BinaryProbe:
-    """Asks llama-server binaries what they are. ``user`` is who they run as when this process is root."""
+class Run(Protocol):
+    """Runs a program to its end, within bounds of time and output, so that nothing of it stays."""
 
-    def __init__(self, user: str | None = None) -> None:
-        self._user = user
-        self._known: dict[tuple[str, str, int, int, int], BinaryFacts] = {}
+    def __call__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, max_bytes: int) -> ProgramAnswer: ...
+
+
+class BinaryProbe:
+    """Asks llama-server binaries what they are, through ``run``; without it none is run, and what is recorded holds."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        self._run_program = run
+        self._known: dict[tuple[str | int, ...], BinaryFacts] = {}
 
     def facts(self, path: Path, library_path: str = "") -> BinaryFacts:
         """Options and version of ``path``. Blocks up to 20 s; run it in a thread. A silent binary costs warnings only.
@@ -134,7 +134,8 @@ class BinaryProbe:
         ``library_path`` is the LD_LIBRARY_PATH that the engine will have, if any.
         """
         info = path.stat()
-        key = (str(path), library_path, info.st_ino, info.st_size, info.st_mtime_ns)
+        # Whoever replaces a file can set its mtime, but not its ctime.
+        key = (str(path), library_path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         if key not in self._known:
             if len(self._known) >= 64:
                 self._known.clear()
@@ -162,6 +163,8 @@ class BinaryProbe:
 
     def load_problem(self, *argv: str) -> tuple[str, tuple[str, str] | None]:
         """What goes wrong when a program is run that does no more than load something, and the library it lacks. Blocks."""
+        if self._run_program is None:
+            return "", None
         text, problem = self._run(Path(argv[0]), argv[1:], "")
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
         return (last or problem if problem else ""), missing_library(text) if problem else None
@@ -176,51 +179,7 @@ class BinaryProbe:
         env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
         if library_path:
             env["LD_LIBRARY_PATH"] = library_path
-        try:
-            with subprocess.Popen(
-                [str(path), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd="/",
-                start_new_session=True,
-                **self._identity(),
-            ) as process:
-                return _collect(process, PROBE_TIMEOUT_S if timeout_s is None else timeout_s)
-        except OSError as error:
-            return "", f"cannot be run: {error.strerror or error}"
-
-    def _identity(self) -> dict[str, Any]:
-        if os.geteuid() != 0:
-            return {}
-        try:
-            entry = pwd.getpwnam(self._user or "nobody")
-        except KeyError:
-            return {}
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _collect(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[str, str]:
-    """Read what it prints, up to a size and a deadline; then it and whatever it started are ended."""
-    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
-    fd, deadline, output = process.stdout.fileno(), time.monotonic() + timeout_s, bytearray()
-    problem = ""
-    while len(output) < MAX_HELP_BYTES:
-        if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
-            problem = f"gave no answer within {timeout_s:g} s"
-            break
-        block = os.read(fd, 65536)
-        if not block:
-            break
-        output += block
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(0.5 if not problem else 0)
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still this child's
-        process.wait()
-        problem = problem or "does not end"
-    elif process.returncode:
-        code = process.returncode
-        problem = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
-    return output.decode("utf-8", "replace"), problem
+        if self._run_program is None:
+            return "", "was not asked"
+        answer = self._run_program([str(path), *arguments], env, timeout_s or PROBE_TIMEOUT_S, MAX_HELP_BYTES)
+        return answer.output.decode("utf-8", "replace"), answer.problem

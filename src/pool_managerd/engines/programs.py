@@ -13,7 +13,7 @@ from pathlib import Path
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.engines import llamacpp_server, vllm
 from pool_managerd.engines.flags import Option, OptionTable
-from pool_managerd.engines.help_parser import ALIASES, MIN_OPTIONS, BinaryProbe, recorded_options
+from pool_managerd.engines.help_parser import ALIASES, MIN_OPTIONS, BinaryProbe, Run, recorded_options
 from pool_managerd.engines.vllm_flags import SET_BY_DAEMON, parse_argparse_help, table_of
 from pool_managerd.errors import EngineError, SpecError
 
@@ -36,9 +36,9 @@ class Program:
 class EnginePrograms:
     """Finds the programs of configured pools. What was learnt of one is kept as long as it is the same. Blocking."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, run: Run | None = None) -> None:
         self._config = config
-        self._binaries = BinaryProbe(config.daemon.engine_user)
+        self._binaries = BinaryProbe(run)
         self._package: tuple[int, Program] | None = None
         self._package_loads: object = None
         self._vllm_helps: dict[tuple[str, str], OptionTable] = {}

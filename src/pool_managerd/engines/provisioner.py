@@ -17,7 +17,7 @@ from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import vllm
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
-from pool_managerd.engines.help_parser import recorded_options
+from pool_managerd.engines.help_parser import Run, recorded_options
 from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, flag_problems, warmup_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import INSTALL, EnginePrograms, Program, package_version
@@ -58,7 +58,10 @@ def mode_of(pool: PoolConfig) -> str:
 
 
 class EngineProvisioner:
-    """Prepares engines of configured pools. ``check_model`` reads a GGUF model's header, or refuses it (a PoolError)."""
+    """Prepares engines of configured pools. ``check_model`` reads a GGUF model's header, or refuses it (a PoolError).
+
+    ``run`` runs a configured binary to ask it for its flags; without it none is run.
+    """
 
     def __init__(
         self,
@@ -67,12 +70,13 @@ class EngineProvisioner:
         *,
         check_model: Callable[[str], ModelShape | None] | None = None,
         has_gpu: Callable[[], bool] = gpu_present,
+        run: Run | None = None,
     ) -> None:
         self._config = config
         self._ports = ports
         self._check_model = check_model
         self._has_gpu = has_gpu
-        self._programs = EnginePrograms(config)
+        self._programs = EnginePrograms(config, run)
 
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
@@ -126,6 +130,10 @@ class EngineProvisioner:
             checks.append(partial(self._check_model_at, pool, model_path))
         found = [error for check in checks for error in _raised(check)]
         return (*found, *self._flag_problems(pool, mode, model_path or ""), *_env_problems(pool, self._config.profile))
+
+    def program_path(self, pool: PoolConfig) -> str:
+        """What would be executed. Runs nothing. Raises SpecError when none is configured."""
+        return str(self._programs.binary_path(pool)) if mode_of(pool) == "binary" else sys.executable
 
     def _check_model_at(self, pool: PoolConfig, path: str) -> None:
         if pool.engine == "vllm":

@@ -13,6 +13,7 @@ import signal
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -64,7 +65,7 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
     return [
         ("session", os.setsid),
         ("signals", _reset_signals),
-        ("limits", _limit),
+        ("limits", lambda: _limit(order.get("limits", {}))),
         ("cgroup", lambda: _enter_cgroup(order.get("cgroup", ""))),
         ("descriptors", lambda: _connect(output, status)),
         ("user", lambda: _change_user(order["credentials"])),
@@ -75,10 +76,16 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
     ]
 
 
-def _limit() -> None:
+def _limit(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of an engine holds prompts, and is huge
+    for name, wanted in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        _, hardest = resource.getrlimit(number)
+        limit = wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest)
+        resource.setrlimit(number, (limit, limit))
     os.umask(0o077)
     try:
+        prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, _MORE_LIKELY_OOM_VICTIM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -20,14 +21,17 @@ CODE = "RUNTIME_DIR_UNUSABLE"
 class ConfinedDirectory:
     """Files by plain name in ``path``, which is created with ``mode`` when it is missing.
 
-    ``private`` directories must belong to the daemon's user. ``may_be_link`` is for the one that the operator
-    names. What forbids an operation is raised as NodeError with the path and the remedy.
+    It must belong to the daemon's user; where it does, permissions in ``closed`` are taken away, which ``repaired``
+    tells in a sentence. ``owned`` False is for the one that belongs to an engine. ``may_be_link`` is for the one
+    that the operator names. What forbids an operation is raised as NodeError with the path and the remedy.
     """
 
-    def __init__(self, path: Path, mode: int, *, private: bool = False, may_be_link: bool = False) -> None:
+    def __init__(self, path: Path, mode: int, *, closed: int = 0o022, owned: bool = True, may_be_link: bool = False) -> None:
         self.path = path
+        self.repaired: list[str] = []
         self._mode = mode
-        self._private = private
+        self._closed = closed
+        self._owned = owned
         self._flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if may_be_link else os.O_NOFOLLOW)
 
     @contextmanager
@@ -37,23 +41,37 @@ class ConfinedDirectory:
             try:
                 fd = os.open(self.path, self._flags)
             except FileNotFoundError:
-                self.path.mkdir(self._mode, parents=True, exist_ok=True)
+                make_directory(self.path, self._mode)
                 fd = os.open(self.path, self._flags)
-                os.fchmod(fd, self._mode)  # whatever the umask: engines of another user must get through
         except OSError as error:
             raise cannot("use", self.path, error) from error
         try:
-            owner = os.fstat(fd).st_uid
-            if self._private and owner != os.geteuid():
-                raise NodeError(
-                    f"cannot use {self.path}: it belongs to uid {owner}, who could forge what is in it",
-                    code=CODE,
-                    hint="run the daemon as the user who owns the runtime directory, or choose another one",
-                    retriable=False,
-                )
+            if self._owned:
+                self._keep_ours(fd)
             yield fd
         finally:
             os.close(fd)
+
+    def _keep_ours(self, fd: int) -> None:
+        info = os.fstat(fd)
+        if info.st_uid != os.geteuid():
+            raise NodeError(
+                f"cannot use {self.path}: it belongs to uid {info.st_uid}, who could forge what is in it",
+                code=CODE,
+                hint=f"chown -R {os.geteuid()} '{self.path}', or choose another runtime directory",
+                retriable=False,
+            )
+        mode = stat.S_IMODE(info.st_mode)
+        if mode & self._closed:
+            try:
+                os.fchmod(fd, mode & ~self._closed)
+            except OSError as error:
+                if error.errno == errno.EROFS:  # then nobody can write to it
+                    return
+                raise cannot("close to other users", self.path, error) from error
+            self.repaired.append(
+                f"{self.path} could be written by other users (mode {mode:04o}); it has mode {mode & ~self._closed:04o} now"
+            )
 
     def names(self, suffix: str) -> list[str]:
         """The names that end so, sorted. Raises NodeError."""
@@ -87,9 +105,15 @@ class ConfinedDirectory:
                 raise cannot("remove", self.path / name, error) from error
         return True
 
-    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError."""
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> bytes:
+        """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError.
+
+        ``ours``: ValueError too for one that another user owns or can write.
+        """
         with self.opened() as directory, _open_regular(directory, name) as fd:
+            info = os.fstat(fd)
+            if ours and (info.st_uid != os.geteuid() or info.st_mode & 0o022 or info.st_nlink != 1):
+                raise ValueError("another user could have written it")
             data = _read_fully(fd, max_bytes + 1)
         if len(data) > max_bytes:
             raise ValueError(f"it is longer than {max_bytes} bytes")
@@ -131,6 +155,19 @@ class ConfinedDirectory:
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         return content
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make ``path`` with ``mode`` and its missing parents with 0755, whatever the umask. Raises OSError."""
+    missing = [path]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            continue
+        os.chmod(directory, mode if directory == path else 0o755)
 
 
 def cannot(what: str, path: Path, error: OSError) -> NodeError:

@@ -6,9 +6,12 @@ at a place where a file of ours belongs: what is planted there is refused, not w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,15 @@ from pool_managerd.core.crash_evidence import pieces
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
+from pool_managerd.runtime.removal import remove_tree
+from pool_managerd.runtime.sweeping import TEMPORARY
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
 LOG_PARTS = 4
 LAUNCH_HEAD_BYTES, LAUNCH_TAIL_BYTES = 64 << 10, 128 << 10
 """Of one launch's log: a cause may stand early, with pages of consequences behind it."""
+_REMOVED = ".removed"
 
 
 class RuntimeFiles:
@@ -35,17 +41,23 @@ class RuntimeFiles:
 
     def __init__(self, runtime_dir: Path) -> None:
         self.root = Path(os.path.abspath(runtime_dir))
-        self.engines = ConfinedDirectory(self.root / "engines", 0o755)
+        self.engines = ConfinedDirectory(self.root / "engines", 0o755, closed=0o002)  # a group may announce engines
         self.records = InstanceRecords(self.root / "shims")
         self._top = ConfinedDirectory(self.root, 0o755, may_be_link=True)
         self._work = ConfinedDirectory(self.root / "work", 0o755)
+        self._cache = ConfinedDirectory(self.root / "cache", 0o755)
 
-    def prepare(self) -> None:
-        """Create what is missing (SPEC §6.1 no. 8): 0755, but 0700 for ``shims``, where exit records are."""
-        for directory in (self._top, self.engines, self._work):
+    def prepare(self) -> list[str]:
+        """Create what is missing (SPEC §6.1 no. 8): 0755, but 0700 for ``shims``, where exit records are.
+
+        What was writable for others and is not any more is returned, a sentence each. Raises NodeError.
+        """
+        repaired: list[str] = []
+        for directory in (self._top, self.engines, self._work, self._cache):
             with directory.opened():
-                pass
-        self.records.prepare()
+                repaired += directory.repaired
+                directory.repaired = []
+        return repaired + self.records.prepare()
 
     def pid_path(self, pool_id: str) -> Path:
         """``{pool_id}.pid``."""
@@ -92,14 +104,38 @@ class RuntimeFiles:
         stale = [(self.engines, name) for name in (*handoffs, *self.engines.names(".tmp"))]
         stale += [(self._top, name) for name in (*pids, *self._top.names(".tmp"))]
         self.records.remove_temporaries()
+        self._remove_temporary_directories()
         return [str(directory.path / name) for directory, name in stale if directory.remove(name)]
 
     def workdir(self, pool_id: str, uid: int, gid: int) -> Path:
-        """The engine's working directory ``work/{pool_id}``, mode 0700, owned by the user it runs as."""
-        path = self._work.path / _checked(pool_id)
-        with self._work.opened():
-            pass
-        with ConfinedDirectory(path, 0o700).opened() as fd:
+        """The engine's working directory ``work/{pool_id}``, mode 0700, owned by the user it runs as.
+
+        One that another user filled is replaced: what lies there would run as this one.
+        """
+        return self._own(self._work, pool_id, uid, gid)
+
+    def temporary(self, pool_id: str, nonce: str, uid: int, gid: int) -> Path:
+        """A directory for the temporary files of one launch, inside the working directory; its shim removes it."""
+        path = self._work.path / _checked(pool_id) / f"{TEMPORARY}{nonce[:8]}"
+        with ConfinedDirectory(path.parent, 0o700, owned=False).opened() as fd:
+            try:
+                os.mkdir(path.name, 0o700, dir_fd=fd)
+                _give_away(fd, path.name, uid, gid)
+            except OSError as error:
+                raise cannot("use", path, error) from error
+        return path
+
+    def cachedir(self, pool_id: str, uid: int, gid: int) -> Path:
+        """``cache/{pool_id}``: as ``workdir``, for what a later launch may use again."""
+        return self._own(self._cache, pool_id, uid, gid)
+
+    def _own(self, parent: ConfinedDirectory, pool_id: str, uid: int, gid: int) -> Path:
+        name = _checked(pool_id)
+        path = parent.path / name
+        with parent.opened() as fd:
+            if _owner(fd, name) not in (uid, None):
+                self._put_away(parent, fd, name)
+        with ConfinedDirectory(path, 0o700, owned=False).opened() as fd:
             try:
                 if (os.fstat(fd).st_uid, os.fstat(fd).st_gid) != (uid, gid):
                     os.fchown(fd, uid, gid)
@@ -107,6 +143,61 @@ class RuntimeFiles:
             except OSError as error:
                 raise cannot("use", path, error) from error
         return path
+
+    def forget_pool(self, pool_id: str) -> None:
+        """Take away what is left of a pool that is gone: its directories, logs and pid file. Raises NodeError.
+
+        They have no name from the first moment on; ``sweep`` then removes their content, however much it is.
+        """
+        name = _checked(pool_id)
+        for parent in (self._work, self._cache):
+            with parent.opened() as fd:
+                if _owner(fd, name) is not None:
+                    self._put_away(parent, fd, name)
+        log = self.log_path(name).name
+        for old in (log, *(n for n in self._top.names("") if n.startswith(f"{log}.") and n[len(log) + 1 :].isdecimal())):
+            self._top.remove(old)
+        self.remove_pid(name)
+
+    def forget_others(self, pool_ids: Iterable[str]) -> None:
+        """Forget every pool that left files here and is not among ``pool_ids``. Raises NodeError."""
+        known = set(pool_ids)
+        found = {name for parent in (self._work, self._cache) for name in parent.names("") if is_pool_id(name)}
+        for pool_id in found - known:
+            self.forget_pool(pool_id)
+
+    def sweep(self) -> None:
+        """Remove what ``forget_pool`` and ``workdir`` took away. Blocks; meant for a thread. Raises NodeError."""
+        for parent in (self._work, self._cache):
+            with parent.opened() as fd:
+                for name in os.listdir(fd):
+                    if name.endswith(_REMOVED):
+                        remove_tree(fd, name)
+
+    def _remove_temporary_directories(self) -> None:
+        for pool_id in self.workdir_owners():
+            with suppress(OSError):
+                fd = os.open(self._work.path / pool_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    for name in os.listdir(fd):
+                        if name.startswith(TEMPORARY):
+                            remove_tree(fd, name)
+                finally:
+                    os.close(fd)
+
+    def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
+        try:
+            os.rename(name, f".{name}.{time.monotonic_ns()}{_REMOVED}", src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            raise cannot("take away", parent.path / name, error) from error
+
+    def workdir_owners(self) -> dict[str, int]:
+        """Pool ids and the uids that their working directories belong to."""
+        try:
+            with os.scandir(self._work.path) as entries:
+                return {entry.name: entry.stat(follow_symlinks=False).st_uid for entry in entries}
+        except OSError:  # nothing was launched here yet
+            return {}
 
     def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         """The last lines of the engine's log, newest last, safe to show: control characters are escaped."""
@@ -192,6 +283,24 @@ def printable(text: str) -> str:
     """``text`` with everything spelled out that a terminal or a log reader could act upon."""
     shown = text.rstrip("\r").replace("\t", "    ")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in shown)
+
+
+def _give_away(directory: int, name: str, uid: int, gid: int) -> None:
+    """Hand over a directory that we just made where its new owner may have put something else in its place."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "something else was put in its place")
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
+
+
+def _owner(directory: int, name: str) -> int | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid
+    except OSError:
+        return None
 
 
 def _checked(name: str) -> str:

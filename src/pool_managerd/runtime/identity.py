@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from pool_managerd.runtime import procfs, wire
@@ -13,8 +14,8 @@ from pool_managerd.runtime import procfs, wire
 class Identity:
     """One engine process and its shim. Pids count only together with the start ticks and the boot id.
 
-    ``nonce`` is in the environment of the engine and of what it forks. ``cgroup`` is empty: engines have none
-    of their own yet.
+    ``nonce`` is in the environment of the engine and of what it forks, unless one wiped it. ``uid`` is the engine's
+    when nobody else runs as it, else 0. ``cgroup`` is empty: engines have none of their own yet.
     """
 
     nonce: str
@@ -28,6 +29,7 @@ class Identity:
     epoch: int
     record_path: str
     cgroup: str = ""
+    uid: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All fields, JSON-able."""
@@ -38,7 +40,7 @@ class Identity:
         """The inverse of ``to_json``; unknown keys are ignored. Raises ValueError for a missing or mistyped one."""
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = data.get(field.name, "" if field.name == "cgroup" else None)
+            value = data.get(field.name, None if field.default is MISSING else field.default)
             expected = int if field.type == "int" else str
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise ValueError(f"cannot use an instance record: {field.name} is {value!r}")
@@ -50,16 +52,21 @@ class Identity:
         return self.boot_id == procfs.boot_id()
 
     def engine_runs(self) -> bool:
-        """True when the engine process itself is alive: pid, start time and boot agree, and no other nonce is in it.
+        """True when the engine process itself is alive: pid, start time and boot agree, and something proves that it is ours.
 
-        An engine may wipe its environment (a changed process title does), so a missing nonce proves nothing.
+        The nonce does. An engine may wipe its environment (a changed process title does): then only its living shim as
+        its parent, or the uid that nobody else has, is proof.
         """
-        return (
-            self.pid > 1
-            and self.is_this_boot()
-            and procfs.is_running(self.pid, self.start_ticks)
-            and procfs.nonce(self.pid) in (self.nonce, None)
-        )
+        if self.pid <= 1 or not self.is_this_boot() or not procfs.is_running(self.pid, self.start_ticks):
+            return False
+        found = procfs.nonce(self.pid)
+        return found == self.nonce if found is not None else self._is_proved()
+
+    def _is_proved(self) -> bool:
+        if self.uid > 0 and procfs.uids(self.pid) == {self.uid}:
+            return True
+        seen = procfs.stat(self.pid)
+        return seen is not None and seen.parent_pid == self.shim_pid and self.shim_runs()
 
     def shim_runs(self) -> bool:
         """True when the engine's shim is alive."""
@@ -68,4 +75,5 @@ class Identity:
             and self.is_this_boot()
             and procfs.is_running(self.shim_pid, self.shim_start_ticks)
             and procfs.name(self.shim_pid) == wire.SHIM_NAME
+            and procfs.uids(self.shim_pid) == {os.geteuid()}
         )

@@ -1,114 +1,123 @@
-"""Who holds a listening TCP port: the proof that a health answer came from our own engine."""
+"""Who holds the socket that an engine's address leads to: the proof that a health answer came from our own engine."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import socket
-import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterable
 
-_LISTEN = "0A"
-_TCP_LISTEN = 10
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLMSG = struct.Struct("=IHHII")
+from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
+from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime.isolation import user_name
+from pool_managerd.runtime.listening import ListeningSocket, listening_sockets
+from pool_managerd.runtime.waiting import in_own_thread
+
+_MAX_KNOWN = 4096
 
 
-def owns_port(pid: int, port: int) -> bool | None:
-    """True when ``pid``, its session or a descendant holds the listening ``port``; False when another process does.
+class Listeners:
+    """Asked at every probe. While the sockets stay the same it costs one question to the kernel."""
 
-    None when it cannot be seen (no such listener in this network namespace, or its holder's descriptors are not
-    readable). The look costs one pass over /proc and is made once per launch.
-    """
-    inodes = _listening_inodes(port)
-    if not inodes:
-        return None
-    if _holds(pid, inodes):
-        return True
-    family = _family(pid)
-    if any(_holds(member, inodes) for member in family):
-        return True
-    others = (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in family)
-    return False if any(_holds(other, inodes) for other in others) else None
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], frozenset[int]] = {}
+
+    async def __call__(self, pid: int, host: str, port: int) -> Listener:
+        """Whether the engine ``pid`` or what descends from it holds what listens on ``host`` and ``port``."""
+        return await in_own_thread(self.find, pid, host, port)
+
+    def find(self, pid: int, host: str, port: int) -> Listener:
+        """As calling it. Blocks for up to a second."""
+        found = self._look(pid, host, port)
+        # Between two looks at /proc a process may have handed its socket to a child: what is held against it is seen twice.
+        return self._look(pid, host, port) if found.owner == "other" else found
+
+    def _look(self, pid: int, host: str, port: int) -> Listener:
+        sockets = listening_sockets(port)
+        if sockets is None:
+            return UNKNOWN
+        reached = [socket for address in _addresses(host) for socket in _reached(address, sockets)]
+        if not reached:
+            return NOBODY
+        inodes = frozenset(socket.inode for socket in reached)
+        key = (pid, procfs.start_ticks(pid) or 0)
+        if self._known.get(key) == inodes:
+            return OURS
+        found = _owner(pid, reached)
+        if found is OURS:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = inodes
+        return found
 
 
-def _listening_inodes(port: int) -> set[str]:
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    if host == "localhost":
+        return [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
+    address = ipaddress.ip_address(host)
+    if not address.is_unspecified:
+        return [address]
+    return [ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")]
+
+
+def _reached(address: ipaddress.IPv4Address | ipaddress.IPv6Address, sockets: Iterable[ListeningSocket]) -> list[ListeningSocket]:
+    """The sockets of the most specific address that takes the connection; several when they share the port."""
+    any4, any6 = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")  # noqa: S104 - nothing is bound here
+    for wanted in (address, any4, any6) if address.version == 4 else (address, any6):
+        if found := [socket for socket in sockets if socket.address == wanted]:
+            return found
+    return []
+
+
+def _owner(pid: int, reached: Iterable[ListeningSocket]) -> Listener:
+    uids = procfs.uids(pid)
+    wanted = {f"socket:[{socket.inode}]": socket for socket in reached}
+    for link, socket in wanted.items():
+        if uids and socket.uid not in uids:  # an engine cannot have made it
+            return Listener("other", _who(_holder(link, ()), socket))
+    missing, unreadable = set(wanted), False
+    family = (pid, *_family(pid))
+    for member in family:
+        held = _descriptors(member)
+        unreadable = unreadable or held is None
+        missing -= held or set()
+        if not missing:
+            return OURS
+    link = min(missing)
+    holder = _holder(link, family)
+    if holder is None and unreadable:  # in the moment of an exec or an end, too
+        return UNKNOWN
+    return Listener("other", _who(holder, wanted[link]))
+
+
+def _holder(link: str, family: Collection[int]) -> int | None:
+    """The pid of a process that holds it, as far as that can be seen."""
+    return next((pid for pid in procfs.pids() if pid not in family and link in (_descriptors(pid) or ())), None)
+
+
+def _who(holder: int | None, socket: ListeningSocket) -> str:
+    if holder is None:
+        return f"a process of user {user_name(socket.uid)}"
+    return f"pid {holder} ({procfs.name(holder) or 'gone'})"
+
+
+def _family(pid: int) -> list[int]:
+    """What descends from the engine; below its shim, so that what left its parent and its session counts, too."""
+    seen = procfs.stat(pid)
+    if seen is None:
+        return []
+    has_shim = procfs.name(seen.parent_pid) == wire.SHIM_NAME and procfs.uids(seen.parent_pid) == {os.geteuid()}
+    return list(procfs.descendants(seen.parent_pid if has_shim else pid))
+
+
+def _descriptors(pid: int) -> set[str] | None:
+    """What its descriptors are; None when that is not shown, empty when it is gone."""
     try:
-        inodes = {inode for family in (socket.AF_INET, socket.AF_INET6) for inode in _ask_kernel(family, port)}
+        return {_link(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except PermissionError:
+        seen = procfs.stat(pid)
+        return set() if seen is None or seen.state in "ZX" else None
     except OSError:
-        return _read_tables(port)  # a sandbox without netlink
-    return {f"socket:[{inode}]" for inode in inodes}
-
-
-def _ask_kernel(family: int, port: int) -> Iterator[int]:
-    """Inodes of the sockets that listen on ``port``, from sock_diag(7), which lists listeners alone.
-
-    /proc/net/tcp has every connection that lingers, too: thousands on a busy machine, milliseconds per look.
-    Raises OSError.
-    """
-    wanted = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
-    head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as channel:
-        channel.settimeout(1.0)
-        channel.sendto(head + wanted, (0, 0))
-        while True:
-            data = channel.recv(65536)
-            at = 0
-            while at + _NLMSG.size <= len(data):
-                length, kind = _NLMSG.unpack_from(data, at)[:2]
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise OSError(-struct.unpack_from("=i", data, at + _NLMSG.size)[0], "sock_diag refused")
-                message = at + _NLMSG.size
-                if struct.unpack_from("!H", data, message + 4)[0] == port:
-                    yield struct.unpack_from("=I", data, message + 68)[0]
-                at += (max(length, _NLMSG.size) + 3) & ~3
-
-
-def _read_tables(port: int) -> set[str]:
-    suffix = f":{port:04X}"
-    found: set[str] = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            parts = line.split()
-            if len(parts) > 9 and parts[1].endswith(suffix) and parts[3] == _LISTEN:
-                found.add(f"socket:[{parts[9]}]")
-    return found
-
-
-def _family(pid: int) -> set[int]:
-    """The engine, everything in its session, and every descendant."""
-    parents: dict[int, int] = {}
-    sessions: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
-    family = {member for member, session in sessions.items() if session == pid} | {pid}
-    grown = True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in family} - family
-        family |= more
-        grown = bool(more)
-    return family
-
-
-def _holds(pid: int, inodes: set[str]) -> bool:
-    try:
-        return any(_link(f"/proc/{pid}/fd/{fd}") in inodes for fd in os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return False
+        return set()
 
 
 def _link(path: str) -> str:

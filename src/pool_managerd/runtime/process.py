@@ -55,6 +55,7 @@ class EngineProcess:
         self.identity = identity
         self.pid = identity.pid
         self.nonce = identity.nonce
+        self.shim_pid = identity.shim_pid
         self.isolation = isolation
         self.notice = notice
         self._records = records
@@ -156,8 +157,7 @@ class EngineProcess:
                 await self._dead.wait()
         except TimeoutError:
             pass  # stuck in the kernel: nothing more can be done to it from here
-        while await kill_strays(self.identity.nonce):
-            pass
+        await kill_strays(self.identity, self._records.descendants_of(self.identity))
         return ExitRecord()
 
     def _release(self) -> None:

@@ -65,6 +65,11 @@ def status(pid: int) -> dict[str, str] | None:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def uids(pid: int) -> set[int]:
+    """Real, effective, saved and file system uid of ``pid``; empty when it is gone."""
+    return {int(uid) for uid in (status(pid) or {}).get("Uid", "").split()}
+
+
 def children(pid: int) -> list[int]:
     """The pids of the processes whose parent is the single-threaded process ``pid``, zombies included."""
     data = _read(pid, f"task/{pid}/children")
@@ -73,6 +78,39 @@ def children(pid: int) -> list[int]:
     # A kernel without CONFIG_PROC_CHILDREN.
     found = ((other, stat(other)) for other in pids())
     return [other for other, it in found if it is not None and it.parent_pid == pid]
+
+
+def descendants(pid: int, limit: int = 4096) -> dict[int, int]:
+    """Pid and start ticks of what ``pid`` forked, of every generation, the dead left out."""
+    if _read(os.getpid(), f"task/{os.getpid()}/children") is None:
+        return _descendants_by_parent(pid)
+    found: dict[int, int] = {}
+    pending = [pid]
+    while pending and len(found) < limit:
+        parent = pending.pop()
+        try:
+            tasks = os.listdir(f"/proc/{parent}/task")
+        except OSError:
+            continue
+        for task in tasks:
+            for word in (_read(parent, f"task/{task}/children") or b"").split():
+                child = int(word)
+                seen = stat(child)
+                if child not in found and seen is not None and seen.state not in "ZX":
+                    found[child] = seen.start_ticks
+                    pending.append(child)
+    return found
+
+
+def _descendants_by_parent(pid: int) -> dict[int, int]:
+    """For a kernel without CONFIG_PROC_CHILDREN: by one look at every process."""
+    stats = {other: seen for other in pids() if (seen := stat(other)) is not None}
+    family, grown = {pid}, True
+    while grown:
+        more = {other for other, seen in stats.items() if seen.parent_pid in family} - family
+        family |= more
+        grown = bool(more)
+    return {other: stats[other].start_ticks for other in family - {pid} if stats[other].state not in "ZX"}
 
 
 def pids() -> list[int]:

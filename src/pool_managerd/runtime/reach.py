@@ -6,10 +6,12 @@ and then the exec step tells the truth.
 
 from __future__ import annotations
 
+import grp
 import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 _MAX_LINKS = 40
 READ, ENTER = 4, 1
@@ -24,6 +26,14 @@ class User:
     gid: int
     groups: tuple[int, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """What an order says of it."""
+        return {"uid": self.uid, "gid": self.gid, "groups": [gid for gid in self.groups if gid != self.gid]}
+
+
+UNPRIVILEGED = User("61184", 61184, 61184, (61184,))
+"""A user to whom nothing belongs: what it reaches, every engine does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -35,11 +45,15 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """The first place on the way to ``wanted`` where ``user`` is turned away, and why."""
+    """The first place on the way to ``wanted`` where the user is turned away, and why.
+
+    ``group`` is whom it would let in, None when it lets no group in, or only root's.
+    """
 
     wanted: str
     path: str
     reason: str
+    group: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -64,7 +78,7 @@ def _walk(need: Need, user: User) -> Obstacle | None:
     here, links = "/", 0
     while pending:
         if (refused := _refusal(here, user, ENTER)) is not None:
-            return Obstacle(wanted, here, refused)
+            return Obstacle(wanted, here, refused, _group(here, ENTER))
         part = pending.pop()
         if part == "..":
             here = os.path.dirname(here)
@@ -83,7 +97,15 @@ def _walk(need: Need, user: User) -> Obstacle | None:
         here = "/" if target.startswith("/") else here
         pending += [name for name in reversed(target.split("/")) if name not in ("", ".")]
     refused = _refusal(here, user, need.bits)
-    return None if refused is None else Obstacle(wanted, here, refused)
+    return None if refused is None else Obstacle(wanted, here, refused, _group(here, need.bits))
+
+
+def _group(path: str, bits: int) -> str | None:
+    try:
+        info = os.stat(path, follow_symlinks=False)
+        return grp.getgrgid(info.st_gid).gr_name if info.st_gid and info.st_mode >> 3 & bits == bits else None
+    except (OSError, KeyError):
+        return None
 
 
 def _refusal(path: str, user: User, bits: int) -> str | None:

@@ -21,6 +21,12 @@ def reap_orphans(engine: int) -> None:
         os.waitpid(dead.si_pid, 0)
 
 
+def has_living_children() -> bool:
+    """Whether one of our children has not ended; zombies have."""
+    states = (procfs.stat(pid) for pid in procfs.children(os.getpid()))
+    return any(found is not None and found.state not in "ZX" for found in states)
+
+
 def kill_descendants(wakeup: int) -> list[int]:
     """Kill until no child is left; returns those that would not die in time (stuck in the kernel).
 

@@ -16,31 +16,43 @@ from pool_managerd.runtime.identity import Identity
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """What a shim wrote down: who its engine is and, once it ended, how. ``exit`` is None while it runs."""
+    """What a shim wrote down: who its engine is and, once it ended, how. ``exit`` is None while it runs.
+
+    ``descendants`` are the pids and start ticks of what the engine had started when the shim last looked.
+    """
 
     identity: Identity
     exit: ExitRecord | None = None
+    descendants: frozenset[tuple[int, int]] = frozenset()
 
 
 class InstanceRecords:
-    """The directory ``shims``: one file per launch, written by the shim, readable by the daemon's user alone."""
+    """The directory ``shims``: one file per launch, written by the shim, readable by the daemon's user alone.
+
+    What another user owns or could have written is not believed: a record decides whom a signal goes to.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._directory = ConfinedDirectory(path, 0o700, private=True)
+        self._directory = ConfinedDirectory(path, 0o700, closed=0o077)
+        self._doubtful = False
 
-    def prepare(self) -> None:
-        """Create the directory. Raises NodeError, also when it belongs to somebody else."""
+    def prepare(self) -> list[str]:
+        """Create the directory; what was put right. Raises NodeError, also when it belongs to somebody else."""
         with self._directory.opened():
-            pass
+            repaired, self._directory.repaired = self._directory.repaired, []
+        if repaired and self._directory.names(".json"):
+            self._doubtful = True
+            repaired.append(f"The records in {self._directory.path} are not believed: engines of an earlier daemon may still run")
+        return repaired
 
     def path(self, pool_id: str, replica_id: str, epoch: int, nonce: str) -> Path:
         """Where the record of one launch is; the names are the caller's to check."""
         return self._directory.path / f"{pool_id}-{replica_id}-{epoch}-{nonce[:12]}.json"
 
     def all(self) -> list[InstanceRecord]:
-        """Every readable record. Raises NodeError when the directory cannot be used."""
+        """Every record that can be read and believed. Raises NodeError when the directory cannot be used."""
         found: list[InstanceRecord] = []
-        for name in self._directory.names(".json"):
+        for name in self._directory.names(".json") if not self._doubtful else ():
             try:
                 found.append(self._read(name))
             except (ValueError, TypeError, OSError):
@@ -49,11 +61,20 @@ class InstanceRecords:
 
     def exit_of(self, identity: Identity) -> ExitRecord | None:
         """How this instance ended; None while it runs, and when the record is missing or damaged."""
+        record = self._of(identity)
+        return None if record is None else record.exit
+
+    def descendants_of(self, identity: Identity) -> frozenset[tuple[int, int]]:
+        """What this instance had started when its shim last looked; nothing when its record is missing or damaged."""
+        record = self._of(identity)
+        return frozenset() if record is None else record.descendants
+
+    def _of(self, identity: Identity) -> InstanceRecord | None:
         try:
             record = self._read(Path(identity.record_path).name)
         except (ValueError, TypeError, OSError, NodeError):
             return None
-        return record.exit if record.identity.nonce == identity.nonce else None
+        return record if record.identity.nonce == identity.nonce else None
 
     def forget(self, identity: Identity) -> None:
         """Remove the record of an instance whose end was read. Raises NodeError."""
@@ -65,7 +86,7 @@ class InstanceRecords:
             self._directory.remove(name)
 
     def _read(self, name: str) -> InstanceRecord:
-        return parse_record(self._directory.read(name), str(self._directory.path / name))
+        return parse_record(self._directory.read(name, ours=True), str(self._directory.path / name))
 
 
 def parse_record(data: bytes, record_path: str) -> InstanceRecord:
@@ -80,7 +101,10 @@ def parse_record(data: bytes, record_path: str) -> InstanceRecord:
         raise ValueError(f"cannot use an instance record of version {content.get('schema_version')!r}")
     identity = Identity.from_json({**content["identity"], "record_path": record_path})
     ending = content.get("exit")
-    return InstanceRecord(identity, parse_exit(ending) if isinstance(ending, dict) else None)
+    seen = content.get("descendants")
+    pairs = (tuple(pair) for pair in (seen if isinstance(seen, list) else ()) if isinstance(pair, list) and len(pair) == 2)
+    descendants = frozenset((pid, ticks) for pid, ticks in pairs if type(pid) is type(ticks) is int)
+    return InstanceRecord(identity, parse_exit(ending) if isinstance(ending, dict) else None, descendants)
 
 
 def parse_exit(data: Mapping[str, Any]) -> ExitRecord:

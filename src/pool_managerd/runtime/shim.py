@@ -17,13 +17,16 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from pool_managerd.runtime import confine, procfs, reaper, wire
+from pool_managerd.runtime import confine, procfs, reaper, sweeping, wire
+from pool_managerd.runtime.lineage import Lineage
 from pool_managerd.runtime.logfile import LogFile
 
 _ORDER_SECONDS = 10.0
 _EXEC_SECONDS = 10.0
 _READ_BYTES = 65536
 _DRAIN_BYTES = 1 << 20
+_MOMENT_SECONDS = 1.5
+_FOREVER_MS = 3_600_000.0
 
 
 class StartFailedError(Exception):
@@ -136,6 +139,7 @@ class Shim:
             shim_pid=shim_pid,
             shim_start_ticks=procfs.start_ticks(shim_pid) or 0,
         )
+        self._lineage = Lineage(shim_pid, pid)
         return status
 
     def _await_exec(self, status: int) -> None:
@@ -175,23 +179,40 @@ class Shim:
         if self._channel is not None:
             self._channel.setblocking(False)
             self._poll.register(self._channel, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in self._poll.poll(self._milliseconds_to_kill())}
-            if self._engine_pidfd in ready:
-                return
-            if self._output in ready and not self._pump():
-                self._poll.unregister(self._output)
-            if self._wakeup in ready:
-                os.read(self._wakeup, 4096)
-                reaper.reap_orphans(self._engine)
-            if self._channel is not None and self._channel.fileno() in ready:
-                self._obey()
+        while self._engine_pidfd not in self._turn(self._milliseconds_to_kill()):
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._kill_at = None
                 self._signal_group(signal.SIGKILL)
 
-    def _milliseconds_to_kill(self) -> float | None:
-        return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000 + 1)
+    def _turn(self, milliseconds: float) -> set[int]:
+        """Wait for whatever comes first, and see to it. Returns the descriptors that were ready."""
+        ready = {fd for fd, _ in self._poll.poll(min(milliseconds, self._lineage.milliseconds_to_look()))}
+        if self._output in ready and not self._pump():
+            self._poll.unregister(self._output)
+        if self._wakeup in ready:
+            os.read(self._wakeup, 4096)
+            reaper.reap_orphans(self._engine)
+        if self._channel is not None and self._channel.fileno() in ready:
+            self._obey()
+        if (found := self._lineage.look()) is not None:
+            with suppress(OSError):  # a full disk: it is tried again when there are others
+                self._write_record({"state": "running", "descendants": found})
+        return ready
+
+    def _milliseconds_to_kill(self) -> float:
+        return _FOREVER_MS if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000 + 1)
+
+    def _let_descendants_end(self) -> None:
+        """They may clean up after it, as Python's resource tracker does: a moment, and no longer than the stop has."""
+        until = time.monotonic() + _MOMENT_SECONDS
+        self._poll.unregister(self._engine_pidfd)
+        while reaper.has_living_children():
+            if self._stopping:
+                until = min(until, self._kill_at or 0.0)
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._turn(left * 1000)
 
     def _pump(self) -> bool:
         """Move one read's worth from pipe to log; False when the pipe has no writer any more."""
@@ -229,6 +250,7 @@ class Shim:
                 self._poll.unregister(self._channel)
             self._channel.close()
             self._channel = None
+        self._lineage.look_again_soon()
         if not self._kept:
             self._stop(0)  # the daemon never learnt of this engine: nobody would look after it
 
@@ -254,9 +276,10 @@ class Shim:
                 pass  # it changed its user, which no_new_privs forbids; the record will tell
 
     def finish(self) -> None:
-        """After the engine's end: kill what is left, empty the pipe, write the exit record."""
+        """After the engine's end: let its descendants end, kill what is left, empty the pipe, write the exit record."""
         ended_at_ms = time.time_ns() // 1_000_000
         uptime = time.monotonic() - self._started
+        self._let_descendants_end()
         self._signal_group(signal.SIGKILL)
         _, status, usage = os.wait4(self._engine, 0)
         self._engine = 0
@@ -281,6 +304,7 @@ class Shim:
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
+        sweeping.sweep(self._order["cwd"], self._order["temporary"], self._identity.get("uid", 0))
 
     def _drain(self) -> None:
         """What is in the pipe already; whoever else still holds its other end is not waited for."""

@@ -1,38 +1,86 @@
-"""Processes that an engine left behind and that nothing else knows: found by the instance nonce they inherited."""
+"""Processes that an engine left behind when its shim was lost, found by what they cannot take off, and killed.
+
+A process is an instance's own when it carries its nonce, when its shim wrote it down as a descendant, when it runs as
+the uid that nobody but the pool has, or when it descends from one of these. A program that rewrote its title has no
+environment any more, and one that left its session no group: neither is asked for.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from pool_managerd.runtime import procfs
+from pool_managerd.runtime import procfs, sweeping, wire
+from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.sweeping import TEMPORARY
+from pool_managerd.runtime.waiting import in_own_thread
 
-_PIDS_PER_TURN = 64
+_ROUNDS = 20
 
 
-async def kill_strays(nonce: str) -> list[int]:
-    """Kill every process with this nonce in its environment; returns their pids. Never blocks the loop for long.
+async def kill_strays(identity: Identity, recorded: Collection[tuple[int, int]] = ()) -> list[int]:
+    """Kill every process of the instance that no shim looks after, and remove what they leave on memory disks.
 
-    A process that wiped its environment is not found this way; the shim finds it as a descendant.
+    Returns their pids. Never blocks the loop.
+
+    ``recorded`` are descendants as its shim saw them, by pid and start ticks.
     """
-    killed: list[int] = []
-    for index, pid in enumerate(procfs.pids()):
-        if index % _PIDS_PER_TURN == _PIDS_PER_TURN - 1:
-            await asyncio.sleep(0)
-        if pid > 1 and pid != os.getpid() and procfs.nonce(pid) == nonce and _kill_if_it_has(pid, nonce):
-            killed.append(pid)
-    return killed
+    return await in_own_thread(_kill_all, identity, frozenset(recorded))
 
 
-def _kill_if_it_has(pid: int, nonce: str) -> bool:
+def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[int]:
+    if not identity.is_this_boot():
+        return []
+    killed: dict[int, None] = {}
+    for _ in range(_ROUNDS):  # one that forks while it is being looked for
+        found = _find(identity, recorded)
+        new = [pid for pid, ticks in found.items() if _kill(pid, ticks)]
+        if not found:
+            break
+        killed.update(dict.fromkeys(new))
+    workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
+    sweeping.sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
+    return list(killed)
+
+
+def _find(identity: Identity, recorded: frozenset[tuple[int, int]]) -> dict[int, int]:
+    """Pid and start ticks of every process that is to be killed. Each was seen alive."""
+    stats = {pid: seen for pid in procfs.pids() if (seen := procfs.stat(pid)) is not None}
+    shims = {pid for pid in stats if procfs.name(pid) == wire.SHIM_NAME and procfs.uids(pid) == {os.geteuid()}}
+    own = {pid for pid, seen in stats.items() if procfs.nonce(pid) == identity.nonce or (pid, seen.start_ticks) in recorded}
+    spared = {0, 1, os.getpid(), *shims}
+
+    def is_stray(pid: int) -> bool:
+        line = _line(pid, stats)
+        if own.intersection(line):
+            return True
+        # Another launch of the same pool has the uid as well; all of it is below a shim as long as that lives.
+        return identity.uid > 0 and procfs.uids(pid) == {identity.uid} and not shims.intersection(line)
+
+    return {
+        pid: seen.start_ticks for pid, seen in stats.items() if pid not in spared and seen.state not in "ZX" and is_stray(pid)
+    }
+
+
+def _line(pid: int, stats: Mapping[int, procfs.Stat]) -> list[int]:
+    """``pid`` and its ancestors. A pid that was reused while we looked must not make a circle."""
+    line: list[int] = []
+    while pid in stats and pid not in line:
+        line.append(pid)
+        pid = stats[pid].parent_pid
+    return line
+
+
+def _kill(pid: int, ticks: int) -> bool:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return False
     try:
         # Looked at again now that the pidfd holds on to this very process.
-        if procfs.nonce(pid) != nonce:
+        if not procfs.is_running(pid, ticks):
             return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:

@@ -46,16 +46,17 @@ async def stop_survivors(records: Iterable[Identity], grace_ms: int) -> list[Sur
 async def _stop(identity: Identity, grace_ms: int) -> Survivor:
     if not identity.is_this_boot():
         return _survivor(identity, "gone", "it belongs to an earlier boot of this machine")
+    recorded = InstanceRecords(Path(identity.record_path).parent).descendants_of(identity)
     with _hold(identity.shim_pid, identity.shim_runs) as shim, _hold(identity.pid, identity.engine_runs) as engine:
         if shim is None and engine is None:
-            strays = await kill_strays(identity.nonce)
+            strays = await kill_strays(identity, recorded)
             return _left_behind(identity, strays) if strays else _absent(identity)
         killed = False
         if shim is not None:
             killed = await _stop_through_shim(shim, identity, grace_ms)
         if engine is not None and not has_ended(engine):
             killed = await _stop_directly(engine, grace_ms if shim is None else 0)
-        strays = await kill_strays(identity.nonce)
+        strays = await kill_strays(identity, recorded)
         stuck = engine is not None and not has_ended(engine)
     if stuck:
         return _survivor(identity, "killed", "it was killed but is still there, stuck in the kernel")
@@ -115,8 +116,8 @@ def _absent(identity: Identity) -> Survivor:
         return _survivor(identity, "gone", "it had ended already")
     if ticks != identity.start_ticks:
         return _survivor(identity, "gone", "it had ended, and its pid is another process's now, which was left alone")
-    if procfs.nonce(identity.pid) not in (identity.nonce, None):
-        return _survivor(identity, "not ours", "the process with its pid carries another engine's mark and was left alone")
+    if procfs.is_running(identity.pid, ticks):
+        return _survivor(identity, "not ours", "nothing proves that the process with its pid is its own, so it was left alone")
     return _survivor(identity, "gone", "it had ended already")
 
 

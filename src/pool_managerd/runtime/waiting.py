@@ -1,9 +1,15 @@
-"""Waiting for a descriptor inside the event loop, without threads or polling."""
+"""Waiting inside the event loop: for a descriptor without threads or polling, for blocking work in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import select
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 async def until_readable(fd: int) -> None:
@@ -43,3 +49,32 @@ async def ended_within(pidfd: int, seconds: float) -> bool:
     except TimeoutError:
         return has_ended(pidfd)
     return True
+
+
+async def in_own_thread(work: Callable[..., _T], *given: Any) -> _T:
+    """What ``work`` gives. The loop's own few threads may all be hashing models; this waits for none of them.
+
+    Cancelled, the work goes on unheard. It does not keep the program from ending.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[_T] = loop.create_future()
+
+    def tell(result: _T | None, problem: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if problem is not None:
+            outcome.set_exception(problem)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = work(*given)
+        except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
+            problem = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, problem)
+
+    threading.Thread(target=run, daemon=True, name=getattr(work, "__name__", "work")).start()
+    return await outcome

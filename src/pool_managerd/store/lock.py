@@ -7,23 +7,33 @@ import os
 from pathlib import Path
 
 from pool_managerd.errors import NodeError
+from pool_managerd.store.ownership import claim_directory
 
 
 class DirectoryLock:
-    """An exclusive lock that the kernel drops when its holder dies; the file names the holder's pid for people."""
+    """An exclusive lock that the kernel drops when its holder dies; the file names the holder's pid for people.
 
-    def __init__(self, directory: Path, what: str) -> None:
+    The directory is made with ``mode`` where it is missing; ``repaired`` says what had to be closed to other users.
+    """
+
+    def __init__(self, directory: Path, what: str, mode: int = 0o700) -> None:
+        self.repaired: list[str] = []
+        self._mode = mode
         self._path = directory / "daemon.lock"
         self._what = what
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Does nothing when it is held already. Raises NodeError ALREADY_RUNNING with the holder's pid, or STATE_UNWRITABLE."""
+        """Does nothing when it is held already.
+
+        Raises NodeError: ALREADY_RUNNING with the holder's pid, DIRECTORY_NOT_OURS, or STATE_UNWRITABLE.
+        """
         if self._fd is not None:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self.repaired += claim_directory(self._path.parent, self._what, self._mode)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            os.fchmod(fd, 0o600)  # who may open it may lock it
         except OSError as problem:
             raise unwritable(self._path.parent, self._what, problem) from problem
         try:

@@ -58,7 +58,7 @@ class GpuMemory:
                 self._made = None
         key = (self.ledger.version, engines)
         if self._made is None or self._made[0] != key:
-            marks = [EngineMark(*engine[:3]) for engine in engines]
+            marks = [EngineMark(*engine[:4]) for engine in engines]
             running = self._running(engines)
             self._owners = owners((p for d in scan.devices for p in d.processes), marks, self._owners)
             by_pid = {pid: owner.pool_id for pid, owner in self._owners.items()}
@@ -143,14 +143,14 @@ class GpuMemory:
         before = self._unmatched_before.get(pool_id, {}).get(uuid, 0)
         return before + sum(guessed.values()) + max(BLIND_SLACK_BYTES, int(own * BLIND_SLACK))
 
-    def _running(self, engines: Iterable[tuple[str, int, str, bool]]) -> dict[str, dict[str, int]]:
+    def _running(self, engines: Iterable[tuple[str, int, str, int, bool]]) -> dict[str, dict[str, int]]:
         """The pools whose engines run, with what was foreign on each device before their launch."""
         return {pool_id: self._foreign_before.get(pool_id, {}) for pool_id, *_, runs in engines if runs}
 
-    def _engines(self) -> tuple[tuple[str, int, str, bool], ...]:
-        """Pool, pid and nonce of engines that run (the last is True), and of ended ones whose memory is not yet seen free."""
+    def _engines(self) -> tuple[tuple[str, int, str, int, bool], ...]:
+        """Pool, pid, nonce and shim of engines that run (last: True), and of ended ones whose memory is not yet seen free."""
         return tuple(
-            (driver.pool_id, process.pid, process.nonce, i.has_process)
+            (driver.pool_id, process.pid, process.nonce, process.shim_pid, i.has_process)
             for driver in self._drivers()
             if (process := driver.launch.process) is not None
             and ((i := driver.instance).has_process or i.phase is Phase.STOPPING or i.vram_pending)

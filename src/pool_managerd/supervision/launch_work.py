@@ -107,12 +107,11 @@ class LaunchWork:
         """An engine that logs from a thread of its own may end without a word; who holds its port tells all the same."""
         if launch.prepared is None:
             return False
-        return await asyncio.to_thread(self._s.owns_port, pid, launch.prepared.port) is False
+        return (await self._s.listener(pid, launch.prepared.host, launch.prepared.port)).owner == "other"
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
-        first = self._driver.instance.last_good_at is None
-        event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, first, self._s)
+        event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, self._s)
         self._s.events.emit("probe", result.reason, pool_id=self._driver.pool_id, journal=False, outcome=result.outcome.value)
         self._driver.post(event)
 

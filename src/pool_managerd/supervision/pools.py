@@ -88,6 +88,7 @@ class Pools:
         self._stored = stored
         configured = {pool.id: pool for pool in self._config.pools}
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
+        await self._s.launcher.forget_others(configured.keys() | requested)
         for pool_id in sorted(configured.keys() | requested):
             await self._boot_one(pool_id, configured.get(pool_id), stored.get(pool_id))
 
@@ -216,6 +217,7 @@ class Pools:
             self._s.engines.release(driver.pool_id)
             self._s.gpus.forget(driver.pool_id)
             self._s.registry.deregister(driver.pool_id)
+            await self._s.launcher.forget(driver.pool_id)
 
     async def stop_all(self, deadline_ms: int) -> None:
         """Drain and stop every pool; their intent stays as it is, so that the next daemon starts them again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
+from pool_managerd.core.listeners import Listener
 from pool_managerd.core.reservations import Assignment
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ class Clock(Protocol):
 
 
 class Process(Protocol):
-    """One running engine process. ``nonce`` is in the environment of all that descends from it."""
+    """One running engine process. ``nonce`` is in the environment of what descends from it, as long as that leaves it there.
+
+    Descendants whose parent has ended become children of ``shim_pid``.
+    """
 
     pid: int
+    shim_pid: int
     nonce: str
     isolation: str
 
@@ -48,6 +53,8 @@ class Process(Protocol):
 
 class Launcher(Protocol):
     async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Process: ...
+    async def forget(self, pool_id: str) -> None: ...
+    async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
 
 
 class Models(Protocol):
@@ -81,10 +88,10 @@ class Prober(Protocol):
     async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]: ...
 
 
-class PortOwnership(Protocol):
-    """Whether the process tree of ``pid`` holds the listening ``port``; None when that cannot be seen."""
+class ListenerLookup(Protocol):
+    """Whose socket listens where the engine ``pid`` should: its own or a descendant's, or another's."""
 
-    def __call__(self, pid: int, port: int) -> bool | None: ...
+    async def __call__(self, pid: int, host: str, port: int) -> Listener: ...
 
 
 class DeviceMonitor(Protocol):

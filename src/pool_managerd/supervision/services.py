@@ -16,8 +16,8 @@ from pool_managerd.supervision.protocols import (
     Engines,
     Files,
     Launcher,
+    ListenerLookup,
     Models,
-    PortOwnership,
     Preflight,
     Prober,
     Records,
@@ -37,7 +37,7 @@ class Services:
     engines: Engines
     files: Files
     prober: Prober
-    owns_port: PortOwnership
+    listener: ListenerLookup
     records: Records
     gate: BootGate
     preflight: Preflight

@@ -69,7 +69,7 @@ async def stage(
             launch.step = "memory"
             launch.assignment = await s.admission.admit(driver, epoch)
     if submitted is not None:
-        return _shown_its_devices(submitted, launch.assignment), None
+        return replace(_shown_its_devices(submitted, launch.assignment), verbatim=True), None
     if pool is None:
         raise SpecError(
             "cannot start a pool that has neither a configuration nor a submitted engine", code="POOL_NOT_CONFIGURED", status=409
@@ -98,16 +98,19 @@ def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None)
     return replace(submitted, env={**submitted.env, **shown})
 
 
-async def probe(launch: Launch, epoch: int, timeout_s: float, first: bool, s: Services) -> tuple[ev.Event, ProbeResult]:
-    """One health probe. The first good one of a launch counts only when the port is held by our own process."""
+async def probe(launch: Launch, epoch: int, timeout_s: float, s: Services) -> tuple[ev.Event, ProbeResult]:
+    """One health probe. An answer counts only while the port is held by our own process (invariant 3)."""
     prepared = launch.prepared
     if prepared is None:
         return ev.ProbeMissed(epoch, "had no engine to ask"), ProbeResult(ProbeOutcome.ERROR, "had no engine to ask")
     result = await s.prober.probe(prepared.url + prepared.health_path, timeout_s)
-    if result.ok and first and launch.process is not None and s.owns_port(launch.process.pid, prepared.port) is False:
-        result = ProbeResult(
-            ProbeOutcome.ERROR, f"was answered by another program: port {prepared.port} is not held by this engine"
-        )
+    if launch.process is not None:
+        found = await s.listener(launch.process.pid, prepared.host, prepared.port)
+        if found.owner == "other":
+            reason = f"was answered by another program: port {prepared.port} is not held by this engine but by {found.who}"
+            return ev.ProbeMissed(epoch, reason, conclusive=True), ProbeResult(ProbeOutcome.ERROR, reason)
+        if result.ok and found.owner == "nobody":
+            result = ProbeResult(ProbeOutcome.ERROR, f"was answered, but nothing listens on port {prepared.port} any more")
     if result.ok:
         return ev.ProbeSucceeded(epoch), result
     if result.outcome is ProbeOutcome.DISCARDED:

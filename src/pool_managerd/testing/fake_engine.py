@@ -35,6 +35,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     flags.add_argument("--ignore-term", action="store_true")
     flags.add_argument("--fork-grandchildren", type=int, default=0, metavar="N")
     flags.add_argument("--setsid", action="store_true", help="grandchildren in sessions of their own")
+    flags.add_argument("--orphans", type=int, default=0, metavar="N", help="grandchildren without session, parent or environment")
     flags.add_argument("--leave-pipe", action="store_true", help="one grandchild that holds stdout, in its own session")
     flags.add_argument("--spam-mb-s", type=float, default=0.0, metavar="X")
     flags.add_argument("--exit-after", type=float, default=None, metavar="S", help="0 exits before binding the port")
@@ -91,6 +92,9 @@ class FakeEngine:
         for _ in range(script.fork_grandchildren):
             child = subprocess.Popen(sleeper, start_new_session=script.setsid, stdout=subprocess.DEVNULL)
             print(f"grandchild {child.pid}", flush=True)
+        for _ in range(script.orphans):
+            forking = ["/bin/sh", "-c", "trap '' TERM; setsid sleep 3600 >/dev/null 2>&1 & echo grandchild $!"]
+            subprocess.run(forking, env={"PATH": "/usr/bin:/bin"}, check=True)
         if script.leave_pipe:
             child = subprocess.Popen(sleeper, start_new_session=True)
             print(f"grandchild {child.pid}", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.fit import EngineSettings
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.reservations import Assignment
@@ -36,6 +37,7 @@ class FakeProcess:
 
     isolation = "none"
     notice: str | None = None
+    shim_pid = 0
 
     def __init__(self, pid: int, *, ignores_term: bool = False) -> None:
         self.pid = pid
@@ -74,6 +76,7 @@ class FakeLauncher:
         self.processes: list[FakeProcess] = []
         self.refuse: PoolError | None = None
         self.ignores_term = False
+        self.forgotten: list[str] = []
 
     async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> FakeProcess:
         if self.refuse is not None:
@@ -81,6 +84,12 @@ class FakeLauncher:
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
         self.processes.append(process)
         return process
+
+    async def forget(self, pool_id: str) -> None:
+        self.forgotten.append(pool_id)
+
+    async def forget_others(self, pool_ids: Iterable[str]) -> None:
+        """There is nothing of anybody else's."""
 
 
 class FakeModels:
@@ -172,6 +181,16 @@ class FakeFiles:
         return self.log[mark.get(0, 0) :]
 
 
+class FakeListeners:
+    """Says who holds every engine's port: the engine, until ``found`` says otherwise."""
+
+    def __init__(self, found: Listener = OURS) -> None:
+        self.found = found
+
+    async def __call__(self, pid: int, host: str, port: int) -> Listener:
+        return self.found
+
+
 class FakeMonitor:
     """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
     younger than ``clock`` says. ``gate`` holds back every look while it is set.
@@ -253,7 +272,7 @@ class FakeNode:
         parts: dict[str, Any] = {
             "clock": self.clock, "registry": self.registry, "events": self.events, "baselines": Baselines(),
             "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
-            "owns_port": lambda pid, port: True, "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
+            "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
             "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})

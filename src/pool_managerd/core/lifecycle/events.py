@@ -167,9 +167,10 @@ class ProbeSucceeded(EpochEvent):
 
 @dataclass(frozen=True, slots=True)
 class ProbeMissed(EpochEvent):
-    """A bad answer or none."""
+    """A bad answer or none. ``conclusive``: no further one is needed to know that the engine does not serve."""
 
     reason: str
+    conclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

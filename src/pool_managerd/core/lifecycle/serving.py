@@ -33,9 +33,11 @@ def probe_missed(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
     asleep = i.probe_sent_at is not None and now - i.probe_sent_at > 2 * (p.probe_interval_s + p.probe_timeout_s)
     misses = 1 if asleep else i.probe_failures + 1
     missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + p.probe_interval_s)
-    if misses < p.failure_threshold or (i.hung and p.fail_open):
+    if (misses < p.failure_threshold and not e.conclusive) or (i.hung and p.fail_open):
         return missed, ()
     error = f"health check failed: {narration.count(misses, 'probe')} in a row failed; the last one {e.reason}"
+    if e.conclusive:
+        error = f"health check failed: the probe {e.reason}"
     fields = {"last_error": error, "probe_failures": misses}
     if p.fail_open:
         human = f"Engine of pool '{i.pool_id}' stopped answering; it is left running and may come back"

@@ -49,6 +49,8 @@ class HostFacts:
     as_root: bool = False
     cgroup: str | None = None
     landlock_abi: int | None = None
+    shared_user: str | None = None
+    no_user: str | None = None
     setup_problems: tuple[tuple[str, str, str], ...] = ()
 
     @property

@@ -16,6 +16,7 @@ LEAST_SHM_BYTES = _GIB
 LEAST_MEMLOCK_BYTES = 64 * _MIB
 LOW_RAM_BYTES = _GIB
 _FILES, _FILES_PER_POOL = 256, 32
+_AS_ROOT = ("sudo systemctl edit pool-managerd  # User=root; without daemon.engine_user each pool gets a uid of its own",)
 
 
 def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
@@ -24,9 +25,16 @@ def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     yield from _memory(facts, wants)
     yield from _limits(facts, wants)
     yield from _ports(facts, wants)
-    if wants.profile == "cloud" and not facts.as_root and (facts.landlock_abi or 0) < 6:
-        message = "engines share this user: without root or Landlock's signal scope (Linux 6.12) nothing separates them"
-        yield Finding("isolation", WARN, "engine isolation", message, ("sudo systemctl edit pool-managerd  # User=root",))
+    yield from _isolation(facts, wants)
+
+
+def _isolation(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
+    """What will be applied to engines here; what else the kernel could do does not count."""
+    if facts.no_user is not None:
+        yield Finding("isolation", FAIL, "engine isolation", facts.no_user, _AS_ROOT)
+    elif wants.profile == "cloud" and (facts.shared_user is not None or not facts.as_root):
+        why = facts.shared_user or "engines run as the daemon's own user"
+        yield Finding("isolation", FAIL, "engine isolation", f"cannot isolate engines from the daemon: {why}", _AS_ROOT)
 
 
 def _setups(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
