@@ -295,9 +295,12 @@ def test_a_configuration_is_checked(invoke: Invoke, tmp_path: Path) -> None:
     assert (code, json.loads(out)["type"]) == (0, "object")
 
 
-def test_a_deep_check_tells_all_that_is_wrong_with_all_pools_at_once(invoke: Invoke, tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "README.md").write_text("# a model\n")
-    (tmp_path / "c.yaml").write_text(
+def test_a_deep_check_tells_all_that_is_wrong_with_all_pools_at_once(
+    invoke: Invoke, open_dir: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(open_dir)
+    (open_dir / "README.md").write_text("# a model\n")
+    (open_dir / "c.yaml").write_text(
         f"""
 profile: dev
 pools:
@@ -309,7 +312,7 @@ pools:
   - {{id: fine, engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package}}}}
 """
     )
-    code, out, _ = invoke("config", "check", "--deep", str(tmp_path / "c.yaml"), "-o", "json")
+    code, out, _ = invoke("config", "check", "--deep", str(open_dir / "c.yaml"), "-o", "json")
     told = json.loads(out)
     assert (code, told["ok"]) == (1, False)
     flags = ("--ctx-siz", "did you mean '--ctx-size'", "--threds", "--api-key", "--frobnicate", "LLAMA_ARG_PORT", "''")
@@ -320,7 +323,7 @@ pools:
     }  # fmt: skip
     hub = next(p["hint"] for p in told["problems"] if p["pool"] == "hub")
     assert "hf download org/repo m.gguf" in hub and "allow_network" not in hub, "no key of the configuration helps today"
-    code, out, err = invoke("config", "check", str(tmp_path / "c.yaml"))
+    code, out, err = invoke("config", "check", str(open_dir / "c.yaml"))
     assert code == 0 and "warning: pool gone: cannot use the model" in err and "--deep" in err and "--ctx-siz" not in err
 
 

@@ -16,6 +16,7 @@ from pool_managerd.engines import vllm
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError, SpecError
+from tests.conftest import confined
 from tests.core.gpus import GIB, gpu
 
 MakePool = Callable[..., PoolConfig]
@@ -194,7 +195,7 @@ async def test_an_engine_is_asked_for_flags_that_are_newer_than_the_recorded_one
     program.write_text(f"#!/bin/sh\n[ \"$*\" = 'serve --help=all' ] && cat <<'END'\n{HELP}{known}\nEND\n")
     program.chmod(0o755)
     how = {"mode": "binary", "binary": {"path": str(program)}, "flags": ["--brand_new", "7", "--no-fresh"]}
-    engines = EngineProvisioner(dev_config, PortAllocator("21000-28999"))
+    engines = EngineProvisioner(dev_config, PortAllocator("21000-28999"), run=confined())
     prepared = await engines.prepare(make_pool(engine="vllm", provisioning=how), model, None)
     assert {"--brand-new", "7", "--no-fresh"} <= set(prepared.flags)
     with pytest.raises(SpecError, match="does not know it"):
