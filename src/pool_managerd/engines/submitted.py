@@ -80,7 +80,7 @@ def _unwrap(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_keys(fields: Mapping[str, Any], pool_id: str) -> None:
-    for key in sorted(fields):
+    for key in sorted(fields, key=_KNOWN.__contains__)[: len(_KNOWN) + 1]:  # what is unknown first
         if key == "image_ref":
             raise _wrong(pool_id, "image_ref: containers are not supported yet", "send binary_path")
         if key not in _KNOWN:
