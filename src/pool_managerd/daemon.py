@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.api.auth import Access, Token, resolve_access
+from pool_managerd.api.auth import Access, Token, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
 from pool_managerd.errors import PoolError, SpecError
@@ -50,6 +50,7 @@ async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[
     node = PoolManager(config)
     node.claim()  # before the port: a second daemon is told who the first one is, not that its port is taken
     try:
+        access = with_local_token(access, config.daemon.state_dir)
         with _sockets(config) as (listener, metrics_listener):
             metrics.attach(node.statuses, node.devices)
             for listen_to in (metrics.on_event, *listeners):

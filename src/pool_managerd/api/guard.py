@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from pool_managerd.api.auth import is_loopback
+from pool_managerd.api.peers import uid_of_peer
 
 HEAD_TIMEOUT_S = 10.0
 _REFUSAL_BODY = (
@@ -75,6 +76,16 @@ class GuardedConnection(asyncio.Protocol):
         self._refused = False
         self.head_since = 0.0  # loop time at which the head that is being received began; 0 = none is
         self.peer_is_loopback = False
+        self._uid: int | None = None
+        self._uid_asked = False
+
+    def peer_uid(self) -> int | None:
+        """The user at the other end, asked once per connection; None when that is not known."""
+        if not self._uid_asked and self._transport is not None:
+            self._uid_asked = True
+            if self.peer_is_loopback:
+                self._uid = uid_of_peer(self._transport.get_extra_info("socket"))
+        return self._uid
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

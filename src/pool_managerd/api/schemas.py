@@ -89,7 +89,6 @@ class Health(Answer):
 class PoolProblem(Answer):
     pool_id: str
     state: str
-    last_error: str | None = None
 
 
 class Ready(Answer):

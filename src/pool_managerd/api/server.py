@@ -119,26 +119,31 @@ def _application(context: ApiContext, access: Access, limits: ServerLimits) -> w
         "/v1/openapi.json": "/openapi.json",
     }
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
-    gate = Gate(access, context.metrics, labels, exempt, limits.max_requests)
+    private = frozenset(route.path for route in ROUTES if route.private)
+    gate = Gate(access, context.metrics, labels, limits.max_requests, exempt=exempt, private=private)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=MAX_BODY_BYTES)
     for route in ROUTES:
         for path in route.paths:
             app.router.add_route(route.method, path, _bind(context, route.handler))
+            if route.method == "GET":
+                app.router.add_route("HEAD", path, _bind(context, route.handler))
     described = functools.cache(openapi.document)  # made when first asked for: the start of the daemon does not wait for it
 
     async def openapi_json(_request: web.Request) -> web.Response:
         return json_response(described())
 
     for path in ("/openapi.json", "/v1/openapi.json"):
-        app.router.add_route("GET", path, openapi_json)
+        app.router.add_get(path, openapi_json)  # and HEAD
     app.freeze()
     return app
 
 
 def _metrics_application(context: ApiContext, limits: ServerLimits) -> web.Application:
-    gate = Gate(Access("0.0.0.0"), context.metrics, {"/metrics": "/metrics"}, frozenset({"/metrics"}), limits.max_requests)  # noqa: S104
+    bind = context.node.config.daemon.metrics_bind
+    access = Access(split_address(bind)[0] if bind is not None else "127.0.0.1")
+    gate = Gate(access, context.metrics, {"/metrics": "/metrics"}, limits.max_requests, exempt=frozenset({"/metrics"}))
     app = web.Application(middlewares=[gate.middleware()], client_max_size=1024)
-    app.router.add_route("GET", "/metrics", _bind(context, node_reads.metrics))
+    app.router.add_get("/metrics", _bind(context, node_reads.metrics))
     app.freeze()
     return app
 

@@ -28,6 +28,8 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
     follow = switch(request, "follow", default=True)
     if after is None and not follow:
         after = 0
+    if request.method == "HEAD":
+        return web.Response(content_type="text/event-stream")
     async with _stream(context, request, "text/event-stream") as response:
         subscription = context.node.events.subscribe(after)
         pending: asyncio.Task[Event] | None = None
@@ -62,6 +64,9 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     wanted = pool_id(request)
     lines = number(request, "lines", 200, 0, 10_000) or 0
     follow = switch(request, "follow", default=False)
+    if request.method == "HEAD":
+        context.node.status(wanted)
+        return web.Response(content_type="text/plain")
     if lines:
         tail = await asyncio.to_thread(context.node.log_tail, wanted, lines)
     else:
