@@ -24,7 +24,8 @@ from pool_managerd.config_load import load_config
 from pool_managerd.config_sources import parse_scalar, parse_toml, parse_yaml
 from pool_managerd.core.device_masks import DeviceMask
 from pool_managerd.core.health import judge_response
-from pool_managerd.core.narration import parse_size
+from pool_managerd.core.narration import parse_size, printable
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.core.xid import meaning
 from pool_managerd.engines.help_parser import parse_help
 from pool_managerd.engines.llamacpp_memory import parse_allocations
@@ -35,10 +36,8 @@ from pool_managerd.host.memory import meminfo, memory_groups
 from pool_managerd.models.gguf_header import read_gguf_header
 from pool_managerd.models.refs import parse_ref
 from pool_managerd.models.safetensors_header import read_safetensors_shape
-from pool_managerd.runtime.files import printable
 from pool_managerd.runtime.handoff import parse_handoff
 from pool_managerd.runtime.wire import Decoder
-from pool_managerd.telemetry.redaction import Redactor
 
 FLOOR_S = 0.004
 MOST_S = 8.0

@@ -16,6 +16,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.preflight import Report
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -59,11 +60,11 @@ class SystemClock:
 class Adapters:
     """Concrete parts and their life. ``open`` takes the locks first: nothing is touched that another daemon uses."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, redactor: Redactor | None = None) -> None:
         self.config = config
         self.clock = SystemClock()
         self.node_id = socket.gethostname()
-        self.events = EventLog(self.clock.wall_ms)
+        self.events = EventLog(self.clock.wall_ms, redactor)
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
@@ -188,6 +189,6 @@ class Adapters:
         return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
 
 
-def default_adapters(config: Config) -> Adapters:
-    """The adapters of a real node."""
-    return Adapters(config)
+def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:
+    """The adapters of a real node. ``redactor`` learns the pools' secrets; a log may share it."""
+    return Adapters(config, redactor)

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import hdrs, web
@@ -26,21 +27,30 @@ UNMATCHED = "unmatched"
 log = structlog.get_logger("pool_managerd.api")
 
 
-class Gate:
-    """The outermost middleware. ``labels`` maps a route's template to its metrics label; ``exempt`` ones need no token.
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """``labels`` maps a route's template to its metrics label; ``exempt`` ones need no token.
 
     ``private`` ones show text of engines or of the configuration: without a configured token they are the owner's.
     """
 
+    labels: Mapping[str, str]
+    exempt: frozenset[str]
+    private: frozenset[str] = frozenset()
+
+
+class Gate:
+    """The outermost middleware. ``clean`` takes secrets out of the errors that are told."""
+
     def __init__(
-        self, access: Access, metrics: Metrics, labels: Mapping[str, str], max_requests: int,
-        exempt: frozenset[str] = frozenset(), private: frozenset[str] = frozenset(),
-    ) -> None:  # fmt: skip
+        self, access: Access, metrics: Metrics, paths: Paths, max_requests: int, clean: Callable[[PoolError], PoolError]
+    ) -> None:
         self._access = access
         self._metrics = metrics
-        self._labels = labels
-        self._exempt = exempt
-        self._private = private
+        self._labels = paths.labels
+        self._exempt = paths.exempt
+        self._private = paths.private
+        self._clean = clean
         self._max_requests = max_requests
         self._running = 0
         self._auth_logs = (0, 0)  # the second, and how many lines it has had
@@ -83,7 +93,7 @@ class Gate:
             self._admit(request, label, guarded)
             response = await handler(request)
         except PoolError as error:
-            response = error_response(_placed(error, request), correlation)
+            response = error_response(self._clean(_placed(error, request)), correlation)
         except web.HTTPException as error:
             response = from_http_exception(error, correlation)
         except Exception:  # the boundary of a request: the caller gets an id, the log the rest

@@ -18,7 +18,7 @@ from pool_managerd.api.auth import Access
 from pool_managerd.api.context import ApiContext, StreamLimits
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.facade import Node
-from pool_managerd.api.gate import Gate
+from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.guard import HEAD_TIMEOUT_S, Connections
 from pool_managerd.api.requests import MAX_BODY_BYTES
 from pool_managerd.api.routing import Handler
@@ -81,7 +81,7 @@ class ApiServer:
         server = runner.server
         if server is None:  # pragma: no cover - setup() made it
             raise NodeError("cannot serve the control API: the server is gone")
-        guard = Connections(server, limit, self._limits.head_timeout_s)
+        guard = Connections(server, limit, self._limits.head_timeout_s, self._limits.streams.write_timeout_s)
         self._servers.append(await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_BACKLOG))
         self._guards.append(guard)
         guard.start()
@@ -120,7 +120,8 @@ def _application(context: ApiContext, access: Access, limits: ServerLimits) -> w
     }
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
     private = frozenset(route.path for route in ROUTES if route.private)
-    gate = Gate(access, context.metrics, labels, limits.max_requests, exempt=exempt, private=private)
+    paths = Paths(labels, exempt, private)
+    gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=MAX_BODY_BYTES)
     for route in ROUTES:
         for path in route.paths:
@@ -141,7 +142,8 @@ def _application(context: ApiContext, access: Access, limits: ServerLimits) -> w
 def _metrics_application(context: ApiContext, limits: ServerLimits) -> web.Application:
     bind = context.node.config.daemon.metrics_bind
     access = Access(split_address(bind)[0] if bind is not None else "127.0.0.1")
-    gate = Gate(access, context.metrics, {"/metrics": "/metrics"}, limits.max_requests, exempt=frozenset({"/metrics"}))
+    paths = Paths({"/metrics": "/metrics"}, frozenset({"/metrics"}))
+    gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=1024)
     app.router.add_get("/metrics", _bind(context, node_reads.metrics))
     app.freeze()

@@ -95,7 +95,7 @@ class LaunchWork:
         await process.wait_dead()
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
-        launch.log_tail = self._s.files.tail_log(self._driver.pool_id)
+        launch.log_tail = [self._s.events.clean(line) for line in self._s.files.tail_log(self._driver.pool_id)]
         told = workers.exit_event(epoch, record, launch.log_tail)
         if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
             told = replace(told, port_conflict=await self._port_lost(launch, process.pid))

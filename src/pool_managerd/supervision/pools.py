@@ -12,6 +12,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.redaction import secrets_in
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation, Operations
@@ -78,7 +79,19 @@ class Pools:
             )
         policy = policy_for(self._config, pool_id, pool, self._s.node_id)
         driver = self._drivers[pool_id] = PoolDriver(pool_id, pool, policy, self._s)
+        self._learn_secrets(driver)
         return driver
+
+    def _learn_secrets(self, driver: PoolDriver, *engines: PreparedEngine | None) -> None:
+        """From now on nothing that leaves the node shows them."""
+        found: set[str] = set()
+        if driver.config is not None:
+            given = driver.config.provisioning
+            found |= secrets_in(given.env, (*given.flags, given.url or ""))
+        for engine in (driver.submitted, *engines):
+            if engine is not None:
+                found |= secrets_in(engine.env, engine.flags)
+        self._s.events.redactor.know(driver.pool_id, found)
 
     async def boot(self, stored: dict[str, StoredPool]) -> None:
         """Bring back what the configuration and the stored intent say, in the order of pool ids."""
@@ -116,6 +129,7 @@ class Pools:
             human = f"The stored engine of pool '{driver.pool_id}' cannot be used any more: {problem.message}"
             self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
             return False
+        self._learn_secrets(driver)
         return True
 
     async def change(
@@ -131,6 +145,7 @@ class Pools:
             if (refused := objection(driver.instance, event, self._s.clock.monotonic(), driver.policy)) is not None:
                 raise refused
             before, submitted = self._stored.get(driver.pool_id), driver.submitted
+            self._learn_secrets(driver, engine)
             await self._store_intent(self._intended(driver, engine or submitted, desired, held))
             if engine is not None:
                 driver.submitted = engine
@@ -194,6 +209,7 @@ class Pools:
             self._s.engines.release(driver.pool_id)
             self._s.gpus.forget(driver.pool_id)
             self._s.registry.deregister(driver.pool_id)
+            self._s.events.redactor.know(driver.pool_id, ())
 
     async def stop_all(self, deadline_ms: int) -> None:
         """Drain and stop every pool; their intent stays as it is, so that the next daemon starts them again."""
@@ -246,6 +262,8 @@ class Pools:
             self._store.note_down(operation.pool_id)
             if (stored := self._stored.get(operation.pool_id)) is not None:
                 self._stored[operation.pool_id] = replace(stored, desired="down")
+        if error is not None:
+            self._s.events.clean_error(error)
         operation.finish(self._s.clock.wall_ms(), outcome, error)
         human = f"{operation.kind.replace('_', ' ').capitalize()} of pool '{operation.pool_id}' {operation.status}"
         self._s.events.emit(
