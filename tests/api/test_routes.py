@@ -254,3 +254,17 @@ async def test_head_is_answered_as_get_without_a_body_on_every_path_that_can_be_
                 url += "?follow=false"
             async with api.session.get(url) as get:
                 assert head.status == get.status, path
+
+
+async def test_operations_are_told_in_pages(api: Served) -> None:
+    for _ in range(5):
+        await api.call("POST", "/v1/pools/demo/hold")
+    _, everything = await api.call("GET", "/v1/operations")
+    ids = [operation["operation_id"] for operation in everything]
+    _, newest = await api.call("GET", "/v1/operations?limit=2")
+    assert [operation["operation_id"] for operation in newest] == ids[-2:]
+    _, after = await api.call("GET", f"/v1/operations?after={ids[0]}&limit=2")
+    assert [operation["operation_id"] for operation in after] == ids[1:3]
+    assert (await api.call("GET", "/v1/operations?after=none"))[0] == 404
+    for wrong in ("0", "x", "1001", "-1"):
+        assert (await api.call("GET", f"/v1/operations?limit={wrong}"))[0] == 400

@@ -130,6 +130,11 @@ READ_ROUTES = (
         "Operations, running and recent",
         pool_reads.operations,
         {200: schemas.OperationAnswer},
+        (400, 404),
+        query=(
+            Query("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+            Query("after", "Those that began behind this operation; without it, the newest.", {"type": "string"}),
+        ),
         many=True,
         private=True,
     ),

@@ -21,6 +21,7 @@ from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
 
 MAX_SUBMITTED = 1_000
+MAX_SUBMITTED_CHARS = 8 << 20
 
 
 class IntentStore(Protocol):
@@ -144,6 +145,8 @@ class Pools:
             self._check_open(driver)
             if (refused := objection(driver.instance, event, self._s.clock.monotonic(), driver.policy)) is not None:
                 raise refused
+            if engine is not None:
+                self._check_room(driver, engine)
             before, submitted = self._stored.get(driver.pool_id), driver.submitted
             self._learn_secrets(driver, engine)
             await self._store_intent(self._intended(driver, engine or submitted, desired, held))
@@ -163,6 +166,16 @@ class Pools:
         async with self._turn(driver):
             self._check_open(driver)
             await self._store_intent(self._intended(driver, driver.submitted, None, None))
+
+    def _check_room(self, driver: PoolDriver, engine: PreparedEngine) -> None:
+        """Raises RequestError when all submitted engines together would take more than the node keeps for them."""
+        others = (d.submitted.size_chars for d in self._drivers.values() if d.submitted is not None and d is not driver)
+        if sum(others) + engine.size_chars > MAX_SUBMITTED_CHARS:
+            raise RequestError(
+                f"cannot take the engine of pool {driver.pool_id}: the submitted engines have {MAX_SUBMITTED_CHARS >> 20} MiB of"
+                " flags and environment already",
+                code="TOO_MANY_POOLS", status=409, pool_id=driver.pool_id, hint="delete pools that are not needed any more",
+            )  # fmt: skip
 
     def _turn(self, driver: PoolDriver) -> asyncio.Lock:
         """Changes of one pool wait for each other: what is stored last is what was done last."""
