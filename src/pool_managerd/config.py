@@ -120,7 +120,12 @@ class PolicyConfig(Section):
     allow_network: bool = False
     allow_schemes: tuple[str, ...] = ("file",)
     allow_domains: tuple[str, ...] = ()
-    engine_allowlist: tuple[str, ...] = ()
+    engine_allowlist: tuple[str, ...] = Field(
+        (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything."
+    )
+    engine_env: tuple[str, ...] = Field(
+        (), description="More environment variables that a submitted engine may have in cloud, beside the harmless ones."
+    )
 
 
 class GpuConfig(Section):

@@ -16,7 +16,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.preflight import Report
-from pool_managerd.core.redaction import Redactor
+from pool_managerd.core.redaction import Redactor, is_secret_variable, masked_argv, named_secrets
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -178,7 +178,10 @@ class Adapters:
         return prepared_from_json(body, pool_id)
 
     def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
-        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again."""
+        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again.
+
+        Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
+        """
         if engine.attach_url is not None:
             return None
         raw = asdict(engine)
@@ -186,7 +189,11 @@ class Adapters:
             "binary_path", "flags", "host", "port", "model_path", "engine_version", "replica_id", "device_mask", "engine",
             "provisioning_mode", "slots_total", "env",
         )  # fmt: skip
-        return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
+        kept = {key: raw[key] for key in keys if raw[key] is not None}
+        kept["flags"] = masked_argv(engine.flags)
+        kept["env"] = {name: value for name, value in engine.env.items() if not is_secret_variable(name)}
+        withheld = named_secrets(engine.env, engine.flags)
+        return kept | ({"withheld": withheld} if withheld else {})
 
 
 def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:

@@ -90,6 +90,18 @@ def secrets_in(env: Mapping[str, str], argv: Sequence[str] = ()) -> set[str]:
     return found
 
 
+def named_secrets(env: Mapping[str, str], argv: Sequence[str]) -> list[str]:
+    """What of an engine's environment and command line is secret: names of variables, and the flags before the values."""
+    found = sorted(name for name in env if is_secret_variable(name))
+    flag = ""
+    for word, shown in zip(argv, masked_argv(argv), strict=True):
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+        if shown != word:
+            found.append(flag if _is_secret_flag(flag) else "an argument")
+    return list(dict.fromkeys(found))
+
+
 def masked_text(text: str) -> str:
     """``text`` without what its form gives away: userinfo and secret parameters of URLs, bearer tokens, assignments."""
     if "://" in text:

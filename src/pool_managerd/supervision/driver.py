@@ -34,6 +34,8 @@ class PoolDriver:
         self.config = config
         self.policy = policy
         self.submitted: PreparedEngine | None = None
+        self.barred: PoolError | None = None
+        """Why the engine that was submitted to an earlier daemon does not run."""
         self.instance = Instance(pool_id)
         self.launch = Launch()
         self.last_drain: dict[str, Any] = {}
@@ -88,6 +90,7 @@ class PoolDriver:
         self.instance = replace(
             self.instance, crash_count=stored.crash_count, restart_count=stored.restart_count,
             held=stored.held, owed=owed, drained=stored.desired == "down",
+            last_error=None if self.barred is None else self._s.events.clean(self.barred.message),
         )  # fmt: skip
         self._publish()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,9 +20,18 @@ from pool_managerd.supervision.operations import Operation, Operations
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
+from pool_managerd.supervision.submissions import check_submission
 
 MAX_SUBMITTED = 1_000
 MAX_SUBMITTED_CHARS = 8 << 20
+
+
+def _not_kept(pool_id: str, names: Any) -> RequestError:
+    shown = ", ".join(str(name)[:80] for name in names[:8]) if isinstance(names, list) else "some"
+    return RequestError(
+        f"cannot start pool {pool_id} again: its secrets ({shown}) are not written to disk, and went with the daemon before",
+        code="SECRETS_NOT_KEPT", status=409, pool_id=pool_id, hint="preload it again with them, or configure the pool",
+    )  # fmt: skip
 
 
 class IntentStore(Protocol):
@@ -109,6 +119,8 @@ class Pools:
             wanted = stored.desired == "up" or (wanted and stored.desired == "auto")
             if pool is None and stored.submitted is not None:
                 wanted = self._recall(driver, stored.submitted) and wanted
+                if (kept := self._intended(driver, driver.submitted, None, None)) != stored:
+                    await self._store_intent(kept)  # an earlier version wrote secrets down
             driver.restore(stored, owed=wanted and stored.held)
         if wanted and not driver.instance.held:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
@@ -125,11 +137,16 @@ class Pools:
     def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:
         """The engine that a request submitted to an earlier daemon; false, and said so, when it cannot be read any more."""
         try:
-            driver.submitted = self._codec.parse_prepared(submitted, driver.pool_id)
+            if withheld := submitted.get("withheld"):
+                raise _not_kept(driver.pool_id, withheld)
+            engine = self._codec.parse_prepared(submitted, driver.pool_id)
+            check_submission(self._config, driver.pool_id, engine)
         except PoolError as problem:
+            driver.barred = problem
             human = f"The stored engine of pool '{driver.pool_id}' cannot be used any more: {problem.message}"
-            self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
+            self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id, hint=problem.hint)
             return False
+        driver.submitted = engine
         self._learn_secrets(driver)
         return True
 
@@ -147,11 +164,13 @@ class Pools:
                 raise refused
             if engine is not None:
                 self._check_room(driver, engine)
+            elif goal == "up":
+                self._check_startable(driver)
             before, submitted = self._stored.get(driver.pool_id), driver.submitted
             self._learn_secrets(driver, engine)
             await self._store_intent(self._intended(driver, engine or submitted, desired, held))
             if engine is not None:
-                driver.submitted = engine
+                driver.submitted, driver.barred = engine, None
             try:
                 self._check_open(driver)
                 return await self.request(driver, kind, event, goal)
@@ -166,6 +185,19 @@ class Pools:
         async with self._turn(driver):
             self._check_open(driver)
             await self._store_intent(self._intended(driver, driver.submitted, None, None))
+
+    def _check_startable(self, driver: PoolDriver) -> None:
+        """Raises PoolError when there is nothing to run, or nothing that may run: policy is asked at every start."""
+        if driver.barred is not None:
+            raise copy(driver.barred)
+        if driver.submitted is not None and driver.submitted.attach_url is None:
+            check_submission(self._config, driver.pool_id, driver.submitted)
+        if driver.submitted is None and driver.config is None:
+            raise RequestError(
+                f"cannot start pool {driver.pool_id}: it has neither a configuration nor a submitted engine",
+                code="POOL_NOT_CONFIGURED", status=409, pool_id=driver.pool_id,
+                hint="add it to the configuration, or preload it with an engine",
+            )  # fmt: skip
 
     def _check_room(self, driver: PoolDriver, engine: PreparedEngine) -> None:
         """Raises RequestError when all submitted engines together would take more than the node keeps for them."""
@@ -254,6 +286,8 @@ class Pools:
         new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
         if driver.config is not None:
             return new
+        if driver.barred is not None and engine is None:
+            return replace(new, submitted=old.submitted)
         if engine is None:
             return replace(new, desired="known")
         return replace(new, submitted=self._codec.prepared_to_json(engine))

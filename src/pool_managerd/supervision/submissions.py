@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from pool_managerd.config import Config, is_pool_id, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import RequestError, SpecError
+
+_VARIABLES = frozenset({
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM", "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE",
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "LLAMA_API_KEY", "VLLM_API_KEY",
+    "LANG", "LC_ALL", "TZ",
+})  # fmt: skip
+_AS_FLAGS = ("LLAMA_ARG_",)  # what a flag could say as well
+_CHANGES_THE_PROGRAM = re.compile(
+    r"(?:LD|DYLD|PYTHON|PERL|RUBY|NODE|JAVA|JDK|_JAVA|GIO|GTK|QT)_|PYTHON|PERL|RUBY|NODE_|BASH|ENV$|GCONV_PATH|GLIBC_|MALLOC_"
+    r"|IFS$|PATH$|HOME$|SHELL|NLSPATH|LOCPATH|OMP_TOOL|CUDA_INJECTION|NCCL_.*PLUGIN|GGML_BACKEND|NVBIT|VK_|OCL_|SSLKEYLOGFILE"
+)
 
 
 def check_submission(config: Config, pool_id: str, engine: PreparedEngine) -> None:
@@ -19,6 +33,24 @@ def check_submission(config: Config, pool_id: str, engine: PreparedEngine) -> No
             code="POLICY_DENIED", status=403, pool_id=pool_id,
             hint="put the binary's path on policy.engine_allowlist",
         )  # fmt: skip
+    if profile == "cloud":
+        _check_variables(config, pool_id, engine)
+
+
+def _check_variables(config: Config, pool_id: str, engine: PreparedEngine) -> None:
+    """A listed binary must not become another program by its environment."""
+    for name in engine.env:
+        if _CHANGES_THE_PROGRAM.match(name):
+            raise _refused(pool_id, name, "it can make any program run any code", "leave it out")
+        if name not in _VARIABLES and name not in config.policy.engine_env and not name.startswith(_AS_FLAGS):
+            raise _refused(pool_id, name, "it is not on the list", "leave it out, or put it on policy.engine_env")
+
+
+def _refused(pool_id: str, name: str, why: str, hint: str) -> RequestError:
+    return RequestError(
+        f"cannot run a submitted engine with the variable {name[:80]!r} in profile cloud: {why}",
+        code="POLICY_DENIED", status=403, pool_id=pool_id, hint=hint,
+    )  # fmt: skip
 
 
 def check_pool_id(pool_id: str) -> None:
