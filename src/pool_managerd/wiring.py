@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
 from pool_managerd.core.artifacts import PreparedEngine
@@ -169,7 +170,16 @@ class Adapters:
     def watch_handoffs(
         self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
     ) -> HandoffWatcher:
-        return HandoffWatcher(self.files, on_handoff, on_error)
+        own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
+
+        def on_found(found: Handoff, duration_ms: float) -> None:
+            parts = urlsplit(found.url)
+            if parts.port in own and (parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")):
+                on_error(found.path, f"cannot use the handoff file {found.path}: {found.url} is this daemon itself")
+            else:
+                on_handoff(found, duration_ms)
+
+        return HandoffWatcher(self.files, on_found, on_error)
 
     def new_id(self) -> str:
         return uuid.uuid4().hex

@@ -7,16 +7,18 @@ import functools
 import logging
 import resource
 import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
 
 from pool_managerd.api import node_reads, openapi
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import ApiContext, StreamLimits
-from pool_managerd.api.envelope import json_response
+from pool_managerd.api.envelope import error_response, json_response
 from pool_managerd.api.facade import Node
 from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.guard import HEAD_TIMEOUT_S, Connections
@@ -24,7 +26,7 @@ from pool_managerd.api.requests import MAX_BODY_BYTES
 from pool_managerd.api.routing import Handler
 from pool_managerd.api.table import ROUTES
 from pool_managerd.config import split_address
-from pool_managerd.errors import NodeError
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.telemetry.metrics import Metrics
 
 _BACKLOG = 512
@@ -81,7 +83,8 @@ class ApiServer:
         server = runner.server
         if server is None:  # pragma: no cover - setup() made it
             raise NodeError("cannot serve the control API: the server is gone")
-        guard = Connections(server, limit, self._limits.head_timeout_s, self._limits.streams.write_timeout_s)
+        protocol = functools.partial(_HttpProtocol.of, server)
+        guard = Connections(protocol, limit, self._limits.head_timeout_s, self._limits.streams.write_timeout_s)
         self._servers.append(await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_BACKLOG))
         self._guards.append(guard)
         guard.start()
@@ -168,6 +171,27 @@ def _runner(app: web.Application, limits: ServerLimits) -> web.AppRunner:
         auto_decompress=False,
         logger=_protocol_log(),
     )
+
+
+class _HttpProtocol(RequestHandler):
+    """aiohttp's, with our shape of errors for what never becomes a request."""
+
+    @classmethod
+    def of(cls, server: web.Server) -> _HttpProtocol:
+        return cls(server, loop=asyncio.get_running_loop(), **server._kwargs)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The answer to bytes that are no request, and to what no handler caught; the connection ends with it."""
+        if status >= 500 or request.writer.output_size > 0:
+            super().handle_error(request, status, exc, message)
+        why = "cannot read the request: it is not valid HTTP" if status < 500 else "cannot serve the request"
+        error = PoolError(why, code="INVALID_PARAMS" if status < 500 else "INTERNAL", status=status)
+        response = error_response(error, str(uuid.uuid4()))
+        response.headers["Server"] = "pool-managerd"
+        response.force_close()
+        return response
 
 
 class _NotOurTrouble(logging.Filter):
