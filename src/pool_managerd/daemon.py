@@ -60,7 +60,7 @@ async def serving(
     try:
         access = with_local_token(access, config.daemon.state_dir)
         with _sockets(config) as (listener, metrics_listener):
-            metrics.attach(node.statuses, node.devices)
+            metrics.attach(node.statuses, node.devices, lambda: node.events.state_trouble is not None)
             for listen_to in (metrics.on_event, *listeners):
                 node.events.listen(listen_to)
             async with node:

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,6 +103,13 @@ class Adapters:
         """Locks, state, survivors of a dead predecessor, the fork server. Raises NodeError; leaves nothing open then."""
         self.claim()
         try:
+            loop = asyncio.get_running_loop()
+
+            def told(trouble: str | None, done: str | None) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                    loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
+
+            self.store.listener = told
             stored = self.store.open()
             self.files.prepare()
             await self._clear_away()
@@ -114,6 +122,16 @@ class Adapters:
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored
+
+    def _tell_of_state(self, trouble: str | None, done: str | None) -> None:
+        self.events.state_trouble = trouble
+        if done is not None:
+            self.events.emit("state_renewed", done, level="error")
+        if trouble is not None:
+            human = f"The state cannot be written: {trouble}; changes are refused until it can"
+            self.events.emit("state_degraded", human, level="error", directory=str(self.config.daemon.state_dir))
+        elif done is None:
+            self.events.emit("state_recovered", "The state can be written again, and what was written was read back")
 
     async def _clear_away(self) -> None:
         """Stop what a dead predecessor left running, and remove the files that spoke of it. The lock makes all of it ours."""

@@ -71,6 +71,7 @@ class FakeEvents:
         self._listeners: list[Callable[[Any], None]] = []
         self.queue_limit = 1000
         self.redactor = Redactor()
+        self.state_trouble: str | None = None
 
     def publish(
         self, type: str, pool_id: str | None = None, *, journal: bool = True, human: str = "It happened", **fields: Any

@@ -12,7 +12,9 @@ from pool_managerd.telemetry.metrics import CONTENT_TYPE
 
 
 async def health(context: ApiContext, _request: web.Request) -> web.Response:
-    return json_response({"status": "ok", "version": context.node.version})
+    """200 while the daemon serves at all; ``degraded`` while its state cannot be written and changes are refused."""
+    status = "ok" if context.node.events.state_trouble is None else "degraded"
+    return json_response({"status": status, "version": context.node.version})
 
 
 async def ready(context: ApiContext, request: web.Request) -> web.Response:

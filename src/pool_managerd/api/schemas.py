@@ -82,7 +82,7 @@ class ErrorEnvelope(Answer):
 
 
 class Health(Answer):
-    status: str
+    status: str = Field(description="ok, or degraded: the state cannot be written, and changes are refused until it can.")
     version: str
 
 

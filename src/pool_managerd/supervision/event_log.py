@@ -87,6 +87,8 @@ class EventLog:
     def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None) -> None:
         self._clock_ms = clock_ms
         self.redactor = redactor or Redactor()
+        self.state_trouble: str | None = None
+        """Why changes cannot be made durable now; None when they can."""
         self._last_id = 0
         self._kept: deque[Event] = deque()
         self._sizes: deque[int] = deque()
