@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.api.auth import Access, Token, resolve_access, with_local_token
+from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
 from pool_managerd.core.redaction import Redactor
@@ -184,6 +184,9 @@ def _first_lines(logs: Logging, config: Config, access: Access, token: Token | N
         logs.write("warn", "profile", "Profile dev: engines may run on CPU here, where the other profiles demand a GPU")
     if token is not None:
         optional = ", which loopback callers may leave out" if access.optional_on_loopback else ""
+        if (loose := readable_token_file(config)) is not None:
+            human = f"Other users can read the token in {loose}: chmod 600 {loose}"
+            logs.write("warn", "auth", human, fields={"token_file": str(loose)})
         logs.write("info", "auth", f"The control API asks for a token{optional}", fields={"token_fp6": token.fp6})
 
 

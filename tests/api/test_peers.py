@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +18,12 @@ import pytest
 
 from pool_managerd.api import peers
 from pool_managerd.api.auth import LOCAL_TOKEN, Access, local_token, with_local_token
+from pool_managerd.cli.client import Daemon
+from pool_managerd.cli.exits import CommandFailed
 from pool_managerd.errors import NodeError
 from tests.api.conftest import Served, close, serve
 from tests.api.fake_node import FakeNode
+from tests.conftest import wait_until
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can call as somebody else")
@@ -235,3 +240,61 @@ def test_the_local_token_is_the_owners_alone_and_made_anew_when_others_could_rea
     assert not path.is_symlink()
     with pytest.raises(NodeError, match="cannot keep the local token"):
         local_token(tmp_path / "missing")
+
+
+async def test_the_command_line_finds_the_local_token_by_itself_where_the_kernel_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int | None:
+        raise OSError(13, "no")
+
+    monkeypatch.setattr(peers, "_ask", refuse)
+    monkeypatch.setattr(peers, "_read", refuse)
+    served = await serve(FakeNode(), with_local_token(Access("127.0.0.1"), tmp_path))
+    try:
+        daemon = Daemon(served.url, state_dir=tmp_path)
+        answer = await asyncio.to_thread(daemon.request, "POST", "pools", "demo", "hold")
+        assert answer["operation_id"]
+        with pytest.raises(CommandFailed) as caught:
+            await asyncio.to_thread(Daemon(served.url, state_dir=tmp_path / "none").request, "POST", "pools", "demo", "hold")
+        assert "control.token" in (caught.value.hint or "")
+    finally:
+        await close(served)
+
+
+@as_root
+def test_the_command_line_gives_the_local_token_to_nobody_else(tmp_path: Path) -> None:
+    """Whoever has the port while the daemon is down would otherwise be told it."""
+    local_token(tmp_path)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    thief = (
+        "import http.server, os, sys, socket\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    protocol_version = 'HTTP/1.1'\n"
+        "    def do_POST(self):\n"
+        "        open(sys.argv[2], 'a').write(str(self.headers))\n"
+        "        self.send_response(401); self.send_header('Content-Length', '2'); self.end_headers(); self.wfile.write(b'{}')\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()\n"
+    )
+    listener.close()
+    other = tempfile.mkdtemp()
+    Path(other).chmod(0o777)
+    process = subprocess.Popen([sys.executable, "-c", thief, str(port), f"{other}/heard"])
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(listens, "the thief to listen", 10)
+        with pytest.raises(CommandFailed):
+            Daemon(f"http://127.0.0.1:{port}", state_dir=tmp_path).request("POST", "pools", "demo", "hold")
+        assert "Bearer" not in Path(other, "heard").read_text()
+    finally:
+        process.kill()
+        process.wait(10)
+        shutil.rmtree(other)

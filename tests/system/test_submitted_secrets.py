@@ -32,7 +32,7 @@ def on_disk(folder: Path) -> list[Path]:
 
 
 def test_a_secret_of_a_submitted_engine_is_not_on_disk_and_after_a_restart_the_pool_says_what_it_lacks(daemon: Daemon) -> None:
-    body = engine(DB_PASS=f"{CANARY}-pass", OMP_NUM_THREADS="1")
+    body = engine("--api-key", f"{CANARY}-key", f"--hf-token={CANARY}-hf", DB_PASS=f"{CANARY}-pass", OMP_NUM_THREADS="1")
     assert daemon.post("/v1/pools/p/preload", body)[0] == 200
     assert on_disk(daemon.folder) == []
     daemon.kill()
@@ -40,7 +40,7 @@ def test_a_secret_of_a_submitted_engine_is_not_on_disk_and_after_a_restart_the_p
     daemon.start()
     found = daemon.status("p")
     assert (found["live"], found["ready"]) == (False, False)
-    assert "DB_PASS" in found["last_error"] and "not written to disk" in found["last_error"]
+    assert "secrets (DB_PASS, --api-key, --hf-token) are not written to disk" in found["last_error"]
     code, answer = daemon.post("/v1/pools/p/start?wait=true")
     assert (code, answer["code"]) == (409, "SECRETS_NOT_KEPT")
     assert "preload" in answer["hint"]

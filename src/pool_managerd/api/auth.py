@@ -200,6 +200,13 @@ def resolve_access(config: Config, env: Mapping[str, str]) -> tuple[Access, Toke
     return Access(host, None if token is None else token.digest, optional), token
 
 
+def readable_token_file(config: Config) -> Path | None:
+    """The configured token's file, when other users of this machine can read it; a container's secret often can be."""
+    path = config.auth.token_file
+    place = None if path is None else path if path.is_absolute() else config.base_dir / path
+    return place if place is not None and place.stat().st_mode & 0o044 else None
+
+
 def is_loopback(host: str) -> bool:
     """True for ``localhost``, 127.0.0.0/8 and ::1, also in its IPv4-mapped form (SEC-AUTH-2004)."""
     name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -244,8 +251,14 @@ def _read_token(path: Path, base_dir: Path) -> str:
     try:
         with place.open("rb") as file:
             raw = file.read(_MAX_TOKEN_BYTES + 1)
+            mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise SpecError(f"cannot read auth.token_file {place}: {error.strerror}", code="CONFIG_ERROR") from error
+    if mode & 0o022:
+        raise SpecError(
+            f"cannot use auth.token_file {place}: other users may write to it, and so choose the token",
+            code="CONFIG_ERROR", hint=f"chmod 600 {place}",
+        )  # fmt: skip
     value = raw.partition(b"\n")[0].strip().decode("utf-8", "replace")
     if not value or len(raw) > _MAX_TOKEN_BYTES:
         why = "its first line is empty" if not value else f"it has more than {_MAX_TOKEN_BYTES} bytes"

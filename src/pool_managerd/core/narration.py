@@ -16,7 +16,7 @@ _UNITS = MappingProxyType({"b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40})
 
 MAX_TEXT_CHARS = 2_000
 MAX_WORD_CHARS = 200
-_LONG_WORD = re.compile(rf"\S{{{MAX_WORD_CHARS},}}")
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD_CHARS},}}")
 
 
 def shortened(text: str) -> str:

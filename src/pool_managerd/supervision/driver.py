@@ -120,6 +120,7 @@ class PoolDriver:
             self._alarm.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.kill()
+        self._s.silent.discard(self.pool_id)
         gone = RequestError(
             f"cannot go on: pool {self.pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=self.pool_id
         )
@@ -214,6 +215,8 @@ class PoolDriver:
         self._s.registry.publish(self.pool_id, **fields)
         if self.instance.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING):
             self._s.gate.leave(self.pool_id)
+        if self.instance.phase is not Phase.ATTACHED:
+            self._s.silent.discard(self.pool_id)
 
     def _tell_transition(self, from_state: str, event: ev.Event) -> None:
         state = view(self.instance).state

@@ -111,6 +111,11 @@ class LaunchWork:
         """Ask once; the answer is an event."""
         first = self._driver.instance.last_good_at is None
         event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, first, self._s)
+        if self._driver.external and isinstance(event, ev.ProbeMissed):
+            self._s.silent.add(self._driver.pool_id)
+            event = replace(event, silent=len(self._s.silent))
+        else:
+            self._s.silent.discard(self._driver.pool_id)
         self._s.events.emit("probe", result.reason, pool_id=self._driver.pool_id, journal=False, outcome=result.outcome.value)
         self._driver.post(event)
 

@@ -80,7 +80,10 @@ class HttpProber:
                     response.close()
                     raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
                 if line.startswith(b"data:") and b"[DONE]" not in line:
-                    meter.feed(json.loads(line[5:]))
+                    try:
+                        meter.feed(json.loads(line[5:]))
+                    except RecursionError:
+                        raise ValueError("the engine streamed something that is nested too deeply") from None
         return meter.result()
 
     def _open(self) -> aiohttp.ClientSession:

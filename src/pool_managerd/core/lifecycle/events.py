@@ -157,9 +157,10 @@ class ProbeSucceeded(EpochEvent):
 
 @dataclass(frozen=True, slots=True)
 class ProbeMissed(EpochEvent):
-    """A bad answer or none."""
+    """A bad answer or none. ``silent``: how many engines of others do not answer on this node, this one included."""
 
     reason: str
+    silent: int = 1
 
 
 @dataclass(frozen=True, slots=True)
