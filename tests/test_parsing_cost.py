@@ -228,31 +228,37 @@ CASES = [
 
 
 def _best(case: Foreign, text: str) -> float:
-    """The shorter of two tries: what else the machine does cannot make it shorter."""
+    """The shorter of two tries, in time of the processor: what else the machine does cannot make it shorter."""
     best = float("inf")
     for _ in range(2):
-        began = time.perf_counter()
+        began = time.thread_time()
         with suppress(*EXPECTED):
             case.read(text)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.thread_time() - began)
         if not FLOOR_S < best < 1:
             break
     return best
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_four_times_as_much_takes_about_four_times_as_long(case: Foreign) -> None:
+def _check(case: Foreign, make: Callable[[int], str], n: int) -> None:
+    """What is ``n`` large against a quarter of it; a machine that was busy just then is asked again."""
+    most = ratio = float("inf")
     gc.disable()
     try:
-        little, much = case.make(case.n // 4), case.make(case.n)
-        spent = _best(case, little)
-        most = _best(case, much)
-        ratio = most / max(spent, FLOOR_S)
-        if ratio > MOST:  # a machine that was busy just then
-            ratio = min(ratio, _best(case, much) / max(_best(case, little), FLOOR_S))
+        for _ in range(3):
+            most = _best(case, make(n))
+            ratio = most / max(_best(case, make(n // 4)), FLOOR_S)
+            if ratio <= MOST:
+                break
     finally:
         gc.enable()
     assert ratio <= MOST
+    assert most < MOST_S
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_four_times_as_much_takes_about_four_times_as_long(case: Foreign) -> None:
+    _check(case, case.make, case.n)
 
 
 def _gguf(path: Path, keys: int) -> None:
@@ -283,13 +289,11 @@ HEADERS = [
 def test_a_model_header_is_read_in_linear_time(
     tmp_path: Path, name: str, file: str, write: Callable[[Path, int], None], read: Callable[[str], object], n: int
 ) -> None:
-    def spent(count: int) -> float:
-        path = tmp_path / file
-        write(path, count)
-        case = Foreign(name, read, str)
-        return _best(case, str(path))
+    def make(count: int) -> str:
+        write(tmp_path / file, count)
+        return str(tmp_path / file)
 
-    assert spent(n) / max(spent(n // 4), FLOOR_S) <= MOST
+    _check(Foreign(name, read, make), make, n)
 
 
 def test_what_is_wrong_with_a_hundred_thousand_items_is_told_of_a_few(tmp_path: Path) -> None:

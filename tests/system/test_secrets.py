@@ -88,3 +88,11 @@ def test_a_running_engine_shows_no_secret_in_its_command_and_its_handoff_file_is
     assert command["env"]["DB_PASS"] == "***"
     (handoff,) = (daemon.run / "engines").glob("p-*.json")
     assert handoff.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_was_changed_is_still_masked_in_the_log_that_has_it(daemon: Daemon) -> None:
+    daemon.post("/v1/pools/p/preload", engine())
+    daemon.post("/v1/pools/p/preload", engine(env={"DB_PASS": "another-one", "DATABASE_URL": "x"}))
+    assert CANARY in (daemon.run / "engine-p.log").read_text()
+    told = everything_told(daemon)
+    assert [place for place, text in told.items() if CANARY in text] == []

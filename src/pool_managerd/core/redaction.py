@@ -158,10 +158,9 @@ class Redactor:
         # Longest first: a secret that holds another one must not be left in pieces.
         self._secrets = tuple(sorted(frozenset().union(*self._by_owner.values()), key=lambda s: (-len(s), s)))
 
-    @property
-    def longest(self) -> int:
-        """Characters of the longest known secret."""
-        return len(self._secrets[0]) if self._secrets else 0
+    def known(self, owner: str, most: int) -> list[str]:
+        """Up to ``most`` secrets of ``owner``."""
+        return sorted(self._by_owner.get(owner, ()))[:most]
 
     def text(self, value: str) -> str:
         """``value`` without every known secret, and without what its form gives away."""

@@ -24,6 +24,7 @@ from pool_managerd.supervision.submissions import check_submission
 
 MAX_SUBMITTED = 1_000
 MAX_SUBMITTED_CHARS = 8 << 20
+MAX_OLD_SECRETS = 256
 
 
 def _not_kept(pool_id: str, names: Any) -> RequestError:
@@ -102,7 +103,8 @@ class Pools:
         for engine in (driver.submitted, *engines):
             if engine is not None:
                 found |= secrets_in(engine.env, engine.flags)
-        self._s.events.redactor.know(driver.pool_id, found)
+        # What it had before stays known: its engine's log may hold it still.
+        self._s.events.redactor.know(driver.pool_id, found | set(self._s.events.redactor.known(driver.pool_id, MAX_OLD_SECRETS)))
 
     async def boot(self, stored: dict[str, StoredPool]) -> None:
         """Bring back what the configuration and the stored intent say, in the order of pool ids."""
