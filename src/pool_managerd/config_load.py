@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,23 @@ from pydantic import ValidationError
 from pool_managerd.config import Config, json_schema
 from pool_managerd.config_problems import explain, merged, unknown_key
 from pool_managerd.config_schema import Shape
-from pool_managerd.config_sources import EXTENSION, KeyPath, Problem, Tree, key_text, parse_file, parse_scalar, place_of
+from pool_managerd.config_sources import (
+    EXTENSION,
+    MAX_PROBLEMS,
+    KeyPath,
+    Problem,
+    Tree,
+    key_text,
+    parse_file,
+    parse_scalar,
+    place_of,
+)
 from pool_managerd.errors import SpecError
 
 ENV_PREFIX = "POOL_MANAGERD__"
 LEGACY_ENV = {"POOL_MANAGERD_ADDR": ("daemon", "bind"), "POOL_MANAGERD_RUNTIME_DIR": ("daemon", "runtime_dir")}
 
+MAX_LINE_CHARS = 600
 _CWD_PATHS: tuple[KeyPath, ...] = (("daemon", "runtime_dir"), ("daemon", "state_dir"))
 _POOL_PATHS: tuple[KeyPath, ...] = (
     ("binary", "path"),
@@ -58,9 +70,11 @@ def _validate(tree: Tree, base_dir: Path) -> Config:
         text = json.dumps({**tree.values, "base_dir": str(base_dir)}, default=str)
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        found = (explain(item, tree) for item in error.errors(include_url=False))
+        errors = error.errors(include_url=False)
+        missed = max(0, len(errors) - MAX_PROBLEMS)
+        found = (explain(item, tree) for item in islice(errors, MAX_PROBLEMS))
         problems += merged(problem for problem in found if problem is not None)
-        raise _error(problems) from None
+        raise _error(problems, missed) from None
     if problems:
         raise _error(problems)
     return config
@@ -82,15 +96,22 @@ def _own_checks(tree: Tree) -> list[Problem]:
     return problems
 
 
-def _error(problems: list[Problem]) -> SpecError:
-    problems = sorted(problems, key=_order)
-    lines = list(dict.fromkeys(str(problem) for problem in problems))
+def _error(problems: list[Problem], missed: int = 0) -> SpecError:
+    missed += max(0, len(problems) - MAX_PROBLEMS)
+    problems = sorted(problems, key=_order)[:MAX_PROBLEMS]
+    lines = list(dict.fromkeys(_cut(str(problem)) for problem in problems))
+    if missed:
+        lines.append(f"… and {missed} more")
     return SpecError(
         "\n".join(lines),
         code="CONFIG_ERROR",
         hint="`pool-managerd config schema` prints every key; `pool-managerd config check FILE` checks a file",
-        details={"problems": [{"place": p.place, "key": p.key, "text": p.text} for p in problems]},
+        details={"problems": [{"place": p.place, "key": _cut(p.key), "text": _cut(p.text)} for p in problems]},
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LINE_CHARS else text[: MAX_LINE_CHARS - 1] + "…"
 
 
 def _order(problem: Problem) -> tuple[str, list[int]]:

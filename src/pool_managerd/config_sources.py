@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_NODES = 50_000
 MAX_DEPTH = 32
+MAX_DOTS = 200
+MAX_PROBLEMS = 50
+"""What is told of a file: the first so many. A list of a hundred thousand wrong items is one mistake, not a hundred thousand."""
 MERGE = "<<"
 EXTENSION = "x-"
 """What top-level keys begin with that are not ours: places for anchors, as in compose files."""
@@ -88,6 +92,9 @@ def parse_file(path: Path) -> Tree:
 
 def parse_toml(text: str, name: str) -> Tree:
     """Values of a TOML document. tomllib tells no places beyond syntax errors, so keys are named without a line."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > MAX_DOTS:  # a key of n parts costs n² steps to read
+            return Tree(problems=[Problem(f"{name}:{number}:1", "", f"cannot read it: the line has more than {MAX_DOTS} dots")])
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -140,7 +147,27 @@ def parse_scalar(text: str) -> Any:
 
 
 def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
+    return yaml
+
+
+class _BoundedComposer(Composer):
+    """Ends at the first node too many, at some fifty microseconds each, rather than at the end of the file."""
+
+    _nodes = _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values")
+        self._depth += 1
+        if self._depth > MAX_DEPTH + 1:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 class _Walk:
@@ -214,6 +241,8 @@ class _Walk:
         return f"{self._name}:{mark.line + 1}:{mark.column + 1}"
 
     def _wrong(self, node: Node, path: KeyPath, text: str) -> None:
+        if len(self._tree.problems) > MAX_PROBLEMS:
+            return
         self._tree.problems.append(Problem(self._place(node), key_text(path), text))
 
 

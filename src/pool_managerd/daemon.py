@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.api.auth import Access, Token, resolve_access
+from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
+from pool_managerd.wiring import default_adapters
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -40,19 +42,26 @@ def check(config: Config, env: Mapping[str, str]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, env: Mapping[str, str], *listeners: Callable[[Any], None]) -> AsyncIterator[Served]:
+async def serving(
+    config: Config, env: Mapping[str, str], *listeners: Callable[[Any], None], redactor: Redactor | None = None
+) -> AsyncIterator[Served]:
     """The node with its control API and metrics, until the block ends; then everything is drained and stopped.
 
-    ``listeners`` see every event from the first on. Raises SpecError for a configuration that must not be served,
+    ``listeners`` see every event from the first on; ``redactor`` learns every secret of the pools.
+
+    Raises SpecError for a configuration that must not be served,
     NodeError when an address or the state directory cannot be had.
     """
-    access, _ = resolve_access(config, env)
+    access, token = resolve_access(config, env)
     metrics = Metrics(config.telemetry.labels)
-    node = PoolManager(config)
+    redactor = redactor or Redactor()
+    redactor.know("auth", [] if token is None else [token.value])
+    node = PoolManager(config, default_adapters(config, redactor))
     node.claim()  # before the port: a second daemon is told who the first one is, not that its port is taken
     try:
+        access = with_local_token(access, config.daemon.state_dir)
         with _sockets(config) as (listener, metrics_listener):
-            metrics.attach(node.statuses, node.devices)
+            metrics.attach(node.statuses, node.devices, lambda: node.events.state_trouble is not None)
             for listen_to in (metrics.on_event, *listeners):
                 node.events.listen(listen_to)
             async with node:
@@ -97,7 +106,7 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging) -> int:
         stopping.first.set()
 
     with stopping.installed():
-        async with serving(config, env, logs.log_event) as served:
+        async with serving(config, env, logs.log_event, redactor=logs.redactor) as served:
             logs.write(
                 "info", "serving", f"The control API answers at {served.url}", fields={"url": served.url, "pid": os.getpid()}
             )
@@ -186,6 +195,9 @@ def _first_lines(logs: Logging, config: Config, access: Access, token: Token | N
         logs.write("warn", "profile", "Profile dev: engines may run on CPU here, where the other profiles demand a GPU")
     if token is not None:
         optional = ", which loopback callers may leave out" if access.optional_on_loopback else ""
+        if (loose := readable_token_file(config)) is not None:
+            human = f"Other users can read the token in {loose}: chmod 600 {loose}"
+            logs.write("warn", "auth", human, fields={"token_file": str(loose)})
         logs.write("info", "auth", f"The control API asks for a token{optional}", fields={"token_fp6": token.fp6})
 
 

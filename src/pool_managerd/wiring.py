@@ -8,14 +8,17 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.preflight import Report
+from pool_managerd.core.redaction import Redactor, is_secret_variable, masked_argv, named_secrets
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -59,11 +62,11 @@ class SystemClock:
 class Adapters:
     """Concrete parts and their life. ``open`` takes the locks first: nothing is touched that another daemon uses."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, redactor: Redactor | None = None) -> None:
         self.config = config
         self.clock = SystemClock()
         self.node_id = socket.gethostname()
-        self.events = EventLog(self.clock.wall_ms)
+        self.events = EventLog(self.clock.wall_ms, redactor)
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
@@ -104,6 +107,13 @@ class Adapters:
         """Locks, state, survivors of a dead predecessor, the fork server. Raises NodeError; leaves nothing open then."""
         self.claim()
         try:
+            loop = asyncio.get_running_loop()
+
+            def told(trouble: str | None, done: str | None) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                    loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
+
+            self.store.listener = told
             stored = self.store.open()
             self.notices += self.files.prepare()
             await self._clear_away()
@@ -117,6 +127,16 @@ class Adapters:
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored
+
+    def _tell_of_state(self, trouble: str | None, done: str | None) -> None:
+        self.events.state_trouble = trouble
+        if done is not None:
+            self.events.emit("state_renewed", done, level="error")
+        if trouble is not None:
+            human = f"The state cannot be written: {trouble}; changes are refused until it can"
+            self.events.emit("state_degraded", human, level="error", directory=str(self.config.daemon.state_dir))
+        elif done is None:
+            self.events.emit("state_recovered", "The state can be written again, and what was written was read back")
 
     async def _clear_away(self) -> None:
         """Stop what a dead predecessor left running, and remove the files that spoke of it. The lock makes all of it ours."""
@@ -172,7 +192,16 @@ class Adapters:
     def watch_handoffs(
         self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
     ) -> HandoffWatcher:
-        return HandoffWatcher(self.files, on_handoff, on_error)
+        own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
+
+        def on_found(found: Handoff, duration_ms: float) -> None:
+            parts = urlsplit(found.url)
+            if parts.port in own and (parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")):
+                on_error(found.path, f"cannot use the handoff file {found.path}: {found.url} is this daemon itself")
+            else:
+                on_handoff(found, duration_ms)
+
+        return HandoffWatcher(self.files, on_found, on_error)
 
     def new_id(self) -> str:
         return uuid.uuid4().hex
@@ -181,7 +210,10 @@ class Adapters:
         return prepared_from_json(body, pool_id)
 
     def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
-        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again."""
+        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again.
+
+        Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
+        """
         if engine.attach_url is not None:
             return None
         raw = asdict(engine)
@@ -189,7 +221,11 @@ class Adapters:
             "binary_path", "flags", "host", "port", "model_path", "engine_version", "replica_id", "device_mask", "engine",
             "provisioning_mode", "slots_total", "env",
         )  # fmt: skip
-        return {key: list(raw[key]) if key == "flags" else raw[key] for key in keys if raw[key] is not None}
+        kept = {key: raw[key] for key in keys if raw[key] is not None}
+        kept["flags"] = masked_argv(engine.flags)
+        kept["env"] = {name: value for name, value in engine.env.items() if not is_secret_variable(name)}
+        withheld = named_secrets(engine.env, engine.flags)
+        return kept | ({"withheld": withheld} if withheld else {})
 
 
 def launch_options(config: Config) -> LaunchOptions:
@@ -198,6 +234,6 @@ def launch_options(config: Config) -> LaunchOptions:
     return LaunchOptions(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups, config.profile)
 
 
-def default_adapters(config: Config) -> Adapters:
-    """The adapters of a real node."""
-    return Adapters(config)
+def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:
+    """The adapters of a real node. ``redactor`` learns the pools' secrets; a log may share it."""
+    return Adapters(config, redactor)

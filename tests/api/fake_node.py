@@ -11,6 +11,7 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from tests.api.fake_devices import FakeDevices
 
@@ -69,6 +70,8 @@ class FakeEvents:
         self.subscriptions: list[FakeSubscription] = []
         self._listeners: list[Callable[[Any], None]] = []
         self.queue_limit = 1000
+        self.redactor = Redactor()
+        self.state_trouble: str | None = None
 
     def publish(
         self, type: str, pool_id: str | None = None, *, journal: bool = True, human: str = "It happened", **fields: Any
@@ -84,6 +87,9 @@ class FakeEvents:
     def listen(self, fn: Callable[[Any], None], /) -> Callable[[], None]:
         self._listeners.append(fn)
         return lambda: self._listeners.remove(fn)
+
+    def clean_error(self, problem: PoolError, /) -> PoolError:
+        return self.redactor.error(problem)
 
     def subscribe(self, after_id: int | None) -> FakeSubscription:
         past = [] if after_id is None else [event for event in self.log if event.id > after_id]
@@ -139,7 +145,7 @@ class FakeNode(FakeDevices):
         self.submitted: list[PreparedEngine | None] = []
         self.calls: list[tuple[str, str]] = []
         self.fail_next: PoolError | Exception | None = None
-        self.log_file = Path("/nonexistent")
+        self.log_file = Path("/nonexistent")  # a test that reads the log says where it is
         self.devices_problem: Json | None = None
         self.explanation: Json | None = None
         self.add("demo")
@@ -190,10 +196,6 @@ class FakeNode(FakeDevices):
     def command(self, pool_id: str) -> Json:
         self._pool(pool_id)
         return {"pool_id": pool_id, "argv": ["llama-server", "--port", "8080"], "env": {"HF_TOKEN": "***"}, "cwd": "/"}
-
-    def log_tail(self, pool_id: str, max_lines: int) -> list[str]:
-        self._pool(pool_id)
-        return ["first line", "second line"][-max_lines:]
 
     def log_path(self, pool_id: str) -> Path:
         self._pool(pool_id)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.api.auth import Access, Token, is_loopback, resolve_access
+from pool_managerd.api.auth import Access, Token, is_loopback, readable_token_file, resolve_access
 from pool_managerd.config import AuthConfig, Config, DaemonConfig
 from pool_managerd.errors import RequestError, SpecError
 from tests.api.conftest import close, serve
@@ -165,3 +165,16 @@ def test_a_token_never_shows_itself() -> None:
     assert SECRET not in repr(token)
     assert SECRET not in repr(Access("127.0.0.1", token.digest))
     assert len(token.fp6) == 6
+
+
+def test_a_token_file_that_others_may_write_is_refused_and_one_that_they_read_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(SECRET)
+    file.chmod(0o600)
+    assert readable_token_file(config(token_file=file)) is None
+    file.chmod(0o644)
+    assert readable_token_file(config(token_file=file)) == file
+    file.chmod(0o666)
+    with pytest.raises(SpecError, match="other users may write") as caught:
+        resolve_access(config(token_file=file), {})
+    assert "chmod 600" in (caught.value.hint or "")

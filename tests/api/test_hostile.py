@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import json
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -219,3 +220,31 @@ async def _is_cut_off(reader: asyncio.StreamReader) -> bool:
         return await reader.read() == b""
     except ConnectionResetError:
         return True
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"BREW /v1/pools HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"PROPFIND /v1/pools HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n", 400),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 400),
+        (
+            b"POST /v1/pools/demo/stop HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nzz",
+            400,
+        ),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+    ],
+)
+async def test_what_is_no_request_gets_the_shape_of_every_error(api: Served, sent: bytes, status: int) -> None:
+    head, _, body = (await raw(api.port, sent)).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert b"Content-Type: application/json" in head
+    answer = json.loads(body)
+    assert {"code", "message", "error", "retriable", "correlation_id"} <= answer.keys()
+    assert answer["message"].startswith("cannot ")
+    assert len(body) < 500

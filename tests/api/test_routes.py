@@ -27,7 +27,7 @@ async def test_ready_is_503_and_names_the_pools_that_are_not(api: Served) -> Non
     status, body = await api.call("GET", "/ready")
     assert status == 503
     assert body["ready"] is False
-    assert body["pools"] == [{"pool_id": "late", "state": "starting", "last_error": "still loading"}]
+    assert body["pools"] == [{"pool_id": "late", "state": "starting"}]  # and nothing that the engine said
     assert body.keys() >= ENVELOPE
 
 
@@ -239,3 +239,32 @@ async def _until(condition: object) -> None:
     async with asyncio.timeout(5):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
+
+
+async def test_head_is_answered_as_get_without_a_body_on_every_path_that_can_be_read(api: Served) -> None:
+    ids = {"pool_id": "demo", "operation_id": "none", "device": "0"}
+    for route in ROUTES:
+        if route.method != "GET":
+            continue
+        for path in route.paths:
+            url = api.url + path.format(**ids)
+            async with api.session.head(url) as head:
+                assert await head.read() == b""
+            if route.media == "text/event-stream":
+                url += "?follow=false"
+            async with api.session.get(url) as get:
+                assert head.status == get.status, path
+
+
+async def test_operations_are_told_in_pages(api: Served) -> None:
+    for _ in range(5):
+        await api.call("POST", "/v1/pools/demo/hold")
+    _, everything = await api.call("GET", "/v1/operations")
+    ids = [operation["operation_id"] for operation in everything]
+    _, newest = await api.call("GET", "/v1/operations?limit=2")
+    assert [operation["operation_id"] for operation in newest] == ids[-2:]
+    _, after = await api.call("GET", f"/v1/operations?after={ids[0]}&limit=2")
+    assert [operation["operation_id"] for operation in after] == ids[1:3]
+    assert (await api.call("GET", "/v1/operations?after=none"))[0] == 404
+    for wrong in ("0", "x", "1001", "-1"):
+        assert (await api.call("GET", f"/v1/operations?limit={wrong}"))[0] == 400

@@ -105,12 +105,11 @@ async def test_the_server_closes_while_streams_are_open(api: Served) -> None:
 
 
 async def test_a_log_is_read_and_followed_through_rotation(api: Served, tmp_path: Path) -> None:
+    log = api.node.log_file = tmp_path / "engine.log"
+    log.write_bytes(b"first line\nsecond line\n")
     async with api.session.get(api.url + "/v1/pools/demo/logs?lines=1") as response:
         assert await response.text() == "second line\n"
         assert response.headers["Content-Type"].startswith("text/plain")
-    log = tmp_path / "engine.log"
-    log.write_bytes(b"old\n")
-    api.node.log_file = log
     async with api.session.get(api.url + "/v1/pools/demo/logs?lines=2&follow=true") as response, asyncio.timeout(5):
         assert await response.content.readline() == b"first line\n"
         assert await response.content.readline() == b"second line\n"

@@ -205,7 +205,9 @@ def test_a_prepared_engine_is_read_from_a_file(invoke: Invoke, server: Server, t
     assert invoke("preload", "new", "--file", "missing.json")[0] == 2
 
 
-def test_logs_and_events_end_when_they_are_not_followed(invoke: Invoke, server: Server) -> None:
+def test_logs_and_events_end_when_they_are_not_followed(invoke: Invoke, server: Server, tmp_path: Path) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("first line\nsecond line\n")
     assert invoke("logs", "demo", "-n", "1")[1] == "second line\n"
     assert json.loads(invoke("logs", "demo", "-o", "json")[1]) == {"pool_id": "demo", "lines": ["first line", "second line"]}
     server.soon(lambda: server.node.events.publish("crash", "demo", human="It fell", exit_code=3))

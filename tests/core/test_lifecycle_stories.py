@@ -10,6 +10,7 @@ from pool_managerd.core.backoff import BackoffRules
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, validate, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.serving import SILENT_PROBES_PER_S
 
 POLICY = Policy(backoff=BackoffRules(initial_ms=1000, jitter=0.0))
 
@@ -583,3 +584,15 @@ def test_an_attached_engine_that_nobody_answers_for_says_so_at_the_first_probe()
     assert "not ready: health check failed" in refused.message
     story.tell(ev.ProbeSucceeded(1))
     assert view(story.i).ready, story.i.last_error
+
+
+@pytest.mark.parametrize(("silent", "gap_s"), [(1, POLICY.probe_gap_ms / 1000), (1_000, 1_000 / SILENT_PROBES_PER_S)])
+def test_external_engines_that_do_not_answer_are_asked_so_often_all_together(silent: int, gap_s: float) -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, external=True))
+    for _ in range(3):
+        story.tell(ev.ProbeMissed(1, "was refused", silent=silent))
+        assert story.i.next_probe_at == pytest.approx(story.now + gap_s)
+        story.tell(ev.Tick(), after_s=gap_s)
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready

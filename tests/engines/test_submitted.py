@@ -105,3 +105,18 @@ def test_any_object_is_an_engine_or_a_spec_error(body: dict[str, Any]) -> None:
         assert prepared_from_json(body, "p").verbatim
     except SpecError as error:
         assert error.message.startswith("cannot use")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"binary_path": "/" + "x" * 4_096},
+        {"model_path": "m" * 4_097},
+        {"flags": ["f" * 1_000] * 140},
+        {"env": {f"K{n}": "v" * 1_000 for n in range(140)}},
+    ],
+)
+def test_no_submission_is_larger_than_a_command_line_needs(fields: dict[str, object]) -> None:
+    with pytest.raises(SpecError) as caught:
+        prepared_from_json({"binary_path": "/x", "port": 1, **fields}, "p")
+    assert len(caught.value.message) < 300

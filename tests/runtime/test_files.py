@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.narration import printable
 from pool_managerd.errors import NodeError, SpecError
-from pool_managerd.runtime.files import RuntimeFiles, printable
+from pool_managerd.runtime.files import RuntimeFiles
 
 ENGINE = PreparedEngine(
     "pool-0",

@@ -129,3 +129,17 @@ def test_a_full_disk_costs_the_log_and_nothing_else(tmp_path: Path) -> None:
         os.close(folder)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_of_what_was_dropped_the_last_lines_stay(folder: int, tmp_path: Path) -> None:
+    """An engine that spams and dies says why in its last line."""
+    log = make(folder, max_bytes=1 << 20, bytes_per_second=1000)
+    for _ in range(200):
+        log.write(b"spam spam spam spam\n" * 100)
+    log.write(b"CUDA error: out of memory\n")
+    log.close()
+    written = parts(tmp_path)["log"]
+    assert written.endswith(b"spam\nCUDA error: out of memory\n")
+    assert b"bytes of output were dropped here]\nspam" in written
+    assert len(written) < 10_000
+    assert len(written) - written.index(b"here]\n") - 6 + log.dropped_bytes == 200 * 2_000 + 26

@@ -156,3 +156,36 @@ async def test_a_warm_up_follows_no_redirect(prober: HttpProber, kind: Literal["
 
 def attached(url: str) -> PreparedEngine:
     return PreparedEngine("p", "", attach_url=url)
+
+
+async def test_a_warm_up_follows_no_redirect_and_takes_no_endless_answer(prober: HttpProber) -> None:
+    visited: list[bytes] = []
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visited.append(b"request")
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while True:
+            writer.write(b": nothing\n" * 1_000)
+            await writer.drain()
+
+    async with engine(elsewhere) as target:
+        for status in (301, 302, 303, 307, 308):
+            answer = says(f"HTTP/1.1 {status} Go\r\nLocation: {target}/admin\r\nContent-Length: 0\r\n\r\n".encode())
+            async with engine(answer) as url:
+                with pytest.raises(ValueError, match=f"answered {status}"):
+                    await prober.warm_up(PreparedEngine("p", "", attach_url=url), 5)
+                assert not (await prober.probe(url + "/health", 5)).ok
+    assert visited == []
+    async with engine(endless) as url:
+        with pytest.raises(ValueError, match="more than"):
+            await prober.warm_up(PreparedEngine("p", "", attach_url=url), 20)
+
+
+async def test_a_pool_managerd_is_no_engine(prober: HttpProber) -> None:
+    answer = says(b"HTTP/1.1 200 OK\r\nServer: pool-managerd\r\nContent-Length: 2\r\n\r\nok")
+    async with engine(answer) as url:
+        result = await prober.probe(url + "/health", 5)
+    assert not result.ok
+    assert "pool-managerd" in result.reason

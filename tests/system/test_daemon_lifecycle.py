@@ -227,3 +227,14 @@ def test_a_handoff_file_registers_an_engine_of_somebody_else_that_is_never_signa
     finally:
         theirs.kill()
         theirs.wait(10)
+
+
+def test_the_daemon_itself_is_no_engine(daemon: Daemon) -> None:
+    """Under its own address it is not even registered; under another name it never becomes ready."""
+    drop = daemon.run / "engines" / "itself.json"
+    drop.write_text(json.dumps({"pool_id": "itself", "url": f"http://localhost:{daemon.port}"}))
+    try:
+        wait_until(lambda: any("is this daemon itself" in line["human"] for line in daemon.lines("handoff")), "the refusal", 15)
+        assert daemon.get("/v1/pools/itself/status")[0] == 404
+    finally:
+        drop.unlink()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import structlog
 
+from pool_managerd.core.redaction import MASK, Redactor
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging, correlation_id
-from pool_managerd.telemetry.redaction import MASK, Redactor
 from pool_managerd.telemetry.sink import LogSink
 
 SECRET = "canary-0123456789-0123456789-0123456789"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pool_managerd.config import Config, split_address
-from pool_managerd.errors import RequestError, SpecError
+from pool_managerd.errors import NodeError, RequestError, SpecError
 
 MIN_TOKEN_CHARS = 32
+LOCAL_TOKEN = "control.token"  # noqa: S105 - a file name
 _MAX_TOKEN_BYTES = 4096
 
 
@@ -33,40 +37,69 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The rules of one daemon. ``token_digest`` None = no token is asked for (loopback only)."""
+    """The rules of one daemon. ``token_digest`` None = no token is configured (loopback only).
+
+    Where no token is asked for (an open loopback address), changes and what shows the text of engines or of the
+    configuration are for ``owner_uid`` and root, or for whoever has the local token (``local_digest``).
+    """
 
     bind_host: str
     token_digest: bytes | None = field(default=None, repr=False)
     optional_on_loopback: bool = False
+    local_digest: bytes | None = field(default=None, repr=False)
+    local_token_path: str = ""
+    owner_uid: int = field(default_factory=os.geteuid)
 
     @property
     def loopback_bind(self) -> bool:
         return is_loopback(self.bind_host)
 
-    def check_token(self, header: str | None, *, peer_is_loopback: bool) -> None:
-        """Raises RequestError 401 unless ``header`` carries the token (AUTH-1001) or none is needed."""
-        if self.token_digest is None or (self.optional_on_loopback and peer_is_loopback):
-            return
-        scheme, _, given = (header or "").strip().partition(" ")
-        given = given.strip()
-        if scheme.lower() != "bearer" or not given:
-            raise RequestError(
-                "cannot serve the request without a bearer token",
-                code="MISSING_TOKEN",
-                status=401,
-                hint="send the header Authorization: Bearer TOKEN",
-                details={"auth_code": 40101},
-            )
+    def open_to(self, *, peer_is_loopback: bool) -> bool:
+        """Whether the peer may leave the token out."""
+        return self.token_digest is None or (self.optional_on_loopback and peer_is_loopback)
+
+    def trusts(self, header: str | None, uid: Callable[[], int | None]) -> bool:
+        """Whether an open daemon takes the caller for its owner: by the peer's uid, or by one of the tokens."""
+        known = uid()
+        return (known is not None and known in (0, self.owner_uid)) or self.bears_token(header)
+
+    def bears_token(self, header: str | None) -> bool:
+        """Whether ``header`` (Authorization) carries a token of this daemon."""
+        given = _bearer(header)
+        if given is None:
+            return False
         # Both sides are hashed first: equal lengths, and no prefix of the secret shows in the time taken.
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(digest, self.token_digest):
-            raise RequestError(
-                "cannot serve the request: the bearer token is wrong", code="BAD_TOKEN", status=401, details={"auth_code": 40102}
-            )
+        known = (self.token_digest, self.local_digest)
+        return any(hmac.compare_digest(digest, one) for one in known if one is not None)
 
-    def check_browser(self, host: str | None, origin: str | None) -> None:
-        """Raises RequestError for what only a web page would send: a foreign Origin, or a rebound Host on loopback."""
-        if host is not None and self.loopback_bind and not self._host_allowed(host):
+    def check_token(self, header: str | None, *, peer_is_loopback: bool) -> None:
+        """Raises RequestError 401 unless ``header`` carries the token (AUTH-1001) or none is needed."""
+        if not self.open_to(peer_is_loopback=peer_is_loopback) and not self.bears_token(header):
+            hint = "send the header Authorization: Bearer TOKEN"
+            raise _unauthorised("cannot serve the request", _bearer(header) is not None, hint)
+
+    def check_owner(self, header: str | None, uid: Callable[[], int | None]) -> None:
+        """Raises RequestError 401 unless an open daemon takes the caller for its owner."""
+        if self.trusts(header, uid):
+            return
+        known = uid()
+        who = "an unknown user" if known is None else f"uid {known}"
+        token = f"send the token in {self.local_token_path} (Authorization: Bearer TOKEN)" if self.local_token_path else ""
+        remedies = [f"call as uid {self.owner_uid} or root", token, "configure auth.token_file and share that token"]
+        raise _unauthorised(
+            f"cannot serve the request for {who}: without a configured token, changes and the output of engines are for"
+            " the daemon's own user and root",
+            _bearer(header) is not None,
+            "; or ".join(filter(None, remedies)),
+        )
+
+    def check_browser(self, host: str | None, origin: str | None, *, tokenless: bool = False) -> None:
+        """Raises RequestError for what only a web page would send: a foreign Origin, or a name rebound to loopback.
+
+        ``tokenless``: a loopback peer that carries no token; a page in a browser on this machine may be that.
+        """
+        if host is not None and (self.loopback_bind or tokenless) and not _names_loopback(host):
             raise RequestError(
                 "cannot serve the request: its Host header does not name this machine's loopback address",
                 code="HOST_REFUSED",
@@ -76,9 +109,68 @@ class Access:
         if origin is not None and (host is None or origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")):
             raise RequestError("cannot serve a request of another web origin", code="ORIGIN_REFUSED", status=403)
 
-    def _host_allowed(self, host: str) -> bool:
-        name = _without_port(host)
-        return name is not None and (is_loopback(name) or name.lower() == self.bind_host.lower())
+
+def _names_loopback(host: str) -> bool:
+    name = _without_port(host)
+    return name is not None and is_loopback(name)
+
+
+def _bearer(header: str | None) -> str | None:
+    scheme, _, given = (header or "").strip().partition(" ")
+    return given.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _unauthorised(message: str, bears: bool, hint: str) -> RequestError:
+    if bears:
+        return RequestError(
+            f"{message}: the bearer token is wrong", code="BAD_TOKEN", status=401, hint=hint, details={"auth_code": 40102}
+        )
+    return RequestError(
+        f"{message} without a bearer token" if message.endswith("request") else message,
+        code="MISSING_TOKEN", status=401, hint=hint, details={"auth_code": 40101},
+    )  # fmt: skip
+
+
+def with_local_token(access: Access, state_dir: Path) -> Access:
+    """``access`` with the local token, where callers may come without the configured one. Raises NodeError."""
+    if access.token_digest is not None and not access.optional_on_loopback:
+        return access
+    return replace(access, local_digest=local_token(state_dir).digest, local_token_path=str((state_dir / LOCAL_TOKEN).absolute()))
+
+
+def local_token(state_dir: Path) -> Token:
+    """The token in ``state_dir``, for the daemon's own user; made at the first start, and anew when others could read it.
+
+    Raises NodeError when it can be neither read nor written.
+    """
+    path = state_dir / LOCAL_TOKEN
+    try:
+        if (known := _kept_token(path)) is not None:
+            return known
+        token = Token(secrets.token_urlsafe(32))
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:  # noqa: PTH123
+            file.write(token.value + "\n")
+    except OSError as error:
+        raise NodeError(
+            f"cannot keep the local token in {path}: {error.strerror or error}", code="STATE_UNWRITABLE", status=507,
+            hint="make the state directory writable, or choose another one with --state-dir",
+        ) from error  # fmt: skip
+    return token
+
+
+def _kept_token(path: Path) -> Token | None:
+    """None when there is none, or one that somebody else may have seen or put there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            return None
+        value = file.read(_MAX_TOKEN_BYTES).partition(b"\n")[0].strip().decode("ascii", "replace")
+    return Token(value) if len(value) >= MIN_TOKEN_CHARS and value.isascii() and value.isprintable() else None
 
 
 def resolve_access(config: Config, env: Mapping[str, str]) -> tuple[Access, Token | None]:
@@ -106,6 +198,13 @@ def resolve_access(config: Config, env: Mapping[str, str]) -> tuple[Access, Toke
             )
     optional = _flag(env, "AUTH_OPTIONAL")
     return Access(host, None if token is None else token.digest, optional), token
+
+
+def readable_token_file(config: Config) -> Path | None:
+    """The configured token's file, when other users of this machine can read it; a container's secret often can be."""
+    path = config.auth.token_file
+    place = None if path is None else path if path.is_absolute() else config.base_dir / path
+    return place if place is not None and place.stat().st_mode & 0o044 else None
 
 
 def is_loopback(host: str) -> bool:
@@ -152,8 +251,14 @@ def _read_token(path: Path, base_dir: Path) -> str:
     try:
         with place.open("rb") as file:
             raw = file.read(_MAX_TOKEN_BYTES + 1)
+            mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise SpecError(f"cannot read auth.token_file {place}: {error.strerror}", code="CONFIG_ERROR") from error
+    if mode & 0o022:
+        raise SpecError(
+            f"cannot use auth.token_file {place}: other users may write to it, and so choose the token",
+            code="CONFIG_ERROR", hint=f"chmod 600 {place}",
+        )  # fmt: skip
     value = raw.partition(b"\n")[0].strip().decode("utf-8", "replace")
     if not value or len(raw) > _MAX_TOKEN_BYTES:
         why = "its first line is empty" if not value else f"it has more than {_MAX_TOKEN_BYTES} bytes"

@@ -44,4 +44,9 @@ cordon = device_change(lambda node, wanted: node.cordon(wanted))
 uncordon = device_change(lambda node, wanted: node.uncordon(wanted))
 release = node_change(lambda node: node.release_devices())
 resume = node_change(lambda node: node.resume_devices())
-preflight = node_change(lambda node: node.preflight())
+
+
+async def preflight(context: ApiContext, request: web.Request) -> web.Response:
+    await read_model(request, NoBody)
+    found = await context.keep(context.node.preflight())
+    return json_response(context.node.events.redactor.mapping(found))

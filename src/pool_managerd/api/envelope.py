@@ -11,6 +11,9 @@ from aiohttp import web
 from pool_managerd.errors import PoolError
 
 CORRELATION_KEY = web.RequestKey("correlation_id", str)
+TRUSTED_KEY = web.RequestKey("trusted", bool)
+"""False for a local user who may see ids and states only; absent: the caller has the token."""
+
 CORRELATION_HEADER = "X-Correlation-Id"
 _encode = json.JSONEncoder(separators=(",", ":"), default=str, allow_nan=False).encode
 _HTTP_CODES = {

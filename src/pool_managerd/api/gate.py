@@ -6,13 +6,14 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from pool_managerd.api.auth import Access
-from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY, error_response, from_http_exception
+from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY, TRUSTED_KEY, error_response, from_http_exception
 from pool_managerd.api.guard import GuardedConnection
 from pool_managerd.config import is_pool_id
 from pool_managerd.errors import NodeError, PoolError, RequestError
@@ -21,20 +22,35 @@ from pool_managerd.telemetry.metrics import Metrics
 
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 _AUTH_LOG_PER_SECOND = 5
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
 UNMATCHED = "unmatched"
 log = structlog.get_logger("pool_managerd.api")
 
 
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """``labels`` maps a route's template to its metrics label; ``exempt`` ones need no token.
+
+    ``private`` ones show text of engines or of the configuration: without a configured token they are the owner's.
+    """
+
+    labels: Mapping[str, str]
+    exempt: frozenset[str]
+    private: frozenset[str] = frozenset()
+
+
 class Gate:
-    """The outermost middleware. ``labels`` maps a route's template to its metrics label; ``exempt`` needs no token."""
+    """The outermost middleware. ``clean`` takes secrets out of the errors that are told."""
 
     def __init__(
-        self, access: Access, metrics: Metrics, labels: Mapping[str, str], exempt: frozenset[str], max_requests: int
+        self, access: Access, metrics: Metrics, paths: Paths, max_requests: int, clean: Callable[[PoolError], PoolError]
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._labels = labels
-        self._exempt = exempt
+        self._labels = paths.labels
+        self._exempt = paths.exempt
+        self._private = paths.private
+        self._clean = clean
         self._max_requests = max_requests
         self._running = 0
         self._auth_logs = (0, 0)  # the second, and how many lines it has had
@@ -77,7 +93,7 @@ class Gate:
             self._admit(request, label, guarded)
             response = await handler(request)
         except PoolError as error:
-            response = error_response(_placed(error, request), correlation)
+            response = error_response(self._clean(_placed(error, request)), correlation)
         except web.HTTPException as error:
             response = from_http_exception(error, correlation)
         except Exception:  # the boundary of a request: the caller gets an id, the log the rest
@@ -93,15 +109,21 @@ class Gate:
 
     def _admit(self, request: web.Request, label: str, guarded: GuardedConnection | None) -> None:
         headers = request.headers
+        token = headers.get(hdrs.AUTHORIZATION)
         if self._running > self._max_requests and label != "/health":
             raise NodeError("cannot take more requests at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
-        self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN))
-        if label in self._exempt:
+        near = guarded is not None and guarded.peer_is_loopback
+        tokenless = near and not self._access.loopback_bind and not self._access.bears_token(token)
+        self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
+        if label in self._exempt and request.method in _READS:
             return
+        uid = _nobody if guarded is None else guarded.peer_uid
         try:
-            self._access.check_token(
-                headers.get(hdrs.AUTHORIZATION), peer_is_loopback=guarded is not None and guarded.peer_is_loopback
-            )
+            self._access.check_token(token, peer_is_loopback=near)
+            if self._access.open_to(peer_is_loopback=near):
+                if request.method not in _READS or label in self._private:
+                    self._access.check_owner(token, uid)
+                request[TRUSTED_KEY] = self._access.trusts(token, uid)
         except RequestError as error:
             self._log_refusal(request, label, error)
             raise
@@ -119,6 +141,11 @@ class Gate:
                 method=request.method,
                 reason=error.error_code,
             )
+
+
+def _nobody() -> int | None:
+    """A connection of which nothing is known."""
+    return None
 
 
 def _placed(error: PoolError, request: web.Request) -> PoolError:

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from pool_managerd.api.auth import is_loopback
+from pool_managerd.api.peers import uid_of_peer
 
 HEAD_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0
+MAX_STUCK = 64
+CROWDED_TIMEOUT_S = 2.0
 _REFUSAL_BODY = (
     b'{"code":"TOO_MANY_CONNECTIONS","message":"cannot take another connection","error":"cannot take another connection",'
     b'"retriable":true,"retry_after_ms":1000,"correlation_id":"-"}'
@@ -25,15 +29,21 @@ class Connections:
     At ``limit`` the one idle for longest makes room; when all of them work, the new one is refused.
 
     The head of a request must be complete ``head_timeout`` seconds after its first byte (and after connecting);
-    a client that dribbles is cut off (slowloris).
+    a client that dribbles is cut off (slowloris). So is one that takes nothing of its answer for ``write_timeout``
+    seconds, and sooner where many do.
     """
 
-    def __init__(self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float = HEAD_TIMEOUT_S) -> None:
+    def __init__(
+        self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float = HEAD_TIMEOUT_S,
+        write_timeout: float = WRITE_TIMEOUT_S,
+    ) -> None:  # fmt: skip
         self._protocol = protocol
         self.limit = limit
         self.head_timeout = head_timeout
+        self.write_timeout = write_timeout
         self.open: set[GuardedConnection] = set()
         self.idle: dict[GuardedConnection, None] = {}  # oldest first
+        self.stuck: dict[GuardedConnection, float] = {}  # whose reader takes nothing, and since when; oldest first
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __call__(self) -> asyncio.Protocol:
@@ -57,10 +67,24 @@ class Connections:
         next(iter(self.idle)).abort()
         return True
 
+    def stops_reading(self, connection: GuardedConnection) -> None:
+        """The peer takes no more for now: what it was to be sent is kept for it, but not for long."""
+        self.stuck[connection] = asyncio.get_running_loop().time()
+        self._cut_off_stuck()
+
+    def _cut_off_stuck(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection, since in list(self.stuck.items()):
+            crowded = len(self.stuck) > MAX_STUCK and now - since > CROWDED_TIMEOUT_S
+            if not crowded and now - since < self.write_timeout:
+                break
+            connection.abort()
+
     def _sweep(self) -> None:
         limit = asyncio.get_running_loop().time() - self.head_timeout
         for connection in [c for c in self.open if 0 < c.head_since < limit]:
             connection.abort()
+        self._cut_off_stuck()
         self.start()
 
 
@@ -75,6 +99,16 @@ class GuardedConnection(asyncio.Protocol):
         self._refused = False
         self.head_since = 0.0  # loop time at which the head that is being received began; 0 = none is
         self.peer_is_loopback = False
+        self._uid: int | None = None
+        self._uid_asked = False
+
+    def peer_uid(self) -> int | None:
+        """The user at the other end, asked once per connection; None when that is not known."""
+        if not self._uid_asked and self._transport is not None:
+            self._uid_asked = True
+            if self.peer_is_loopback:
+                self._uid = uid_of_peer(self._transport.get_extra_info("socket"))
+        return self._uid
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -122,12 +156,15 @@ class GuardedConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if not self._refused:
+            self._owner.stops_reading(self)
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         if not self._refused:
+            self._owner.stuck.pop(self, None)
             self._inner.resume_writing()
 
     def _forget(self) -> None:
+        self._owner.stuck.pop(self, None)
         self._owner.open.discard(self)
         self._owner.idle.pop(self, None)

@@ -61,14 +61,16 @@ def markdown(routes: Iterable[Route] = ROUTES) -> str:
         "*bare* also without a prefix. The whole contract in OpenAPI 3.1 is in [openapi.json](openapi.json), and served at",
         "`/openapi.json`.",
         "",
-        "A bearer token is needed as soon as one is configured, except where marked *open*. Every error has one shape:",
+        "A bearer token is needed as soon as one is configured, except where marked *open*. Without one, changes and what is",
+        "marked *owner* are for the daemon's own user and root on loopback, or for the bearer of `control.token` in its state",
+        "directory. HEAD works wherever GET does. Every error has one shape:",
         "`{code, message, error, hint?, retriable, retry_after_ms?, pool_id?, engine?, details?, correlation_id}`.",
         "",
         "| Method | Path | What | Answers | Errors | |",
         "|---|---|---|---|---|---|",
     ]
     for route in routes:
-        marks = ", ".join(mark for mark, on in (("bare", route.bare), ("open", route.exempt)) if on)
+        marks = ", ".join(mark for mark, on in (("bare", route.bare), ("open", route.exempt), ("owner", route.private)) if on)
         query = "".join(f" `?{q.name}=`" for q in route.query)
         answers = ", ".join(f"{status}" for status in sorted(route.answers))
         errors = ", ".join(map(str, route.errors))

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.envelope import json_response
-from pool_managerd.api.requests import pool_id, token_id
+from pool_managerd.api.envelope import TRUSTED_KEY, json_response
+from pool_managerd.api.requests import number, pool_id, token_id
 from pool_managerd.errors import RequestError
 
+PAGE, MAX_PAGE = 100, 1_000
+WITHHELD = "shown to the daemon's own user, to root, and with the token"
+_TEXTS = ("last_error", "model_path")
 
-async def pools(context: ApiContext, _request: web.Request) -> web.Response:
-    return json_response(context.node.statuses())
+
+def shown(request: web.Request, status: dict[str, Any]) -> dict[str, Any]:
+    """``status`` as the caller may see it: without the words of engines and paths for other users of an open daemon."""
+    if request.get(TRUSTED_KEY, True):
+        return status
+    texts: dict[str, Any] = {key: WITHHELD for key in _TEXTS if status.get(key) is not None}
+    if isinstance(preload := status.get("preload"), dict):
+        texts["preload"] = preload | {"last_probe": None}
+    return status | texts
+
+
+async def pools(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response([shown(request, status) for status in context.node.statuses()])
 
 
 async def status(context: ApiContext, request: web.Request) -> web.Response:
-    return json_response(context.node.status(pool_id(request)))
+    return json_response(shown(request, context.node.status(pool_id(request))))
 
 
 async def health(context: ApiContext, request: web.Request) -> web.Response:
-    return json_response(context.node.health(pool_id(request)))
+    return json_response(shown(request, context.node.health(pool_id(request))))
 
 
 async def command(context: ApiContext, request: web.Request) -> web.Response:
@@ -41,8 +57,19 @@ async def pool_crashes(context: ApiContext, request: web.Request) -> web.Respons
     return json_response(context.node.crashes(wanted))
 
 
-async def operations(context: ApiContext, _request: web.Request) -> web.Response:
-    return json_response(context.node.operations())
+async def operations(context: ApiContext, request: web.Request) -> web.Response:
+    """The newest ``limit``, oldest first; with ``after``, those that began behind that operation."""
+    limit = number(request, "limit", PAGE, 1, MAX_PAGE) or PAGE
+    after = request.query.get("after")
+    found = context.node.operations()
+    if after is None:
+        return json_response(found[-limit:])
+    at = next((index for index, operation in enumerate(found) if operation["operation_id"] == after), None)
+    if at is None:
+        raise RequestError(
+            "cannot list operations after this one: it is not known (any more)", code="OPERATION_NOT_FOUND", status=404
+        )
+    return json_response(found[at + 1 : at + 1 + limit])
 
 
 async def operation(context: ApiContext, request: web.Request) -> web.Response:

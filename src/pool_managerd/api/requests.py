@@ -15,6 +15,7 @@ from pool_managerd.errors import RequestError
 
 BODY_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 1024 * 1024
+MAX_KEYS = 64
 _MODEL = TypeVar("_MODEL", bound=BaseModel)
 _TOKEN_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 DEVICE_PATTERN = r"^((GPU)?[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,80})$"
@@ -113,9 +114,15 @@ async def read_object(request: web.Request) -> dict[str, Any] | None:
 
 async def read_model(request: web.Request, model: type[_MODEL]) -> _MODEL:
     """The body checked against ``model``; an absent body stands for ``{}``. Raises RequestError 400 naming each key."""
-    value = await read_object(request)
+    return checked(await read_object(request) or {}, model)
+
+
+def checked(value: dict[str, Any], model: type[_MODEL]) -> _MODEL:
+    """``value`` as a ``model``. Raises RequestError 400 that names the first few keys that are wrong."""
+    if len(value) > MAX_KEYS:  # each would become an error of its own
+        raise RequestError(f"cannot use the request body: it has {len(value)} keys, more than {MAX_KEYS}")
     try:
-        return model.model_validate(value or {})
+        return model.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors(include_input=False)[:8]

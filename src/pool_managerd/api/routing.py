@@ -25,7 +25,8 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. Served under /v1 and /v2, and without a prefix where ``bare``; ``exempt`` needs no token.
+    """One operation. Served under /v1 and /v2, and without a prefix where ``bare``; ``exempt`` needs no token;
+    ``private`` shows text of engines or of the configuration, which on an open loopback is for the owner alone.
 
     ``answers`` maps each success status to its model; ``many`` means a list of them. ``media`` other than JSON
     has no model. ``errors`` are the statuses this operation itself can end with; 401 and the like are added.
@@ -42,6 +43,7 @@ class Route:
     many: bool = False
     bare: bool = False
     exempt: bool = False
+    private: bool = False
     media: str = "application/json"
 
     @property

@@ -82,14 +82,13 @@ class ErrorEnvelope(Answer):
 
 
 class Health(Answer):
-    status: str
+    status: str = Field(description="ok, or degraded: the state cannot be written, and changes are refused until it can.")
     version: str
 
 
 class PoolProblem(Answer):
     pool_id: str
     state: str
-    last_error: str | None = None
 
 
 class Ready(Answer):

@@ -7,24 +7,26 @@ import functools
 import logging
 import resource
 import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
 
 from pool_managerd.api import node_reads, openapi
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import ApiContext, StreamLimits
-from pool_managerd.api.envelope import json_response
+from pool_managerd.api.envelope import error_response, json_response
 from pool_managerd.api.facade import Node
-from pool_managerd.api.gate import Gate
+from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.guard import HEAD_TIMEOUT_S, Connections
 from pool_managerd.api.requests import MAX_BODY_BYTES
 from pool_managerd.api.routing import Handler
 from pool_managerd.api.table import ROUTES
 from pool_managerd.config import split_address
-from pool_managerd.errors import NodeError
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.telemetry.metrics import Metrics
 
 _BACKLOG = 512
@@ -81,7 +83,8 @@ class ApiServer:
         server = runner.server
         if server is None:  # pragma: no cover - setup() made it
             raise NodeError("cannot serve the control API: the server is gone")
-        guard = Connections(server, limit, self._limits.head_timeout_s)
+        protocol = functools.partial(_HttpProtocol.of, server)
+        guard = Connections(protocol, limit, self._limits.head_timeout_s, self._limits.streams.write_timeout_s)
         self._servers.append(await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_BACKLOG))
         self._guards.append(guard)
         guard.start()
@@ -119,26 +122,33 @@ def _application(context: ApiContext, access: Access, limits: ServerLimits) -> w
         "/v1/openapi.json": "/openapi.json",
     }
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
-    gate = Gate(access, context.metrics, labels, exempt, limits.max_requests)
+    private = frozenset(route.path for route in ROUTES if route.private)
+    paths = Paths(labels, exempt, private)
+    gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=MAX_BODY_BYTES)
     for route in ROUTES:
         for path in route.paths:
             app.router.add_route(route.method, path, _bind(context, route.handler))
+            if route.method == "GET":
+                app.router.add_route("HEAD", path, _bind(context, route.handler))
     described = functools.cache(openapi.document)  # made when first asked for: the start of the daemon does not wait for it
 
     async def openapi_json(_request: web.Request) -> web.Response:
         return json_response(described())
 
     for path in ("/openapi.json", "/v1/openapi.json"):
-        app.router.add_route("GET", path, openapi_json)
+        app.router.add_get(path, openapi_json)  # and HEAD
     app.freeze()
     return app
 
 
 def _metrics_application(context: ApiContext, limits: ServerLimits) -> web.Application:
-    gate = Gate(Access("0.0.0.0"), context.metrics, {"/metrics": "/metrics"}, frozenset({"/metrics"}), limits.max_requests)  # noqa: S104
+    bind = context.node.config.daemon.metrics_bind
+    access = Access(split_address(bind)[0] if bind is not None else "127.0.0.1")
+    paths = Paths({"/metrics": "/metrics"}, frozenset({"/metrics"}))
+    gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=1024)
-    app.router.add_route("GET", "/metrics", _bind(context, node_reads.metrics))
+    app.router.add_get("/metrics", _bind(context, node_reads.metrics))
     app.freeze()
     return app
 
@@ -161,6 +171,27 @@ def _runner(app: web.Application, limits: ServerLimits) -> web.AppRunner:
         auto_decompress=False,
         logger=_protocol_log(),
     )
+
+
+class _HttpProtocol(RequestHandler):
+    """aiohttp's, with our shape of errors for what never becomes a request."""
+
+    @classmethod
+    def of(cls, server: web.Server) -> _HttpProtocol:
+        return cls(server, loop=asyncio.get_running_loop(), **server._kwargs)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The answer to bytes that are no request, and to what no handler caught; the connection ends with it."""
+        if status >= 500 or request.writer.output_size > 0:
+            super().handle_error(request, status, exc, message)
+        why = "cannot read the request: it is not valid HTTP" if status < 500 else "cannot serve the request"
+        error = PoolError(why, code="INVALID_PARAMS" if status < 500 else "INTERNAL", status=status)
+        response = error_response(error, str(uuid.uuid4()))
+        response.headers["Server"] = "pool-managerd"
+        response.force_close()
+        return response
 
 
 class _NotOurTrouble(logging.Filter):

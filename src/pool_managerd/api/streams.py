@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
+from pool_managerd.api.engine_log import EngineLog
 from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY
 from pool_managerd.api.facade import Event
 from pool_managerd.api.requests import number, pool_id, switch
@@ -19,7 +18,6 @@ from pool_managerd.errors import NodeError, RequestError
 
 MAX_EVENT_ID = 2**63 - 1
 _REPLAY_GAP_S = 0.05
-_LOG_CHUNK_BYTES = 64 * 1024
 
 
 async def events(context: ApiContext, request: web.Request) -> web.StreamResponse:
@@ -28,6 +26,8 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
     follow = switch(request, "follow", default=True)
     if after is None and not follow:
         after = 0
+    if request.method == "HEAD":
+        return web.Response(content_type="text/event-stream")
     async with _stream(context, request, "text/event-stream") as response:
         subscription = context.node.events.subscribe(after)
         pending: asyncio.Task[Event] | None = None
@@ -62,21 +62,19 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     wanted = pool_id(request)
     lines = number(request, "lines", 200, 0, 10_000) or 0
     follow = switch(request, "follow", default=False)
-    if lines:
-        tail = await asyncio.to_thread(context.node.log_tail, wanted, lines)
-    else:
-        context.node.status(wanted)  # 404 for a pool that does not exist
-        tail = []
-    text = "".join(f"{line}\n" for line in tail).encode("utf-8", "replace")
-    if not follow:
-        return web.Response(body=text, headers={"Content-Type": "text/plain; charset=utf-8"})
-    path = context.node.log_path(wanted)
-    position = await asyncio.to_thread(_end_of, path)
+    if request.method == "HEAD":
+        context.node.status(wanted)
+        return web.Response(content_type="text/plain")
+    log = EngineLog(context.node.log_path(wanted), context.node.events.redactor.text)  # 404 for a pool that does not exist
+    past = log.past(lines)
     async with _stream(context, request, "text/plain; charset=utf-8") as response:
-        await _send(context, response, text)
-        while not context.closing.is_set():
-            chunk, position = await asyncio.to_thread(_read_on, path, position)
-            if chunk:
+        try:
+            while (chunk := await asyncio.to_thread(next, past, None)) is not None:
+                await _send(context, response, chunk)
+        finally:
+            past.close()
+        while follow and not context.closing.is_set():
+            if chunk := await asyncio.to_thread(log.appended):
                 await _send(context, response, chunk)
             else:
                 with contextlib.suppress(TimeoutError):
@@ -132,30 +130,3 @@ def _last_event_id(request: web.Request) -> int | None:
     if not (header.isascii() and header.isdigit() and len(header) <= 19):
         raise RequestError("cannot resume: the Last-Event-ID header is not an event id")
     return int(header)
-
-
-def _end_of(path: Path) -> tuple[int, int]:
-    try:
-        found = path.lstat()
-    except OSError:
-        return (0, 0)
-    return (found.st_ino, found.st_size)
-
-
-def _read_on(path: Path, position: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
-    """What was appended since ``position`` (inode, offset); a rotated or truncated log is read from its start."""
-    inode, offset = position
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return b"", position
-    try:
-        found = os.fstat(fd)
-        if found.st_ino != inode or found.st_size < offset:
-            inode, offset = found.st_ino, 0
-        data = os.pread(fd, _LOG_CHUNK_BYTES, offset)
-    except OSError:
-        return b"", position
-    finally:
-        os.close(fd)
-    return data, (inode, offset + len(data))

@@ -10,8 +10,9 @@ from pool_managerd.errors import RequestError
 
 MAX_DEPTH = 32
 MAX_INT_DIGITS = 19
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
+# A whole string, closed or not, or one bracket. Possessive, and a quote always begins a match: no byte is read twice.
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_QUOTE = ord('"')
 _INFINITE = (float("inf"), float("-inf"))
 
 
@@ -45,8 +46,11 @@ def _refused(why: str) -> RequestError:
 
 def _depth(raw: bytes) -> int:
     deepest = depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):
-        depth += 1 if bracket in b"[{" else -1
+    for found in _STRING_OR_BRACKET.finditer(raw):
+        first = raw[found.start()]
+        if first == _QUOTE:
+            continue
+        depth += 1 if first in b"[{" else -1
         if depth > deepest:
             deepest = depth
             if deepest > MAX_DEPTH:

@@ -79,6 +79,7 @@ READ_ROUTES = (
         pool_reads.command,
         {200: schemas.Command},
         (404, 409, 500, 503),
+        private=True,
     ),
     Route(
         "GET",
@@ -87,6 +88,7 @@ READ_ROUTES = (
         pool_reads.explain,
         {200: schemas.Explanation},
         (404, 500, 503),
+        private=True,
     ),
     Route(
         "GET",
@@ -100,8 +102,18 @@ READ_ROUTES = (
             Query("follow", "Go on with what is appended.", _BOOL),
         ),
         media="text/plain",
+        private=True,
     ),
-    Route("GET", f"{_POOL}/crashes", "Crash reports of a pool", pool_reads.pool_crashes, {200: schemas.Crash}, (404,), many=True),
+    Route(
+        "GET",
+        f"{_POOL}/crashes",
+        "Crash reports of a pool",
+        pool_reads.pool_crashes,
+        {200: schemas.Crash},
+        (404,),
+        many=True,
+        private=True,
+    ),
     Route(
         "GET",
         f"{_POOL}/operations/{{operation_id}}",
@@ -109,12 +121,32 @@ READ_ROUTES = (
         pool_reads.pool_operation,
         {200: schemas.OperationAnswer},
         (404,),
+        private=True,
     ),
-    Route("GET", "/crashes", "Crash reports of all pools", pool_reads.crashes, {200: schemas.Crash}, many=True),
+    Route("GET", "/crashes", "Crash reports of all pools", pool_reads.crashes, {200: schemas.Crash}, many=True, private=True),
     Route(
-        "GET", "/operations", "Operations, running and recent", pool_reads.operations, {200: schemas.OperationAnswer}, many=True
+        "GET",
+        "/operations",
+        "Operations, running and recent",
+        pool_reads.operations,
+        {200: schemas.OperationAnswer},
+        (400, 404),
+        query=(
+            Query("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+            Query("after", "Those that began behind this operation; without it, the newest.", {"type": "string"}),
+        ),
+        many=True,
+        private=True,
     ),
-    Route("GET", "/operations/{operation_id}", "An operation", pool_reads.operation, {200: schemas.OperationAnswer}, (404,)),
+    Route(
+        "GET",
+        "/operations/{operation_id}",
+        "An operation",
+        pool_reads.operation,
+        {200: schemas.OperationAnswer},
+        (404,),
+        private=True,
+    ),
     Route(
         "GET",
         "/snapshots",
@@ -140,6 +172,7 @@ READ_ROUTES = (
             Query("follow", "false: end after the events that are kept.", _BOOL),
         ),
         media="text/event-stream",
+        private=True,
     ),
 )
 CHANGE_ROUTES = (

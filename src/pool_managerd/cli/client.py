@@ -6,7 +6,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from pool_managerd.cli.exits import NO, REFUSED, UNREACHABLE, USAGE, CommandFail
 
 DEFAULT_URL = "http://127.0.0.1:9200"
 DEFAULT_CONFIG = Path("pool-managerd.yaml")
+DEFAULT_STATE_DIR = Path(".state")
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _FAILED_CODES = frozenset({"PRELOAD_FAILED", "DIGEST_MISMATCH", "DRAIN_TIMEOUT"})
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Where the daemon answers, and the token for it."""
+    """Where the daemon answers, and the token for it. ``state_dir`` may hold its local token."""
 
     url: str
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 30.0
+    state_dir: Path = DEFAULT_STATE_DIR
 
     def get(self, *path: str, **query: str | int | bool) -> Any:
         """The decoded answer. Raises CommandFailed: unreachable (3) or refused (4)."""
@@ -68,8 +70,15 @@ class Daemon:
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, target, None if body is None else json.dumps(body), headers)
-            yield connection.getresponse()
+            content = None if body is None else json.dumps(body)
+            connection.request(method, target, content, headers)
+            response = connection.getresponse()
+            if response.status == 401 and self.token is None and (token := self._local_token(connection, parts.hostname)):
+                response.close()
+                connection.close()
+                connection.request(method, target, content, headers | {"Authorization": f"Bearer {token}"})
+                response = connection.getresponse()
+            yield response
         except (OSError, http.client.HTTPException) as error:
             raise CommandFailed(
                 f"cannot reach the daemon at {self.url}: {str(error) or type(error).__name__}",
@@ -78,6 +87,19 @@ class Daemon:
             ) from error
         finally:
             connection.close()
+
+    def _local_token(self, connection: http.client.HTTPConnection, host: str | None) -> str | None:
+        """The token that the daemon left for its own user, unless somebody else than that user answers there."""
+        from pool_managerd.api.auth import LOCAL_TOKEN, is_loopback
+        from pool_managerd.api.peers import can_tell, uid_of_peer
+
+        path = self.state_dir / LOCAL_TOKEN
+        if host is None or not is_loopback(host) or connection.sock is None:
+            return None
+        with suppress(OSError):
+            if uid_of_peer(connection.sock) == path.stat().st_uid or not can_tell(connection.sock):
+                return _first_line(path, optional=True)
+        return None
 
 
 def find_daemon(url: str | None, config: Path | None, env: Mapping[str, str]) -> Daemon:
@@ -100,7 +122,9 @@ def refused(value: Any, status: int) -> CommandFailed:
     code = body.get("code")
     message = str(body.get("message") or f"cannot do it: the daemon answered {status}")
     exit_code = NO if code in _FAILED_CODES else REFUSED
-    hint = "give the token with POOL_MANAGERD_TOKEN_FILE or AUTH_TOKEN" if status == 401 else body.get("hint")
+    hint = body.get("hint")
+    if status == 401:
+        hint = f"give the token with POOL_MANAGERD_TOKEN_FILE or AUTH_TOKEN; the daemon says: {hint}"
     return CommandFailed(message, exit_code, hint=hint, code=code)
 
 
@@ -117,7 +141,8 @@ def _from_config(path: Path | None, env: Mapping[str, str], token: str | None) -
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - the address a client can call
     if token is None and config.auth.token_file is not None:
         token = _first_line(config.auth.token_file, optional=True)
-    return Daemon(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Daemon(url, token, state_dir=config.daemon.state_dir)
 
 
 def _token(env: Mapping[str, str]) -> str | None:

@@ -56,9 +56,14 @@ def events(follow: Follow = False, url: Url = None, config: ConfigFile = None, o
 
 def sse_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The data of each server-sent event."""
-    pending = b""
+    pending = bytearray()
     for chunk in chunks:
-        *frames, pending = (pending + chunk).split(b"\n\n")
+        looked = max(0, len(pending) - 1)
+        pending += chunk
+        if pending.find(b"\n\n", looked) < 0:
+            continue
+        *frames, rest = bytes(pending).split(b"\n\n")
+        pending = bytearray(rest)
         for frame in frames:
             data = b"\n".join(line[6:] for line in frame.split(b"\n") if line.startswith(b"data: "))
             if data:

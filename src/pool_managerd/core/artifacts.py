@@ -81,6 +81,11 @@ class PreparedEngine:
         return f"http://{host}:{self.port}"
 
     @property
+    def size_chars(self) -> int:
+        """Characters of its command line and environment."""
+        return sum(map(len, self.argv)) + sum(len(name) + len(value) for name, value in self.env.items())
+
+    @property
     def argv(self) -> tuple[str, ...]:
         """The argument vector, binary first; no shell ever sees it."""
         return (self.binary_path, *self.flags)

@@ -6,10 +6,61 @@ They stand beside the structured fields and never replace them; no secrets, no o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB)", re.ASCII | re.IGNORECASE)
 _UNITS = MappingProxyType({"b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40})
+
+
+MAX_TEXT_CHARS = 2_000
+MAX_WORD_CHARS = 200
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD_CHARS},}}")
+
+
+def shortened(text: str) -> str:
+    """``text`` as it may be kept: words of more than 200 characters without their middle, at most 2,000 in all."""
+    if len(text) > MAX_WORD_CHARS:
+        text = _LONG_WORD.sub(lambda word: f"{word[0][:120]}…{word[0][-60:]}", text)
+    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """``text`` with everything spelled out that a terminal or a log reader could act upon."""
+    shown = text.rstrip("\r").replace("\t", "    ")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in shown)
+
+
+def bounded(fields: Mapping[str, Any], budget: int) -> tuple[dict[str, Any], int]:
+    """``fields`` within about ``budget`` bytes, and how many they are: texts are shortened, what is too much is left out."""
+    kept: dict[str, Any] = {}
+    spent = 0
+    for key, value in fields.items():
+        part, size = _bounded(value, budget - spent)
+        if size <= budget - spent:
+            kept[key[:MAX_WORD_CHARS]] = part
+            spent += size + len(key)
+    return kept, spent
+
+
+def _bounded(value: Any, budget: int) -> tuple[Any, int]:
+    if isinstance(value, str):
+        text = shortened(value)
+        return text, len(text)
+    if isinstance(value, Mapping):
+        return bounded(value, budget)
+    if not isinstance(value, list | tuple):
+        return value, 8
+    items: list[Any] = []
+    spent = 0
+    for item in value:
+        part, size = _bounded(item, budget - spent)
+        if spent + size > budget:
+            break
+        items.append(part)
+        spent += size + 8
+    return items, spent
 
 
 def duration(seconds: float) -> str:

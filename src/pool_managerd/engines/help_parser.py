@@ -34,6 +34,7 @@ ALIASES = {
 PROBE_TIMEOUT_S = 10.0
 MAX_HELP_BYTES = 512 * 1024
 MIN_OPTIONS = 20
+MAX_LINE_CHARS = 2_000
 
 _NAME = re.compile(r"(-{1,2}[A-Za-z][\w.-]*)(,?)")
 _BRACKETED = re.compile(r"<[^>]*>|\[[^\]]*\]|\{[^}]*\}")
@@ -56,7 +57,7 @@ class BinaryFacts:
 def parse_help(text: str) -> tuple[Option, ...]:
     """The options of a llama.cpp help text; removed ones are left out."""
     options = []
-    for line in text.splitlines():
+    for line in (whole[:MAX_LINE_CHARS] for whole in text.splitlines()):
         if line.startswith("-") and not line.startswith("---") and "the argument has been removed" not in line:
             option = _parse_line(line)
             if option is not None:

@@ -14,6 +14,8 @@ from pool_managerd.errors import SpecError
 MAX_FLAGS = 1024
 MAX_ENV = 256
 MAX_TEXT = 32_768
+MAX_PATH = 4_096
+MAX_TOTAL = 128 * 1024
 MAX_SLOTS = 65_536
 
 _T = TypeVar("_T")
@@ -47,22 +49,27 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
     if reader.text("pool_id", pool_id) != pool_id:
         shown = str(fields["pool_id"])[:80]
         raise _wrong(pool_id, f"pool_id is {shown!r} and the path says {pool_id!r}", "send it to its own pool's path")
-    return PreparedEngine(
+    engine = PreparedEngine(
         pool_id=pool_id,
-        binary_path=reader.text("binary_path", ""),
+        binary_path=reader.text("binary_path", "", longest=MAX_PATH),
         flags=reader.texts("flags"),
         host=reader.host(),
         port=reader.number("port", 1, 65_535, 0),
-        model_path=reader.optional_text("model_path"),
+        model_path=reader.optional_text("model_path", longest=MAX_PATH),
         engine=reader.choice("engine", get_args(Engine), "llamacpp"),
         engine_version=reader.text("engine_version", "unknown", longest=200),
         replica_id=reader.replica_id(),
-        device_mask=reader.optional_text("device_mask"),
+        device_mask=reader.optional_text("device_mask", longest=MAX_PATH),
         provisioning_mode=reader.choice("provisioning_mode", get_args(Mode), "source"),
         slots_total=reader.number("slots_total", 1, MAX_SLOTS, 1),
         env=reader.environment(),
         verbatim=True,
     )
+    if engine.size_chars > MAX_TOTAL:
+        raise _wrong(
+            pool_id, f"flags and env have {engine.size_chars} characters, more than {MAX_TOTAL}", "put long values in files"
+        )
+    return engine
 
 
 def _unwrap(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,7 +87,7 @@ def _unwrap(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_keys(fields: Mapping[str, Any], pool_id: str) -> None:
-    for key in sorted(fields):
+    for key in sorted(fields, key=_KNOWN.__contains__)[: len(_KNOWN) + 1]:  # what is unknown first
         if key == "image_ref":
             raise _wrong(pool_id, "image_ref: containers are not supported yet", "send binary_path")
         if key not in _KNOWN:
@@ -112,8 +119,8 @@ class _Reader:
     def text(self, key: str, default: str, *, longest: int = MAX_TEXT) -> str:
         return self._get(key, default, lambda value: self._checked_text(key, value, longest))
 
-    def optional_text(self, key: str) -> str | None:
-        return None if self._fields.get(key) is None else self.text(key, "")
+    def optional_text(self, key: str, *, longest: int = MAX_TEXT) -> str | None:
+        return None if self._fields.get(key) is None else self.text(key, "", longest=longest)
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._fields.get(key, [])

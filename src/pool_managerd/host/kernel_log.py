@@ -10,8 +10,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})[^)]*\): (\d{1,5})\b,?\s*(.*)")
-_RECORD = re.compile(r"(\d+),(\d+),[^;]*;(.*)")
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})[^)]{0,32}\): (\d{1,5})\b,?\s*(.*)")
+_RECORD = re.compile(r"(\d{1,10}),(\d{1,20}),[^;]*;(.*)", re.ASCII)
 _READ_BYTES = 8192  # a record of /dev/kmsg is never longer; a shorter buffer would be refused
 _MAX_LINE_BYTES = 65_536
 

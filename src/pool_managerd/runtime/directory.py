@@ -78,7 +78,7 @@ class ConfinedDirectory:
         with self.opened() as fd:
             return sorted(name for name in os.listdir(fd) if name.endswith(suffix))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """Replace the file in one step. Raises NodeError, also when a link or a device has its place."""
         path = self.path / name
         with self.opened() as fd:
@@ -90,7 +90,7 @@ class ConfinedDirectory:
                         hint=f"find out who put it there, then remove it: rm {path}",
                         retriable=False,
                     )
-                write_atomically(fd, name, data, 0o644)
+                write_atomically(fd, name, data, mode)
             except OSError as error:
                 raise cannot("write", path, error) from error
 

@@ -18,6 +18,8 @@ from typing import Any
 from pool_managerd.config import is_pool_id
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.crash_evidence import pieces
+from pool_managerd.core.narration import printable
+from pool_managerd.core.redaction import masked_argv
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
@@ -83,8 +85,9 @@ class RuntimeFiles:
         """Write the per-replica handoff file and its copy ``engine.json``; returns the copy's path (SPEC §20 no. 39)."""
         content = handoff_content(engine, pid, written_at_ms)
         data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-        self.engines.write(self.handoff_path(engine.pool_id, engine.replica_id).name, data)
-        self.engines.write(LATEST_HANDOFF, data)
+        # For the daemon's own user: flags may say more than this file's masks know of.
+        self.engines.write(self.handoff_path(engine.pool_id, engine.replica_id).name, data, 0o600)
+        self.engines.write(LATEST_HANDOFF, data, 0o600)
         return self.engines.path / LATEST_HANDOFF
 
     def remove_handoff(self, pool_id: str, replica_id: str) -> None:
@@ -262,7 +265,7 @@ def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dic
         "provisioning_mode": engine.provisioning_mode,
         "pid": pid,
         "model": {"id": engine.model_id, "path": engine.model_path},
-        "flags": list(engine.flags),
+        "flags": masked_argv(engine.argv)[1:],
         "device_mask": engine.device_mask,
         "slots_total": engine.slots_total,
         "slots_free": engine.slots_total,
@@ -277,12 +280,6 @@ def is_own_handoff(name: str, content: Mapping[str, Any]) -> bool:
     """True for a file that a daemon wrote about its own engine, rather than somebody about an external one."""
     expected = f"{content.get('pool_id')}-{content.get('replica_id')}.json"
     return content.get("managed_by") == MANAGED_BY and name in (expected, LATEST_HANDOFF)
-
-
-def printable(text: str) -> str:
-    """``text`` with everything spelled out that a terminal or a log reader could act upon."""
-    shown = text.rstrip("\r").replace("\t", "    ")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in shown)
 
 
 def _give_away(directory: int, name: str, uid: int, gid: int) -> None:

@@ -14,13 +14,14 @@ import time
 
 _REOPEN_SECONDS = 1.0
 _WINDOW_SECONDS = 1.0
+KEPT_END_BYTES = 8 * 1024
 
 
 class LogFile:
     """Appends to ``name`` in a directory; at ``max_bytes`` it becomes ``name.1``, of which ``keep`` generations stay.
 
     Of what comes in one second only ``bytes_per_second`` are written; the rest is dropped in whole reads, and a
-    line saying how much follows.
+    line saying how much follows, with the last lines of it.
     """
 
     def __init__(self, directory: int, name: str, *, max_bytes: int, keep: int, bytes_per_second: int) -> None:
@@ -34,6 +35,7 @@ class LogFile:
         self._window_end = 0.0
         self._window_bytes = 0
         self._unreported = 0
+        self._dropped_end = bytearray()
         self.dropped_bytes = 0
 
     def open(self) -> None:
@@ -56,6 +58,8 @@ class LogFile:
             # The whole rest of the window is dropped: one gap with one marker instead of many small ones.
             self._window_bytes = self._rate
             self._drop(len(data))
+            self._dropped_end += data[-KEPT_END_BYTES:]
+            del self._dropped_end[:-KEPT_END_BYTES]
             return
         self._window_bytes += len(data)
         self._append(data, now)
@@ -74,8 +78,14 @@ class LogFile:
     def _report_dropped(self, now: float) -> None:
         if self._unreported:
             count, self._unreported = self._unreported, 0
-            if not self._append(b"\n[pool-managerd: %d bytes of output were dropped here]\n" % count, now, marker=True):
-                self._unreported = count
+            end, self._dropped_end = bytes(self._dropped_end), bytearray()
+            # The last lines before an end are the ones that say why; they are kept whatever came before them.
+            lines = end.partition(b"\n")[2]
+            marker = b"\n[pool-managerd: %d bytes of output were dropped here]\n" % (count - len(lines))
+            if not self._append(marker, now, marker=True):
+                self._unreported, self._dropped_end = count, bytearray(end)
+            elif self._append(lines, now, marker=True):
+                self.dropped_bytes -= len(lines)
 
     def _append(self, data: bytes, now: float, *, marker: bool = False) -> bool:
         left = len(data)

@@ -44,7 +44,7 @@ class Decoder:
     """Puts frames together from whatever pieces arrive."""
 
     def __init__(self) -> None:
-        self._pending = b""
+        self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The frames that ``data`` completes. Raises WireError on an oversized or malformed one."""
@@ -56,8 +56,8 @@ class Decoder:
                 raise WireError(f"cannot read a frame of {size} bytes")
             if len(self._pending) < 4 + size:
                 break
-            body, self._pending = self._pending[4 : 4 + size], self._pending[4 + size :]
-            frames.append(_object(body))
+            frames.append(_object(bytes(self._pending[4 : 4 + size])))
+            del self._pending[: 4 + size]  # moves the start, not the bytes
         return frames
 
 

@@ -1,10 +1,12 @@
 """What must survive the daemon: intent, counters, and facts learnt about the machine.
 
 (Running instances are recorded by their shims, which know of them first: runtime/records.py.) SQLite in WAL mode with
-one writer thread.
+one writer thread, and the same contents in memory.
 
-A write that somebody waits for is on disk (``synchronous=FULL``) when the wait ends; queued writes are grouped into
-one commit.
+A write that somebody waits for is on disk (``synchronous=FULL``), and was read back through the file's name, when the
+wait ends; queued writes are grouped into one commit. Files that somebody else removed, replaced or changed meanwhile,
+or whose disk failed, are written anew from memory before anything more is acknowledged; where that cannot be done,
+changes are refused until it can, and it is tried again every few seconds.
 """
 
 from __future__ import annotations
@@ -22,37 +24,46 @@ from typing import Any
 
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
+from pool_managerd.store.contents import SCHEMA, Contents, read_contents
 from pool_managerd.store.lock import unwritable
+from pool_managerd.store.place import StatePlace
 
 SCHEMA_VERSION = 2
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS pools (
-    pool_id TEXT PRIMARY KEY, desired TEXT NOT NULL, held INTEGER NOT NULL DEFAULT 0, submitted TEXT,
-    crash_count INTEGER NOT NULL DEFAULT 0, restart_count INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE IF NOT EXISTS facts (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) STRICT;
-"""
-
-_COLUMNS = "pool_id, desired, held, submitted, crash_count, restart_count"
-_PARTS = ("", "-wal", "-shm", "-journal")
+CHECK_S = 5.0
 # The file's content is at fault. Anything else, such as a full or read-only disk, is the place's.
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+# Room and locks come and go; after anything else the pages that SQLite remembers may not be on disk.
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-Write = Callable[[sqlite3.Connection], object]
+Change = Callable[[Contents], None]
+_Order = tuple[Change, Future[None] | None]
+
+
+def _nobody_listens(trouble: str | None, told: str | None) -> None:
+    """Where nobody asked to be told."""
 
 
 class StateStore:
-    """``state.db`` in the state directory. ``degraded`` says why the old state was set aside, None when it was not."""
+    """``state.db`` in the state directory.
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / "state.db"
+    ``degraded`` says what was wrong with it at the start, ``last_error`` why writes fail now; both are None when all is well.
+    ``listener`` is told (from another thread) when ``last_error`` comes or goes, and what was done about it.
+    """
+
+    def __init__(self, state_dir: Path, check_s: float = CHECK_S) -> None:
+        self._place = StatePlace(state_dir / "state.db")
+        self._path = self._place.path
+        self._check_s = check_s
         self.degraded: str | None = None
-        self._orders: queue.SimpleQueue[tuple[Write, Future[None] | None] | None] = queue.SimpleQueue()
+        self.last_error: str | None = None
+        self.listener: Callable[[str | None, str | None], None] = _nobody_listens
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self._contents = Contents()
+        self._suspect = ""
         self._facts: dict[str, dict[str, dict[str, Any]]] = {}
-        self.last_error: str | None = None
 
     def open(self) -> dict[str, StoredPool]:
         """The stored pools by id.
@@ -61,24 +72,30 @@ class StateStore:
         """
         try:
             self._refuse_what_is_not_ours()
+            self._place.finish_replacement()
             try:
-                self._db, pools = self._read()
+                self._db, self._contents = self._read()
             except (sqlite3.Error, ValueError) as problem:
                 if isinstance(problem, sqlite3.Error) and (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGE:
                     raise
-                self._set_aside(str(problem))
-                self._db, pools = self._read()
+                kept = self._place.set_aside("corrupt")
+                self.degraded = f"cannot read {self._path.name} ({problem}); it was set aside as {kept} and a new one begun"
+                self._db, self._contents = self._read()
         except sqlite3.Error as problem:
             raise self._unwritable(str(problem)) from problem
         except OSError as problem:
             raise unwritable(self._path.parent, "state directory", problem) from problem
+        self._notice_older_copy()
+        for (kind, key), value in self._contents.facts.items():
+            self._facts.setdefault(kind, {})[key] = value
+        self._place.remember()
         self._thread = threading.Thread(target=self._write_loop, name="state-writer", daemon=True)
         self._thread.start()
-        return pools
+        return dict(self._contents.pools)
 
     def _refuse_what_is_not_ours(self) -> None:
         """Links, and the state of a newer version: looked at without writing, its journal included."""
-        for part in self._parts():
+        for part in self._place.parts():
             if part.is_symlink():
                 raise self._unwritable(f"{part.name} is a symbolic link")
         if not self._path.exists():
@@ -94,7 +111,7 @@ class StateStore:
                 code="STATE_TOO_NEW", retriable=False, hint="run the newer version, or choose another --state-dir",
             )  # fmt: skip
 
-    def _read(self) -> tuple[sqlite3.Connection, dict[str, StoredPool]]:
+    def _read(self) -> tuple[sqlite3.Connection, Contents]:
         """The open database and what it holds. Raises sqlite3.Error, and ValueError for content that is not ours."""
         db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=5)
         try:
@@ -103,27 +120,25 @@ class StateStore:
                 raise ValueError("the quick check found damage")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
-            db.executescript(_SCHEMA)
+            db.execute("PRAGMA secure_delete=ON")
+            db.executescript(SCHEMA)
             if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            self._facts = _read_facts(db)
-            return db, {row[0]: _stored(row) for row in db.execute(f"SELECT {_COLUMNS} FROM pools")}  # noqa: S608
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # what was deleted does not live on in the journal
+            return db, read_contents(db)
         except BaseException:
             db.close()
             raise
 
-    def _parts(self) -> list[Path]:
-        return [self._path.with_name(self._path.name + suffix) for suffix in _PARTS]
-
-    def _set_aside(self, why: str) -> None:
-        """Corrupt state is kept for a post-mortem, never deleted, and never overwritten by a later one."""
-        number = 1
-        while (kept := self._path.with_name(f"{self._path.name}.corrupt{'' if number == 1 else f'.{number}'}")).exists():
-            number += 1
-        for part, suffix in zip(self._parts(), _PARTS, strict=True):
-            if part.exists():
-                part.replace(kept.with_name(kept.name + suffix))  # its journal keeps the name that SQLite looks for
-        self.degraded = f"cannot read {self._path.name} ({why}); it was set aside as {kept.name} and a new one begun"
+    def _notice_older_copy(self) -> None:
+        """Fewer commits in the file than were acknowledged: it was put back, or begun anew, while nobody looked."""
+        missing = self._place.acknowledged() - self._contents.generation
+        if missing > 0:
+            self._contents.generation += missing
+            self.degraded = self.degraded or (
+                f"the state in {self._path} is older than what was acknowledged: its last {missing} changes are not there;"
+                " somebody removed it or put an earlier copy in its place"
+            )
 
     def _unwritable(self, why: str) -> NodeError:
         return unwritable(self._path.parent, "state directory", OSError(0, why))
@@ -132,30 +147,18 @@ class StateStore:
 
     async def put_pool(self, pool: StoredPool) -> None:
         """Durable when this returns. Raises NodeError when the disk is full or read-only; nothing is acknowledged then."""
-        submitted = json.dumps(pool.submitted) if pool.submitted else None
-        await self._durable(
-            lambda db: db.execute(
-                "INSERT INTO pools (pool_id, desired, held, submitted) VALUES (?, ?, ?, ?) ON CONFLICT (pool_id) DO UPDATE SET"
-                " desired = excluded.desired, held = excluded.held, submitted = excluded.submitted",
-                (pool.pool_id, pool.desired, int(pool.held), submitted),
-            )
-        )
+        json.dumps(pool.submitted)  # what cannot be written fails here, alone
+        await self._durable(lambda contents: contents.put_pool(pool))
 
     async def remove_pool(self, pool_id: str) -> None:
-        await self._durable(lambda db: db.execute("DELETE FROM pools WHERE pool_id = ?", (pool_id,)))
+        await self._durable(lambda contents: contents.remove_pool(pool_id))
 
     def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None:
-        self._queue(
-            lambda db: db.execute(
-                "INSERT INTO pools (pool_id, desired, crash_count, restart_count) VALUES (?, 'auto', ?, ?) ON CONFLICT (pool_id)"
-                " DO UPDATE SET crash_count = excluded.crash_count, restart_count = excluded.restart_count",
-                (pool_id, crash_count, restart_count),
-            )
-        )
+        self._queue(lambda contents: contents.put_counters(pool_id, crash_count, restart_count))
 
     def note_down(self, pool_id: str) -> None:
         """A submitted engine that failed is not started again by the next daemon."""
-        self._queue(lambda db: db.execute("UPDATE pools SET desired = 'down' WHERE pool_id = ?", (pool_id,)))
+        self._queue(lambda contents: contents.put_down(pool_id))
 
     def facts(self, kind: str) -> dict[str, dict[str, Any]]:
         """Everything of ``kind`` as it was when the state was opened, by key."""
@@ -163,62 +166,98 @@ class StateStore:
 
     async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
         """Durable when this returns; None forgets. Raises NodeError as ``put_pool``."""
-        await self._durable(_write_fact(kind, key, value))
+        json.dumps(value)
+        await self._durable(lambda contents: contents.put_fact(kind, key, value))
 
     def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None:
         """As ``put_fact``, without waiting."""
-        self._queue(_write_fact(kind, key, value))
+        json.dumps(value)
+        self._queue(lambda contents: contents.put_fact(kind, key, value))
 
-    def _queue(self, write: Write) -> None:
+    def _queue(self, change: Change) -> None:
         if not self._closed:
-            self._orders.put((write, None))
+            self._orders.put((change, None))
 
-    async def _durable(self, write: Write) -> None:
+    async def _durable(self, change: Change) -> None:
         if self._closed:
             raise self._unwritable("the state is closed: the daemon is shutting down")
         done: Future[None] = Future()
-        self._orders.put((write, done))
+        self._orders.put((change, done))
         try:
             await asyncio.shield(asyncio.wrap_future(done))
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, OSError) as problem:
             raise self._unwritable(str(problem)) from problem
+
+    # --- the writer's thread ---
 
     def _write_loop(self) -> None:
         ended = False
         while not ended:
-            orders = [self._orders.get()]
-            while not self._orders.empty():
-                orders.append(self._orders.get())
+            orders: list[_Order | None] = []
+            with suppress(queue.Empty):
+                orders.append(self._orders.get(timeout=self._check_s))
+                while True:
+                    orders.append(self._orders.get_nowait())
             ended = None in orders
-            self._commit([order for order in orders if order is not None])
+            batch = [order for order in orders if order is not None]
+            if batch or self.last_error or self._contents.touched or self._place.changed():
+                self._commit(batch)
 
-    def _commit(self, batch: list[tuple[Write, Future[None] | None]]) -> None:
+    def _commit(self, batch: list[_Order]) -> None:
+        """Write ``batch``, and before it whatever is owed to the file; everybody who waits is told how it ended."""
+        wanted = self._contents.copy()
         problem: Exception | None = None
+        told: str | None = None
         try:
-            self._write(batch)
+            for change, _ in batch:
+                change(wanted)
+            told = self._write(wanted)
+            self._contents = wanted
         except Exception as error:  # noqa: BLE001 - the thread's boundary: whoever waits must be told
             problem = error
-        self.last_error = None if problem is None else str(problem)
+            for change, done in batch:
+                if done is None:  # nobody can be told that these failed, so they are written when it is possible
+                    change(self._contents)
+        before, self.last_error = self.last_error, None if problem is None else str(problem) or type(problem).__name__
+        if told is not None or (before is None) is not (self.last_error is None):
+            self.listener(self.last_error, told)
         for _, done in batch:
             if done is not None and problem is not None:
                 done.set_exception(problem)
             elif done is not None:
                 done.set_result(None)
 
-    def _write(self, batch: list[tuple[Write, Future[None] | None]]) -> None:
-        db = self._db
-        if db is None or not batch:
-            return
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for write, _ in batch:
-                write(db)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            raise
+    def _write(self, wanted: Contents) -> str | None:
+        """Make the file hold ``wanted``, and read it back; what had to be done for it. Raises sqlite3.Error or OSError."""
+        why = self._place.changed() or self._suspect
+        told = self._renew(wanted, why) if why else None
+        if not why and self._db is not None:
+            try:
+                wanted.write(self._db)
+            except sqlite3.Error as problem:
+                if (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _PASSING:
+                    self._suspect = f"the disk failed ({problem})"
+                raise
+        self._suspect = "what was written could not be read back"  # until it was
+        found = self._place.read_back()
+        if found != wanted.generation:
+            raise sqlite3.OperationalError(f"generation {wanted.generation} was written and {found} read back")
+        self._suspect = ""
+        self._place.remember()
+        self._place.acknowledge(found)
+        return told
+
+    def _renew(self, wanted: Contents, why: str) -> str:
+        """A new file from memory in the place of one that is not ours any more, or that is not to be relied on."""
+        self._place.write_fresh(wanted)
+        kept = self._place.take_fresh()
+        if self._db is not None:  # only now: closing it removes the journal that has the name
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+        self._db, _ = self._read()
+        rest = f"; what was there is kept as {kept}" if kept else ""
+        return f"Wrote the state anew from memory, because {why}{rest}"
 
     async def close(self) -> None:
         """Every queued write is on disk when this returns; later ones are refused."""
@@ -230,30 +269,3 @@ class StateStore:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-
-def _write_fact(kind: str, key: str, value: Mapping[str, Any] | None) -> Write:
-    if value is None:
-        return lambda db: db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
-    text = json.dumps(value)
-    return lambda db: db.execute(
-        "INSERT INTO facts (kind, key, value) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
-        (kind, key, text),
-    )
-
-
-def _read_facts(db: sqlite3.Connection) -> dict[str, dict[str, dict[str, Any]]]:
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind, key, text in db.execute("SELECT kind, key, value FROM facts"):
-        with suppress(ValueError):  # what was learnt can be learnt again; it must not cost the intent beside it
-            value = json.loads(text)
-            if isinstance(value, dict):
-                found.setdefault(kind, {})[key] = value
-    return found
-
-
-def _stored(row: tuple[Any, ...]) -> StoredPool:
-    submitted = json.loads(row[3]) if row[3] else None
-    if submitted is not None and not isinstance(submitted, dict):
-        raise ValueError(f"the engine of pool {row[0]!r} is no object")
-    return StoredPool(row[0], row[1], bool(row[2]), submitted, row[4], row[5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context, copy_context
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from pool_managerd.config import PoolConfig
@@ -14,6 +14,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.launch_work import LaunchWork
 from pool_managerd.supervision.protocols import Alarm
@@ -33,6 +34,8 @@ class PoolDriver:
         self.config = config
         self.policy = policy
         self.submitted: PreparedEngine | None = None
+        self.barred: PoolError | None = None
+        """Why the engine that was submitted to an earlier daemon does not run."""
         self.instance = Instance(pool_id)
         self.launch = Launch()
         self.last_drain: dict[str, Any] = {}
@@ -45,6 +48,11 @@ class PoolDriver:
         self._task_failures = 0
         self._task = asyncio.create_task(self._run(), name=f"pool:{pool_id}")
         self._publish()
+
+    @property
+    def redactor(self) -> Redactor:
+        """What keeps the secrets of all pools out of what is told."""
+        return self._s.events.redactor
 
     @property
     def mask(self) -> DeviceMask | None:
@@ -82,6 +90,7 @@ class PoolDriver:
         self.instance = replace(
             self.instance, crash_count=stored.crash_count, restart_count=stored.restart_count,
             held=stored.held, owed=owed, drained=stored.desired == "down",
+            last_error=None if self.barred is None else self._s.events.clean(self.barred.message),
         )  # fmt: skip
         self._publish()
 
@@ -111,6 +120,7 @@ class PoolDriver:
             self._alarm.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.kill()
+        self._s.silent.discard(self.pool_id)
         gone = RequestError(
             f"cannot go on: pool {self.pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=self.pool_id
         )
@@ -140,6 +150,7 @@ class PoolDriver:
     def _apply(self, event: ev.Event, waiting: Waiting | None) -> None:
         now = self._s.clock.monotonic()
         before, seen = self.instance, view(self.instance)
+        event = self._clean(event)
         if isinstance(event, ev.Drain):
             event = replace(event, active_leases=self._s.registry.get_active_leases(self.pool_id))
         if isinstance(event, ev.Tick):
@@ -151,6 +162,12 @@ class PoolDriver:
             self._carry_out(before, seen.state, event, effects, waiting)
         finally:
             self._arm()
+
+    def _clean(self, event: ev.Event) -> ev.Event:
+        """What engines and errors said enters the lifecycle, and all that is told of it, without secrets and endless words."""
+        texts = {f.name: getattr(event, f.name) for f in fields(event)}
+        cleaned = {name: self._s.events.clean(text) for name, text in texts.items() if isinstance(text, str) and len(text) > 1}
+        return replace(event, **cleaned) if any(cleaned[name] != texts[name] for name in cleaned) else event
 
     def _carry_out(
         self, before: Instance, was: str, event: ev.Event, effects: tuple[do.Effect, ...], waiting: Waiting | None
@@ -198,6 +215,8 @@ class PoolDriver:
         self._s.registry.publish(self.pool_id, **fields)
         if self.instance.phase not in (Phase.STAGING, Phase.STARTING, Phase.WARMING):
             self._s.gate.leave(self.pool_id)
+        if self.instance.phase is not Phase.ATTACHED:
+            self._s.silent.discard(self.pool_id)
 
     def _tell_transition(self, from_state: str, event: ev.Event) -> None:
         state = view(self.instance).state

@@ -10,8 +10,15 @@ from typing import Any
 
 import structlog
 
+from pool_managerd.core.narration import bounded, shortened
+from pool_managerd.core.redaction import Redactor
+from pool_managerd.errors import PoolError
+
 log = structlog.get_logger("pool_managerd.events")
 KEPT = 2_000
+KEPT_BYTES = 4 << 20
+EVENT_BYTES = 16 << 10
+OVERHEAD_BYTES = 500
 SUBSCRIBER_QUEUE = 1_000
 
 
@@ -45,12 +52,13 @@ class Subscription:
 
     def __init__(self, backlog: list[Event], forget: Callable[[Subscription], None]) -> None:
         self._queue: deque[Event] = deque(backlog)
+        self._limit = len(backlog) + SUBSCRIBER_QUEUE
         self._forget = forget
         self._wake = asyncio.Event()
         self.closed = False
 
     def offer(self, event: Event) -> None:
-        if len(self._queue) >= SUBSCRIBER_QUEUE + KEPT:
+        if len(self._queue) >= self._limit:
             self.close()
             return
         self._queue.append(event)
@@ -76,10 +84,15 @@ class Subscription:
 class EventLog:
     """The newest events in memory, with listeners (called at once) and subscriptions (queues)."""
 
-    def __init__(self, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None) -> None:
         self._clock_ms = clock_ms
+        self.redactor = redactor or Redactor()
+        self.state_trouble: str | None = None
+        """Why changes cannot be made durable now; None when they can."""
         self._last_id = 0
-        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._kept: deque[Event] = deque()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
         self._listeners: list[Callable[[Event], None]] = []
         self._subscriptions: list[Subscription] = []
 
@@ -87,6 +100,10 @@ class EventLog:
         self, type_: str, human: str, *, level: str = "info", pool_id: str | None = None, journal: bool = True, **fields: Any
     ) -> Event:
         self._last_id += journal
+        size = 0
+        if journal:  # what is told and kept: without secrets, and of a size that can be kept
+            human = self.clean(human)
+            fields, size = bounded(self.redactor.mapping(fields), EVENT_BYTES)
         event = Event(self._last_id, self._clock_ms(), type_, level, pool_id, human, fields, journal)
         for listener in tuple(self._listeners):
             try:
@@ -94,10 +111,30 @@ class EventLog:
             except Exception:
                 log.exception("A listener of events failed", action="listener_failed")
         if journal:
-            self._kept.append(event)
+            self._keep(event, size + len(human) + OVERHEAD_BYTES)
             for subscription in tuple(self._subscriptions):
                 subscription.offer(event)
         return event
+
+    def clean(self, text: str) -> str:
+        """``text`` as it may be told: no secrets, no endless words."""
+        return shortened(self.redactor.text(text))
+
+    def clean_error(self, problem: PoolError) -> PoolError:
+        """``problem`` itself, as it may be told."""
+        self.redactor.error(problem)
+        problem.message = shortened(problem.message)
+        problem.args = (problem.message,)
+        problem.details = bounded(problem.details, EVENT_BYTES)[0]
+        return problem
+
+    def _keep(self, event: Event, size: int) -> None:
+        self._kept.append(event)
+        self._sizes.append(size)
+        self._bytes += size
+        while len(self._kept) > KEPT or self._bytes > KEPT_BYTES:
+            self._kept.popleft()
+            self._bytes -= self._sizes.popleft()
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``listener`` for every event, quiet ones included; the returned function ends that."""

@@ -96,7 +96,8 @@ class LaunchWork:
         await process.wait_dead()
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
-        lines = self._s.files.launch_log(self._driver.pool_id, launch.log_mark)
+        clean = self._s.events.clean
+        lines = [clean(line) for line in self._s.files.launch_log(self._driver.pool_id, launch.log_mark)]
         launch.log_tail = lines[-workers.LOG_TAIL_LINES :]
         told = workers.exit_event(epoch, record, lines, launch.prepared)
         if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
@@ -112,6 +113,11 @@ class LaunchWork:
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
         event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, self._s)
+        if self._driver.external and isinstance(event, ev.ProbeMissed):
+            self._s.silent.add(self._driver.pool_id)
+            event = replace(event, silent=len(self._s.silent))
+        else:
+            self._s.silent.discard(self._driver.pool_id)
         self._s.events.emit("probe", result.reason, pool_id=self._driver.pool_id, journal=False, outcome=result.outcome.value)
         self._driver.post(event)
 

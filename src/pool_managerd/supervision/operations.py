@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from pool_managerd.errors import PoolError, RequestError
@@ -30,13 +31,15 @@ class Operation:
         """The outcome. Raises the operation's PoolError. A caller that goes away does not end the operation."""
         await self._done.wait()
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)  # what is kept stays without the frames of whoever it was raised for
         return self.outcome or {}
 
     def finish(self, now_ms: int, outcome: dict[str, Any] | None = None, error: PoolError | None = None) -> None:
         self.status = "failed" if error else "succeeded"
         self.outcome = outcome
         self.error = error
+        if error is not None:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
         self.ended_at_ms = now_ms
         self._done.set()
 

@@ -18,6 +18,7 @@ from pool_managerd.supervision.operations import Operation, Operations
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
+from pool_managerd.supervision.submissions import check_room, check_startable, check_submission, learn_secrets, not_kept
 
 _T = TypeVar("_T")
 
@@ -81,6 +82,7 @@ class Pools:
             )
         policy = policy_for(self._config, pool_id, pool, self._s.node_id)
         driver = self._drivers[pool_id] = PoolDriver(pool_id, pool, policy, self._s)
+        learn_secrets(self._s.events.redactor, driver)
         return driver
 
     async def boot(self, stored: dict[str, StoredPool]) -> None:
@@ -99,6 +101,8 @@ class Pools:
             wanted = stored.desired == "up" or (wanted and stored.desired == "auto")
             if pool is None and stored.submitted is not None:
                 wanted = self._recall(driver, stored.submitted) and wanted
+                if (kept := self._intended(driver, driver.submitted, None, None)) != stored:
+                    await self._store_intent(kept)  # an earlier version wrote secrets down
             driver.restore(stored, owed=wanted and stored.held)
         if wanted and not driver.instance.held:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
@@ -115,15 +119,21 @@ class Pools:
     def _recall(self, driver: PoolDriver, submitted: Mapping[str, Any]) -> bool:
         """The engine that a request submitted to an earlier daemon; false, and said so, when it cannot be read any more."""
         try:
-            self._submit(driver, self._codec.parse_prepared(submitted, driver.pool_id))
+            if withheld := submitted.get("withheld"):
+                raise not_kept(driver.pool_id, withheld)
+            engine = self._codec.parse_prepared(submitted, driver.pool_id)
+            check_submission(self._config, driver.pool_id, engine)
         except PoolError as problem:
+            driver.barred = problem
             human = f"The stored engine of pool '{driver.pool_id}' cannot be used any more: {problem.message}"
-            self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id)
+            self._s.events.emit("notice", human, level="error", pool_id=driver.pool_id, hint=problem.hint)
             return False
+        self._submit(driver, engine)
+        learn_secrets(self._s.events.redactor, driver)
         return True
 
     def _submit(self, driver: PoolDriver, engine: PreparedEngine | None) -> None:
-        driver.submitted = engine
+        driver.submitted, driver.barred = engine, None
         driver.policy = policy_for(self._config, driver.pool_id, driver.config, self._s.node_id, engine)
 
     async def change(
@@ -145,9 +155,14 @@ class Pools:
             self._check_open(driver)
             if (refused := objection(driver.instance, event, self._s.clock.monotonic(), driver.policy)) is not None:
                 raise refused
+            if engine is not None:
+                check_room(driver, engine, self._drivers.values())
+            elif goal == "up" and not _from_configuration(driver, event):
+                check_startable(self._config, driver)
             before, submitted = self._stored.get(driver.pool_id), driver.submitted
             if engine is None and not _from_configuration(driver, event):
                 engine = submitted
+            learn_secrets(self._s.events.redactor, driver, engine)
             await self._store_intent(self._intended(driver, engine, desired, held))
             if engine is not submitted:
                 self._submit(driver, engine)
@@ -217,6 +232,7 @@ class Pools:
             self._s.engines.release(driver.pool_id)
             self._s.gpus.forget(driver.pool_id)
             self._s.registry.deregister(driver.pool_id)
+            self._s.events.redactor.know(driver.pool_id, ())
             await self._s.launcher.forget(driver.pool_id)
 
     async def stop_all(self, deadline_ms: int) -> None:
@@ -251,6 +267,8 @@ class Pools:
         new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
         if driver.config is not None:
             return new
+        if driver.barred is not None and engine is None:
+            return replace(new, submitted=old.submitted)
         if engine is None:
             return replace(new, desired="known")
         return replace(new, submitted=self._codec.prepared_to_json(engine))
@@ -272,6 +290,8 @@ class Pools:
             self._store.note_down(operation.pool_id)
             if (stored := self._stored.get(operation.pool_id)) is not None:
                 self._stored[operation.pool_id] = replace(stored, desired="down")
+        if error is not None:
+            self._s.events.clean_error(error)
         operation.finish(self._s.clock.wall_ms(), outcome, error)
         human = f"{operation.kind.replace('_', ' ').capitalize()} of pool '{operation.pool_id}' {operation.status}"
         self._s.events.emit(

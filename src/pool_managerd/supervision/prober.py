@@ -17,6 +17,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.health import ProbeOutcome, ProbeResult, judge_response
 
 BODY_LIMIT = 64 * 1024
+WARMUP_BODY_LIMIT = 256 * 1024
 WARMUP_TOKENS = 16
 _SINGLE_ANSWERS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "embedding": ("/v1/embeddings", {"input": "Once upon a time"}),
@@ -56,6 +57,8 @@ class HttpProber:
             if not response.content.at_eof() and len(body) >= BODY_LIMIT:
                 response.close()
                 return ProbeResult(ProbeOutcome.ERROR, f"answered {response.status} with more than {BODY_LIMIT // 1024} KiB")
+            if response.headers.get("Server") == "pool-managerd":
+                return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
             return judge_response(response.status, response.headers.get("Content-Type", ""), body)
 
     async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
@@ -76,13 +79,22 @@ class HttpProber:
             "stream": True,
         }
         meter = _Meter()
-        url = f"{engine.url}/v1/completions"
-        async with asyncio.timeout(timeout_s), self._open().post(url, json=body, allow_redirects=False) as response:
+        # A redirect would have the daemon post wherever the engine says.
+        asked = self._open().post(f"{engine.url}/v1/completions", json=body, allow_redirects=False)
+        left = WARMUP_BODY_LIMIT
+        async with asyncio.timeout(timeout_s), asked as response:
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}")
             async for line in response.content:
+                left -= len(line)
+                if left < 0:
+                    response.close()
+                    raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
                 if line.startswith(b"data:") and b"[DONE]" not in line:
-                    meter.feed(json.loads(line[5:]))
+                    try:
+                        meter.feed(json.loads(line[5:]))
+                    except RecursionError:
+                        raise ValueError("the engine streamed something that is nested too deeply") from None
         return meter.result()
 
     async def _ask_once(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:

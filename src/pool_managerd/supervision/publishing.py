@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.lifecycle import Instance, Phase, view
+from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import DeviceShare, PerfHints
 from pool_managerd.core.reservations import DeviceAccount, Holding, board
 
@@ -34,7 +35,8 @@ def registry_fields(
     if config is not None:
         quant = config.quant or quant
         fields |= {
-            "engine": config.engine, "model_ref": config.model, "model_id": model_id_of(config.model), "ctx_max": config.ctx,
+            "engine": config.engine, "model_ref": masked_text(config.model),
+            "model_id": model_id_of(config.model), "ctx_max": config.ctx,
             "device_mask": None if config.mask is None else str(config.mask),
             "sampler_profile_version": config.sampler_profile_version,
         }  # fmt: skip

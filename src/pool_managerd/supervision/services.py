@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.registry import Registry
@@ -26,7 +26,10 @@ from pool_managerd.supervision.protocols import (
 
 @dataclass(frozen=True)
 class Services:
-    """Adapters and shared state. ``gate`` bounds how many pools load at boot; ``on_fatal`` ends the daemon."""
+    """Adapters and shared state. ``gate`` bounds how many pools load at boot; ``on_fatal`` ends the daemon.
+
+    ``silent`` are the pools whose engine is somebody else's and did not answer its last probe.
+    """
 
     clock: Clock
     registry: Registry
@@ -45,6 +48,7 @@ class Services:
     admission: Admission
     node_id: str
     on_fatal: Callable[[BaseException], None]
+    silent: set[str] = field(default_factory=set)
 
 
 class BootGate:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pool_managerd.core.artifacts import ENGINE_MODES
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.narration import size
+from pool_managerd.core.redaction import masked_argv, masked_env, masked_text
 from pool_managerd.core.registry import PoolEntry, Registry
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
@@ -17,8 +18,6 @@ from pool_managerd.supervision.services import Services
 
 if TYPE_CHECKING:
     from pool_managerd.core.preflight import Report
-
-_SECRET = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential", "authorization")
 
 
 def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, wall_ms: int) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
         "last_probe_age_ms": None if i.last_good_at is None else round((now - i.last_good_at) * 1000),
         "pid": process.pid if process and i.has_process else None,
         "last_probe": i.probe_reason or None,
-        "url": prepared.url if prepared and (seen.live or prepared.attach_url) else None,
+        "url": masked_text(prepared.url) if prepared and (seen.live or prepared.attach_url) else None,
         "isolation": process.isolation if process and i.has_process else None,
         "compute": "cpu" if on_cpu else "gpu" if launch.assignment is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
@@ -103,8 +102,11 @@ def command_of(driver: PoolDriver) -> dict[str, Any]:
             f"cannot show the command of pool {driver.pool_id}: its engine was not prepared yet",
             code="POOL_UNREADY", status=409, pool_id=driver.pool_id, hint="start the pool once",
         )  # fmt: skip
-    argv = [] if prepared.attach_url is not None else list(prepared.argv)
-    return {"pool_id": driver.pool_id, "argv": argv, "env": masked(prepared.env), "attached_to": prepared.attach_url}
+    redact = driver.redactor.text
+    argv = [] if prepared.attach_url is not None else [redact(word) for word in masked_argv(prepared.argv)]
+    env = {name: redact(value) for name, value in masked_env(prepared.env).items()}
+    url = prepared.attach_url and masked_text(prepared.attach_url)
+    return {"pool_id": driver.pool_id, "argv": argv, "env": env, "attached_to": url}
 
 
 def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,7 +147,9 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
         would = f"Pool '{driver.pool_id}' would not start: {'; '.join(blockers)}"
     elif not idle:
         would = f"Pool '{driver.pool_id}' is {view(i).state} already; nothing would be done"
-    return {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers, "problems": problems}
+    return driver.redactor.mapping(
+        {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers, "problems": problems}
+    )
 
 
 def _problem(message: str, hint: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -167,8 +171,3 @@ def _promised(driver: PoolDriver) -> list[dict[str, str]]:
 
 def _memory_steps(where: str, parts: tuple[str, ...]) -> list[dict[str, str]]:
     return [{"kind": "memory", "detail": where}, *({"kind": "needs", "detail": part} for part in parts)]
-
-
-def masked(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment that may be shown: values whose name sounds like a secret are hidden (DESIGN §8, 12)."""
-    return {name: "***" if any(word in name.lower() for word in _SECRET) else value for name, value in sorted(env.items())}

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TextIO
 import structlog
 from structlog.typing import EventDict
 
-from pool_managerd.telemetry.redaction import Redactor
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.telemetry.sink import LogSink
 
 SERVICE = "pool-managerd"
@@ -69,6 +69,11 @@ class Logging:
         self._redactor = Redactor(options.secrets)
         self._render: Callable[[dict[str, Any]], str] = _pretty(colour) if pretty else _json_line
         self._floor = _LEVELS.get(options.level, 20)
+
+    @property
+    def redactor(self) -> Redactor:
+        """What keeps secrets out of the lines; whoever learns of one tells it."""
+        return self._redactor
 
     @property
     def dropped_total(self) -> int:

@@ -48,6 +48,7 @@ class Metrics:
         self._families = {spec.name: _Family(spec, self._constant, self._registry) for spec in series.COUNTED}
         self._statuses: Callable[[], list[dict[str, Any]]] | None = None
         self._devices: Callable[[], dict[str, Any]] | None = None
+        self._degraded: Callable[[], bool] | None = None
         self._http: dict[tuple[str, str, int], Counter] = {}
         self._registry.register(_Gauges(self))
 
@@ -55,15 +56,21 @@ class Metrics:
     def constant_labels(self) -> dict[str, str]:
         return dict(self._constant)
 
-    def attach(self, statuses: Callable[[], list[dict[str, Any]]], devices: Callable[[], dict[str, Any]] | None = None) -> None:
-        """Show these pools and devices from the next scrape on."""
-        self._statuses, self._devices = statuses, devices
+    def attach(
+        self, statuses: Callable[[], list[dict[str, Any]]], devices: Callable[[], dict[str, Any]] | None = None,
+        degraded: Callable[[], bool] | None = None,
+    ) -> None:  # fmt: skip
+        """Show these pools and devices, and whether the state cannot be written, from the next scrape on."""
+        self._statuses, self._devices, self._degraded = statuses, devices, degraded
 
     def statuses(self) -> list[dict[str, Any]]:
         return [] if self._statuses is None else self._statuses()
 
     def devices(self) -> dict[str, Any] | None:
         return None if self._devices is None else self._devices()
+
+    def degraded(self) -> bool | None:
+        return None if self._degraded is None else self._degraded()
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -226,6 +233,11 @@ class _Gauges(Collector):
         for status in statuses:
             state.add_metric([str(status["pool_id"]), str(status["state"]), *extra], 1.0)
         yield state
+        if (degraded := self._owner.degraded()) is not None:
+            spec = series.STATE_DEGRADED
+            family = GaugeMetricFamily(spec.name, spec.help, labels=[*constant])
+            family.add_metric(extra, float(degraded))
+            yield family
         devices = self._owner.devices()
         if devices is not None:
             yield from device_metrics(devices, statuses, constant)

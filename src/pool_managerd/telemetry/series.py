@@ -117,6 +117,7 @@ DEVICES_STALE = Series("devices_stale", "gauge", (), "1 while the devices cannot
 DEVICE_SCAN_AGE = Series("device_scan_age_ms", "gauge", (), "How long ago the devices were last read.", source_key="age_ms")
 RAM_AVAILABLE = Series("ram_available_bytes", "gauge", (), "Main memory for new engines.", source_key="ram_available_bytes")
 NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
+STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
 COUNTED = (
     PRELOAD_SUCCESS,
@@ -133,7 +134,7 @@ COUNTED = (
     DRIVER_RESETS,
     XIDS,
 )
-ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, *COUNTED)
+ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, *COUNTED)
 
 
 def markdown() -> str:

@@ -167,10 +167,14 @@ class ProbeSucceeded(EpochEvent):
 
 @dataclass(frozen=True, slots=True)
 class ProbeMissed(EpochEvent):
-    """A bad answer or none. ``conclusive``: no further one is needed to know that the engine does not serve."""
+    """A bad answer or none. ``conclusive``: no further one is needed to know that the engine does not serve.
+
+    ``silent``: how many engines of others do not answer on this node, this one included.
+    """
 
     reason: str
     conclusive: bool = False
+    silent: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pool_managerd.core.lifecycle.ending import Step, begin_stop, launch, to, wi
 from pool_managerd.core.lifecycle.instance import RISING, After, Instance, Phase, Policy
 from pool_managerd.core.lifecycle.starting import become_ready, cancel_staging, refuse, refusing_request, send_due_probe
 
+SILENT_PROBES_PER_S = 50
 KEEP_THEIR_ERROR = (Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 """Where the last error says why nothing runs: a quarantine has its own place to be told."""
 
@@ -66,7 +67,8 @@ def attached_ok(i: Instance, e: ev.ProbeSucceeded, now: float, p: Policy) -> Ste
 def attached_miss(i: Instance, e: ev.ProbeMissed, now: float, p: Policy) -> Step:
     """Never signalled, never restarted: the pool is un-ready until the engine answers again."""
     misses = i.probe_failures + 1
-    gap_s = p.probe_interval_s if i.last_good_at is not None else p.probe_gap_ms / 1000
+    # Those that do not answer are asked so many times a second all together: there may be a thousand of them.
+    gap_s = p.probe_interval_s if i.last_good_at is not None else max(p.probe_gap_ms / 1000, e.silent / SILENT_PROBES_PER_S)
     missed = replace(i, probe_failures=misses, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_s)
     if i.last_good_at is None:
         waited = now - (i.launched_at or now)

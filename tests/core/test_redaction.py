@@ -1,0 +1,80 @@
+"""What is secret, by one rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from pool_managerd.core.redaction import MASK, Redactor, is_secret_variable, masked_argv, masked_env, masked_text, secrets_in
+from pool_managerd.errors import EngineError
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "SIGNING_KEY", "DB_PASS", "PGPASS", "PGPASSWORD", "OPENAI_KEY", "AWS_ACCESS_KEY_ID", "DATABASE_URL", "X", "FOO",
+     "NVIDIA_API_KEY", "VLLM_API_KEY", "LLAMA_ARG_API_KEY", "LLAMA_API_KEY", "CUDA_SECRET", "SENTRY_DSN", "home", "NGC_CLI"],
+)  # fmt: skip
+def test_a_variable_is_secret_unless_its_name_is_known_to_be_harmless(name: str) -> None:
+    assert is_secret_variable(name)
+    assert masked_env({name: "value-of-it"}) == {name: MASK}
+
+
+@pytest.mark.parametrize(
+    "name", ["CUDA_VISIBLE_DEVICES", "LLAMA_ARG_CTX_SIZE", "OMP_NUM_THREADS", "HOME", "PATH", "LANG", "LC_ALL", "HF_HUB_OFFLINE",
+             "TOKENIZERS_PARALLELISM", "NCCL_DEBUG"]
+)  # fmt: skip
+def test_a_variable_that_everybody_knows_is_shown(name: str) -> None:
+    assert masked_env({name: "1"}) == {name: "1"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (("--api-key", "abc"), ["--api-key", MASK]),
+        (("--api-key", "-abc"), ["--api-key", MASK]),
+        (("--api-key=abc", "--port", "1"), [f"--api-key={MASK}", "--port", "1"]),
+        (("--api_key", "a", "b", "--port", "1"), ["--api_key", MASK, MASK, "--port", "1"]),
+        (("--hf-token", "x", "-c", "1"), ["--hf-token", MASK, "-c", "1"]),
+        (("-hft", "x"), ["-hft", MASK]),
+        (("--api-key-file", "/k", "--ssl-key-file", "/s"), ["--api-key-file", "/k", "--ssl-key-file", "/s"]),
+        (("--max-tokens", "5", "--cache-type-k", "q8_0"), ["--max-tokens", "5", "--cache-type-k", "q8_0"]),
+        (("--download", "https://u:p4ss@h/x?token=abc&b=1"), ["--download", f"https://{MASK}@h/x?token={MASK}&b=1"]),
+        (("-e", "HF_TOKEN=abc", "--password=x"), ["-e", f"HF_TOKEN={MASK}", f"--password={MASK}"]),
+        (("--header", "Authorization: Bearer abcdefg"), ["--header", f"Authorization: Bearer {MASK}"]),
+    ],
+)
+def test_a_command_line_is_shown_without_what_follows_a_secret_flag(argv: tuple[str, ...], shown: list[str]) -> None:
+    assert masked_argv(argv) == shown
+
+
+def test_a_url_is_shown_without_userinfo_and_secret_parameters() -> None:
+    text = "cannot fetch https://user:pw@h:1/a?X-Amz-Signature=0abc&x=1#f and postgres://u:p@db/x"
+    assert masked_text(text) == f"cannot fetch https://{MASK}@h:1/a?X-Amz-Signature={MASK}&x=1#f and postgres://{MASK}@db/x"
+
+
+def test_every_secret_value_of_an_engine_is_known() -> None:
+    env = {"DB_URL": "postgres://u:pass-word@h/", "PATH": "/bin", "MULTI": "line-one\nline-two"}
+    found = secrets_in(env, ("--api-key", "key-one,key-two", "--token=tok-three", "--url=http://usr:pw-four@h"))
+    redactor = Redactor(found)
+    text = "line-two key-one key-two tok-three pass-word pw-four /bin"
+    assert redactor.text(text) == f"{MASK} {MASK} {MASK} {MASK} {MASK} {MASK} /bin"
+
+
+def test_a_secret_that_holds_another_one_is_masked_whole_and_what_is_forgotten_is_not() -> None:
+    redactor = Redactor()
+    redactor.know("a", ["secret-value", "secret-value-longer", "short", "123456", "enabled"])
+    redactor.know("b", ["other-secret"])
+    assert redactor.text("secret-value-longer short 123456 enabled other-secret") == f"{MASK} short 123456 enabled {MASK}"
+    redactor.know("a", ())
+    assert redactor.text("secret-value other-secret") == f"secret-value {MASK}"
+
+
+def test_what_names_a_thing_is_left_alone_and_an_error_is_redacted_throughout() -> None:
+    redactor = Redactor(["qwen-model", "the-secret"])
+    fields = redactor.mapping(
+        {"pool_id": "qwen-model", "model_id": "qwen-model", "text": "qwen-model", "log_tail": ["the-secret"]}
+    )
+    assert fields == {"pool_id": "qwen-model", "model_id": "qwen-model", "text": MASK, "log_tail": [MASK]}
+    error = redactor.error(EngineError("it said the-secret", hint="not the-secret", details={"log_tail": ["the-secret"]}))
+    assert (error.message, str(error), error.hint, error.details) == (
+        f"it said {MASK}", f"it said {MASK}", f"not {MASK}", {"log_tail": [MASK]},
+    )  # fmt: skip
