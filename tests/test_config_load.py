@@ -30,8 +30,8 @@ def write(tmp_path: Path) -> Write:
 def problems(path: Path | None, env: dict[str, str] | None = None, **flags: object) -> list[str]:
     with pytest.raises(SpecError) as caught:
         load_config(path, env=env or {}, overrides={key.replace("__", "."): value for key, value in flags.items()})
-    assert caught.value.error_code == "CONFIG_ERROR"
-    assert caught.value.http_status == 400
+    assert caught.value.code == "CONFIG_ERROR"
+    assert caught.value.status == 400
     prefix = f"{path.parent}{os.sep}" if path else ""
     return [line.replace(prefix, "") for line in caught.value.message.splitlines()]
 

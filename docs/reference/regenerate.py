@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from pool_managerd.api import openapi
@@ -12,6 +13,8 @@ from pool_managerd.config_load import config_schema_text
 from pool_managerd.telemetry import series
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from library_page import library  # noqa: E402 - it lies beside this file
 
 
 def pages() -> dict[str, str]:
@@ -22,6 +25,7 @@ def pages() -> dict[str, str]:
         "cli.md": reference.markdown(),
         "config.md": reference_text(),
         "config.schema.json": config_schema_text(),
+        "library.md": library(),
         "metrics.md": series.markdown(),
     }
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
     from pool_managerd.models.provisioner import ModelProvisioner
     from pool_managerd.node import PoolManager
+    from pool_managerd.supervision.event_log import Event, Subscription
+    from pool_managerd.supervision.operations import Operation
 
 _HOMES = {
     "config": ("Config", "PoolConfig"),
@@ -46,6 +48,8 @@ _HOMES = {
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
     "models.provisioner": ("ModelProvisioner",),
     "node": ("PoolManager",),
+    "supervision.event_log": ("Event", "Subscription"),
+    "supervision.operations": ("Operation",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -59,9 +63,11 @@ __all__ = [
     "DrainRequest",
     "EngineError",
     "EngineProvisioner",
+    "Event",
     "HealthStatus",
     "ModelProvisioner",
     "NodeError",
+    "Operation",
     "PlacementRequest",
     "PoolConfig",
     "PoolError",
@@ -74,6 +80,7 @@ __all__ = [
     "ResolvedModel",
     "SpecError",
     "SplitPlan",
+    "Subscription",
     "__version__",
     "decide",
     "execute_drain",

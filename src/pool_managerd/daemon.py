@@ -90,7 +90,7 @@ async def serve(config: Config, env: Mapping[str, str]) -> int:
         _first_lines(logs, config, access, token)
         return await _serve(config, env, logs)
     except PoolError as error:
-        logs.write("error", "refused", error.message, fields={"code": error.error_code, "hint": error.hint})
+        logs.write("error", "refused", error.message, fields={"code": error.code, "hint": error.hint})
         raise
     finally:
         logs.close()
@@ -175,8 +175,8 @@ def _access(config: Config, env: Mapping[str, str]) -> tuple[Access, Token | Non
         return resolve_access(config, env)
     except SpecError as error:
         logs = configure_logging(_log_options(config, None))
-        action = "startup_bind_refused" if error.error_code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"
-        logs.write("error", action, error.message, fields={"code": error.error_code, "bind": config.daemon.bind})
+        action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"
+        logs.write("error", action, error.message, fields={"code": error.code, "bind": config.daemon.bind})
         logs.close()
         raise
 

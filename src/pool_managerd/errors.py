@@ -6,19 +6,22 @@ what to do, and whether trying again can help. Messages start with "cannot" unle
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 
 class PoolError(Exception):
     """The root of everything this package raises on purpose.
 
-    ``retry_after_ms`` is set only where waiting that long is known to help. ``details`` is extra data for
-    machines; it must never hold a secret.
+    ``code`` says what is wrong for programs, ``status`` is the HTTP status that it has on the API, ``retriable`` whether
+    trying again can help. The class alone has defaults for them. ``retry_after_ms`` is set only where waiting that long is
+    known to help. ``details`` is extra data for machines; it must never hold a secret.
     """
 
-    code: ClassVar[str] = "INTERNAL"
-    status: ClassVar[int] = 500
-    retriable: ClassVar[bool] = False
+    code: str = "INTERNAL"
+    status: int = 500
+    retriable: bool = False
 
     def __init__(
         self,
@@ -34,10 +37,10 @@ class PoolError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.error_code = code or self.code
-        self.http_status = status or self.status
+        self.code = code or type(self).code
+        self.status = status or type(self).status
         self.hint = hint
-        self.is_retriable = self.retriable if retriable is None else retriable
+        self.retriable = type(self).retriable if retriable is None else retriable
         self.retry_after_ms = retry_after_ms
         self.pool_id = pool_id
         self.details = details or {}
@@ -70,3 +73,53 @@ class RequestError(PoolError):
 
     code = "INVALID_PARAMS"
     status = 400
+
+
+CODES: Mapping[str, str] = MappingProxyType({
+    "ALREADY_READY": "A preload of a pool that is ready; `start` would have joined it.",
+    "ALREADY_RUNNING": "Another daemon has this state or runtime directory; the message has its pid.",
+    "BAD_TOKEN": "The bearer token is wrong.",
+    "CIRCUIT_OPEN": "The pool failed too often; it is not started until its breaker is reset.",
+    "CONFIG_ERROR": "The configuration cannot be honoured; the message names the place.",
+    "DEVICE_NOT_FOUND": "No GPU or MIG instance has that name; the hint lists those that exist.",
+    "DIGEST_MISMATCH": "A model file is not the one that its checksum names.",
+    "DIRECTORY_NOT_OURS": "A state or runtime directory could be changed by another user; the hint has the command.",
+    "GPU_NOT_SHARED": "A pool is exclusive there, or asks to be where others are.",
+    "GPU_REQUIRED": "Profiles home and cloud run engines on NVIDIA GPUs only, and there is none.",
+    "GPU_UNAVAILABLE": "A GPU is quarantined, cordoned, gone or cannot be read; the hint says what to do.",
+    "HOST_REFUSED": "The request's Host is not the daemon's: perhaps a web page was made to send it.",
+    "INSUFFICIENT_RAM": "The engine needs more RAM than is available.",
+    "INSUFFICIENT_VRAM": "The engine needs more VRAM than may be reserved; the message says who holds the rest.",
+    "INTERNAL": "A fault of pool-managerd itself.",
+    "INVALID_PARAMS": "The request is wrong; the message names what.",
+    "INVALID_POOL_ID": "The text cannot name a pool.",
+    "ISOLATION_REQUIRED": "Profile cloud starts no engine that shares the daemon's user.",
+    "LEASE_NOT_FOUND": "That lease was never given, or is over.",
+    "MISSING_TOKEN": "The request needs a bearer token.",
+    "NODE_UNAVAILABLE": "The node cannot do it now: it is starting, shutting down, or short of something.",
+    "NON_LOOPBACK_WITHOUT_TOKEN": "A daemon off loopback needs a token.",
+    "NO_FREE_SLOTS": "Every slot of the pool is leased.",
+    "OPERATION_CANCELLED": "Another request ended what was waited for.",
+    "OPERATION_IN_PROGRESS": "Something else is under way that cannot be joined.",
+    "OPERATION_NOT_FOUND": "No operation has that id, or it was forgotten.",
+    "ORIGIN_REFUSED": "A web page of another origin sent the request.",
+    "POLICY_DENIED": "`policy` does not allow it.",
+    "POOL_DRAINING": "The pool takes no new leases and no start while it drains.",
+    "POOL_HELD": "The pool is held: release it first.",
+    "POOL_NOT_CONFIGURED": "The pool has neither a configuration nor a submitted engine.",
+    "POOL_NOT_FOUND": "No pool has that id.",
+    "POOL_UNAVAILABLE": "One of the pool's GPUs is quarantined.",
+    "POOL_UNREADY": "The pool is not ready.",
+    "PREFLIGHT_FAILED": "The machine lacks what every start needs; the hint has what to type.",
+    "PRELOAD_FAILED": "The engine could not be run, ended, or never became healthy; the details have the end of its log.",
+    "REQUEST_TIMEOUT": "The request's body did not come in time.",
+    "SECRETS_NOT_KEPT": "A submitted engine's secrets went with the daemon before; submit it again.",
+    "STATE_TOO_NEW": "A newer version wrote the state; it is left untouched.",
+    "STATE_UNWRITABLE": "The change could not be made durable, so it was not made.",
+    "STOP_FAILED": "The engine's process survived SIGKILL.",
+    "TOO_MANY_POOLS": "The node keeps no more pools, or no more submitted engines.",
+    "TOO_MANY_REQUESTS": "Too many requests at once; try again.",
+    "UNSUPPORTED_MEDIA_TYPE": "Bodies are JSON.",
+    "VRAM_HELD": "The engine has ended, and its VRAM is not seen free; the message names the holder.",
+})  # fmt: skip
+"""Every ``code``, and what it means."""

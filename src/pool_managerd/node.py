@@ -22,7 +22,7 @@ from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.device_view import device_named, devices_view, snapshots_view
-from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.event_log import Event, EventLog, Subscription
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
@@ -123,14 +123,16 @@ class PoolManager:
     # --- reads ---
 
     def pool_ids(self) -> list[str]:
+        """Ids of all pools, sorted."""
         return self._pools.ids()
 
     def status(self, pool_id: str) -> dict[str, Any]:
-        """Raises RequestError POOL_NOT_FOUND."""
+        """What a pool is now: the fields of the API's status. Raises RequestError POOL_NOT_FOUND."""
         driver = self._pools.get(pool_id)
         return status_of(driver, self.registry, self.config.profile, self._a.clock.monotonic(), self._a.clock.wall_ms())
 
     def statuses(self) -> list[dict[str, Any]]:
+        """All pools' statuses, by id."""
         return [self.status(pool_id) for pool_id in self.pool_ids()]
 
     def health(self, pool_id: str) -> dict[str, Any]:
@@ -138,24 +140,27 @@ class PoolManager:
         return health_of(self.status(pool_id))
 
     def leases(self, pool_id: str) -> list[dict[str, Any]]:
+        """The pool's leases, oldest first. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
         return lease_rows(self.registry.get(pool_id), self._a.clock)
 
     def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
-        """Crashes since the daemon started, newest last."""
+        """Crashes since the node was entered, newest last. Raises RequestError POOL_NOT_FOUND."""
         if pool_id is not None:
             self._pools.get(pool_id)
         return [event.to_dict() for event in self.events.recent("crash", pool_id)]
 
     def command(self, pool_id: str) -> dict[str, Any]:
-        """What would be, or is being, executed; secrets masked. 409 until the engine was prepared once."""
+        """What is executed; secrets masked. Raises RequestError POOL_UNREADY until the engine was prepared once."""
         return command_of(self._pools.get(pool_id))
 
     def log_path(self, pool_id: str) -> Path:
+        """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
         return self._a.files.log_path(pool_id)
 
     def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
+        """The last lines of that log. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
         return self._a.files.tail_log(pool_id, 1024 * max_lines, max_lines)
 
@@ -178,16 +183,24 @@ class PoolManager:
         return capabilities_of(self.version, self.config.profile, self.statuses())
 
     def operation(self, operation_id: str) -> dict[str, Any]:
+        """One operation by its id. Raises RequestError OPERATION_NOT_FOUND."""
         return self._pools.operations.get(operation_id).to_dict()
 
     def operations(self) -> list[dict[str, Any]]:
+        """The operations that are kept, oldest first."""
         return [operation.to_dict() for operation in self._pools.operations.all()]
 
     async def explain(self, pool_id: str) -> dict[str, Any]:
-        """What a start would do now, without doing it."""
+        """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
         driver = self._pools.get(pool_id)
         steps = self._a.engines.plan(driver.config)["steps"] if driver.config is not None else []
         return await explanation(driver, steps, self._a.services())
+
+    def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
+        """What happens from now on, or after event ``after_id`` as far as it is kept: ``with node.subscribe() as events:`` and
+        ``async for event in events:``. ``pool_id``: of that pool alone, which need not exist yet.
+        """
+        return self.events.subscribe(after_id, pool_id)
 
     # --- changes ---
 
@@ -214,14 +227,18 @@ class PoolManager:
         return await self._pools.change(self._pools.get(pool_id), "cancel_preload", ev.CancelStart(), "down", desired="down")
 
     async def start(self, pool_id: str) -> Operation:
-        """Bring the engine up as configured, or as it was submitted; joins a start that is under way or done."""
+        """Bring the engine up as configured, or as it was submitted; joins a start that is under way or done.
+
+        Raises RequestError POOL_HELD, POOL_DRAINING, POOL_UNAVAILABLE, POOL_NOT_CONFIGURED or POOL_NOT_FOUND.
+        """
         return await self._pools.change(self._pools.get(pool_id), "start", ev.Start(), "up", desired="up")
 
     async def stop(self, pool_id: str) -> Operation:
-        """Stop without waiting for leases; the pool stays down until it is started."""
+        """Stop without waiting for leases; the pool stays down until it is started. Raises RequestError POOL_NOT_FOUND."""
         return await self._pools.change(self._pools.get(pool_id), "stop", ev.Stop(), "down", desired="down")
 
     async def restart(self, pool_id: str) -> Operation:
+        """Stop if need be, then start. Raises RequestError OPERATION_IN_PROGRESS while the pool drains, POOL_HELD."""
         return await self._pools.change(self._pools.get(pool_id), "restart", ev.Restart(), "up", desired="up")
 
     async def hold(self, pool_id: str) -> Operation:
@@ -229,6 +246,7 @@ class PoolManager:
         return await self._pools.change(self._pools.get(pool_id), "hold", ev.Hold(), "now", held=True)
 
     async def release(self, pool_id: str) -> Operation:
+        """End a hold; a start that was due happens now."""
         return await self._pools.change(self._pools.get(pool_id), "release", ev.Release(), "now", held=False)
 
     async def drain(self, pool_id: str, deadline_ms: int | None = None) -> Operation:
@@ -242,9 +260,11 @@ class PoolManager:
         return await self._pools.change(driver, "drain", ev.Drain(request.deadline_ms, 0), "drained", desired="down")
 
     async def undrain(self, pool_id: str) -> Operation:
+        """Take a drain back. Raises RequestError INVALID_PARAMS when the engine is down already."""
         return await self._pools.change(self._pools.get(pool_id), "undrain", ev.Undrain(), "now", desired="up")
 
     async def reset_breaker(self, pool_id: str) -> Operation:
+        """Forget the failures so far; a start that waited for its backoff happens now."""
         return await self._pools.change(self._pools.get(pool_id), "reset_breaker", ev.ResetBreaker(), "now")
 
     async def register(self, pool_id: str) -> bool:
@@ -301,6 +321,7 @@ class PoolManager:
         return self.devices()
 
     async def resume_devices(self) -> dict[str, Any]:
+        """Use the driver's library again, the one that is installed now."""
         await self._gpus.watch.resume()
         return self.devices()
 
@@ -311,7 +332,7 @@ class PoolManager:
         return self._leases.allocate(self._pools.get(pool_id), holder, ttl_ms)
 
     def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
-        """A new end, ``ttl_ms`` from now. Raises RequestError LEASE_NOT_FOUND for a lease that is over."""
+        """A new end, ``ttl_ms`` from now (7 days at most). Raises RequestError LEASE_NOT_FOUND for a lease that is over."""
         return self._leases.renew(self._pools.get(pool_id), lease_id, ttl_ms)
 
     def release_lease(self, pool_id: str, lease_id: str) -> dict[str, Any]:

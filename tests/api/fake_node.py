@@ -119,7 +119,7 @@ class FakeOperation:
         if status == "failed":
             error = self.result.exception()
             body["error"] = {
-                "code": getattr(error, "error_code", "INTERNAL"),
+                "code": getattr(error, "code", "INTERNAL"),
                 "message": str(error),
                 "hint": getattr(error, "hint", None),
             }

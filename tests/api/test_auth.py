@@ -38,7 +38,7 @@ def test_a_request_without_the_right_token_is_a_401(header: str | None, code: st
     access = Access("127.0.0.1", DIGEST)
     with pytest.raises(RequestError) as caught:
         access.check_token(header, peer_is_loopback=True)
-    assert (caught.value.http_status, caught.value.error_code) == (401, code)
+    assert (caught.value.status, caught.value.code) == (401, code)
     assert caught.value.details["auth_code"] == {"MISSING_TOKEN": 40101, "BAD_TOKEN": 40102}[code]
     assert SECRET[:8] not in str(caught.value.message)
 
@@ -81,7 +81,7 @@ def test_loopback_names_pass_the_host_check(host: str) -> None:
 def test_a_rebound_name_is_refused_on_loopback_and_not_elsewhere(host: str) -> None:
     with pytest.raises(RequestError) as caught:
         Access("127.0.0.1").check_browser(host, None)
-    assert caught.value.http_status == 421
+    assert caught.value.status == 421
     Access("0.0.0.0", DIGEST).check_browser(host, None)
 
 
@@ -91,7 +91,7 @@ def test_another_origin_is_refused_and_the_own_is_not() -> None:
     for origin in ("http://evil.example", "null", "http://localhost:9201", "", "http://localhost:9200.evil.example"):
         with pytest.raises(RequestError) as caught:
             access.check_browser("localhost:9200", origin)
-        assert caught.value.http_status == 403
+        assert caught.value.status == 403
 
 
 async def test_no_answer_allows_another_origin() -> None:
@@ -122,7 +122,7 @@ def test_loopback_is_recognised_in_all_its_forms(host: str, loopback: bool) -> N
 def test_off_loopback_without_a_token_is_refused_with_the_remedy(bind: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_access(config(bind), {})
-    assert caught.value.error_code == "NON_LOOPBACK_WITHOUT_TOKEN"
+    assert caught.value.code == "NON_LOOPBACK_WITHOUT_TOKEN"
     assert "auth.token_file" in (caught.value.hint or "")
     with pytest.raises(SpecError, match="fewer than 32"):
         resolve_access(config(bind), {"AUTH_TOKEN": "short"})

@@ -76,7 +76,7 @@ def test_an_engine_that_uses_one_of_the_gpus_it_is_shown_is_counted_on_that_one(
 def test_a_split_that_cannot_fit_is_refused_with_the_plan_that_came_closest() -> None:
     with pytest.raises(NodeError) as refused:
         place(sizing(60), TWO, mask=(0, 1), split="auto")
-    assert refused.value.error_code == "INSUFFICIENT_VRAM"
+    assert refused.value.code == "INSUFFICIENT_VRAM"
 
 
 def test_nothing_is_split_over_mig_instances() -> None:

@@ -88,7 +88,7 @@ def test_a_bound_gpu_that_is_gone_is_an_error_and_not_its_neighbour() -> None:
     first = bind(mask, EIGHT, {})
     with pytest.raises(NodeError, match=r"GPU 7 was GPU-00000007 at 00000000:08:00\.0, which is gone") as gone:
         bind(mask, EIGHT[:7], first.bindings)
-    assert gone.value.error_code == "GPU_UNAVAILABLE" and gone.value.is_retriable, "it may come back"
+    assert gone.value.code == "GPU_UNAVAILABLE" and gone.value.retriable, "it may come back"
 
 
 def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:

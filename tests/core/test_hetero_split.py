@@ -41,7 +41,7 @@ def test_the_smallest_gpu_refuses_a_share_that_it_cannot_hold_and_the_plan_that_
     with pytest.raises(NodeError) as caught:
         SplitPlan.compute([LARGE, SMALL], 20 * GIB, kv_bytes=6 * GIB, ratios=(1, 1))
     error = caught.value
-    assert error.error_code == "INSUFFICIENT_VRAM"
+    assert error.code == "INSUFFICIENT_VRAM"
     assert error.message == (
         "cannot divide the model among 2 GPUs: GPU 1 needs 13.5 GiB and has 12 GiB for it,"
         " GPU 0 needs 13.5 GiB and has 24 GiB for it; it would fit with 67.1% on GPU 0, 32.9% on GPU 1"

@@ -345,11 +345,11 @@ def test_everything_that_fails_can_be_raised_as_one_error() -> None:
     with pytest.raises(NodeError, match="something listens there") as caught:
         assert_passed(Report("home", judge(machine(gpu(), ports_taken=frozenset({1})), pools({"ports": (1,)}))), "p0")
     error = caught.value
-    assert (error.error_code, error.pool_id, error.is_retriable) == ("PREFLIGHT_FAILED", "p0", True)
+    assert (error.code, error.pool_id, error.retriable) == ("PREFLIGHT_FAILED", "p0", True)
     assert "ss -ltnp" in str(error.hint)
     with pytest.raises(NodeError, match="GPU-only enforcement: nvcc/nvidia-smi not found") as caught:
         assert_passed(Report("home", judge(NO_CUDA, Wants())))
-    assert caught.value.error_code == "GPU_REQUIRED"
+    assert caught.value.code == "GPU_REQUIRED"
 
 
 def test_gpu_only_is_enforced_at_once() -> None:

@@ -56,7 +56,7 @@ def test_a_draining_pool_refuses_leases_but_lets_them_end(registry: Registry) ->
     registry.set_draining("p", True)
     with pytest.raises(RequestError, match="draining") as refused:
         registry.allocate_lease("p")
-    assert refused.value.error_code == "POOL_DRAINING"
+    assert refused.value.code == "POOL_DRAINING"
     assert registry.release_lease("p") == 0
     assert registry.get_draining("p") is True
 
@@ -67,7 +67,7 @@ def test_no_more_leases_than_slots(registry: Registry) -> None:
     lease = registry.grant("p", holder="orchestrator")
     with pytest.raises(RequestError) as refused:
         registry.grant("p")
-    assert refused.value.error_code == "NO_FREE_SLOTS"
+    assert refused.value.code == "NO_FREE_SLOTS"
     assert registry.get_slots("p") == (2, 0)
     registry.release("p", lease.lease_id)
     assert registry.get_slots("p") == (2, 1)
@@ -90,7 +90,7 @@ def test_releasing_a_lease_twice_counts_once_and_an_unknown_id_is_not_found(regi
     for wrong in ("", "nonsense", f"{first.lease_id}0", first.lease_id.rpartition("-")[0] + "-7", second.lease_id.upper() + "-"):
         with pytest.raises(RequestError) as missing:
             registry.release("p", wrong)
-        assert missing.value.http_status == 404
+        assert missing.value.status == 404
     registry.register("q")
     with pytest.raises(RequestError):
         registry.release("q", second.lease_id)
@@ -186,7 +186,7 @@ def test_leases_stay_within_slots_in_any_order(moves: list[tuple[str, int]]) -> 
             else:
                 registry.set_draining("p", move == "drain")
         except RequestError as refused:
-            assert refused.error_code in ("NO_FREE_SLOTS", "POOL_DRAINING")
+            assert refused.code in ("NO_FREE_SLOTS", "POOL_DRAINING")
         total, free = registry.get_slots("p")
         assert 0 <= registry.get_active_leases("p") <= 3
         assert total == 3 and free is not None and 0 <= free <= 3

@@ -21,7 +21,7 @@ def test_two_starts_cannot_both_take_the_last_memory() -> None:
     ledger.reserve(promise("a", 14), account(devices, ledger.all(), {}))
     with pytest.raises(NodeError) as refused:
         ledger.reserve(promise("b", 14), account(devices, ledger.all(), {}))
-    assert refused.value.error_code == "INSUFFICIENT_VRAM"
+    assert refused.value.code == "INSUFFICIENT_VRAM"
     assert "needs 14 GiB on GPU 0" in refused.value.message and "10 GiB of 24 GiB may still be promised" in refused.value.message
     assert "held by pool a 14 GiB" in refused.value.message
     assert [r.pool_id for r in ledger.all()] == ["a"]
@@ -121,7 +121,7 @@ def test_promised_and_foreign_never_exceed_what_there_is(foreign: list[int], wis
         try:
             ledger.reserve(promise(pool, gib, devices[where].uuid, epoch=epoch), account(devices, ledger.all(), {}))
         except NodeError as refused:
-            assert refused.error_code == "INSUFFICIENT_VRAM"
+            assert refused.code == "INSUFFICIENT_VRAM"
         for device, held in zip(devices, foreign, strict=True):
             promised = sum(r.bytes_by_device.get(device.uuid, 0) for r in ledger.all())
             assert promised == 0 or promised + held * GIB <= device.vram_total_bytes

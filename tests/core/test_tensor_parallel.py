@@ -46,7 +46,7 @@ def test_the_smallest_gpu_decides_whether_an_equal_part_fits() -> None:
     assert place(facts(), TWO, "auto", masked=True).bytes_by_device["GPU-00000001"] == int(12 * GIB * 0.9)
     with pytest.raises(NodeError, match=r"GPU 1 needs 13 GiB and has 10\.8 GiB for it") as caught:
         place(facts(replace(SHAPE, weights_bytes=24 * GIB)), TWO, "auto", masked=True)
-    assert caught.value.error_code == "INSUFFICIENT_VRAM"
+    assert caught.value.code == "INSUFFICIENT_VRAM"
 
 
 def test_what_others_hold_is_not_taken() -> None:

@@ -156,7 +156,7 @@ async def test_a_binary_that_cannot_run_is_a_failed_preload_with_the_remedy(
         error = await refusal(dev_config, make_pool(provisioning={"mode": "binary", "binary": {"path": path}}))
         assert isinstance(error, EngineError)
         assert error.message == f"preload failed: cannot run {os.path.normpath(open_dir / path)}: {reason}"
-        assert (error.hint, error.error_code, error.pool_id) == (hint, "PRELOAD_FAILED", "p")
+        assert (error.hint, error.code, error.pool_id) == (hint, "PRELOAD_FAILED", "p")
 
 
 async def test_a_binary_that_is_no_llama_server_is_prepared_with_warnings(

@@ -88,7 +88,7 @@ def test_work_on_the_cpu_is_refused_except_in_profile_dev(flags: tuple[str, ...]
     for profile in ("home", "cloud"):
         error = refusal(dataclasses.replace(HOME, profile=profile), *flags)
         assert "GPU-only enforcement" in error.message
-        assert error.error_code == "GPU_REQUIRED"
+        assert error.code == "GPU_REQUIRED"
     assert build(DEV, *flags)
 
 

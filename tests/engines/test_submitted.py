@@ -23,7 +23,7 @@ FULL: dict[str, Any] = {
 def refusal(body: dict[str, Any]) -> SpecError:
     with pytest.raises(SpecError) as caught:
         prepared_from_json(body, "p")
-    assert caught.value.http_status == 400
+    assert caught.value.status == 400
     return caught.value
 
 

@@ -49,7 +49,7 @@ async def test_a_matching_digest_verifies_whatever_its_case(folder: Path) -> Non
 
 async def test_another_digest_is_refused_naming_both(folder: Path) -> None:
     error = await refusal(folder, "file:models/tiny.gguf", WRONG)
-    assert (error.error_code, error.http_status) == ("DIGEST_MISMATCH", 422)
+    assert (error.code, error.status) == ("DIGEST_MISMATCH", 422)
     assert "digest mismatch" in error.message
     assert WRONG in error.message
     assert DIGEST in error.message
@@ -103,19 +103,19 @@ async def test_an_unreadable_file_is_refused(folder: Path) -> None:
 async def test_policy_denies_a_scheme_then_the_network_and_then_this_version_says_what_it_lacks(folder: Path, ref: str) -> None:
     scheme = ref.partition(":")[0]
     denied = await refusal(folder, ref)
-    assert (denied.error_code, denied.http_status) == ("POLICY_DENIED", 403)
+    assert (denied.code, denied.status) == ("POLICY_DENIED", 403)
     assert f"{scheme!r} is not allowed (allowed: file)" in denied.message
     offline = await refusal(folder, ref, allow_schemes=("file", scheme))
-    assert offline.error_code == "POLICY_DENIED"
+    assert offline.code == "POLICY_DENIED"
     assert "the network may not be used" in offline.message
     unsupported = await refusal(folder, ref, allow_schemes=(scheme,), allow_network=True)
     assert isinstance(unsupported, NodeError)
     assert unsupported.message == f"cannot fetch {ref} yet: only file: models are supported in this version"
-    assert not unsupported.is_retriable
+    assert not unsupported.retriable
 
 
 async def test_files_can_be_denied_too(folder: Path) -> None:
-    assert (await refusal(folder, "file:models/tiny.gguf", allow_schemes=("hf",))).error_code == "POLICY_DENIED"
+    assert (await refusal(folder, "file:models/tiny.gguf", allow_schemes=("hf",))).code == "POLICY_DENIED"
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:12", "md5:abc", "0" * 64])
@@ -140,7 +140,7 @@ async def test_a_split_model_is_verified_part_by_part(tmp_path: Path, tiny_model
     data[-1] ^= 1
     paths[2].write_bytes(data)
     error = await refusal(tmp_path, ref, digests)  # type: ignore[arg-type]
-    assert error.error_code == "DIGEST_MISMATCH" and paths[2].name in error.message
+    assert error.code == "DIGEST_MISMATCH" and paths[2].name in error.message
 
 
 async def test_one_checksum_never_stands_for_all_parts_of_a_split_model(tmp_path: Path, tiny_model: Path) -> None:

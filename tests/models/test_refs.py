@@ -62,7 +62,7 @@ def test_a_reference_has_a_scheme_a_stable_id_and_parts(text: str, scheme: str, 
 def test_a_malformed_reference_says_why(text: str, reason: str) -> None:
     with pytest.raises(SpecError, match=reason) as caught:
         parse_ref(text)
-    assert caught.value.http_status == 400
+    assert caught.value.status == 400
     assert caught.value.hint is not None
     assert len(caught.value.message) < 300
 

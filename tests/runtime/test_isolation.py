@@ -214,7 +214,7 @@ async def test_a_submitter_is_not_told_what_is_in_closed_folders(bench: Bench, r
 async def test_cloud_refuses_an_engine_that_nothing_would_separate_from_the_daemon(bench: Bench) -> None:
     with pytest.raises(EngineError, match="nothing would separate it from the daemon") as caught:
         await bench.launch(sh("exit 0"), options=LaunchOptions(engine_user="root", profile="cloud"))
-    assert caught.value.error_code == "ISOLATION_REQUIRED"
+    assert caught.value.code == "ISOLATION_REQUIRED"
 
 
 @pytest.mark.usefixtures("as_root")

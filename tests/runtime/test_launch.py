@@ -149,7 +149,7 @@ async def test_a_binary_that_cannot_run_is_explained(bench: Bench, root: Path, m
         await bench.launch(PreparedEngine("p", str(binary)))
     assert reason in caught.value.message
     assert caught.value.hint
-    assert caught.value.error_code == "PRELOAD_FAILED"
+    assert caught.value.code == "PRELOAD_FAILED"
     assert bench.files.records.all() == []
 
 

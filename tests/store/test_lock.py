@@ -44,7 +44,7 @@ def test_a_second_daemon_is_refused_with_the_pid_of_the_first_until_that_is_kill
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with pytest.raises(NodeError, match=rf"cannot use state directory .*\(pid {holder.pid}\)") as refused:
             lock.acquire()
-        assert (refused.value.error_code, refused.value.details["pid"]) == ("ALREADY_RUNNING", str(holder.pid))
+        assert (refused.value.code, refused.value.details["pid"]) == ("ALREADY_RUNNING", str(holder.pid))
         assert str(holder.pid) in (refused.value.hint or "")
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
@@ -72,7 +72,7 @@ def test_a_directory_that_cannot_be_made_is_a_clear_refusal(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(NodeError, match="cannot write to runtime directory") as refused:
         DirectoryLock(tmp_path / "file/run", "runtime directory").acquire()
-    assert (refused.value.error_code, refused.value.http_status) == ("STATE_UNWRITABLE", 507)
+    assert (refused.value.code, refused.value.status) == ("STATE_UNWRITABLE", 507)
     assert "--runtime-dir" in (refused.value.hint or "")
 
 
@@ -129,7 +129,7 @@ def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(
     os.chown(tmp_path / foreign, 65534, 65534)
     with pytest.raises(NodeError, match="belongs to uid 65534") as refused:
         lock.acquire()
-    assert refused.value.error_code == "DIRECTORY_NOT_OURS"
+    assert refused.value.code == "DIRECTORY_NOT_OURS"
     assert f"chown 0 {tmp_path / foreign}" in (refused.value.hint or "")
 
 

@@ -166,7 +166,7 @@ async def test_while_the_directory_is_gone_changes_are_refused_and_nothing_is_fo
     shutil.rmtree(directory)
     with pytest.raises(NodeError, match="the state directory was removed") as refused:
         await store.put_pool(StoredPool("c", "up"))
-    assert refused.value.error_code == "STATE_UNWRITABLE"
+    assert refused.value.code == "STATE_UNWRITABLE"
     store.note_counters("a", 7, 7)
     assert store.last_error
     directory.mkdir()

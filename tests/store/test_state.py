@@ -145,7 +145,7 @@ async def test_a_full_disk_is_told_loses_nothing_and_heals(small_disk: Path) -> 
     fill(filler)
     with pytest.raises(NodeError, match="cannot write to state directory") as refused:
         await put_many(store)
-    assert (refused.value.http_status, refused.value.error_code) == (507, "STATE_UNWRITABLE")
+    assert (refused.value.status, refused.value.code) == (507, "STATE_UNWRITABLE")
     told = store.last_error
     assert told
     filler.unlink()
@@ -192,7 +192,7 @@ async def test_state_of_a_newer_version_is_refused_and_not_touched(tmp_path: Pat
     store = StateStore(place)
     with pytest.raises(NodeError, match=f"a newer version wrote it .schema {SCHEMA_VERSION + 1}") as refused:
         store.open()
-    assert refused.value.error_code == "STATE_TOO_NEW" and refused.value.hint
+    assert refused.value.code == "STATE_TOO_NEW" and refused.value.hint
     await store.close()
     assert {name: (place / name).read_bytes() for name in before} == before
 
@@ -259,7 +259,7 @@ async def test_the_state_is_for_its_owner_alone(store: StateStore, tmp_path: Pat
 def test_a_missing_directory_is_a_clear_refusal(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match="cannot write to state directory") as refused:
         StateStore(tmp_path / "missing").open()
-    assert refused.value.http_status == 507 and "--state-dir" in (refused.value.hint or "")
+    assert refused.value.status == 507 and "--state-dir" in (refused.value.hint or "")
 
 
 # --- facts, and the schema before there were any ---

@@ -75,7 +75,7 @@ async def test_a_stop_that_overtakes_a_restart_cancels_it(world: World) -> None:
     assert stop.status == "succeeded" and restart.status == "failed" and len(world.fakes.launcher.processes) == 1
     with pytest.raises(PoolError) as told:
         await restart.wait()
-    assert told.value.error_code == "OPERATION_CANCELLED"
+    assert told.value.code == "OPERATION_CANCELLED"
 
 
 async def test_restarts_at_once_are_one_restart(world: World) -> None:

@@ -49,7 +49,7 @@ async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(ma
     assert world.phase("a") is Phase.FAILED and a.instance.reason == "vram_held"
     assert "held by pid 4000 (llama-server), 19 GiB" in str(a.instance.last_error)
     b = await world.begin("b")
-    assert world.phase("b") is Phase.BACKOFF and "INSUFFICIENT_VRAM" in str(b.launch.cause and b.launch.cause.error_code)
+    assert world.phase("b") is Phase.BACKOFF and "INSUFFICIENT_VRAM" in str(b.launch.cause and b.launch.cause.code)
     world.fakes.monitor.show(gpu(0, 24))
     await world.fakes.clock.advance(10)
     assert world.phase("a") is Phase.DOWN and view(b.instance).ready

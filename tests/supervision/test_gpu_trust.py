@@ -300,7 +300,7 @@ async def test_a_pool_whose_gpu_is_barred_while_it_loads_says_why_it_is_not_read
     await world.fakes.clock.advance(2)
     assert a.instance.phase is Phase.READY and not view(a.instance).ready
     assert "waits for a reset" in str(a.instance.last_error)
-    assert operation.status == "failed" and operation.error is not None and operation.error.error_code == "POOL_UNAVAILABLE"
+    assert operation.status == "failed" and operation.error is not None and operation.error.code == "POOL_UNAVAILABLE"
     assert not [event for event in world.fakes.told if event.type == "preload_succeeded"]
     for _ in range(4):
         await world.see(*TWO)
@@ -313,4 +313,4 @@ async def test_an_unknown_device_cannot_be_cordoned(made: list[GpuWorld]) -> Non
     await world.see(*TWO)
     with pytest.raises(PoolError, match="device 7 not found") as refused:
         await world.fakes.watch.cordon("7")
-    assert refused.value.http_status == 404 and refused.value.hint == "there are: 0, 1"
+    assert refused.value.status == 404 and refused.value.hint == "there are: 0, 1"

@@ -161,7 +161,7 @@ async def test_a_start_that_fails_tells_the_caller_why_and_is_tried_again(world:
     operation = await world.start()
     with pytest.raises(EngineError, match="preload failed: cannot run /engine") as failed:
         await operation.wait()
-    assert failed.value.http_status == 500 and failed.value.hint == "install it"
+    assert failed.value.status == 500 and failed.value.hint == "install it"
     assert "cannot run /engine" in str(driver.instance.last_error)
     world.fakes.launcher.refuse = None
     await world.fakes.clock.advance(1.2)
@@ -201,7 +201,7 @@ async def test_a_preload_of_a_ready_pool_is_refused_and_leaves_no_operation(worl
     await world.up()
     with pytest.raises(RequestError) as refused:
         await world.start(join=False)
-    assert refused.value.error_code == "ALREADY_READY" and refused.value.http_status == 409
+    assert refused.value.code == "ALREADY_READY" and refused.value.status == 409
     assert len(world.pools.operations.all()) == 1
 
 
@@ -210,7 +210,7 @@ async def test_an_intent_that_cannot_be_written_is_not_acknowledged(world: World
     world.store.full = True
     with pytest.raises(PoolError) as failed:
         await world.pools.change(world.p, "hold", ev.Hold(), "now", held=True)
-    assert failed.value.http_status == 507
+    assert failed.value.status == 507
 
 
 async def test_drain_waits_for_the_last_lease_and_tells_how_it_went(world: World) -> None:

@@ -30,7 +30,7 @@ def test_no_variable_makes_a_listed_binary_another_program(name: str) -> None:
     for config in (cloud(), cloud(name)):
         with pytest.raises(RequestError, match=name) as caught:
             check_submission(config, "p", engine(**{name: "x"}))
-        assert caught.value.error_code == "POLICY_DENIED"
+        assert caught.value.code == "POLICY_DENIED"
 
 
 def test_in_cloud_variables_are_those_that_are_listed() -> None:

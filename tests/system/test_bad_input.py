@@ -48,7 +48,7 @@ async def test_a_configuration_that_cannot_work_says_what_to_do(
     async with PoolManager(config(open_dir, {**pool, **change})) as node:
         error = await failing(node, "p")
         assert words in error.message and "preload failed" in error.message
-        assert code is None or error.error_code == code
+        assert code is None or error.code == code
         assert words in node.status("p")["last_error"]
     assert mentioning(open_dir) == [] and left_behind(open_dir) == []
 

@@ -17,3 +17,13 @@ def test_the_embedding_example_runs(tiny_model: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "ready at http://127.0.0.1:" in ran.stdout and "answer:" in ran.stdout
     assert "Pool 'chat' is down and holds nothing" in ran.stdout
+
+
+def test_the_example_of_many_tasks_and_one_engine_runs(tiny_model: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    argv = [sys.executable, str(REPOSITORY / "examples/watch.py"), str(tiny_model)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=50, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr
+    done = [line for line in ran.stdout.splitlines() if line.startswith("task ")]
+    assert len(done) == 5 and len({line.rpartition(" ")[2] for line in done}) == 1, ran.stdout
+    assert ran.stdout.count("  spawn: ") == 1 and "  drain_started: " in ran.stdout

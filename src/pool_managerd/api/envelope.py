@@ -35,10 +35,10 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 def envelope(error: PoolError, correlation_id: str) -> dict[str, Any]:
     """The error as a caller sees it. ``error`` repeats ``message`` under the name that older callers read."""
     body: dict[str, Any] = {
-        "code": error.error_code,
+        "code": error.code,
         "message": error.message,
         "error": error.message,
-        "retriable": error.is_retriable,
+        "retriable": error.retriable,
         "correlation_id": correlation_id,
     }
     optional = {
@@ -58,9 +58,9 @@ def error_response(error: PoolError, correlation_id: str) -> web.Response:
     headers: dict[str, str] = {}
     if error.retry_after_ms is not None:
         headers["Retry-After"] = str(max(1, -(-error.retry_after_ms // 1000)))
-    if error.http_status == 401:
+    if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="pool-managerd"'
-    return json_response(envelope(error, correlation_id), error.http_status, headers)
+    return json_response(envelope(error, correlation_id), error.status, headers)
 
 
 def from_http_exception(error: web.HTTPException, correlation_id: str) -> web.Response:

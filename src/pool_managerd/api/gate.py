@@ -139,7 +139,7 @@ class Gate:
                 identity=request.remote,
                 endpoint=label,
                 method=request.method,
-                reason=error.error_code,
+                reason=error.code,
             )
 
 

@@ -47,7 +47,7 @@ def _report(path: Path | None, topology: Path | None) -> Json:
         config = _load(path, topology)
         return surveying.preflight_report(config, lambda: surveying.scan_once(config), os.environ).to_dict()
     except PoolError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.error_code) from error
+        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
 
 
 def _load(path: Path | None, topology: Path | None) -> Config:

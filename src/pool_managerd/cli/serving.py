@@ -56,9 +56,9 @@ def serve(
     try:
         code = asyncio.run(daemon.serve(loaded, os.environ))
     except SpecError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.error_code) from error
+        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
     except PoolError as error:
-        raise CommandFailed(error.message, NO, hint=error.hint, code=error.error_code) from error
+        raise CommandFailed(error.message, NO, hint=error.hint, code=error.code) from error
     raise typer.Exit(code)
 
 
@@ -146,4 +146,4 @@ def _load(path: Path, overrides: dict[str, Any]) -> Config:
     try:
         return load_config(path, env=os.environ, overrides=overrides)
     except SpecError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.error_code) from error
+        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error

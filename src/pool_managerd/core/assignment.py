@@ -67,7 +67,7 @@ def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[s
     if nearest is None:
         raise _nothing_to_use(wish)
     _, objection, option = nearest
-    if not wish.enforce and objection.error_code == "INSUFFICIENT_VRAM":
+    if not wish.enforce and objection.code == "INSUFFICIENT_VRAM":
         return _as_much_as_there_is(wish, option, ledger, accounts, objection)
     raise objection
 

@@ -37,4 +37,5 @@ class DrainOutcome:
     final_lease_count: int
 
     def to_dict(self) -> dict[str, object]:
+        """As JSON-able data."""
         return asdict(self)

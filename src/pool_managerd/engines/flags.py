@@ -220,7 +220,7 @@ def raise_all(problems: Sequence[SpecError]) -> None:
     hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
     raise SpecError(
         "; ".join(problem.message for problem in problems),
-        code=first.error_code,
+        code=first.code,
         pool_id=first.pool_id,
         hint="; ".join(hints) or None,
     )

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -22,9 +23,44 @@ OVERHEAD_BYTES = 500
 SUBSCRIBER_QUEUE = 1_000
 
 
+EVENT_TYPES: Mapping[str, str] = MappingProxyType({
+    "adopt": "an engine that ran already was taken over", "adopting": "an engine that ran already was found",
+    "attach": "an engine that somebody else runs is probed from now on", "backoff": "a restart is due, and when",
+    "breaker": "the circuit breaker opened", "cordon": "nothing new starts on a GPU", "crash": "an engine failed, and how",
+    "device_clear": "a GPU can be read again", "device_quarantined": "a GPU is out of use",
+    "device_reset": "a GPU answers again and is on probation", "device_restored": "a GPU is used again",
+    "device_scan": "the GPUs that were found, or why none can be read", "device_unclear": "a GPU cannot be read",
+    "devices_released": "the driver's library was released", "devices_resumed": "the driver's library is in use again",
+    "died": "an engine's process is gone", "drain_finished": "a drain ended, and whether leases were cut off",
+    "drain_started": "a pool takes no new leases", "exit": "an engine that may end did so", "gave_up": "no further start",
+    "handoff": "a handoff file announced an engine, or was wrong", "hold": "nothing of the pool starts by itself",
+    "internal_error": "a fault of pool-managerd itself", "lease_expired": "a lease ran out",
+    "not_adopted": "an engine that ran already was not taken over", "notice": "something worth knowing",
+    "operation": "an operation ended", "pool_removed": "a pool was forgotten", "port_conflict": "another program took the port",
+    "preflight": "a finding about this machine", "preload_failed": "a start failed, and why",
+    "preload_succeeded": "a pool became ready", "quarantine": "one of the pool's GPUs is out of use",
+    "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung engine answers again",
+    "release": "a hold ended", "restart": "an engine is started again", "sleep": "an engine goes to sleep",
+    "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
+    "start": "a start began", "start_owed": "a start waits for a hold or a quarantine to end",
+    "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",
+    "state_renewed": "harmed state was written anew from memory", "stop": "an engine is being stopped",
+    "stop_failed": "a process survived SIGKILL", "stopped": "a pool is down", "survivor": "an engine of a dead daemon was ended",
+    "transition": "a pool's state changed", "uncordon": "a GPU may be used again", "undrain": "a drain was taken back",
+    "unhealthy": "a pool is not ready any more, and why", "vram_held": "memory of an ended engine is not seen free",
+    "wake": "an engine wakes up", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
+    "warmup_failed": "the first prompt was not answered", "xid": "the driver reported a GPU error",
+})  # fmt: skip
+"""What can happen, by the type of the event."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``human`` is one sentence; ``fields`` the same for machines (SPEC §14). ``journal`` false: for metrics only."""
+    """Something that happened: ``human`` is one sentence, ``fields`` the same for machines (SPEC §14).
+
+    ``id`` grows with every event of this daemon, ``ts_ms`` is unix time, ``type`` is one of EVENT_TYPES, ``level`` is debug,
+    info, warn, error or critical, ``pool_id`` is None for what concerns the node. ``journal`` false: for metrics only.
+    """
 
     id: int
     ts_ms: int
@@ -36,6 +72,7 @@ class Event:
     journal: bool = True
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data: ``fields`` beside the rest."""
         head = {
             "id": self.id,
             "ts_ms": self.ts_ms,
@@ -48,9 +85,15 @@ class Event:
 
 
 class Subscription:
-    """An async iterator over events. A reader that falls too far behind is closed, never waited for."""
+    """An async iterator over events, and a context manager that ends it.
 
-    def __init__(self, backlog: list[Event], forget: Callable[[Subscription], None]) -> None:
+    It ends when it or the node is closed. A reader that falls more than a thousand events behind is never waited for: its
+    iteration ends, too, and ``lost`` is true then; a new subscription after the last id goes on.
+    """
+
+    def __init__(self, backlog: list[Event], forget: Callable[[Subscription], None], pool_id: str | None = None) -> None:
+        self.lost = False
+        self._pool_id = pool_id
         self._queue: deque[Event] = deque(backlog)
         self._limit = len(backlog) + SUBSCRIBER_QUEUE
         self._forget = forget
@@ -58,16 +101,27 @@ class Subscription:
         self.closed = False
 
     def offer(self, event: Event) -> None:
+        """For the node: one more event."""
+        if self._pool_id not in (None, event.pool_id):
+            return
         if len(self._queue) >= self._limit:
+            self.lost = True
             self.close()
             return
         self._queue.append(event)
         self._wake.set()
 
     def close(self) -> None:
+        """Nothing more comes."""
         self.closed = True
         self._forget(self)
         self._wake.set()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __aiter__(self) -> Subscription:
         return self
@@ -141,12 +195,16 @@ class EventLog:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def subscribe(self, after_id: int | None = None) -> Subscription:
-        """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come."""
+    def subscribe(self, after_id: int | None = None, pool_id: str | None = None) -> Subscription:
+        """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come.
+
+        ``pool_id``: those of one pool alone.
+        """
         if after_id is not None and after_id > self._last_id:
             after_id = 0  # an id of an earlier daemon
-        backlog = [] if after_id is None else [event for event in self._kept if event.id > after_id]
-        subscription = Subscription(backlog, self._drop)
+        kept = [] if after_id is None else [event for event in self._kept if event.id > after_id]
+        backlog = [event for event in kept if pool_id in (None, event.pool_id)]
+        subscription = Subscription(backlog, self._drop, pool_id)
         self._subscriptions.append(subscription)
         return subscription
 

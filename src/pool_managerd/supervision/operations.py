@@ -35,6 +35,7 @@ class Operation:
         return self.outcome or {}
 
     def finish(self, now_ms: int, outcome: dict[str, Any] | None = None, error: PoolError | None = None) -> None:
+        """For the node: it has ended."""
         self.status = "failed" if error else "succeeded"
         self.outcome = outcome
         self.error = error
@@ -44,9 +45,10 @@ class Operation:
         self._done.set()
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data."""
         failure = None
         if self.error is not None:
-            failure = {"code": self.error.error_code, "message": self.error.message, "hint": self.error.hint}
+            failure = {"code": self.error.code, "message": self.error.message, "hint": self.error.hint}
         return {
             "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id, "status": self.status,
             "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,

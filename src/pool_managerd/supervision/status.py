@@ -134,7 +134,7 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
             try:
                 answer = await ask()
             except PoolError as problem:
-                problems.append(_problem(problem.message, problem.hint, problem.error_code))
+                problems.append(_problem(problem.message, problem.hint, problem.code))
             else:
                 steps = [*steps, *_placing(answer)]
     elif not idle:

@@ -159,11 +159,11 @@ def exit_event(epoch: int, record: ExitRecord, lines: list[str], prepared: Prepa
 
 def failure(error: PoolError) -> tuple[str, bool, str]:
     """(text, retriable, reason of SPEC §2.3) of a staging or spawn error."""
-    reason = _REASONS.get(error.error_code)
+    reason = _REASONS.get(error.code)
     if reason is None:
         reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
     hint = f" ({error.hint})" if error.hint else ""
-    retriable = error.is_retriable if isinstance(error, NodeError) else not isinstance(error, SpecError)
+    retriable = error.retriable if isinstance(error, NodeError) else not isinstance(error, SpecError)
     return error.message + hint, retriable, reason
 
 
@@ -171,7 +171,7 @@ def operation_error(pool_id: str, last_error: str | None, cause: PoolError | Non
     """What the caller of a failed start is told: always 500, with the cause's code and hint, and the log's end (DESIGN §7)."""
     text = last_error or "the start was given up"
     message = text if text.startswith("preload failed") else f"preload failed: {text}"
-    code = cause.error_code if cause is not None else "PRELOAD_FAILED"
+    code = cause.code if cause is not None else "PRELOAD_FAILED"
     return EngineError(
         message,
         code=code,

@@ -67,6 +67,7 @@ class PoolSnapshot:
         return self.vram_available_bytes + max(0, self.vram_reserved_bytes - self.vram_used_bytes)
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data."""
         return asdict(self)
 
     @classmethod
