@@ -50,7 +50,7 @@ async def node(open_dir: Path, tiny_llama: Path) -> AsyncIterator[PoolManager]:
     async with PoolManager(config(open_dir, pool, daemon=daemon)) as made:
         yield made
     assert mentioning(open_dir) == []
-    assert [path for path in left_behind(open_dir) if not path.startswith("work/v/.cache/")] == []
+    assert [path for path in left_behind(open_dir) if not path.startswith("cache/v/")] == []
 
 
 async def chat(url: str) -> str:
