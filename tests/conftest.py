@@ -119,10 +119,15 @@ def closed_to_engines() -> str | None:
 
 
 @pytest.fixture
-def open_dir(session_dir: Path, closed_to_engines: str | None) -> Path:
-    """A fresh folder for one test that engines of another user can reach. Skips where they could not reach themselves."""
+def engines_run(closed_to_engines: str | None) -> None:
+    """For tests that run engines: skips where these, as other users, could not reach their own program."""
     if closed_to_engines is not None:
         pytest.skip(closed_to_engines)
+
+
+@pytest.fixture
+def open_dir(session_dir: Path, engines_run: None) -> Path:
+    """A fresh folder for one test that engines of another user can reach."""
     folder = Path(tempfile.mkdtemp(dir=session_dir))
     folder.chmod(0o755)
     return folder

@@ -58,7 +58,7 @@ def test_names_negations_and_values_are_read_from_the_help_text() -> None:
     )
 
 
-def test_a_real_binary_tells_its_options_and_its_version(llama_server: Path) -> None:
+def test_a_real_binary_tells_its_options_and_its_version(llama_server: Path, engines_run: None) -> None:
     facts = BinaryProbe(confined()).facts(llama_server)
     assert facts.warnings == ()
     assert facts.version.startswith("llamacpp-b")

@@ -24,7 +24,7 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def bench(root: Path) -> AsyncIterator[Bench]:
+async def bench(root: Path, engines_run: None) -> AsyncIterator[Bench]:
     bench = Bench(root, Spawner())
     yield bench
     await bench.close()

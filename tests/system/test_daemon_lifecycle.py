@@ -21,7 +21,9 @@ from tests.system.nodes import alive
 
 
 @pytest.fixture(scope="module")
-def daemon(session_dir: Path) -> Iterator[Daemon]:
+def daemon(session_dir: Path, closed_to_engines: str | None) -> Iterator[Daemon]:
+    if closed_to_engines is not None:
+        pytest.skip(closed_to_engines)
     served = Daemon(session_dir / "lifecycle").start()
     yield served
     served.end()

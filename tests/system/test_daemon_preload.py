@@ -25,7 +25,9 @@ _HANDOFF = "engine engine_version provisioning_mode url pool_id replica_id model
 
 
 @pytest.fixture(scope="module")
-def daemon(session_dir: Path) -> Iterator[Daemon]:
+def daemon(session_dir: Path, closed_to_engines: str | None) -> Iterator[Daemon]:
+    if closed_to_engines is not None:
+        pytest.skip(closed_to_engines)
     served = Daemon(session_dir / "preload").start()
     yield served
     served.end()

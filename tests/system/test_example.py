@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 
-def test_the_embedding_example_runs(tiny_model: Path) -> None:
+def test_the_embedding_example_runs(tiny_model: Path, engines_run: None) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     argv = [sys.executable, str(REPOSITORY / "examples/embed.py"), str(tiny_model)]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=50, env=env, check=False)
@@ -19,7 +19,7 @@ def test_the_embedding_example_runs(tiny_model: Path) -> None:
     assert "Pool 'chat' is down and holds nothing" in ran.stdout
 
 
-def test_the_example_of_many_tasks_and_one_engine_runs(tiny_model: Path) -> None:
+def test_the_example_of_many_tasks_and_one_engine_runs(tiny_model: Path, engines_run: None) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     argv = [sys.executable, str(REPOSITORY / "examples/watch.py"), str(tiny_model)]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=50, env=env, check=False)
