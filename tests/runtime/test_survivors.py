@@ -102,7 +102,7 @@ async def test_a_dead_daemons_locks_and_ports_are_free_while_its_engine_runs(roo
         await stopped(identity)
 
 
-async def test_a_survivor_that_ignores_sigterm_is_killed_after_the_new_grace(root: Path) -> None:
+async def test_a_survivor_that_ignores_sigterm_is_killed_after_the_new_grace(root: Path, engines_run: None) -> None:
     identity = leave_survivor(root, sys.executable, "-I", "-S", fake("").flags[2], "--ignore-term", "--fork-grandchildren", "2")
     log = RuntimeFiles(root).log_path("p")
     await eventually(lambda: b"listens" in log.read_bytes())
