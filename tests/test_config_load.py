@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,3 +239,25 @@ def test_a_wrong_value_that_pools_share_is_shown_where_it_was_written(write: Wri
         "pm.yaml:6:5: pools[1].model: cannot leave it out: add `model: …`",
         "pm.yaml:6:24: pools[1]: unknown key 'modle' (did you mean 'model'?)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("threads: 4", 'provisioning: {flags: ["--threads", "4"]}'), ("n_gpu_layers: 10", '["--n-gpu-layers", "10"]'),
+        ("port: 8080", "it belongs into provisioning.ports"), ("args: [-t, 4]", "it belongs into provisioning.flags"),
+        ("env: {A: b}", "it belongs into provisioning.env"), ("gpu: 0", "write devices"), ("ctx_size: 3", "write ctx"),
+        ("max_model_len: 5", "write ctx"), ("gpu_memory_utilization: 0.9", "vram_bytes: 20GiB"),
+        ("slot: 2", "did you mean 'slots'"),
+    ],
+)  # fmt: skip
+def test_a_key_that_another_tool_has_is_told_where_it_stands_here(tmp_path: Path, key: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(f'pools:\n  - {{id: a, engine: llamacpp, model: "file:m", {key}}}\n')
+    with pytest.raises(SpecError, match=re.escape(words)):
+        load_config(tmp_path / "c.yaml", env={})
+
+
+def test_a_port_at_the_top_is_the_daemons(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("port: 8080\nmodels: []\n")
+    with pytest.raises(SpecError, match=r"daemon\.bind.*\n.*write pools"):
+        load_config(tmp_path / "c.yaml", env={})

@@ -32,6 +32,29 @@ _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+_IN_A_POOL = {
+    **dict.fromkeys(("port", "ports"), "provisioning.ports, as `provisioning: {ports: [8080]}`"),
+    **dict.fromkeys(("args", "flags", "extra_args", "options", "cmd", "command"), "provisioning.flags"),
+    **dict.fromkeys(("env", "environment"), "provisioning.env"),
+    **dict.fromkeys(("mode", "url", "binary", "container", "package"), "provisioning.{key}"),
+    **dict.fromkeys(("binary_path", "executable"), "provisioning.binary.path"), "image": "provisioning.container.image",
+    **dict.fromkeys(("checksum", "sha256", "digest"), "provisioning.model.checksum"),
+    **dict.fromkeys(("gpu", "gpus", "gpu_ids", "cuda_visible_devices", "device"), "devices"),
+    **dict.fromkeys(("ctx_size", "n_ctx", "num_ctx", "context_length", "max_model_len", "max_seq_len"), "ctx"),
+    **dict.fromkeys(("parallel", "n_parallel", "num_parallel", "max_num_seqs", "concurrency"), "slots"),
+    **dict.fromkeys(("model_path", "path", "file"), "model, as `model: \"file:…\"`"), "name": "id",
+    **dict.fromkeys(("alias", "aliases", "served_model_name"), "served_name"), "vram": "vram_bytes", "gpu_memory": "vram_bytes",
+    **dict.fromkeys(("gpu_memory_utilization",), "vram_bytes, as `vram_bytes: 20GiB`"), "quantization": "quant",
+    **dict.fromkeys(("autostart", "enabled", "load_on_startup"), "preload"), "timeout": "startup_timeout_ms",
+}  # fmt: skip
+"""What people who come from other tools write in a pool, and where it stands here."""
+_AT_TOP = {
+    **dict.fromkeys(("models", "engines", "servers"), "pools"), **dict.fromkeys(("token", "api_key"), "auth.token_file"),
+    **dict.fromkeys(("port", "host", "listen", "bind", "address"), "daemon.bind, as `daemon: {bind: \"127.0.0.1:9200\"}`"),
+    **dict.fromkeys(("log", "logging", "log_level"), "telemetry"), "gpus": "gpu.devices", "devices": "gpu.devices",
+}  # fmt: skip
+
+
 def explain(item: ErrorDetails, tree: Tree) -> Problem | None:
     """The problem behind one validation error, or None when the loader reports it itself with a better place."""
     path: KeyPath = _without_choices(item["loc"])
@@ -39,7 +62,7 @@ def explain(item: ErrorDetails, tree: Tree) -> Problem | None:
     if not path:
         return None if "duplicate pool id" in item["msg"] else Problem(place_of(tree, path), "", _rule(item))
     if kind == "extra_forbidden":
-        return unknown_key(path, tree)
+        return unknown_key(path, tree, item["input"])
     if kind == "missing":
         return Problem(place_of(tree, path[:-1]), key_text(path), f"cannot leave it out: add `{path[-1]}: …`")
     return Problem(place_of(tree, path), key_text(path), f"cannot use {_shown(path, item['input'])}: {_rule(item)}")
@@ -69,12 +92,22 @@ def _without_choices(path: KeyPath) -> KeyPath:
     return tuple(part for part in path if not (isinstance(part, str) and "[" in part))
 
 
-def unknown_key(path: KeyPath, tree: Tree) -> Problem:
+def unknown_key(path: KeyPath, tree: Tree, value: object = None) -> Problem:
     """An unknown key, with the one that was probably meant."""
-    known = Shape.at(path[:-1]).keys
-    near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-    return Problem(place_of(tree, path), key_text(path[:-1]), f"unknown key {str(path[-1])!r} ({hint})")
+    known, key = Shape.at(path[:-1]).keys, str(path[-1])
+    in_pool = len(path) == 3 and path[0] == "pools"
+    meant = (_IN_A_POOL if in_pool else _AT_TOP if len(path) == 1 else {}).get(key.lower().replace("-", "_"))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if meant is not None:
+        hint = "it belongs into " + meant.replace("{key}", key) if "." in meant else f"write {meant}"
+    elif near:
+        hint = f"did you mean {near[0]!r}?"
+    elif in_pool and isinstance(value, str | int | float):
+        flag = f'"--{key.replace("_", "-")}"' if value is True else f'"--{key.replace("_", "-")}", "{value}"'
+        hint = f"known keys: {', '.join(sorted(known))}; an option of the engine's own: `provisioning: {{flags: [{flag[:80]}]}}`"
+    else:
+        hint = f"known keys: {', '.join(sorted(known))}"
+    return Problem(place_of(tree, path), key_text(path[:-1]), f"unknown key {key!r} ({hint})")
 
 
 def _shown(path: KeyPath, value: object) -> str:
