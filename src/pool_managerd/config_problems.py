@@ -104,7 +104,8 @@ def unknown_key(path: KeyPath, tree: Tree, value: object = None) -> Problem:
         hint = f"did you mean {near[0]!r}?"
     elif in_pool and isinstance(value, str | int | float):
         flag = f'"--{key.replace("_", "-")}"' if value is True else f'"--{key.replace("_", "-")}", "{value}"'
-        hint = f"an option of the engine's own is `provisioning: {{flags: [{flag[:80]}]}}`; known keys: {', '.join(sorted(known))}"
+        own = f"an option of the engine's own is `provisioning: {{flags: [{flag[:80]}]}}`"
+        hint = f"{own}; known keys: {', '.join(sorted(known))}"
     else:
         hint = f"known keys: {', '.join(sorted(known))}"
     return Problem(place_of(tree, path), key_text(path[:-1]), f"unknown key {key!r} ({hint})")

@@ -21,6 +21,7 @@ from pool_managerd.core.gpu_visibility import restrictions
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
 from pool_managerd.engines.help_parser import Run
 from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.programs import EnginePrograms
 from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
 from pool_managerd.errors import PoolError
 from pool_managerd.host.facts import FOLDER_TIMEOUT_S, gather
@@ -141,7 +142,9 @@ def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mappin
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
     """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
     config = Config()
-    found = _with_ram(gather(scan(), [("tmp", _temporary())], env=env))
+    problem = EnginePrograms(config, probing(config)).package_problem()
+    engine = None if problem is None else (problem.message.removeprefix("preload failed: "), problem.hint or "")
+    found = replace(_with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problem=engine)
     return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
 
 

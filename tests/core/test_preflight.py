@@ -403,3 +403,11 @@ def test_whatever_fails_has_a_remedy_and_only_gpu_required_survives_every_overri
     assert all(finding.remedy for finding in findings if finding.level in ("fail", "warn"))
     everything = dataclasses.replace(wants, allow=frozenset(finding.code for finding in findings))
     assert {finding.code for finding in judge(facts, everything) if finding.level == "fail"} <= {"gpu_required"}
+
+
+def test_an_embedded_engine_that_cannot_be_loaded_fails_with_what_to_install() -> None:
+    facts = HostFacts(
+        package_problem=("cannot load xllamacpp: a shared library is missing: libgomp.so.1", "apt-get install libgomp1")
+    )
+    found = next(f for f in judge(facts, Wants()) if f.code == "engine_package")
+    assert (found.level, found.remedy) == ("fail", ("apt-get install libgomp1",)) and "libgomp.so.1" in found.message

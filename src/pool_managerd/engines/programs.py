@@ -60,20 +60,29 @@ class EnginePrograms:
     def check(self, pool: PoolConfig, mode: str) -> None:
         """Load it and end it again. Raises SpecError and EngineError for one that cannot be found or loaded."""
         if mode == "package":
-            self._check_package(pool)
+            self._check_package(pool.id)
         elif mode == "binary":
             self.program(pool, mode)
 
-    def _check_package(self, pool: PoolConfig) -> None:
+    def package_problem(self) -> EngineError | None:
+        """Why the embedded engine cannot be loaded; None when it can, or is not installed."""
+        try:
+            if package_installed():
+                self._check_package(None)
+        except EngineError as error:
+            return error
+        return None
+
+    def _check_package(self, pool_id: str | None) -> None:
         """Raises EngineError when the embedded engine cannot be loaded."""
         self._packaged()
         if self._package_loads is self._package:
             return
         text, missing = self._binaries.load_problem(sys.executable, "-I", "-c", "import xllamacpp")
         if missing is not None:
-            raise _lacks_library(Path("xllamacpp"), pool.id, missing)
+            raise _lacks_library(Path("xllamacpp"), pool_id, missing)
         if text and "Permission denied" not in text and "xllamacpp" not in text.partition("No module named")[2]:
-            raise EngineError(f"preload failed: cannot load xllamacpp: {text[:300]}", pool_id=pool.id, hint=f"again: {INSTALL}")
+            raise EngineError(f"preload failed: cannot load xllamacpp: {text[:300]}", pool_id=pool_id, hint=f"again: {INSTALL}")
         self._package_loads = self._package
 
     def _packaged(self) -> Program:
@@ -145,7 +154,7 @@ def _check_runnable(path: Path, pool_id: str, name: str) -> None:
         raise _not_runnable(path, pool_id, "it is not executable", f"chmod +x {path}")
 
 
-def _lacks_library(path: Path, pool_id: str, missing: tuple[str, str]) -> EngineError:
+def _lacks_library(path: Path, pool_id: str | None, missing: tuple[str, str]) -> EngineError:
     name, remedy = missing
     return EngineError(f"preload failed: cannot load {path}: a shared library is missing: {name}", pool_id=pool_id, hint=remedy)
 

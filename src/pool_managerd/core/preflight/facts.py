@@ -28,7 +28,8 @@ class HostFacts:
     ``tools`` maps a program's name to its path. ``device_nodes``, ``modules`` and ``cdi_files`` name what exists of
     NVIDIA's device files, kernel modules and container descriptions. Limits are the soft ones; None is unlimited.
     ``fabric_manager`` is None where its process could not be seen from here, as in a container. ``setup_problems`` are pools
-    whose model or engine cannot be used as configured: id, message and remedy.
+    whose model or engine cannot be used as configured: id, message and remedy. ``package_problem``: why the embedded engine
+    cannot be loaded, and the remedy; None when it can, or is not installed.
     """
 
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class HostFacts:
     shared_user: str | None = None
     no_user: str | None = None
     setup_problems: tuple[tuple[str, str, str], ...] = ()
+    package_problem: tuple[str, str] | None = None
 
     @property
     def cuda_tool(self) -> str | None:

@@ -39,6 +39,9 @@ def _isolation(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
 
 def _setups(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     """Pools whose start would be refused for their model or engine, whatever the machine has."""
+    if facts.package_problem is not None:
+        message, hint = facts.package_problem
+        yield Finding("engine_package", FAIL, "llama.cpp", message, (hint,) if hint else ())
     wanted = {pool.pool_id for pool in wants.pools}
     for pool_id, message, hint in facts.setup_problems:
         if pool_id in wanted:
