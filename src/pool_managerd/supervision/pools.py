@@ -170,7 +170,7 @@ class Pools:
                 self._check_open(driver)
                 return await self.request(driver, kind, event, goal)
             except PoolError:  # things have moved while the disk was written
-                if driver.submitted is engine:
+                if engine is not submitted and driver.submitted is engine:
                     self._submit(driver, submitted)
                 await self._store_intent(before or StoredPool(driver.pool_id))
                 raise
