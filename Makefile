@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-vllm lint bench explore docs lock dist clean
+.PHONY: help setup demo test test-vllm lint bench explore docs pictures lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -63,6 +63,10 @@ bench: setup ## measure what the documentation promises and print a table
 docs: setup ## build the documentation as a site into site/, links checked
 	$(PIP) install --quiet --require-hashes -r requirements/docs.txt
 	$(BIN)/zensical build --strict --clean
+
+pictures: setup ## record the demo and the GPUs anew and draw the pictures of the documentation
+	docs/pictures/record.sh $(BIN)
+	$(BIN)/python -m docs.pictures.make
 
 lock: setup ## resolve the *.in files of requirements/ again
 	cd requirements && for f in runtime dev docs; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done

@@ -58,3 +58,9 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     text = "# A b\n[x](#a-b) [y](#c) [z](nowhere.md) `[w](no.md)` [v](https://example.org)\n```\n[u](no.md)\n```\n"
     assert broken(tmp_path / "d.md", text) == ["#c: no heading makes #c", "nowhere.md: there is no nowhere.md"]
+
+
+def test_the_site_leads_to_every_page() -> None:
+    nav = (REPOSITORY / "mkdocs.yml").read_text("utf-8").partition("nav:")[2]
+    pages = {str(page.relative_to(REPOSITORY / "docs")) for page in (REPOSITORY / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/-]+\.md", nav))

@@ -20,9 +20,12 @@ from ruamel.yaml import YAML
 
 from pool_managerd.cli.main import app
 from pool_managerd.config_load import load_config
+from pool_managerd.telemetry import series
 from tests.conftest import REPOSITORY, free_port, http_status, wait_until
+from tests.tiny_model import write_tiny_model
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PROMETHEUS = re.compile(r"(scrape_configs|groups):")
 _HAND_WRITTEN = [
     path
     for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -51,6 +54,11 @@ def every(*languages: str) -> list[object]:
         for page in _HAND_WRITTEN
         for number, text in enumerate(blocks(page, *languages), 1)
     ]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _whole(command: str) -> bool:
@@ -97,10 +105,30 @@ def test_every_command_is_one_that_the_command_line_knows(text: str) -> None:
 
 @pytest.mark.parametrize("text", every("yaml"))
 def test_every_configuration_is_accepted(text: str, tmp_path: Path) -> None:
+    if _PROMETHEUS.match(text):
+        assert YAML(typ="safe").load(text)
+        return
     whole = text if re.search(r"^\w+:", text, re.MULTILINE) else f"pools:\n{text}"
     (tmp_path / "c.yaml").write_text(whole)
     assert YAML(typ="safe").load(whole)
     load_config(tmp_path / "c.yaml", env={})
+
+
+def test_every_alert_asks_for_a_metric_that_is_served() -> None:
+    page = REPOSITORY / "docs/how-to/observe.md"
+    rules = [text for text in blocks(page, "yaml") if _PROMETHEUS.match(text) and "expr:" in text]
+    asked = {name for text in rules for line in re.findall(r"expr: (.*)", text) for name in re.findall(r"[a-z]\w*_\w+", line)}
+    assert asked and asked <= {found.name for found in series.ALL}
+
+
+def test_the_readme_program_runs(open_dir: Path) -> None:
+    readme = REPOSITORY / "README.md"
+    write_tiny_model(_made(open_dir / "models") / "chat.gguf")
+    (open_dir / "pool-managerd.yaml").write_text(blocks(readme, "yaml")[0])
+    (open_dir / "program.py").write_text(blocks(readme, "python")[0])
+    ran = subprocess.run([sys.executable, "program.py"], cwd=open_dir, capture_output=True, text=True, timeout=50, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize("text", every("json"))

@@ -10,9 +10,16 @@ from pool_managerd.core.lifecycle import TABLE, After, Instance, Phase, Policy, 
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.table import ignore
+from pool_managerd.core.lifecycle.view import view
 from tests.core.histories import SAMPLES
 
 NOW = 1_000.0
+_POLICIES = (Policy(), Policy(failure_threshold=1), Policy(warmup="off"), Policy(restart="never"))
+NOT_SENT = (ev.Sleep, ev.Wake, ev.Adopt, ev.OpenBreaker)
+"""Events that the table decides and nothing sends yet."""
+_LATE = (ev.Spawned, ev.Adopted, ev.NotAdopted, ev.Slept, ev.Woke)
+"""News that changes the state of a pool in a race alone, or after an event that nothing sends."""
+_NOT_REACHED = (Phase.SLEEPING, Phase.WAKING, Phase.ADOPTING, Phase.OPEN)
 _NO_PROCESS = (Phase.DOWN, Phase.STAGING, Phase.BACKOFF, Phase.OPEN, Phase.ADOPTING, Phase.ATTACHED)
 
 
@@ -43,10 +50,23 @@ def targets() -> dict[tuple[Phase, type[ev.Event]], set[Phase]]:
     found: dict[tuple[Phase, type[ev.Event]], set[Phase]] = defaultdict(set)
     for phase in Phase:
         for i in specimens(phase):
-            for policy in (Policy(), Policy(failure_threshold=1), Policy(warmup="off"), Policy(restart="never")):
+            for policy in _POLICIES:
                 for event in SAMPLES:
                     found[phase, type(event)].add(step(i, event, NOW, policy)[0].phase)
     return found
+
+
+def seen_edges() -> set[tuple[str, str]]:
+    """Which public state can follow which, of an engine of ours that today's events reach."""
+    found: set[tuple[str, str]] = set()
+    for phase in Phase:
+        if phase in (*_NOT_REACHED, Phase.ATTACHED):
+            continue
+        for i in [*specimens(phase), *([Instance("p")] if phase is Phase.DOWN else [])]:
+            for policy in _POLICIES:
+                after = [step(i, e, NOW, policy)[0] for e in SAMPLES if not isinstance(e, (*NOT_SENT, *_LATE))]
+                found |= {(view(i).state, view(new).state) for new in after if not new.external}
+    return {(start, end) for start, end in found if start != end}
 
 
 def _cell(phase: Phase, event: type[ev.Event], reached: set[Phase]) -> str:
@@ -67,6 +87,9 @@ def markdown() -> str:
     lines = [
         "# The lifecycle of an engine", "",
         "Made from `pool_managerd.core.lifecycle` by `python -m tests.core.chart`; a test holds it to the code.", "",
+        "What users see, where it can lead:", "",
+        "![The states of a pool: which can follow which](../pictures/states.svg)", "",
+        "Inside there are more phases; this table is the whole of it.", "",
         "```mermaid", "stateDiagram-v2", "    [*] --> down", *(f"    {a} --> {b}" for a, b in edges), "```", "",
         "Every (phase, event) pair is decided. `·`: the event does not apply and changes nothing. `stays`: noted, same phase.",
         "`refused`: the caller is told why. Otherwise: the phases it can lead to.", "",

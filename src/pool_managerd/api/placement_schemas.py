@@ -24,13 +24,13 @@ class DeviceShare(Answer):
     compute_capability: str | None = None
     vram_total_bytes: int
     vram_free_bytes: int | None = Field(description="Measured; null while the device cannot be read.")
-    vram_available_bytes: int = Field(description="May still be promised to this pool.")
-    vram_reserved_bytes: int = Field(0, description="Promised to this pool.")
+    vram_available_bytes: int = Field(description="May still be reserved for this pool.")
+    vram_reserved_bytes: int = Field(0, description="Reserved for this pool.")
     vram_used_bytes: int | None = Field(None, description="What this pool's engine holds; null where the driver does not tell.")
 
 
 class PoolSnapshot(PoolHead):
-    """One pool. Of several devices the figures are sums."""
+    """One pool. Of several devices these are sums."""
 
     node_id: str | None = Field(None, description="The node's host name.")
     replica_id: str | None = None
@@ -40,8 +40,8 @@ class PoolSnapshot(PoolHead):
     device_mask: str | None = Field(None, description="The devices that the pool may use, as configured; null: all.")
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = Field(None, description="Measured, of the devices that can be read.")
-    vram_available_bytes: int | None = Field(None, description="May still be promised to this pool.")
-    vram_reserved_bytes: int | None = Field(None, description="Promised to this pool.")
+    vram_available_bytes: int | None = Field(None, description="May still be reserved for this pool.")
+    vram_reserved_bytes: int | None = Field(None, description="Reserved for this pool.")
     vram_used_bytes: int | None = Field(None, description="What its engine holds; null where the driver does not tell.")
     devices: list[DeviceShare]
     compute_capability: str | None = Field(None, description="The least of its devices.")
@@ -61,11 +61,11 @@ class PoolSnapshot(PoolHead):
 
 
 class Snapshots(Answer):
-    """Every pool at one instant. The devices' figures are of ``devices_taken_at_ms``; stale ones are the last known."""
+    """Every pool at one instant. What it says of devices is of ``devices_taken_at_ms``; stale ones are the last known."""
 
     version: int = Field(description="Grows with every change.")
     taken_at_ms: int
-    devices_stale: bool = Field(description="True while the GPUs of this node cannot be looked at.")
+    devices_stale: bool = Field(description="True while the GPUs of this node cannot be scanned.")
     devices_taken_at_ms: int | None = None
     devices_age_ms: int | None = None
     devices_problem: ScanTrouble | None = None

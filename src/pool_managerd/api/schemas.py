@@ -20,7 +20,7 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    """An answer: the keys named here are promised, later versions may add some."""
+    """An answer: the keys named here stay, later versions may add some."""
 
     model_config = ConfigDict(extra="allow", defer_build=True)
 
@@ -36,9 +36,7 @@ class DrainBody(Body):
 
 
 class LeaseBody(Body):
-    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="Who holds it, for people to read."
-    )
+    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(None, description="Who holds it, human-readable.")
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
         None, description="Ends by itself after this long; absent: never."
     )
@@ -217,7 +215,7 @@ class ScanTrouble(Answer):
 
 
 class DeviceReservation(Answer):
-    """What one pool was promised of a device. ``used_bytes`` is measured, null where the driver does not tell; what it is taken
+    """What one pool has reserved of a device. ``used_bytes`` is measured, null where the driver does not tell; what it is taken
     to hold is in ``estimated_bytes`` then.
     """
 
@@ -253,10 +251,12 @@ class Device(Answer):
     vram_total_bytes: int
     vram_free_bytes: int | None = Field(description="That nobody holds; null while it cannot be read.")
     vram_used_bytes: int | None = Field(description="That processes hold; null while it cannot be read.")
-    vram_available_bytes: int = Field(description="That may still be promised to pools.")
+    vram_available_bytes: int = Field(description="That may still be reserved.")
     kept_for: str | None = Field(None, description="The exclusive pool that has it, and its siblings, to itself.")
     reservations: list[DeviceReservation]
-    foreign: list[ForeignProcess] = Field(description="Who else is listed there; our engines, too, where pids cannot be matched.")
+    foreign: list[ForeignProcess] = Field(
+        description="Unmanaged processes there; our engines, too, where pids cannot be attributed."
+    )
     foreign_bytes: int = Field(description="What others than the pools hold of it.")
     vram_driver_bytes: int = Field(0, description="What the driver keeps for itself.")
     reason: str | None = None
@@ -290,7 +290,7 @@ class Devices(Answer):
 
 
 class PreflightFinding(Answer):
-    """One thing that was looked at. ``remedy``: commands or configuration lines that can be pasted."""
+    """One thing that was checked. ``remedy``: commands or configuration lines that can be pasted."""
 
     code: str
     level: str = Field(description="ok, warn, fail or overridden")

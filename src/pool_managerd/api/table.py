@@ -228,7 +228,7 @@ DEVICE_ROUTES = (
     Route(
         "GET",
         "/devices",
-        "The GPUs: their memory by pool, reservation and foreign process",
+        "The GPUs: their memory by pool, reservation and unmanaged process",
         devices.devices,
         {200: schemas.Devices},
     ),
@@ -236,10 +236,10 @@ DEVICE_ROUTES = (
         f"{_DEVICE}/cordon", "Start nothing new on a GPU; what runs there goes on", devices.cordon, schemas.Device, 404, 503, 507
     ),
     _without_body(f"{_DEVICE}/uncordon", "Use a GPU for new starts again", devices.uncordon, schemas.Device, 404, 503, 507),
-    _without_body("/devices/release", "Let go of NVML, for a driver upgrade", devices.release, schemas.Devices, 409, 503),
-    _without_body("/devices/resume", "Take NVML up again", devices.resume, schemas.Devices, 409, 503),
+    _without_body("/devices/release", "Release NVML, for a driver upgrade", devices.release, schemas.Devices, 409, 503),
+    _without_body("/devices/resume", "Reinitialise NVML", devices.resume, schemas.Devices, 409, 503),
     _without_body(
-        "/preflight", "Judge whether this machine can run the configured pools", devices.preflight, schemas.Preflight, 503
+        "/preflight", "Check whether this machine can run the configured pools", devices.preflight, schemas.Preflight, 503
     ),
 )
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.

@@ -144,7 +144,7 @@ class PolicyConfig(Section):
 
 
 class GpuConfig(Section):
-    """Which GPUs are used, and how their memory is promised."""
+    """Which GPUs are used, and how their memory is reserved."""
 
     devices: Devices = Field(
         (), description="GPUs that this node may use at all, as a pool's devices; empty: all. Indices stay the machine's.",

@@ -94,7 +94,7 @@ XIDS = Series("gpu_xid_total", "counter", ("device", "xid"), "Xid errors that th
 _HELD = ("engine", "engine_version", "pool_id", "replica_id", "device")
 VRAM_USED = Series("vram_used_bytes", "gauge", _HELD, "VRAM that the pool's engine holds on the device, as measured.")
 GPU_UTILIZATION = Series("gpu_utilization", "gauge", _HELD, "How busy the device is, in percent; all that use it count.")
-VRAM_RESERVED = Series("vram_reserved_bytes", "gauge", ("device",), "VRAM that is promised to pools.")
+VRAM_RESERVED = Series("vram_reserved_bytes", "gauge", ("device",), "VRAM that is reserved for pools.")
 QUARANTINED = Series("device_quarantined", "gauge", ("device",), "1 while nothing is started on the device because it failed.")
 GPU_INFO = Series("gpu_info", "gauge", ("device", "uuid", "name", "pci_bus_id"), "Always 1; the labels say which GPU it is.")
 DEVICE_FIELDS = (
@@ -115,7 +115,7 @@ DEVICE_FIELDS = (
 DEVICE_GAUGES = (*DEVICE_FIELDS, VRAM_RESERVED, QUARANTINED, GPU_INFO, VRAM_USED, GPU_UTILIZATION)
 DEVICES_STALE = Series("devices_stale", "gauge", (), "1 while the devices cannot be read: their series show the last known.")
 DEVICE_SCAN_AGE = Series("device_scan_age_ms", "gauge", (), "How long ago the devices were last read.", source_key="age_ms")
-RAM_AVAILABLE = Series("ram_available_bytes", "gauge", (), "Main memory for new engines.", source_key="ram_available_bytes")
+RAM_AVAILABLE = Series("ram_available_bytes", "gauge", (), "RAM for new engines.", source_key="ram_available_bytes")
 NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
