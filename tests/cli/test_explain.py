@@ -123,7 +123,7 @@ def test_what_stands_in_the_way_of_a_start_is_said_once_with_its_remedy(
         "pool_id": "demo", "steps": [{"kind": "memory", "detail": "1 GiB on GPU 0"}], "blockers": messages, "problems": problems,
         "would": "Pool 'demo' would " + (f"not start: {'; '.join(messages)}" if messages else "start"),
     }  # fmt: skip
-    assert invoke("explain", "demo")[:2] == (0, shown)
+    assert invoke("explain", "demo")[:2] == (1 if problems else 0, shown), "a start that would be refused is a no"
 
 
 def test_nobody_is_an_answer_with_a_reason_for_each(invoke: Invoke, pools: Any) -> None:

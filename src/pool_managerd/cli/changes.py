@@ -1,24 +1,26 @@
-"""Commands that change a pool: they wait for the outcome and show how far it is."""
+"""Commands that change pools: they wait for the outcome and show how far it is."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
+from pool_managerd.cli import output as shown
 from pool_managerd.cli.client import Daemon
-from pool_managerd.cli.exits import NO, USAGE, CommandFailed
-from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon
-from pool_managerd.cli.output import Format, facts, printable, show
+from pool_managerd.cli.exits import NO, UNREACHABLE, USAGE, CommandFailed
+from pool_managerd.cli.options import All, ConfigFile, Output, PoolId, PoolIds, Url, chosen, daemon
+from pool_managerd.cli.output import Format, show
+from pool_managerd.cli.progress import sentence, wait_for
+from pool_managerd.cli.table import facts
 
-_POLL_S = 0.15
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the outcome.")]
+Json = dict[str, Any]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait; `operations ID` tells how it ended.")]
 Prepared = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="JSON of a PreparedEngine to run instead of the configured one; - reads stdin."),
@@ -26,161 +28,228 @@ Prepared = Annotated[
 Deadline = Annotated[
     int | None, typer.Option("--deadline-ms", min=0, max=86_400_000, help="How long leases may take to end.", show_default=False)
 ]
-
-
-class Progress(Protocol):
-    """Shows one sentence that changes."""
-
-    def update(self, sentence: str) -> None: ...
+_UP = ("start", "restart", "preload")
+# What a refused change asked for, and whether it is so already: then there is nothing to refuse.
+_ALREADY: dict[str, Callable[[Json], bool]] = {
+    "preload": lambda pool: bool(pool.get("ready")),
+    "undrain": lambda pool: not pool.get("draining") and not pool.get("drained"),
+}
 
 
 def start(
-    pool_id: PoolId, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
-) -> None:
-    """Start a pool's engine and wait until it is ready."""
-    _change(daemon(url, config), pool_id, "start", no_wait, output)
+    ids: PoolIds = None, every: All = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Start engines and wait until they are ready."""
+    _change(daemon(url, config), ids, every, "start", no_wait, output)
 
 
 def stop(
-    pool_id: PoolId, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
-) -> None:
-    """Stop a pool's engine without waiting for leases; it stays down."""
-    _change(daemon(url, config), pool_id, "stop", no_wait, output)
+    ids: PoolIds = None, every: All = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Stop engines at once; they stay down.
+
+    Leases are not waited for; `drain` does that.
+    """
+    _change(daemon(url, config), ids, every, "stop", no_wait, output)
 
 
 def restart(
-    pool_id: PoolId, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
-) -> None:
-    """Stop and start a pool's engine."""
-    _change(daemon(url, config), pool_id, "restart", no_wait, output)
+    ids: PoolIds = None, every: All = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Stop and start engines."""
+    _change(daemon(url, config), ids, every, "restart", no_wait, output)
 
 
 def preload(
-    pool_id: PoolId,
-    file: Prepared = None,
-    no_wait: NoWait = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Bring a pool up: the configured engine, or the one described in a file."""
+    ids: PoolIds = None, every: All = False, file: Prepared = None, no_wait: NoWait = False, url: Url = None,
+    config: ConfigFile = None, output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Bring pools up, or run an engine described in a file."""
     body = None if file is None else _read_prepared(file)
-    _change(daemon(url, config), pool_id, "preload", no_wait, output, body=body, query={"wait": False})
+    if body is not None and (every or not ids or len(ids) != 1):
+        raise CommandFailed("cannot use --file for anything but one pool", USAGE, hint="give one ID")
+    _change(daemon(url, config), ids, every, "preload", no_wait, output, body=body, query={"wait": False})
 
 
 def drain(
-    pool_id: PoolId,
-    deadline_ms: Deadline = None,
-    no_wait: NoWait = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Take no new leases, wait for the given ones until the deadline, then stop the engine."""
+    ids: PoolIds = None, every: All = False, deadline_ms: Deadline = None, no_wait: NoWait = False, url: Url = None,
+    config: ConfigFile = None, output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Take no new leases, wait for the given ones, then stop.
+
+    At the deadline the engine is stopped all the same. A drained pool stays down until it is started.
+    """
     body = None if deadline_ms is None else {"deadline_ms": deadline_ms}
-    _change(daemon(url, config), pool_id, "drain", no_wait, output, body=body)
+    _change(daemon(url, config), ids, every, "drain", no_wait, output, body=body)
 
 
-def undrain(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Call a running drain off."""
-    _change(daemon(url, config), pool_id, "undrain", False, output)
+def undrain(
+    ids: PoolIds = None, every: All = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
+) -> None:
+    """Call running drains off."""
+    _change(daemon(url, config), ids, every, "undrain", False, output)
 
 
-def hold(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Let nothing start the pool by itself until it is released."""
-    _change(daemon(url, config), pool_id, "hold", False, output)
+def hold(
+    ids: PoolIds = None, every: All = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
+) -> None:
+    """Let nothing start pools until they are released."""
+    _change(daemon(url, config), ids, every, "hold", False, output)
 
 
-def release(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """End a hold."""
-    _change(daemon(url, config), pool_id, "release", False, output)
+def release(
+    ids: PoolIds = None, every: All = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
+) -> None:
+    """End holds."""
+    _change(daemon(url, config), ids, every, "release", False, output)
 
 
 def breaker_reset(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """Close a pool's circuit breaker."""
-    _change(daemon(url, config), pool_id, "circuit/reset", False, output)
+    _change(daemon(url, config), [pool_id], False, "circuit/reset", False, output)
+
+
+def rm(ids: PoolIds = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Forget pools that are down and not configured."""
+    node = daemon(url, config)
+    work = _Work(chosen(node, ids, False))
+    for pool_id in work.ids:
+        if (answer := work.attempt(pool_id, partial(node.request, "DELETE", "pools", pool_id))) is not None:
+            work.done[pool_id] = answer
+    work.show(output, lambda answer: sys.stdout.write(f"pool {answer.get('pool_id')} is forgotten\n"))
+
+
+class _Work:
+    """One change of several pools: each goes its way, and the worst end is the command's."""
+
+    def __init__(self, ids: list[str]) -> None:
+        self.ids = ids
+        self.done: dict[str, Json] = {}
+        self.failures: dict[str, CommandFailed] = {}
+
+    def attempt(self, pool_id: str, call: Callable[[], Json]) -> Json | None:
+        """The answer; None when it was refused, which is kept. That the daemon is not there ends everything."""
+        try:
+            return call()
+        except CommandFailed as failure:
+            if len(self.ids) == 1 or failure.exit_code == UNREACHABLE:
+                raise
+            self.failures[pool_id] = failure
+            return None
+
+    def show(self, output: Format, lines: Callable[[Json], Any]) -> None:
+        """All outcomes (JSON: one object for one pool, else a list), then what failed. Raises the worst failure."""
+        answers = [self.done[pool_id] for pool_id in self.ids if pool_id in self.done]
+        if output is Format.JSON:
+            show(answers[0] if len(self.ids) == 1 else answers, output, lines)
+        else:
+            for answer in answers:
+                if answer.get("status") != "failed":
+                    lines(answer)
+        if not self.ids:
+            sys.stderr.write("there are no pools\n")
+        self._note_failures(answers)
+        if self.failures:
+            self._raise()
+
+    def _note_failures(self, answers: list[Json]) -> None:
+        for answer in answers:
+            failure = answer.get("error")
+            if answer.get("status") == "failed" and isinstance(failure, dict):
+                self.failures[answer["pool_id"]] = CommandFailed(
+                    str(failure.get("message")), NO, hint=failure.get("hint"), code=failure.get("code")
+                )
+
+    def _raise(self) -> None:
+        for pool_id, failure in self.failures.items():
+            if len(self.ids) > 1 and pool_id not in failure.message:
+                failure.message = f"pool {pool_id}: {failure.message}"
+        *others, last = sorted(self.failures.values(), key=lambda failure: failure.exit_code)
+        for failure in others:
+            shown.error(failure.message, failure.hint)
+        raise last
 
 
 def _change(
-    node: Daemon,
-    pool_id: str,
-    kind: str,
-    no_wait: bool,
-    output: Format,
-    *,
-    body: dict[str, Any] | None = None,
-    query: dict[str, Any] | None = None,
-) -> None:
-    operation: dict[str, Any] = node.request("POST", "pools", pool_id, *kind.split("/"), body=body, query=query)
+    node: Daemon, ids: list[str] | None, every: bool, kind: str, no_wait: bool, output: Format, *,
+    body: Json | None = None, query: Json | None = None,
+) -> None:  # fmt: skip
+    work = _Work(chosen(node, ids, every))
+    for pool_id in work.ids:
+        answer = work.attempt(pool_id, partial(_asked, node, pool_id, kind, body, query))
+        if answer is not None:
+            work.done[pool_id] = answer
     if not no_wait:
         try:
-            operation = _wait(node, operation, pool_id)
+            _wait(node, work.done)
         except KeyboardInterrupt:
-            raise CommandFailed(
-                f"the {kind} of pool {pool_id} goes on in the daemon", 130, hint=f"pool-managerd status {pool_id}"
-            ) from None
-    failure = operation.get("error")
-    if operation.get("status") == "failed" and isinstance(failure, dict):
-        show(operation, output, lambda _: None)
-        raise CommandFailed(str(failure.get("message")), NO, hint=failure.get("hint"), code=failure.get("code"))
-    show(operation, output, _outcome)
+            names = " ".join(work.ids)
+            hint = f"pool-managerd status {names}"
+            raise CommandFailed(f"the {_word(kind)} of {names} goes on in the daemon", 130, hint=hint) from None
+    for pool_id, operation in work.done.items():
+        if kind in _UP and operation.get("status") == "succeeded":
+            operation["outcome"] = {**(operation.get("outcome") or {}), "url": _url(node, pool_id)}
+    work.show(output, _outcome)
 
 
-def _wait(node: Daemon, operation: dict[str, Any], pool_id: str) -> dict[str, Any]:
-    with _progress() as progress:
-        while operation.get("status") == "running":
-            time.sleep(_POLL_S)
-            operation = node.get("operations", operation["operation_id"])
+def _asked(node: Daemon, pool_id: str, kind: str, body: Json | None, query: Json | None) -> Json:
+    """The accepted operation. What is so already is a success, and a preload joins the start that is under way."""
+    try:
+        answer: Json = node.request("POST", "pools", pool_id, *kind.split("/"), body=body, query=query)
+    except CommandFailed as refusal:
+        if body is not None or kind not in _ALREADY or refusal.code not in _REFUSALS:
+            raise
+        pool: Json = node.get("pools", pool_id, "status")
+        if _ALREADY[kind](pool):
+            outcome = {"pool_id": pool_id, "pid": pool.get("pid")} if kind == "preload" else {"pool_id": pool_id}
+            return {"operation_id": None, "kind": kind, "pool_id": pool_id, "status": "succeeded", "outcome": outcome}
+        if kind != "preload" or refusal.code != "OPERATION_IN_PROGRESS" or not pool.get("preload"):
+            raise
+        answer = node.request("POST", "pools", pool_id, "start")
+    return answer
+
+
+_REFUSALS = ("ALREADY_READY", "OPERATION_IN_PROGRESS", "INVALID_PARAMS")
+
+
+def _wait(node: Daemon, running: dict[str, Json]) -> None:
+    """Until none of the operations runs any more; they are replaced by what became of them."""
+
+    def pending() -> list[str]:
+        for pool_id, operation in running.items():
             if operation.get("status") == "running":
-                progress.update(_sentence(node.get("pools", pool_id, "status")))
-    return operation
+                running[pool_id] = node.get("operations", operation["operation_id"])
+        left = [pool_id for pool_id, operation in running.items() if operation.get("status") == "running"]
+        return [sentence(node.get("pools", pool_id, "status")) for pool_id in left]
+
+    wait_for(pending)
 
 
-def _sentence(pool: dict[str, Any]) -> str:
-    step = pool.get("preload") or {}
-    done, total = step.get("bytes_done"), step.get("bytes_total")
-    percent = f" ({100 * done // total} %)" if done and total else ""
-    leases = f", {pool['active_leases']} leases" if pool.get("draining") else ""
-    return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{leases}"
+def _url(node: Daemon, pool_id: str) -> str | None:
+    try:
+        found: str | None = node.get("pools", pool_id, "status").get("url")
+    except CommandFailed:  # it has ended again since
+        return None
+    return found
 
 
-class _Lines:
-    """Without a terminal: each new sentence is a line on stderr."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def update(self, sentence: str) -> None:
-        if sentence != self._last:
-            self._last = sentence
-            sys.stderr.write(printable(sentence) + "\n")
+def _word(kind: str) -> str:
+    return {"circuit/reset": "reset of the circuit breaker", "reset_breaker": "reset of the circuit breaker"}.get(kind, kind)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(stderr=True).status("…") as spinner:
-
-        class Spinner:
-            def update(self, sentence: str) -> None:
-                spinner.update(escape(printable(sentence)))
-
-        yield Spinner()
-
-
-def _outcome(operation: dict[str, Any]) -> None:
-    sys.stdout.write(f"{operation.get('kind')} of pool {operation.get('pool_id')}: {operation.get('status')}\n")
-    facts((name, value) for name, value in (operation.get("outcome") or {}).items() if name != "pool_id")
+def _outcome(operation: Json) -> None:
+    sys.stdout.write(f"{_word(str(operation.get('kind')))} of pool {operation.get('pool_id')}: {operation.get('status')}\n")
+    outcome = operation.get("outcome") or {}
+    told = {name: outcome.get(name) for name in ("url", "pid")} if "url" in outcome else outcome
+    facts((name.replace("_", " "), value) for name, value in told.items() if name != "pool_id")
     if operation.get("status") == "running":
         sys.stdout.write(f"operation {operation.get('operation_id')}\n")
 
 
-def _read_prepared(file: Path) -> dict[str, Any]:
+def _read_prepared(file: Path) -> Json:
     try:
         body = json.loads(sys.stdin.read(1 << 20) if str(file) == "-" else file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import http.client
 import json
 import ssl
@@ -18,6 +19,13 @@ DEFAULT_URL = "http://127.0.0.1:9200"
 DEFAULT_CONFIG = Path("pool-managerd.yaml")
 DEFAULT_STATE_DIR = Path(".state")
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_MOST_LISTED = 20
+# Where what is there is listed, by the error that says that something is not: the route, the key of its rows, the words.
+_LISTS = {
+    "POOL_NOT_FOUND": ("pools", "pool_id", "pools"),
+    "DEVICE_NOT_FOUND": ("devices", "device", "devices"),
+    "OPERATION_NOT_FOUND": ("operations", "operation_id", "newest operations"),
+}
 _FAILED_CODES = frozenset({"PRELOAD_FAILED", "DIGEST_MISMATCH", "DRAIN_TIMEOUT"})
 
 
@@ -39,24 +47,41 @@ class Daemon:
         with self._answer(method, path, body, query) as response:
             raw = response.read(_MAX_BODY_BYTES)
             value = _decode(raw)
-            if response.status >= 400 and not (response.status == 503 and isinstance(value, dict) and "ready" in value):
-                raise refused(value, response.status)
-            return value
+            if response.status < 400 or (response.status == 503 and isinstance(value, dict) and "ready" in value):
+                return value
+        raise self._not_found(refused(value, response.status), path)
 
     @contextmanager
     def stream(self, *path: str, **query: str | int | bool) -> Iterator[Iterator[bytes]]:
         """The chunks of an endless answer as they come."""
         with self._answer("GET", path, None, query, timeout_s=90) as response:
-            if response.status >= 400:
-                raise refused(_decode(response.read(_MAX_BODY_BYTES)), response.status)
-            yield _chunks(response)
+            if response.status < 400:
+                yield _chunks(response)
+                return
+            value = _decode(response.read(_MAX_BODY_BYTES))
+        raise self._not_found(refused(value, response.status), path)
+
+    def _not_found(self, failure: CommandFailed, path: tuple[str, ...]) -> CommandFailed:
+        """Where an ID is not known, which ones are, and the one that was probably meant."""
+        if failure.code not in _LISTS or len(path) < 2:
+            return failure
+        listed, key, what = _LISTS[failure.code]
+        try:
+            rows = self.get(listed)
+            ids = [str(row[key]) for row in (rows["devices"] if listed == "devices" else rows)][-_MOST_LISTED:]
+        except (CommandFailed, KeyError, TypeError):
+            return failure
+        near = difflib.get_close_matches(path[1], ids, 1, 0.6)
+        known = f"the {what} are: {', '.join(ids)}" if ids else f"there are no {what}"
+        failure.hint = f"did you mean {near[0]}? {known}" if near else known
+        return failure
 
     @contextmanager
     def _answer(
         self, method: str, path: tuple[str, ...], body: Any, query: Mapping[str, Any] | None, timeout_s: float | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         if not all(segment.strip() for segment in path):
-            raise CommandFailed("cannot use an empty ID", USAGE, hint="pool-managerd pools and pool-managerd devices list them")
+            raise CommandFailed("cannot use an empty ID", USAGE, hint="pool-managerd pools, devices and operations list them")
         parts = urlsplit(self.url)
         connection = _connection(parts.scheme, parts.netloc, timeout_s or self.timeout_s)
         target = parts.path.rstrip("/") + "/v1/" + "/".join(quote(segment, safe="") for segment in path)

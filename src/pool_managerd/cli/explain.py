@@ -56,9 +56,9 @@ def explain(
     config: ConfigFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Say what a start would do and what stands in its way; with --place which pool would take a request. Nothing is done.
+    """Say what a start would do, or what is in its way.
 
-    With --place it exits 0 when a pool can take it, 1 when none can.
+    With --place: which pool would take a request. Nothing is done. Exits 1 when a start would be refused, or no pool can take it.
     """
     wishes = {
         "model": model, "engine": engine, "ctx": ctx, "quant": quant, "vram": vram, "device-mask": device_mask, "pin": pin,
@@ -85,12 +85,13 @@ def _starts(node: Any, pool_id: str | None, output: Format) -> None:
         show(found[0] if pool_id is not None else found, output, _steps)
     else:
         _steps(found)
+    raise typer.Exit(NO if any(answer.get("blockers") or answer.get("problems") for answer in found) else OK)
 
 
 def _steps(explanations: list[Json]) -> None:
     for answer in explanations:
         for line in _explained(answer):
-            sys.stdout.write(shown.printable(line) + "\n")
+            sys.stdout.write(shown.printable(shown.as_typed(line)) + "\n")
 
 
 def _explained(answer: Json) -> Iterator[str]:

@@ -5,53 +5,165 @@ from __future__ import annotations
 import codecs
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon
-from pool_managerd.cli.output import Format, moment, printable
+from pool_managerd.cli import completion
+from pool_managerd.cli.client import Daemon
+from pool_managerd.cli.exits import NO, USAGE, CommandFailed
+from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon, seconds
+from pool_managerd.cli.output import Format, moment, paint, printable
+from pool_managerd.cli.table import wrapped
 
+Json = dict[str, Any]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
-Lines = Annotated[int, typer.Option("--lines", "-n", min=0, max=10_000, help="How many of the last lines.")]
+Lines = Annotated[int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")]
+Previous = Annotated[bool, typer.Option("--previous", "-p", help="The end of the log of the launch that crashed last.")]
+_FEW = 20
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--tail", "-n", min=0, max=10_000, help=f"How many of the last ones; {_FEW} without --since.", show_default=False
+    ),
+]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Only what is younger, such as 30s, 10m or 2h.", show_default=False)
+]
+OfPool = Annotated[
+    list[str] | None,
+    typer.Option("--pool", metavar="ID", help="Only of this pool; may be repeated.", autocompletion=completion.pool_ids),
+]
+Level = Annotated[str, typer.Option("--level", help="debug, info, warn or error: this and what is worse.")]
+_LEVELS = {"debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "critical": 4}
+# One happening, one line: what these tell is told again, with its outcome, by the event that follows at once.
+_STEPS = frozenset({"died", "operation", "staging", "transition", "stop"})
 
 
 def logs(
-    pool_id: PoolId,
-    follow: Follow = False,
-    lines: Lines = 200,
-    url: Url = None,
-    config: ConfigFile = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Show the log of a pool's engine."""
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    text: list[str] = []
-    with suppress(KeyboardInterrupt), daemon(url, config).stream("pools", pool_id, "logs", lines=lines, follow=follow) as chunks:
-        for chunk in chunks:
-            if output is Format.JSON and not follow:
-                text.append(decode(chunk))
-            else:
+    pool_id: PoolId, follow: Follow = False, lines: Lines = 200, previous: Previous = False, url: Url = None,
+    config: ConfigFile = None, output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Show the log of a pool's engine.
+
+    With -o json one object, and with -f one a line.
+    """
+    node = daemon(url, config)
+    if previous:
+        _previous(node, pool_id, follow, lines, output)
+        return
+    found = _log_lines(node, pool_id, lines, follow) if output is Format.JSON else None
+    if found is None:
+        with node.stream("pools", pool_id, "logs", lines=lines, follow=follow) as chunks:
+            decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+            for chunk in chunks:
                 sys.stdout.write(_shown(decode(chunk)))
                 sys.stdout.flush()
-    if output is Format.JSON and not follow:
-        sys.stdout.write(json.dumps({"pool_id": pool_id, "lines": "".join(text).splitlines()}, indent=2) + "\n")
+    elif follow:
+        for line in found:
+            _json_line({"pool_id": pool_id, "line": line})
+    else:
+        _print_log(pool_id, list(found), output)
 
 
-def events(follow: Follow = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Show what happened: transitions, crashes, operations. With -o json one object a line."""
-    with suppress(KeyboardInterrupt), daemon(url, config).stream("events", after=0, follow=follow) as chunks:
+def _previous(node: Daemon, pool_id: str, follow: bool, lines: int, output: Format) -> None:
+    """What was kept of the log when the engine crashed."""
+    if follow:
+        raise CommandFailed("cannot follow a log that has ended", USAGE, hint="leave -f or --previous out")
+    reports = node.get("pools", pool_id, "crashes")
+    if not reports:
+        hint = f"pool-managerd logs {pool_id} shows the log of all launches"
+        raise CommandFailed(f"pool {pool_id} has not crashed since the daemon started", NO, hint=hint)
+    tail = [str(line) for line in reports[-1].get("log_tail") or []]
+    _print_log(pool_id, tail[-lines:] if lines else [], output)
+
+
+def _print_log(pool_id: str, lines: list[str], output: Format) -> None:
+    if output is Format.JSON:
+        sys.stdout.write(json.dumps({"pool_id": pool_id, "lines": lines}, indent=2, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write("".join(_shown(line) + "\n" for line in lines))
+
+
+def _log_lines(node: Daemon, pool_id: str, lines: int, follow: bool) -> Iterator[str]:
+    """Whole lines, as they come."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    rest = ""
+    with node.stream("pools", pool_id, "logs", lines=lines, follow=follow) as chunks:
+        for chunk in chunks:
+            *whole, rest = (rest + decode(chunk)).split("\n")
+            yield from whole
+    if rest:
+        yield rest
+
+
+def events(
+    follow: Follow = False, count: Count = None, since: Since = None, pool: OfPool = None, level: Level = "info", url: Url = None,
+    config: ConfigFile = None, output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Show what happened: crashes, restarts, drains, GPUs.
+
+    The last few, or what --since and -n say; -f goes on with what happens. With -o json one object a line.
+    """
+    if level not in _LEVELS:
+        raise CommandFailed(f"cannot use --level {level[:40]!r}", USAGE, hint="write debug, info, warn or error")
+    floor, pools, age = _LEVELS[level], frozenset(pool or ()), seconds(since, "--since")
+    oldest_ms = 0.0 if age is None else (time.time() - age) * 1000
+    node = daemon(url, config)
+    found: list[Json] = []
+    last_id = 0
+    with node.stream("events", after=0, follow=False) as chunks:
         for event in sse_events(chunks):
-            if output is Format.JSON:
-                sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
-            else:
-                human = printable(str(event.get("human")))
-                sys.stdout.write(
-                    f"{moment(event.get('ts_ms'))}  {event.get('level', ''):<8} {event.get('pool_id') or '-':<12} {human}\n"
-                )
-            sys.stdout.flush()
+            last_id = max(last_id, int(event.get("id") or 0))
+            if event.get("ts_ms", 0) >= oldest_ms and _wanted(event, floor, pools):
+                found.append(event)
+    most = count if count is not None else None if age is not None else _FEW
+    show = _Shown(output)
+    for event in found if most is None else found[-most:] if most else ():
+        show(event)
+    if follow:
+        with node.stream("events", after=last_id, follow=True) as chunks:
+            for event in sse_events(chunks):
+                if _wanted(event, floor, pools):
+                    show(event)
+
+
+def _wanted(event: Json, floor: int, pools: frozenset[str]) -> bool:
+    if pools and event.get("pool_id") not in pools:
+        return False
+    return _LEVELS.get(str(event.get("level")), 1) >= floor and (floor == 0 or event.get("type") not in _STEPS)
+
+
+class _Shown:
+    """Prints events one by one; what the line before has said is not said again."""
+
+    def __init__(self, output: Format) -> None:
+        self._output = output
+        self._error: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
+
+    def __call__(self, event: Json) -> None:
+        if self._output is Format.JSON:
+            _json_line(event)
+            return
+        pool, told = str(event.get("pool_id") or ""), event.get("last_error")
+        human = str(event.get("human"))
+        if event.get("type") == "crash":  # the sentence says how it ended, the error may say why
+            if told and told not in (f"signal {event.get('signal')}", f"exit_code={event.get('exit_code')}"):
+                human += f": {told}"
+        elif told is not None and self._error.get(pool) == told:
+            return  # a start that failed by this crash
+        elif event.get("type") == "stopped" and self._last.get(pool) == "drain_finished":
+            return
+        self._error[pool], self._last[pool] = told, event.get("type")
+        level = str(event.get("level", ""))
+        style = {"warn": "1", "error": "31", "critical": "31"}.get(level, "")
+        when = str(moment(event.get("ts_ms"), short=sys.stdout.isatty()))
+        text = " ".join(printable(human if pool in human else f"{pool}: {human}").split())
+        sys.stdout.write(f"{when}  {paint(f'{level:<8}', style)}  {wrapped(text, len(when) + 12)}\n")
+        sys.stdout.flush()
 
 
 def sse_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -68,6 +180,11 @@ def sse_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             data = b"\n".join(line[6:] for line in frame.split(b"\n") if line.startswith(b"data: "))
             if data:
                 yield json.loads(data)
+
+
+def _json_line(value: Json) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def _shown(text: str) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import re
+import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-PIPE_WIDTH = 240
-_LAST_COLUMNS = 24
+_NAME = "pool-managerd"
+_COMMAND = re.compile(r"(?<![\w./-])pool-managerd(?= [a-z])")
 
 
 class Format(enum.StrEnum):
     """Of a command's output."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
 
 
@@ -27,49 +33,33 @@ def show(value: Any, output: Format, table: Callable[[Any], None]) -> None:
         table(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Rows under their headings; ``empty`` when there are none. On a narrow terminal the columns on the right give way."""
-    from rich.table import Table
-    from rich.text import Text
-
-    found = [[Text(plain(cell)) for cell in row] for row in rows]
-    if not found:
-        sys.stdout.write(empty + "\n")
-        return
-    console = _console()
-    widths = [max(len(name), *(row[index].cell_len for row in found)) for index, name in enumerate(columns)]
-    kept = _fitting(widths, console.width) if sys.stdout.isatty() else len(columns)
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name, width in zip(columns[: kept - 1], widths, strict=False):
-        grid.add_column(name, no_wrap=True, min_width=width)
-    grid.add_column(columns[kept - 1])
-    for row in found:
-        grid.add_row(*row[:kept])
-    console.print(grid)
-
-
-def _fitting(widths: Sequence[int], room: int) -> int:
-    """How many columns can be shown whole, and the next one as well where there is enough room for it to be wrapped."""
-    for index, width in enumerate(widths):
-        if width > room:
-            return max(1, index + (room >= _LAST_COLUMNS))
-        room -= width + 2  # what stands between two columns
-    return len(widths)
-
-
-def facts(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Name and value, one a line; absent values are left out."""
-    found = [(name, plain(value)) for name, value in pairs if value is not None]
-    width = max((len(name) for name, _ in found), default=0)
-    for name, value in found:
-        sys.stdout.write(f"{name:<{width}}  {value}\n")
-
-
 def error(message: str, hint: str | None = None) -> None:
     """On stderr; what comes from elsewhere cannot steer the terminal. A hint that the message holds is not repeated."""
-    sys.stderr.write(f"{printable(message)}\n")
+    sys.stdout.flush()  # what was printed before it stands before it
+    sys.stderr.write(f"{printable(as_typed(message))}\n")
     if hint and hint not in message:
-        sys.stderr.write(f"hint: {printable(hint)}\n")
+        sys.stderr.write(f"hint: {printable(as_typed(hint))}\n")
+
+
+def as_typed(text: str) -> str:
+    """``text`` with every ``pool-managerd COMMAND`` in it as it works here: bare when that is what PATH finds."""
+    return _COMMAND.sub(lambda _: program(), text) if "pool-managerd " in text else text
+
+
+def program() -> str:
+    """This program as a person can type it: its bare name when PATH finds it, else the path that it was called by."""
+    called = Path(sys.argv[0])
+    if called.name != _NAME:  # python -m pool_managerd.cli, a test
+        beside = Path(sys.executable).with_name(_NAME)
+        called = beside if beside.is_file() else Path(_NAME)
+    found = shutil.which(_NAME)
+    if found is not None and Path(found).resolve() == called.resolve():
+        return _NAME
+    if not called.is_file():
+        return _NAME
+    path = Path(os.path.abspath(called))  # noqa: PTH100 - a venv's links are not followed
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def plain(value: Any) -> str:
@@ -80,7 +70,14 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.1f}"
-    return printable(str(value)).replace("\n", " ")
+    return printable(str(value)).replace("\n", " ").replace("\t", " ")
+
+
+def paint(text: str, style: str) -> str:
+    """``text`` in an SGR style, on a terminal that may have it (NO_COLOR, TERM=dumb)."""
+    if not style or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{style}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
@@ -96,16 +93,12 @@ def span(ms: int) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-def moment(ts_ms: Any) -> str | None:
-    """A unix time in ms as local time."""
+def moment(ts_ms: Any, *, short: bool = False) -> str | None:
+    """A unix time in ms as local time; ``short``: without the day when that is today."""
     if not isinstance(ts_ms, (int, float)):
         return None
     from datetime import datetime
 
-    return datetime.fromtimestamp(ts_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=not sys.stdout.isatty())
+    when = datetime.fromtimestamp(ts_ms / 1000).astimezone()
+    today = short and when.date() == datetime.now().astimezone().date()
+    return when.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")

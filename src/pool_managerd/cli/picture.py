@@ -193,7 +193,7 @@ def _named(rows: Sequence[Row], symbols: str) -> Iterator[tuple[str, Row]]:
 
 
 def _style(letter: str) -> str:
-    return ("cyan", "yellow", "blue", "green")[_POOLS.index(letter) % 4]
+    return ("green", "magenta")[_POOLS.index(letter) % 2]
 
 
 def _mib(size: int | None) -> str:

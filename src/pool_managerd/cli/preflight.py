@@ -31,7 +31,10 @@ _MARKS = {"fail": "FAIL", "warn": "WARN", "overridden": "ALLOWED", "ok": "ok"}
 
 
 def preflight(config: PreflightConfig = None, simulate_gpus: Simulated = None, output: FindingsFormat = None) -> None:
-    """Judge whether this machine can run engines, with a remedy for all that stands in the way. Exits 1 if it cannot."""
+    """Check whether this machine can run engines.
+
+    With a remedy for all that stands in the way. Exits 1 if it cannot.
+    """
     report = _report(config, simulate_gpus)
     show(report, output or (Format.TABLE if sys.stdout.isatty() else Format.JSON), _lines)
     raise typer.Exit(OK if report["ok"] else NO)

@@ -4,56 +4,141 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from pool_managerd.cli.exits import NO, OK
-from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, PoolId, Url, daemon
-from pool_managerd.cli.output import Format, facts, moment, show, table
+from pool_managerd.cli import completion
+from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
+from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, PoolId, PoolIds, Url, chosen, daemon
+from pool_managerd.cli.output import Format, moment, show
+from pool_managerd.cli.table import Column, facts, table
+from pool_managerd.core.narration import duration
 
 Json = dict[str, Any]
+OperationId = Annotated[
+    str | None,
+    typer.Argument(metavar="[ID]", help="The operation's id.", show_default=False, autocompletion=completion.operation_ids),
+]
 
 
 def pools(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """List the pools."""
-    columns = ("ID", "STATE", "READY", "ENGINE", "MODEL", "LEASES", "RESTARTS", "PID", "URL", "LAST ERROR")
+    """List the pools (also: ps, ls)."""
+    wide = output is Format.WIDE
 
     def rows(found: list[Json]) -> None:
-        table(
-            columns,
-            (
-                (
-                    pool["pool_id"],
-                    pool["state"],
-                    pool["ready"],
-                    pool.get("engine"),
-                    pool.get("model_id"),
-                    f"{pool['active_leases']}/{pool['slots_total']}"
-                    if pool.get("slots_total") is not None
-                    else pool["active_leases"],
-                    pool.get("restart_count"),
-                    pool.get("pid"),
-                    pool.get("url"),
-                    _short(pool.get("last_error")),
-                )
-                for pool in found
-            ),
-            empty="no pools",
-        )
+        table(_POOLS, (_pool_row(pool, wide) for pool in found), empty="no pools", wide=wide)
 
     show(daemon(url, config).get("pools"), output, rows)
 
 
-def status(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Show one pool. Exits 0 when it is ready, 1 when it is not."""
-    found: Json = daemon(url, config).get("pools", pool_id, "status")
-    show(found, output, _status_facts)
-    raise typer.Exit(OK if found.get("ready") else NO)
+# In the order of their ranks columns give way when the terminal is narrow: the id stays, the engine goes first. A pool that
+# serves has a URL and one that does not has an error, so these two share a column, one below the other where there are both.
+_POOLS = (
+    Column("ID", 0, least=7, middle=True), Column("STATE", 1), Column("READY", 3), Column("LEASES", 4), Column("RESTARTS", 6),
+    Column("MODEL", 5, least=8, middle=True), Column("ENGINE", 9, wide=True), Column("DEVICES", 9, wide=True),
+    Column("PID", 8, wide=True), Column("URL / LAST ERROR", 2, least=21),
+)  # fmt: skip
+
+
+def _pool_row(pool: Json, wide: bool) -> tuple[Any, ...]:
+    total, url, problem = pool.get("slots_total"), pool.get("url"), pool.get("last_error")
+    leases = pool["active_leases"] if total is None else f"{pool['active_leases']}/{total}"
+    model = pool.get("model_id") if wide else model_name(pool.get("model_id"))
+    where = [text for text in (url, problem) if text]
+    return (
+        pool["pool_id"], pool["state"], pool["ready"], leases, pool.get("restart_count"), model, pool.get("engine"),
+        pool.get("device_mask"), pool.get("pid"), where or None,
+    )  # fmt: skip
+
+
+def model_name(model: Any) -> str | None:
+    """What tells a model from others at a glance: its file's name."""
+    return str(model).rstrip("/").rpartition("/")[2].removeprefix("file:") if model else None
+
+
+def status(ids: PoolIds = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Show pools in full; exits 1 when one is not ready."""
+    node = daemon(url, config)
+    wanted = chosen(node, ids, False, default_all=True)
+    found: list[Json] = []
+    missing: CommandFailed | None = None
+    for pool_id in wanted:
+        try:
+            found.append(node.get("pools", pool_id, "status"))
+        except CommandFailed as failure:
+            if len(wanted) == 1 or failure.exit_code == UNREACHABLE:
+                raise
+            missing = failure
+
+    def blocks(_: Any) -> None:
+        for number, pool in enumerate(found):
+            sys.stdout.write("\n" if number else "")
+            _status_facts(pool)
+        if not found:
+            sys.stdout.write("no pools\n")
+
+    show(found[0] if ids and len(wanted) == 1 else found, output, blocks)
+    if missing is not None:
+        raise missing
+    raise typer.Exit(OK if all(pool.get("ready") for pool in found) else NO)
+
+
+def operations(
+    operation_id: OperationId = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE
+) -> None:
+    """List changes, running and recent, or show one."""
+    columns = (
+        Column("OPERATION", 0), Column("KIND", 2), Column("POOL", 1, least=7, middle=True), Column("STATUS", 1),
+        Column("BEGAN", 5), Column("TOOK", 4), Column("ERROR", 3, least=12),
+    )  # fmt: skip
+    node = daemon(url, config)
+
+    def rows(found: list[Json]) -> None:
+        cells = (
+            (op["operation_id"], str(op["kind"]).replace("_", " "), op["pool_id"], op["status"], moment(op.get("started_at_ms")),
+             _took(op), (op.get("error") or {}).get("message"))
+            for op in found
+        )  # fmt: skip
+        table(columns, cells, empty="no operations", wide=output is Format.WIDE)
+
+    if operation_id is None:
+        show(node.get("operations"), output, rows)
+        return
+    found: Json = node.get("operations", operation_id)
+    show(found, output, _operation_facts)
+    raise typer.Exit(NO if found.get("status") == "failed" else OK)
+
+
+def _operation_facts(op: Json) -> None:
+    failure = op.get("error") or {}
+    hint = failure.get("hint") or ""
+    outcome = [(name.replace("_", " "), value) for name, value in (op.get("outcome") or {}).items() if name != "pool_id"]
+    facts(
+        (
+            ("operation", op["operation_id"]),
+            ("kind", str(op["kind"]).replace("_", " ")),
+            ("pool", op["pool_id"]),
+            ("status", op["status"]),
+            ("began", moment(op.get("started_at_ms"))),
+            ("took", _took(op)),
+            *outcome,
+            ("error", failure.get("message")),
+            ("hint", hint if hint and hint not in str(failure.get("message")) else None),
+        )
+    )
+
+
+def _took(op: Json) -> str | None:
+    began, ended = op.get("started_at_ms"), op.get("ended_at_ms")
+    return duration((ended - began) / 1000) if began is not None and ended is not None else None
 
 
 def command(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Show the exact argv and environment of a pool's engine, secrets masked."""
+    """Show an engine's exact argv and environment.
+
+    Secrets are masked.
+    """
 
     def lines(found: Json) -> None:
         for name, value in found.get("env", {}).items():
@@ -64,42 +149,59 @@ def command(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output:
 
 
 def leases(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """List the leases that a pool's slots are held by."""
-    columns = ("LEASE", "HOLDER", "GIVEN", "ENDS")
+    """List the leases that hold a pool's slots."""
+    columns = (Column("LEASE", 0), Column("HOLDER", 1, least=8, middle=True), Column("GIVEN", 3), Column("ENDS", 2))
 
     def rows(found: list[Json]) -> None:
         cells = ((e["lease_id"], e.get("holder"), moment(e.get("given_at_ms")), moment(e.get("expires_at_ms"))) for e in found)
-        table(columns, cells, empty="no leases")
+        table(columns, cells, empty="no leases", wide=output is Format.WIDE)
 
     show(daemon(url, config).get("pools", pool_id, "leases"), output, rows)
 
 
 def crashes(pool_id: OptionalPoolId = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """List the crashes of engines: what happened, and the evidence."""
+    """List the crashes of engines, with the evidence."""
     path = ("crashes",) if pool_id is None else ("pools", pool_id, "crashes")
+    columns = (
+        Column("WHEN", 4), Column("POOL", 0, least=7, middle=True), Column("UPTIME", 3), Column("EXIT", 1),
+        Column("CLASS", 5, wide=True), Column("WHAT", 2, least=12),
+    )  # fmt: skip
 
     def rows(found: list[Json]) -> None:
-        columns = ("WHEN", "POOL", "EXIT", "AFTER S", "CLASS", "WHAT")
         cells = (
-            (
-                moment(crash.get("ts_ms")),
-                crash.get("pool_id"),
-                crash.get("exit_code") if crash.get("signal") is None else f"signal {crash['signal']}",
-                crash.get("uptime_seconds"),
-                crash.get("crash_class"),
-                _short(crash.get("last_error") or crash.get("human")),
-            )
+            (moment(crash.get("ts_ms")), crash.get("pool_id"), _uptime(crash), _exit(crash), crash.get("crash_class"),
+             _evidence(crash))
             for crash in found
-        )
-        table(columns, cells, empty="no crashes")
+        )  # fmt: skip
+        table(columns, cells, empty="no crashes", wide=output is Format.WIDE)
 
     show(daemon(url, config).get(*path), output, rows)
+
+
+def _uptime(crash: Json) -> str | None:
+    lived = crash.get("uptime_seconds")
+    return duration(lived) if isinstance(lived, (int, float)) else None
+
+
+def _exit(crash: Json) -> str | None:
+    """The signal, or the code."""
+    code = crash.get("exit_code")
+    return str(crash.get("signal") or (f"code {code}" if code is not None else "unknown"))
+
+
+def _evidence(crash: Json) -> str | None:
+    """What is known beyond how it ended: the error when it says more, else how its log ends."""
+    told = str(crash.get("last_error") or "")
+    if told and told not in (f"signal {crash.get('signal')}", f"exit_code={crash.get('exit_code')}"):
+        return told
+    tail = [str(line).strip() for line in crash.get("log_tail") or [] if str(line).strip()]
+    return f"its log ends: {tail[-1]}" if tail else None
 
 
 def _status_facts(pool: Json) -> None:
     preload, perf = pool.get("preload") or {}, pool.get("perf") or {}
     reason = f" ({pool['reason']})" if pool.get("reason") else ""
-    speed = f"{perf['tokens_per_s']} tokens/s, first token after {perf['first_token_ms']} ms" if perf else None
+    first = f"first token after {perf['first_token_ms']:.0f} ms, {perf['tokens_per_s']:.1f} tokens/s" if perf else None
     facts(
         (
             ("pool", pool["pool_id"]),
@@ -113,7 +215,7 @@ def _status_facts(pool: Json) -> None:
             ("runs on", _runs_on(pool)),
             ("pid", pool.get("pid")),
             ("url", pool.get("url")),
-            ("speed", speed),
+            ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
             ("restarts", pool.get("restart_count")),
@@ -138,10 +240,3 @@ def _runs_on(pool: Json) -> str | None:
 def _slots(pool: Json) -> str:
     total = pool.get("slots_total")
     return f"{pool['active_leases']} of {total}" if total else str(pool["active_leases"])
-
-
-def _short(text: Any, limit: int = 100) -> str | None:
-    if not text:
-        return None
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

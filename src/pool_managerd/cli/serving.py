@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from pool_managerd._version import __version__
 from pool_managerd.cli.client import DEFAULT_CONFIG
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output
-from pool_managerd.cli.output import Format, facts, printable, show
+from pool_managerd.cli.output import Format, printable, show
+from pool_managerd.cli.table import facts
 from pool_managerd.errors import PoolError, SpecError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ SimulateGpus = Annotated[
     ),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Look at models, engines and flags of every pool as well.")]
+Model = Annotated[
+    Path | None, typer.Option("--model", metavar="FILE.gguf", help="This model instead of the bundled one.", show_default=False)
+]
 CheckedFile = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="Configuration file: YAML or TOML.", show_default=False)
 ]
@@ -46,11 +49,16 @@ def serve(
     state_dir: StateDir = None,
     simulate_gpus: SimulateGpus = None,
 ) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C; a second one stops hard."""
+    """Run the daemon until SIGTERM or Ctrl-C.
+
+    A second signal does not wait for engines to end.
+    """
     overrides = {"daemon.bind": bind, "daemon.runtime_dir": runtime_dir, "daemon.state_dir": state_dir}
     if simulate_gpus is not None:
         overrides["gpu.simulate"] = simulate_gpus.absolute()
     loaded = _load(_config_path(config), overrides)
+    import asyncio
+
     from pool_managerd import daemon
 
     try:
@@ -62,17 +70,18 @@ def serve(
     raise typer.Exit(code)
 
 
-def demo() -> None:
-    """Run a small bundled model under supervision and ask it something."""
+def demo(model: Model = None) -> None:
+    """Run a small model under supervision and ask it something."""
     from pool_managerd.cli.demo import run_demo
 
-    raise typer.Exit(run_demo())
+    raise typer.Exit(run_demo(model))
 
 
 def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep = False, output: Output = Format.TABLE) -> None:
-    """Check a configuration file, with the environment applied. Exits 1 when it cannot be used, 2 when there is none.
+    """Check a configuration file.
 
-    Model files that are missing are warned of; with --deep they are errors, as is all else for which a start would be refused.
+    The environment is applied. Exits 1 when the file cannot be used, 2 when there is none. Model files that are missing are
+    warned of; with --deep they are errors, as is all else for which a start would be refused.
     """
     path = _config_path(file or config)
     if not path.is_file():
@@ -116,6 +125,23 @@ def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> Comman
     return None
 
 
+def config_show(file: CheckedFile = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Show the configuration in effect, secrets masked.
+
+    That is the file with the environment applied and every default filled in, as YAML or with -o json.
+    """
+    from pool_managerd.cli.config_view import effective, yaml_text
+
+    path = file or config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    if path is not None and not path.is_file():
+        raise CommandFailed(f"cannot read {path}: no such file", USAGE)
+
+    def as_yaml(found: dict[str, Any]) -> None:
+        sys.stdout.write(yaml_text(found))
+
+    show(effective(_load(path, {})), output, as_yaml)
+
+
 def config_schema() -> None:
     """Print the JSON Schema of the configuration file."""
     from pool_managerd.config_load import config_schema_text
@@ -140,7 +166,7 @@ def _config_path(given: Path | None) -> Path:
     )
 
 
-def _load(path: Path, overrides: dict[str, Any]) -> Config:
+def _load(path: Path | None, overrides: dict[str, Any]) -> Config:
     from pool_managerd.config_load import load_config
 
     try:

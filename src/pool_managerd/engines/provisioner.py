@@ -208,13 +208,13 @@ class EngineProvisioner:
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
-        gpus = f"GPU{'s' if len(pool.devices) > 1 else ''} {pool.mask}" if pool.mask else "all GPUs"
+        gpus = f", GPU{'s' if len(pool.devices) > 1 else ''} {pool.mask}" if pool.mask else ""
         return _plan(
             pool,
             ("model", pool.model),
             ("engine", f"{pool.engine} in mode {mode}: {run}"),
             ("port", f"127.0.0.1, the first free of {ports}"),
-            ("run", f"{count(pool.slots, 'slot')}, context {pool.ctx or 'of the model'}, {gpus}"),
+            ("run", f"{count(pool.slots, 'slot')}, context {pool.ctx or 'of the model'}{gpus}"),
         )
 
     def release(self, pool_id: str) -> None:

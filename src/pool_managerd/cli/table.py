@@ -1,0 +1,150 @@
+"""The one table of the command line: columns with priorities, cut only with a mark, as wide as the terminal at most.
+
+On a terminal the columns that matter least are left out first, then cells are cut (``…``) down to their column's least
+width. In a pipe and with ``-o wide`` everything is shown whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pool_managerd.cli.output import paint, plain
+
+_GAP = 2
+_FEWEST_COLUMNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``rank`` 0 stays longest; ``wide``: only where there is no limit. ``least`` is the width a cell may be cut to,
+    0 for never; ``middle`` keeps both ends of what is cut (names that differ at the end)."""
+
+    head: str
+    rank: int = 0
+    least: int = 0
+    middle: bool = False
+    wide: bool = False
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: str, wide: bool = False) -> None:
+    """Rows under their headings; ``empty`` when there are none. A cell may have several lines, one below the other."""
+    found = [[_lines(cell) for cell in row] for row in rows]
+    if not found:
+        sys.stdout.write(empty + "\n")
+        return
+    room = None if wide or not sys.stdout.isatty() else max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)
+    natural = [max(width(text) for text in (column.head, *_texts(found, i))) for i, column in enumerate(columns)]
+    shown = widths(columns, natural, room)
+    heads = {i: [column.head] for i, column in enumerate(columns)}
+    sys.stdout.write(paint(_line(columns, {i: heads[i][0] for i in shown}, shown), "1") + "\n")
+    for row in found:
+        for number in range(max(len(row[i]) for i in shown)):
+            cells = {i: row[i][number] if number < len(row[i]) else "" for i in shown}
+            sys.stdout.write(_line(columns, cells, shown) + "\n")
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Name and value, one a line; absent values are left out."""
+    found = [(name, plain(value)) for name, value in pairs if value is not None]
+    names = max((len(name) for name, _ in found), default=0)
+    for name, value in found:
+        sys.stdout.write(f"{name:<{names}}  {wrapped(value, names + 2)}\n")
+
+
+def widths(columns: Sequence[Column], natural: Sequence[int], room: int | None) -> dict[int, int]:
+    """The width of each column that is shown, by its index. ``room`` None: all of them, whole."""
+    if room is None:
+        return dict(enumerate(natural))
+    least = [min(full, column.least or full) for column, full in zip(columns, natural, strict=True)]
+    kept = [i for i, column in enumerate(columns) if not column.wide]
+    while len(kept) > 1 and sum(least[i] for i in kept) + _GAP * (len(kept) - 1) > room:
+        kept.remove(max(kept, key=lambda i: (columns[i].rank, i)))
+    found = {i: min(least[i], room) for i in kept}
+    for _ in range(room - sum(found.values()) - _GAP * (len(kept) - 1)):  # what is left goes to the narrowest that want it
+        wanting = [i for i in kept if found[i] < natural[i]]
+        if not wanting:
+            break
+        found[min(wanting, key=lambda i: (found[i], columns[i].rank))] += 1
+    return found
+
+
+def cut(text: str, room: int, *, middle: bool = False) -> str:
+    """``text`` in at most ``room`` columns, with … where something is missing."""
+    if width(text) <= room:
+        return text
+    tail = (room - 1) // 2 if middle else 0
+    end = _fitting(text[::-1], tail)[::-1]
+    return f"{_fitting(text, room - 1 - tail)}…{end}"
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal ``text`` takes: wide signs two, combining ones none."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def wrapped(text: str, indent: int) -> str:
+    """``text`` behind ``indent`` columns that stand already: on a terminal broken between words, the rest indented as far.
+
+    A word that is too long for a line is not broken: it can be copied.
+    """
+    room = shutil.get_terminal_size().columns - indent
+    if not sys.stdout.isatty() or room < _FEWEST_COLUMNS or width(text) <= room:
+        return text
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and width(lines[-1]) + 1 + width(word) > room:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return ("\n" + " " * indent).join(lines)
+
+
+def pad(text: str, room: int) -> str:
+    return text + " " * max(0, room - width(text))
+
+
+def _cells(sign: str) -> int:
+    if unicodedata.combining(sign) or unicodedata.category(sign) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(sign) in ("W", "F") else 1
+
+
+def _fitting(text: str, room: int) -> str:
+    used, kept = 0, ""
+    for sign in text:
+        used += _cells(sign)
+        if used > room:
+            break
+        kept += sign
+    return kept
+
+
+def _lines(cell: Any) -> list[str]:
+    """The lines of a cell; a list gives them, everything else is one line."""
+    return [plain(part) for part in cell] if isinstance(cell, list) else [plain(cell)]
+
+
+def _texts(rows: Iterable[Sequence[list[str]]], index: int) -> Iterable[str]:
+    return (line for row in rows for line in row[index])
+
+
+def _line(columns: Sequence[Column], cells: dict[int, str], shown: dict[int, int]) -> str:
+    parts = []
+    for i, room in shown.items():
+        text = cut(cells[i], room, middle=columns[i].middle)
+        padded = pad(text, room)
+        style = state_style(text) if columns[i].head == "STATE" else ""
+        parts.append(paint(text, style) + padded[len(text) :] if style else padded)
+    return (" " * _GAP).join(parts).rstrip()
+
+
+def state_style(state: str) -> str:
+    """Green and red alone: they can be read on dark and on light; everything else is as the terminal has it."""
+    if state in ("ready", "succeeded", "ok"):
+        return "32"
+    return "31" if state in ("failed", "error", "critical") else ""
