@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.api.auth import Access, Token, is_loopback, readable_token_file, resolve_access
+from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access
+from pool_managerd.api.peers import is_loopback
 from pool_managerd.config import AuthConfig, Config, DaemonConfig
 from pool_managerd.errors import RequestError, SpecError
 from tests.api.conftest import close, serve

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.api import peers
-from pool_managerd.api.auth import LOCAL_TOKEN, Access, local_token, with_local_token
+from pool_managerd.api.auth import Access, local_token, with_local_token
+from pool_managerd.api.peers import LOCAL_TOKEN
 from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import CommandFailed
 from pool_managerd.errors import NodeError

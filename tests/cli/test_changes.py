@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.cli import progress
-from pool_managerd.cli.changes import wait_for
+from pool_managerd.cli.progress import wait_for
 from pool_managerd.errors import RequestError
 from tests.cli.test_commands import Invoke, Server
 from tests.conftest import wait_until
@@ -53,9 +53,7 @@ def test_a_preload_joins_the_start_that_is_under_way(invoke: Invoke, server: Ser
     assert server.node.calls == [("start", "demo")]
 
 
-def test_undraining_what_is_not_draining_is_a_success_and_what_is_drained_a_refusal(
-    invoke: Invoke, server: Server
-) -> None:
+def test_undraining_what_is_not_draining_is_a_success_and_what_is_drained_a_refusal(invoke: Invoke, server: Server) -> None:
     server.node.fail_next = refusal("INVALID_PARAMS")
     assert invoke("undrain", "demo")[0] == 0
     server.node.pools["demo"] |= {"drained": True, "state": "offline", "ready": False}

@@ -339,19 +339,31 @@ def test_every_command_has_help() -> None:
         assert name in result.output
 
 
-def test_help_loads_nothing_heavy() -> None:
-    heavy = {"aiohttp", "asyncio", "pydantic", "ruamel", "rich", "structlog", "prometheus_client"}
+HEAVY = ("aiohttp", "asyncio", "rich", "structlog", "prometheus_client", "pool_managerd.config")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help", "--version", "version", "pools", "pools -o json", "status", "events", "logs demo", "operations", "leases demo",
+        "crashes", "explain demo", "explain --place", "devices", "command demo", "wait demo", "stop demo",
+    ],
+)  # fmt: skip
+def test_a_command_that_asks_loads_nothing_heavy_and_finds_the_daemon_by_its_configuration(
+    server: Server, tmp_path: Path, command: str
+) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("line\n")
+    bind = server.served.url.removeprefix("http://")
+    (tmp_path / "pool-managerd.yaml").write_text(f'daemon: {{bind: "{bind}"}}\npools: [{{id: mistaken, engine: nope}}]\n')
     program = (
-        "import sys; sys.argv[1:] = ['--help']\nfrom pool_managerd.cli.main import run\ntry: run()\nexcept SystemExit: pass\n"
-        f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+        "import sys\nfrom pool_managerd.cli.main import run\ntry: run()\nexcept SystemExit as end: code = end.code\n"
+        f"print(code or 0, [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     source = str(Path(__file__).resolve().parents[2] / "src")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("POOL_MANAGERD_")}
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=os.environ | {"PYTHONPATH": source},
-        check=True,
-    )
-    assert done.stderr.strip() == "[]"
+        [sys.executable, "-c", program, *command.split()], capture_output=True, text=True, timeout=30, cwd=tmp_path,
+        env=env | {"PYTHONPATH": source}, check=True,
+    )  # fmt: skip
+    assert done.stderr == "0 []\n"

@@ -16,6 +16,14 @@ from tests.conftest import wait_until
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 COMMAND = f"'{sys.executable}' -m pool_managerd.cli"
+
+
+@pytest.fixture(autouse=True)
+def _engine_log(server: Server, tmp_path: Path) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("first line\n")
+
+
 READS = (
     "pools", "pools -o json", "status demo", "status -o json", "events", "events -o json", "logs demo", "logs demo -o json",
     "crashes -o json", "leases demo", "explain demo", "devices", "devices -o json", "operations", "command demo", "version",
@@ -59,9 +67,7 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code(server: Server) -> Non
 
 
 @pytest.mark.parametrize("command", [["events", "-f"], ["logs", "demo", "-f"], ["logs", "demo", "-f", "-o", "json"]])
-def test_ctrl_c_ends_what_follows_with_130_and_no_traceback(server: Server, command: list[str], tmp_path: Path) -> None:
-    server.node.log_file = tmp_path / "engine.log"
-    server.node.log_file.write_text("first line\n")
+def test_ctrl_c_ends_what_follows_with_130_and_no_traceback(server: Server, command: list[str]) -> None:
     server.soon(lambda: server.node.events.publish("crash", "demo"))
     env = os.environ | {"PYTHONPATH": SOURCE, "POOL_MANAGERD_URL": server.served.url}
     with subprocess.Popen(

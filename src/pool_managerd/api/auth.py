@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 import stat
@@ -12,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pool_managerd.api.peers import LOCAL_TOKEN, is_loopback
 from pool_managerd.config import Config, split_address
 from pool_managerd.errors import NodeError, RequestError, SpecError
 
 MIN_TOKEN_CHARS = 32
-LOCAL_TOKEN = "control.token"  # noqa: S105 - a file name
 _MAX_TOKEN_BYTES = 4096
 
 
@@ -205,19 +204,6 @@ def readable_token_file(config: Config) -> Path | None:
     path = config.auth.token_file
     place = None if path is None else path if path.is_absolute() else config.base_dir / path
     return place if place is not None and place.stat().st_mode & 0o044 else None
-
-
-def is_loopback(host: str) -> bool:
-    """True for ``localhost``, 127.0.0.0/8 and ::1, also in its IPv4-mapped form (SEC-AUTH-2004)."""
-    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if name.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _without_port(host: str) -> str | None:

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from pool_managerd.api.auth import is_loopback
-from pool_managerd.api.peers import uid_of_peer
+from pool_managerd.api.peers import is_loopback, uid_of_peer
 
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0

@@ -7,6 +7,7 @@ believed only while both ends are connected: then the addresses name exactly one
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LOCAL_TOKEN = "control.token"  # noqa: S105 - a file name, in the state directory
 _SOCK_DIAG_BY_FAMILY, _SOCK_DIAG, _REQUEST, _ERROR = 20, 4, 1, 2
 _HEADER, _QUERY, _COOKIE = struct.Struct("=IHHII"), struct.Struct("=BBBBI"), struct.Struct("=III")
 _UID_AT = _HEADER.size + 4 + 48 + 12  # behind state and timers, the addresses, and three figures
@@ -21,6 +23,19 @@ _ESTABLISHED = 1
 _MAX_TABLE_BYTES = 16 << 20
 
 Address = tuple[str, int]
+
+
+def is_loopback(host: str) -> bool:
+    """True for ``localhost``, 127.0.0.0/8 and ::1, also in its IPv4-mapped form (SEC-AUTH-2004)."""
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if name.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def uid_of_peer(connection: Any) -> int | None:

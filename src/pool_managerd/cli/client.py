@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from pool_managerd.cli import address
 from pool_managerd.cli.exits import NO, REFUSED, UNREACHABLE, USAGE, CommandFailed
 
 DEFAULT_URL = "http://127.0.0.1:9200"
@@ -115,8 +116,7 @@ class Daemon:
 
     def _local_token(self, connection: http.client.HTTPConnection, host: str | None) -> str | None:
         """The token that the daemon left for its own user, unless somebody else than that user answers there."""
-        from pool_managerd.api.auth import LOCAL_TOKEN, is_loopback
-        from pool_managerd.api.peers import can_tell, uid_of_peer
+        from pool_managerd.api.peers import LOCAL_TOKEN, can_tell, is_loopback, uid_of_peer
 
         path = self.state_dir / LOCAL_TOKEN
         if host is None or not is_loopback(host) or connection.sock is None:
@@ -138,7 +138,10 @@ def find_daemon(url: str | None, config: Path | None, env: Mapping[str, str]) ->
     path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     if path is None and not env.get("POOL_MANAGERD_ADDR") and not env.get("POOL_MANAGERD__DAEMON__BIND"):
         return Daemon(DEFAULT_URL, token)
-    return _from_config(path, env, token)
+    found = address.of_config(path, env)
+    if token is None and found.token_file is not None:
+        token = _first_line(found.token_file, optional=True)
+    return Daemon(found.url, token, state_dir=found.state_dir)
 
 
 def refused(value: Any, status: int) -> CommandFailed:
@@ -151,23 +154,6 @@ def refused(value: Any, status: int) -> CommandFailed:
     if status == 401:
         hint = f"give the token with POOL_MANAGERD_TOKEN_FILE or AUTH_TOKEN; the daemon says: {hint}"
     return CommandFailed(message, exit_code, hint=hint, code=code)
-
-
-def _from_config(path: Path | None, env: Mapping[str, str], token: str | None) -> Daemon:
-    from pool_managerd.config import split_address
-    from pool_managerd.config_load import load_config
-    from pool_managerd.errors import PoolError
-
-    try:
-        config = load_config(path, env=env)
-    except PoolError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint) from error
-    host, port = split_address(config.daemon.bind)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - the address a client can call
-    if token is None and config.auth.token_file is not None:
-        token = _first_line(config.auth.token_file, optional=True)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return Daemon(url, token, state_dir=config.daemon.state_dir)
 
 
 def _token(env: Mapping[str, str]) -> str | None:
