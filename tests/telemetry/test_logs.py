@@ -150,6 +150,14 @@ def test_the_readable_form_is_for_terminals_and_cannot_be_steered_by_what_it_sho
     assert "\x07" not in text
 
 
+def test_the_readable_form_says_a_long_error_whole_and_once(start: Start, tmp_path: Path) -> None:
+    output, error = start(format="pretty"), "cannot use the model: " + "x" * 300
+    output.write("error", "preload_failed", f"Pool 'p' could not start: {error}", "p", {"last_error": error, "duration_ms": 7})
+    output.close()
+    text = (tmp_path / "log").read_text()
+    assert text.count(error) == 1 and "last_error" not in text and "…" not in text and "duration_ms=7" in text
+
+
 def test_a_reader_that_is_stuck_costs_lines_and_not_time() -> None:
     reader, writer = os.pipe()
     sink = LogSink(writer, max_lines=10)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pool_managerd._version import __version__
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.metrics import Metrics
@@ -47,6 +49,11 @@ def full(metrics: Metrics, pool_id: str = "p") -> Metrics:
         metrics.on_event(event(type_, pool_id, **fields))
     metrics.http_request("/pools", "GET", 200)
     return metrics
+
+
+def test_the_daemons_version_is_a_label_and_there_before_any_pool() -> None:
+    (labels,) = [dict(labels) for (name, labels) in samples(Metrics()) if name == "pool_managerd_build_info"]
+    assert labels == {"version": __version__, "python_version": platform.python_version()}
 
 
 def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> None:

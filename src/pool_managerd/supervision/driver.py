@@ -237,7 +237,7 @@ class PoolDriver:
             case do.StageArtifacts():
                 self.kill()  # a process that came up too late for the launch it belonged to
                 self.launch = Launch(first_token_ms=self.launch.first_token_ms, tokens_per_s=self.launch.tokens_per_s)
-                self._work.run(self._work.stage(effect.epoch, queue=self._boot), effect.epoch, "staging")
+                self._work.run(self._work.stage(effect.epoch, queue=self._boot), effect.epoch, "the preparation")
                 self._boot = False
             case do.SpawnEngine():
                 self._work.run(self._work.spawn(effect.epoch), effect.epoch, "the launch")

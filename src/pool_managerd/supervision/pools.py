@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.driver import PoolDriver
@@ -214,7 +214,7 @@ class Pools:
             self._check_open(driver)
             if driver.instance.has_process or driver.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
                 raise RequestError(
-                    f"cannot deregister pool {driver.pool_id}: it is {driver.instance.phase.value}",
+                    f"cannot deregister pool {driver.pool_id}: it is {view(driver.instance).state}",
                     code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
                 )  # fmt: skip
             await self._store.remove_pool(driver.pool_id)

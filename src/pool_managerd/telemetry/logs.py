@@ -27,7 +27,9 @@ _MESSAGE_MAX_CHARS = 8192
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 _FIRST_KEYS = ("ts", "level", "action", "human", "pool_id")
 _LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "critical": 50}
-_COLOURS = {"warn": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m", "debug": "\x1b[2m"}
+# What can be read on dark and on light: yellow vanishes on light, dim on both.
+_COLOURS = {"warn": "\x1b[1m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
+_PLAIN = "\x1b[0m"
 
 
 class LoggableEvent(Protocol):
@@ -195,12 +197,12 @@ def _pretty(colour: bool) -> Callable[[dict[str, Any]], str]:
 
     def render(line: dict[str, Any]) -> str:
         clock = line["ts"][11:23]
-        extra = " ".join(f"{key}={_printable(str(line[key]))}" for key in shown if line.get(key) is not None)
-        text = _printable(str(line["human"]))
-        start, end = (_COLOURS.get(line["level"], ""), "\x1b[0m") if colour else ("", "")
-        dim = "\x1b[2m" if colour else ""
-        tail = f"  {dim}{extra}{end}" if extra else ""
-        return f"{dim}{clock}{end} {start}{line['level']:<8}{text}{end}{tail}"
+        said = str(line.get("message") or line["human"])  # whole: a person has no other line to look at
+        text = _printable(said)
+        values = ((key, str(line[key])) for key in shown if line.get(key) is not None)
+        extra = " ".join(f"{key}={_printable(value)}" for key, value in values if key != "last_error" or value not in said)
+        start = _COLOURS.get(line["level"], "") if colour else ""
+        return f"{clock} {start}{line['level']:<8}{text}{start and _PLAIN}{'  ' * bool(extra)}{extra}"
 
     return render
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pool_managerd._version import __version__
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.device_metrics import device_metrics
@@ -221,6 +223,9 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[Metric]:
         constant = self._owner.constant_labels
         extra = list(constant.values())
+        build = GaugeMetricFamily(series.BUILD_INFO.name, series.BUILD_INFO.help, labels=[*series.BUILD_INFO.labels, *constant])
+        build.add_metric([__version__, platform.python_version(), *extra], 1.0)
+        yield build
         statuses = self._owner.statuses()
         for spec in series.GAUGES:
             family = GaugeMetricFamily(spec.name, spec.help, labels=[*spec.labels, *constant])

@@ -116,6 +116,9 @@ DEVICE_GAUGES = (*DEVICE_FIELDS, VRAM_RESERVED, QUARANTINED, GPU_INFO, VRAM_USED
 DEVICES_STALE = Series("devices_stale", "gauge", (), "1 while the devices cannot be read: their series show the last known.")
 DEVICE_SCAN_AGE = Series("device_scan_age_ms", "gauge", (), "How long ago the devices were last read.", source_key="age_ms")
 RAM_AVAILABLE = Series("ram_available_bytes", "gauge", (), "RAM for new engines.", source_key="ram_available_bytes")
+BUILD_INFO = Series(
+    "pool_managerd_build_info", "gauge", ("version", "python_version"), "Always 1; the labels say which daemon runs on what."
+)
 NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
@@ -134,7 +137,7 @@ COUNTED = (
     DRIVER_RESETS,
     XIDS,
 )
-ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, *COUNTED)
+ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, BUILD_INFO, *COUNTED)
 
 
 def markdown() -> str:

@@ -85,10 +85,10 @@ def refuse(i: Instance, code: str, message: str) -> Step:
 
 
 def refusing_request(code: str, why: str) -> Callable[[Instance, ev.Event, float, Policy], Step]:
-    """A handler that refuses with ``why``; ``{pool}`` and ``{phase}`` in it are filled in."""
+    """A handler that refuses with ``why``; ``{pool}`` and ``{state}`` in it are filled in."""
 
     def handler(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
-        return refuse(i, code, why.format(pool=i.pool_id, phase=i.phase.value))
+        return refuse(i, code, why.format(pool=i.pool_id, state=view(i).state))
 
     return handler
 
@@ -116,13 +116,13 @@ def staging_failed(i: Instance, e: ev.StagingFailed, now: float, p: Policy) -> S
 def staging_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.deadline is None or now < i.deadline:
         return i, ()
-    error = f"cannot stage pool '{i.pool_id}': no progress for {narration.duration(p.staging_stall_s)}"
+    error = f"cannot prepare pool '{i.pool_id}': no progress for {narration.duration(p.staging_stall_s)}"
     step = fail_start(i, now, p, error, retriable=True, reason="preload_failed")
     return step[0], (do.CancelStaging(i.epoch), *step[1])
 
 
 def staging_helper_died(i: Instance, e: ev.HelperDied, now: float, p: Policy) -> Step:
-    return fail_start(i, now, p, f"cannot stage pool '{i.pool_id}': {e.what}", retriable=True, reason="preload_failed")
+    return fail_start(i, now, p, f"cannot prepare pool '{i.pool_id}': {e.what}", retriable=True, reason="preload_failed")
 
 
 def cancel_staging(i: Instance, now: float) -> Step:

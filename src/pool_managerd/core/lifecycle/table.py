@@ -23,7 +23,7 @@ def ignore(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
     return i, ()
 
 
-_BUSY = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {phase}")
+_BUSY = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {state}")
 _DRAINING = starting.refusing_request("POOL_DRAINING", "cannot start pool '{pool}': it is draining; undrain it, or wait")
 _OPEN = starting.refusing_request("CIRCUIT_OPEN", "cannot start pool '{pool}': its circuit breaker is open; reset it first")
 _NOT_READY = starting.refusing_request("POOL_UNREADY", "cannot do that: pool '{pool}' is not ready")
