@@ -16,6 +16,7 @@ from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon, seconds
 from pool_managerd.cli.output import Format, moment, paint, printable
+from pool_managerd.cli.streams import end_with_reader
 from pool_managerd.cli.table import wrapped
 
 Json = dict[str, Any]
@@ -51,6 +52,8 @@ def logs(
     With -o json one object, and with -f one a line.
     """
     node = daemon(url, config)
+    if follow:
+        end_with_reader()
     if previous:
         _previous(node, pool_id, follow, lines, output)
         return
@@ -124,6 +127,7 @@ def events(
     for event in found if most is None else found[-most:] if most else ():
         show(event)
     if follow:
+        end_with_reader()
         with node.stream("events", after=last_id, follow=True) as chunks:
             for event in sse_events(chunks):
                 if _wanted(event, floor, pools):
@@ -148,16 +152,17 @@ class _Shown:
         if self._output is Format.JSON:
             _json_line(event)
             return
-        pool, told = str(event.get("pool_id") or ""), event.get("last_error")
+        pool, kind, told = str(event.get("pool_id") or ""), event.get("type"), event.get("last_error")
         human = str(event.get("human"))
-        if event.get("type") == "crash":  # the sentence says how it ended, the error may say why
+        before, self._last[pool] = self._last.get(pool), kind
+        if kind == "crash":  # the sentence says how it ended, the error may say why
             if told and told not in (f"signal {event.get('signal')}", f"exit_code={event.get('exit_code')}"):
                 human += f": {told}"
         elif told is not None and self._error.get(pool) == told:
             return  # a start that failed by this crash
-        elif event.get("type") == "stopped" and self._last.get(pool) == "drain_finished":
+        elif kind == "stopped" and before == "drain_finished":
             return
-        self._error[pool], self._last[pool] = told, event.get("type")
+        self._error[pool] = told
         level = str(event.get("level", ""))
         style = {"warn": "1", "error": "31", "critical": "31"}.get(level, "")
         when = str(moment(event.get("ts_ms"), short=sys.stdout.isatty()))

@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
+import stat
 import sys
+import threading
 from typing import NoReturn
 
 from pool_managerd.cli.exits import NO
@@ -58,6 +61,20 @@ def give_up(lost: OutputLostError) -> NoReturn:
         os.write(2, f"cannot write the output: {lost.reason}\n".encode())
     finally:
         os._exit(NO)
+
+
+def end_with_reader() -> None:
+    """From now on the process ends when nobody reads its output any more, also while it has nothing to print (as tail -f)."""
+    if not isinstance(getattr(sys.stdout.buffer, "raw", None), _Output) or not stat.S_ISFIFO(os.fstat(1).st_mode):
+        return
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(1, 0)  # only POLLERR, which cannot be left out: the last reader closed the pipe
+        poll.poll()
+        os._exit(READER_GONE)
+
+    threading.Thread(target=watch, name="reader", daemon=True).start()
 
 
 def _open_missing() -> None:

@@ -1,0 +1,117 @@
+"""What goes by: one happening is one line, the past is short unless asked for, and machines get JSON Lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.fake_node import FakeEvent
+from tests.cli.test_commands import Invoke, Server
+from tests.cli.test_printing import COMMAND
+
+NOW_MS = int(time.time() * 1000)
+
+
+@pytest.fixture
+def happened(server: Server) -> Any:
+    """Put events into the node's log."""
+
+    def publish(
+        type: str, human: str, *, level: str = "info", pool_id: str | None = "demo", age_s: float = 0, **fields: Any
+    ) -> None:
+        at = NOW_MS - round(age_s * 1000)
+        server.node.events.log.append(FakeEvent(len(server.node.events.log) + 1, type, pool_id, human, level, fields, True, at))
+
+    return publish
+
+
+def sentences(invoke: Invoke, *arguments: str) -> list[str]:
+    code, out, err = invoke("events", *arguments)
+    assert (code, err) == (0, "")
+    return [re.split(r"(?:info|warn|error|debug|critical) +", line, maxsplit=1)[1] for line in out.splitlines()]
+
+
+def test_one_happening_is_one_line(invoke: Invoke, happened: Any) -> None:
+    error = 'health check failed: the engine exited with code 1; its log says "unknown model architecture"'
+    happened("died", "Engine of pool 'demo' is gone; reading how it ended", level="warn")
+    happened("crash", "Engine of pool 'demo' exited with code 1 after 1 s", level="error", last_error=error, exit_code=1)
+    happened("preload_failed", f"Pool 'demo' did not become ready: {error}", level="error", last_error=error)
+    happened("backoff", "Engine of pool 'demo' did not become ready; starting it again in 1 s", level="warn")
+    happened("transition", "Pool 'demo' is backoff now (was starting)", level="debug")
+    happened("operation", "Start of pool 'demo' failed", level="debug")
+    assert sentences(invoke) == [
+        f"Engine of pool 'demo' exited with code 1 after 1 s: {error}",
+        "Engine of pool 'demo' did not become ready; starting it again in 1 s",
+    ]
+    assert len(sentences(invoke, "--level", "debug")) == 5, "every step; what the crash said is not said again"
+
+
+def test_a_drain_ends_once(invoke: Invoke, happened: Any) -> None:
+    happened("drain_finished", "Pool 'demo' has drained")
+    happened("stopped", "Pool 'demo' is down and holds nothing")
+    happened("stopped", "Pool 'demo' is down and holds nothing", pool_id="demo")
+    assert sentences(invoke)[0] == "Pool 'demo' has drained" and len(sentences(invoke)) == 2
+
+
+def test_the_past_is_the_last_few_unless_more_is_asked_for(invoke: Invoke, happened: Any) -> None:
+    for number in range(50):
+        happened("start", f"Number {number} of pool 'demo'", age_s=3600 - number * 60)
+    assert sentences(invoke) == [f"Number {number} of pool 'demo'" for number in range(30, 50)]
+    assert sentences(invoke, "-n", "2") == ["Number 48 of pool 'demo'", "Number 49 of pool 'demo'"]
+    assert sentences(invoke, "-n", "0") == []
+    assert len(sentences(invoke, "-n", "9999")) == 50
+    assert len(sentences(invoke, "--since", "2h")) == 50, "--since alone is not cut to a few"
+    assert len(sentences(invoke, "--since", "30m")) == 19
+    assert len(sentences(invoke, "--since", "30m", "-n", "3")) == 3
+
+
+def test_events_are_of_the_pools_and_as_bad_as_asked_for(invoke: Invoke, happened: Any) -> None:
+    happened("start", "Starting pool 'demo'")
+    happened("notice", "No checksum", level="warn", pool_id="other")
+    happened("crash", "Engine of pool 'other' exited with code 3", level="error", pool_id="other")
+    happened("device_quarantined", "GPU 0 is quarantined", level="error", pool_id=None)
+    assert sentences(invoke, "--pool", "demo") == ["Starting pool 'demo'"]
+    assert len(sentences(invoke, "--pool", "demo", "--pool", "other")) == 3
+    assert sentences(invoke, "--level", "error") == ["Engine of pool 'other' exited with code 3", "GPU 0 is quarantined"]
+    assert "other: No checksum" in sentences(invoke, "--level", "warn"), "a sentence that names no pool is told whose it is"
+
+
+def test_what_happens_next_follows_the_past_without_a_gap_or_a_repetition(server: Server, happened: Any) -> None:
+    for number in range(30):
+        happened("start", f"Number {number}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pool_managerd.cli", "events", "-f", "-n", "2", "-o", "json", "--url", server.served.url],
+        stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        past = [json.loads(running.stdout.readline())["human"] for _ in range(2)]
+        server.soon(lambda: server.node.events.publish("start", "demo", human="Number 30"))
+        assert [*past, json.loads(running.stdout.readline())["human"]] == ["Number 28", "Number 29", "Number 30"]
+        running.kill()
+
+
+def test_followed_logs_are_a_json_object_a_line(server: Server, tmp_path: Path) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("first line\nsecond line\n")
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"set -o pipefail; {COMMAND} logs demo -f -o json --url {server.served.url} | head -2"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 141, "it ends with its reader, although there is nothing more to print"
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"pool_id": "demo", "line": "first line"}, {"pool_id": "demo", "line": "second line"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--tail", "--lines", "-n"])
+def test_the_end_of_a_log_is_as_long_as_asked_for(invoke: Invoke, server: Server, tmp_path: Path, option: str) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("first line\nsecond line\n")
+    assert invoke("logs", "demo", option, "1")[1] == "second line\n"
