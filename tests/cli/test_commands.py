@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pool_managerd.api.auth import Access, Token
@@ -312,6 +313,29 @@ pools:
     assert "hf download org/repo m.gguf" in hub and "allow_network" not in hub, "no key of the configuration helps today"
     code, out, err = invoke("config", "check", str(open_dir / "c.yaml"))
     assert code == 0 and "warning: pool gone: cannot use the model" in err and "--deep" in err and "--ctx-siz" not in err
+
+
+def test_the_configuration_in_effect_is_shown_without_its_secrets(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pool-managerd.yaml").write_text(
+        """
+daemon: {bind: "127.0.0.1:9333"}
+pools:
+  - {id: a, engine: llamacpp, model: "https://user:hunter2@example.org/m.gguf", provisioning: {env: {HF_TOKEN: hunter2, A: b},
+     flags: [--api-key, hunter2, "--api-key=hunter2", --threads, "4"]}}
+"""
+    )
+    monkeypatch.setenv("POOL_MANAGERD__HEALTH__INTERVAL_MS", "77")
+    code, out, _ = invoke("config", "show")
+    found = YAML(typ="safe", pure=True).load(out)
+    assert (code, found["daemon"]["bind"], found["health"]["interval_ms"], found["profile"]) == (0, "127.0.0.1:9333", 77, "home")
+    assert "hunter2" not in out
+    assert found["pools"][0]["provisioning"]["flags"] == ["--api-key", "***", "--api-key=***", "--threads", "4"]
+    assert json.loads(invoke("config", "show", "-o", "json")[1]) == found
+    assert invoke("config", "show", "none.yaml")[0] == 2
+    monkeypatch.chdir("/")
+    assert YAML(typ="safe", pure=True).load(invoke("config", "show")[1])["health"]["interval_ms"] == 77
 
 
 def test_version_is_what_health_says(invoke: Invoke) -> None:

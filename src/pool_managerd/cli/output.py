@@ -59,7 +59,7 @@ def program() -> str:
         return _NAME
     path = Path(os.path.abspath(called))  # noqa: PTH100 - a venv's links are not followed
     here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) and here != Path("/") else path))
 
 
 def plain(value: Any) -> str:
