@@ -25,6 +25,7 @@ from pool_managerd.supervision.device_view import device_named, devices_view, sn
 from pool_managerd.supervision.event_log import Event, EventLog, Subscription
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
+from pool_managerd.supervision.log_places import Place
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
@@ -158,6 +159,20 @@ class PoolManager:
         """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
         return self._a.files.log_path(pool_id)
+
+    def log_window(self, pool_id: str, since_ms: int | None, *, previous: bool) -> tuple[Place | None, Place | None]:
+        """Where to read the engine's log from and to; None: its beginning, its end. ``since_ms``: how long ago at most.
+
+        ``previous``: the launch before the last one. Raises RequestError LAUNCH_NOT_FOUND when this daemon has seen none.
+        """
+        places = self._pools.get(pool_id).log_places
+        start, end = (None, None) if not previous else places.previous() or (None, None)
+        if previous and end is None:
+            message = f"cannot show an earlier launch of pool {pool_id}: since the daemon started there was at most one"
+            raise RequestError(message, code="LAUNCH_NOT_FOUND", status=404, pool_id=pool_id)
+        if since_ms is not None:
+            start = places.since(self._a.clock.wall_ms() - since_ms) or start
+        return start, end
 
     def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
         """The last lines of that log. Raises RequestError POOL_NOT_FOUND."""

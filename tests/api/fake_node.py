@@ -201,6 +201,11 @@ class FakeNode(FakeDevices):
         self._pool(pool_id)
         return self.log_file
 
+    def log_window(self, pool_id: str, since_ms: int | None, *, previous: bool) -> tuple[Any, Any]:
+        self._pool(pool_id)
+        self.calls.append((f"log since {since_ms}, previous {previous}", pool_id))
+        return None, None
+
     def readiness(self) -> tuple[bool, list[Json]]:
         missing = [p for p in self.statuses() if not p["ready"]]
         return not missing, [{"pool_id": p["pool_id"], "state": p["state"], "last_error": p["last_error"]} for p in missing]

@@ -116,3 +116,23 @@ async def test_who_takes_nothing_of_a_plain_answer_is_cut_off(crowded: Served) -
                 await asyncio.sleep(0.01)
             while crowded.server.connections:
                 await asyncio.sleep(0.02)
+
+
+def test_a_log_is_read_from_a_place_and_to_one_through_a_rotation(tmp_path: Path) -> None:
+    older, newer = tmp_path / "log.1", tmp_path / "log"
+    older.write_bytes(b"first\nsecond\n")
+    newer.write_bytes(b"third\nfourth\n")
+    old, new = older.stat().st_ino, newer.stat().st_ino
+
+    def window(begin: tuple[int, int] | None, end: tuple[int, int] | None = None, lines: int = 99) -> bytes:
+        return b"".join(EngineLog(newer, lambda text: text).past(lines, begin, end))
+
+    assert window((new, 6)) == b"fourth\n"
+    assert window((old, 6)) == b"second\nthird\nfourth\n"
+    assert window((old, 0), (old, 6)) == b"first\n"
+    assert window((old, 6), (new, 6)) == b"second\nthird\n"
+    assert window((old, 0), (new, 6), lines=1) == b"third\n"
+    assert window(None, (old, 13)) == b"first\nsecond\n"
+    assert window((new, 13)) == b"" == window((new, 0), lines=0)
+    assert window((1, 0)) == b"first\nsecond\nthird\nfourth\n" == window((0, 0), (1, 5)), "places that are no more bound nothing"
+    assert window((new, 9_999)) == b"", "it was cut by somebody"

@@ -115,3 +115,12 @@ def test_the_end_of_a_log_is_as_long_as_asked_for(invoke: Invoke, server: Server
     server.node.log_file = tmp_path / "engine.log"
     server.node.log_file.write_text("first line\nsecond line\n")
     assert invoke("logs", "demo", option, "1")[1] == "second line\n"
+
+
+def test_a_log_is_of_so_long_ago_or_of_the_launch_before(invoke: Invoke, server: Server, tmp_path: Path) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("first line\n")
+    assert invoke("logs", "demo", "--since", "10m")[0] == 0
+    assert invoke("logs", "demo", "--previous", "-o", "json")[0] == 0
+    assert [call for call, _ in server.node.calls] == ["log since 600000, previous False", "log since None, previous True"]
+    assert invoke("logs", "demo", "--previous", "-f")[0] == 2

@@ -18,6 +18,10 @@ CHUNK_BYTES = 64 * 1024
 MAX_TAIL_BYTES = 16 << 20
 
 
+Place = tuple[int, int]
+"""A file by its inode, and an offset in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """An open file of the log, from ``start`` up to ``end``."""
@@ -36,10 +40,13 @@ class EngineLog:
         self._inode = self._offset = 0
         self._rest = b""
 
-    def past(self, lines: int) -> Generator[bytes]:
-        """The last ``lines`` lines as chunks, control characters escaped; those of the part before, if need be."""
+    def past(self, lines: int, begin: Place | None = None, end: Place | None = None) -> Generator[bytes]:
+        """The last ``lines`` lines as chunks, control characters escaped; those of the part before, if need be.
+
+        ``begin`` and ``end`` are where to read from and to; one that is no more in the log bounds nothing.
+        """
         with ExitStack() as stack:
-            parts = self._parts(stack, lines)
+            parts = self._parts(stack, lines, begin, end)
             rest = b""
             for part in parts:
                 at = part.start
@@ -65,23 +72,30 @@ class EngineLog:
         whole, self._rest = _lines(self._rest + block)
         return self._redact(whole.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
-    def _parts(self, stack: ExitStack, lines: int) -> list[_Part]:
+    def _parts(self, stack: ExitStack, lines: int, begin: Place | None, end: Place | None) -> list[_Part]:
         """Where the lines are, oldest first. The newest part's end is where ``appended`` goes on."""
         parts: list[_Part] = []
         budget = MAX_TAIL_BYTES
-        for path in (self._path, self._path.with_name(self._path.name + ".1")):
-            fd = self._open(stack, path)
-            if fd is None:
-                continue
-            found = os.fstat(fd)
+        files = [(path, fd, os.fstat(fd)) for path in self._names() if (fd := self._open(stack, path)) is not None]
+        ends_in = next((found.st_ino for _, _, found in files if end is not None and found.st_ino == end[0]), None)
+        for path, fd, found in files:
             if path == self._path:
                 self._inode, self._offset = found.st_ino, found.st_size
-            start, missing = _start_of_last(fd, found.st_size, lines, budget)
-            parts.insert(0, _Part(fd, start, found.st_size))
-            lines, budget = missing, budget - (found.st_size - start)
-            if lines <= 0 or budget <= 0:
+            stop = found.st_size
+            if end is not None and ends_in is not None:
+                stop, ends_in = (min(stop, end[1]), None) if found.st_ino == ends_in else (0, ends_in)
+            first = begin[1] if begin is not None and found.st_ino == begin[0] else None
+            start, missing = _start_of_last(fd, stop, lines, budget)
+            start = max(start, min(first or 0, stop))
+            parts.insert(0, _Part(fd, start, stop))
+            lines, budget = missing, budget - (stop - start)
+            if first is not None or lines <= 0 or budget <= 0:
                 break
         return parts
+
+    def _names(self) -> tuple[Path, Path]:
+        """The newest part, and the one before."""
+        return self._path, self._path.with_name(self._path.name + ".1")
 
     def _open(self, stack: ExitStack, path: Path) -> int | None:
         try:

@@ -62,11 +62,14 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     wanted = pool_id(request)
     lines = number(request, "lines", 200, 0, 10_000) or 0
     follow = switch(request, "follow", default=False)
+    since_ms, previous = number(request, "since_ms", None, 0, MAX_EVENT_ID), switch(request, "previous", default=False)
+    if follow and previous:
+        raise RequestError("cannot follow the log of a launch that has ended: leave follow or previous out")
     if request.method == "HEAD":
         context.node.status(wanted)
         return web.Response(content_type="text/plain")
     log = EngineLog(context.node.log_path(wanted), context.node.events.redactor.text)  # 404 for a pool that does not exist
-    past = log.past(lines)
+    past = log.past(lines, *context.node.log_window(wanted, since_ms, previous=previous))
     async with _stream(context, request, "text/plain; charset=utf-8") as response:
         try:
             while (chunk := await asyncio.to_thread(next, past, None)) is not None:

@@ -100,6 +100,8 @@ READ_ROUTES = (
         query=(
             Query("lines", "How many of the last lines.", {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 200}),
             Query("follow", "Go on with what is appended.", _BOOL),
+            Query("since_ms", "Only what is not older than so many ms, and a little more.", {"type": "integer", "minimum": 0}),
+            Query("previous", "The launch before the last one.", _BOOL),
         ),
         media="text/plain",
         private=True,

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pool_managerd.cli import completion
-from pool_managerd.cli.client import Daemon
-from pool_managerd.cli.exits import NO, USAGE, CommandFailed
+from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon, seconds
 from pool_managerd.cli.output import Format, moment, paint, printable
 from pool_managerd.cli.streams import end_with_reader
@@ -22,7 +21,7 @@ from pool_managerd.cli.table import wrapped
 Json = dict[str, Any]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
 Lines = Annotated[int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")]
-Previous = Annotated[bool, typer.Option("--previous", "-p", help="The end of the log of the launch that crashed last.")]
+Previous = Annotated[bool, typer.Option("--previous", "-p", help="Of the launch before the last one.")]
 _FEW = 20
 Count = Annotated[
     int | None,
@@ -44,60 +43,48 @@ _STEPS = frozenset({"died", "operation", "staging", "transition", "stop"})
 
 
 def logs(
-    pool_id: PoolId, follow: Follow = False, lines: Lines = 200, previous: Previous = False, url: Url = None,
+    pool_id: PoolId, follow: Follow = False, lines: Lines = 200, since: Since = None, previous: Previous = False, url: Url = None,
     config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Show the log of a pool's engine.
 
-    With -o json one object, and with -f one a line.
+    Engines write no times: --since begins where the log stood then, give or take seconds. With -o json it is one object, and
+    with -f one a line.
     """
+    if follow and previous:
+        raise CommandFailed("cannot follow a log that has ended", USAGE, hint="leave -f or --previous out")
+    age = seconds(since, "--since")
+    query: dict[str, int | bool] = {"lines": lines, "follow": follow}
+    query |= {} if age is None else {"since_ms": round(age * 1000)}
+    query |= {"previous": True} if previous else {}
     node = daemon(url, config)
     if follow:
         end_with_reader()
-    if previous:
-        _previous(node, pool_id, follow, lines, output)
-        return
-    found = _log_lines(node, pool_id, lines, follow) if output is Format.JSON else None
-    if found is None:
-        with node.stream("pools", pool_id, "logs", lines=lines, follow=follow) as chunks:
-            decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-            for chunk in chunks:
-                sys.stdout.write(_shown(decode(chunk)))
+    with node.stream("pools", pool_id, "logs", **query) as chunks:
+        if output is not Format.JSON:
+            for text in _decoded(chunks):
+                sys.stdout.write(_shown(text))
                 sys.stdout.flush()
-    elif follow:
-        for line in found:
-            _json_line({"pool_id": pool_id, "line": line})
-    else:
-        _print_log(pool_id, list(found), output)
+        elif follow:
+            for line in _lines(chunks):
+                _json_line({"pool_id": pool_id, "line": line})
+        else:
+            answer = {"pool_id": pool_id, "lines": list(_lines(chunks))}
+            sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
 
 
-def _previous(node: Daemon, pool_id: str, follow: bool, lines: int, output: Format) -> None:
-    """What was kept of the log when the engine crashed."""
-    if follow:
-        raise CommandFailed("cannot follow a log that has ended", USAGE, hint="leave -f or --previous out")
-    reports = node.get("pools", pool_id, "crashes")
-    if not reports:
-        hint = f"pool-managerd logs {pool_id} shows the log of all launches"
-        raise CommandFailed(f"pool {pool_id} has not crashed since the daemon started", NO, hint=hint)
-    tail = [str(line) for line in reports[-1].get("log_tail") or []]
-    _print_log(pool_id, tail[-lines:] if lines else [], output)
-
-
-def _print_log(pool_id: str, lines: list[str], output: Format) -> None:
-    if output is Format.JSON:
-        sys.stdout.write(json.dumps({"pool_id": pool_id, "lines": lines}, indent=2, ensure_ascii=False) + "\n")
-    else:
-        sys.stdout.write("".join(_shown(line) + "\n" for line in lines))
-
-
-def _log_lines(node: Daemon, pool_id: str, lines: int, follow: bool) -> Iterator[str]:
-    """Whole lines, as they come."""
+def _decoded(chunks: Iterable[bytes]) -> Iterator[str]:
+    """As text; a sign that is cut in two waits for its rest."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    return (decode(chunk) for chunk in chunks)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Whole lines, as they come."""
     rest = ""
-    with node.stream("pools", pool_id, "logs", lines=lines, follow=follow) as chunks:
-        for chunk in chunks:
-            *whole, rest = (rest + decode(chunk)).split("\n")
-            yield from whole
+    for text in _decoded(chunks):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
     if rest:
         yield rest
 

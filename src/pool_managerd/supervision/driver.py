@@ -17,6 +17,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.launch_work import LaunchWork
+from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.protocols import Alarm
 from pool_managerd.supervision.publishing import log_context, registry_fields
 from pool_managerd.supervision.services import Services
@@ -38,6 +39,7 @@ class PoolDriver:
         """Why the engine that was submitted to an earlier daemon does not run."""
         self.instance = Instance(pool_id)
         self.launch = Launch()
+        self.log_places = LogPlaces()
         self.last_drain: dict[str, Any] = {}
         self._boot = False
         self._s = services

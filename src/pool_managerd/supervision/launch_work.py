@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import workers
+from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.workers import Launch
 
@@ -72,6 +73,7 @@ class LaunchWork:
         if launch.prepared is None:
             return
         launch.log_mark = self._s.files.log_mark(self._driver.pool_id)
+        self._driver.log_places.launched(self._s.clock.wall_ms(), place_of(launch.log_mark))
         try:
             process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self._driver.policy.stop_grace_ms)
         except PoolError as problem:
@@ -112,6 +114,9 @@ class LaunchWork:
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
+        if not self._driver.external:
+            mark = self._s.files.log_mark(self._driver.pool_id)
+            self._driver.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
         event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, self._s)
         if self._driver.external and isinstance(event, ev.ProbeMissed):
             self._s.silent.add(self._driver.pool_id)
