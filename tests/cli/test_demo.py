@@ -57,6 +57,17 @@ def test_a_model_of_ones_own_needs_no_package_with_one(monkeypatch: pytest.Monke
 
 
 @needs_model
+def test_a_full_disk_is_said_once_everything_is_cleaned_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"'{sys.executable}' -m pool_managerd.cli demo >/dev/full"],
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
+        env=os.environ | {"PYTHONPATH": SOURCE, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "cannot write the output: No space left on device\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_model
 def test_a_reader_that_goes_away_does_not_disturb_it() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "pool_managerd.cli", "demo"],

@@ -61,6 +61,14 @@ def test_following_ends_quietly_when_the_reader_has_seen_enough(server: Server, 
     assert (code, err.split()) == (0, ["141"])
 
 
+@pytest.mark.parametrize("command", ["preflight -o table", "preflight", "config check good.yaml", "--show-completion bash"])
+def test_so_it_is_for_commands_that_ask_no_daemon(server: Server, tmp_path: Path, command: str) -> None:
+    (tmp_path / "good.yaml").write_text("profile: dev\n")
+    code, err = shell(server, f"cd {tmp_path}; {COMMAND} {command} >/dev/full")
+    assert (code, err) == (1, "cannot write the output: No space left on device\n")
+    assert shell(server, f"cd {tmp_path}; {{ {COMMAND} {command}; echo $? >&2; }} | true") == (0, "141\n")
+
+
 def test_an_error_that_cannot_be_told_keeps_its_exit_code(server: Server) -> None:
     assert shell(server, f"{COMMAND} status nope 2>/dev/full")[0] == 4
     assert shell(server, f"{COMMAND} pools --url http://127.0.0.1:1 2>/dev/full")[0] == 3

@@ -46,7 +46,10 @@ def run_demo(model: Path | None = None) -> int:
         config = demo_config(model, folder, engine_user=None if out_of_reach is None else "root")
         if out_of_reach is not None:
             screen.step(f"The demo's engine runs as root (daemon.engine_user: root), without isolation: {out_of_reach}", mark="!")
-        return asyncio.run(_demo(config, screen))
+        code = asyncio.run(_demo(config, screen))
+        if screen.lost is not None:  # the disk is full: said once everything is cleaned up
+            raise screen.lost
+        return code
     except PoolError as error:
         screen.failed(error.message, error.hint)
         return NO
@@ -120,6 +123,7 @@ class Screen:
         self._began = time.monotonic()
         self._last = ""
         self._gone = False
+        self.lost: OutputLostError | None = None
 
     def title(self, text: str) -> None:
         self.text(f"\n{paint(text, '1')}\n")
@@ -139,8 +143,9 @@ class Screen:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except OutputLostError:
+        except OutputLostError as lost:
             self._gone = True
+            self.lost = None if lost.reader_gone else lost
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for the flush at exit
 
     def failed(self, message: str, hint: str | None) -> None:

@@ -16,7 +16,7 @@ from pool_managerd.cli.picture import Line, draw
 
 Json = dict[str, Any]
 # What can be read on dark and on light: yellow, cyan and blue vanish on one of them, dim on both.
-_SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "magenta": "35", "yellow": "1"}
+_SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "bold green": "1;32", "magenta": "35", "yellow": "1"}
 _PIPE_COLUMNS, _MOST_COLUMNS, _FEWEST_COLUMNS = 80, 120, 40
 DeviceId = Annotated[
     str,

@@ -193,7 +193,7 @@ def _named(rows: Sequence[Row], symbols: str) -> Iterator[tuple[str, Row]]:
 
 
 def _style(letter: str) -> str:
-    return ("green", "magenta")[_POOLS.index(letter) % 2]
+    return ("green", "bold green")[_POOLS.index(letter) % 2]
 
 
 def _mib(size: int | None) -> str:
