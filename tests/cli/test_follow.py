@@ -54,6 +54,7 @@ def test_one_happening_is_one_line(invoke: Invoke, happened: Any) -> None:
 
 
 def test_a_drain_ends_once(invoke: Invoke, happened: Any) -> None:
+    happened("stop", "Stopping the engine of pool 'demo'", grace_ms=5000)
     happened("drain_finished", "Pool 'demo' has drained")
     happened("stopped", "Pool 'demo' is down and holds nothing")
     happened("stopped", "Pool 'demo' is down and holds nothing", pool_id="demo")

@@ -39,7 +39,7 @@ OfPool = Annotated[
 Level = Annotated[str, typer.Option("--level", help="debug, info, warn or error: this and what is worse.")]
 _LEVELS = {"debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "critical": 4}
 # One happening, one line: what these tell is told again, with its outcome, by the event that follows at once.
-_STEPS = frozenset({"died", "operation", "staging", "transition", "stop"})
+_STEPS = frozenset({"died", "operation", "staging", "transition"})
 
 
 def logs(
@@ -124,7 +124,8 @@ def events(
 def _wanted(event: Json, floor: int, pools: frozenset[str]) -> bool:
     if pools and event.get("pool_id") not in pools:
         return False
-    return _LEVELS.get(str(event.get("level")), 1) >= floor and (floor == 0 or event.get("type") not in _STEPS)
+    step = event.get("type") in _STEPS or (event.get("type") == "stop" and event.get("grace_ms") is not None)
+    return _LEVELS.get(str(event.get("level")), 1) >= floor and (floor == 0 or not step)
 
 
 class _Shown:
