@@ -1,7 +1,6 @@
 """PoolManager: the façade that the API, the CLI and embedders call. Runs in the caller's event loop.
 
-It installs no signal handlers and configures no logging. Reads are synchronous and never block; changes are durable
-before they are acknowledged.
+It installs no signal handlers and configures no logging. Reads never block; changes are durable before they are acknowledged.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pool_managerd.supervision.device_view import device_named, devices_view, sn
 from pool_managerd.supervision.event_log import Event, EventLog, Subscription
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
-from pool_managerd.supervision.log_places import Place
+from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
@@ -61,10 +60,7 @@ class PoolManager:
     # --- life ---
 
     def claim(self) -> None:
-        """Take the state and the runtime directory before anything else happens; entering does it, too.
-
-        Raises NodeError ALREADY_RUNNING with the pid of the daemon that has them.
-        """
+        """Take state and runtime directory, as entering does. Raises NodeError ALREADY_RUNNING with the pid of who has them."""
         self._a.claim()
 
     def unclaim(self) -> None:
@@ -160,19 +156,9 @@ class PoolManager:
         self._pools.get(pool_id)
         return self._a.files.log_path(pool_id)
 
-    def log_window(self, pool_id: str, since_ms: int | None, *, previous: bool) -> tuple[Place | None, Place | None]:
-        """Where to read the engine's log from and to; None: its beginning, its end. ``since_ms``: how long ago at most.
-
-        ``previous``: the launch before the last one. Raises RequestError LAUNCH_NOT_FOUND when this daemon has seen none.
-        """
-        places = self._pools.get(pool_id).log_places
-        start, end = (None, None) if not previous else places.previous() or (None, None)
-        if previous and end is None:
-            message = f"cannot show an earlier launch of pool {pool_id}: since the daemon started there was at most one"
-            raise RequestError(message, code="LAUNCH_NOT_FOUND", status=404, pool_id=pool_id)
-        if since_ms is not None:
-            start = places.since(self._a.clock.wall_ms() - since_ms) or start
-        return start, end
+    def log_places(self, pool_id: str) -> LogPlaces:
+        """Where the engine's log stood when: what to read for ``since`` a time, or for the launch before the last one."""
+        return self._pools.get(pool_id).log_places
 
     def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
         """The last lines of that log. Raises RequestError POOL_NOT_FOUND."""

@@ -13,6 +13,7 @@ from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.log_places import LogPlaces
 from tests.api.fake_devices import FakeDevices
 
 Json = dict[str, Any]
@@ -144,6 +145,7 @@ class FakeNode(FakeDevices):
         self.past_leases: set[str] = set()
         self.submitted: list[PreparedEngine | None] = []
         self.calls: list[tuple[str, str]] = []
+        self.places = LogPlaces()
         self.fail_next: PoolError | Exception | None = None
         self.log_file = Path("/nonexistent")  # a test that reads the log says where it is
         self.devices_problem: Json | None = None
@@ -201,10 +203,9 @@ class FakeNode(FakeDevices):
         self._pool(pool_id)
         return self.log_file
 
-    def log_window(self, pool_id: str, since_ms: int | None, *, previous: bool) -> tuple[Any, Any]:
+    def log_places(self, pool_id: str) -> LogPlaces:
         self._pool(pool_id)
-        self.calls.append((f"log since {since_ms}, previous {previous}", pool_id))
-        return None, None
+        return self.places
 
     def readiness(self) -> tuple[bool, list[Json]]:
         missing = [p for p in self.statuses() if not p["ready"]]

@@ -53,6 +53,13 @@ def test_one_happening_is_one_line(invoke: Invoke, happened: Any) -> None:
     assert len(sentences(invoke, "--level", "debug")) == 5, "every step; what the crash said is not said again"
 
 
+def test_what_a_pool_could_not_start_for_is_not_said_again_by_the_preflight(invoke: Invoke, happened: Any) -> None:
+    happened("preload_failed", "Pool 'demo' could not start: cannot use m.gguf (convert it)", level="error")
+    happened("preflight", "cannot use m.gguf", level="error", pool_id=None)
+    happened("preflight", "there is no GPU", level="error", pool_id=None)
+    assert len(sentences(invoke)) == 2
+
+
 def test_a_drain_ends_once(invoke: Invoke, happened: Any) -> None:
     happened("stop", "Stopping the engine of pool 'demo'", grace_ms=5000)
     happened("drain_finished", "Pool 'demo' has drained")
@@ -119,9 +126,18 @@ def test_the_end_of_a_log_is_as_long_as_asked_for(invoke: Invoke, server: Server
 
 
 def test_a_log_is_of_so_long_ago_or_of_the_launch_before(invoke: Invoke, server: Server, tmp_path: Path) -> None:
-    server.node.log_file = tmp_path / "engine.log"
-    server.node.log_file.write_text("first line\n")
-    assert invoke("logs", "demo", "--since", "10m")[0] == 0
-    assert invoke("logs", "demo", "--previous", "-o", "json")[0] == 0
-    assert [call for call, _ in server.node.calls] == ["log since 600000, previous False", "log since None, previous True"]
+    log = server.node.log_file = tmp_path / "engine.log"
+    log.write_text("first launch\nsecond launch\nits end\n")
+    file, now = log.stat().st_ino, round(time.time() * 1000)
+    code, _, err = invoke("logs", "demo", "--previous")
+    assert (code, "at most one" in err) == (4, True)
+    server.node.places.launched(now - 3_600_000, (file, 0))
+    server.node.places.launched(now - 1_200_000, (file, 13))
+    server.node.places.seen(now - 300_000, (file, 27))
+    assert invoke("logs", "demo", "--previous")[1] == "first launch\n"
+    assert json.loads(invoke("logs", "demo", "--previous", "-o", "json")[1])["lines"] == ["first launch"]
+    assert invoke("logs", "demo", "--since", "2m")[1] == "its end\n"
+    assert invoke("logs", "demo", "--since", "10m")[1] == "second launch\nits end\n", "a little more than asked for"
+    assert invoke("logs", "demo", "--since", "10m", "--tail", "1")[1] == "its end\n"
+    assert invoke("logs", "demo", "--since", "3h")[1].count("\n") == 3
     assert invoke("logs", "demo", "--previous", "-f")[0] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -69,7 +70,7 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
         context.node.status(wanted)
         return web.Response(content_type="text/plain")
     log = EngineLog(context.node.log_path(wanted), context.node.events.redactor.text)  # 404 for a pool that does not exist
-    past = log.past(lines, *context.node.log_window(wanted, since_ms, previous=previous))
+    past = log.past(lines, *_window(context, wanted, since_ms, previous=previous))
     async with _stream(context, request, "text/plain; charset=utf-8") as response:
         try:
             while (chunk := await asyncio.to_thread(next, past, None)) is not None:
@@ -83,6 +84,20 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(context.closing.wait(), context.streams.poll_s)
     return response
+
+
+def _window(
+    context: ApiContext, wanted: str, since_ms: int | None, *, previous: bool
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Where to read the log from and to. Raises RequestError LAUNCH_NOT_FOUND for a launch that nothing is known of."""
+    places = context.node.log_places(wanted)
+    start, end = (None, None) if not previous else places.previous() or (None, None)
+    if previous and end is None:
+        message = f"cannot show an earlier launch of pool {wanted}: since the daemon started there was at most one"
+        raise RequestError(message, code="LAUNCH_NOT_FOUND", status=404, pool_id=wanted)
+    if since_ms is not None:
+        start = places.since(round(time.time() * 1000) - since_ms) or start
+    return start, end
 
 
 def event_frame(event: Event) -> bytes:

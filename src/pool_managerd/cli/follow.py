@@ -6,6 +6,7 @@ import codecs
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
@@ -135,6 +136,7 @@ class _Shown:
         self._output = output
         self._error: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
+        self._recent: deque[str] = deque(maxlen=_FEW)
 
     def __call__(self, event: Json) -> None:
         if self._output is Format.JSON:
@@ -150,7 +152,10 @@ class _Shown:
             return  # a start that failed by this crash
         elif kind == "stopped" and before == "drain_finished":
             return
+        elif kind == "preflight" and any(human in line for line in self._recent):
+            return  # what stood in a pool's way was said with its name
         self._error[pool] = told
+        self._recent.append(human)
         level = str(event.get("level", ""))
         style = {"warn": "1", "error": "31", "critical": "31"}.get(level, "")
         when = str(moment(event.get("ts_ms"), short=sys.stdout.isatty()))
