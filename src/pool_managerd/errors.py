@@ -94,6 +94,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "INVALID_PARAMS": "The request is wrong; the message names what.",
     "INVALID_POOL_ID": "The text cannot name a pool.",
     "ISOLATION_REQUIRED": "Profile cloud starts no engine that shares the daemon's user.",
+    "LAUNCH_NOT_FOUND": "The log of that launch is not kept, or there was none.",
     "LEASE_NOT_FOUND": "That lease was never given, or is over.",
     "MISSING_TOKEN": "The request needs a bearer token.",
     "NODE_UNAVAILABLE": "The node cannot do it now: it is starting, shutting down, or short of something.",

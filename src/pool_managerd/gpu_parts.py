@@ -106,7 +106,7 @@ class GpuParts:
         return Admission(gpus, StartSizer(self._config, models, engines), available_ram_bytes, self._store, rules)
 
     def ram(self) -> tuple[int, int]:
-        """Available and total main memory of this daemon, in bytes."""
+        """Available and total RAM of this daemon, in bytes."""
         return available_ram_bytes(), total_ram_bytes()
 
     async def preflight(self) -> Report:

@@ -174,7 +174,7 @@ class Adapters:
         self.fatal(problem)
 
     def ram(self) -> tuple[int, int]:
-        """Available and total main memory, in bytes."""
+        """Available and total RAM, in bytes."""
         return self._gpu_parts.ram()
 
     async def preflight(self) -> Report:

@@ -23,7 +23,7 @@ GPU 0  NVIDIA GeForce RTX 4090  ok  61 °C  287 W  98 % busy  driver 570.86.15
   B  pool late               0 MiB  of 4,096 reserved
   1  python3 (pid 999)   1,024 MiB  not ours
   =  driver                500 MiB
-  .  free               14,848 MiB  of 24,564 MiB; 8,704 MiB not promised
+  .  free               14,848 MiB  of 24,564 MiB; 8,704 MiB not reserved
 """
 
 

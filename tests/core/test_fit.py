@@ -31,7 +31,7 @@ def fit(shape: ModelShape = LLAMA_8B, n_devices: int = 1, **settings: Any) -> Fo
 def test_the_parts_of_an_eight_billion_model() -> None:
     found = fit()
     assert found.kv.size_bytes == GIB, "8192 tokens × 32 layers × 2 × 8 heads × 128 numbers × 2 bytes"
-    assert found.weights.size_bytes == 4_920_000_000 - 295_000_000, "the token embedding stays in main memory"
+    assert found.weights.size_bytes == 4_920_000_000 - 295_000_000, "the token embedding stays in RAM"
     assert 100 * MIB < found.compute.size_bytes < 200 * MIB
     assert found.gpu_bytes == found.weights.size_bytes + found.kv.size_bytes + found.compute.size_bytes + OVERHEAD
     assert found.host.size_bytes > 295_000_000
@@ -127,7 +127,7 @@ def test_a_measurement_replaces_the_estimate_and_its_spread_the_error() -> None:
     assert found.error_bytes == GIB // 4
     assert found.explain()[-2:] == (
         "measured before (3 loads): 6 GiB after loading, 7 GiB at the peak",
-        "loads were up to 256 MiB apart, which is promised on top of the peak",
+        "loads were up to 256 MiB apart, which is reserved on top of the peak",
     )
     assert found.with_measurement(None) == fit()
     assert fit(n_devices=2).with_measurement(measured).per_device((0.5, 0.5)) == fit(n_devices=2).per_device((0.5, 0.5))
@@ -139,7 +139,7 @@ def test_it_explains_itself() -> None:
         "KV cache, 4 × 2048 tokens, q8_0/f16: 784 MiB",
         "compute buffers for 512 tokens at once: 110 MiB ± 25%",
         "overhead: 512 MiB",
-        "main memory: 684 MiB ± 25%, up to 8 GiB more while it serves",
+        "RAM: 684 MiB ± 25%, up to 8 GiB more while it serves",
     )
 
 

@@ -22,7 +22,7 @@ def test_two_starts_cannot_both_take_the_last_memory() -> None:
     with pytest.raises(NodeError) as refused:
         ledger.reserve(promise("b", 14), account(devices, ledger.all(), {}))
     assert refused.value.code == "INSUFFICIENT_VRAM"
-    assert "needs 14 GiB on GPU 0" in refused.value.message and "10 GiB of 24 GiB may still be promised" in refused.value.message
+    assert "needs 14 GiB on GPU 0" in refused.value.message and "10 GiB of 24 GiB may still be reserved" in refused.value.message
     assert "held by pool a 14 GiB" in refused.value.message
     assert [r.pool_id for r in ledger.all()] == ["a"]
 

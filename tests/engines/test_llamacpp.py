@@ -150,7 +150,7 @@ def test_every_adapter_and_tensor_rule_of_a_list_is_kept(tmp_path: Path) -> None
         "--lora", str(tmp_path / "b.gguf"), "--lora", f"{tmp_path}/a.gguf,{tmp_path}/c.gguf",
     )  # fmt: skip
     assert [built[at + 1] for at, item in enumerate(built) if item == "--override-tensor"] == ["a=CUDA0", "b=CUDA0"]
-    with pytest.raises(SpecError, match="keeps tensors in main memory"):
+    with pytest.raises(SpecError, match="keeps tensors in RAM"):
         build(HOME, "-ot", "a=CUDA0", "-ot", "exps=CPU")
     with pytest.raises(SpecError, match="lies outside"):
         build(HOME, "--lora", str(tmp_path / "a.gguf"), "--lora", "/etc/passwd", model=model)

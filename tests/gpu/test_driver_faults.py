@@ -29,7 +29,7 @@ def test_after_a_driver_update_engines_go_on_and_new_ones_wait_with_the_remedy(m
     node.become(ONE, "fault init=18", "fault scan=18")
     until(lambda: node.devices()["stale"], "the fault to be seen")
     assert node.post("/v1/pools/b/start")[0] == 202
-    error = node.until_refused("b", "cannot start pool b: the GPUs cannot be looked at", "different versions")
+    error = node.until_refused("b", "cannot start pool b: the GPUs cannot be scanned", "different versions")
     assert "reboot, or reload the nvidia kernel module" in error
     (blocker,) = node.get("/v1/pools/b/explain")[1]["blockers"]
     assert "different versions" in str(blocker)
@@ -74,7 +74,7 @@ def test_a_driver_that_aborts_takes_only_the_worker_with_it(make_node: MakeNode,
     assert node.devices()["problem"]["code"] == "nvml_crashed"
     assert not alive(worker[0]) and alive(daemon)
     node.post("/v1/pools/b/start")
-    node.until_refused("b", "the GPUs cannot be looked at")
+    node.until_refused("b", "the GPUs cannot be scanned")
     node.become(ONE)
     node.until_ready("b")
     goes_on(node, engine)

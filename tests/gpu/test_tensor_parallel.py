@@ -61,7 +61,7 @@ def test_it_takes_equal_parts_of_its_gpus_and_is_told_so(make_node: MakeNode, ll
     assert node.status("both")["engine_version"] == "vllm-unknown" and node.status("both")["compute"] == "gpu"
 
     code, refused = node.post("/v1/pools/late/start?wait=true")
-    assert code == 500 and "needs" in node.until_refused("late", "GiB", "may still be promised"), refused
+    assert code == 500 and "needs" in node.until_refused("late", "GiB", "may still be reserved"), refused
 
 
 def test_what_cannot_be_divided_equally_is_refused_before_anything_is_started(

@@ -87,7 +87,7 @@ def test_placement_counts_what_is_promised_to_others_and_not_what_a_pool_was_pro
     code = node.command("explain", "--place", "--pin", "code", "--vram", "7GiB", "-o", "json")
     assert code.returncode == 0, code.stdout
     shown = node.command("explain", "code").stdout
-    assert "is ready already" in shown and "memory: 8 GiB promised on GPU 1" in shown and "needs: as configured: 8 GiB" in shown
+    assert "is ready already" in shown and "memory: 8 GiB reserved on GPU 1" in shown and "needs: as configured: 8 GiB" in shown
 
 
 def test_an_exclusive_pool_shares_its_gpu_with_nobody(make_node: MakeNode, fake: MakePool) -> None:

@@ -111,7 +111,7 @@ async def test_a_daemon_that_ends_does_not_wait_long_for_memory(made: list[GpuWo
     await settle(60)
     assert world.phase("a") is Phase.FAILED
     error = str(world.pools.get("a").instance.last_error)
-    assert error.endswith("is free: the GPUs cannot be looked at: the driver does not answer")
+    assert error.endswith("is free: the GPUs cannot be scanned: the driver does not answer")
 
 
 async def test_a_hanging_look_holds_up_no_shutdown_and_is_not_taken_for_free_memory(made: list[GpuWorld]) -> None:

@@ -73,7 +73,7 @@ async def test_without_sight_of_the_gpus_nothing_starts_and_what_runs_goes_on(ma
     await world.see(*TWO, problem=ScanProblem("driver_mismatch", "library and kernel module differ", "reboot"))
     b = await world.begin("b")
     assert view(a.instance).ready and world.phase("b") is Phase.BACKOFF and len(world.fakes.launcher.processes) == 1
-    assert "the GPUs cannot be looked at: library and kernel module differ (reboot)" in str(b.instance.last_error)
+    assert "the GPUs cannot be scanned: library and kernel module differ (reboot)" in str(b.instance.last_error)
 
 
 async def test_a_cordoned_gpu_takes_nothing_new_and_survives_the_daemon(made: list[GpuWorld]) -> None:

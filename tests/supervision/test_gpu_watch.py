@@ -179,7 +179,7 @@ async def test_a_release_that_fails_is_told_and_the_gpus_are_looked_at_on(world:
     watching = asyncio.create_task(world.fakes.watch.run())
 
     async def stuck() -> None:
-        raise NodeError("cannot let go of the GPU driver: process 7 is stuck in it and cannot be killed")
+        raise NodeError("cannot release the GPU driver: process 7 is stuck in it and cannot be killed")
 
     world.fakes.monitor.release = stuck  # type: ignore[method-assign]
     before = world.fakes.monitor.looks

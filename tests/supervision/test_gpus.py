@@ -136,7 +136,7 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     world.fakes.needs["a"] = LaunchFacts("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
     a = await world.begin("a")
     assert a.instance.reason is None and world.phase("a") is Phase.BACKOFF
-    assert "needs 100 GiB of main memory and 64 GiB are available" in str(a.instance.last_error)
+    assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.instance.last_error)
 
 
 async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -> None:

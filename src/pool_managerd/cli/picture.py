@@ -146,7 +146,7 @@ def _legend_rows(device: Row) -> Iterator[tuple[str, str, str, str, str]]:
     if device.get("vram_driver_bytes"):
         yield DRIVER, "driver", _mib(device["vram_driver_bytes"]), "", ""
     kept = device.get("kept_for")
-    promise = f"kept for pool {plain(kept)}" if kept else f"{_mib(device['vram_available_bytes'])} MiB not promised"
+    promise = f"kept for pool {plain(kept)}" if kept else f"{_mib(device['vram_available_bytes'])} MiB not reserved"
     yield FREE, "free", _mib(device["vram_free_bytes"]), f"of {total} MiB; {promise}", ""
 
 

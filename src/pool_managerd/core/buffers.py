@@ -139,7 +139,7 @@ def pipeline_bytes(shape: ModelShape, settings: EngineSettings) -> int:
 
 
 def host_compute_bytes(shape: ModelShape, settings: EngineSettings) -> int:
-    """What stays in main memory when the layers are on a GPU: embedded tokens, masks, and logits to sample from."""
+    """What stays in RAM when the layers are on a GPU: embedded tokens, masks, and logits to sample from."""
     logits = _FLOAT * (shape.n_vocab or 0) * max(1, settings.parallel)
     embedded = settings.ubatch * _FLOAT * _STREAMS_ON_HOST * (shape.n_embd or 0)
     return embedded + settings.ubatch * _mask_bytes(shape, settings) + logits

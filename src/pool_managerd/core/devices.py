@@ -147,4 +147,4 @@ class DeviceIncident:
     text: str = ""
 
 
-NOT_SCANNED = DeviceScan(problem=ScanProblem("not_scanned", "the GPUs were not looked at yet"))
+NOT_SCANNED = DeviceScan(problem=ScanProblem("not_scanned", "the GPUs were not scanned yet"))

@@ -64,7 +64,7 @@ NOTHING = Amount("nothing", 0)
 class Footprint:
     """What a launch will hold. ``weights`` and ``kv`` are shared out among the GPUs, ``compute`` and ``overhead`` each has.
 
-    Without a GPU all four are in main memory, and in ``host``. ``host_growth_bytes`` may be added to ``host`` while it
+    Without a GPU all four are in RAM, and in ``host``. ``host_growth_bytes`` may be added to ``host`` while it
     serves; None: without limit. ``layer_bytes`` (weights and KV cache of each layer) and ``output_bytes``, which follow
     the last layer, are known for engines that divide a model by layers. ``claimed_bytes`` per GPU is what an engine takes
     whatever it needs. ``measured`` replaces the estimate where a like launch was seen before. ``notes`` say what is not counted.
@@ -141,7 +141,7 @@ class Footprint:
             lines.append(f"measured before ({count(self.measured.samples, 'load')}): {load} after loading, {peak} at the peak")
             if any(self.measured.spread_bytes):
                 spread = ", ".join(map(size, self.measured.spread_bytes))
-                lines.append(f"loads were up to {spread} apart, which is promised on top of the peak")
+                lines.append(f"loads were up to {spread} apart, which is reserved on top of the peak")
         return (*lines, *self.notes)
 
     def _by_layer(self, ratios: Sequence[float]) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ def estimate(
     """What a launch will allocate. Never raises for unknown facts.
 
     More context never needs less, nor do more slots of the same context; at the same total they may, by the engine's
-    rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in main memory. ``device_bytes`` are the sizes of
+    rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in RAM. ``device_bytes`` are the sizes of
     the GPUs, for an engine that takes a fraction of each.
     """
     if isinstance(settings, DeviceFraction):
@@ -207,7 +207,7 @@ def _with_notes(found: Footprint, shape: ModelShape, settings: EngineSettings) -
     if not shape.known:
         notes.append(f"the architecture {shape.architecture!r} is unknown here: its cache and state are a guess")
     if settings.rules and not shape.tensors:
-        notes.append("which weights stay in main memory is not counted: the model has too many tensors to look at each")
+        notes.append("which weights stay in RAM is not counted: the model has too many tensors to look at each")
     if settings.unmodelled:
         notes.append(f"not counted: {', '.join(settings.unmodelled)}, which changes what is needed")
     if not notes:
@@ -275,9 +275,9 @@ def _host(
     base = HOST_BASE_BYTES + HOST_PER_TOKEN_BYTES * (shape.n_vocab or 0) + n_devices * HOST_PER_GPU_BYTES
     base += int(weights.size_bytes * (1 - on_gpu)) + int(kv.size_bytes * (1 - kv_gpu))
     if n_devices == 0:
-        return Amount("main memory for all of it", base + compute.size_bytes, ROUGH)
+        return Amount("RAM for all of it", base + compute.size_bytes, ROUGH)
     base += shape.input_bytes + buffers.host_compute_bytes(shape, settings)
-    return Amount("main memory", base, ROUGH)
+    return Amount("RAM", base, ROUGH)
 
 
 def _layers(shape: ModelShape, weights: Amount, kv: tuple[int, ...], kept: Mapping[int | None, int]) -> tuple[int, ...]:
@@ -316,7 +316,7 @@ def _claimed(
         kv=kv,
         compute=NOTHING,
         overhead=Amount("overhead", overhead_bytes if n_devices else 0),
-        host=Amount("main memory", HOST_FRACTION_ENGINE_BYTES + on_cpu, ROUGH),
+        host=Amount("RAM", HOST_FRACTION_ENGINE_BYTES + on_cpu, ROUGH),
         n_devices=n_devices,
         claimed_bytes=tuple(int(total * settings.fraction) for total in device_bytes),
     )

@@ -38,7 +38,7 @@ class ModelShape:
     """The facts that a fit estimate needs. An unknown fact is None and makes the estimate wider.
 
     ``weights_bytes`` counts the tensors of all parts of a split model, ``input_bytes`` the token embedding among them
-    (llama.cpp keeps it in main memory), ``output_bytes`` the output matrix. ``tied_output``: there is none, and an
+    (llama.cpp keeps it in RAM), ``output_bytes`` the output matrix. ``tied_output``: there is none, and an
     engine uses the token embedding a second time. ``kv_heads`` has an entry per layer, 0 where a layer has no KV
     cache. ``latent_cache``: compressed attention (MLA) that stores no values beside the keys. ``feed_forward`` is the
     widest layer's width as it is computed for one token. ``unsure_cache``: the header tells of caches that are not counted;

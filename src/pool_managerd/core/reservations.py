@@ -70,7 +70,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccount:
-    """One device's memory, divided: the driver's, pools', foreigners', and what may still be promised."""
+    """One device's memory, divided: the driver's, pools', foreigners', and what may still be reserved."""
 
     device: DeviceSnapshot
     holdings: tuple[Holding, ...] = ()
@@ -79,7 +79,7 @@ class DeviceAccount:
 
     @property
     def available_bytes(self) -> int:
-        """What may still be promised."""
+        """What may still be reserved."""
         d = self.device
         taken = d.vram_reserved_bytes + self.foreign_bytes + sum(h.counted_bytes for h in self.holdings)
         return max(0, d.vram_total_bytes - taken)
@@ -261,7 +261,7 @@ def insufficient(pool_id: str, device: DeviceSnapshot, needed: int, free: int, h
         hint = "set `tensor_split: auto` to use several GPUs, lower ctx or slots, or use a smaller quantisation"
     else:
         total = size(device.vram_total_bytes)
-        text = f"{start} {where}, where {size(free)} of {total} may still be promised; the rest is held by {holders}"
+        text = f"{start} {where}, where {size(free)} of {total} may still be reserved; the rest is held by {holders}"
         hint = "free memory there, use another GPU, or lower ctx or slots"
     return NodeError(
         text, code="INSUFFICIENT_VRAM", status=503, pool_id=pool_id, hint=hint,

@@ -206,7 +206,7 @@ def _check_on_gpu(use: FlagUse, table: OptionTable) -> None:
     if any(table.names(use, name) for name in rules.DEVICES) and value in ("none", "cpu"):
         raise _gpu_only(f"{use.name} {value}", "it leaves the GPUs out")
     if any(table.names(use, name) for name in rules.TENSOR_PLACES) and re.search(r"=\s*cpu", value):
-        raise _gpu_only(f"{use.name} {use.values[0]}", "it keeps tensors in main memory")
+        raise _gpu_only(f"{use.name} {use.values[0]}", "it keeps tensors in RAM")
     if any(table.names(use, name) for name in rules.LAYERS) and not _all_layers(value):
         raise _gpu_only(
             f"{use.name} {use.values[0]}", "it may leave layers on the CPU; leave it out, all layers are placed on the GPU"

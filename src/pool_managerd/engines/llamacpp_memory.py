@@ -256,7 +256,7 @@ class Allocations:
 
     @property
     def host_bytes(self) -> int:
-        """Main memory, mapped files included."""
+        """RAM, mapped files included."""
         return sum(entry.size_bytes for entry in self.entries if entry.on_host)
 
     def of(self, kind: str) -> int:

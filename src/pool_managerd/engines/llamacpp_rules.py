@@ -81,12 +81,12 @@ FILES: tuple[str, ...] = (
 """Flags whose value is a file (or a list with commas): only beside the model or under the configuration's directory."""
 
 ON_CPU: dict[str, str] = {
-    "--no-kv-offload": "it keeps the KV cache in main memory",
+    "--no-kv-offload": "it keeps the KV cache in RAM",
     "--no-mmproj-offload": "it runs the projector on the CPU",
-    "--cpu-moe": "it keeps experts in main memory",
-    "--n-cpu-moe": "it keeps experts in main memory",
-    "--cpu-moe-draft": "it keeps experts of the draft model in main memory",
-    "--n-cpu-moe-draft": "it keeps experts of the draft model in main memory",
+    "--cpu-moe": "it keeps experts in RAM",
+    "--n-cpu-moe": "it keeps experts in RAM",
+    "--cpu-moe-draft": "it keeps experts of the draft model in RAM",
+    "--n-cpu-moe-draft": "it keeps experts of the draft model in RAM",
 }
 """Flags that put work or weights on the CPU: refused outside profile dev (SPEC §20 no. 37)."""
 
@@ -101,7 +101,7 @@ GPU_CHOICE: dict[str, tuple[str, str]] = {
 
 PLACES = r"cpu\w*|\w+_host"
 PLACES_WITH_ONE = rf"{PLACES}|[a-z]+0(?:_\w+)?"
-"""Where rules on tensors may put them: into main memory, which is counted, or on the only GPU."""
+"""Where rules on tensors may put them: into RAM, which is counted, or on the only GPU."""
 
 TENSOR_PLACES = ("--override-tensor", "--override-tensor-draft")
 LAYERS = ("--n-gpu-layers", "--n-gpu-layers-draft")
@@ -110,6 +110,6 @@ ALL_LAYERS = 999
 CLEARLY_ALL = 99
 """From here on a number of layers is how people write "all"."""
 
-ENV_REFUSED_ON_GPU = {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "it lets weights spill into main memory"}
+ENV_REFUSED_ON_GPU = {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "it lets weights spill into RAM"}
 ENV_FLAG_PREFIXES = ("LLAMA_ARG_", "LLAMA_API_KEY")
 """llama.cpp reads flags from these too, which would pass by every rule here."""

@@ -31,8 +31,8 @@ _CODE = "it runs code of your choice inside the engine"
 _OTHERS = "it sends the model's work to other machines"
 _REPLICA = "one engine is one replica; add a pool instead"
 _DOWNLOAD = "it lets the engine download models, past the policy and the digest check; use pools[].model"
-_RAM = "it keeps weights in main memory (GPU-only enforcement)"
-_MEMORY = "the engine would not keep to the memory that the pool was promised; use pools[].vram_bytes"
+_RAM = "it keeps weights in RAM (GPU-only enforcement)"
+_MEMORY = "the engine would not keep to the memory that is reserved for the pool; use pools[].vram_bytes"
 _ELSEWHERE = "the daemon could not find the engine's health"
 _FILES = "it opens files of this machine to whoever reaches the engine"
 _LOG = "the engine's output belongs in the pool's own, bounded log"
@@ -54,7 +54,7 @@ REFUSED: Mapping[str, str] = MappingProxyType({
     "--offload-num-in-group": _RAM,
     "--offload-params": _RAM,
     "--offload-prefetch-step": _RAM,
-    "--kv-offloading-size": "it keeps the KV cache in main memory (GPU-only enforcement)",
+    "--kv-offloading-size": "it keeps the KV cache in RAM (GPU-only enforcement)",
     "--pipeline-parallel-size": "only tensor parallel is supported; use pools[].tensor_split: auto",
     "--prefill-context-parallel-size": "only tensor parallel is supported; use pools[].tensor_split: auto",
     "--device-ids": "the daemon chooses the GPUs; use pools[].devices",

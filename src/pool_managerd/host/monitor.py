@@ -19,7 +19,7 @@ from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerDied,
 _SEE_DMESG = "see dmesg | grep -i nvrm and run nvidia-smi; devices release lets go of the driver"
 _NO_PROCESS = "see that the limits on processes, files and memory (ulimit -a) leave room for one more process"
 _RELEASED = ScanProblem(
-    "released", "the GPU driver's library was let go of on request", "pool-managerd devices resume takes it up again"
+    "released", "the GPU driver's library was released on request", "pool-managerd devices resume takes it up again"
 )
 _MAX_NOTES = 20
 _FORGET, _TIMES_WHAT_IT_TAKES = 0.99, 3.0
@@ -106,7 +106,7 @@ class NvmlMonitor:
         if stuck:
             self._released = False
             raise NodeError(
-                f"cannot let go of the GPU driver: process {', '.join(stuck)} is stuck in it and cannot be killed",
+                f"cannot release the GPU driver: process {', '.join(stuck)} is stuck in it and cannot be killed",
                 hint="only a reboot ends a process that the driver does not give back",
             )  # fmt: skip
 

@@ -171,7 +171,7 @@ class Admission:
             )  # fmt: skip
 
     def _check_ram(self, driver: PoolDriver, sizing: LaunchSizing, n_devices: int) -> None:
-        """Main memory, too, is not promised twice: what other pools that are just loading will need is not free."""
+        """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
         needed = sizing.footprint(n_devices).host.size_bytes
         if self._rules.fit != "enforce" or not needed:
             return
@@ -180,7 +180,7 @@ class Admission:
         free = max(0, self._free_ram() - promised)
         if needed > free:
             raise NodeError(
-                f"cannot start pool {driver.pool_id}: it needs {size(needed)} of main memory and {size(free)} are available",
+                f"cannot start pool {driver.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",
                 code="INSUFFICIENT_RAM", status=503, pool_id=driver.pool_id,
                 hint="end other programs, lower ctx or slots, or raise the memory limit of the daemon's container",
                 details={"needed_bytes": needed, "free_bytes": free},

@@ -115,7 +115,7 @@ class GpuMemory:
         scan, reservation = self._scan(), self.ledger.get(pool_id)
         if scan.problem is not None:
             hint = f" ({scan.problem.hint})" if scan.problem.hint else ""
-            return Leftover(f"the GPUs cannot be looked at: {scan.problem.message}{hint}")
+            return Leftover(f"the GPUs cannot be scanned: {scan.problem.message}{hint}")
         accounts = self.accounts()
         # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
         fresh = [d for d in scan.devices if d.error is None]

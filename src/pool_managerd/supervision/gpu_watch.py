@@ -179,7 +179,7 @@ class GpuWatch:
         except NodeError:
             self.wake()  # it was not let go of after all
             raise
-        self._events.emit("devices_released", "The GPU driver's library was let go of; nothing starts until it is taken up again")
+        self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is taken up again")
         await self.look()
 
     async def resume(self) -> None:
@@ -256,7 +256,7 @@ class GpuWatch:
     def _tell_problem(self, before: DeviceScan, now: DeviceScan) -> None:
         if now.problem is not None and (before.problem is None or before.problem.code != now.problem.code):
             quiet = now.no_gpus or now.problem.code == "released"
-            self._events.emit("device_scan", f"The GPUs cannot be looked at: {now.problem.message}",
+            self._events.emit("device_scan", f"The GPUs cannot be scanned: {now.problem.message}",
                               level="debug" if quiet else "error", code=now.problem.code, hint=now.problem.hint)  # fmt: skip
         elif now.problem is None and before.problem is not None:
             found = ", ".join(f"{d.label} ({d.name})" for d in now.devices) or "none"
@@ -281,7 +281,7 @@ def require_scan(scan: DeviceScan, pool_id: str) -> None:
     """Raises NodeError GPU_UNAVAILABLE unless ``scan`` may be relied on: what cannot be seen is not used."""
     if scan.problem is not None:
         raise NodeError(
-            f"cannot start pool {pool_id}: the GPUs cannot be looked at: {scan.problem.message}",
+            f"cannot start pool {pool_id}: the GPUs cannot be scanned: {scan.problem.message}",
             code="GPU_UNAVAILABLE", status=503, pool_id=pool_id, hint=scan.problem.hint or None,
         )  # fmt: skip
 

@@ -165,7 +165,7 @@ def _promised(driver: PoolDriver) -> list[dict[str, str]]:
     found, sizing = driver.launch.assignment, driver.launch.sizing
     if found is None or sizing is None:
         return []
-    parts = (f"{size(found.bytes_by_device[d.uuid])} promised on GPU {d.label} ({d.name})" for d in found.devices)
+    parts = (f"{size(found.bytes_by_device[d.uuid])} reserved on GPU {d.label} ({d.name})" for d in found.devices)
     return _memory_steps(" and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain())
 
 

@@ -89,7 +89,9 @@ def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None)
     if assignment is not None:
         shown = assignment.environment()
         given = submitted.env.get("CUDA_VISIBLE_DEVICES")
-        notes = (f"CUDA_VISIBLE_DEVICES={given} was replaced: the engine sees the GPUs that it was promised",) if given else ()
+        notes = (
+            (f"CUDA_VISIBLE_DEVICES={given} was replaced: the engine sees the GPUs that were reserved for it",) if given else ()
+        )
         uuids = tuple(d.uuid for d in assignment.devices)
         return replace(submitted, env={**submitted.env, **shown}, device_uuids=uuids, warnings=(*submitted.warnings, *notes))
     if submitted.device_mask is None:

@@ -215,7 +215,7 @@ class FakeMonitor:
             await self.gate.wait()
         self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
         if self.released:
-            return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was let go of"))
+            return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was released"))
         return replace(self.now, taken_at=self._taken_at)
 
     async def release(self) -> None:
