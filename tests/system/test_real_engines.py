@@ -75,9 +75,12 @@ async def test_a_failed_start_says_what_the_engine_said_of_the_cause(
         provisioning["binary"] = {"path": llama_server}
     pool = {"id": "p", "engine": "llamacpp", "model": f"file:{model}", "provisioning": provisioning, "preload": False}
     async with PoolManager(config(open_dir, {**pool, "restart": "never"})) as node:
-        with pytest.raises(PoolError) as caught:
-            await PreloadOutcome.execute("p", node)
-        told = str(node.status("p")["last_error"])
+        for _ in range(5):
+            with pytest.raises(PoolError) as caught:
+                await PreloadOutcome.execute("p", node)
+            told = str(node.status("p")["last_error"])
+            if "SIGSEGV" not in told or cause in told:
+                break  # else, on a busy machine, it fell over its own end before its log's thread had written why
         assert cause in told and cause in caught.value.message
         assert "exiting due to" not in told and "\x1b" not in told
 
