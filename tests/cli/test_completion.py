@@ -95,6 +95,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_hint_can_be_typed_as_it_stands(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hint = "try: pool-managerd demo; the service pool-managerd; /opt/pool-managerd serve"
     assert output.as_typed(hint) == hint.replace("pool-managerd demo", "venv/bin/pool-managerd demo")
+    assert output.as_typed("pipx runpip pool-managerd install x") == "pipx runpip pool-managerd install x", (
+        "there it is a package"
+    )
     monkeypatch.setenv("PATH", f"{installed.parent}:/usr/bin")
     assert output.as_typed(hint) == hint, "bare when that is what PATH finds"
     other = installed.parent.parent / "other" / "pool-managerd"

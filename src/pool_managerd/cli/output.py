@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _NAME = "pool-managerd"
-_COMMAND = re.compile(r"(?<![\w./-])pool-managerd(?= [a-z])")
+_COMMAND = re.compile(r"(?<!runpip )(?<![\w./-])pool-managerd(?= [a-z])")
 
 
 class Format(enum.StrEnum):
