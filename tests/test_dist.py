@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 
 def test_the_wheel_and_the_source_distribution_are_whole(tmp_path: Path) -> None:
-    """Every file of the package, the simulated driver's sources and the recorded options among them; what the two commands need."""
+    """Every file of the package, the simulated driver's sources among them, and what the two commands need."""
     argv = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
     built = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert built.returncode == 0, built.stderr
