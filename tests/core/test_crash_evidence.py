@@ -80,7 +80,9 @@ def test_a_progress_bar_leaves_its_last_state_alone() -> None:
 
 
 def test_an_error_behind_what_a_hole_in_the_log_reads_as_is_quoted() -> None:
-    assert named_cause(list(pieces("\0" * 100_000 + "error: model file truncated\0\n")), "llamacpp") == "error: model file truncated"
+    assert (
+        named_cause(list(pieces("\0" * 100_000 + "error: model file truncated\0\n")), "llamacpp") == "error: model file truncated"
+    )
 
 
 @pytest.mark.parametrize(
