@@ -297,6 +297,13 @@ def test_a_launch_of_which_nothing_is_heard_does_not_hold_up_its_stop_for_ever()
     assert story.kinds() == ["KillEngine"] and story.phase() is Phase.STOPPING
 
 
+def test_an_engine_that_was_never_launched_is_not_called_unhealthy() -> None:
+    story = spawning()
+    story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    assert story.phase() is Phase.BACKOFF and story.i.last_error is not None
+    assert story.i.last_error.startswith("cannot launch the engine: nothing was heard of its launch for 2 min")
+
+
 def test_a_restart_during_the_launch_starts_again_only_when_the_first_engine_has_ended() -> None:
     story = spawning()
     story.tell(ev.Restart(), ev.Spawned(1, 42))
