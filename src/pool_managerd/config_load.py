@@ -52,15 +52,26 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
     dotted key (``{"daemon.bind": "127.0.0.1:0"}``); a None value is a flag that was not given.
     Raises SpecError (``CONFIG_ERROR``) whose message has one line per problem.
     """
+    here = _current_directory()
     tree = parse_file(path) if path is not None else Tree()
     if not tree.problems:
         _apply_env(tree, env)
         _apply_flags(tree, overrides or {})
     if tree.problems:
         raise _error(tree.problems)
-    base_dir = path.absolute().parent if path is not None else Path.cwd()
+    base_dir = path.absolute().parent if path is not None else here
     _resolve_paths(tree.values, base_dir)
     return _validate(tree, base_dir)
+
+
+def _current_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise SpecError(
+            f"cannot tell what paths are relative to: the current directory is gone ({error.strerror})",
+            code="CONFIG_ERROR", hint="cd to a directory that is there",
+        ) from error  # fmt: skip
 
 
 def _validate(tree: Tree, base_dir: Path) -> Config:

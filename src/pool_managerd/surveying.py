@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from pool_managerd.config import Config, PoolConfig, split_address
+from pool_managerd.config import Config, DaemonConfig, PoolConfig, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu_visibility import restrictions
@@ -141,7 +141,7 @@ def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mappin
 
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
     """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
-    config = Config()
+    config = Config(base_dir=Path("/"), daemon=DaemonConfig(runtime_dir=Path(os.devnull)))  # it has no directory yet
     problem = EnginePrograms(config, probing(config)).package_problem()
     engine = None if problem is None else (problem.message.removeprefix("preload failed: "), problem.hint or "")
     found = replace(_with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problem=engine)

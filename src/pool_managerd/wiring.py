@@ -23,8 +23,10 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json
+from pool_managerd.errors import NodeError
 from pool_managerd.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime import procfs
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
@@ -235,5 +237,13 @@ def launch_options(config: Config) -> LaunchOptions:
 
 
 def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:
-    """The adapters of a real node. ``redactor`` learns the pools' secrets; a log may share it."""
+    """The adapters of a real node. ``redactor`` learns the pools' secrets; a log may share it.
+
+    Raises NodeError where /proc cannot be believed: engines could not be told from other programs.
+    """
+    if not procfs.is_ours():
+        raise NodeError(
+            "cannot run here: /proc is not mounted, or shows another pid namespace than this process is in",
+            hint="mount -t proc proc /proc  # or unshare with --mount-proc", retriable=False,
+        )  # fmt: skip
     return Adapters(config, redactor)

@@ -79,6 +79,12 @@ def test_a_progress_bar_leaves_its_last_state_alone() -> None:
     assert list(pieces("a\x1b[0m\n 10%\r 50%\r100%\nx\r\n")) == ["a", "100%", "x"]
 
 
+def test_an_error_behind_what_a_hole_in_the_log_reads_as_is_quoted() -> None:
+    assert (
+        named_cause(list(pieces("\0" * 100_000 + "error: model file truncated\0\n")), "llamacpp") == "error: model file truncated"
+    )
+
+
 @pytest.mark.parametrize(
     "line", ["(" * 2_000, "a." * 1_000, "Worker " * 300, "\x1b[" * 1_000, "1." * 1_000, "error: " * 300, " " * 2_000]
 )

@@ -263,14 +263,53 @@ def test_undrain_brings_a_healthy_engine_back_at_once() -> None:
     assert view(story.i).ready and not view(story.i).draining
 
 
-def test_a_stop_during_the_spawn_kills_what_comes_late() -> None:
+def spawning() -> Story:
+    """Its engine is being launched: whether it runs is not known yet."""
     story = Story()
-    story.tell(ev.Start(), ev.Staged(1), ev.Stop())
-    assert story.phase() is Phase.DOWN
+    story.tell(ev.Start(), ev.Staged(1))
+    return story
+
+
+@pytest.mark.parametrize("asked", [ev.Stop(), ev.CancelStart(), ev.Drain(0, 0)], ids=lambda event: type(event).__name__)
+def test_a_stop_during_the_launch_is_done_when_the_engine_that_came_up_has_ended(asked: ev.Event) -> None:
+    story = spawning()
+    story.tell(asked)
+    assert story.phase() is Phase.STOPPING and "ReleaseVram" not in story.kinds()
     story.tell(ev.Spawned(1, 42))
     assert story.kinds() == ["KillEngine"] and story.phase() is Phase.STOPPING
     story.tell(ev.Exited(1, signal=9))
-    assert story.phase() is Phase.DOWN
+    assert story.phase() is Phase.DOWN and story.i.drained and story.i.crash_count == 0
+
+
+@pytest.mark.parametrize("news", [ev.SpawnFailed(1, "no such file"), ev.HelperDied(1, "the launch ended unexpectedly")])
+def test_a_stop_during_a_launch_that_comes_to_nothing_is_done_then(news: ev.Event) -> None:
+    story = spawning()
+    story.tell(ev.Stop(), news)
+    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds() and story.i.failures == 0
+
+
+def test_a_launch_of_which_nothing_is_heard_does_not_hold_up_its_stop_for_ever() -> None:
+    story = spawning()
+    story.tell(ev.Stop())
+    story.tell(ev.Tick(), after_s=POLICY.kill_wait_s)
+    assert story.phase() is Phase.DOWN and "CancelStaging" in story.kinds()
+    story.tell(ev.Spawned(1, 42))
+    assert story.kinds() == ["KillEngine"] and story.phase() is Phase.STOPPING
+
+
+def test_an_engine_that_was_never_launched_is_not_called_unhealthy() -> None:
+    story = spawning()
+    story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    assert story.phase() is Phase.BACKOFF and story.i.last_error is not None
+    assert story.i.last_error.startswith("cannot launch the engine: nothing was heard of its launch for 2 min")
+
+
+def test_a_restart_during_the_launch_starts_again_only_when_the_first_engine_has_ended() -> None:
+    story = spawning()
+    story.tell(ev.Restart(), ev.Spawned(1, 42))
+    assert story.i.epoch == 1 and "KillEngine" in story.kinds()
+    story.tell(ev.Died(1), ev.Exited(1, signal=9))
+    assert story.phase() is Phase.STAGING and story.i.epoch == 2
 
 
 def test_an_engine_that_ignores_sigterm_is_killed_and_one_that_survives_that_is_reported() -> None:
@@ -407,9 +446,12 @@ def test_a_quarantine_without_loss_only_takes_readiness_away() -> None:
 def test_a_quarantine_cancels_a_start_that_has_no_process_yet() -> None:
     story = Story()
     story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Quarantine("GPU 0 is lost", lost=True))
-    assert story.phase() is Phase.DOWN and story.i.owed
     story.tell(ev.Spawned(1, 42))
     assert story.phase() is Phase.STOPPING and "KillEngine" in story.kinds()
+    story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and story.i.owed
+    story.tell(ev.EndQuarantine())
+    assert story.phase() is Phase.STAGING
 
 
 def test_restart_stops_and_starts_and_counts() -> None:

@@ -68,6 +68,14 @@ def test_a_secret_that_holds_another_one_is_masked_whole_and_what_is_forgotten_i
     assert redactor.text("secret-value other-secret") == f"secret-value {MASK}"
 
 
+def test_the_lines_of_a_value_are_secret_and_its_indentation_and_ruled_lines_are_not() -> None:
+    redactor = Redactor(
+        secrets_in({"CREDENTIALS": "{\n        \n----------\n    'id': 'the-secret-id'\n}", "PASSPHRASE": "!$%&/()="})
+    )
+    told = "a table:\n        column\n----------\n 'id': 'the-secret-id' !$%&/()="
+    assert redactor.text(told) == f"a table:\n        column\n----------\n {MASK} {MASK}"
+
+
 def test_what_names_a_thing_is_left_alone_and_an_error_is_redacted_throughout() -> None:
     redactor = Redactor(["qwen-model", "the-secret"])
     fields = redactor.mapping(

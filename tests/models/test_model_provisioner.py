@@ -63,6 +63,24 @@ async def test_a_second_verification_reads_nothing(folder: Path) -> None:
     assert seen == []
 
 
+async def test_what_takes_the_files_place_while_it_is_hashed_is_hashed_too(folder: Path) -> None:
+    path, replaced = folder / "models/tiny.gguf", [0]
+
+    def replace(done: int, total: int) -> None:
+        if replaced[0] < most:
+            replaced[0] += 1
+            (folder / "new").write_bytes(CONTENT + b"changed")
+            (folder / "new").rename(path)
+
+    most = 1
+    with pytest.raises(SpecError, match="digest mismatch"):
+        await provisioner(folder).ensure_present("file:models/tiny.gguf", DIGEST, progress=replace)
+    path.write_bytes(CONTENT)
+    most = 1_000
+    with pytest.raises(NodeError, match="replaced again and again"):
+        await provisioner(folder).ensure_present("file:models/tiny.gguf", DIGEST, progress=replace)
+
+
 async def test_a_missing_file_names_its_full_path_and_what_is_beside_it(folder: Path) -> None:
     error = await refusal(folder, "file:models/tinny.gguf")
     assert error.message == f"cannot use the model {folder}/models/tinny.gguf: there is no such file"
@@ -141,6 +159,19 @@ async def test_a_split_model_is_verified_part_by_part(tmp_path: Path, tiny_model
     paths[2].write_bytes(data)
     error = await refusal(tmp_path, ref, digests)  # type: ignore[arg-type]
     assert error.code == "DIGEST_MISMATCH" and paths[2].name in error.message
+
+
+async def test_a_part_that_is_replaced_while_a_later_one_is_hashed_is_noticed(tmp_path: Path, tiny_model: Path) -> None:
+    first, second = write_split(tmp_path, tiny_model, 2)
+    digests = [digest_of(part) for part in (first, second)]
+
+    def replace(done: int, total: int) -> None:
+        if done > first.stat().st_size:
+            (tmp_path / "new").write_bytes(first.read_bytes()[:-1] + b"!")
+            (tmp_path / "new").rename(first)
+
+    with pytest.raises(SpecError, match="digest mismatch"):
+        await provisioner(tmp_path).ensure_present(f"file:{first}", digests, progress=replace)
 
 
 async def test_one_checksum_never_stands_for_all_parts_of_a_split_model(tmp_path: Path, tiny_model: Path) -> None:

@@ -22,23 +22,29 @@ SOURCE = str(Path(__file__).parents[2] / "src")
 
 # What an engine would run as, or why none can.
 _ASK = """
+import sys
 from pathlib import Path
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import PoolError
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules, check_users
 from pool_managerd.runtime.files import RuntimeFiles
 try:
-    check_users(UserRules())
-    user, notice = EngineUsers(UserRules(), RuntimeFiles(Path("/nonexistent"))).of(PreparedEngine("p", "/bin/true"))
+    rules = UserRules(*sys.argv[1:])
+    check_users(rules)
+    user, notice = EngineUsers(rules, RuntimeFiles(Path("/nonexistent"))).of(PreparedEngine("p", "/bin/true", verbatim=True))
     print(user.uid, notice)
 except PoolError as error:
     print(error.message, error.hint)
 """
 
 
-def ask(*wrap: str) -> str:
+def ask(*wrap: str, named: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
-        [*wrap, sys.executable, "-c", _ASK], env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True, check=False
+        [*wrap, sys.executable, "-c", _ASK, *named],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if not done.stdout:
         pytest.skip(f"not here: {done.stderr}")
@@ -65,7 +71,14 @@ def test_a_namespace_that_maps_root_alone_has_no_user_to_give() -> None:
     if shutil.which("unshare") is None:
         pytest.skip("no unshare")
     said = ask("unshare", "--user", "--map-root-user")
-    assert "this user namespace does not map them" in said
+    assert "this user namespace does not map them" in said and "daemon.engine_user: root, which is for configured pools" in said
+
+
+def test_a_namespace_where_the_advice_was_followed_is_not_given_it_again() -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare")
+    said = ask("unshare", "--user", "--map-root-user", named=("root",))
+    assert "what a request submits is never run as root" in said and "engine_user" not in said
 
 
 def test_pools_never_share_a_uid_though_they_want_the_same(root: Path) -> None:

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle import view
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.manual_clock import settle
-from tests.supervision.test_pools import World
+from tests.supervision.test_pools import BAD, World
 
 
 @pytest.fixture
@@ -158,3 +159,46 @@ async def test_a_caller_that_goes_away_while_its_change_is_stored_leaves_no_half
     go_on.set()
     await settle()
     assert world.store.pools["p"].desired == "up" and view(world.p.instance).ready
+
+
+async def submitted(world: World) -> Operation:
+    """A preload of an engine that is not healthy yet."""
+    driver, engine = world.pools.add("q"), PreparedEngine("q", "/engine", port=8080, verbatim=True)
+    world.fakes.prober.result = BAD
+    preload = await world.pools.change(driver, "preload", ev.Start(join=False, retry=False), "up", desired="up", engine=engine)
+    await settle()
+    return preload
+
+
+async def test_a_hold_that_is_stored_while_a_preload_fails_does_not_make_its_pool_wanted_again(world: World) -> None:
+    preload = await submitted(world)
+    put, go_on = world.store.put_pool, asyncio.Event()
+
+    async def slowly(pool: StoredPool) -> None:
+        await put(pool)
+        await go_on.wait()
+
+    world.store.put_pool = slowly  # type: ignore[method-assign]
+    q = world.pools.get("q")
+    hold = asyncio.create_task(world.pools.change(q, "hold", ev.Hold(), "now", held=True))
+    await settle()
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    assert preload.status == "failed" and world.store.pools["q"].desired == "down"
+    go_on.set()
+    await hold
+    assert world.store.pools["q"].held
+    await world.pools.change(q, "release", ev.Release(), "now", held=False)
+    assert world.store.pools["q"].desired == "down" and not world.store.pools["q"].held
+
+
+async def test_the_failure_of_an_earlier_preload_does_not_undo_a_start_that_is_tried_again(world: World) -> None:
+    preload = await submitted(world)
+    q = world.pools.get("q")
+    await world.pools.change(q, "stop", ev.Stop(), "down", desired="down")
+    await world.pools.change(q, "start", ev.Start(), "up", desired="up")
+    for process in (0, 1):
+        world.fakes.launcher.processes[process].end(ExitRecord(code=1, stopped_by_us=process == 0))
+        await settle()
+    assert preload.status == "failed" and q.instance.phase is Phase.BACKOFF
+    assert world.store.pools["q"].desired == "up"

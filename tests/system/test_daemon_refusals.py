@@ -152,6 +152,29 @@ def test_it_works_as_a_normal_user(make: Make) -> None:
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "refusal"),
+    [
+        ("mkdir gone && cd gone && rmdir ../gone", "the current directory is gone"),
+        ("mount -t tmpfs none /proc", "cannot run here: /proc is not mounted, or shows another pid namespace"),
+    ],
+)
+def test_a_place_that_nothing_can_be_told_of_is_refused_in_a_sentence(make: Make, place: str, refusal: str) -> None:
+    refused(make(), f'{place} && exec "$@"', refusal)
+
+
+def test_a_proc_of_another_pid_namespace_is_refused(make: Make) -> None:
+    refused(make(), 'exec unshare --pid --fork --kill-child "$@"', "shows another pid namespace")
+
+
+def refused(daemon: Daemon, script: str, refusal: str) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("namespaces need root and unshare")
+    process = daemon.launch(wrap=("unshare", "-m", "sh", "-c", script, "sh"))
+    assert process.wait(20) in (1, 2)
+    assert refusal in daemon.text() and "Traceback" not in daemon.text(), daemon.text()
+
+
 def test_directories_that_everybody_may_write_are_closed_and_said_and_modes_are_ours_whatever_the_umask(make: Make) -> None:
     daemon = make()
     for loose in (daemon.run, daemon.run / "shims", daemon.state):

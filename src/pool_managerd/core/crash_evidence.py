@@ -14,7 +14,7 @@ from types import MappingProxyType
 MAX_LINE_CHARS = 2_000
 MAX_EVIDENCE_CHARS = 300
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,512}(?:\x07|\x1b\\)|[ -/]{0,8}[0-~])")
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,512}(?:\x07|\x1b\\)|[ -/]{0,8}[0-~])|\x00+")
 _PROGRESS = re.compile(r"\d ?%|\d/\d|\b(?:it/s|s/it)\b")
 _ERROR_LEVEL = re.compile(r"\d+(?:\.\d+){1,5} E ")
 _PREFIX = re.compile(

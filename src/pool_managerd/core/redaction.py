@@ -80,7 +80,7 @@ def masked_argv(argv: Sequence[str]) -> list[str]:
 def secrets_in(env: Mapping[str, str], argv: Sequence[str] = ()) -> set[str]:
     """The values that must not be told, of an engine's environment and command line."""
     found = {value for name, value in env.items() if is_secret_variable(name)}
-    found.update(line for value in tuple(found) for line in value.splitlines())
+    found.update(line.strip() for value in tuple(found) for line in value.splitlines())
     for _, secret in _words(argv):
         found.add(secret)
         found.update(secret.split(","))  # several keys in one value
@@ -149,7 +149,7 @@ class Redactor:
     def know(self, owner: str, secrets: Iterable[str]) -> None:
         """From now on ``secrets`` are those of ``owner`` (a pool's id), in place of what it had; none forgets it."""
         # A very short secret would blank out ordinary words; such a token is refused off loopback anyway.
-        found = frozenset(s for s in secrets if len(s) >= MIN_SECRET_CHARS and s not in _ORDINARY and not _is_small_number(s))
+        found = frozenset(filter(_is_telling, secrets))
         if found == self._by_owner.get(owner, frozenset()):
             return
         self._by_owner[owner] = found
@@ -203,6 +203,13 @@ class Redactor:
         if isinstance(value, (list, tuple, set, frozenset)):
             return [self._value(item, depth + 1) for item in value]
         return self.text(str(value))
+
+
+def _is_telling(value: str) -> bool:
+    """Whether masking ``value`` hides more than ordinary words, figures, indentation or a ruled line."""
+    bare = value.strip()
+    long = len(bare) >= MIN_SECRET_CHARS and len(set(bare)) > 2
+    return long and value not in _ORDINARY and not _is_small_number(value)
 
 
 def _is_small_number(text: str) -> bool:

@@ -69,6 +69,8 @@ class ModelProvisioner:
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
             done += await asyncio.to_thread(_size_of, part)
+        for part, wanted in zip(parts[:-1], expected[:-1], strict=True):  # known, unless it changed while later ones were read
+            await self._verify(Path(part), wanted, None)
         return replace(found, digest=",".join(expected), verified=True)
 
     async def _verify(self, path: Path, expected: str, progress: Progress | None) -> None:
@@ -144,11 +146,15 @@ class ModelProvisioner:
 
     async def _digest(self, path: Path, progress: Progress | None) -> str:
         try:
-            fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                return await self._digests.sha256(fd, progress)
-            finally:
-                os.close(fd)
+            for _ in range(2):
+                fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                try:
+                    digest = await self._digests.sha256(fd, progress)
+                    if await asyncio.to_thread(_is_at, path, fd):
+                        return digest
+                finally:
+                    os.close(fd)
+            raise OSError("it is replaced again and again while it is read")
         except OSError as error:
             raise NodeError(
                 f"cannot read {path}: {error.strerror or error}", hint="check the disk and the kernel's log", retriable=True
@@ -188,6 +194,11 @@ def _not_for_each_part(path: Path, parts: int, given: int) -> SpecError:
 def _beyond(progress: Progress | None, done: int, total: int) -> Progress | None:
     """Progress of one part among all."""
     return None if progress is None else lambda more, _: progress(done + more, total)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether ``path`` still leads to the open file ``fd``: the engine opens what is there now."""
+    return os.path.samestat(path.stat(), os.fstat(fd))
 
 
 def _size_of(path: str) -> int:

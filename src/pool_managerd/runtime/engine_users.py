@@ -49,7 +49,7 @@ def shared_user(rules: UserRules) -> str | None:
 def check_users(rules: UserRules) -> None:
     """Raises EngineError when this daemon could give engines no user at all."""
     if os.geteuid() == 0 and rules.user is None:
-        _require_capabilities(None)
+        _require_capabilities(rules, None)
         if not any(_is_free(uid) for uid in range(rules.uids[0], rules.uids[1] + 1)):
             _fallback(rules, None)
     elif os.geteuid() == 0 and rules.user is not None:
@@ -110,7 +110,7 @@ class EngineUsers:
             self._given.pop(pool_id, None)
 
     def _own(self, pool_id: str, groups: Iterable[int]) -> tuple[User, str | None]:
-        _require_capabilities(pool_id or None)
+        _require_capabilities(self._rules, pool_id or None)
         with self._lock:
             uid = self._uid(pool_id)
             if uid is not None:
@@ -152,9 +152,16 @@ def _fallback(rules: UserRules, pool_id: str | None) -> tuple[User, str]:
     problem = f"the uids {rules.uids[0]}-{rules.uids[1]} cannot be had here"
     if not (_is_mapped("uid", nobody.uid) and _is_mapped("gid", nobody.gid)):
         reason = f"{problem}, nor can user {FALLBACK!r}: this user namespace does not map them"
-        hint = "map more uids into the daemon's container, set daemon.engine_uids to mapped ones, or daemon.engine_user: root"
+        hint = f"map more uids into the daemon's container, set daemon.engine_uids to mapped ones, or {_without_users(rules)}"
         raise _cannot(reason, hint, pool_id)
     return nobody, f"Engines of this node share the user {FALLBACK!r} and are not separated from each other: {problem}"
+
+
+def _without_users(rules: UserRules) -> str:
+    """What is left where engines can have no users of their own."""
+    if rules.user is not None:
+        return "configure this pool: what a request submits is never run as root"
+    return "write daemon.engine_user: root, which is for configured pools only"
 
 
 def _is_free(uid: int) -> bool:
@@ -186,12 +193,12 @@ def _uids_of_processes() -> set[int]:
     return found
 
 
-def _require_capabilities(pool_id: str | None) -> None:
+def _require_capabilities(rules: UserRules, pool_id: str | None) -> None:
     """A root that may not change users would only find out between fork and exec, and could not end what it started."""
     effective = int((procfs.status(os.getpid()) or {}).get("CapEff", "f" * 16), 16)
     missing = [name for name, bit in _NEEDED_CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
-        hint = "give the daemon these capabilities, or run it as an ordinary user, or write daemon.engine_user: root"
+        hint = f"give the daemon these capabilities, or run it as an ordinary user, or {_without_users(rules)}"
         raise _cannot(f"the daemon is root without {', '.join(missing)} and can give engines no user of their own", hint, pool_id)
 
 

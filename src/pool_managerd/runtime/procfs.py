@@ -118,6 +118,14 @@ def pids() -> list[int]:
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
+def is_ours() -> bool:
+    """Whether /proc is there and shows this pid namespace; in another's the same numbers are other processes."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def boot_id() -> str:
     """A name for the running boot of this machine: pids and start times mean nothing in another one."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:

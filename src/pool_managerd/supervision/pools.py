@@ -101,8 +101,7 @@ class Pools:
             wanted = stored.desired == "up" or (wanted and stored.desired == "auto")
             if pool is None and stored.submitted is not None:
                 wanted = self._recall(driver, stored.submitted) and wanted
-                if (kept := self._intended(driver, driver.submitted, None, None)) != stored:
-                    await self._store_intent(kept)  # an earlier version wrote secrets down
+                await self._store_intent(driver, driver.submitted)  # an earlier version wrote secrets down
             driver.restore(stored, owed=wanted and stored.held)
         if wanted and not driver.instance.held:
             await self.request(driver, "start", ev.Start(origin="boot"), "up")
@@ -163,7 +162,7 @@ class Pools:
             if engine is None and not _from_configuration(driver, event):
                 engine = submitted
             learn_secrets(self._s.events.redactor, driver, engine)
-            await self._store_intent(self._intended(driver, engine, desired, held))
+            await self._store_intent(driver, engine, desired, held)
             if engine is not submitted:
                 self._submit(driver, engine)
             try:
@@ -172,14 +171,14 @@ class Pools:
             except PoolError:  # things have moved while the disk was written
                 if engine is not submitted and driver.submitted is engine:
                     self._submit(driver, submitted)
-                await self._store_intent(before or StoredPool(driver.pool_id))
+                await self._write(before or StoredPool(driver.pool_id))
                 raise
 
     async def register(self, driver: PoolDriver) -> None:
         """Make a pool without an engine durable."""
         async with self._turn(driver):
             self._check_open(driver)
-            await self._store_intent(self._intended(driver, driver.submitted, None, None))
+            await self._store_intent(driver, driver.submitted)
 
     def _turn(self, driver: PoolDriver) -> asyncio.Lock:
         """Changes of one pool wait for each other: what is stored last is what was done last."""
@@ -273,9 +272,17 @@ class Pools:
             return replace(new, desired="known")
         return replace(new, submitted=self._codec.prepared_to_json(engine))
 
-    async def _store_intent(self, new: StoredPool) -> None:
-        if new != self._stored.get(new.pool_id):
-            await self._store.put_pool(new)
+    async def _store_intent(
+        self, driver: PoolDriver, engine: PreparedEngine | None, desired: str | None = None, held: bool | None = None
+    ) -> None:
+        """Written once more when a preload failed meanwhile, which is written down too: what is asked for last is what stays."""
+        while (new := self._intended(driver, engine, desired, held)) != self._stored.get(driver.pool_id):
+            await self._write(new)
+
+    async def _write(self, new: StoredPool) -> None:
+        before = self._stored.get(new.pool_id)
+        await self._store.put_pool(new)
+        if self._stored.get(new.pool_id) is before:
             self._stored[new.pool_id] = new
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
@@ -286,6 +293,7 @@ class Pools:
             and operation.kind == "preload"
             and driver is not None
             and driver.config is None
+            and driver.instance.phase is Phase.FAILED  # else somebody's later start goes on
         ):
             self._store.note_down(operation.pool_id)
             if (stored := self._stored.get(operation.pool_id)) is not None:

@@ -48,10 +48,23 @@ def begin_stop(
         i, Phase.STOPPING, now, deadline=now + grace / 1000 + p.kill_wait_s,
         after=after, fell_from=i.phase, asked=True, reaped=False, killed=False, pending_error=error, hung=False,
     )  # fmt: skip
-    if not i.has_process:
-        return finish_stop(stopping, now, p, before=(do.CancelStaging(i.epoch), do.Withdraw(i.epoch), do.EndLeases(i.epoch)))
     say = do.Say("stop", f"Stopping the engine of pool '{i.pool_id}'", fields={"grace_ms": grace})
+    if (
+        i.phase is Phase.STARTING and not i.has_process
+    ):  # it may run any moment, so it is waited for: down means that nothing runs
+        return replace(stopping, deadline=now + p.kill_wait_s), (say,)
+    if not i.has_process:
+        return _finish_without_process(stopping, now, p)
     return stopping, (do.StopEngine(i.epoch, grace), say)
+
+
+def _finish_without_process(i: Instance, now: float, p: Policy) -> Step:
+    return finish_stop(i, now, p, before=(do.CancelStaging(i.epoch), do.Withdraw(i.epoch), do.EndLeases(i.epoch)))
+
+
+def _awaits_spawn(i: Instance) -> bool:
+    """Whether a stop was asked for while the engine was being launched."""
+    return not (i.has_process or i.reaped or i.vram_pending)
 
 
 def finish_stop(i: Instance, now: float, p: Policy, *, before: tuple[Effect, ...] = ()) -> Step:
@@ -189,6 +202,17 @@ def died(i: Instance, e: ev.Died, now: float, p: Policy) -> Step:
     return replace(fallen, has_process=False), (do.Withdraw(i.epoch), do.EndLeases(i.epoch), say)
 
 
+def spawned_stopping(i: Instance, e: ev.Spawned, now: float, p: Policy) -> Step:
+    """It began to run while its stop was decided: it is ended at once."""
+    if not _awaits_spawn(i):
+        return i, ()
+    return replace(i, has_process=True, killed=True, deadline=now + p.kill_wait_s), (do.KillEngine(i.epoch),)
+
+
+def not_spawned_stopping(i: Instance, e: ev.EpochEvent, now: float, p: Policy) -> Step:
+    return _finish_without_process(i, now, p) if _awaits_spawn(i) else (i, ())
+
+
 def died_stopping(i: Instance, e: ev.Died, now: float, p: Policy) -> Step:
     if i.reaped:
         return i, ()
@@ -265,6 +289,8 @@ def stopping_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
         return i, ()
     if i.vram_pending:
         return vram_held(i, ev.VramHeld(i.epoch, "nothing was heard of it"), now, p)
+    if _awaits_spawn(i):
+        return _finish_without_process(i, now, p)
     if not i.killed:
         return replace(i, killed=True, deadline=now + p.kill_wait_s), (do.KillEngine(i.epoch),)
     if i.reaped:

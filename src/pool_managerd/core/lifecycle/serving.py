@@ -239,9 +239,11 @@ def quarantine(i: Instance, e: ev.Quarantine, now: float, p: Policy) -> Step:
         return replace(i, last_error=i.last_error if i.phase in KEEP_THEIR_ERROR else e.reason), ()
     say = do.Say("quarantine", f"Pool '{i.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
     barred = replace(i, quarantined=True, last_error=i.last_error if i.phase in KEEP_THEIR_ERROR else e.reason)
-    if i.phase is Phase.STAGING or (i.phase is Phase.STARTING and not i.has_process):
+    if i.phase is Phase.STAGING:
         step = cancel_staging(barred, now)
         return replace(step[0], owed=i.retry), (say, *step[1])
+    if i.phase is Phase.STARTING and not i.has_process:  # the start is owed, once that is known to have come to nothing
+        return with_effects((say,), begin_stop(barred, now, p, After.START if i.retry else After.STAY))
     if not (e.lost and i.has_process) or i.phase in (Phase.STOPPING, Phase.FAILED):
         return barred, (say,)
     after = After.STAY if i.phase is Phase.DRAINING else _after_loss(i, p)

@@ -209,10 +209,11 @@ def become_ready(i: Instance, now: float, p: Policy) -> Step:
 
 def starting_tick(i: Instance, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.deadline is not None and now >= i.deadline:
+        if not i.has_process:
+            error = f"cannot launch the engine: nothing was heard of its launch for {narration.duration(p.startup_timeout_s)}"
+            return fail_start(i, now, p, error, retriable=True, reason="preload_failed")
         last = f"; the last probe {i.probe_reason}" if i.probe_reason else ""
         error = f"health check failed: the engine was not healthy within {narration.duration(p.startup_timeout_s)}{last}"
-        if not i.has_process:
-            return fail_start(i, now, p, error, retriable=True, reason="preload_failed")
         return begin_stop(replace(i, last_error=error), now, p, After.RECOVER, error=error)
     return send_due_probe(i, now)
 

@@ -93,8 +93,10 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.StagingProgress: _row((P.STAGING, starting.stage_progress), rest=ignore),
     ev.Staged: _row((P.STAGING, starting.staged), rest=ignore),
     ev.StagingFailed: _row((P.STAGING, starting.staging_failed), rest=ignore),
-    ev.Spawned: _row((P.STARTING, starting.spawned), ({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN}, starting.spawned_late), rest=ignore),
-    ev.SpawnFailed: _row((P.STARTING, starting.spawn_failed), rest=ignore),
+    ev.Spawned: _row(
+        (P.STARTING, starting.spawned), (P.STOPPING, ending.spawned_stopping), (IDLE, starting.spawned_late), rest=ignore,
+    ),
+    ev.SpawnFailed: _row((P.STARTING, starting.spawn_failed), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
     ev.ProbeSucceeded: _row(
         (P.STARTING, starting.starting_ok), (P.WAKING, serving.waking_ok), (P.ATTACHED, serving.attached_ok),
         ({P.READY, P.DRAINING}, serving.probe_ok), rest=ignore,
@@ -113,7 +115,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.HelperDied: _row(
         (P.STAGING, starting.staging_helper_died), (P.STARTING, starting.starting_helper_died),
         (P.WARMING, starting.warming_helper_died), (P.ADOPTING, starting.adopting_helper_died),
-        ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), rest=ignore,
+        ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.not_spawned_stopping), rest=ignore,
     ),
     ev.Adopted: _row((P.ADOPTING, starting.adopted), rest=ignore),
     ev.NotAdopted: _row((P.ADOPTING, starting.not_adopted), rest=ignore),
