@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pool_managerd.core.artifacts import PreparedEngine
@@ -80,6 +80,8 @@ def test_the_interpreter_of_these_tests_can_be_loaded() -> None:
     assert any(name.startswith("libc.") for name in found.needed)
 
 
+@example(b"\x7fELF")
+@example(b"\x7fELF\x02")
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_reading_fail(tmp_path_factory: pytest.TempPathFactory, tail: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes"

@@ -39,7 +39,7 @@ def loads_of(path: str) -> Loads | None:
 
 def _read(fd: int) -> Loads | None:
     head = os.pread(fd, 64, 0)
-    if head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
+    if len(head) < 6 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         return None
     order, wide = "<" if head[5] == 1 else ">", head[4] == 2
     at = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
