@@ -39,6 +39,7 @@ from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.surveying import user_rules
 
 OnHandoff = Callable[[Handoff, float], None]
 OnError = Callable[[str, str], None]
@@ -232,8 +233,7 @@ class Adapters:
 
 def launch_options(config: Config) -> LaunchOptions:
     """How the configuration wants engines to be run."""
-    low, _, high = config.daemon.engine_uids.partition("-")
-    return LaunchOptions(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups, config.profile)
+    return LaunchOptions(user_rules(config), config.profile)
 
 
 def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:

@@ -11,6 +11,7 @@ import pytest
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.engine_users import UserRules
 from pool_managerd.runtime.environment import Places, engine_environment
 from pool_managerd.runtime.isolation import read_back
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
@@ -70,7 +71,7 @@ async def test_a_pool_keeps_its_uid_as_long_as_its_files_are_there_and_a_new_one
 
 @pytest.mark.usefixtures("as_root")
 async def test_files_of_another_user_are_not_given_to_an_engine(bench: Bench) -> None:
-    await bench.run(sh('echo planted > "$HOME/x"'), options=LaunchOptions(engine_user="daemon"))
+    await bench.run(sh('echo planted > "$HOME/x"'), options=LaunchOptions(UserRules(user="daemon")))
     await bench.run(sh('ls -A "$HOME"'), options=HOME)
     assert [name[:4] for name in bench.log().split()] == [b"tmp."]
 
@@ -111,9 +112,9 @@ async def test_an_engine_knows_its_users_name_without_a_user_database(bench: Ben
 @pytest.mark.usefixtures("as_root")
 async def test_uids_that_a_user_or_another_pool_has_are_passed_over(bench: Bench) -> None:
     known = pwd.getpwnam("daemon").pw_uid
-    options = LaunchOptions(engine_uids=(known, known + 1))
+    options = LaunchOptions(UserRules(uids=(known, known + 1)))
     if any(known + 1 in (entry.pw_uid, entry.pw_gid) for entry in pwd.getpwall()):
-        options = LaunchOptions(engine_uids=(61184, 61185))
+        options = LaunchOptions(UserRules(uids=(61184, 61185)))
     first = await bench.launch(sh("exec sleep 60"), options=options)
     assert "user:daemon" not in first.isolation
     assert "user:nobody" not in first.isolation
@@ -122,7 +123,7 @@ async def test_uids_that_a_user_or_another_pool_has_are_passed_over(bench: Bench
 @pytest.mark.usefixtures("as_root")
 async def test_without_any_uid_to_be_had_engines_share_nobody_and_it_is_said(bench: Bench) -> None:
     known = pwd.getpwnam("daemon").pw_uid
-    process = await bench.launch(sh("exec sleep 60"), options=LaunchOptions(engine_uids=(known, known)))
+    process = await bench.launch(sh("exec sleep 60"), options=LaunchOptions(UserRules(uids=(known, known))))
     assert process.isolation == "user:nobody,no_new_privs,no_caps"
     assert "share the user 'nobody'" in (process.notice or "")
 
@@ -137,14 +138,14 @@ async def test_an_engine_cannot_read_or_forge_its_record(bench: Bench) -> None:
 
 @pytest.mark.usefixtures("as_root")
 async def test_the_engine_user_can_be_chosen(bench: Bench) -> None:
-    process = await bench.launch(sh("exec sleep 60"), options=LaunchOptions(engine_user="daemon"))
+    process = await bench.launch(sh("exec sleep 60"), options=LaunchOptions(UserRules(user="daemon")))
     assert process.isolation == "user:daemon,no_new_privs,no_caps"
 
 
 @pytest.mark.usefixtures("as_root")
 async def test_an_unknown_engine_user_is_refused(bench: Bench) -> None:
     with pytest.raises(EngineError, match="there is no such user") as caught:
-        await bench.launch(sh("exit 0"), options=LaunchOptions(engine_user="nosuchuser"))
+        await bench.launch(sh("exit 0"), options=LaunchOptions(UserRules(user="nosuchuser")))
     assert caught.value.hint
 
 
@@ -162,7 +163,7 @@ async def test_a_binary_out_of_reach_is_refused_with_the_path_that_closes_the_wa
 @pytest.mark.usefixtures("as_root")
 async def test_only_a_written_root_runs_a_configured_engine_as_root_and_that_is_no_isolation(bench: Bench, root: Path) -> None:
     binary = private_binary(root)
-    options = LaunchOptions(engine_user="root", profile="dev")
+    options = LaunchOptions(UserRules(user="root"), profile="dev")
     process = await bench.launch(PreparedEngine("p", str(binary), ("60",)), options=options)
     status = procfs.status(process.pid) or {}
     assert status["Uid"].split() == ["0"] * 4
@@ -189,7 +190,7 @@ async def test_what_a_caller_submitted_never_runs_as_root(bench: Bench, root: Pa
         target, told = root / "fifo", "it is no regular file"
         os.mkfifo(target, 0o777)
         target.chmod(0o777)
-    options = LaunchOptions(engine_user=user, profile="dev")
+    options = LaunchOptions(UserRules(user=user), profile="dev")
     with pytest.raises(EngineError, match="cannot run") as caught:
         await bench.launch(PreparedEngine("p", str(target), ("60",), verbatim=True), options=options)
     assert told in caught.value.message
@@ -213,7 +214,7 @@ async def test_a_submitter_is_not_told_what_is_in_closed_folders(bench: Bench, r
 @pytest.mark.usefixtures("as_root")
 async def test_cloud_refuses_an_engine_that_nothing_would_separate_from_the_daemon(bench: Bench) -> None:
     with pytest.raises(EngineError, match="nothing would separate it from the daemon") as caught:
-        await bench.launch(sh("exit 0"), options=LaunchOptions(engine_user="root", profile="cloud"))
+        await bench.launch(sh("exit 0"), options=LaunchOptions(UserRules(user="root"), profile="cloud"))
     assert caught.value.code == "ISOLATION_REQUIRED"
 
 
@@ -242,13 +243,14 @@ _AS_NOBODY = """
 import asyncio, os, sys
 from pathlib import Path
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.runtime.engine_users import UserRules
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.spawner import Spawner
 
 async def main(root, python):
     spawner = Spawner(python)
-    launcher = Launcher(spawner, RuntimeFiles(root), LaunchOptions(profile="home", engine_user="root"))
+    launcher = Launcher(spawner, RuntimeFiles(root), LaunchOptions(UserRules(user="root"), profile="home"))
     process = await launcher.launch(PreparedEngine("p", "/bin/sleep", ("60",)), epoch=1, grace_ms=1000)
     adjusted = Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip()
     print(process.isolation, process.notice, os.stat(root / "work" / "p").st_uid, adjusted, sep="|")

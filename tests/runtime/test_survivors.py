@@ -14,6 +14,7 @@ import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.engine_users import UserRules
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.launcher import LaunchOptions
@@ -173,7 +174,7 @@ async def test_the_next_daemon_ends_a_grandchild_that_erased_every_mark_too(benc
     """By the pool's own uid where it has one, else by what the shim wrote down."""
     if user is not None and os.geteuid() != 0:
         pytest.skip("only root can change users")
-    process = await bench.launch(with_an_erased_grandchild(), options=LaunchOptions(engine_user=user))
+    process = await bench.launch(with_an_erased_grandchild(), options=LaunchOptions(UserRules(user=user)))
     child = await erased_grandchild_of(process.identity.shim_pid)
     records = bench.files.records
     if process.identity.uid == 0:

@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.config import Profile
@@ -32,11 +32,9 @@ _PROCESSES = 16384  # threads count, and a worker per GPU has hundreds; only whe
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """How engines are run. ``engine_user``, ``engine_uids`` and ``engine_groups`` count only when the daemon is root."""
+    """How engines are run. ``users`` counts only when the daemon is root."""
 
-    engine_user: str | None = None
-    engine_uids: tuple[int, int] = (61184, 65519)
-    engine_groups: tuple[str, ...] = ()
+    users: UserRules = field(default_factory=UserRules)
     profile: Profile = "home"
     log_max_bytes: int = 16 * 1024 * 1024
     log_keep: int = 2
@@ -50,7 +48,7 @@ class Launcher:
         self._spawner = spawner
         self._files = files
         self._options = options
-        self.users = EngineUsers(UserRules(options.engine_user, options.engine_uids, options.engine_groups), files)
+        self.users = EngineUsers(options.users, files)
         self._told: set[str] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
 
