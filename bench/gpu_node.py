@@ -17,7 +17,7 @@ from bench.stub import free_ports, stamps
 from pool_managerd.config import Config
 from pool_managerd.errors import NodeError
 from pool_managerd.node import PoolManager
-from pool_managerd.supervision.gpu_watch import GpuWatch
+from pool_managerd.supervision.gpu.watch import GpuWatch
 
 GPUS, PROCESSES = 8, 20
 _VRAM_MIB = 600

@@ -18,10 +18,10 @@ from bench.own_load import healthy
 from bench.processes import end, pss_bytes, wait_until
 from bench.result import NotInstalledError, Row, not_measured, quantile
 from bench.stub import free_ports
-from pool_managerd.core.device_masks import DeviceMask
-from pool_managerd.core.devices import DeviceSnapshot
-from pool_managerd.core.fit import estimate
-from pool_managerd.core.hetero_split import SplitPlan
+from pool_managerd.core.gpu.devices import DeviceSnapshot
+from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.gpu.split import SplitPlan
+from pool_managerd.core.memory.estimate import estimate
 from pool_managerd.core.placement import PlacementRequest, decide
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot
 from pool_managerd.engines import llamacpp_server

@@ -22,7 +22,7 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.surveying import needs_root
+from pool_managerd.wiring.preflight import needs_root
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAKE_ENGINE = REPOSITORY / "src/pool_managerd/testing/fake_engine.py"

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from pool_managerd.cli.main import app
-from pool_managerd.config_load import load_config
+from pool_managerd.config.load import load_config
 from pool_managerd.telemetry import series
 from tests.conftest import REPOSITORY, free_port, http_status, wait_until
 from tests.tiny_model import write_tiny_model

@@ -12,24 +12,19 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src/pool_managerd"
 CONFIG = {"config"}
 ADAPTERS = ("host", "models", "engines", "runtime", "store")
-LOADER = {"config_load", "config_sources", "config_problems", "config_schema", "config_docs"}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "core": {"core", "errors"},
     "config": {"config", "errors", "core"},
-    **{name: {"errors", "config", "core"} | LOADER for name in LOADER},
     **{name: {name, "core", "errors", "config"} for name in ADAPTERS},
     "supervision": {"supervision", "core", "errors", "config"},
     "telemetry": {"telemetry", "core", "errors", "config", "_version"},
     "node": {"supervision", "core", "errors", "config", "wiring", "_version"},
-    "start_sizing": {"core", "errors", "config", "models", "engines"},
-    "gpu_parts": {"supervision", "core", "errors", "config", "surveying", "start_sizing", *ADAPTERS},
-    "wiring": {"gpu_parts", "supervision", "core", "errors", "config", "surveying", *ADAPTERS},
-    "surveying": {"core", "errors", "config", "host", "engines", "models", "runtime"},
+    "wiring": {"wiring", "supervision", "core", "errors", "config", *ADAPTERS},
     "api": {"api", "node", "core", "errors", "config", "telemetry", "_version"},
-    "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "daemon", "surveying", "_version"} | LOADER,
+    "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "daemon", "wiring", "_version"},
     "testing": {"testing", "supervision", "core", "errors", "config"},
     "embedding": {"node", "core", "errors", "config"},
 }

@@ -20,13 +20,13 @@ from pool_managerd.api.requests import checked
 from pool_managerd.api.schemas import LeaseBody
 from pool_managerd.cli.follow import sse_events
 from pool_managerd.config import split_address
-from pool_managerd.config_load import load_config
-from pool_managerd.config_sources import parse_scalar, parse_toml, parse_yaml
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.config.load import load_config
+from pool_managerd.config.parse import parse_scalar, parse_toml, parse_yaml
+from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.gpu.xid import meaning
 from pool_managerd.core.health import judge_response
 from pool_managerd.core.narration import parse_size, printable
 from pool_managerd.core.redaction import Redactor
-from pool_managerd.core.xid import meaning
 from pool_managerd.engines.help_parser import parse_help
 from pool_managerd.engines.llamacpp_memory import parse_allocations
 from pool_managerd.engines.submitted import prepared_from_json

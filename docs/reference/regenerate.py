@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pool_managerd.api import openapi
 from pool_managerd.cli import reference
-from pool_managerd.config_docs import reference_text
-from pool_managerd.config_load import config_schema_text
+from pool_managerd.config.load import config_schema_text
+from pool_managerd.config.reference import reference_text
 from pool_managerd.telemetry import series
 
 HERE = Path(__file__).resolve().parent

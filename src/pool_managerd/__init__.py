@@ -13,14 +13,14 @@ from pool_managerd._version import __version__
 
 if TYPE_CHECKING:
     from pool_managerd.config import Config, PoolConfig
-    from pool_managerd.config_load import load_config
+    from pool_managerd.config.load import load_config
     from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
     from pool_managerd.core.backoff import BackoffPolicy
-    from pool_managerd.core.device_masks import DeviceMask
-    from pool_managerd.core.devices import DeviceSnapshot
     from pool_managerd.core.drain import DrainOutcome, DrainRequest
+    from pool_managerd.core.gpu.devices import DeviceSnapshot
+    from pool_managerd.core.gpu.masks import DeviceMask
+    from pool_managerd.core.gpu.split import SplitPlan
     from pool_managerd.core.health import HealthStatus
-    from pool_managerd.core.hetero_split import SplitPlan
     from pool_managerd.core.placement import Decision, PlacementRequest, decide
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("Config", "PoolConfig"),
-    "config_load": ("load_config",),
+    "config.load": ("load_config",),
     "core.artifacts": ("PreparedEngine", "ResolvedModel"),
     "core.backoff": ("BackoffPolicy",),
-    "core.device_masks": ("DeviceMask",),
-    "core.devices": ("DeviceSnapshot",),
+    "core.gpu.masks": ("DeviceMask",),
+    "core.gpu.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
-    "core.hetero_split": ("SplitPlan",),
+    "core.gpu.split": ("SplitPlan",),
     "core.placement": ("Decision", "PlacementRequest", "decide"),
     "core.registry": ("PoolSnapshot",),
     "embedding": ("PreloadOutcome", "Registry", "execute_drain"),

@@ -22,7 +22,7 @@ from pool_managerd.runtime import confine
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
-from pool_managerd.wiring import default_adapters
+from pool_managerd.wiring.adapters import default_adapters
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -20,8 +20,8 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
-from pool_managerd.supervision.device_view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.event_log import Event, EventLog, Subscription
+from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
@@ -29,7 +29,7 @@ from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.submissions import check_pool_id, check_submission
-from pool_managerd.wiring import Adapters, default_adapters
+from pool_managerd.wiring.adapters import Adapters, default_adapters
 
 
 class PoolManager:

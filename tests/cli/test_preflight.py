@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pool_managerd import surveying
 from pool_managerd.config import Config, GpuConfig
-from pool_managerd.config_load import load_config
-from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.config.load import load_config
+from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.errors import NodeError
+from pool_managerd.wiring import preflight as machine
 from tests.cli.test_commands import Invoke
 from tests.core.gpus import gpu
 
@@ -36,7 +36,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config | None]
         scanned.append(config)
         return NO_GPUS if config is None or config.gpu.simulate is None else ONE_GPU
 
-    monkeypatch.setattr(surveying, "scan_once", scan_once)
+    monkeypatch.setattr(machine, "scan_once", scan_once)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     return scanned
 
@@ -174,7 +174,7 @@ def test_a_look_at_the_gpus_that_is_refused_is_a_2(invoke: Invoke, monkeypatch: 
     def refuse(_config: Config | None = None) -> DeviceScan:
         raise NodeError("cannot simulate GPUs: no C compiler", hint="install gcc")
 
-    monkeypatch.setattr(surveying, "scan_once", refuse)
+    monkeypatch.setattr(machine, "scan_once", refuse)
     code, _, err = invoke("preflight")
     assert (code, err) == (2, "cannot simulate GPUs: no C compiler\nhint: install gcc\n")
 
@@ -188,25 +188,25 @@ pools:
   - {id: b, engine: vllm, model: m.gguf, provisioning: {mode: container}}
 """
     config = load_config(tmp_path / write(tmp_path, text), env={})
-    wants = surveying.wants_of(config)
+    wants = machine.wants_of(config)
     a, b = wants.pools
     assert (a.scheme, str(a.mask), a.ports, a.mlock, a.mode) == ("hf", "0,1", (9000,), True, "package")
     assert (b.scheme, b.mask, b.mode, b.mlock) == ("file", None, "container", False)
     assert (wants.control_port, wants.engine_ports, wants.simulated) == (None, (9000, 9001), False)
-    assert [pool.pool_id for pool in surveying.wants_of(config, ["b"]).pools] == ["b"]
-    assert surveying.wants_of(Config(profile="dev", gpu=GpuConfig(simulate=Path("t")))).simulated
+    assert [pool.pool_id for pool in machine.wants_of(config, ["b"]).pools] == ["b"]
+    assert machine.wants_of(Config(profile="dev", gpu=GpuConfig(simulate=Path("t")))).simulated
 
 
 def test_what_the_policy_denies_needs_no_tool(tmp_path: Path) -> None:
     text = 'pools: [{id: a, engine: llamacpp, model: "hf:org/repo"}]\n'
     config = load_config(tmp_path / write(tmp_path, text), env={})
-    assert surveying.wants_of(config).pools[0].scheme == "file"
+    assert machine.wants_of(config).pools[0].scheme == "file"
 
 
 def test_the_directories_are_those_that_the_configuration_writes_to(tmp_path: Path) -> None:
     text = "pools: [{id: a, engine: llamacpp, model: m, provisioning: {model: {cache_dir: cache}, binary: {install_dir: bin}}}]\n"
     config = load_config(tmp_path / write(tmp_path, text), env={}, overrides={"daemon.state_dir": "s", "daemon.runtime_dir": "r"})
-    places = dict(surveying.folders_of(config))
+    places = dict(machine.folders_of(config))
     assert places["model-cache"] == tmp_path / "cache"
     assert places["engine"] == tmp_path / "bin"
     assert (places["state"].name, places["runtime"].name) == ("s", "r")
@@ -218,9 +218,9 @@ def test_ports_of_our_own_count_as_free(tmp_path: Path) -> None:
         text = f"profile: dev\npools: [{{id: a, engine: llamacpp, model: m, provisioning: {{ports: [{port}]}}}}]\n"
         config = load_config(tmp_path / write(tmp_path, text), env={})
 
-        facts = replace(surveying.facts_of(config, {}), folders=(), scan=NO_GPUS, setup_problems=())
-        assert [f.code for f in surveying.judged(config, facts).failed] == ["port_taken"]
-        assert surveying.judged(config, facts, own_ports=frozenset({port})).ok
+        facts = replace(machine.facts_of(config, {}), folders=(), scan=NO_GPUS, setup_problems=())
+        assert [f.code for f in machine.judged(config, facts).failed] == ["port_taken"]
+        assert machine.judged(config, facts, own_ports=frozenset({port})).ok
 
 
 SOURCE = '{source: {repo: r, ref: v, build: {cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES=%s"]}}}'
@@ -244,13 +244,13 @@ def test_what_an_engine_is_built_for_is_read_where_it_is_written(
     tmp_path: Path, provisioning: str, cuda: str | None, capabilities: tuple[str, ...]
 ) -> None:
     text = f"pools: [{{id: a, engine: llamacpp, model: m.gguf, provisioning: {provisioning}}}]\n"
-    wants = surveying.wants_of(load_config(tmp_path / write(tmp_path, text), env={})).pools[0]
+    wants = machine.wants_of(load_config(tmp_path / write(tmp_path, text), env={})).pools[0]
     assert (wants.engine_cuda, wants.engine_capabilities) == (cuda, capabilities)
 
 
 def test_an_engine_built_for_another_gpu_is_told_before_it_is_started(tmp_path: Path) -> None:
     text = f"pools: [{{id: a, engine: llamacpp, model: m.gguf, provisioning: {SOURCE % '90-real'}}}]\n"
     config = load_config(tmp_path / write(tmp_path, text), env={})
-    facts = replace(surveying.facts_of(config, {}), scan=DeviceScan((gpu(0),), 1.0, "570.86.15", "12.8"))
-    told = {f.code: f.message for f in surveying.judged(config, facts).failed}
+    facts = replace(machine.facts_of(config, {}), scan=DeviceScan((gpu(0),), 1.0, "570.86.15", "12.8"))
+    told = {f.code: f.message for f in machine.judged(config, facts).failed}
     assert "it has compute capability 8.6, the build is for 9.0" in told["compute_capability"]

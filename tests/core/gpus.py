@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pool_managerd.core.devices import DeviceProcess, DeviceSnapshot
+from pool_managerd.core.gpu.devices import DeviceProcess, DeviceSnapshot
 
 GIB = 1 << 30
 MIB = 1 << 20

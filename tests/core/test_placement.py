@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.placement import PlacementRequest, decide, objection
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot, Registry
 from tests.core.gpus import GIB

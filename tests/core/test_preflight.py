@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.device_masks import DeviceMask
-from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.preflight import (
     Finding,
     Folder,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.core.fit import EngineSettings, estimate
+from pool_managerd.core.memory.estimate import EngineSettings, estimate
 from pool_managerd.engines import llamacpp_server
 from pool_managerd.engines.llamacpp_memory import Allocations, parse_allocations, settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape

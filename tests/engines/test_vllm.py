@@ -10,8 +10,8 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.core.fit import DeviceFraction
-from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines import vllm
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner

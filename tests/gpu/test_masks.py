@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pool_managerd.config_load import load_config
+from pool_managerd.config.load import load_config
 from pool_managerd.errors import SpecError
 from tests.gpu.conftest import MakeNode, MakePool
 from tests.gpu.nodes import GIB, cards, run_cli, until

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.core.devices import DeviceIncident
+from pool_managerd.core.gpu.devices import DeviceIncident
 from pool_managerd.host.monitor import MonitorLimits, NvmlMonitor
 from pool_managerd.host.simulation import simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.core.devices import DeviceScan
+from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.preflight import HostFacts
 from pool_managerd.host import facts
 from pool_managerd.host.facts import gather

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.core.devices import DeviceIncident
+from pool_managerd.core.gpu.devices import DeviceIncident
 from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.kernel_log import follow, xid_of
 from pool_managerd.host.monitor import NvmlMonitor

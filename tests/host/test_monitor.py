@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.host.monitor import NvmlMonitor
 from tests.host.conftest import Bench
 from tests.host.simulated import A100, MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80, gpu_uuid

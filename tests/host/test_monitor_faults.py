@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.core.devices import DeviceIncident, DeviceScan
+from pool_managerd.core.gpu.devices import DeviceIncident, DeviceScan
 from pool_managerd.errors import NodeError
 from pool_managerd.host.monitor import MonitorLimits, NvmlMonitor
 from pool_managerd.host.simulation import simulated_environment

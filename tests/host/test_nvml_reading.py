@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.core.devices import NO_MEMORY_TOLD, NOT_PERMITTED
+from pool_managerd.core.gpu.devices import NO_MEMORY_TOLD, NOT_PERMITTED
 from pool_managerd.host.scan_reply import problem_of, scan_of, wants_renewal
 from pool_managerd.host.simulation import TOPOLOGY_VARIABLE, simulated_environment
 from tests.conftest import REPOSITORY

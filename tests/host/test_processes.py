@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.core.devices import DeviceProcess
+from pool_managerd.core.gpu.devices import DeviceProcess
 from pool_managerd.host.process_facts import NONCE_VARIABLE, ProcessFacts
 from pool_managerd.host.simulation import simulated_environment
 from pool_managerd.runtime import procfs

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pool_managerd.core.model_shape import ModelShape
+from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.errors import SpecError
 from pool_managerd.models import gguf_header
 from pool_managerd.models.gguf_header import ArrayValue, read_gguf_header

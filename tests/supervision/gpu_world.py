@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pool_managerd.core.devices import DeviceSnapshot, ScanProblem
-from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.gpu.devices import DeviceSnapshot, ScanProblem
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.sizing import LaunchFacts
+from pool_managerd.core.memory.estimate import EngineSettings
+from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu

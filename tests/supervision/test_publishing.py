@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from pool_managerd.config import PolicyConfig, PoolConfig
+from pool_managerd.core.gpu.ledger import Reservation, account
 from pool_managerd.core.lifecycle import Instance
 from pool_managerd.core.registry import PerfHints
-from pool_managerd.core.reservations import Reservation, account
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.supervision.publishing import GpuFigures, registry_fields
 from pool_managerd.supervision.workers import Launch

@@ -42,7 +42,7 @@ def of_config(path: Path | None, env: Mapping[str, str]) -> Address:
 
 
 def _plain(path: Path) -> Address | None:
-    from pool_managerd.config_sources import parse_file
+    from pool_managerd.config.parse import parse_file
 
     tree = parse_file(path)
     daemon, auth = _section(tree.values, "daemon"), _section(tree.values, "auth")
@@ -65,7 +65,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 def _loaded(path: Path | None, env: Mapping[str, str]) -> Address:
     from pool_managerd.config import split_address
-    from pool_managerd.config_load import load_config
+    from pool_managerd.config.load import load_config
     from pool_managerd.errors import PoolError
 
     try:

@@ -15,7 +15,6 @@ from typing import Any
 
 import aiohttp
 
-from pool_managerd import surveying
 from pool_managerd._version import __version__
 from pool_managerd.cli import installing
 from pool_managerd.cli.ask import Answer, ask
@@ -26,6 +25,7 @@ from pool_managerd.config import Config
 from pool_managerd.daemon import Served, StopSignals, serving, stop_node
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.telemetry.logs import LogOptions, configure_logging
+from pool_managerd.wiring import preflight
 
 QUESTION = "What is the capital of France?"
 _POOL = "demo"
@@ -42,7 +42,7 @@ def run_demo(model: Path | None = None) -> int:
     screen = Screen()
     try:
         model = find_model(model)
-        out_of_reach = surveying.needs_root(model, folder)
+        out_of_reach = preflight.needs_root(model, folder)
         config = demo_config(model, folder, engine_user=None if out_of_reach is None else "root")
         if out_of_reach is not None:
             screen.step(f"The demo's engine runs as root (daemon.engine_user: root), without isolation: {out_of_reach}", mark="!")

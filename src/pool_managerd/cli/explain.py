@@ -118,7 +118,7 @@ def _only_with_place(wishes: Mapping[str, Any]) -> None:
 
 def _request(wishes: Mapping[str, Any]) -> PlacementRequest:
     """What the options ask for. Raises CommandFailed (2) for a size or a mask that cannot be read."""
-    from pool_managerd.core.device_masks import DeviceMask
+    from pool_managerd.core.gpu.masks import DeviceMask
     from pool_managerd.core.placement import PlacementRequest
     from pool_managerd.errors import SpecError
 

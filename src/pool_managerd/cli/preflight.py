@@ -41,21 +41,21 @@ def preflight(config: PreflightConfig = None, simulate_gpus: Simulated = None, o
 
 
 def _report(path: Path | None, topology: Path | None) -> Json:
-    from pool_managerd import surveying
     from pool_managerd.errors import PoolError
+    from pool_managerd.wiring import preflight as machine
 
     try:
         if path is None and topology is None:
-            return surveying.home_report(surveying.scan_once, os.environ).to_dict()
+            return machine.home_report(machine.scan_once, os.environ).to_dict()
         config = _load(path, topology)
-        return surveying.preflight_report(config, lambda: surveying.scan_once(config), os.environ).to_dict()
+        return machine.preflight_report(config, lambda: machine.scan_once(config), os.environ).to_dict()
     except PoolError as error:
         raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
 
 
 def _load(path: Path | None, topology: Path | None) -> Config:
     """The configuration to judge. Simulated GPUs alone mean the profile that may have them: dev."""
-    from pool_managerd.config_load import load_config
+    from pool_managerd.config.load import load_config
 
     overrides: Json = {"gpu.simulate": topology.absolute() if topology else None}
     if path is None:

@@ -110,7 +110,7 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
 
 def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> CommandFailed | None:
     """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings."""
-    from pool_managerd.surveying import Setups
+    from pool_managerd.wiring.preflight import Setups
 
     found = Setups(loaded, engines=deep).problems()
     if not found:
@@ -144,7 +144,7 @@ def config_show(file: CheckedFile = None, config: ConfigFile = None, output: Out
 
 def config_schema() -> None:
     """Print the JSON Schema of the configuration file."""
-    from pool_managerd.config_load import config_schema_text
+    from pool_managerd.config.load import config_schema_text
 
     sys.stdout.write(config_schema_text())
 
@@ -167,7 +167,7 @@ def _config_path(given: Path | None) -> Path:
 
 
 def _load(path: Path | None, overrides: dict[str, Any]) -> Config:
-    from pool_managerd.config_load import load_config
+    from pool_managerd.config.load import load_config
 
     try:
         return load_config(path, env=os.environ, overrides=overrides)

@@ -1,4 +1,4 @@
-"""The configuration: its schema, by name. Loading one is config_load's."""
+"""The configuration: its schema, by name. Loading one is load.py's."""
 
 from pool_managerd.config.pools import PoolConfig, ProvisioningConfig
 from pool_managerd.config.schema import Config, json_schema

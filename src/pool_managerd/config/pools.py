@@ -20,7 +20,7 @@ from pool_managerd.config.values import (
     Section,
     is_pool_id,
 )
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.gpu.masks import DeviceMask
 
 _NOT_YET = "This mode is not there yet."
 

@@ -1,4 +1,4 @@
-"""The whole configuration (DESIGN §7, SPEC §15). Loading a file, the environment and flags into it: config_load.py."""
+"""The whole configuration (DESIGN §7, SPEC §15). Loading a file, the environment and flags into it: config/load.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.narration import parse_size
 from pool_managerd.errors import SpecError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.narration import count, size
 from pool_managerd.core.registry.snapshot import PoolSnapshot
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.device_masks import cuda_environment
-from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.masks import cuda_environment
 from pool_managerd.errors import SpecError
 
 _OWNED = {"CUDA_VISIBLE_DEVICES": "pools[].devices", "CUDA_DEVICE_ORDER": "nothing: it is always PCI_BUS_ID"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pool_managerd.config import PoolConfig, Profile
 from pool_managerd.core.artifacts import Warmup
-from pool_managerd.core.model_shape import Task
+from pool_managerd.core.memory.model_shape import Task
 from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pool_managerd.core.buffers import EngineSettings
-from pool_managerd.core.tensor_places import EXPERTS, PlaceRule, first_layers, readable
+from pool_managerd.core.memory.llamacpp_buffers import EngineSettings
+from pool_managerd.core.memory.tensor_places import EXPERTS, PlaceRule, first_layers, readable
 from pool_managerd.engines.flags import hyphenated
 
 MAX_LINE_CHARS = 2_048

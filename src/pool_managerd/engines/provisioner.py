@@ -12,9 +12,9 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig, Profile
 from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
-from pool_managerd.core.model_shape import ModelShape
+from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
-from pool_managerd.core.reservations import Assignment
 from pool_managerd.engines import vllm
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env

@@ -19,8 +19,8 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
-from pool_managerd.core.fit import DeviceFraction
-from pool_managerd.core.reservations import Assignment
+from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import OptionTable, arrange, attempt, collapse, raise_all
 from pool_managerd.engines.vllm_flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options

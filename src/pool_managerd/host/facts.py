@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pool_managerd.core.devices import DeviceScan
+from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.preflight.facts import CUDA_TOOLS, Folder, HostFacts
 from pool_managerd.core.preflight.gpus import SWITCHES
 from pool_managerd.core.preflight.tools import ALL_TOOLS

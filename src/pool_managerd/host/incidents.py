@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pool_managerd.core.devices import DeviceIncident
+from pool_managerd.core.gpu.devices import DeviceIncident
 
 _SAME_EVENT_S = 3.0
 _NEEDS_ITS_TEXT = 154  # the recovery action that the driver asks for is in the text alone

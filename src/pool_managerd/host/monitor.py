@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pool_managerd.core.devices import NOT_SCANNED, DeviceIncident, DeviceScan, ScanProblem
-from pool_managerd.core.gpu_visibility import Restriction, visible
+from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident, DeviceScan, ScanProblem
+from pool_managerd.core.gpu.visibility import Restriction, visible
 from pool_managerd.errors import NodeError
 from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.scan_reply import incident_of, problem_of, scan_of, wants_renewal

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pool_managerd.core.devices import (
+from pool_managerd.core.gpu.devices import (
     NO_MEMORY_TOLD,
     NOT_PERMITTED,
     PLACEHOLDER,

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pool_managerd.core.tensor_types import GGML_TYPES
+from pool_managerd.core.memory.tensor_types import GGML_TYPES
 from pool_managerd.models.byte_reader import ByteReader, Refuse
 from pool_managerd.models.gguf import open_gguf, refused, version_in
 

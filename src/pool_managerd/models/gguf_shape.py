@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from pool_managerd.core.model_shape import ModelShape, Recurrent, SlidingWindow, Task
+from pool_managerd.core.memory.model_shape import ModelShape, Recurrent, SlidingWindow, Task
 from pool_managerd.models import gguf_families as families
 from pool_managerd.models.gguf_header import ArrayValue, GgufHeader, TensorInfo, Value, read_gguf_header
 from pool_managerd.models.gguf_parts import other_parts

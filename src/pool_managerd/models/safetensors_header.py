@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pool_managerd.core.model_shape import ModelShape, SlidingWindow
+from pool_managerd.core.memory.model_shape import ModelShape, SlidingWindow
 from pool_managerd.errors import SpecError
 from pool_managerd.models.byte_reader import open_regular
 from pool_managerd.models.gguf import head_of

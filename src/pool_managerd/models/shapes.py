@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pool_managerd.models.gguf import check_gguf, is_gguf
 
 if TYPE_CHECKING:
-    from pool_managerd.core.model_shape import ModelShape
+    from pool_managerd.core.memory.model_shape import ModelShape
 
 MAX_SHAPES = 256
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.device_masks import DeviceMask
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
-from pool_managerd.core.devices import DeviceScan
+from pool_managerd.core.gpu.devices import DeviceScan
+from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeResult
 from pool_managerd.core.listeners import Listener
-from pool_managerd.core.reservations import Assignment
 
 if TYPE_CHECKING:
     from pool_managerd.core.preflight import Report

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import PoolConfig
+from pool_managerd.core.gpu.ledger import DeviceAccount, Holding, board
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.lifecycle import Instance, Phase, view
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import DeviceShare, PerfHints
-from pool_managerd.core.reservations import DeviceAccount, Holding, board
 
 if TYPE_CHECKING:
     from pool_managerd.supervision.workers import Launch

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.registry import Registry
-from pool_managerd.supervision.admission import Admission
 from pool_managerd.supervision.event_log import EventLog
-from pool_managerd.supervision.gpus import Gpus
+from pool_managerd.supervision.gpu.admission import Admission
+from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.protocols import (
     Clock,
     Engines,

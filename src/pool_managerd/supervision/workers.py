@@ -11,12 +11,12 @@ import aiohttp
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.crash_evidence import named_cause
-from pool_managerd.core.device_masks import DeviceMask, cuda_environment
+from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import signal_name
-from pool_managerd.core.reservations import Assignment
-from pool_managerd.core.sizing import LaunchSizing
+from pool_managerd.core.memory.sizing import LaunchSizing
 from pool_managerd.errors import EngineError, NodeError, PoolError, SpecError
 from pool_managerd.supervision.protocols import Process
 from pool_managerd.supervision.services import Services

@@ -12,20 +12,20 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
-from pool_managerd.core.devices import DeviceScan, DeviceSnapshot, ScanProblem
-from pool_managerd.core.fit import EngineSettings
+from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import OURS, Listener
+from pool_managerd.core.memory.estimate import EngineSettings
+from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
-from pool_managerd.core.reservations import Assignment
-from pool_managerd.core.sizing import LaunchFacts
 from pool_managerd.errors import EngineError, PoolError
-from pool_managerd.supervision.admission import Admission, AdmissionRules
 from pool_managerd.supervision.event_log import Event, EventLog
-from pool_managerd.supervision.gpu_bindings import Bindings
-from pool_managerd.supervision.gpu_watch import GpuWatch, WatchSettings
-from pool_managerd.supervision.gpus import Gpus
+from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
+from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.services import BootGate, Services
 from pool_managerd.testing.manual_clock import ManualClock
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pool_managerd.core.device_masks import DeviceMask
-from pool_managerd.core.devices import NOT_SCANNED, DeviceScan, DeviceSnapshot
+from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan, DeviceSnapshot
+from pool_managerd.core.gpu.masks import DeviceMask
 
 CUDA_TOOLS = ("nvidia-smi", "nvcc")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pool_managerd.core.devices import DeviceSnapshot
+from pool_managerd.core.gpu.devices import DeviceSnapshot
+from pool_managerd.core.gpu.xid import RESET_STEPS
 from pool_managerd.core.preflight.facts import HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import FAIL, GPU_REQUIRED, NO_CUDA, OK, WARN, Finding
 from pool_managerd.core.preflight.tools import install, install_driver
-from pool_managerd.core.xid import RESET_STEPS
 from pool_managerd.errors import PoolError
 
 _DEV = "profile: dev"

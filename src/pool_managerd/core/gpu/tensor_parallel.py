@@ -1,0 +1,74 @@
+"""Engines that divide every layer among GPUs (vLLM): equal parts, as large as the smallest GPU can carry (SPEC §5.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pool_managerd.core.gpu.devices import DeviceSnapshot
+from pool_managerd.core.gpu.masks import in_pci_order
+from pool_managerd.core.gpu.split import SplitPlan, normalised
+from pool_managerd.core.memory.estimate import DeviceFraction
+from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.errors import SpecError
+
+_EQUAL = 1e-6
+
+
+def check(facts: LaunchFacts, n_devices: int, split: str | tuple[float, ...] | None) -> None:
+    """Raises SpecError for a division that such an engine cannot do. ``n_devices``: of the mask, 0 without one."""
+    told = _told(facts)
+    if told is not None:
+        if 0 < n_devices < told:
+            raise SpecError(
+                f"cannot run an engine over {told} GPUs: its device mask has {n_devices}",
+                hint="name as many GPUs as it is told to use",
+            )
+        return
+    if split is None and n_devices > 1:
+        raise SpecError(
+            f"cannot use {n_devices} GPUs: without tensor_split this engine uses the first alone",
+            hint="set `tensor_split: auto` to divide the model among them, or name one device",
+        )
+    if isinstance(split, tuple):
+        shares = normalised(split, len(split))
+        if max(shares) - min(shares) > _EQUAL:
+            raise SpecError(
+                "cannot divide the model by these shares: this engine divides equally", hint="set `tensor_split: auto`"
+            )
+        n_devices = len(split)
+    if split is not None and n_devices and not divisible(facts, n_devices):
+        heads = facts.shape.n_heads if facts.shape is not None else None
+        raise SpecError(
+            f"cannot divide the model's {heads} attention heads among {n_devices} GPUs: their number is no multiple of it",
+            hint="use a number of GPUs that divides it",
+        )
+
+
+def told_split(facts: LaunchFacts) -> tuple[float, ...] | None:
+    """The division that the engine was told itself, in the flags it was submitted with."""
+    told = _told(facts)
+    return (1 / told,) * told if told is not None and told > 1 else None
+
+
+def used(facts: LaunchFacts, devices: Sequence[DeviceSnapshot]) -> tuple[DeviceSnapshot, ...]:
+    """Those of ``devices`` that the engine takes memory of, in PCI order: all, or as many as it was told to use."""
+    return in_pci_order(devices)[: _told(facts)]
+
+
+def _told(facts: LaunchFacts) -> int | None:
+    return facts.settings.gpus if isinstance(facts.settings, DeviceFraction) else None
+
+
+def divisible(facts: LaunchFacts, n_devices: int) -> bool:
+    """True when each GPU gets as many attention heads. What the header does not tell is left to the engine."""
+    return facts.shape is None or facts.shape.n_heads is None or facts.shape.n_heads % n_devices == 0
+
+
+def plan(sizing: LaunchSizing, devices: Sequence[DeviceSnapshot]) -> SplitPlan:
+    """The equal division, held against what the engine takes of each GPU. Raises NodeError INSUFFICIENT_VRAM."""
+    whole = sizing.footprint_on(devices)
+    taken = whole.per_device((1 / len(devices),) * len(devices))
+    return SplitPlan.equal(
+        devices, whole.weights.size_bytes, kv_bytes=whole.kv.size_bytes, overhead_bytes=whole.fixed_bytes_per_gpu,
+        free={d.uuid: part for d, part in zip(devices, taken, strict=True)},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What one launch will need of GPU memory and RAM."""

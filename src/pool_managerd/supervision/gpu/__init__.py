@@ -1,0 +1,1 @@
+"""The GPUs beside the pools: scans, health, reservations, what is seen free."""

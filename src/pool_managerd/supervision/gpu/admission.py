@@ -1,0 +1,213 @@
+"""May this start go ahead, and on which GPUs? Asked before anything is downloaded or spawned (OC-POOL-3002)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.gpu.allocation import Split, Wish, assign
+from pool_managerd.core.gpu.bindings import Bound
+from pool_managerd.core.gpu.devices import DeviceScan
+from pool_managerd.core.gpu.ledger import Assignment, DeviceAccount, Ledger
+from pool_managerd.core.gpu.masks import DeviceMask, in_pci_order
+from pool_managerd.core.gpu.tensor_parallel import told_split
+from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.memory.measurements import Footprints
+from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.core.narration import size
+from pool_managerd.errors import NodeError
+from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.watch import objection, require_scan
+from pool_managerd.supervision.protocols import Facts
+
+if TYPE_CHECKING:
+    from pool_managerd.supervision.driver import PoolDriver
+    from pool_managerd.supervision.workers import Launch
+
+FOOTPRINT = "footprint"
+
+
+class Sizer(Protocol):
+    """Reads what a start will need. Raises PoolError for what the configuration must change."""
+
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """``cpu_allowed``: a machine without any GPU runs engines on its CPU (profile dev)."""
+
+    cpu_allowed: bool = False
+    fit: Literal["enforce", "warn", "off"] = "enforce"
+
+
+class Admission:
+    """Decides over starts, and learns from engines that run what the next start will need."""
+
+    def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
+        self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
+        self._known = Footprints()
+        gpus.watch.listen(self.learn)
+
+    def restore(self) -> None:
+        """What an earlier daemon learnt; after the state was opened."""
+        rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
+        self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
+
+    async def admit(self, driver: PoolDriver, epoch: int) -> Assignment | None:
+        """Promise GPUs to launch ``epoch``, which remembers what it was sized by; None when it runs on the CPU.
+
+        Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
+        SpecError for a mask or split that cannot be.
+        """
+        sizing = await self._size(driver)
+        scan = await self._scan()
+        # From here to the promise nothing is awaited: two starts cannot see the same memory free.
+        memory = self._gpus.memory
+        found, bound = self._decide(driver, epoch, scan, sizing, memory.ledger, memory.accounts())
+        driver.launch.sizing = sizing
+        if found is not None:
+            if bound is not None and not self._missing(scan):
+                self._gpus.bindings.remember(driver.pool_id, *bound)
+            memory.remember_before(driver.pool_id)
+            self._gpus.refresh()
+        return found
+
+    async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
+        """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
+        sizing = await self._size(driver)
+        scan = await self._scan()
+        memory, i = self._gpus.memory, driver.instance
+        accounts = memory.accounts_without(i.pool_id) if i.vram_pending else memory.accounts()
+        found, _ = self._decide(driver, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
+        if found is None:
+            return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
+        parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
+        return " and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain()
+
+    def _decide(
+        self,
+        driver: PoolDriver,
+        epoch: int,
+        scan: DeviceScan,
+        sizing: LaunchSizing,
+        ledger: Ledger,
+        accounts: Mapping[str, DeviceAccount],
+    ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
+        if scan.no_gpus:
+            self._require_cpu_allowed(driver.pool_id, scan)
+            self._check_ram(driver, sizing, 0)
+            return None, None
+        require_scan(scan, driver.pool_id)
+        if not all(d.unified for d in scan.devices):  # else the ledger has it all
+            self._check_ram(driver, sizing, 1)
+        bound = self._bound(driver, scan)
+        found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
+        notices = bound[1].notices if bound is not None else ()
+        if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
+            meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
+            notices = (*notices, f"The mask {bound[0]} means GPU {meant} for this start only: {missing}, so indices may move")
+        return replace(found, notices=(*notices, *found.notices)), bound
+
+    def _missing(self, scan: DeviceScan) -> str | None:
+        """Why this is not every GPU there should be, None when it is."""
+        listed = sum(d.parent_uuid is None for d in scan.devices)
+        if scan.missing:
+            return f"the driver lists {listed} of its {listed + scan.missing} GPUs"
+        named = [item for d in self._gpus.drivers() if d.mask is not None for item in d.mask.items if isinstance(item, int)]
+        if max(named, default=-1) >= max((d.id for d in scan.devices), default=-1) + 1:
+            return f"the configuration names GPU {max(named)}, and {listed} {'is' if listed == 1 else 'are'} listed"
+        return None
+
+    async def _scan(self) -> DeviceScan:
+        """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
+        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.look()
+
+    async def _size(self, driver: PoolDriver) -> LaunchSizing:
+        facts = await self._sizer(driver.config, driver.submitted)
+        if self._rules.fit == "off" and not facts.divides_equally:  # what such an engine takes is a setting, no estimate
+            nothing = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+            return LaunchSizing(nothing, Footprints())
+        return LaunchSizing(facts, self._known)
+
+    def learn(self) -> None:
+        """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
+        used, new = self._gpus.memory.used(), False
+        for driver in self._gpus.drivers():
+            held = used.get(driver.pool_id)
+            ready_since = driver.instance.ready_since
+            if held is None or held == driver.launch.held or driver.instance.phase is not Phase.READY or ready_since is None:
+                continue
+            if self._gpus.watch.scan.taken_at >= ready_since:  # an older look may have seen it half loaded
+                new = self._observe(driver.launch, held) or new
+        if new:
+            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
+
+    def _observe(self, launch: Launch, held: dict[str, int]) -> bool:
+        """True when that was news."""
+        assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
+        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None or sizing.facts.divides_equally:
+            return False
+        per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
+        if not all(per_gpu):
+            return False
+        launch.held = held
+        key = sizing.key(assignment.shares, assignment.devices[0].name)
+        before = self._known.get(key)
+        return self._known.observe(key, per_gpu, loaded=loaded) != before
+
+    # --- inside ---
+
+    def _require_cpu_allowed(self, pool_id: str, scan: DeviceScan) -> None:
+        if not self._rules.cpu_allowed:
+            why = scan.problem.message if scan.problem is not None else "the driver lists none"
+            raise NodeError(
+                f"GPU-only enforcement: no NVIDIA GPU was found ({why}), so pool {pool_id} is not started",
+                code="GPU_REQUIRED", status=503, retriable=False, pool_id=pool_id,
+                hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
+            )  # fmt: skip
+
+    def _check_ram(self, driver: PoolDriver, sizing: LaunchSizing, n_devices: int) -> None:
+        """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
+        needed = sizing.footprint(n_devices).host.size_bytes
+        if self._rules.fit != "enforce" or not needed:
+            return
+        loading = [d for d in self._gpus.drivers() if d is not driver and d.instance.phase in (Phase.STAGING, Phase.STARTING)]
+        promised = sum(d.launch.sizing.footprint(n_devices).host.size_bytes for d in loading if d.launch.sizing is not None)
+        free = max(0, self._free_ram() - promised)
+        if needed > free:
+            raise NodeError(
+                f"cannot start pool {driver.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",
+                code="INSUFFICIENT_RAM", status=503, pool_id=driver.pool_id,
+                hint="end other programs, lower ctx or slots, or raise the memory limit of the daemon's container",
+                details={"needed_bytes": needed, "free_bytes": free},
+            )  # fmt: skip
+
+    def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, bound: Bound | None) -> Wish:
+        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
+        exclusive = driver.config is not None and driver.config.exclusive
+        devices = bound.devices if bound is not None else None
+        split: Split = driver.config.tensor_split if driver.config is not None else None
+        if driver.config is None and devices is None:
+            split = told_split(sizing.facts)
+        elif driver.config is None and devices is not None and len(shares := sizing.facts.shares) == len(devices) > 1:
+            devices, split = in_pci_order(devices), shares  # as the engine will see them
+        return Wish(
+            driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            spoken_for=self._gpus.spoken_for(driver),
+        )  # fmt: skip
+
+    def _bound(self, driver: PoolDriver, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
+        """The mask and its devices, each of which may be used; None without a mask."""
+        mask = driver.required_mask()
+        if mask is None:
+            return None
+        bound = self._gpus.bindings.bound(driver.pool_id, mask, scan.devices)
+        for device in bound.devices:
+            trust = self._gpus.watch.standing(device.uuid)
+            if not trust.usable:
+                raise objection(trust, driver.pool_id)
+        return mask, bound

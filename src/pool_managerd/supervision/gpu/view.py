@@ -1,0 +1,96 @@
+"""The GPUs of this node as people and machines see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
+from pool_managerd.core.gpu.health import DeviceTrust, Trust
+from pool_managerd.core.gpu.ledger import DeviceAccount, board
+from pool_managerd.core.gpu.masks import in_pci_order
+from pool_managerd.core.registry import Registry
+from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.publishing import kept_boards
+
+
+def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: bool) -> dict[str, Any]:
+    """Every device with who holds what of it; those that are gone and not forgotten included. ``ram``: available, total."""
+    scan = gpus.watch.scan
+    age_ms = _age_ms(scan, clock)
+    accounts = gpus.memory.accounts()
+    kept = kept_boards(accounts.values())
+    rows = [device_row(d, gpus.watch.standing(d.uuid), accounts[d.uuid], kept) for d in in_pci_order(scan.devices)]
+    present = {d.uuid for d in scan.devices}
+    rows += [_gone_row(t) for t in gpus.watch.known() if t.uuid not in present and (t.cordoned or t.state is not Trust.OK)]
+    return {
+        "taken_at_ms": None if age_ms is None else clock.wall_ms() - age_ms, "age_ms": age_ms,
+        "stale": scan.stale, "problem": _problem(scan),
+        "driver_version": scan.driver_version, "cuda_version": scan.cuda_version, "simulated": simulated,
+        "revision": gpus.watch.revision, "ram_available_bytes": ram[0], "ram_total_bytes": ram[1], "devices": rows,
+    }  # fmt: skip
+
+
+def snapshots_view(registry: Registry, gpus: Gpus, clock: Clock) -> dict[str, Any]:
+    """Every pool at one instant, and how old the figures of its GPUs are; ``version`` grows with every change."""
+    scan = gpus.watch.scan
+    age_ms, wall_ms = _age_ms(scan, clock), clock.wall_ms()
+    return {
+        "version": registry.revision, "taken_at_ms": wall_ms, "devices_stale": scan.stale and not scan.no_gpus,
+        "devices_taken_at_ms": None if age_ms is None else wall_ms - age_ms, "devices_age_ms": age_ms,
+        "devices_problem": None if scan.no_gpus else _problem(scan),
+        "pools": [snapshot.to_dict() for snapshot in registry.snapshots()],
+    }  # fmt: skip
+
+
+def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount, kept: Mapping[str, str]) -> dict[str, Any]:
+    """One device; ``kept`` says which pool has which board to itself. What a GPU holds that cannot be read is not known."""
+    known, open_ = d.readable, d.usable and board(d) not in kept
+    unclear = f"it cannot be read: {trust.unclear}" if trust.unclear is not None else None
+    return {
+        "id": d.id, "device": d.label, "uuid": d.uuid, "name": d.name, "pci_bus_id": d.pci_bus_id,
+        "compute_capability": d.compute_capability, "parent_uuid": d.parent_uuid, "mig_enabled": d.mig_enabled,
+        "vram_total_bytes": d.vram_total_bytes, "readable": known,
+        "vram_free_bytes": d.vram_free_bytes if known else None, "vram_used_bytes": d.vram_used_bytes if known else None,
+        "vram_driver_bytes": d.vram_reserved_bytes, "vram_available_bytes": account.available_bytes if open_ else 0,
+        "kept_for": kept.get(board(d)),
+        "state": trust.state.value, "cordoned": trust.cordoned, "reason": trust.reason or unclear,
+        "remedy": trust.remedy or (trust.cure if unclear else None),
+        "temperature_c": d.temperature_c, "power_watts": d.power_watts, "utilization_percent": d.utilization_percent,
+        "ecc_uncorrected": d.ecc_uncorrected, "numa_node": d.numa_node, "nvlink_peers": list(d.nvlink_peers),
+        "reservations": [
+            {
+                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.measured_bytes if known else None,
+                "estimated_bytes": h.used_bytes if known and h.guessed else None, "exclusive": h.exclusive, "pids": list(h.pids),
+            }
+            for h in account.holdings
+        ],
+        "foreign": [
+            {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain, "ended": p.ended}
+            for p in account.foreign
+        ],
+        "foreign_bytes": account.foreign_bytes,
+    }  # fmt: skip
+
+
+def device_named(view: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row of ``view`` that ``name`` (index, label or UUID) means; of one that was just forgotten, what is left to say."""
+    rows: list[dict[str, Any]] = view["devices"]
+    found = next((row for row in rows if name.lower() in (row["device"].lower(), row["uuid"].lower())), None)
+    return found or _gone_row(DeviceTrust(name, name))
+
+
+def _gone_row(t: DeviceTrust) -> dict[str, Any]:
+    gone = DeviceSnapshot(-1, t.uuid, 0, 0, name="gone", error="it is no longer there")
+    return {**device_row(gone, t, DeviceAccount(gone), {}), "device": t.label}
+
+
+def _age_ms(scan: DeviceScan, clock: Clock) -> int | None:
+    return max(0, round((clock.monotonic() - scan.taken_at) * 1000)) if scan.taken_at else None
+
+
+def _problem(scan: DeviceScan) -> dict[str, Any] | None:
+    if scan.problem is None:
+        return None
+    return {"code": scan.problem.code, "message": scan.problem.message, "hint": scan.problem.hint}

@@ -1,0 +1,1 @@
+"""Composition: the concrete adapters that make a node."""

@@ -1,0 +1,249 @@
+"""The default adapters: the one place besides the daemon where concrete parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+from pool_managerd.config import Config, split_address
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.preflight import Report
+from pool_managerd.core.redaction import Redactor, is_secret_variable, masked_argv, named_secrets
+from pool_managerd.core.registry import Registry
+from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.engines.submitted import prepared_from_json
+from pool_managerd.errors import NodeError
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.confined import ConfinedRun
+from pool_managerd.runtime.files import RuntimeFiles
+from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
+from pool_managerd.runtime.launcher import Launcher, LaunchOptions
+from pool_managerd.runtime.listener import Listeners
+from pool_managerd.runtime.spawner import Spawner
+from pool_managerd.runtime.survivors import Survivor, stop_survivors
+from pool_managerd.store.lock import DirectoryLock
+from pool_managerd.store.state import StateStore
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.prober import HttpProber
+from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
+from pool_managerd.wiring.preflight import user_rules
+
+OnHandoff = Callable[[Handoff, float], None]
+OnError = Callable[[str, str], None]
+
+
+def ignore_fatal(problem: BaseException) -> None:
+    """Embedded, a pool's broken task ends nothing else; the daemon ends itself instead (A11)."""
+
+
+class SystemClock:
+    """The real time."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def call_at(self, when: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), call)
+
+
+class Adapters:
+    """Concrete parts and their life. ``open`` takes the locks first: nothing is touched that another daemon uses."""
+
+    def __init__(self, config: Config, redactor: Redactor | None = None) -> None:
+        self.config = config
+        self.clock = SystemClock()
+        self.node_id = socket.gethostname()
+        self.events = EventLog(self.clock.wall_ms, redactor)
+        self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
+        self.files = RuntimeFiles(config.daemon.runtime_dir)
+        self.store = StateStore(config.daemon.state_dir)
+        self._ports = PortAllocator(config.daemon.engine_ports)
+        self._spawner = Spawner()
+        self._launcher = Launcher(self._spawner, self.files, launch_options(config))
+        self.models = ModelProvisioner(config.base_dir, config.policy)
+        run = ConfinedRun(self._launcher.users)
+        self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
+        self.prober = HttpProber()
+        self.survivors: list[Survivor] = []
+        self.notices: list[str] = []
+        self.fatal: Callable[[BaseException], None] = ignore_fatal
+        self._locks = [
+            DirectoryLock(config.daemon.state_dir, "state directory"),
+            DirectoryLock(config.daemon.runtime_dir, "runtime directory", 0o755),
+        ]
+        self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, PreflightMeans(self._own_ports, run))
+        self._services: Services | None = None
+
+    def claim(self) -> None:
+        """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
+        try:
+            for lock in self._locks:
+                lock.acquire()
+                self.notices += lock.repaired
+                lock.repaired = []
+        except BaseException:
+            self.unclaim()
+            raise
+
+    def unclaim(self) -> None:
+        """Give the locks back; none held is no error."""
+        for lock in self._locks:
+            lock.release()
+
+    async def open(self) -> dict[str, StoredPool]:
+        """Locks, state, survivors of a dead predecessor, the fork server. Raises NodeError; leaves nothing open then."""
+        self.claim()
+        try:
+            loop = asyncio.get_running_loop()
+
+            def told(trouble: str | None, done: str | None) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                    loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
+
+            self.store.listener = told
+            stored = self.store.open()
+            self.notices += self.files.prepare()
+            await self._clear_away()
+            await self._gpu_parts.open()
+            await self._spawner.start()
+        except BaseException:
+            await self.store.close()
+            self.unclaim()
+            raise
+        self.notices += self._gpu_parts.notices
+        if self.store.degraded:
+            self.notices.append(self.store.degraded)
+        return stored
+
+    def _tell_of_state(self, trouble: str | None, done: str | None) -> None:
+        self.events.state_trouble = trouble
+        if done is not None:
+            self.events.emit("state_renewed", done, level="error")
+        if trouble is not None:
+            human = f"The state cannot be written: {trouble}; changes are refused until it can"
+            self.events.emit("state_degraded", human, level="error", directory=str(self.config.daemon.state_dir))
+        elif done is None:
+            self.events.emit("state_recovered", "The state can be written again, and what was written was read back")
+
+    async def _clear_away(self) -> None:
+        """Stop what a dead predecessor left running, and remove the files that spoke of it. The lock makes all of it ours."""
+        records = self.files.records.all()
+        running = [record.identity for record in records if record.exit is None]
+        self.survivors = await stop_survivors(running, self.config.supervision.stop_grace_ms)
+        for record in records:
+            self.files.records.forget(record.identity)
+        self.files.remove_stale()
+
+    async def close(self) -> None:
+        await self.prober.close()
+        await self._gpu_parts.monitor.close()
+        await self._spawner.close()
+        await self.store.close()
+        self.unclaim()
+
+    def services(self) -> Services:
+        """What every pool's driver shares."""
+        if self._services is None:
+            config, gpus = self.config, self._gpu_parts.gpus(self.registry)
+            self._services = Services(
+                clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
+                launcher=self._launcher,
+                models=self.models, engines=self.engines,
+                files=self.files, prober=self.prober,
+                listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+                preflight=self._gpu_parts.require, gpus=gpus,
+                admission=self._gpu_parts.admission(gpus, self.models, self.engines),
+                node_id=self.node_id, on_fatal=self._on_fatal,
+            )  # fmt: skip
+        return self._services
+
+    def _on_fatal(self, problem: BaseException) -> None:
+        self.fatal(problem)
+
+    def ram(self) -> tuple[int, int]:
+        """Available and total RAM, in bytes."""
+        return self._gpu_parts.ram()
+
+    async def preflight(self) -> Report:
+        """The judgement over this machine for the configuration (SPEC §7)."""
+        return await self._gpu_parts.preflight()
+
+    async def announce_preflight(self) -> None:
+        """Tell what stands in the way of running here, before anything is started (ORCH-3202)."""
+        await self._gpu_parts.announce()
+
+    def _own_ports(self) -> frozenset[int]:
+        binds = (self.config.daemon.bind, self.config.daemon.metrics_bind)
+        return self._ports.all_claimed() | {split_address(bind)[1] for bind in binds if bind is not None}
+
+    def watch_handoffs(
+        self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
+    ) -> HandoffWatcher:
+        own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
+
+        def on_found(found: Handoff, duration_ms: float) -> None:
+            parts = urlsplit(found.url)
+            if parts.port in own and (parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")):
+                on_error(found.path, f"cannot use the handoff file {found.path}: {found.url} is this daemon itself")
+            else:
+                on_handoff(found, duration_ms)
+
+        return HandoffWatcher(self.files, on_found, on_error)
+
+    def new_id(self) -> str:
+        return uuid.uuid4().hex
+
+    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
+        return prepared_from_json(body, pool_id)
+
+    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
+        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again.
+
+        Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
+        """
+        if engine.attach_url is not None:
+            return None
+        raw = asdict(engine)
+        keys = (
+            "binary_path", "flags", "host", "port", "model_path", "engine_version", "replica_id", "device_mask", "engine",
+            "provisioning_mode", "slots_total", "env",
+        )  # fmt: skip
+        kept = {key: raw[key] for key in keys if raw[key] is not None}
+        kept["flags"] = masked_argv(engine.flags)
+        kept["env"] = {name: value for name, value in engine.env.items() if not is_secret_variable(name)}
+        withheld = named_secrets(engine.env, engine.flags)
+        return kept | ({"withheld": withheld} if withheld else {})
+
+
+def launch_options(config: Config) -> LaunchOptions:
+    """How the configuration wants engines to be run."""
+    return LaunchOptions(user_rules(config), config.profile)
+
+
+def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapters:
+    """The adapters of a real node. ``redactor`` learns the pools' secrets; a log may share it.
+
+    Raises NodeError where /proc cannot be believed: engines could not be told from other programs.
+    """
+    if not procfs.is_ours():
+        raise NodeError(
+            "cannot run here: /proc is not mounted, or shows another pid namespace than this process is in",
+            hint="mount -t proc proc /proc  # or unshare with --mount-proc", retriable=False,
+        )  # fmt: skip
+    return Adapters(config, redactor)

@@ -1,0 +1,229 @@
+"""The GPU side of a node, wired: monitor, watch, admission and preflight."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pool_managerd.config import Config
+from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident
+from pool_managerd.core.gpu.visibility import restrictions
+from pool_managerd.core.registry import Registry
+from pool_managerd.engines.help_parser import Run
+from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.errors import SpecError
+from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
+from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerOptions, Workers
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.procfs import boot_id
+from pool_managerd.store.state import StateStore
+from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
+from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
+from pool_managerd.supervision.protocols import Clock
+from pool_managerd.wiring.launch_sizer import StartSizer
+
+if TYPE_CHECKING:
+    from pool_managerd.core.preflight import HostFacts, Report
+    from pool_managerd.wiring.preflight import Setups
+
+BARS_A_START = frozenset({
+    "gpu_required", "missing_tool", "container_gpu", "port_taken", "driver_too_old", "compute_capability", "nvidia_uvm",
+    "fabric_manager",
+})  # fmt: skip
+"""Findings that make a start impossible. Others are for the operator: a disk that is low must not keep an engine down, and
+the GPUs themselves are for the admission to judge, which looks at them anew and knows what a mask is bound to.
+"""
+FACTS_FRESH_S = 30.0
+"""Older facts of the machine are gathered again beside a start, which goes by what is known: a restart does not wait for a
+tour of the machine. A start that they would bar waits for fresh ones. The GPUs are looked at anew for each.
+"""
+
+
+class LateWorkers:
+    """NVML workers that are only known once the state directory is ours: a simulated driver is built there."""
+
+    def __init__(self) -> None:
+        self.found: Workers | None = None
+
+    async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker:
+        if self.found is None:
+            raise OSError("the node is not open yet")
+        return await self.found.start(on_incident)
+
+    def close(self) -> None:
+        if self.found is not None:
+            self.found.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightMeans:
+    """What preflight may use of the node: the ports that it and its engines hold, and how binaries are asked what they are."""
+
+    own_ports: Callable[[], frozenset[int]]
+    run: Run
+
+
+class GpuParts:
+    """Made once per node, inside its event loop."""
+
+    def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
+        self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
+        if config.gpu.simulate is not None:
+            from pool_managerd.wiring.preflight import check_simulation
+
+            check_simulation(config)
+        self._workers = LateWorkers()
+        only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
+        self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic, only=only)
+        settings = WatchSettings(config.gpu.rescan_interval_ms / 1000, boot_id())
+        self.watch = GpuWatch(self.monitor, clock, events, store, settings)
+        self._facts: tuple[float, HostFacts] | None = None
+        self._survey: asyncio.Task[HostFacts] | None = None
+        self._told: set[str] = set()
+        self._setups: Setups | None = None
+        self._topology: tuple[object, tuple[str, ...]] = (None, ())
+        self.watch.listen(self._tell_notes)
+
+    async def open(self) -> None:
+        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler."""
+        options = await asyncio.to_thread(_worker_options, self._config)
+        self._workers.found = PythonWorkers(options)
+
+    def gpus(self, registry: Registry) -> Gpus:
+        return Gpus(self.watch, registry, self._clock, Bindings(self._store))
+
+    def admission(self, gpus: Gpus, models: ModelProvisioner, engines: EngineProvisioner) -> Admission:
+        rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)
+        return Admission(gpus, StartSizer(self._config, models, engines), available_ram_bytes, self._store, rules)
+
+    def ram(self) -> tuple[int, int]:
+        """Available and total RAM of this daemon, in bytes."""
+        return available_ram_bytes(), total_ram_bytes()
+
+    async def preflight(self) -> Report:
+        """The judgement over this machine for the whole configuration."""
+        facts = await self._surveyed()
+        # Engines are loaded to see whether they can be: no start waits for that.
+        return self._judge(replace(facts, setup_problems=await asyncio.to_thread(self._setups_now)), None)
+
+    async def _surveyed(self) -> HostFacts:
+        """Fresh facts; who asks while they are gathered gets the same."""
+        return await asyncio.shield(self._begin_survey())
+
+    def _begin_survey(self) -> asyncio.Task[HostFacts]:
+        if self._survey is None:
+            self._survey = asyncio.create_task(self._gather(), name="survey")
+        return self._survey
+
+    async def _gather(self) -> HostFacts:
+        try:
+            found = await asyncio.to_thread(self._facts_now)
+            self._facts = self._clock.monotonic(), found
+            return found
+        finally:
+            self._survey = None
+
+    def _facts_now(self) -> HostFacts:
+        """Imports what it needs in its thread: the node answers a tenth of a second sooner."""
+        from pool_managerd.wiring.preflight import machine_of
+
+        return machine_of(self._config, os.environ)
+
+    def _setups_now(self) -> tuple[tuple[str, str, str], ...]:
+        from pool_managerd.wiring.preflight import Setups
+
+        if self._setups is None:
+            self._setups = Setups(self._config, self._means.run)
+        return self._setups.problems()
+
+    def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
+        from pool_managerd.wiring.preflight import judged
+
+        return judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports())
+
+    async def announce(self) -> None:
+        """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
+        await asyncio.sleep(START_QUIET_S)
+        await self.watch.look()
+        levels = {"fail": "error", "overridden": "warn", "warn": "info"}
+        for finding in (await self.preflight()).findings:
+            if finding.level in levels:
+                self._events.emit(
+                    "preflight", finding.message, level=levels[finding.level], code=finding.code, subject=finding.subject,
+                    outcome=finding.level, remedy=list(finding.remedy),
+                )  # fmt: skip
+
+    async def require(self, pool_id: str) -> Report:
+        """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
+        if self.watch.scan is NOT_SCANNED:  # nobody looked yet, and without GPUs nothing about them can be found wrong
+            await self.watch.look()
+        at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
+        barring = self._barring(facts, pool_id)
+        if barring.ok:
+            if self._clock.monotonic() - at > FACTS_FRESH_S:
+                self._begin_survey()
+            return barring
+        barring = self._barring(await self._surveyed(), pool_id)  # perhaps the machine has changed
+        if not barring.ok:
+            from pool_managerd.core.preflight import assert_passed
+
+            assert_passed(barring, pool_id)
+        return barring
+
+    def _barring(self, facts: HostFacts, pool_id: str) -> Report:
+        report = self._judge(facts, (pool_id,))
+        return type(report)(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
+
+    def _tell_notes(self) -> None:
+        """What the monitor cannot see though the scan went well, such as a kernel log that is not readable: each once."""
+        notes = {*self.monitor.notes, *self._topology_mistake()}
+        for note in sorted(notes - self._told):
+            self._events.emit("notice", note, level="info")
+        self._told = notes
+
+    def _topology_mistake(self) -> tuple[str, ...]:
+        """What is wrong with the file of the simulated GPUs; they stay as they were until it is right. Read when it changed."""
+        if self._config.gpu.simulate is None:
+            return ()
+        seen = _changed_at(self._config.gpu.simulate)
+        if seen != self._topology[0]:
+            from pool_managerd.wiring.preflight import check_simulation
+
+            wrong: tuple[str, ...] = ()
+            try:
+                check_simulation(self._config)
+            except SpecError as error:
+                wrong = (f"The simulated GPUs stay as they were: {error.message}",)
+            self._topology = seen, wrong
+        return self._topology[1]
+
+    def _on_incident(self, incident: DeviceIncident) -> None:
+        self.watch.on_incident(incident)
+
+
+def _changed_at(path: Path) -> object:
+    try:
+        info = path.stat()
+    except OSError:
+        return "gone"
+    return info.st_ino, info.st_mtime_ns, info.st_size
+
+
+# Imported when they are first needed, in a thread: the node answers a tenth of a second sooner.
+
+
+def _worker_options(config: Config) -> WorkerOptions:
+    if config.gpu.simulate is None:
+        return WorkerOptions()
+    from pool_managerd.wiring.preflight import worker_options
+
+    return worker_options(config, config.daemon.state_dir)

@@ -1,0 +1,303 @@
+"""Preflight of this machine for a configuration: its facts, its wants, and the judgement over both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from pool_managerd.config import Config, DaemonConfig, PoolConfig, split_address
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
+from pool_managerd.core.gpu.visibility import restrictions
+from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.engines.help_parser import Run
+from pool_managerd.engines.ports import PortAllocator
+from pool_managerd.engines.programs import EnginePrograms
+from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
+from pool_managerd.errors import PoolError
+from pool_managerd.host.facts import FOLDER_TIMEOUT_S, gather
+from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
+from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
+from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.runtime.confined import ConfinedRun
+from pool_managerd.runtime.engine_users import EngineUsers, UserRules, check_users, shared_user, usual_user
+from pool_managerd.runtime.files import RuntimeFiles
+from pool_managerd.runtime.isolation import interpreter_needs, require_reach
+from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
+
+_CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
+ASK_AT_ONCE = 8
+ENGINE_TIMEOUT_S = 25.0
+_SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
+
+
+class Setups:
+    """What each pool's start would refuse before it asks for any GPU, all of it at once. No engine is started, and no model is
+    read beyond its header.
+
+    A pool whose disk does not answer is not asked again while it is still being asked. Without ``engines`` only the models'
+    files are looked for.
+    """
+
+    def __init__(self, config: Config, run: Run | None = None, *, engines: bool = True) -> None:
+        self._config, self._deep = config, engines
+        self._models = ModelProvisioner(config.base_dir, config.policy)
+        ports = PortAllocator(config.daemon.engine_ports)
+        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf, run=run)
+        self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
+        self._asking: dict[str, str] = {}
+        self._found: dict[str, list[tuple[str, str, str]]] = {}
+        self._changed = threading.Condition()
+
+    def problems(self) -> tuple[tuple[str, str, str], ...]:
+        """Pool, message and remedy of each. Blocks, for a bounded time: disks get less of it than engines."""
+        waiting: SimpleQueue[PoolConfig] = SimpleQueue()
+        for pool in self._pools:
+            if pool.id not in self._asking:
+                self._found.pop(pool.id, None)
+                waiting.put(pool)
+        for _ in range(min(ASK_AT_ONCE, waiting.qsize())):
+            threading.Thread(target=self._ask_all, args=(waiting,), daemon=True, name="preflight").start()
+        began = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(self._all_found, FOLDER_TIMEOUT_S)
+            while not self._all_found() and "engine" in self._asking.values():
+                if (left := began + ENGINE_TIMEOUT_S - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(left)
+        return tuple(found for pool in self._pools for found in self._found.get(pool.id) or self._unanswered(pool.id))
+
+    def _all_found(self) -> bool:
+        return all(pool.id in self._found for pool in self._pools)
+
+    def _unanswered(self, pool_id: str) -> list[tuple[str, str, str]]:
+        if pool_id in self._found:
+            return []
+        if self._asking.get(pool_id) == "engine":
+            return [(pool_id, f"cannot load its engine: it gave no answer within {ENGINE_TIMEOUT_S:g} s", "")]
+        return [(pool_id, "cannot look at its model and engine: the disk does not answer", "")]
+
+    def _ask_all(self, waiting: SimpleQueue[PoolConfig]) -> None:
+        with suppress(Empty):
+            while True:
+                pool = waiting.get_nowait()
+                self._tell(pool.id, "disk")
+                found: list[tuple[str, str, str]] | None = None
+                try:
+                    found = list(dict.fromkeys(self._ask(pool)))
+                finally:
+                    self._tell(pool.id, None, found)
+
+    def _tell(self, pool_id: str, stage: str | None, found: list[tuple[str, str, str]] | None = None) -> None:
+        with self._changed:
+            if stage is None:
+                self._asking.pop(pool_id, None)
+            else:
+                self._asking[pool_id] = stage
+            if found is not None:
+                self._found[pool_id] = found
+            self._changed.notify_all()
+
+    def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
+        path = None
+        try:
+            path = self._models.check(pool.model, pool.checksums).local_path
+        except PoolError as error:
+            yield pool.id, error.message, error.hint or ""
+        if not self._deep:
+            return
+        self._tell(pool.id, "engine")
+        problems = self._engines.problems(pool, path)
+        for problem in problems:
+            yield pool.id, problem.message, problem.hint or ""
+        if path is not None and not problems:
+            try:
+                self._require_reach(pool, path, self._engines.program_path(pool))
+            except PoolError as error:
+                yield pool.id, error.message, error.hint or ""
+
+    def _require_reach(self, pool: PoolConfig, model: str, program: str) -> None:
+        user = usual_user(user_rules(self._config))
+        if user is not None:
+            engine = PreparedEngine(pool.id, program, model_path=model, env=pool.provisioning.env)
+            require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
+
+
+def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
+    """Judge this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
+    return judged(config, replace(facts_of(config, env), scan=scan()))
+
+
+def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
+    """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
+    config = Config(base_dir=Path("/"), daemon=DaemonConfig(runtime_dir=Path(os.devnull)))  # it has no directory yet
+    problem = EnginePrograms(config, probing(config)).package_problem()
+    engine = None if problem is None else (problem.message.removeprefix("preload failed: "), problem.hint or "")
+    found = replace(_with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problem=engine)
+    return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
+
+
+def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
+    """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time."""
+    return replace(machine_of(config, env), setup_problems=(setups or Setups(config, probing(config))).problems())
+
+
+def machine_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+    """What this machine alone is: all that bars a start. Blocks, for a bounded time."""
+    shared, none = _users_of(config)
+    return _with_ram(replace(gather(NOT_SCANNED, folders_of(config), env=env), shared_user=shared, no_user=none))
+
+
+def _users_of(config: Config) -> tuple[str | None, str | None]:
+    """Why engines share the daemon's user, and why they can have none."""
+    rules = user_rules(config)
+    try:
+        check_users(rules)
+        return shared_user(rules), None
+    except PoolError as error:
+        return None, error.message
+
+
+def user_rules(config: Config) -> UserRules:
+    """As whom the configuration wants engines to run."""
+    low, _, high = config.daemon.engine_uids.partition("-")
+    return UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
+
+
+def probing(config: Config) -> ConfinedRun:
+    """Runs a pool's binary to ask it what it is, where no daemon does."""
+    return ConfinedRun(EngineUsers(user_rules(config), RuntimeFiles(config.daemon.runtime_dir)))
+
+
+def needs_root(model: Path, runtime_dir: Path) -> str | None:
+    """What keeps an unprivileged engine from this interpreter, the package and these two paths; None when nothing does.
+
+    None too when the daemon would not be root: then engines are its own user.
+    """
+    if os.geteuid() != 0:
+        return None
+    obstacle = first_obstacle((*interpreter_needs(), Need(str(model), READ), Need(str(runtime_dir), ENTER)), UNPRIVILEGED)
+    return None if obstacle is None else str(obstacle)
+
+
+def judged(
+    config: Config, facts: HostFacts, *, pools: Iterable[str] | None = None, own_ports: frozenset[int] = frozenset()
+) -> Report:
+    """The judgement over ``facts`` for ``config``, or for some of its ``pools``.
+
+    ``own_ports`` are held by this daemon and its engines, so they count as free.
+    """
+    free = replace(facts, ports_taken=facts.ports_taken - own_ports)
+    return Report(config.profile, judge(free, wants_of(config, pools)))
+
+
+def scan_once(config: Config | None = None) -> DeviceScan:
+    """One look at the GPUs of this machine, or at the simulated ones of the configuration. Blocks. Raises PoolError."""
+
+    async def look(options: WorkerOptions) -> DeviceScan:
+        written = config.gpu.devices if config is not None else ()
+        only = restrictions(written, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options, only=only)
+        try:
+            return await monitor.scan()
+        finally:
+            await monitor.close()
+
+    with tempfile.TemporaryDirectory(prefix="pool-managerd-") as scratch:
+        return asyncio.run(look(worker_options(config or Config(), Path(scratch))))
+
+
+def check_simulation(config: Config) -> None:
+    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described."""
+    if config.gpu.simulate is not None:
+        check_topology(config.gpu.simulate)
+
+
+def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
+    """How the NVML worker is to be run: as it is, or on the simulated driver, which is built in ``build_dir`` then.
+
+    Blocks for that. Raises NodeError without a C compiler, SpecError for a topology file that cannot be used.
+    """
+    topology = config.gpu.simulate
+    if topology is None:
+        return WorkerOptions()
+    environment = simulated_environment(build_simulated_driver(build_dir), topology)
+    kernel_log = topology.with_name(topology.name + ".kmsg")
+    return WorkerOptions(environment, kernel_log if kernel_log.exists() else Path(os.devnull))
+
+
+def _with_ram(facts: HostFacts) -> HostFacts:
+    """The memory limit of a container counts, too."""
+    return replace(facts, ram_available_bytes=available_ram_bytes(), ram_total_bytes=total_ram_bytes())
+
+
+def wants_of(config: Config, pools: Iterable[str] | None = None) -> Wants:
+    """What the configuration asks of the machine; ``pools`` narrows it to these ids."""
+    chosen = None if pools is None else frozenset(pools)
+    low, _, high = config.daemon.engine_ports.partition("-")
+    return Wants(
+        profile=config.profile,
+        pools=tuple(_pool(pool, config) for pool in config.pools if chosen is None or pool.id in chosen),
+        control_port=split_address(config.daemon.bind)[1] or None,
+        engine_ports=(int(low), int(high)),
+        simulated=config.profile == "dev" and config.gpu.simulate is not None,
+        allow=frozenset(config.preflight.allow),
+    )
+
+
+def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
+    """Every directory that this configuration makes the daemon or its provisioners write to."""
+    yield "runtime", config.daemon.runtime_dir
+    yield "state", config.daemon.state_dir
+    yield "tmp", _temporary()
+    seen: set[tuple[str, Path]] = set()
+    for pool in config.pools:
+        given = pool.provisioning
+        places = {
+            ("model-cache", given.model.cache_dir if given.model else None),
+            ("engine", given.binary.install_dir if given.binary else None),
+            ("engine", given.source.build.cache_dir if given.source else None),
+        }
+        for role, path in places:
+            if path is not None:
+                seen.add((role, path))
+    yield from sorted(seen)
+
+
+def _pool(pool: PoolConfig, config: Config) -> PoolWants:
+    given = pool.provisioning
+    scheme = pool.model.partition(":")[0].lower()
+    fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
+    cuda, capabilities = _built_for(pool)
+    return PoolWants(
+        pool.id, pool.engine, mode_of(pool), scheme if fetched else "file",
+        mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
+        engine_cuda=cuda, engine_capabilities=capabilities,
+    )  # fmt: skip
+
+
+def _built_for(pool: PoolConfig) -> tuple[str | None, tuple[str, ...]]:
+    """The CUDA version and compute capabilities that the engine is built for, where its image's tag or its build's flags say."""
+    given = pool.provisioning
+    tag = given.container.tag if given.container is not None else None
+    found = _CUDA_TAG.search(tag or "")
+    cuda = f"{found['major']}.{found['minor']}" if found else None
+    flags = given.source.build.cmake_flags if given.source is not None else ()
+    written = next((flag.partition("=")[2] for flag in flags if flag.startswith("-DCMAKE_CUDA_ARCHITECTURES=")), "")
+    numbers = [part.partition("-") for part in written.replace(",", ";").split(";") if part.partition("-")[0].isdigit()]
+    return cuda, tuple(f"{n[:-1]}.{n[-1]}{'' if kind == 'real' else '+PTX'}" for n, _, kind in numbers if len(n) > 1)
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())

@@ -1,0 +1,104 @@
+"""Which GPUs a mask means, and what is refused."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pool_managerd.core.gpu.bindings import Binding, bind
+from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.errors import NodeError, SpecError
+from tests.core.gpus import gpu, mig
+
+EIGHT = tuple(gpu(i, 80) for i in range(8))
+PARENT = gpu(0, 80, mig_enabled=True)
+MIGS = (PARENT, mig(PARENT, 1), mig(PARENT, 2), gpu(1, 80))
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [("0,1", (0, 1)), ("GPU0,GPU1", (0, 1)), ("gpu3", (3,)), (" 2 , 0 ", (2, 0)), ("GPU-00000001,0", ("GPU-00000001", 0))],
+)
+def test_indices_names_and_uuids_are_understood(text: str, items: tuple[int | str, ...]) -> None:
+    assert DeviceMask.parse(text).items == items
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "it is empty"), ("  ", "it is empty"), ("0,,1", "an empty part"), ("0,", "an empty part"), ("-1", "-1 is negative"),
+     ("0,0", "names 0 twice"), ("GPU0,0", "names 0 twice"), ("zero", "neither an index"), ("1.5", "neither an index"),
+     ("٣", "neither an index"), ("GPU-", "neither an index"), (",".join(map(str, range(65))), "more than 64")],
+)  # fmt: skip
+def test_what_is_no_mask_is_refused_with_the_part_at_fault(text: str, why: str) -> None:
+    with pytest.raises(SpecError, match=why):
+        DeviceMask.parse(text)
+
+
+def test_an_unknown_device_is_refused_and_what_exists_is_listed() -> None:
+    with pytest.raises(SpecError, match=r"there is no device 9; there are 0 \(NVIDIA Test\), 1 \(NVIDIA Test\)"):
+        DeviceMask.parse("0,9").validate_against_discovered(EIGHT[:2])
+    with pytest.raises(SpecError, match="no GPU was found"):
+        DeviceMask.parse("0").validate_against_discovered(())
+
+
+def test_an_index_and_a_uuid_of_one_device_are_the_same_device() -> None:
+    with pytest.raises(SpecError, match="the same device"):
+        DeviceMask.parse("1,GPU-00000001").resolve(EIGHT)
+
+
+def test_mig_instances_are_named_by_uuid_and_not_mixed_with_whole_gpus() -> None:
+    assert DeviceMask.parse("MIG-0-2").to_cuda_visible_devices(MIGS) == "MIG-0-2"
+    with pytest.raises(SpecError, match="mixes MIG instances with whole GPUs"):
+        DeviceMask.parse("MIG-0-1,1").resolve(MIGS)
+    with pytest.raises(SpecError, match="GPU 0 is in MIG mode") as refused:
+        DeviceMask.parse("0").resolve(MIGS)
+    assert refused.value.hint == "name its instances: MIG-0-1, MIG-0-2"
+
+
+def test_an_engine_is_shown_uuids_in_pci_order() -> None:
+    assert DeviceMask.parse("2,0").to_cuda_visible_devices(EIGHT) == "GPU-00000000,GPU-00000002"
+    assert DeviceMask.parse("2,0").to_cuda_visible_devices() == "2,0"
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, unique=True), st.integers())
+def test_the_order_of_mask_and_scan_does_not_matter(indices: list[int], seed: int) -> None:
+    shuffled = list(EIGHT)
+    random.Random(seed).shuffle(shuffled)
+    mask = DeviceMask.parse(",".join(map(str, indices)))
+    assert mask.to_cuda_visible_devices(shuffled) == DeviceMask(tuple(sorted(indices))).to_cuda_visible_devices(EIGHT)
+
+
+# --- bindings: the numbering changes under a pool ---
+
+
+def test_a_bound_index_stays_with_its_gpu_when_the_numbering_changes() -> None:
+    mask = DeviceMask.parse("1")
+    first = bind(mask, EIGHT[:2], {})
+    swapped = (gpu(0, 80, uuid="GPU-00000001", pci_bus_id="00000000:02:00.0"), gpu(1, 80, uuid="GPU-00000000"))
+    again = bind(mask, swapped, first.bindings)
+    assert [d.uuid for d in again.devices] == ["GPU-00000001"]
+    assert again.notices == ("The GPUs of the mask 1 are counted anew (1 is 0 now); the pool stays on them",)
+
+
+def test_a_bound_gpu_that_is_gone_is_an_error_and_not_its_neighbour() -> None:
+    mask = DeviceMask.parse("7")
+    first = bind(mask, EIGHT, {})
+    with pytest.raises(NodeError, match=r"GPU 7 was GPU-00000007 at 00000000:08:00\.0, which is gone") as gone:
+        bind(mask, EIGHT[:7], first.bindings)
+    assert gone.value.code == "GPU_UNAVAILABLE" and gone.value.retriable, "it may come back"
+
+
+def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:
+    mask = DeviceMask.parse("3")
+    first = bind(mask, EIGHT, {})
+    renumbered = tuple(gpu(i, 80, uuid=d.uuid, pci_bus_id=d.pci_bus_id) for i, d in enumerate(EIGHT[:3] + EIGHT[4:]))
+    with pytest.raises(NodeError, match="which is gone"):
+        bind(mask, renumbered, first.bindings)
+
+
+def test_a_gpu_replaced_in_its_slot_is_taken_and_said() -> None:
+    new = bind(DeviceMask.parse("0"), (gpu(0, uuid="GPU-new"),), {0: Binding("GPU-old", "00000000:01:00.0")})
+    assert new.bindings[0].uuid == "GPU-new" and "replaced in its slot" in new.notices[0]
