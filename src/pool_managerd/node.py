@@ -20,7 +20,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
-from pool_managerd.supervision.event_log import Event, EventLog, Subscription
+from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
@@ -347,4 +347,4 @@ class PoolManager:
         return self._a.parse_prepared(body, pool_id)
 
 
-__all__ = ["Event", "EventLog", "Operation", "PoolManager"]
+__all__ = ["EventLog", "Operation", "PoolManager"]

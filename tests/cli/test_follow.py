@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.fake_node import FakeEvent
+from pool_managerd.core.event import Event
 from tests.cli.test_commands import Invoke, Server
 from tests.cli.test_printing import COMMAND
 
@@ -27,7 +27,7 @@ def happened(server: Server) -> Any:
         type: str, human: str, *, level: str = "info", pool_id: str | None = "demo", age_s: float = 0, **fields: Any
     ) -> None:
         at = NOW_MS - round(age_s * 1000)
-        server.node.events.log.append(FakeEvent(len(server.node.events.log) + 1, type, pool_id, human, level, fields, True, at))
+        server.node.events.log.append(Event(len(server.node.events.log) + 1, at, type, level, pool_id, human, fields))
 
     return publish
 

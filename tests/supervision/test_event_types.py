@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from pool_managerd.supervision.event_log import EVENT_TYPES
+from pool_managerd.core.event import EVENT_TYPES
 from tests.conftest import REPOSITORY
 
 QUIET = {"probe"}

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.pools import Pools
-
-
-class FoundHandoff(Protocol):
-    """What a handoff file says. Nothing in it is verified yet."""
-
-    @property
-    def pool_id(self) -> str: ...
-    @property
-    def replica_id(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def engine_version(self) -> str | None: ...
-    @property
-    def device_mask(self) -> str | None: ...
-    @property
-    def slots_total(self) -> int | None: ...
-    @property
-    def model_path(self) -> str | None: ...
-    @property
-    def path(self) -> str: ...
 
 
 def _is_ours(driver: PoolDriver) -> bool:
@@ -47,7 +23,7 @@ class HandoffIntake:
         self._pools = pools
         self._events = events
 
-    def on_handoff(self, found: FoundHandoff, duration_ms: float) -> None:
+    def on_handoff(self, found: Handoff, duration_ms: float) -> None:
         driver = self._pools.find(found.pool_id)
         outcome, level = "success", "info"
         human = f"Pool '{found.pool_id}' was announced by a handoff file"
@@ -80,7 +56,7 @@ class HandoffIntake:
         self._events.emit("handoff", message, level="warn", outcome="error", duration_ms=0, path=path)
 
 
-def attached_engine(found: FoundHandoff) -> PreparedEngine:
+def attached_engine(found: Handoff) -> PreparedEngine:
     """Its mask is stored, not validated (DESIGN §7)."""
     return PreparedEngine(
         pool_id=found.pool_id, binary_path="", attach_url=found.url, replica_id=found.replica_id, engine=found.engine,

@@ -12,6 +12,7 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
@@ -21,7 +22,7 @@ from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
-from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.bindings import Bindings
 from pool_managerd.supervision.gpu.pool_gpus import Gpus

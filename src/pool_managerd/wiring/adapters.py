@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pool_managerd.config import Config, split_address
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.redaction import Redactor, is_secret_variable, masked_argv, named_secrets
@@ -28,7 +29,7 @@ from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
+from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
