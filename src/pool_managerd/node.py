@@ -26,9 +26,9 @@ from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.policy import check_pool_id, check_submission
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
-from pool_managerd.supervision.submissions import check_pool_id, check_submission
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 
 
@@ -53,7 +53,7 @@ class PoolManager:
         self.started_at_ms = self._a.clock.wall_ms()
         self._gpus = self._a.services().gpus
         self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
-        self._leases = Leases(self.registry, self._a.clock)
+        self._leases = Leases(self._pools, self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
 
@@ -103,8 +103,7 @@ class PoolManager:
         """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed."""
         if hard:
             self._gpus.hurry = True
-            for driver in self._pools.all():
-                driver.kill()
+            self._pools.kill_all()
         if self._shutdown is None:
             self._pools.closing = self._gpus.closing = True
             self._shutdown = asyncio.create_task(self._close())
@@ -125,8 +124,8 @@ class PoolManager:
 
     def status(self, pool_id: str) -> dict[str, Any]:
         """What a pool is now: the fields of the API's status. Raises RequestError POOL_NOT_FOUND."""
-        driver = self._pools.get(pool_id)
-        return status_of(driver, self.registry, self.config.profile, self._a.clock.monotonic(), self._a.clock.wall_ms())
+        now, wall_ms = self._a.clock.monotonic(), self._a.clock.wall_ms()
+        return status_of(self._pools.get(pool_id), self.registry, self.config.profile, now, wall_ms)
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""
@@ -139,7 +138,7 @@ class PoolManager:
     def leases(self, pool_id: str) -> list[dict[str, Any]]:
         """The pool's leases, oldest first. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
-        return lease_rows(self.registry.get(pool_id), self._a.clock)
+        return lease_rows(self.registry.leases(pool_id), self._a.clock)
 
     def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
         """Crashes since the node was entered, newest last. Raises RequestError POOL_NOT_FOUND."""
@@ -149,7 +148,7 @@ class PoolManager:
 
     def command(self, pool_id: str) -> dict[str, Any]:
         """What is executed; secrets masked. Raises RequestError POOL_UNREADY until the engine was prepared once."""
-        return command_of(self._pools.get(pool_id))
+        return command_of(self._pools.get(pool_id), self.events.redactor)
 
     def log_path(self, pool_id: str) -> Path:
         """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
@@ -193,9 +192,9 @@ class PoolManager:
 
     async def explain(self, pool_id: str) -> dict[str, Any]:
         """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
-        driver = self._pools.get(pool_id)
-        steps = self._a.engines.plan(driver.config)["steps"] if driver.config is not None else []
-        return await explanation(driver, steps, self._a.services())
+        pool = self._pools.get(pool_id)
+        steps = self._a.engines.plan(pool.config)["steps"] if pool.config is not None else []
+        return await explanation(pool, steps, self._a.services())
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
         """What happens from now on, or after event ``after_id`` as far as it is kept: ``with node.subscribe() as events:`` and
@@ -214,13 +213,13 @@ class PoolManager:
             return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(join=False), "up", desired="up")
         check_submission(self.config, pool_id, engine)
         known = self._pools.find(pool_id)
-        driver = known or self._pools.add(pool_id)
+        pool = known or self._pools.add(pool_id)
         try:
             start = ev.Start(retry=False, join=False)
-            return await self._pools.change(driver, "preload", start, "up", desired="up", engine=engine)
+            return await self._pools.change(pool, "preload", start, "up", desired="up", engine=engine)
         except PoolError:
             if known is None:
-                await self._pools.discard(driver)
+                await self._pools.discard(pool)
             raise
 
     async def cancel_preload(self, pool_id: str) -> Operation:
@@ -237,6 +236,14 @@ class PoolManager:
     async def stop(self, pool_id: str) -> Operation:
         """Stop without waiting for leases; the pool stays down until it is started. Raises RequestError POOL_NOT_FOUND."""
         return await self._pools.change(self._pools.get(pool_id), "stop", ev.Stop(), "down", desired="down")
+
+    async def evict(self, pool_id: str) -> Operation:
+        """Stop to make room: unlike a stopped pool, an evicted one may be started again by whoever needs it.
+
+        Not durable: after a restart of the daemon its configuration holds. Raises RequestError POOL_IN_USE while leases are
+        in flight, POOL_NOT_FOUND.
+        """
+        return await self._pools.change(self._pools.get(pool_id), "evict", ev.Evict(), "down")
 
     async def restart(self, pool_id: str) -> Operation:
         """Stop if need be, then start. Raises RequestError OPERATION_IN_PROGRESS while the pool drains, POOL_HELD."""
@@ -257,8 +264,8 @@ class PoolManager:
         """
         default = self.config.lifecycle.drain_deadline_ms
         request = DrainRequest(pool_id, default if deadline_ms is None else deadline_ms)
-        driver = self._pools.get(pool_id)
-        return await self._pools.change(driver, "drain", ev.Drain(request.deadline_ms, 0), "drained", desired="down")
+        event = ev.Drain(request.deadline_ms, 0)
+        return await self._pools.change(self._pools.get(pool_id), "drain", event, "drained", desired="drained")
 
     async def undrain(self, pool_id: str) -> Operation:
         """Take a drain back. Raises RequestError INVALID_PARAMS when the engine is down already."""
@@ -273,30 +280,32 @@ class PoolManager:
         check_pool_id(pool_id)
         if self._pools.find(pool_id) is not None:
             return False
-        driver = self._pools.add(pool_id)
+        pool = self._pools.add(pool_id)
         try:
-            await self._pools.register(driver)
+            await self._pools.register(pool)
         except PoolError:
-            await self._pools.discard(driver)
+            await self._pools.discard(pool)
             raise
         return True
 
     async def deregister(self, pool_id: str) -> bool:
         """Forget a pool that is down and not configured; true when it existed."""
-        driver = self._pools.find(pool_id)
-        if driver is None:
+        pool = self._pools.find(pool_id)
+        if pool is None:
             return False
-        if driver.config is not None:
+        if pool.config is not None:
             raise RequestError(
                 f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
             )
-        return await self._pools.remove(driver)
+        return await self._pools.remove(pool)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
-        """Start on demand and wait until ready; the pool's status. Any number of callers join one start. Raises PoolError."""
-        driver = self._pools.get(pool_id)
-        if not view(driver.instance).ready:
-            operation = await self._pools.change(driver, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
+        """Start on demand and wait until ready, joining a start that is under way; the pool's status. Raises PoolError, such as
+        POOL_STOPPED for a pool that a person stopped or drained.
+        """
+        pool = self._pools.get(pool_id)
+        if not view(pool.state).ready:
+            operation = await self._pools.change(pool, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
             await operation.wait()
         return self.status(pool_id)
 

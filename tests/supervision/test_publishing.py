@@ -11,11 +11,12 @@ import pytest
 
 from pool_managerd.config import PolicyConfig, PoolConfig
 from pool_managerd.core.gpu.ledger import Reservation, account
-from pool_managerd.core.lifecycle import Instance
+from pool_managerd.core.lifecycle import Policy, PoolState
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.supervision.launch import Launch
+from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.publishing import GpuFigures, registry_fields
-from pool_managerd.supervision.workers import Launch
 from tests.core.gpus import GIB, gpu, process
 
 
@@ -60,8 +61,9 @@ def test_of_a_gpu_that_cannot_be_read_nothing_is_free_nor_used() -> None:
 
 
 def told(launch: Launch | None = None, **config: Any) -> dict[str, Any]:
-    pool = PoolConfig(id="a", engine="llamacpp", **config)
-    return registry_fields(Instance("a"), launch or Launch(), pool, 0, "node-1", ModelProvisioner(Path(), PolicyConfig()).id_of)
+    definition = Definition(Policy(), PoolConfig(id="a", engine="llamacpp", **config))
+    pool = Pool(definition, PoolState.new("a"), launch or Launch())
+    return registry_fields(pool, 0, "node-1", ModelProvisioner(Path(), PolicyConfig()).id_of)
 
 
 def test_what_is_configured_is_known_before_the_first_start() -> None:

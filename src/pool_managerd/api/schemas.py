@@ -125,7 +125,9 @@ class PoolStatus(PoolHead):
     isolation: str | None = None
     last_probe: str | None = None
     reason: str | None = None
+    desired: str = "wanted"
     held: bool = False
+    drained: bool = False
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     perf: dict[str, Any] | None = None

@@ -1,19 +1,18 @@
-"""Engines of others, announced by a handoff file: attached to, probed, never signalled (SPEC §12, DESIGN §7)."""
+"""External engines, announced by a handoff file: attached to, probed, never signalled (SPEC §12, DESIGN §7)."""
 
 from __future__ import annotations
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.handoff import Handoff
-from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 
 
-def _is_ours(driver: PoolDriver) -> bool:
-    submitted = driver.submitted
-    return driver.config is not None or driver.instance.has_process or (submitted is not None and submitted.attach_url is None)
+def _is_ours(pool: Pool) -> bool:
+    submitted = pool.submitted
+    return pool.config is not None or pool.instance.has_process or (submitted is not None and submitted.attach_url is None)
 
 
 class HandoffIntake:
@@ -24,24 +23,20 @@ class HandoffIntake:
         self._events = events
 
     def on_handoff(self, found: Handoff, duration_ms: float) -> None:
-        driver = self._pools.find(found.pool_id)
+        known = self._pools.find(found.pool_id)
         outcome, level = "success", "info"
         human = f"Pool '{found.pool_id}' was announced by a handoff file"
-        if driver is not None and _is_ours(driver):
+        if known is not None and _is_ours(known):
             outcome, level = "error", "warn"
             human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
         else:
             try:
-                driver = self._pools.announce(found.pool_id)
+                pool = self._pools.announce(found.pool_id, attached_engine(found))
             except PoolError as problem:
                 self.on_error(found.path, problem.message)
                 return
-            driver.submitted = attached_engine(found)
-            if driver.instance.drained or driver.instance.held:
+            if pool.state.desired.stays_down or pool.state.held:
                 human = f"{human}; it stays down until it is started"
-            else:
-                driver.post(ev.Stop())
-                driver.post(ev.Start(origin="handoff"))
         self._events.emit(
             "handoff",
             human,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
@@ -12,23 +12,21 @@ from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeResult
 from pool_managerd.core.listeners import Listener
-
-if TYPE_CHECKING:
-    from pool_managerd.core.preflight import Report
+from pool_managerd.core.preflight import Report
 
 
-class Alarm(Protocol):
+class Timer(Protocol):
     """A call that is due later and can be taken back."""
 
     def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
-    """Time as an argument: ``monotonic`` decides, ``wall_ms`` is only shown, ``call_at`` rings at a monotonic second."""
+    """Time as an argument: ``monotonic`` decides, ``wall_ms`` is only shown, ``call_at`` calls at a monotonic second."""
 
     def monotonic(self) -> float: ...
     def wall_ms(self) -> int: ...
-    def call_at(self, when: float, call: Callable[[], None]) -> Alarm: ...
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer: ...
 
 
 class Process(Protocol):
@@ -49,6 +47,12 @@ class Process(Protocol):
     async def wait(self) -> ExitRecord: ...
     def stop(self, grace_ms: int) -> None: ...
     def kill(self) -> None: ...
+
+
+class Emit(Protocol):
+    """Tell something that happened to the pool."""
+
+    def __call__(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None: ...
 
 
 class Launcher(Protocol):

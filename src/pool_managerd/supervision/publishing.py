@@ -1,35 +1,31 @@
-"""What the registry and the log are told of an instance, in one step each."""
+"""What the registry and the log are told of a pool, in one step each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pool_managerd.config import PoolConfig
 from pool_managerd.core.gpu.ledger import DeviceAccount, Holding, board
 from pool_managerd.core.health import HealthStatus
-from pool_managerd.core.lifecycle import Instance, Phase, view
+from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import DeviceShare, PerfHints
-
-if TYPE_CHECKING:
-    from pool_managerd.supervision.workers import Launch
+from pool_managerd.supervision.pool import Pool
 
 
-def registry_fields(
-    i: Instance, launch: Launch, config: PoolConfig | None, wall_ms: int, node_id: str, model_id_of: Callable[[str], str]
-) -> dict[str, Any]:
-    """All fields of the registry entry that follow from the configuration, the instance and its present launch.
+def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callable[[str], str]) -> dict[str, Any]:
+    """All fields of the registry entry that follow from the definition, the lifecycle and the present launch.
 
     What the configuration knows is known before the first start: a mask is no result of one (B-REG-040s).
     """
-    seen, prepared = view(i), launch.prepared
+    state, launch, config = pool.state, pool.launch, pool.config
+    seen, prepared = view(state), launch.prepared
     shape = launch.sizing.facts.shape if launch.sizing is not None else None
     fields: dict[str, Any] = {
         "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
-        "last_error": i.last_error, "crash_count": i.crash_count, "restart_count": i.restart_count,
-        "circuit_state": "open" if i.phase is Phase.OPEN else "closed", "last_heartbeat_ms": wall_ms,
-        "node_id": node_id, "replica_id": i.replica_id,
+        "last_error": state.last_error, "crash_count": state.crash_count, "restart_count": state.restart_count,
+        "circuit_state": "open" if state.active.phase is Phase.OPEN else "closed", "last_heartbeat_ms": wall_ms,
+        "node_id": node_id, "replica_id": state.active.id.replica_id, "epoch": state.active.epoch,
     }  # fmt: skip
     quant = shape.quantization if shape is not None else None
     if config is not None:
@@ -128,10 +124,11 @@ def _as_numbers(capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in capability.split(".") if part.isdigit())
 
 
-def log_context(i: Instance, launch: Launch, config: PoolConfig | None) -> dict[str, Any]:
+def log_context(pool: Pool) -> dict[str, Any]:
     """The fields that every line about a pool carries (SPEC §14)."""
-    context: dict[str, Any] = {"engine": config.engine if config else None, "restart_count": i.restart_count}
-    if (prepared := launch.prepared) is not None:
+    engine = pool.config.engine if pool.config is not None else None
+    context: dict[str, Any] = {"engine": engine, "restart_count": pool.state.restart_count}
+    if (prepared := pool.launch.prepared) is not None:
         context |= {
             "engine": prepared.engine, "engine_version": prepared.engine_version, "model_id": prepared.model_id,
             "device_mask": prepared.device_mask, "replica_id": prepared.replica_id,

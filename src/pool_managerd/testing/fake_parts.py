@@ -22,12 +22,13 @@ from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
+from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.bindings import Bindings
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
-from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.supervision.services import Services
 from pool_managerd.testing.manual_clock import ManualClock
 
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)

@@ -36,9 +36,10 @@ from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import Survivor, stop_survivors
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
+from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
-from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.supervision.services import Services
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.wiring.preflight import user_rules
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, account, who
@@ -12,9 +11,7 @@ from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.narration import size
-
-if TYPE_CHECKING:
-    from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.supervision.pool import Pool
 
 BLIND_SLACK_BYTES = 64 << 20
 BLIND_SLACK = 0.25
@@ -34,11 +31,11 @@ class Leftover:
 
 
 class GpuMemory:
-    """The ledger beside the latest scan. ``drivers`` gives the pools whose engines own processes."""
+    """The ledger beside the latest scan. ``pools`` gives the pools whose engines own processes."""
 
-    def __init__(self, scan: Callable[[], DeviceScan], drivers: Callable[[], Iterable[PoolDriver]]) -> None:
+    def __init__(self, scan: Callable[[], DeviceScan], pools: Callable[[], Iterable[Pool]]) -> None:
         self.ledger = Ledger()
-        self._scan, self._drivers = scan, drivers
+        self._scan, self._pools = scan, pools
         self._owners: dict[int, Owner] = {}
         self._foreign_before: dict[str, dict[str, int]] = {}
         self._unmatched_before: dict[str, dict[str, int]] = {}
@@ -150,8 +147,8 @@ class GpuMemory:
     def _engines(self) -> tuple[tuple[str, int, str, int, bool], ...]:
         """Pool, pid, nonce and shim of engines that run (last: True), and of ended ones whose memory is not yet seen free."""
         return tuple(
-            (driver.pool_id, process.pid, process.nonce, process.shim_pid, i.has_process)
-            for driver in self._drivers()
-            if (process := driver.launch.process) is not None
-            and ((i := driver.instance).has_process or i.phase is Phase.STOPPING or i.vram_pending)
+            (pool.pool_id, process.pid, process.nonce, process.shim_pid, i.has_process)
+            for pool in self._pools()
+            if (process := pool.launch.process) is not None
+            and ((i := pool.instance).has_process or i.phase is Phase.STOPPING or i.vram_pending)
         )
