@@ -97,6 +97,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "LAUNCH_NOT_FOUND": "The log of that launch is not kept, or there was none.",
     "LEASE_NOT_FOUND": "That lease was never given, or is over.",
     "MISSING_TOKEN": "The request needs a bearer token.",
+    "NODE_RESTARTED": "The daemon ended before the operation was finished.",
     "NODE_UNAVAILABLE": "The node cannot do it now: it is starting, shutting down, or short of something.",
     "NON_LOOPBACK_WITHOUT_TOKEN": "A daemon off loopback needs a token.",
     "NO_FREE_SLOTS": "Every slot of the pool is leased.",

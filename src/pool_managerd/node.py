@@ -81,7 +81,7 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        for part in (self._gpus.watch, self._gpus.bindings, self._a.services().admission):
+        for part in (self._pools.operations, self._gpus.watch, self._gpus.bindings, self._a.services().admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -141,7 +141,7 @@ class PoolManager:
         return lease_rows(self.registry.leases(pool_id), self._a.clock)
 
     def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
-        """Crashes since the node was entered, newest last. Raises RequestError POOL_NOT_FOUND."""
+        """The crashes that are kept, newest last. Raises RequestError POOL_NOT_FOUND."""
         if pool_id is not None:
             self._pools.get(pool_id)
         return [event.to_dict() for event in self.events.recent("crash", pool_id)]
@@ -197,8 +197,8 @@ class PoolManager:
         return await explanation(pool, steps, self._a.services())
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
-        """What happens from now on, or after event ``after_id`` as far as it is kept: ``with node.subscribe() as events:`` and
-        ``async for event in events:``. ``pool_id``: of that pool alone, which need not exist yet.
+        """What happens from now on, or after event ``after_id``: ``with node.subscribe() as events:`` and ``async for event in
+        events:``. An event ``gap`` comes first where not all of it is kept. ``pool_id``: of that pool, which need not exist.
         """
         return self.events.subscribe(after_id, pool_id)
 

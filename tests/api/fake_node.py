@@ -82,6 +82,8 @@ class FakeEvents:
 
     def subscribe(self, after_id: int | None) -> FakeSubscription:
         past = [] if after_id is None else [event for event in self.log if event.id > after_id]
+        if after_id is not None and after_id > len(self.log):
+            past = [Event(0, 1, "gap", "warn", None, "Not all is kept", {"after_id": after_id, "oldest_id": 1}), *self.log]
         subscription = FakeSubscription(past, self.queue_limit)
         self.subscriptions.append(subscription)
         return subscription

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,12 +15,14 @@ from pool_managerd.core.event import Event
 from pool_managerd.core.narration import bounded, shortened
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError
+from pool_managerd.supervision.protocols import Journal
 
 log = structlog.get_logger("pool_managerd.events")
 KEPT = 2_000
 KEPT_BYTES = 4 << 20
 EVENT_BYTES = 16 << 10
 OVERHEAD_BYTES = 500
+DROPPED_AT_ONCE = 256
 SUBSCRIBER_QUEUE = 1_000
 
 
@@ -74,19 +78,41 @@ class Subscription:
 
 
 class EventLog:
-    """The newest events in memory, with listeners (called at once) and subscriptions (queues)."""
+    """The newest events in memory, with listeners (called at once) and subscriptions (queues).
 
-    def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None) -> None:
+    With a ``journal`` the next daemon goes on with them, and with their ids.
+    """
+
+    def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None, journal: Journal | None = None) -> None:
         self._clock_ms = clock_ms
         self.redactor = redactor or Redactor()
         self.state_trouble: str | None = None
         """Why changes cannot be made durable now; None when they can."""
+        self.journal = journal
         self._last_id = 0
+        self._forgotten_id = 0
+        self._dropped_id = 0
         self._kept: deque[Event] = deque()
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self._listeners: list[Callable[[Event], None]] = []
         self._subscriptions: list[Subscription] = []
+
+    def restore(self) -> None:
+        """Open the journal, inside the node's loop, and go on behind what it holds of earlier daemons."""
+        if self.journal is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def tell(human: str, level: str) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(partial(self.emit, "notice", human, level=level))
+
+        self.journal.open(tell)
+        for event in self.journal.recall_events():
+            self._keep(event, bounded(event.fields, EVENT_BYTES)[1] + len(event.human) + OVERHEAD_BYTES)
+        self._last_id = self.journal.last_id
+        self._forgotten_id = self._kept[0].id - 1 if self._kept else self._last_id
 
     def emit(
         self, type_: str, human: str, *, level: str = "info", pool_id: str | None = None, journal: bool = True, **fields: Any
@@ -104,6 +130,8 @@ class EventLog:
                 log.exception("A listener of events failed", action="listener_failed")
         if journal:
             self._keep(event, size + len(human) + OVERHEAD_BYTES)
+            if self.journal is not None:
+                self.journal.put_event(event)
             for subscription in tuple(self._subscriptions):
                 subscription.offer(event)
         return event
@@ -125,8 +153,11 @@ class EventLog:
         self._sizes.append(size)
         self._bytes += size
         while len(self._kept) > KEPT or self._bytes > KEPT_BYTES:
-            self._kept.popleft()
+            self._forgotten_id = self._kept.popleft().id
             self._bytes -= self._sizes.popleft()
+        if self.journal is not None and self._forgotten_id >= self._dropped_id + DROPPED_AT_ONCE:
+            self._dropped_id = self._forgotten_id
+            self.journal.drop_events(self._dropped_id)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``listener`` for every event, quiet ones included; the returned function ends that."""
@@ -134,17 +165,35 @@ class EventLog:
         return lambda: self._listeners.remove(listener)
 
     def subscribe(self, after_id: int | None = None, pool_id: str | None = None) -> Subscription:
-        """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come.
+        """Events newer than ``after_id``, then everything to come. 0: from the oldest that is kept; None: what is to come alone.
 
-        ``pool_id``: those of one pool alone.
+        When not everything since ``after_id`` is kept, a ``gap`` comes first and what is kept follows. ``pool_id``: those of one
+        pool alone.
         """
-        if after_id is not None and after_id > self._last_id:
-            after_id = 0  # an id of an earlier daemon
-        kept = [] if after_id is None else [event for event in self._kept if event.id > after_id]
+        kept: list[Event] = []
+        if after_id is not None:
+            gap = self._gap(after_id)
+            kept = [event for event in self._kept if gap is not None or event.id > after_id]
+        else:
+            gap = None
         backlog = [event for event in kept if pool_id in (None, event.pool_id)]
+        if gap is not None:
+            backlog.insert(0, gap)
         subscription = Subscription(backlog, self._drop, pool_id)
         self._subscriptions.append(subscription)
         return subscription
+
+    def _gap(self, after_id: int) -> Event | None:
+        """What tells a reader that it has missed events; it has the id behind which those that are kept begin."""
+        if after_id == 0 or self._forgotten_id <= after_id <= self._last_id:
+            return None
+        oldest = self._kept[0].id if self._kept else self._last_id + 1
+        missing = (
+            f"Events after {after_id} are not all kept" if after_id <= self._last_id else f"Event {after_id} is not known here"
+        )
+        human = f"{missing}; the oldest that is kept is {oldest}"
+        fields = {"after_id": after_id, "oldest_id": oldest}
+        return Event(self._forgotten_id, self._clock_ms(), "gap", "warn", None, human, fields)
 
     def recent(self, type_: str, pool_id: str | None = None) -> list[Event]:
         """Kept events of one type, oldest first."""

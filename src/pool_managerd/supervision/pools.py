@@ -43,7 +43,7 @@ class Pools:
         self._actors: dict[str, PoolActor] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         services.gpus.attach(self.all, self.post)
-        self.operations = Operations(new_id, services.clock.wall_ms)
+        self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
 
     # --- reads ---
@@ -288,7 +288,7 @@ class Pools:
             self._intents.note_down(operation.pool_id)
         if error is not None:
             self._s.events.clean_error(error)
-        operation.finish(self._s.clock.wall_ms(), outcome, error)
+        self.operations.finish(operation, outcome, error)
         human = f"{operation.kind.replace('_', ' ').capitalize()} of pool '{operation.pool_id}' {operation.status}"
         self._s.events.emit(
             "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,

@@ -34,6 +34,7 @@ from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import Survivor, stop_survivors
+from pool_managerd.store.journal import Journal
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.boot_gate import BootGate
@@ -71,7 +72,8 @@ class Adapters:
         self.config = config
         self.clock = SystemClock()
         self.node_id = socket.gethostname()
-        self.events = EventLog(self.clock.wall_ms, redactor)
+        self.journal = Journal(config.daemon.state_dir)
+        self.events = EventLog(self.clock.wall_ms, redactor, self.journal)
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
@@ -118,6 +120,7 @@ class Adapters:
                 with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                     loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
 
+            self.events.restore()
             self.store.listener = told
             stored = self.store.open()
             self.notices += self.files.prepare()
@@ -126,6 +129,7 @@ class Adapters:
             await self._spawner.start()
         except BaseException:
             await self.store.close()
+            await self.journal.close()
             self.unclaim()
             raise
         self.notices += self._gpu_parts.notices
@@ -157,6 +161,7 @@ class Adapters:
         await self._gpu_parts.monitor.close()
         await self._spawner.close()
         await self.store.close()
+        await self.journal.close()
         self.unclaim()
 
     def services(self) -> Services:
