@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pool_managerd.config import Config, HealthConfig, PoolConfig
-from pool_managerd.core.artifacts import ENGINE_STARTUP_MS, PreparedEngine
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.engines import startup_ms as startup_ms_of
 from pool_managerd.core.lifecycle import Policy
 
 
@@ -34,4 +35,4 @@ def policy_for(
 def _startup_ms(health: HealthConfig, engine: str) -> int:
     """What was written; where nothing was, what engines of this kind need."""
     written = "startup_timeout_ms" in health.model_fields_set
-    return health.startup_timeout_ms if written else ENGINE_STARTUP_MS.get(engine, health.startup_timeout_ms)
+    return health.startup_timeout_ms if written else startup_ms_of(engine, health.startup_timeout_ms)
