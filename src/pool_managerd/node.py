@@ -91,7 +91,7 @@ class PoolManager:
         await self._pools.boot(stored)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
-        watching = (watcher.run(), self._gpus.watch.run(), self._a.announce_preflight())
+        watching = (watcher.run(), self._gpus.watch.run(), self._a.gpu_parts.announce())
         self._watching = [asyncio.create_task(work) for work in watching]
 
     async def __aexit__(
@@ -176,7 +176,7 @@ class PoolManager:
 
     def devices(self) -> dict[str, Any]:
         """Every GPU as it was last seen, with who holds what of its memory."""
-        return devices_view(self._gpus, self._a.clock, self._a.ram(), simulated=self.config.gpu.simulate is not None)
+        return devices_view(self._gpus, self._a.clock, self._a.gpu_parts.ram(), simulated=self.config.gpu.simulate is not None)
 
     def capabilities(self) -> dict[str, Any]:
         """What this node can run, per engine, and what its pools offer."""
@@ -323,7 +323,7 @@ class PoolManager:
 
     async def preflight(self) -> dict[str, Any]:
         """Whether this machine can run what is configured, with a remedy for all that stands in the way (SPEC §7)."""
-        return (await self._a.preflight()).to_dict()
+        return (await self._a.gpu_parts.preflight()).to_dict()
 
     async def release_devices(self) -> dict[str, Any]:
         """Let go of the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""

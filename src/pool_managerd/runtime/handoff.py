@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config import is_pool_id
+from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.handoff import Handoff
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime.files import LATEST_HANDOFF, RuntimeFiles, is_own_handoff
@@ -112,7 +113,7 @@ def parse_handoff(content: Mapping[str, Any], path: str) -> Handoff | None:
         pool_id=pool_id,
         replica_id=replica_id,
         url=_base_url(url),
-        engine=_text(content, "engine") or "llamacpp",
+        engine=_text(content, "engine") or DEFAULT_ENGINE,
         engine_version=_text(content, "engine_version"),
         device_mask=str(mask)
         if isinstance(mask, int) and not isinstance(mask, bool)

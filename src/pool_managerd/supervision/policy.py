@@ -8,8 +8,9 @@ from copy import copy
 from typing import Any
 
 from pool_managerd.config import Config, HealthConfig, PoolConfig, is_pool_id, split_address
-from pool_managerd.core.artifacts import ENGINE_STARTUP_MS, PreparedEngine
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.engines import startup_ms as startup_ms_of
 from pool_managerd.core.lifecycle import Policy
 from pool_managerd.core.redaction import Redactor, secrets_in
 from pool_managerd.errors import RequestError, SpecError
@@ -57,7 +58,7 @@ def policy_for(
 def _startup_ms(health: HealthConfig, engine: str) -> int:
     """What was written; where nothing was, what engines of this kind need."""
     written = "startup_timeout_ms" in health.model_fields_set
-    return health.startup_timeout_ms if written else ENGINE_STARTUP_MS.get(engine, health.startup_timeout_ms)
+    return health.startup_timeout_ms if written else startup_ms_of(engine, health.startup_timeout_ms)
 
 
 def check_submission(config: Config, pool_id: str, engine: PreparedEngine) -> None:

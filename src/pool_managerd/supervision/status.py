@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pool_managerd.core.artifacts import ENGINE_MODES
+from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE, LOADING
 from pool_managerd.core.narration import size
@@ -114,7 +114,7 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
     return {
         "api_version": "2.0.0", "version": version, "profile": profile,
         "compute": "cpu allowed (profile dev)" if profile == "dev" else "gpu only",
-        "model_schemes": ["file"], "engines": {engine: list(modes) for engine, modes in ENGINE_MODES.items()},
+        "model_schemes": ["file"], "engines": {name: list(kind.modes) for name, kind in ENGINES.items()},
         "pools": [{key: status[key] for key in keys} for status in statuses],
     }  # fmt: skip
 
