@@ -62,7 +62,7 @@ def test_of_a_gpu_that_cannot_be_read_nothing_is_free_nor_used() -> None:
 
 def told(launch: Launch | None = None, **config: Any) -> dict[str, Any]:
     definition = Definition(Policy(), PoolConfig(id="a", engine="llamacpp", **config))
-    pool = Pool(definition, PoolState.new("a"), launch or Launch())
+    pool = Pool("a", definition, PoolState.new("a"), launch or Launch())
     return registry_fields(pool, 0, "node-1", ModelProvisioner(Path(), PolicyConfig()).id_of)
 
 

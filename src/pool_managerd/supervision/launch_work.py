@@ -19,6 +19,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, exit_event, failure
@@ -157,7 +158,7 @@ class LaunchWork:
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
         pool, external = self._pool, self._pool.definition.external
-        if not external:
+        if pool.state.active.phase is Phase.READY:
             pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.pool_id)))
         result, conclusive = await self._ask()
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)

@@ -63,15 +63,12 @@ class Definition:
 class Pool:
     """One pool. ``last_drain`` is the outcome of the latest drain."""
 
+    pool_id: str
     definition: Definition
     state: PoolState
     launch: Launch
     log_places: LogPlaces = field(default_factory=LogPlaces)
     last_drain: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def pool_id(self) -> str:
-        return self.state.pool_id
 
     @property
     def instance(self) -> Instance:
