@@ -10,7 +10,7 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines import vllm
 from pool_managerd.engines.ports import PortAllocator
@@ -20,7 +20,7 @@ from tests.conftest import confined
 from tests.core.gpus import GIB, gpu
 
 MakePool = Callable[..., PoolConfig]
-TWO = Assignment((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5))
+TWO = Allocation((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def flags_of(pool: PoolConfig, assignment: Assignment | None = TWO) -> tuple[str, ...]:
+def flags_of(pool: PoolConfig, assignment: Allocation | None = TWO) -> tuple[str, ...]:
     return vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 8000, assignment)
 
 

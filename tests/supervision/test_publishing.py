@@ -11,6 +11,7 @@ import pytest
 
 from pool_managerd.config import PolicyConfig, PoolConfig
 from pool_managerd.core.gpu.ledger import Reservation, account
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Instance
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.models.provisioner import ModelProvisioner
@@ -22,10 +23,10 @@ from tests.core.gpus import GIB, gpu, process
 def figures(*devices: Any, promised: dict[str, dict[int, int]], exclusive: str = "", owners: dict[int, str] | None = None) -> Any:
     """``promised``: GiB by pool and index."""
     ledger = [
-        Reservation(pool, 1, {devices[index].uuid: gib * GIB for index, gib in parts.items()}, pool == exclusive)
+        Reservation(InstanceId(pool), 1, {devices[index].uuid: gib * GIB for index, gib in parts.items()}, pool == exclusive)
         for pool, parts in promised.items()
     ]
-    found = GpuFigures(account(devices, ledger, owners or {}))
+    found = GpuFigures(account(devices, ledger, {pid: InstanceId(pool) for pid, pool in (owners or {}).items()}))
     return lambda pool, *indices: found.of(pool, tuple(devices[index].uuid for index in indices))
 
 

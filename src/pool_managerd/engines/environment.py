@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import cuda_environment
 from pool_managerd.errors import SpecError
 
@@ -25,7 +25,7 @@ def pool_env(pool: PoolConfig, owned: Mapping[str, str]) -> Iterator[tuple[str, 
         yield name, value
 
 
-def device_env(pool: PoolConfig, assignment: Assignment | None) -> dict[str, str]:
+def device_env(pool: PoolConfig, assignment: Allocation | None) -> dict[str, str]:
     """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
     if assignment is not None:
         return assignment.environment()

@@ -12,7 +12,7 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig, Profile
 from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.engines import vllm
@@ -80,7 +80,7 @@ class EngineProvisioner:
         self._programs = EnginePrograms(config, run)
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
     ) -> PreparedEngine:
         """How to run ``pool`` on ``model`` and the devices of ``assignment``; the same input gives the same answer
         (EP-PROP-3207). Spawns no engine.
@@ -161,7 +161,7 @@ class EngineProvisioner:
         return recipe.program.version, recipe.flags(1)
 
     def _recipe(
-        self, pool: PoolConfig, mode: str, model: ResolvedModel, assignment: Assignment | None, *, on_gpu: bool = False
+        self, pool: PoolConfig, mode: str, model: ResolvedModel, assignment: Allocation | None, *, on_gpu: bool = False
     ) -> _Recipe:
         """Blocks. ``on_gpu``: as if there were GPUs, whichever will be assigned."""
         if pool.engine == "vllm":

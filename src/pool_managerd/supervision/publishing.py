@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.gpu.ledger import DeviceAccount, Holding, board
+from pool_managerd.core.gpu.ledger import DeviceAccount, InstanceUsage, physical_gpu
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.lifecycle import Instance, Phase, view
 from pool_managerd.core.redaction import masked_text
@@ -24,7 +24,7 @@ def registry_fields(
     What the configuration knows is known before the first start: a mask is no result of one (B-REG-040s).
     """
     seen, prepared = view(i), launch.prepared
-    shape = launch.sizing.facts.shape if launch.sizing is not None else None
+    shape = launch.sizing.inputs.shape if launch.sizing is not None else None
     fields: dict[str, Any] = {
         "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
         "last_error": i.last_error, "crash_count": i.crash_count, "restart_count": i.restart_count,
@@ -57,11 +57,11 @@ class GpuFigures:
     """The registry's fields of the pools' GPUs, all of one look; pools that see the same and hold nothing share theirs."""
 
     def __init__(self, accounts: Mapping[str, DeviceAccount]) -> None:
-        self._accounts, self._kept = accounts, kept_boards(accounts.values())
-        self._held: dict[str, dict[str, Holding]] = {}
+        self._accounts, self._kept = accounts, exclusive_gpus(accounts.values())
+        self._held: dict[str, dict[str, InstanceUsage]] = {}
         for uuid, account in accounts.items():
-            for holding in account.holdings:
-                self._held.setdefault(holding.pool_id, {})[uuid] = holding
+            for holding in account.usages:
+                self._held.setdefault(holding.instance_id.pool_id, {})[uuid] = holding
         self._made: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def of(self, pool_id: str, uuids: tuple[str, ...]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class GpuFigures:
         held = self._held.get(pool_id)
         return found if held is None else self._with(found, held)
 
-    def _with(self, others: dict[str, Any], held: Mapping[str, Holding]) -> dict[str, Any]:
+    def _with(self, others: dict[str, Any], held: Mapping[str, InstanceUsage]) -> dict[str, Any]:
         """What others see, and the pool's own part."""
         shares = list(others["devices"])
         available, reserved, used = others["vram_available_bytes"], 0, others["vram_used_bytes"]
@@ -94,16 +94,16 @@ class GpuFigures:
         return {**others, "devices": tuple(shares), **sums}
 
 
-def kept_boards(accounts: Iterable[DeviceAccount]) -> dict[str, str]:
+def exclusive_gpus(accounts: Iterable[DeviceAccount]) -> dict[str, str]:
     """The pieces of hardware where nobody else is promised anything, by UUID, and the exclusive pool that is there."""
-    return {board(a.device): h.pool_id for a in accounts for h in a.holdings if h.exclusive}
+    return {physical_gpu(a.device): h.instance_id.pool_id for a in accounts for h in a.usages if h.exclusive}
 
 
 def _share(account: DeviceAccount, kept: Mapping[str, str]) -> DeviceShare:
     """A device as a pool meets it that holds nothing there."""
     d = account.device
     free = d.vram_free_bytes if d.readable else None
-    available = account.available_bytes if d.usable and board(d) not in kept else 0
+    available = account.available_bytes if d.usable and physical_gpu(d) not in kept else 0
     return DeviceShare(
         d.id, d.label, d.uuid, d.compute_capability, d.vram_total_bytes, free, available, 0, 0 if d.usable else None
     )

@@ -11,12 +11,12 @@ import aiohttp
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.crash_evidence import named_cause
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import signal_name
-from pool_managerd.core.memory.sizing import LaunchSizing
+from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.errors import EngineError, NodeError, PoolError, SpecError
 from pool_managerd.supervision.protocols import Process
 from pool_managerd.supervision.services import Services
@@ -42,8 +42,8 @@ class Launch:
     """
 
     prepared: PreparedEngine | None = None
-    assignment: Assignment | None = None
-    sizing: LaunchSizing | None = None
+    assignment: Allocation | None = None
+    sizing: LaunchEstimator | None = None
     held: dict[str, int] | None = None
     process: Process | None = None
     cause: PoolError | None = None
@@ -82,7 +82,7 @@ async def stage(
     return await s.engines.prepare(pool, model, launch.assignment), model
 
 
-def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None) -> PreparedEngine:
+def _shown_its_devices(submitted: PreparedEngine, assignment: Allocation | None) -> PreparedEngine:
     """A submitted engine runs verbatim, but sees the GPUs that it was given and no others (SPEC §6.1)."""
     if submitted.attach_url is not None:
         return submitted

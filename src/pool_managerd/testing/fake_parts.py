@@ -12,12 +12,12 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
-from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
@@ -116,7 +116,7 @@ class FakeEngines:
     """Prepares an engine for any pool."""
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
     ) -> PreparedEngine:
         attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
         return PreparedEngine(
@@ -258,7 +258,7 @@ class FakeNode:
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
         self.monitor = FakeMonitor(self.clock.monotonic)
-        self.needs: dict[str, LaunchFacts] = {}
+        self.needs: dict[str, LaunchInputs] = {}
         self.ram_bytes = 64 << 30
         self.preflight_error: PoolError | None = None
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
@@ -283,10 +283,10 @@ class FakeNode:
             raise self.preflight_error
         return Report("dev", ())
 
-    async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+    async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         """What ``needs`` says by pool id; a pool that it does not name needs nothing."""
         pool_id = submitted.pool_id if submitted is not None else pool.id if pool is not None else ""
-        return self.needs.get(pool_id, LaunchFacts("fake-1", pool_id, EngineSettings(), overhead_bytes=0))
+        return self.needs.get(pool_id, LaunchInputs("fake-1", pool_id, EngineSettings(), overhead_bytes=0))
 
     def types(self, *, journal: bool = True) -> list[str]:
         """The types of all events so far."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.memory.model_shape import ModelShape
-from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.engines import vllm
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
@@ -31,7 +31,7 @@ class StartSizer:
         self._overhead = config.gpu.overhead_mib << 20
         self._models, self._engines = models, engines
 
-    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
         if submitted is not None:
             return await asyncio.to_thread(self._of_submitted, submitted)
@@ -39,16 +39,16 @@ class StartSizer:
             raise ValueError("a launch has a configuration or a submitted engine")
         return await asyncio.to_thread(self._of_configured, pool)
 
-    def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
+    def _of_configured(self, pool: PoolConfig) -> LaunchInputs:
         model = self._models.locate(pool.model)
         path, size = Path(model.local_path), model.size_bytes
         version, flags = self._engines.sizing_flags(pool, str(path))
         settings = vllm.settings_of(pool) if pool.engine == "vllm" else _with_files(flags, build_of(version))
         shape = self._models.shapes.of(path)
         wanted = ",".join(pool.checksums)
-        return LaunchFacts(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
+        return LaunchInputs(version, wanted or _fingerprint(shape, size), settings, shape, size, self._overhead, pool.vram_bytes)
 
-    def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
+    def _of_submitted(self, engine: PreparedEngine) -> LaunchInputs:
         shape, size = None, 0
         if engine.model_path is not None:
             try:
@@ -61,7 +61,7 @@ class StartSizer:
             settings = vllm.submitted_settings(engine.flags)
         elif engine.engine == "llamacpp":
             settings = _with_files(engine.flags, build_of(engine.engine_version))
-        return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
+        return LaunchInputs(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
 
 def build_of(version: str) -> int | None:

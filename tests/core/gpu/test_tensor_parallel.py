@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.gpu.allocation import Split, Wish, assign
+from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceSnapshot
-from pool_managerd.core.gpu.ledger import Assignment, Ledger, account
-from pool_managerd.core.gpu.tensor_parallel import told_split
+from pool_managerd.core.gpu.ledger import Ledger, account
+from pool_managerd.core.gpu.tensor_parallel import configured_split
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import DeviceFraction
-from pool_managerd.core.memory.measurements import Footprints
+from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
+from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.memory.model_shape import ModelShape
-from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
 from pool_managerd.errors import NodeError, SpecError
 from tests.core.gpus import GIB, gpu, mig, process
 
@@ -24,15 +25,15 @@ TWO = (gpu(0, 24), gpu(1, 12))
 FOUR = tuple(gpu(number, 24) for number in range(4))
 
 
-def facts(shape: ModelShape | None = SHAPE, fraction: float = 0.9, gpus: int | None = None) -> LaunchFacts:
-    return LaunchFacts("vllm-1", "m", DeviceFraction(fraction, 8192, gpus=gpus), shape, 16 * GIB, GIB // 2)
+def facts(shape: ModelShape | None = SHAPE, fraction: float = 0.9, gpus: int | None = None) -> LaunchInputs:
+    return LaunchInputs("vllm-1", "m", DeviceFraction(fraction, 8192, gpus=gpus), shape, 16 * GIB, GIB // 2)
 
 
 def place(
-    needed: LaunchFacts, devices: tuple[DeviceSnapshot, ...], split: Split = None, *, masked: bool = False, enforce: bool = True
-) -> Assignment:
-    wish = Wish("p", 1, devices, devices if masked else None, split, enforce=enforce)
-    return assign(LaunchSizing(needed, Footprints()), wish, Ledger(), account(devices, [], {}))
+    needed: LaunchInputs, devices: tuple[DeviceSnapshot, ...], split: Split = None, *, masked: bool = False, enforce: bool = True
+) -> Allocation:
+    wanted = AllocationRequest(InstanceId("p"), 1, devices, devices if masked else None, split, enforce=enforce)
+    return allocate(LaunchEstimator(needed, Measurements()), wanted, Ledger(), account(devices, [], {}))
 
 
 def test_each_gpu_is_promised_the_fraction_that_the_engine_takes() -> None:
@@ -86,8 +87,8 @@ def test_without_enforcement_it_is_promised_what_is_left() -> None:
 
 
 def test_an_engine_that_was_told_how_many_gpus_to_use_gets_as_many() -> None:
-    assert told_split(facts(gpus=2)) == (0.5, 0.5) and told_split(facts(gpus=1)) is None is told_split(facts())
-    assert len(place(facts(gpus=2), FOUR, told_split(facts(gpus=2))).devices) == 2
+    assert configured_split(facts(gpus=2)) == (0.5, 0.5) and configured_split(facts(gpus=1)) is None is configured_split(facts())
+    assert len(place(facts(gpus=2), FOUR, configured_split(facts(gpus=2))).devices) == 2
     sees_two = place(facts(gpus=1), FOUR[:2], masked=True)
     assert len(sees_two.devices) == 2, "it runs as it was submitted, and takes memory of the first alone"
     assert list(sees_two.bytes_by_device.values()) == [int(24 * GIB * 0.9), 0]

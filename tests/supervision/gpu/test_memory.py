@@ -8,6 +8,7 @@ import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
@@ -26,11 +27,11 @@ async def test_a_stop_is_complete_when_the_memory_is_seen_free_and_not_before(ma
     world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 9),)))
     await settle()
     assert world.phase("a") is Phase.STOPPING and stop.status == "running"
-    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is not None
     world.fakes.monitor.show(gpu(0, 24))
     await world.fakes.clock.advance(1)
     assert world.phase("a") is Phase.DOWN and stop.status == "succeeded"
-    assert world.fakes.gpus.memory.ledger.get("a") is None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is None
 
 
 async def stopped_but_held(world: GpuWorld) -> PoolDriver:
@@ -125,7 +126,7 @@ async def test_a_hanging_look_holds_up_no_shutdown_and_is_not_taken_for_free_mem
         while a.instance.phase is Phase.STOPPING:
             await asyncio.sleep(0.02)
     assert a.instance.reason == "vram_held" and "the GPU driver does not answer" in str(a.instance.last_error)
-    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is not None
     world.fakes.monitor.gate.set()
     await settle()
 
@@ -184,7 +185,7 @@ async def test_what_an_engine_held_is_promised_to_the_next_of_its_kind(made: lis
     await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
     await world.fakes.clock.advance(1)
     await world.begin("a")
-    reserved = world.fakes.gpus.memory.ledger.get("a")
+    reserved = world.fakes.gpus.memory.ledger.get(InstanceId("a"))
     assert reserved is not None and 3 * GIB <= reserved.bytes_by_device["GPU-00000000"] < 4 * GIB
 
 

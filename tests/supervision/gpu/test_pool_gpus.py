@@ -11,7 +11,7 @@ from pool_managerd.core.gpu.devices import ScanProblem
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.view import devices_view
 from pool_managerd.testing.manual_clock import settle
@@ -54,7 +54,7 @@ async def test_two_starts_at_once_cannot_both_take_the_memory(made: list[GpuWorl
     await settle(60)
     phases = sorted(world.pools.get(p).instance.phase.value for p in "ab")
     assert phases == ["backoff", "ready"]
-    assert [r.pool_id for r in world.fakes.gpus.memory.ledger.all()] == ["a"]
+    assert [r.instance_id.pool_id for r in world.fakes.gpus.memory.ledger.all()] == ["a"]
 
 
 async def test_an_unknown_device_in_a_mask_is_a_configuration_error(made: list[GpuWorld]) -> None:
@@ -133,7 +133,7 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     world = GpuWorld()
     made.append(world)
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "none"))
-    world.fakes.needs["a"] = LaunchFacts("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
+    world.fakes.needs["a"] = LaunchInputs("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
     a = await world.begin("a")
     assert a.instance.reason is None and world.phase("a") is Phase.BACKOFF
     assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.instance.last_error)
@@ -151,6 +151,7 @@ async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -
     assert row["reservations"] == [
         {
             "pool_id": "a",
+            "replica_id": "r0",
             "reserved_bytes": 10 * GIB,
             "used_bytes": 9 * GIB,
             "estimated_bytes": None,
@@ -169,7 +170,7 @@ async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_t
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
     made.append(world)
-    world.fakes.needs["x"] = LaunchFacts("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
+    world.fakes.needs["x"] = LaunchInputs("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
     driver = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/vllm", port=9000, engine="vllm", device_mask=mask, verbatim=True)
     await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
@@ -188,7 +189,7 @@ async def test_a_submitted_llama_server_is_reserved_what_its_command_line_takes_
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24))
     made.append(world)
-    world.fakes.needs["x"] = LaunchFacts("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
+    world.fakes.needs["x"] = LaunchInputs("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
     driver = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/llama-server", port=9000, device_mask="1,0", verbatim=True)
     await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)

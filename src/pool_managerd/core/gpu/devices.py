@@ -41,7 +41,7 @@ class DeviceSnapshot:
     reset of the GPU. ``error`` says why the GPU does not answer, ``unclear`` why one that answers could not be read: what is
     known of its memory and processes is then the last known, and what changes by the second is None.
     ``recovery_action`` is the recovery that the driver asks for, in NVML's numbers.
-    ``unified``: it has no memory of its own; its figures are those of the machine's RAM, or of the container's limit.
+    ``unified``: it has no memory of its own; what it tells is about the machine's RAM, or of the container's limit.
     """
 
     id: int
@@ -86,7 +86,7 @@ class DeviceSnapshot:
 
     @property
     def readable(self) -> bool:
-        """False when its figures are old."""
+        """False when what it tells is old."""
         return self.error is None and self.unclear is None
 
     @property

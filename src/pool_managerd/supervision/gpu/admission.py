@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.gpu.allocation import Split, Wish, assign
+from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.bindings import Bound
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import Assignment, DeviceAccount, Ledger
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger
 from pool_managerd.core.gpu.masks import DeviceMask, in_pci_order
-from pool_managerd.core.gpu.tensor_parallel import told_split
+from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.lifecycle import Phase
-from pool_managerd.core.memory.measurements import Footprints
-from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
+from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
+from pool_managerd.supervision.gpu.memory import instance_of
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import objection, require_scan
 from pool_managerd.supervision.protocols import Facts
@@ -33,7 +34,7 @@ FOOTPRINT = "footprint"
 class Sizer(Protocol):
     """Reads what a start will need. Raises PoolError for what the configuration must change."""
 
-    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts: ...
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,15 @@ class Admission:
 
     def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
-        self._known = Footprints()
+        self._known = Measurements()
         gpus.watch.listen(self.learn)
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
         rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
-        self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
+        self._known = Measurements.from_rows(row for row in rows if isinstance(row, list))
 
-    async def admit(self, driver: PoolDriver, epoch: int) -> Assignment | None:
+    async def admit(self, driver: PoolDriver, epoch: int) -> Allocation | None:
         """Promise GPUs to launch ``epoch``, which remembers what it was sized by; None when it runs on the CPU.
 
         Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
@@ -72,7 +73,7 @@ class Admission:
         if found is not None:
             if bound is not None and not self._missing(scan):
                 self._gpus.bindings.remember(driver.pool_id, *bound)
-            memory.remember_before(driver.pool_id)
+            memory.remember_before(instance_of(driver))
             self._gpus.refresh()
         return found
 
@@ -81,22 +82,22 @@ class Admission:
         sizing = await self._size(driver)
         scan = await self._scan()
         memory, i = self._gpus.memory, driver.instance
-        accounts = memory.accounts_without(i.pool_id) if i.vram_pending else memory.accounts()
+        accounts = memory.accounts_without(instance_of(driver)) if i.vram_pending else memory.accounts()
         found, _ = self._decide(driver, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
         if found is None:
-            return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
+            return "on the CPU, as there is no GPU", sizing.estimate(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
-        return " and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain()
+        return " and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain()
 
     def _decide(
         self,
         driver: PoolDriver,
         epoch: int,
         scan: DeviceScan,
-        sizing: LaunchSizing,
+        sizing: LaunchEstimator,
         ledger: Ledger,
         accounts: Mapping[str, DeviceAccount],
-    ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
+    ) -> tuple[Allocation | None, tuple[DeviceMask, Bound] | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(driver.pool_id, scan)
             self._check_ram(driver, sizing, 0)
@@ -105,7 +106,7 @@ class Admission:
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
             self._check_ram(driver, sizing, 1)
         bound = self._bound(driver, scan)
-        found = assign(sizing, self._wish(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
+        found = allocate(sizing, self._request(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
         notices = bound[1].notices if bound is not None else ()
         if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
             meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
@@ -126,18 +127,18 @@ class Admission:
         """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
         return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.look()
 
-    async def _size(self, driver: PoolDriver) -> LaunchSizing:
+    async def _size(self, driver: PoolDriver) -> LaunchEstimator:
         facts = await self._sizer(driver.config, driver.submitted)
         if self._rules.fit == "off" and not facts.divides_equally:  # what such an engine takes is a setting, no estimate
-            nothing = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
-            return LaunchSizing(nothing, Footprints())
-        return LaunchSizing(facts, self._known)
+            nothing = LaunchInputs(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+            return LaunchEstimator(nothing, Measurements())
+        return LaunchEstimator(facts, self._known)
 
     def learn(self) -> None:
         """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
         used, new = self._gpus.memory.used(), False
         for driver in self._gpus.drivers():
-            held = used.get(driver.pool_id)
+            held = used.get(instance_of(driver))
             ready_since = driver.instance.ready_since
             if held is None or held == driver.launch.held or driver.instance.phase is not Phase.READY or ready_since is None:
                 continue
@@ -149,7 +150,7 @@ class Admission:
     def _observe(self, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
         assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
-        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None or sizing.facts.divides_equally:
+        if assignment is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
             return False
         per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
@@ -170,13 +171,13 @@ class Admission:
                 hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
             )  # fmt: skip
 
-    def _check_ram(self, driver: PoolDriver, sizing: LaunchSizing, n_devices: int) -> None:
+    def _check_ram(self, driver: PoolDriver, sizing: LaunchEstimator, n_devices: int) -> None:
         """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
-        needed = sizing.footprint(n_devices).host.size_bytes
+        needed = sizing.estimate(n_devices).host.size_bytes
         if self._rules.fit != "enforce" or not needed:
             return
         loading = [d for d in self._gpus.drivers() if d is not driver and d.instance.phase in (Phase.STAGING, Phase.STARTING)]
-        promised = sum(d.launch.sizing.footprint(n_devices).host.size_bytes for d in loading if d.launch.sizing is not None)
+        promised = sum(d.launch.sizing.estimate(n_devices).host.size_bytes for d in loading if d.launch.sizing is not None)
         free = max(0, self._free_ram() - promised)
         if needed > free:
             raise NodeError(
@@ -186,18 +187,20 @@ class Admission:
                 details={"needed_bytes": needed, "free_bytes": free},
             )  # fmt: skip
 
-    def _wish(self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchSizing, bound: Bound | None) -> Wish:
+    def _request(
+        self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, bound: Bound | None
+    ) -> AllocationRequest:
         usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
         exclusive = driver.config is not None and driver.config.exclusive
         devices = bound.devices if bound is not None else None
         split: Split = driver.config.tensor_split if driver.config is not None else None
         if driver.config is None and devices is None:
-            split = told_split(sizing.facts)
-        elif driver.config is None and devices is not None and len(shares := sizing.facts.shares) == len(devices) > 1:
+            split = configured_split(sizing.inputs)
+        elif driver.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
             devices, split = in_pci_order(devices), shares  # as the engine will see them
-        return Wish(
-            driver.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
-            spoken_for=self._gpus.spoken_for(driver),
+        return AllocationRequest(
+            instance_of(driver), epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            reserved_by_masks=self._gpus.reserved_by_masks(driver),
         )  # fmt: skip
 
     def _bound(self, driver: PoolDriver, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:

@@ -10,13 +10,14 @@ from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.health import Trust
 from pool_managerd.core.gpu.ledger import DeviceAccount
 from pool_managerd.core.gpu.masks import what_exists
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.serving import KEEP_THEIR_ERROR
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.gpu.bindings import Bindings
-from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
+from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover, instance_of
 from pool_managerd.supervision.gpu.watch import GpuWatch
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.publishing import GpuFigures
@@ -59,13 +60,13 @@ class Gpus:
 
     def release(self, pool_id: str, epoch: int) -> None:
         """Give a launch's promise back; what others see free changes at once."""
-        if self.memory.ledger.release(pool_id, epoch):
+        if self.memory.ledger.release(InstanceId(pool_id), epoch):
             self.refresh()
             self.watch.wake()
 
     def forget(self, pool_id: str) -> None:
         """The pool is gone: what its processes still hold is foreign from now on, and its mask means nothing any more."""
-        self.memory.forget(pool_id)
+        self.memory.forget(InstanceId(pool_id))
         self.bindings.forget(pool_id)
         self._shown.pop(pool_id, None)
         self.refresh()
@@ -85,7 +86,7 @@ class Gpus:
 
         while driver.instance.epoch == epoch and driver.instance.vram_pending:
             looked = await self._look_unless(impatient)
-            left = self.memory.leftover(driver.pool_id) if looked else Leftover("the GPU driver does not answer")
+            left = self.memory.leftover(instance_of(driver)) if looked else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 self._tell_uncertain(driver, left)
                 driver.post(ev.VramFree(epoch))
@@ -142,7 +143,7 @@ class Gpus:
         for driver in self._drivers():
             i = driver.instance
             self._reconsider(driver, objections)
-            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(driver.pool_id).holder is None:
+            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(instance_of(driver)).holder is None:
                 driver.post(ev.VramFree(i.epoch))
             waits = i.phase is Phase.FAILED and i.retry and i.reason in ("gpu_required", "config_error")
             if waits and appeared and self._may_start_now(driver, appeared):
@@ -201,12 +202,12 @@ class Gpus:
         except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
             return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
 
-    def spoken_for(self, driver: PoolDriver) -> frozenset[str]:
+    def reserved_by_masks(self, driver: PoolDriver) -> frozenset[str]:
         """Devices that the masks of other pools name which hold nothing yet and are to run: left to them where others will do."""
         found: set[str] = set()
         for other in self._drivers():
             i = other.instance
-            waiting = self.memory.ledger.get(other.pool_id) is None and not (i.held or i.drained)
+            waiting = self.memory.ledger.get(instance_of(other)) is None and not (i.held or i.drained)
             if other is not driver and waiting and other.mask is not None and not other.external:
                 found.update(self.devices_of(other))
         return frozenset(found)

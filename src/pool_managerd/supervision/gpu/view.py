@@ -7,12 +7,12 @@ from typing import Any
 
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.health import DeviceTrust, Trust
-from pool_managerd.core.gpu.ledger import DeviceAccount, board
+from pool_managerd.core.gpu.ledger import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.protocols import Clock
-from pool_managerd.supervision.publishing import kept_boards
+from pool_managerd.supervision.publishing import exclusive_gpus
 
 
 def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: bool) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: b
     scan = gpus.watch.scan
     age_ms = _age_ms(scan, clock)
     accounts = gpus.memory.accounts()
-    kept = kept_boards(accounts.values())
+    kept = exclusive_gpus(accounts.values())
     rows = [device_row(d, gpus.watch.standing(d.uuid), accounts[d.uuid], kept) for d in in_pci_order(scan.devices)]
     present = {d.uuid for d in scan.devices}
     rows += [_gone_row(t) for t in gpus.watch.known() if t.uuid not in present and (t.cordoned or t.state is not Trust.OK)]
@@ -46,7 +46,7 @@ def snapshots_view(registry: Registry, gpus: Gpus, clock: Clock) -> dict[str, An
 
 def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount, kept: Mapping[str, str]) -> dict[str, Any]:
     """One device; ``kept`` says which pool has which board to itself. What a GPU holds that cannot be read is not known."""
-    known, open_ = d.readable, d.usable and board(d) not in kept
+    known, open_ = d.readable, d.usable and physical_gpu(d) not in kept
     unclear = f"it cannot be read: {trust.unclear}" if trust.unclear is not None else None
     return {
         "id": d.id, "device": d.label, "uuid": d.uuid, "name": d.name, "pci_bus_id": d.pci_bus_id,
@@ -54,17 +54,18 @@ def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount, ke
         "vram_total_bytes": d.vram_total_bytes, "readable": known,
         "vram_free_bytes": d.vram_free_bytes if known else None, "vram_used_bytes": d.vram_used_bytes if known else None,
         "vram_driver_bytes": d.vram_reserved_bytes, "vram_available_bytes": account.available_bytes if open_ else 0,
-        "kept_for": kept.get(board(d)),
+        "kept_for": kept.get(physical_gpu(d)),
         "state": trust.state.value, "cordoned": trust.cordoned, "reason": trust.reason or unclear,
         "remedy": trust.remedy or (trust.cure if unclear else None),
         "temperature_c": d.temperature_c, "power_watts": d.power_watts, "utilization_percent": d.utilization_percent,
         "ecc_uncorrected": d.ecc_uncorrected, "numa_node": d.numa_node, "nvlink_peers": list(d.nvlink_peers),
         "reservations": [
             {
-                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.measured_bytes if known else None,
-                "estimated_bytes": h.used_bytes if known and h.guessed else None, "exclusive": h.exclusive, "pids": list(h.pids),
+                "pool_id": u.instance_id.pool_id, "replica_id": u.instance_id.replica_id, "reserved_bytes": u.reserved_bytes,
+                "used_bytes": u.measured_bytes if known else None,
+                "estimated_bytes": u.used_bytes if known and u.inferred else None, "exclusive": u.exclusive, "pids": list(u.pids),
             }
-            for h in account.holdings
+            for u in account.usages
         ],
         "foreign": [
             {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain, "ended": p.ended}
