@@ -40,7 +40,7 @@ class GpuWorld(World):
 
     async def see(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None, periodic: bool = True) -> None:
         self.fakes.monitor.show(*devices, problem=problem)
-        await self.fakes.watch.look(periodic=periodic)
+        await self.fakes.watch.rescan(periodic=periodic)
         await settle()
 
     def phase(self, pool_id: str) -> Phase:

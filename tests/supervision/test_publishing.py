@@ -81,7 +81,7 @@ def test_a_model_that_is_no_file_is_known_by_its_reference(ref: str) -> None:
 
 
 def test_a_quantisation_that_was_read_from_the_model_is_told_with_what_was_measured() -> None:
-    sizing = SimpleNamespace(facts=SimpleNamespace(shape=SimpleNamespace(quantization="Q8_0", ctx_train=8192)))
+    sizing = SimpleNamespace(inputs=SimpleNamespace(shape=SimpleNamespace(quantization="Q8_0", ctx_train=8192)))
     launch = Launch(sizing=cast("Any", sizing), tokens_per_s=90.0, first_token_ms=5.0)
     found = told(launch, model="m.gguf")
     assert (found["quant"], found["perf_hints"]) == ("Q8_0", PerfHints(90.0, 5.0, ("Q8_0",)))

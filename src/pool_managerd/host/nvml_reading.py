@@ -133,7 +133,7 @@ class NvmlReader:
             found.update(self._health(handle))
             instances = [self._instance(h, found) for h in self._instance_handles(handle)] if mode else []
         except Unreadable as why:
-            return [{**found, "error" if why.lost else "unclear": str(why), "_surely": why.surely}]
+            return [{**found, "error" if why.lost else "unreadable": str(why), "_surely": why.surely}]
         except self._nvml.NVMLError as error:
             return [{**found, **self._unclear(error)}]
         return [{**found, "mig_enabled": mode}, *instances]
@@ -142,7 +142,7 @@ class NvmlReader:
         """The mark of a device about which a call failed that engines depend on. Raises NVMLError when the driver is gone."""
         if error.value in _OF_THE_DRIVER:
             raise error
-        return {"unclear": self.error_name(error.value), "_surely": False}
+        return {"unreadable": self.error_name(error.value), "_surely": False}
 
     def _mig_mode(self, handle: Any) -> bool:
         mode = self._known(self._nvml.nvmlDeviceGetMigMode, handle)
@@ -334,7 +334,7 @@ class NvmlReader:
 
 
 def _is_sound(device: dict[str, Any]) -> bool:
-    return "error" not in device and "unclear" not in device
+    return "error" not in device and "unreadable" not in device
 
 
 def _text(value: bytes | str) -> str:

@@ -153,7 +153,7 @@ class GpuParts:
     async def announce(self) -> None:
         """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
         await asyncio.sleep(START_QUIET_S)
-        await self.watch.look()
+        await self.watch.rescan()
         levels = {"fail": "error", "overridden": "warn", "warn": "info"}
         for finding in (await self.preflight()).findings:
             if finding.level in levels:
@@ -165,7 +165,7 @@ class GpuParts:
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
         if self.watch.scan is NOT_SCANNED:  # nobody looked yet, and without GPUs nothing about them can be found wrong
-            await self.watch.look()
+            await self.watch.rescan()
         at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
         barring = self._barring(facts, pool_id)
         if barring.ok:

@@ -197,7 +197,7 @@ def _checked(devices: Sequence[DeviceSnapshot], *sizes: int) -> tuple[DeviceSnap
     dark = next((d for d in devices if not d.readable), None)
     if dark is not None:
         raise NodeError(
-            f"cannot divide the model among the GPUs: GPU {dark.label} cannot be read: {dark.error or dark.unclear}",
+            f"cannot divide the model among the GPUs: GPU {dark.label} cannot be read: {dark.error or dark.unreadable}",
             hint="use another GPU",
         )
     return in_pci_order(devices)

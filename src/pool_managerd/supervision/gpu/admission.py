@@ -125,7 +125,7 @@ class Admission:
 
     async def _scan(self) -> DeviceScan:
         """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
-        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.look()
+        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
     async def _size(self, driver: PoolDriver) -> LaunchEstimator:
         facts = await self._sizer(driver.config, driver.submitted)
@@ -190,7 +190,7 @@ class Admission:
     def _request(
         self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, bound: Bound | None
     ) -> AllocationRequest:
-        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
+        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable)
         exclusive = driver.config is not None and driver.config.exclusive
         devices = bound.devices if bound is not None else None
         split: Split = driver.config.tensor_split if driver.config is not None else None
@@ -210,7 +210,7 @@ class Admission:
             return None
         bound = self._gpus.bindings.bound(driver.pool_id, mask, scan.devices)
         for device in bound.devices:
-            trust = self._gpus.watch.standing(device.uuid)
-            if not trust.usable:
-                raise objection(trust, driver.pool_id)
+            health = self._gpus.watch.effective_health(device.uuid)
+            if not health.usable:
+                raise objection(health, driver.pool_id)
         return mask, bound

@@ -128,9 +128,9 @@ class GpuMemory:
         # A GPU that cannot be read shows what was known last: it is quarantined, and looked at anew before it is used again.
         fresh = [d for d in scan.devices if d.error is None]
         mine = [d for d in fresh if reservation is None or d.uuid in reservation.bytes_by_device]
-        unclear = next((d for d in mine if d.unclear is not None), None)
-        if unclear is not None:
-            return Leftover(f"GPU {unclear.label} cannot be read: {unclear.unclear}")
+        unreadable = next((d for d in mine if d.unreadable is not None), None)
+        if unreadable is not None:
+            return Leftover(f"GPU {unreadable.label} cannot be read: {unreadable.unreadable}")
         held = [p for d in fresh for p in d.processes if p.pid in self._owners and self._owners[p.pid].instance_id == instance_id]
         if held:
             holders = sorted({f"{who(p)}, {size(p.vram_bytes or 0)}" for p in held})

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.health import Trust
 from pool_managerd.core.gpu.ledger import DeviceAccount
 from pool_managerd.core.gpu.masks import what_exists
 from pool_managerd.core.instance_id import InstanceId
@@ -105,7 +104,7 @@ class Gpus:
 
     async def _look_unless(self, impatient: Callable[[], bool]) -> bool:
         """True after a look at the GPUs; one that takes longer than anybody waits is left to itself, for a shutdown's sake."""
-        look = asyncio.create_task(self.watch.look())
+        look = asyncio.create_task(self.watch.rescan())
         self._looks.add(look)
         look.add_done_callback(self._looks.discard)
         while not look.done():
@@ -139,7 +138,7 @@ class Gpus:
         if scan.stale:  # a driver that was away altogether comes back with GPUs that are new to its pools
             usable = frozenset() if scan.problem is not None and scan.problem.code in _AWAY else self._usable
         appeared, self._usable = usable - self._usable, usable
-        objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
+        objections = {h.uuid: self._objection(h.uuid) for h in self.watch.known()}
         for driver in self._drivers():
             i = driver.instance
             self._reconsider(driver, objections)
@@ -178,9 +177,9 @@ class Gpus:
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
         """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
-        trust = self.watch.standing(uuid)
-        if trust.state is not Trust.OK:
-            return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
+        health = self.watch.effective_health(uuid)
+        if not health.healthy:
+            return health.objection, health.lost
         device = self.watch.scan.device(uuid)
         if device is None and not self.watch.scan.stale:
             return f"the device {uuid} is no longer there; {what_exists(self.watch.scan.devices)}", True
