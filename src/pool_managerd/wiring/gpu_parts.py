@@ -76,10 +76,6 @@ class GpuParts:
 
     def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
         self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
-        if config.gpu.simulate is not None:
-            from pool_managerd.wiring.preflight import check_simulation
-
-            check_simulation(config)
         self._workers = LateWorkers()
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
@@ -94,7 +90,9 @@ class GpuParts:
         self.watch.listen(self._tell_notes)
 
     async def open(self) -> None:
-        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler."""
+        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
+        naming file and line when its topology file is wrong.
+        """
         options = await asyncio.to_thread(_worker_options, self._config)
         self._workers.found = PythonWorkers(options)
 

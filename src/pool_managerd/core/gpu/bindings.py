@@ -20,7 +20,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A mask on this machine: its devices in the mask's order, what is to be remembered, and what people should know."""
+    """A mask on this machine: its devices in the mask's order, what is to be remembered, and human-readable notices."""
 
     devices: tuple[DeviceSnapshot, ...]
     bindings: Mapping[int, Binding]

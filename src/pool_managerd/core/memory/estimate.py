@@ -162,7 +162,7 @@ def estimate(
     n_devices: int = 1,
     device_bytes: Sequence[int] = (),
 ) -> MemoryEstimate:
-    """What a launch will allocate. Never raises for unknown facts.
+    """What a launch will allocate. Never raises for what is not known.
 
     More context never needs less, nor do more slots of the same context; at the same total they may, by the engine's
     rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in RAM. ``device_bytes`` are the sizes of

@@ -174,13 +174,13 @@ class GpuWatch:
         await self._decide(name, health.override, f"GPU {name} may be used again, an operator says")
 
     async def release(self) -> None:
-        """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``. Raises NodeError when stuck."""
+        """Release NVML, so that the driver can be replaced. Nothing starts until ``resume``. Raises NodeError when stuck."""
         try:
             await self._monitor.release()
         except NodeError:
             self.wake()  # it was not let go of after all
             raise
-        self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is taken up again")
+        self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is reinitialised")
         await self.rescan()
 
     async def resume(self) -> None:
