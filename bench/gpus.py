@@ -21,11 +21,11 @@ from bench.stub import free_ports
 from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.gpu.split import SplitPlan
-from pool_managerd.core.memory.estimate import estimate
+from pool_managerd.core.memory.estimate import EngineSettings, estimate
 from pool_managerd.core.placement import PlacementRequest, decide
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot
-from pool_managerd.engines import llamacpp_server
-from pool_managerd.engines.llamacpp_memory import parse_allocations, settings_of
+from pool_managerd.engines.llamacpp import server
+from pool_managerd.engines.llamacpp.memory import parse_allocations, settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape
 
 GOAL_BLOCKED_MS, GOAL_CPU_PERCENT, GOAL_DECISION_MS, GOAL_ESTIMATE = 1.0, 0.5, 5.0, 0.10
@@ -124,7 +124,9 @@ def _estimates(settings: Settings) -> Iterator[Row]:
     for flags in ("--ctx-size 4096 --parallel 2", "--ctx-size 2048 --parallel 4 -ctk q8_0 -ctv q8_0 -ub 256"):
         argv = (*flags.split(), "-ngl", "0")
         real = _allocated(model, argv, settings.directory / "estimate.log")
-        found = estimate(read_gguf_shape(str(model)), settings_of(argv).settings, overhead_bytes_per_gpu=0, n_devices=0)
+        told = settings_of(argv).settings
+        assert isinstance(told, EngineSettings)
+        found = estimate(read_gguf_shape(str(model)), told, overhead_bytes_per_gpu=0, n_devices=0)
         ours = found.weights.size_bytes + found.kv.size_bytes + found.compute.size_bytes
         yield Row(
             f"{what}, on CPU, {flags}", "MB", ours / 1e6, "the engine's log", real / 1e6, f"within {GOAL_ESTIMATE:.0%}",
@@ -135,7 +137,7 @@ def _estimates(settings: Settings) -> Iterator[Row]:
 def _allocated(model: Path, flags: tuple[str, ...], log: Path) -> int:
     """What a real engine says that it allocated for the model, in bytes."""
     (port,) = free_ports(1)
-    argv = (sys.executable, "-I", llamacpp_server.__file__, "--model", str(model), "--host", "127.0.0.1", "--port", str(port))
+    argv = (sys.executable, "-I", server.__file__, "--model", str(model), "--host", "127.0.0.1", "--port", str(port))
     with log.open("wb") as output:
         child = subprocess.Popen(
             (*argv, "--threads", "1", "-lv", "4", "--no-webui", *flags), stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -27,8 +27,8 @@ from pool_managerd.core.gpu.xid import meaning
 from pool_managerd.core.health import judge_response
 from pool_managerd.core.narration import parse_size, printable
 from pool_managerd.core.redaction import Redactor
-from pool_managerd.engines.help_parser import parse_help
-from pool_managerd.engines.llamacpp_memory import parse_allocations
+from pool_managerd.engines.llamacpp.memory import parse_allocations
+from pool_managerd.engines.llamacpp.options import parse_help
 from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.errors import PoolError
 from pool_managerd.host.kernel_log import xid_of

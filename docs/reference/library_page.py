@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pool_managerd
+from pool_managerd.core.event import EVENT_TYPES
 from pool_managerd.errors import CODES, PoolError
-from pool_managerd.supervision.event_log import EVENT_TYPES
 
 _HEAD = """\
 # Library

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
     from pool_managerd.core.backoff import BackoffPolicy
     from pool_managerd.core.drain import DrainOutcome, DrainRequest
+    from pool_managerd.core.event import Event
     from pool_managerd.core.gpu.devices import DeviceSnapshot
     from pool_managerd.core.gpu.masks import DeviceMask
     from pool_managerd.core.gpu.split import SplitPlan
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
     from pool_managerd.models.provisioner import ModelProvisioner
     from pool_managerd.node import PoolManager
-    from pool_managerd.supervision.event_log import Event, Subscription
+    from pool_managerd.supervision.event_log import Subscription
     from pool_managerd.supervision.operations import Operation
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "config.load": ("load_config",),
     "core.artifacts": ("PreparedEngine", "ResolvedModel"),
     "core.backoff": ("BackoffPolicy",),
+    "core.event": ("Event",),
     "core.gpu.masks": ("DeviceMask",),
     "core.gpu.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
@@ -48,7 +50,7 @@ _HOMES = {
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
     "models.provisioner": ("ModelProvisioner",),
     "node": ("PoolManager",),
-    "supervision.event_log": ("Event", "Subscription"),
+    "supervision.event_log": ("Subscription",),
     "supervision.operations": ("Operation",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}

@@ -20,15 +20,15 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError, RequestError, SpecError
-from pool_managerd.supervision.event_log import Event, EventLog, Subscription
+from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.policy import check_pool_id, check_submission
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
-from pool_managerd.supervision.submissions import check_pool_id, check_submission
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 
 
@@ -53,7 +53,7 @@ class PoolManager:
         self.started_at_ms = self._a.clock.wall_ms()
         self._gpus = self._a.services().gpus
         self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
-        self._leases = Leases(self.registry, self._a.clock)
+        self._leases = Leases(self._pools, self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
 
@@ -81,7 +81,7 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        for part in (self._gpus.watch, self._gpus.bindings, self._a.services().admission):
+        for part in (self._pools.operations, self._gpus.watch, self._gpus.bindings, self._a.services().admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -91,7 +91,7 @@ class PoolManager:
         await self._pools.boot(stored)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
-        watching = (watcher.run(), self._gpus.watch.run(), self._a.announce_preflight())
+        watching = (watcher.run(), self._gpus.watch.run(), self._a.gpu_parts.announce())
         self._watching = [asyncio.create_task(work) for work in watching]
 
     async def __aexit__(
@@ -103,8 +103,7 @@ class PoolManager:
         """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed."""
         if hard:
             self._gpus.hurry = True
-            for driver in self._pools.all():
-                driver.kill()
+            self._pools.kill_all()
         if self._shutdown is None:
             self._pools.closing = self._gpus.closing = True
             self._shutdown = asyncio.create_task(self._close())
@@ -125,8 +124,8 @@ class PoolManager:
 
     def status(self, pool_id: str) -> dict[str, Any]:
         """What a pool is now: the fields of the API's status. Raises RequestError POOL_NOT_FOUND."""
-        driver = self._pools.get(pool_id)
-        return status_of(driver, self.registry, self.config.profile, self._a.clock.monotonic(), self._a.clock.wall_ms())
+        now, wall_ms = self._a.clock.monotonic(), self._a.clock.wall_ms()
+        return status_of(self._pools.get(pool_id), self.registry, self.config.profile, now, wall_ms)
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""
@@ -139,17 +138,17 @@ class PoolManager:
     def leases(self, pool_id: str) -> list[dict[str, Any]]:
         """The pool's leases, oldest first. Raises RequestError POOL_NOT_FOUND."""
         self._pools.get(pool_id)
-        return lease_rows(self.registry.get(pool_id), self._a.clock)
+        return lease_rows(self.registry.leases(pool_id), self._a.clock)
 
     def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
-        """Crashes since the node was entered, newest last. Raises RequestError POOL_NOT_FOUND."""
+        """The crashes that are kept, newest last. Raises RequestError POOL_NOT_FOUND."""
         if pool_id is not None:
             self._pools.get(pool_id)
         return [event.to_dict() for event in self.events.recent("crash", pool_id)]
 
     def command(self, pool_id: str) -> dict[str, Any]:
         """What is executed; secrets masked. Raises RequestError POOL_UNREADY until the engine was prepared once."""
-        return command_of(self._pools.get(pool_id))
+        return command_of(self._pools.get(pool_id), self.events.redactor)
 
     def log_path(self, pool_id: str) -> Path:
         """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
@@ -177,7 +176,7 @@ class PoolManager:
 
     def devices(self) -> dict[str, Any]:
         """Every GPU as it was last seen, with who holds what of its memory."""
-        return devices_view(self._gpus, self._a.clock, self._a.ram(), simulated=self.config.gpu.simulate is not None)
+        return devices_view(self._gpus, self._a.clock, self._a.gpu_parts.ram(), simulated=self.config.gpu.simulate is not None)
 
     def capabilities(self) -> dict[str, Any]:
         """What this node can run, per engine, and what its pools offer."""
@@ -193,13 +192,13 @@ class PoolManager:
 
     async def explain(self, pool_id: str) -> dict[str, Any]:
         """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
-        driver = self._pools.get(pool_id)
-        steps = self._a.engines.plan(driver.config)["steps"] if driver.config is not None else []
-        return await explanation(driver, steps, self._a.services())
+        pool = self._pools.get(pool_id)
+        steps = self._a.engines.plan(pool.config)["steps"] if pool.config is not None else []
+        return await explanation(pool, steps, self._a.services())
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
-        """What happens from now on, or after event ``after_id`` as far as it is kept: ``with node.subscribe() as events:`` and
-        ``async for event in events:``. ``pool_id``: of that pool alone, which need not exist yet.
+        """What happens from now on, or after event ``after_id``: ``with node.subscribe() as events:`` and ``async for event in
+        events:``. An event ``gap`` comes first where not all of it is kept. ``pool_id``: of that pool, which need not exist.
         """
         return self.events.subscribe(after_id, pool_id)
 
@@ -214,13 +213,13 @@ class PoolManager:
             return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(join=False), "up", desired="up")
         check_submission(self.config, pool_id, engine)
         known = self._pools.find(pool_id)
-        driver = known or self._pools.add(pool_id)
+        pool = known or self._pools.add(pool_id)
         try:
             start = ev.Start(retry=False, join=False)
-            return await self._pools.change(driver, "preload", start, "up", desired="up", engine=engine)
+            return await self._pools.change(pool, "preload", start, "up", desired="up", engine=engine)
         except PoolError:
             if known is None:
-                await self._pools.discard(driver)
+                await self._pools.discard(pool)
             raise
 
     async def cancel_preload(self, pool_id: str) -> Operation:
@@ -237,6 +236,14 @@ class PoolManager:
     async def stop(self, pool_id: str) -> Operation:
         """Stop without waiting for leases; the pool stays down until it is started. Raises RequestError POOL_NOT_FOUND."""
         return await self._pools.change(self._pools.get(pool_id), "stop", ev.Stop(), "down", desired="down")
+
+    async def evict(self, pool_id: str) -> Operation:
+        """Stop to make room: unlike a stopped pool, an evicted one may be started again by whoever needs it.
+
+        Not durable: after a restart of the daemon its configuration holds. Raises RequestError POOL_IN_USE while leases are
+        in flight, POOL_NOT_FOUND.
+        """
+        return await self._pools.change(self._pools.get(pool_id), "evict", ev.Evict(), "down")
 
     async def restart(self, pool_id: str) -> Operation:
         """Stop if need be, then start. Raises RequestError OPERATION_IN_PROGRESS while the pool drains, POOL_HELD."""
@@ -257,8 +264,8 @@ class PoolManager:
         """
         default = self.config.lifecycle.drain_deadline_ms
         request = DrainRequest(pool_id, default if deadline_ms is None else deadline_ms)
-        driver = self._pools.get(pool_id)
-        return await self._pools.change(driver, "drain", ev.Drain(request.deadline_ms, 0), "drained", desired="down")
+        event = ev.Drain(request.deadline_ms, 0)
+        return await self._pools.change(self._pools.get(pool_id), "drain", event, "drained", desired="drained")
 
     async def undrain(self, pool_id: str) -> Operation:
         """Take a drain back. Raises RequestError INVALID_PARAMS when the engine is down already."""
@@ -273,30 +280,32 @@ class PoolManager:
         check_pool_id(pool_id)
         if self._pools.find(pool_id) is not None:
             return False
-        driver = self._pools.add(pool_id)
+        pool = self._pools.add(pool_id)
         try:
-            await self._pools.register(driver)
+            await self._pools.register(pool)
         except PoolError:
-            await self._pools.discard(driver)
+            await self._pools.discard(pool)
             raise
         return True
 
     async def deregister(self, pool_id: str) -> bool:
         """Forget a pool that is down and not configured; true when it existed."""
-        driver = self._pools.find(pool_id)
-        if driver is None:
+        pool = self._pools.find(pool_id)
+        if pool is None:
             return False
-        if driver.config is not None:
+        if pool.config is not None:
             raise RequestError(
                 f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
             )
-        return await self._pools.remove(driver)
+        return await self._pools.remove(pool)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
-        """Start on demand and wait until ready; the pool's status. Any number of callers join one start. Raises PoolError."""
-        driver = self._pools.get(pool_id)
-        if not view(driver.instance).ready:
-            operation = await self._pools.change(driver, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
+        """Start on demand and wait until ready, joining a start that is under way; the pool's status. Raises PoolError, such as
+        POOL_STOPPED for a pool that a person stopped or drained.
+        """
+        pool = self._pools.get(pool_id)
+        if not view(pool.state).ready:
+            operation = await self._pools.change(pool, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
             await operation.wait()
         return self.status(pool_id)
 
@@ -314,7 +323,7 @@ class PoolManager:
 
     async def preflight(self) -> dict[str, Any]:
         """Whether this machine can run what is configured, with a remedy for all that stands in the way (SPEC §7)."""
-        return (await self._a.preflight()).to_dict()
+        return (await self._a.gpu_parts.preflight()).to_dict()
 
     async def release_devices(self) -> dict[str, Any]:
         """Let go of the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
@@ -347,4 +356,4 @@ class PoolManager:
         return self._a.parse_prepared(body, pool_id)
 
 
-__all__ = ["Event", "EventLog", "Operation", "PoolManager"]
+__all__ = ["EventLog", "Operation", "PoolManager"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.event import Event
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.log_places import LogPlaces
@@ -26,27 +26,15 @@ READY_POOL: Mapping[str, Any] = MappingProxyType({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FakeEvent:
-    id: int
-    type: str
-    pool_id: str | None = None
-    human: str = "Something happened"
-    level: str = "info"
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    journal: bool = True
-    ts_ms: int = 1_795_000_000_000
-
-
 class FakeSubscription:
-    def __init__(self, past: list[FakeEvent], limit: int) -> None:
-        self.queue: asyncio.Queue[FakeEvent | None] = asyncio.Queue()
+    def __init__(self, past: list[Event], limit: int) -> None:
+        self.queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._limit = limit
         self.closed = False
         for event in past:
             self.queue.put_nowait(event)
 
-    def push(self, event: FakeEvent) -> None:
+    def push(self, event: Event) -> None:
         if not self.closed and self.queue.qsize() >= self._limit:
             self.closed = True
             while not self.queue.empty():
@@ -55,7 +43,7 @@ class FakeSubscription:
         elif not self.closed:
             self.queue.put_nowait(event)
 
-    async def __anext__(self) -> FakeEvent:
+    async def __anext__(self) -> Event:
         event = await self.queue.get()
         if event is None:
             raise StopAsyncIteration
@@ -67,7 +55,7 @@ class FakeSubscription:
 
 class FakeEvents:
     def __init__(self) -> None:
-        self.log: list[FakeEvent] = []
+        self.log: list[Event] = []
         self.subscriptions: list[FakeSubscription] = []
         self._listeners: list[Callable[[Any], None]] = []
         self.queue_limit = 1000
@@ -76,8 +64,8 @@ class FakeEvents:
 
     def publish(
         self, type: str, pool_id: str | None = None, *, journal: bool = True, human: str = "It happened", **fields: Any
-    ) -> FakeEvent:
-        event = FakeEvent(len(self.log) + 1, type, pool_id, human, fields=fields, journal=journal)
+    ) -> Event:
+        event = Event(len(self.log) + 1, 1_795_000_000_000, type, "info", pool_id, human, fields, journal)
         self.log.append(event)
         for listener in self._listeners:
             listener(event)
@@ -94,6 +82,8 @@ class FakeEvents:
 
     def subscribe(self, after_id: int | None) -> FakeSubscription:
         past = [] if after_id is None else [event for event in self.log if event.id > after_id]
+        if after_id is not None and after_id > len(self.log):
+            past = [Event(0, 1, "gap", "warn", None, "Not all is kept", {"after_id": after_id, "oldest_id": 1}), *self.log]
         subscription = FakeSubscription(past, self.queue_limit)
         self.subscriptions.append(subscription)
         return subscription

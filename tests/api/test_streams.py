@@ -46,6 +46,13 @@ async def test_events_arrive_live_and_resume_after_the_last_seen(api: Served) ->
         assert response.status == 400
 
 
+async def test_a_client_that_resumes_behind_what_is_not_kept_is_told_first(api: Served) -> None:
+    api.node.events.publish("spawn", "demo")
+    async with api.session.get(api.url + "/v1/events", headers={"Last-Event-ID": "77"}) as response:
+        gap, first = await frames(response, 2)
+    assert (gap["type"], gap["id"], gap["after_id"], gap["oldest_id"], first["id"]) == ("gap", 0, 77, 1, 1)
+
+
 async def test_what_only_metrics_count_is_not_streamed_and_the_past_can_be_read_without_following(api: Served) -> None:
     api.node.events.publish("probe", "demo", journal=False, outcome="success")
     api.node.events.publish("spawn", "demo")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.fake_node import FakeEvent
+from pool_managerd.core.event import Event
 from tests.cli.test_commands import Invoke, Server
 from tests.cli.test_printing import COMMAND
 
@@ -27,7 +27,7 @@ def happened(server: Server) -> Any:
         type: str, human: str, *, level: str = "info", pool_id: str | None = "demo", age_s: float = 0, **fields: Any
     ) -> None:
         at = NOW_MS - round(age_s * 1000)
-        server.node.events.log.append(FakeEvent(len(server.node.events.log) + 1, type, pool_id, human, level, fields, True, at))
+        server.node.events.log.append(Event(len(server.node.events.log) + 1, at, type, level, pool_id, human, fields))
 
     return publish
 
@@ -141,3 +141,14 @@ def test_a_log_is_of_so_long_ago_or_of_the_launch_before(invoke: Invoke, server:
     assert invoke("logs", "demo", "--since", "10m", "--tail", "1")[1] == "its end\n"
     assert invoke("logs", "demo", "--since", "3h")[1].count("\n") == 3
     assert invoke("logs", "demo", "--previous", "-f")[0] == 2
+
+
+def test_events_behind_an_id_are_all_shown_and_a_gap_is_told(invoke: Invoke, happened: Any) -> None:
+    for number in range(30):
+        happened("notice", f"Thing {number}")
+    assert sentences(invoke, "--since-id", "3") == [f"demo: Thing {number}" for number in range(3, 30)]
+    assert sentences(invoke, "--since-id", "3", "-n", "1") == ["demo: Thing 29"]
+    assert sentences(invoke, "--since-id", "99", "--pool", "other") == ["Not all is kept"]
+    code, out, _ = invoke("events", "--since-id", "99", "-o", "json")
+    assert (code, json.loads(out.splitlines()[0])["oldest_id"]) == (0, 1)
+    assert invoke("events", "--since-id", "-1")[0] == 2

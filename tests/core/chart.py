@@ -6,9 +6,11 @@ import sys
 from collections import defaultdict
 from dataclasses import replace
 
-from pool_managerd.core.lifecycle import TABLE, After, Instance, Phase, Policy, step
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.lifecycle import TABLE, After, Instance, Phase, Policy, PoolState, step
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.pool import on
 from pool_managerd.core.lifecycle.table import ignore
 from pool_managerd.core.lifecycle.view import view
 from tests.core.histories import SAMPLES
@@ -23,25 +25,26 @@ _NOT_REACHED = (Phase.SLEEPING, Phase.WAKING, Phase.ADOPTING, Phase.OPEN)
 _NO_PROCESS = (Phase.DOWN, Phase.STAGING, Phase.BACKOFF, Phase.OPEN, Phase.ADOPTING, Phase.ATTACHED)
 
 
-def specimens(phase: Phase) -> list[Instance]:
-    """An instance in ``phase`` with its deadline ahead, one whose deadline has passed, and what else makes a difference."""
+def specimens(phase: Phase) -> list[PoolState]:
+    """A pool in ``phase`` with its deadline ahead, one whose deadline has passed, and what else makes a difference."""
     running = phase not in _NO_PROCESS and phase is not Phase.FAILED
-    made = Instance(
-        "p", epoch=1, phase=phase, has_process=running, launched_at=0.0, started_at=1.0, last_good_at=NOW, ready_since=2.0,
-        since=2.0, deadline=NOW + 9, external=phase is Phase.ATTACHED,
+    instance = Instance(
+        InstanceId("p"), epoch=1, phase=phase, has_process=running, launched_at=0.0, started_at=1.0, last_good_at=NOW,
+        ready_since=2.0, since=2.0, deadline=NOW + 9, external=phase is Phase.ATTACHED,
     )  # fmt: skip
-    variants = [made, replace(made, deadline=NOW - 1)]
+    made = PoolState(instance)
+    variants = [made, on(made, deadline=NOW - 1)]
     if phase is Phase.STARTING:
-        variants.append(replace(made, has_process=False))
+        variants.append(on(made, has_process=False))
     if phase is Phase.DOWN:
-        variants.append(replace(made, owed=True))
+        variants.append(replace(made, pending_start=True))
     if phase is Phase.STOPPING:
         variants += [
-            replace(made, reaped=True, vram_pending=True, has_process=False, uses_gpus=True, after=after, asked=True)
+            on(made, reaped=True, vram_pending=True, has_process=False, uses_gpus=True, after=after, asked=True)
             for after in After
         ]
     if phase is Phase.FAILED:
-        variants.append(replace(made, vram_pending=True, uses_gpus=True))
+        variants.append(on(made, vram_pending=True, uses_gpus=True))
     return variants
 
 
@@ -52,7 +55,7 @@ def targets() -> dict[tuple[Phase, type[ev.Event]], set[Phase]]:
         for i in specimens(phase):
             for policy in _POLICIES:
                 for event in SAMPLES:
-                    found[phase, type(event)].add(step(i, event, NOW, policy)[0].phase)
+                    found[phase, type(event)].add(step(i, event, NOW, policy)[0].active.phase)
     return found
 
 
@@ -62,10 +65,10 @@ def seen_edges() -> set[tuple[str, str]]:
     for phase in Phase:
         if phase in (*_NOT_REACHED, Phase.ATTACHED):
             continue
-        for i in [*specimens(phase), *([Instance("p")] if phase is Phase.DOWN else [])]:
+        for i in [*specimens(phase), *([PoolState.new("p")] if phase is Phase.DOWN else [])]:
             for policy in _POLICIES:
                 after = [step(i, e, NOW, policy)[0] for e in SAMPLES if not isinstance(e, (*NOT_SENT, *_LATE))]
-                found |= {(view(i).state, view(new).state) for new in after if not new.external}
+                found |= {(view(i).state, view(new).state) for new in after if not new.active.external}
     return {(start, end) for start, end in found if start != end}
 
 

@@ -10,8 +10,8 @@ from pool_managerd.core.lifecycle import events as ev
 
 REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
-    ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Restart(), ev.Hold(), ev.Release(), ev.Undrain(),
-    ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
+    ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Evict(), ev.Evict(2), ev.Restart(),
+    ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
     ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(), ev.OpenBreaker(5.0),
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ def news(epoch: int) -> list[ev.Event]:
     ]  # fmt: skip
     running = [
         ev.Spawned(epoch, 4711), ev.SpawnFailed(epoch, "no binary"), ev.ProbeSucceeded(epoch),
-        ev.ProbeMissed(epoch, "answered 503"), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
+        ev.ProbeFailed(epoch, "answered 503"), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
         ev.Adopted(epoch), ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pool_managerd.core.backoff import BackoffRules
-from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, validate, view
+from pool_managerd.core.lifecycle import Desired, Phase, Policy, PoolState, next_timer, step, validate, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.serving import SILENT_PROBES_PER_S
@@ -19,7 +19,7 @@ class Story:
     """Feeds events to one instance at a time that only moves when told to."""
 
     def __init__(self, policy: Policy = POLICY) -> None:
-        self.policy, self.now, self.i = policy, 1000.0, Instance("p")
+        self.policy, self.now, self.i = policy, 1000.0, PoolState.new("p")
         self.effects: list[do.Effect] = []
 
     def tell(self, *events: ev.Event, after_s: float = 0.0) -> list[do.Effect]:
@@ -32,13 +32,13 @@ class Story:
         return self.effects
 
     def until_ready(self) -> Story:
-        n = self.i.epoch + 1
+        n = self.i.active.epoch + 1
         self.tell(ev.Start(), ev.Staged(n), ev.Spawned(n, 42), ev.ProbeSucceeded(n), ev.WarmedUp(n))
         assert self.phase() is Phase.READY
         return self
 
     def phase(self) -> Phase:
-        return self.i.phase
+        return self.i.active.phase
 
     def kinds(self) -> list[str]:
         return [type(effect).__name__ for effect in self.effects if not isinstance(effect, do.Say)]
@@ -63,15 +63,15 @@ def test_start_up_probes_come_fast_at_first_and_never_slower_than_the_interval()
     story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42))
     gaps = []
     for _ in range(20):
-        story.tell(ev.ProbeMissed(1, "answered 503"))
-        assert story.i.next_probe_at is not None
-        gaps.append(story.i.next_probe_at - story.now)
+        story.tell(ev.ProbeFailed(1, "answered 503"))
+        assert story.i.active.next_probe_at is not None
+        gaps.append(story.i.active.next_probe_at - story.now)
         story.tell(ev.Tick(), after_s=gaps[-1])
     assert gaps[0] < 0.01
     assert gaps == sorted(gaps)
-    story.tell(ev.ProbeMissed(1, "answered 503"), after_s=60)
-    assert story.i.next_probe_at is not None
-    assert story.i.next_probe_at - story.now == pytest.approx(POLICY.probe_gap_ms / 1000)
+    story.tell(ev.ProbeFailed(1, "answered 503"), after_s=60)
+    assert story.i.active.next_probe_at is not None
+    assert story.i.active.next_probe_at - story.now == pytest.approx(POLICY.probe_gap_ms / 1000)
 
 
 def test_the_first_good_probe_leads_to_the_warm_up_and_then_to_ready() -> None:
@@ -121,12 +121,12 @@ def test_a_configured_pool_tries_again_after_a_failed_start() -> None:
     story.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 42), ev.Died(1), ev.Exited(1, code=3, summary="exit_code=3"))
     assert story.phase() is Phase.BACKOFF
     story.tell(ev.Tick(), after_s=1.1)
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
 
 
 def test_an_engine_that_never_becomes_healthy_is_stopped_at_the_deadline() -> None:
     story = Story()
-    story.tell(ev.Start(retry=False), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeMissed(1, "answered 503"))
+    story.tell(ev.Start(retry=False), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeFailed(1, "answered 503"))
     story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
     assert story.kinds() == ["StopEngine"]
     story.tell(ev.Died(1), ev.Exited(1, signal=15))
@@ -154,7 +154,7 @@ def test_backoff_grows_with_crashes_in_a_row_and_starts_over_after_a_stable_run(
     delays = []
     story.until_ready()
     for run_s in (1, 1, 1, POLICY.backoff.reset_after_ms / 1000):
-        n = story.i.epoch
+        n = story.i.active.epoch
         story.tell(ev.Died(n), ev.Exited(n, signal=11, summary="signal SIGSEGV"), after_s=run_s)
         delays.append(story.said("backoff").fields["backoff_ms"])
         n += 1
@@ -184,8 +184,8 @@ def test_a_lost_race_for_the_port_is_started_again_at_once_but_not_forever() -> 
     story.tell(ev.Start())
     for n in range(1, POLICY.port_retries + 1):
         story.tell(ev.Staged(n), ev.Spawned(n, 42), ev.Died(n), ev.Exited(n, code=1, summary="exit_code=1", port_conflict=True))
-        assert story.phase() is Phase.STAGING and story.i.epoch == n + 1 and story.i.crash_count == 0
-    n = story.i.epoch
+        assert story.phase() is Phase.STAGING and story.i.active.epoch == n + 1 and story.i.crash_count == 0
+    n = story.i.active.epoch
     story.tell(ev.Staged(n), ev.Spawned(n, 42), ev.Died(n), ev.Exited(n, code=1, summary="exit_code=1", port_conflict=True))
     assert story.phase() is Phase.BACKOFF and story.i.crash_count == 1
 
@@ -194,10 +194,10 @@ def test_a_hung_engine_is_replaced_after_the_threshold_of_missed_probes() -> Non
     story = Story().until_ready()
     for _ in range(POLICY.failure_threshold - 1):
         story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
-        story.tell(ev.ProbeMissed(1, "had no answer within 2 s"), after_s=2)
+        story.tell(ev.ProbeFailed(1, "had no answer within 2 s"), after_s=2)
         assert view(story.i).ready, "one miss is not a failure"
     story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
-    story.tell(ev.ProbeMissed(1, "had no answer within 2 s"), after_s=2)
+    story.tell(ev.ProbeFailed(1, "had no answer within 2 s"), after_s=2)
     assert not view(story.i).ready and story.kinds() == ["StopEngine"]
     story.tell(ev.Died(1), ev.Exited(1, signal=9))
     assert story.phase() is Phase.BACKOFF and "health check failed" in str(story.i.last_error) and story.i.crash_count == 1
@@ -207,7 +207,7 @@ def test_in_dev_a_hung_engine_is_left_running_and_may_come_back() -> None:
     story = Story(replace(POLICY, fail_open=True)).until_ready()
     for _ in range(POLICY.failure_threshold):
         story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
-        story.tell(ev.ProbeMissed(1, "was refused"))
+        story.tell(ev.ProbeFailed(1, "was refused"))
     assert story.phase() is Phase.READY and not view(story.i).ready and view(story.i).live
     story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
     story.tell(ev.ProbeSucceeded(1))
@@ -218,7 +218,7 @@ def test_misses_around_a_pause_of_our_own_process_are_not_held_against_the_engin
     story = Story().until_ready()
     for _ in range(POLICY.failure_threshold + 2):
         story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
-        story.tell(ev.ProbeMissed(1, "was reset"), after_s=60)
+        story.tell(ev.ProbeFailed(1, "was reset"), after_s=60)
     assert view(story.i).ready
 
 
@@ -232,7 +232,7 @@ def test_drain_waits_for_leases_and_stops_when_the_last_one_ends() -> None:
     assert story.kinds() == ["StopEngine"]
     story.tell(ev.Died(1), ev.Exited(1, code=0))
     assert story.said("drain_finished").fields == {"force_stopped": False, "duration_ms": 2000, "final_lease_count": 0}
-    assert story.phase() is Phase.DOWN and story.i.drained and not view(story.i).draining
+    assert story.phase() is Phase.DOWN and story.i.desired.stays_down and not view(story.i).draining
 
 
 def test_drain_stops_by_force_at_its_deadline() -> None:
@@ -253,7 +253,7 @@ def test_a_drain_without_leases_completes_at_once() -> None:
 def test_a_crash_during_a_drain_ends_it_and_nothing_restarts() -> None:
     story = Story().until_ready()
     story.tell(ev.Drain(30_000, 1), ev.Died(1), ev.Exited(1, signal=11, summary="signal SIGSEGV"))
-    assert story.phase() is Phase.DOWN and story.i.crash_count == 1 and story.i.drained
+    assert story.phase() is Phase.DOWN and story.i.crash_count == 1 and story.i.desired.stays_down
     assert story.said("drain_finished").fields["force_stopped"] is False
 
 
@@ -278,14 +278,14 @@ def test_a_stop_during_the_launch_is_done_when_the_engine_that_came_up_has_ended
     story.tell(ev.Spawned(1, 42))
     assert story.kinds() == ["KillEngine"] and story.phase() is Phase.STOPPING
     story.tell(ev.Exited(1, signal=9))
-    assert story.phase() is Phase.DOWN and story.i.drained and story.i.crash_count == 0
+    assert story.phase() is Phase.DOWN and story.i.desired.stays_down and story.i.crash_count == 0
 
 
 @pytest.mark.parametrize("news", [ev.SpawnFailed(1, "no such file"), ev.HelperDied(1, "the launch ended unexpectedly")])
 def test_a_stop_during_a_launch_that_comes_to_nothing_is_done_then(news: ev.Event) -> None:
     story = spawning()
     story.tell(ev.Stop(), news)
-    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds() and story.i.failures == 0
+    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds() and story.i.failures == ()
 
 
 def test_a_launch_of_which_nothing_is_heard_does_not_hold_up_its_stop_for_ever() -> None:
@@ -307,9 +307,9 @@ def test_an_engine_that_was_never_launched_is_not_called_unhealthy() -> None:
 def test_a_restart_during_the_launch_starts_again_only_when_the_first_engine_has_ended() -> None:
     story = spawning()
     story.tell(ev.Restart(), ev.Spawned(1, 42))
-    assert story.i.epoch == 1 and "KillEngine" in story.kinds()
+    assert story.i.active.epoch == 1 and "KillEngine" in story.kinds()
     story.tell(ev.Died(1), ev.Exited(1, signal=9))
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
 
 
 def test_an_engine_that_ignores_sigterm_is_killed_and_one_that_survives_that_is_reported() -> None:
@@ -318,11 +318,11 @@ def test_an_engine_that_ignores_sigterm_is_killed_and_one_that_survives_that_is_
     story.tell(ev.Tick(), after_s=POLICY.stop_grace_ms / 1000 + POLICY.kill_wait_s)
     assert story.kinds() == ["KillEngine"]
     story.tell(ev.Tick(), after_s=POLICY.kill_wait_s)
-    assert story.phase() is Phase.FAILED and story.i.reason == "stop_failed" and story.i.has_process
+    assert story.phase() is Phase.FAILED and story.i.reason == "stop_failed" and story.i.active.has_process
     story.tell(ev.Start())
     assert isinstance(story.effects[0], do.Refuse)
     story.tell(ev.Exited(1, signal=9))
-    assert not story.i.has_process
+    assert not story.i.active.has_process
 
 
 def test_down_waits_until_the_memory_is_seen_free() -> None:
@@ -376,7 +376,7 @@ def test_a_start_that_is_owed_happens_when_the_quarantine_ended_while_the_late_p
     story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Quarantine("GPU 0 is lost", True), ev.Spawned(1, 77))
     assert story.phase() is Phase.STOPPING
     story.tell(ev.EndQuarantine(), ev.Exited(1, signal=15), ev.VramFree(1))
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
 
 
 @pytest.mark.parametrize(("bar", "lift"), [(ev.Hold(), ev.Release()), (ev.Quarantine("Xid 48"), ev.EndQuarantine())])
@@ -397,7 +397,7 @@ def test_an_engine_whose_gpu_was_lost_has_not_failed_and_starts_when_the_gpu_is_
     story = Story()
     story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
     story.tell(ev.Quarantine("GPU 0 is lost", lost=True), ev.Exited(1, signal=15), ev.VramFree(1))
-    assert story.phase() is Phase.DOWN and story.i.owed and story.i.failures == 0
+    assert story.phase() is Phase.DOWN and story.i.pending_start and story.i.failures == ()
     assert story.i.last_error == "GPU 0 is lost"
     story.tell(ev.EndQuarantine())
     assert story.phase() is Phase.STAGING and story.i.last_error is None
@@ -414,7 +414,7 @@ def test_a_stop_of_a_pool_with_held_memory_waits_for_it_again() -> None:
 def test_a_death_whose_record_is_still_to_come_does_not_count_as_held_memory() -> None:
     story = gpu_story_stopping_unasked()
     story.tell(ev.Tick(), after_s=story.policy.kill_wait_s + 0.1)
-    assert story.phase() is Phase.STOPPING and not story.i.vram_pending
+    assert story.phase() is Phase.STOPPING and not story.i.active.vram_pending
 
 
 def gpu_story_stopping_unasked() -> Story:
@@ -429,9 +429,9 @@ def test_an_engine_on_a_lost_gpu_is_ended_and_its_start_waits_for_the_gpu() -> N
     story.tell(ev.Quarantine("GPU 0 is lost", lost=True))
     assert story.phase() is Phase.STOPPING and not view(story.i).ready
     story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
-    assert story.phase() is Phase.DOWN and story.i.owed
+    assert story.phase() is Phase.DOWN and story.i.pending_start
     story.tell(ev.EndQuarantine())
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
 
 
 def test_a_quarantine_without_loss_only_takes_readiness_away() -> None:
@@ -449,7 +449,7 @@ def test_a_quarantine_cancels_a_start_that_has_no_process_yet() -> None:
     story.tell(ev.Spawned(1, 42))
     assert story.phase() is Phase.STOPPING and "KillEngine" in story.kinds()
     story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
-    assert story.phase() is Phase.DOWN and story.i.owed
+    assert story.phase() is Phase.DOWN and story.i.pending_start
     story.tell(ev.EndQuarantine())
     assert story.phase() is Phase.STAGING
 
@@ -457,7 +457,7 @@ def test_a_quarantine_cancels_a_start_that_has_no_process_yet() -> None:
 def test_restart_stops_and_starts_and_counts() -> None:
     story = Story().until_ready()
     story.tell(ev.Restart(), ev.Died(1), ev.Exited(1, code=0))
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2 and story.i.restart_count == 1
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2 and story.i.restart_count == 1
 
 
 def test_a_held_pool_does_not_restart_until_it_is_released() -> None:
@@ -465,7 +465,7 @@ def test_a_held_pool_does_not_restart_until_it_is_released() -> None:
     story.tell(ev.Hold(), ev.Died(1), ev.Exited(1, signal=9))
     assert story.phase() is Phase.BACKOFF
     story.tell(ev.Tick(), after_s=60)
-    assert story.phase() is Phase.DOWN and story.i.owed
+    assert story.phase() is Phase.DOWN and story.i.pending_start
     story.tell(ev.Start())
     assert story.effects == [do.Refuse("POOL_HELD", "cannot start pool 'p': it is held; release it first")]
     story.tell(ev.Release())
@@ -481,7 +481,7 @@ def test_an_external_engine_is_probed_and_never_signalled() -> None:
     assert view(story.i).ready and view(story.i).live
     for _ in range(POLICY.failure_threshold):
         story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
-        story.tell(ev.ProbeMissed(1, "was refused"))
+        story.tell(ev.ProbeFailed(1, "was refused"))
     assert not view(story.i).ready and story.phase() is Phase.ATTACHED
     story.tell(ev.Stop())
     assert "StopEngine" not in story.kinds() and story.phase() is Phase.DOWN
@@ -502,14 +502,14 @@ def test_an_open_breaker_refuses_starts_until_it_is_reset() -> None:
     story.tell(ev.Start())
     assert isinstance(story.effects[0], do.Refuse) and story.effects[0].code == "CIRCUIT_OPEN"
     story.tell(ev.ResetBreaker())
-    assert story.phase() is Phase.STAGING and story.i.failures == 0
+    assert story.phase() is Phase.STAGING and story.i.failures == ()
 
 
-def test_the_next_alarm_is_data() -> None:
+def test_the_next_timer_is_data() -> None:
     story = Story()
-    assert next_alarm(story.i, POLICY) is None
+    assert next_timer(story.i, POLICY) is None
     story.tell(ev.Start())
-    assert next_alarm(story.i, POLICY) == story.now + POLICY.staging_stall_s
+    assert next_timer(story.i, POLICY) == story.now + POLICY.staging_stall_s
 
 
 def test_a_stop_is_not_undone_by_a_lost_race_for_the_port() -> None:
@@ -569,13 +569,15 @@ def test_a_start_while_the_engine_is_being_stopped_follows_the_stop_and_is_no_re
     story.tell(ev.Stop())
     assert story.tell(ev.Start()) == []
     story.tell(ev.Died(1), ev.Exited(1, code=0))
-    assert story.phase() is Phase.STAGING and story.i.epoch == 2 and story.i.restart_count == 0 and story.i.crash_count == 0
+    assert (
+        story.phase() is Phase.STAGING and story.i.active.epoch == 2 and story.i.restart_count == 0 and story.i.crash_count == 0
+    )
 
 
 def test_the_last_request_wins_while_an_engine_is_being_stopped() -> None:
     story = Story().until_ready()
     story.tell(ev.Stop(), ev.Start(), ev.Stop(), ev.Died(1), ev.Exited(1, code=0))
-    assert story.phase() is Phase.DOWN and story.i.drained
+    assert story.phase() is Phase.DOWN and story.i.desired.stays_down
 
 
 def test_demand_does_not_hasten_the_restart_of_an_engine_that_keeps_failing() -> None:
@@ -583,7 +585,7 @@ def test_demand_does_not_hasten_the_restart_of_an_engine_that_keeps_failing() ->
     story.tell(ev.Died(1))
     assert story.tell(ev.Start(origin="demand")) == []
     story.tell(ev.Exited(1, signal=11))
-    assert story.i.deadline is not None
+    assert story.i.active.deadline is not None
     assert story.tell(ev.Start(origin="demand")) == [], "it waits"
     story.tell(ev.Start())
     assert story.phase() is Phase.STAGING, "a person's request does not wait"
@@ -593,17 +595,17 @@ def test_a_second_drain_waits_for_the_same_end_and_the_earlier_deadline_holds() 
     story = Story().until_ready()
     story.tell(ev.Drain(60_000, 1))
     story.tell(ev.Drain(10_000, 1))
-    assert story.i.deadline == story.now + 10
+    assert story.i.active.deadline == story.now + 10
     story.tell(ev.Drain(90_000, 1))
-    assert story.i.deadline == story.now + 10
+    assert story.i.active.deadline == story.now + 10
     story.tell(ev.Drain(0, 1))
-    assert story.phase() is Phase.STOPPING and story.i.force_stopped
+    assert story.phase() is Phase.STOPPING and story.i.active.force_stopped
 
 
 def test_a_drain_while_the_engine_is_restarting_keeps_it_down() -> None:
     story = Story().until_ready()
     story.tell(ev.Restart(), ev.Drain(1_000, 0), ev.Died(1), ev.Exited(1, code=0))
-    assert story.phase() is Phase.DOWN and story.i.drained
+    assert story.phase() is Phase.DOWN and story.i.desired.stays_down
     assert story.said("drain_finished").fields["final_lease_count"] == 0
 
 
@@ -619,7 +621,7 @@ def test_two_callers_may_cancel_one_start() -> None:
 
 def test_an_attached_engine_that_nobody_answers_for_says_so_at_the_first_probe() -> None:
     story = Story()
-    story.tell(ev.Start(), ev.Staged(1, external=True), ev.ProbeMissed(1, "was refused: connection refused"))
+    story.tell(ev.Start(), ev.Staged(1, external=True), ev.ProbeFailed(1, "was refused: connection refused"))
     assert story.i.last_error == "health check failed: nothing healthy answers; the last probe was refused: connection refused"
     [refused] = story.tell(ev.Start(join=False))
     assert isinstance(refused, do.Refuse)
@@ -633,8 +635,66 @@ def test_external_engines_that_do_not_answer_are_asked_so_often_all_together(sil
     story = Story()
     story.tell(ev.Start(), ev.Staged(1, external=True))
     for _ in range(3):
-        story.tell(ev.ProbeMissed(1, "was refused", silent=silent))
-        assert story.i.next_probe_at == pytest.approx(story.now + gap_s)
+        story.tell(ev.ProbeFailed(1, "was refused", silent=silent))
+        assert story.i.active.next_probe_at == pytest.approx(story.now + gap_s)
         story.tell(ev.Tick(), after_s=gap_s)
     story.tell(ev.ProbeSucceeded(1))
     assert view(story.i).ready
+
+
+# --- what is wanted -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wanted_tells_who_wanted_it_last() -> None:
+    story = Story()
+    seen = [story.i.desired]
+    story.until_ready()
+    seen.append(story.i.desired)
+    for events in (
+        (ev.Evict(), ev.Died(1), ev.Exited(1, code=0)),
+        (ev.Start(origin="demand"),),
+        (ev.Stop(),),
+        (ev.Start(),),
+        (ev.Drain(0, 0),),
+    ):
+        story.tell(*events)
+        seen.append(story.i.desired)
+    assert [desired.value for desired in seen] == [
+        "on_demand", "wanted", "evicted", "wanted", "stopped", "wanted", "drained",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [ev.Stop(), ev.Drain(1000, 0)], ids=["stopped", "drained"])
+def test_demand_does_not_start_what_a_person_stopped(stop: ev.Event) -> None:
+    story = Story().until_ready()
+    story.tell(stop, ev.Died(1), ev.Exited(1, code=0))
+    (refused,) = story.tell(ev.Start(origin="demand"))
+    assert isinstance(refused, do.Refuse) and refused.code == "POOL_STOPPED"
+    story.tell(ev.Start())
+    assert story.phase() is Phase.STAGING
+
+
+def test_an_evicted_pool_starts_again_on_demand_and_an_eviction_waits_for_nobody_and_cuts_nobody_off() -> None:
+    story = Story().until_ready()
+    (refused,) = story.tell(ev.Evict(active_leases=1))
+    assert isinstance(refused, do.Refuse) and refused.code == "POOL_IN_USE" and story.phase() is Phase.READY
+    story.tell(ev.Evict())
+    assert story.kinds() == ["StopEngine"]
+    story.tell(ev.Died(1), ev.Exited(1, code=0))
+    assert story.phase() is Phase.DOWN and story.i.crash_count == 0
+    story.tell(ev.Start(origin="demand"))
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
+
+
+def test_an_eviction_does_not_change_what_a_person_has_said() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Stop(), ev.Evict(), ev.Died(1), ev.Exited(1, code=0))
+    assert story.i.desired is Desired.STOPPED
+
+
+def test_a_backoff_that_is_evicted_is_not_started_by_itself_any_more() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Died(1), ev.Exited(1, code=3))
+    assert story.phase() is Phase.BACKOFF
+    story.tell(ev.Evict())
+    assert story.phase() is Phase.DOWN and next_timer(story.i, POLICY) is None

@@ -113,7 +113,7 @@ def test_leases_expire_by_the_clock_they_are_given(registry: Registry) -> None:
     assert len(registry.expire("p", 10.0)) == 1
     registry.renew("p", kept.lease_id, 30.0)
     assert registry.next_expiry("p") == 30.0
-    assert registry.end_leases("p") == 1
+    assert registry.end_leases("p", 0) == 1
     assert registry.release("p", kept.lease_id) == 0, "an ended lease can still be given back"
     with pytest.raises(RequestError):
         registry.renew("p", kept.lease_id, 40.0)
@@ -182,7 +182,7 @@ def test_leases_stay_within_slots_in_any_order(moves: list[tuple[str, int]]) -> 
             elif move == "uncount":
                 registry.release_lease("p")
             elif move == "end":
-                registry.end_leases("p")
+                registry.end_leases("p", 0)
             else:
                 registry.set_draining("p", move == "drain")
         except RequestError as refused:
@@ -191,3 +191,29 @@ def test_leases_stay_within_slots_in_any_order(moves: list[tuple[str, int]]) -> 
         assert 0 <= registry.get_active_leases("p") <= 3
         assert total == 3 and free is not None and 0 <= free <= 3
     assert len(set(given_ids)) == len(given_ids), "ids are never used twice"
+
+
+def test_leases_end_with_the_launch_they_were_given_on_and_with_no_other(registry: Registry) -> None:
+    registry.set_slots("p", 2, None)
+    registry.publish("p", epoch=1)
+    old = registry.grant("p")
+    registry.allocate_lease("p")
+    registry.publish("p", epoch=2)
+    new = registry.grant("p")
+    assert registry.get_active_leases("p") == 3 and registry.get_slots("p") == (2, 1), "the new launch has slots of its own"
+    assert registry.end_leases("p", 1) == 2
+    assert registry.get_active_leases("p") == 1
+    assert registry.renew("p", new.lease_id, 9.0).lease_id == new.lease_id
+    with pytest.raises(RequestError):
+        registry.renew("p", old.lease_id, 9.0)
+    assert registry.end_leases("p", 1) == 0 and registry.get_active_leases("p") == 1, "late news of the old one"
+
+
+def test_a_counted_lease_is_given_back_to_the_oldest_launch_first(registry: Registry) -> None:
+    registry.publish("p", epoch=1)
+    registry.allocate_lease("p")
+    registry.publish("p", epoch=2)
+    registry.allocate_lease("p")
+    registry.release_lease("p")
+    entry = registry.get("p")
+    assert entry is not None and (entry.leases_on(1), entry.leases_on(2)) == (0, 1)

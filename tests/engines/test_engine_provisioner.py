@@ -17,7 +17,7 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
-from pool_managerd.engines import provisioner as module
+from pool_managerd.engines import modes as module
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import EngineError, PoolError, SpecError
@@ -199,7 +199,7 @@ async def test_what_this_version_cannot_do_is_refused_with_what_it_can(
 async def test_without_the_package_the_default_is_refused_naming_how_to_install_it(
     dev_config: Config, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_package_installed", lambda: False)
+    monkeypatch.setattr(module, "package_installed", lambda package: False)
     for pool in (make_pool(), make_pool(provisioning={"mode": "package"})):
         error = await refusal(dev_config, pool)
         assert error.hint is not None

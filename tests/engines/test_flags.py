@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.engines.flags import FlagUse, Option, OptionTable, normalise
-from pool_managerd.engines.help_parser import recorded_options
+from pool_managerd.engines.llamacpp.options import recorded_options
 from pool_managerd.errors import SpecError
 
 TABLE = recorded_options()

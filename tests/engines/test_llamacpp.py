@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.gpu.allocation import Allocation
-from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable
-from pool_managerd.engines.help_parser import ALIASES, parse_help, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, warmup_of
+from pool_managerd.engines.llamacpp import rules
+from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, own_flags, warmup_of
+from pool_managerd.engines.llamacpp.options import ALIASES, parse_help, recorded_options
 from pool_managerd.errors import SpecError
 from tests.core.gpus import gpu
 
@@ -34,7 +34,8 @@ def pool_with(*flags: str, **keys: object) -> PoolConfig:
 def build(
     around: Surroundings, *flags: str, table: OptionTable = TABLE, model: str = "/m/x.gguf", **keys: object
 ) -> tuple[str, ...]:
-    return build_flags(pool_with(*flags, **keys), model, 8080, table, around)
+    pool = pool_with(*flags, **keys)
+    return build_flags(pool, own_flags(pool, model, table, around), model, 8080, table, around)
 
 
 def refusal(around: Surroundings, *flags: str) -> SpecError:

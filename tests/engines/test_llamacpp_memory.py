@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pool_managerd.core.memory.estimate import EngineSettings, estimate
-from pool_managerd.engines import llamacpp_server
-from pool_managerd.engines.llamacpp_memory import Allocations, parse_allocations, settings_of
+from pool_managerd.engines.llamacpp import server
+from pool_managerd.engines.llamacpp.memory import Allocations, parse_allocations, settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape
 from tests.conftest import free_port, http_status, wait_until
 from tests.models.made_models import (
@@ -29,29 +29,35 @@ NEAR = 0.10
 Launch = Callable[..., Allocations]
 
 
+def settings_in(flags: Sequence[str], version: str = "") -> EngineSettings:
+    found = settings_of(flags, version=version).settings
+    assert isinstance(found, EngineSettings)
+    return found
+
+
 def test_a_command_line_gives_its_settings_by_any_name() -> None:
     flags = "-m x -c 8192 --parallel 4 -ctk q8_0 --cache-type-v=q4_0 -ub 256 -fa off -nkvo --swa-full -ngl 20 -cram 0 -kvu"
-    assert settings_of(flags.split()).settings == EngineSettings(
+    assert settings_in(flags.split()) == EngineSettings(
         ctx=8192, parallel=4, cache_type_k="q8_0", cache_type_v="q4_0", ubatch=256, flash_attn=False, kv_unified=True,
         kv_on_gpu=False, swa_full=True, gpu_layers=20, cache_ram_bytes=0,
     )  # fmt: skip
 
 
 def test_without_flags_the_engines_defaults_hold() -> None:
-    assert settings_of([]).settings == EngineSettings(parallel=4, kv_unified=True), "slots are automatic and share one cache"
-    assert settings_of(["-np", "2"]).settings == EngineSettings(parallel=2)
-    assert settings_of(["-cram", "-1"]).settings.cache_ram_bytes is None
+    assert settings_in([]) == EngineSettings(parallel=4, kv_unified=True), "slots are automatic and share one cache"
+    assert settings_in(["-np", "2"]) == EngineSettings(parallel=2)
+    assert settings_in(["-cram", "-1"]).cache_ram_bytes is None
 
 
 @pytest.mark.parametrize("layers", ["all", "auto", "-1"])
 def test_all_layers_are_on_the_gpu_unless_a_number_says_otherwise(layers: str) -> None:
-    assert settings_of(["-ngl", layers]).settings.gpu_layers is None
+    assert settings_in(["-ngl", layers]).gpu_layers is None
 
 
 def test_the_last_use_wins_and_odd_values_are_passed_over() -> None:
-    found = settings_of(["-c", "1", "-c", "two", "--what", "-ub", "1024", "-b", "512", "-fa", "--np", "-np"]).settings
+    found = settings_in(["-c", "1", "-c", "two", "--what", "-ub", "1024", "-b", "512", "-fa", "--np", "-np"])
     assert (found.ctx, found.ubatch, found.flash_attn, found.parallel) == (0, 512, True, 4)
-    assert settings_of(["-c", "9" * 15]).settings.ctx == 1 << 40
+    assert settings_in(["-c", "9" * 15]).ctx == 1 << 40
 
 
 def test_files_beside_the_model_are_named() -> None:
@@ -60,7 +66,8 @@ def test_files_beside_the_model_are_named() -> None:
 
 
 def test_old_builds_are_known_to_keep_more_logits() -> None:
-    assert [settings_of([], build=build).settings.all_logits for build in (None, 1, 9_272, 10_068)] == [False, False, True, False]
+    versions = ("unknown", "llamacpp-b1-571d0d5", "llamacpp-b9272-571d0d5", "llamacpp-b10068-571d0d5")
+    assert [settings_in([], version=version).all_logits for version in versions] == [False, False, True, False]
 
 
 def test_allocations_are_read_by_device_and_kind() -> None:
@@ -114,7 +121,7 @@ def launch(llama_server: Path, tmp_path: Path) -> Launch:
     """Load a model in a real engine, and return what it says that it allocated."""
 
     def load(model: Path, *flags: str, package: bool = False) -> Allocations:
-        binary = (sys.executable, "-I", llamacpp_server.__file__) if package else (str(llama_server),)
+        binary = (sys.executable, "-I", server.__file__) if package else (str(llama_server),)
         port, log = free_port(), tmp_path / "engine.log"
         common = ("--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--threads", "1", "-lv", "4", "--no-webui")
         with log.open("wb") as out:
@@ -133,7 +140,7 @@ def launch(llama_server: Path, tmp_path: Path) -> Launch:
 
 
 def expected_on_cpu(model: Path, flags: tuple[str, ...]) -> int:
-    found = estimate(read_gguf_shape(str(model)), settings_of(flags).settings, overhead_bytes_per_gpu=0, n_devices=0)
+    found = estimate(read_gguf_shape(str(model)), settings_in(flags), overhead_bytes_per_gpu=0, n_devices=0)
     return found.weights.size_bytes + found.kv.size_bytes + found.compute.size_bytes
 
 
@@ -165,7 +172,7 @@ def test_windows_and_compressed_caches_are_estimated_as_the_engine_allocates_the
 ) -> None:
     model = write(tmp_path / "m.gguf")
     found = launch(model, *flags.split())
-    shape, settings = read_gguf_shape(str(model)), settings_of(flags.split()).settings
+    shape, settings = read_gguf_shape(str(model)), settings_in(flags.split())
     assert estimate(shape, settings, overhead_bytes_per_gpu=0).kv.size_bytes == pytest.approx(found.of("KV"), rel=0.01)
     assert expected_on_cpu(model, tuple(flags.split())) == pytest.approx(found.host_bytes, rel=NEAR)
 
@@ -173,7 +180,7 @@ def test_windows_and_compressed_caches_are_estimated_as_the_engine_allocates_the
 def test_a_state_beside_attention_and_layers_with_neither_are_estimated_as_allocated(launch: Launch, tmp_path: Path) -> None:
     model, flags = write_nemotron_h(tmp_path / "m.gguf"), ("--ctx-size", "8192", "--parallel", "2", "-ngl", "0")
     found = launch(model, *flags)
-    kv = estimate(read_gguf_shape(str(model)), settings_of(flags).settings, overhead_bytes_per_gpu=0).kv.size_bytes
+    kv = estimate(read_gguf_shape(str(model)), settings_in(flags), overhead_bytes_per_gpu=0).kv.size_bytes
     assert kv == pytest.approx(found.of("KV") + found.of("RS"), rel=0.01)
     assert expected_on_cpu(model, flags) == pytest.approx(found.host_bytes, rel=NEAR)
 
@@ -185,7 +192,7 @@ def test_encoders_are_estimated_without_a_cache_as_the_engine_has_none(
     model, flags = write(tmp_path / "m.gguf"), ("--ctx-size", "32768", "--parallel", "4", "-ngl", "0", "--embeddings")
     found = launch(model, *flags)
     assert found.of("KV") == 0
-    estimated = estimate(read_gguf_shape(str(model)), settings_of(flags).settings, overhead_bytes_per_gpu=0)
+    estimated = estimate(read_gguf_shape(str(model)), settings_in(flags), overhead_bytes_per_gpu=0)
     assert estimated.kv.size_bytes == 0 and "KV" not in " ".join(estimated.explain())
     assert expected_on_cpu(model, flags) == pytest.approx(found.host_bytes, rel=0.2)
 
@@ -194,7 +201,7 @@ def test_states_are_kept_once_more_for_every_drafted_token(tmp_path: Path) -> No
     shape = read_gguf_shape(str(write_nemotron_h(tmp_path / "m.gguf")))
 
     def kv(*flags: str) -> int:
-        return estimate(shape, settings_of(["-c", "256", "-np", "1", *flags]).settings, overhead_bytes_per_gpu=0).kv.size_bytes
+        return estimate(shape, settings_in(["-c", "256", "-np", "1", *flags]), overhead_bytes_per_gpu=0).kv.size_bytes
 
     assert shape.recurrent is not None
     assert kv("--spec-type", "draft-mtp") - kv() == 3 * shape.recurrent.bytes_per_sequence
@@ -207,7 +214,7 @@ def test_experts_that_stay_in_main_memory_are_counted_there(tmp_path: Path) -> N
     experts = sum(size for name, size in shape.tensors if "_exps" in name)
 
     def weights(*flags: str) -> tuple[int, int]:
-        found = estimate(shape, settings_of(["-c", "256", "-ngl", "999", *flags]).settings, overhead_bytes_per_gpu=0)
+        found = estimate(shape, settings_in(["-c", "256", "-ngl", "999", *flags]), overhead_bytes_per_gpu=0)
         return found.weights.size_bytes, found.host.size_bytes
 
     on_gpu, in_ram = weights()
@@ -244,7 +251,7 @@ def test_experts_that_stay_in_main_memory_are_counted_there(tmp_path: Path) -> N
 def test_a_flag_that_is_not_counted_is_said_and_makes_the_estimate_wider(smol_model: Path, flag: str) -> None:
     shape = read_gguf_shape(str(smol_model))
     plain, found = (
-        estimate(shape, settings_of(flags.split()).settings, overhead_bytes_per_gpu=0) for flags in ("-c 4096", f"-c 4096 {flag}")
+        estimate(shape, settings_in(flags.split()), overhead_bytes_per_gpu=0) for flags in ("-c 4096", f"-c 4096 {flag}")
     )
     assert any(line.startswith("not counted: -") for line in found.explain())
     assert found.error_bytes > plain.error_bytes
@@ -255,7 +262,7 @@ def test_an_unknown_architecture_is_called_a_guess(tmp_path: Path) -> None:
 
     maker = Maker(tmp_path / "m.gguf", "brandnew", 4)
     maker.numbers(attention__head_count=4, attention__head_count_kv=2)
-    found = estimate(read_gguf_shape(str(maker.done())), settings_of(["-c", "4096"]).settings, overhead_bytes_per_gpu=0)
+    found = estimate(read_gguf_shape(str(maker.done())), settings_in(["-c", "4096"]), overhead_bytes_per_gpu=0)
     assert found.kv.error_fraction == 1.0
     assert any("'brandnew' is unknown here" in line and "guess" in line for line in found.explain())
 
@@ -264,7 +271,7 @@ def test_a_draft_models_cache_has_types_of_its_own(smol_model: Path) -> None:
     shape = read_gguf_shape(str(smol_model))
 
     def kv(*flags: str) -> int:
-        settings = replace(settings_of(["-c", "4096", "-np", "1", *flags]).settings, draft=shape)
+        settings = replace(settings_in(["-c", "4096", "-np", "1", *flags]), draft=shape)
         return estimate(shape, settings, overhead_bytes_per_gpu=0).kv.size_bytes
 
     alone = kv() // 2
@@ -293,7 +300,7 @@ def _listens(port: int) -> bool:
 def test_devices_hold_what_was_estimated_for_each(launch: Launch, smol_model: Path, devices: str) -> None:
     flags = ("--ctx-size", "2048", "--parallel", "2", "-ngl", "999")
     shape = read_gguf_shape(str(smol_model))
-    both = estimate(shape, settings_of(flags).settings, overhead_bytes_per_gpu=0, n_devices=2)
+    both = estimate(shape, settings_in(flags), overhead_bytes_per_gpu=0, n_devices=2)
     found = launch(smol_model, *flags, "--rpc", devices, "--tensor-split", "0.6,0.4")
     real = [size for name, size in found.by_device().items() if name.startswith("RPC")]
     assert len(real) == 2

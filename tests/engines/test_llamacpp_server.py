@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.engines import llamacpp_server
-from pool_managerd.engines.help_parser import recorded_options
-from pool_managerd.engines.llamacpp_server import OPTIONS, FlagError, apply_flags
+from pool_managerd.engines.llamacpp import server
+from pool_managerd.engines.llamacpp.options import recorded_options
+from pool_managerd.engines.llamacpp.server import OPTIONS, FlagError, apply_flags
 from tests.conftest import free_port, http_status, wait_until
 
-LAUNCHER = llamacpp_server.__file__
+LAUNCHER = server.__file__
 Run = Callable[[tuple[str, ...], dict[str, str]], subprocess.Popen[bytes]]
 
 

@@ -12,9 +12,9 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
-from pool_managerd.engines import vllm
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
+from pool_managerd.engines.vllm import command as vllm
 from pool_managerd.errors import PoolError, SpecError
 from tests.conftest import confined
 from tests.core.gpus import GIB, gpu
@@ -43,7 +43,12 @@ def program(tmp_path: Path) -> Path:
 
 
 def flags_of(pool: PoolConfig, assignment: Allocation | None = TWO) -> tuple[str, ...]:
-    return vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 8000, assignment)
+    return built_with(pool, vllm.Around(), assignment)
+
+
+def built_with(pool: PoolConfig, around: vllm.Around, assignment: Allocation | None = None) -> tuple[str, ...]:
+    own = vllm.own_flags(pool, around)
+    return vllm.build_flags(pool, own, ResolvedModel("file:/m", "/m"), 8000, assignment, around)
 
 
 async def test_it_is_prepared_for_its_gpus_and_keeps_to_what_it_was_promised(
@@ -68,7 +73,7 @@ async def test_it_is_prepared_for_its_gpus_and_keeps_to_what_it_was_promised(
     assert prepared.engine_version == "vllm-0.33.0", "read, not run: the command would end with an error"
     assert prepared.env["CUDA_VISIBLE_DEVICES"] == "GPU-00000000,GPU-00000001" and prepared.env["HF_HUB_OFFLINE"] == "1"
     assert (prepared.engine, prepared.health_path, prepared.slots_total) == ("vllm", "/health", 4)
-    assert engines.sizing_flags(pool, model.local_path)[0] == "vllm-0.33.0"
+    assert engines.size(pool, model).program.version == "vllm-0.33.0"
     assert [step["kind"] for step in engines.plan(pool)["steps"]] == ["model", "engine", "port", "run"]
 
 
@@ -154,7 +159,7 @@ def test_paths_are_relative_to_the_configuration(make_pool: MakePool, tmp_path: 
     (tmp_path / "lora").mkdir()
     flags = ["--chat-template", "chat.jinja", "--lora-modules", "a=lora", "--generation-config", "vllm"]
     pool = make_pool(engine="vllm", provisioning={"flags": flags})
-    built = vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 1, None, vllm.Around(base_dir=tmp_path))
+    built = built_with(pool, vllm.Around(base_dir=tmp_path))
     assert str(tmp_path / "chat.jinja") in built and f"a={tmp_path}/lora" in built and "vllm" in built
 
 
@@ -167,13 +172,13 @@ def test_running_requests_may_end_within_the_time_that_a_stop_gives(
     make_pool: MakePool, version: str, grace_ms: int, added: str | None
 ) -> None:
     around = vllm.Around(grace_ms=grace_ms, version=vllm.numbers_of(version))
-    built = vllm.build_flags(make_pool(engine="vllm"), ResolvedModel("file:/m", "/m"), 1, None, around)
+    built = built_with(make_pool(engine="vllm"), around)
     assert (built[built.index("--shutdown-timeout") + 1] if "--shutdown-timeout" in built else None) == added
     assert ("/health" in built) == (vllm.numbers_of(version) >= (0, 30)), "an older engine may not know these flags"
     own = make_pool(
         engine="vllm", provisioning={"flags": ["--shutdown-timeout", "1", "--disable-access-log-for-endpoints", "/x"]}
     )
-    built = vllm.build_flags(own, ResolvedModel("file:/m", "/m"), 1, None, around)
+    built = built_with(own, around)
     assert built[built.index("--shutdown-timeout") + 1] == "1" and "/x" in built and "/health" not in built
 
 
@@ -220,14 +225,14 @@ def test_a_context_that_the_model_was_not_made_for_is_refused_before_the_launch(
     (tmp_path / "config.json").write_text(json.dumps(config))
     for slots in (1, 2):
         if longest is not None:
-            vllm.check_ctx(make_pool(engine="vllm", ctx=longest * slots, slots=slots), str(tmp_path))
+            vllm.check_ctx(make_pool(engine="vllm", ctx=longest * slots, slots=slots), vllm.read_model(str(tmp_path)))
             with pytest.raises(SpecError, match=f"says {longest} at most") as caught:
-                vllm.check_ctx(make_pool(engine="vllm", ctx=(longest + 1) * slots, slots=slots), str(tmp_path))
+                vllm.check_ctx(make_pool(engine="vllm", ctx=(longest + 1) * slots, slots=slots), vllm.read_model(str(tmp_path)))
             assert f"set ctx to {longest * slots} or less" in str(caught.value.hint)
         else:
-            vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, slots=slots), str(tmp_path))
+            vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, slots=slots), vllm.read_model(str(tmp_path)))
     for how in ({"flags": ["--hf_overrides", "{}"]}, {"env": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}):
-        vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, provisioning=how), str(tmp_path))
+        vllm.check_ctx(make_pool(engine="vllm", ctx=1 << 30, provisioning=how), vllm.read_model(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -242,8 +247,7 @@ def test_the_first_request_is_one_that_the_model_answers(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     pool = make_pool(engine="vllm", provisioning={"flags": flags})
-    built = vllm.build_flags(pool, ResolvedModel("file:/m", "/m"), 1, None)
-    assert vllm.warmup_of(built, str(tmp_path)) == warmup
+    assert vllm.warmup_of(vllm.own_flags(pool, vllm.Around()), vllm.read_model(str(tmp_path))) == warmup
 
 
 @pytest.mark.parametrize(

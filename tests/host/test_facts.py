@@ -41,9 +41,6 @@ def root(tmp_path: Path) -> Path:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-nvswitchctl", "tty"):
         put(tmp_path, f"dev/{name}")
     (tmp_path / "dev/shm").mkdir()
-    put(tmp_path, "sys/module/nvidia/version", "570.86.15\n")
-    put(tmp_path, "sys/module/nvidia_uvm/refcnt", "4")
-    put(tmp_path, "sys/fs/cgroup/cgroup.controllers", "cpu memory")
     put(tmp_path, "proc/net/tcp", TCP)
     put(tmp_path, "proc/net/tcp6", TCP6)
     put(tmp_path, "proc/1/comm", "systemd\n")
@@ -56,20 +53,17 @@ def look(root: Path, **env: str) -> HostFacts:
     return gather(DeviceScan(), [], env=env, root=root)
 
 
-def test_device_files_modules_and_descriptions_are_found(root: Path) -> None:
+def test_device_files_and_descriptions_are_found(root: Path) -> None:
     found = look(root)
     assert found.device_nodes == {"nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-nvswitchctl"}
-    assert found.modules == {"nvidia", "nvidia_uvm"}
-    assert found.kernel_driver == "570.86.15"
     assert found.cdi_files == ("/etc/cdi/nvidia.yaml",)
-    assert found.cgroup == "v2"
 
 
 def test_memory_is_in_bytes_and_ports_are_those_that_listen(root: Path) -> None:
     found = look(root)
     assert found.ports_taken == {9200, 8081}
     assert found.shm_total_bytes is not None
-    assert 0 < (found.shm_free_bytes or 0) <= found.shm_total_bytes
+    assert found.shm_total_bytes > 0
 
 
 def test_the_fabric_manager_is_known_by_its_process_and_unknown_inside_a_container(root: Path) -> None:
@@ -91,20 +85,10 @@ def test_tools_are_those_on_the_given_path(root: Path) -> None:
     assert look(root, PATH=str(root / "bin")).cuda_tool is not None
 
 
-@pytest.mark.parametrize(
-    ("files", "kind"),
-    [(["unified/cgroup.procs", "memory/tasks"], "hybrid"), (["memory/tasks"], "v1"), ([], None)],
-)
-def test_the_kind_of_cgroups_is_told(tmp_path: Path, files: list[str], kind: str | None) -> None:
-    for name in files:
-        put(tmp_path, f"sys/fs/cgroup/{name}")
-    assert look(tmp_path).cgroup == kind
-
-
 def test_a_root_with_nothing_in_it_has_no_facts_and_no_errors(tmp_path: Path) -> None:
     found = look(tmp_path)
-    assert not (found.device_nodes or found.modules or found.ports_taken or found.cdi_files)
-    assert (found.shm_total_bytes, found.kernel_driver, found.cgroup) == (None, None, None)
+    assert not (found.device_nodes or found.ports_taken or found.cdi_files)
+    assert found.shm_total_bytes is None
 
 
 def test_a_directory_is_judged_by_the_nearest_one_that_exists(tmp_path: Path) -> None:
@@ -160,5 +144,4 @@ def test_this_machine_is_read_as_it_is(tmp_path: Path) -> None:
     assert found.scan is scan
     assert found.as_root is (os.geteuid() == 0)
     assert found.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert found.landlock_abi is None or found.landlock_abi >= 1
     assert all(Path(where).is_file() for where in found.tools.values())

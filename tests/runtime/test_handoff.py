@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.handoff import Handoff, HandoffWatcher, parse_handoff
+from pool_managerd.runtime.handoff import HandoffWatcher, parse_handoff
 from tests.runtime.support import eventually
 
 

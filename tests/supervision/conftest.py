@@ -12,5 +12,4 @@ async def made() -> AsyncIterator[list[GpuWorld]]:
     worlds: list[GpuWorld] = []
     yield worlds
     for world in worlds:
-        for driver in world.pools.all():
-            await driver.close()
+        await world.pools.close()

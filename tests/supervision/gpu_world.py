@@ -9,7 +9,7 @@ from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
-from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu
 from tests.supervision.test_pools import World
@@ -29,14 +29,14 @@ class GpuWorld(World):
     def needs(self, pool_id: str, gib: float) -> None:
         self.fakes.needs[pool_id] = LaunchInputs("fake-1", pool_id, EngineSettings(), overhead_bytes=int(gib * GIB))
 
-    async def begin(self, pool_id: str) -> PoolDriver:
+    async def begin(self, pool_id: str) -> Pool:
         """Start and let everything happen that can."""
-        driver = self.pools.find(pool_id)
-        if driver is None:
-            driver = self.pools.add(pool_id, next(p for p in self.config.pools if p.id == pool_id))
-        await self.pools.change(driver, "start", ev.Start(), "up", desired="up")
+        pool = self.pools.find(pool_id)
+        if pool is None:
+            pool = self.pools.add(pool_id, next(p for p in self.config.pools if p.id == pool_id))
+        await self.pools.change(pool, "start", ev.Start(), "up", desired="up")
         await settle()
-        return driver
+        return pool
 
     async def see(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None, periodic: bool = True) -> None:
         self.fakes.monitor.show(*devices, problem=problem)

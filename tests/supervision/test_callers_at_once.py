@@ -23,8 +23,7 @@ async def world() -> AsyncIterator[World]:
     made.pools.add("p", made.config.pools[0])
     made.fakes.launcher.ignores_term = True  # an engine ends when its test says so
     yield made
-    for driver in made.pools.all():
-        await driver.close()
+    await made.pools.close()
 
 
 async def drain(world: World, deadline_ms: int = 60_000) -> Operation:
@@ -63,7 +62,7 @@ async def test_a_start_that_comes_during_a_stop_is_carried_out_after_it(world: W
     assert stop.status == "running" and start.status == "running"
     world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
     await settle()
-    assert stop.status == "succeeded" and start.status == "succeeded" and view(world.p.instance).ready
+    assert stop.status == "succeeded" and start.status == "succeeded" and view(world.p.state).ready
     assert world.store.pools["p"].desired == "up"
 
 
@@ -92,7 +91,7 @@ async def test_drains_at_once_have_one_end_and_one_outcome(world: World) -> None
     lease = world.fakes.registry.grant("p")
     drains = await asyncio.gather(*(drain(world) for _ in range(3)))
     world.fakes.registry.release("p", lease.lease_id)
-    world.p.leases_changed()
+    world.pools.leases_changed("p")
     await settle()
     world.fakes.launcher.processes[0].end(ExitRecord(code=0, stopped_by_us=True))
     outcomes = await asyncio.gather(*(operation.wait() for operation in drains))
@@ -126,9 +125,9 @@ async def test_an_undrain_that_comes_too_late_says_what_to_do(world: World) -> N
 
 
 async def test_two_callers_may_forget_a_pool(world: World) -> None:
-    driver = world.pools.add("q")
-    await world.pools.register(driver)
-    assert sorted(await asyncio.gather(world.pools.remove(driver), world.pools.remove(driver))) == [False, True]
+    pool = world.pools.add("q")
+    await world.pools.register(pool)
+    assert sorted(await asyncio.gather(world.pools.remove(pool), world.pools.remove(pool))) == [False, True]
     assert world.pools.find("q") is None and "q" not in world.store.pools
 
 
@@ -158,14 +157,14 @@ async def test_a_caller_that_goes_away_while_its_change_is_stored_leaves_no_half
     await asyncio.gather(caller, return_exceptions=True)
     go_on.set()
     await settle()
-    assert world.store.pools["p"].desired == "up" and view(world.p.instance).ready
+    assert world.store.pools["p"].desired == "up" and view(world.p.state).ready
 
 
 async def submitted(world: World) -> Operation:
     """A preload of an engine that is not healthy yet."""
-    driver, engine = world.pools.add("q"), PreparedEngine("q", "/engine", port=8080, verbatim=True)
+    pool, engine = world.pools.add("q"), PreparedEngine("q", "/engine", port=8080, verbatim=True)
     world.fakes.prober.result = BAD
-    preload = await world.pools.change(driver, "preload", ev.Start(join=False, retry=False), "up", desired="up", engine=engine)
+    preload = await world.pools.change(pool, "preload", ev.Start(join=False, retry=False), "up", desired="up", engine=engine)
     await settle()
     return preload
 

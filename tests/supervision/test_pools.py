@@ -18,9 +18,9 @@ from pool_managerd.core.lifecycle import view
 from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
-from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.policy import policy_for
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.testing.fake_parts import FakeListeners, FakeNode, no_binary
 from pool_managerd.testing.manual_clock import settle
@@ -70,15 +70,20 @@ class World:
         return f"op-{self._count}"
 
     @property
-    def p(self) -> PoolDriver:
+    def p(self) -> Pool:
         return self.pools.get("p")
 
-    async def up(self) -> PoolDriver:
-        driver = self.pools.add("p", self.config.pools[0])
+    async def up(self) -> Pool:
+        pool = self.pools.add("p", self.config.pools[0])
         operation = await self.start()
         await settle()
         assert operation.status == "succeeded"
-        return driver
+        return pool
+
+    async def submit(self, pool: Pool, engine: PreparedEngine) -> None:
+        """Let the pool have an engine of somebody's own, without starting it."""
+        self.pools.post(pool.pool_id, ev.Tick(), replace(pool.definition, submitted=engine))
+        await settle()
 
     async def start(self, **start: Any) -> Operation:
         return await self.pools.change(self.p, "start", ev.Start(**start), "up", desired="up")
@@ -88,8 +93,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     made = World()
     yield made
-    for driver in made.pools.all():
-        await driver.close()
+    await made.pools.close()
 
 
 async def test_the_pid_file_comes_before_the_first_probe_and_the_handoff_after_it(world: World) -> None:
@@ -107,9 +111,9 @@ async def test_a_preload_answers_with_pid_and_handoff_path(world: World) -> None
 
 
 async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     seen: list[bool] = []
-    world.fakes.events.listen(lambda event: seen.append("p" in world.fakes.files.pids or view(driver.instance).live))
+    world.fakes.events.listen(lambda event: seen.append("p" in world.fakes.files.pids or view(pool.state).live))
     remove = world.fakes.files.remove_pid
 
     def remove_and_look(pool_id: str) -> None:
@@ -120,15 +124,15 @@ async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> Non
     world.fakes.files.remove_pid = remove_and_look  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=9))
     await settle()
-    assert not view(driver.instance).live and "p" not in world.fakes.files.pids
+    assert not view(pool.state).live and "p" not in world.fakes.files.pids
 
 
 async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     world.fakes.files.log = ["CUDA error"]
     world.fakes.launcher.processes[0].end(ExitRecord(code=7))
     await settle()
-    assert view(driver.instance).state == "backoff" and driver.instance.last_error == "exit_code=7"
+    assert view(pool.state).state == "backoff" and pool.state.last_error == "exit_code=7"
     crash = next(event for event in world.fakes.told if event.type == "crash")
     backoff = next(event for event in world.fakes.told if event.type == "backoff")
     assert crash.fields["exit_code"] == 7 and crash.fields["crash_count"] == 1 and crash.fields["engine_version"] == "fake-1"
@@ -136,63 +140,63 @@ async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> No
     assert backoff.fields["backoff_ms"] > 0 and backoff.fields["crash_reason"] == "process_exit"
     assert backoff.fields["next_restart_at"] == world.fakes.clock.wall_ms() + backoff.fields["backoff_ms"]
     await world.fakes.clock.advance(1.2)
-    assert view(driver.instance).ready and len(world.fakes.launcher.processes) == 2
+    assert view(pool.state).ready and len(world.fakes.launcher.processes) == 2
     assert world.fakes.records.counters["p"] == (1, 1)
 
 
 async def test_a_failed_start_quotes_the_cause_and_never_an_earlier_launchs_log(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "was refused")
     await world.start()
     await settle()
     world.fakes.files.log += ["E x: error loading model: missing tensor 'a'", "srv: exiting due to model loading error"]
     world.fakes.launcher.processes[0].end(ExitRecord(code=1))
     await settle()
-    assert "its log says \"x: error loading model: missing tensor 'a'\"" in str(driver.instance.last_error)
+    assert "its log says \"x: error loading model: missing tensor 'a'\"" in str(pool.state.last_error)
     await world.fakes.clock.advance(2)
     world.fakes.launcher.processes[1].end(ExitRecord(code=1))
     await settle()
-    assert "missing tensor" not in str(driver.instance.last_error), "the second launch wrote nothing"
+    assert "missing tensor" not in str(pool.state.last_error), "the second launch wrote nothing"
 
 
 async def test_a_start_that_fails_tells_the_caller_why_and_is_tried_again(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.launcher.refuse = no_binary()
     operation = await world.start()
     with pytest.raises(EngineError, match="preload failed: cannot run /engine") as failed:
         await operation.wait()
     assert failed.value.status == 500 and failed.value.hint == "install it"
-    assert "cannot run /engine" in str(driver.instance.last_error)
+    assert "cannot run /engine" in str(pool.state.last_error)
     world.fakes.launcher.refuse = None
     await world.fakes.clock.advance(1.2)
-    assert view(driver.instance).ready
+    assert view(pool.state).ready
 
 
 async def test_a_wrong_configuration_is_not_tried_again(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.models.refuse = SpecError("cannot find the model /m.gguf", hint="check the path")
     operation = await world.start()
     with pytest.raises(EngineError, match=r"cannot find the model /m.gguf \(check the path\)"):
         await operation.wait()
-    assert view(driver.instance).state == "failed" and driver.instance.reason == "config_error"
+    assert view(pool.state).state == "failed" and pool.state.reason == "config_error"
 
 
 async def test_a_submitted_engine_is_kept_durably_and_not_tried_again(world: World) -> None:
-    driver = world.pools.add("s")
-    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
+    pool = world.pools.add("s")
+    await world.submit(pool, PreparedEngine("s", "/engine", port=9000, verbatim=True))
     world.fakes.launcher.refuse = no_binary()
-    operation = await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+    operation = await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up")
     with pytest.raises(EngineError):
         await operation.wait()
-    assert view(driver.instance).state == "failed"
+    assert view(pool.state).state == "failed"
     assert world.store.pools["s"].submitted == {"binary_path": "/engine", "port": 9000}
     assert world.fakes.types().count("warmup") == 0
 
 
 async def test_a_submitted_engine_is_not_warmed_up(world: World) -> None:
-    driver = world.pools.add("s")
-    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
-    operation = await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up")
+    pool = world.pools.add("s")
+    await world.submit(pool, PreparedEngine("s", "/engine", port=9000, verbatim=True))
+    operation = await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up")
     await operation.wait()
     assert "warmup" not in world.fakes.types()
 
@@ -214,23 +218,23 @@ async def test_an_intent_that_cannot_be_written_is_not_acknowledged(world: World
 
 
 async def test_drain_waits_for_the_last_lease_and_tells_how_it_went(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     lease = world.fakes.registry.grant("p")
-    operation = await world.pools.change(driver, "drain", ev.Drain(30_000, 0), "drained", desired="down")
+    operation = await world.pools.change(pool, "drain", ev.Drain(30_000, 0), "drained", desired="down")
     await world.fakes.clock.advance(2)
     assert operation.status == "running" and world.fakes.registry.get_draining("p")
     with pytest.raises(RequestError, match="draining"):
         world.fakes.registry.grant("p")
     world.fakes.registry.release("p", lease.lease_id)
-    driver.leases_changed()
+    world.pools.leases_changed("p")
     assert await operation.wait() == {"pool_id": "p", "force_stopped": False, "duration_ms": 2000, "final_lease_count": 0}
-    assert view(driver.instance).state == "offline" and world.store.pools["p"].desired == "down"
+    assert view(pool.state).state == "offline" and world.store.pools["p"].desired == "down"
 
 
 async def test_leases_end_with_their_instance(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     world.fakes.registry.grant("p")
-    operation = await world.pools.change(driver, "drain", ev.Drain(100, 0), "drained", desired="down")
+    operation = await world.pools.change(pool, "drain", ev.Drain(100, 0), "drained", desired="down")
     await world.fakes.clock.advance(0.2)
     outcome = await operation.wait()
     assert outcome["force_stopped"] is True and outcome["final_lease_count"] == 1
@@ -238,9 +242,9 @@ async def test_leases_end_with_their_instance(world: World) -> None:
 
 
 async def test_a_lease_with_a_time_to_live_is_taken_back(world: World) -> None:
-    driver = await world.up()
+    await world.up()
     world.fakes.registry.grant("p", expires_at=world.fakes.clock.monotonic() + 3)
-    driver.leases_changed(expiry=True)
+    world.pools.leases_changed("p", expiry=True)
     await world.fakes.clock.advance(2.9)
     assert world.fakes.registry.get_active_leases("p") == 1
     await world.fakes.clock.advance(0.2)
@@ -249,19 +253,19 @@ async def test_a_lease_with_a_time_to_live_is_taken_back(world: World) -> None:
 
 
 async def test_a_stop_during_staging_cancels_it_and_tells_whoever_waits(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.models.stuck = True
     starting = await world.start()
     await settle()
-    stopping = await world.pools.change(driver, "stop", ev.Stop(), "down", desired="down")
+    stopping = await world.pools.change(pool, "stop", ev.Stop(), "down", desired="down")
     await stopping.wait()
     with pytest.raises(RequestError, match="cancelled"):
         await starting.wait()
-    assert view(driver.instance).state == "offline"
+    assert view(pool.state).state == "offline"
 
 
 async def test_a_launch_that_nobody_wants_any_more_leaves_no_process(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     await world.start()
     launch = world.fakes.launcher.launch
     release = asyncio.Event()
@@ -272,44 +276,45 @@ async def test_a_launch_that_nobody_wants_any_more_leaves_no_process(world: Worl
 
     world.fakes.launcher.launch = slow  # type: ignore[method-assign]
     await settle()
-    driver.post(ev.Stop())
-    driver.post(ev.Start())
+    world.pools.post("p", ev.Stop())
+    world.pools.post("p", ev.Start())
     await settle()
     release.set()
     await settle()
     running = [process for process in world.fakes.launcher.processes if not process.signals]
-    assert view(driver.instance).ready and running == [driver.launch.process]
+    assert view(pool.state).ready and running == [pool.launch.process]
 
 
 async def test_a_process_whose_news_comes_too_late_is_killed(world: World) -> None:
     """A restart was in the inbox just before the word of the spawn."""
-    driver = world.pools.add("p", world.config.pools[0])
-    post = driver.post
+    pool = world.pools.add("p", world.config.pools[0])
+    launch = world.fakes.launcher.launch
 
-    def restart_first(event: ev.Event, waiting: Any = None) -> None:
-        if event == ev.Spawned(1, 4000):
-            post(ev.Restart())
-        post(event, waiting)
+    async def restart_first(engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Any:
+        process = await launch(engine, epoch=epoch, grace_ms=grace_ms)
+        if epoch == 1:
+            world.pools.post("p", ev.Restart())
+        return process
 
-    driver.post = restart_first  # type: ignore[method-assign]
+    world.fakes.launcher.launch = restart_first  # type: ignore[method-assign]
     await world.start()
     await settle(100)
     running = [process for process in world.fakes.launcher.processes if not process.signals]
-    assert view(driver.instance).ready and running == [driver.launch.process]
+    assert view(pool.state).ready and running == [pool.launch.process]
 
 
 async def test_a_good_answer_from_another_program_on_the_port_is_not_believed() -> None:
     world = World()
     services = world.fakes.services(listener=FakeListeners(STRANGER))
     world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     operation = await world.start()
     await world.fakes.clock.advance(1)
-    assert not view(driver.instance).ready and "another program" in driver.instance.probe_reason
+    assert not view(pool.state).ready and "another program" in pool.instance.probe_reason
     await world.fakes.clock.advance(world.config.health.startup_timeout_ms / 1000)
     with pytest.raises(EngineError, match="health check failed"):
         await operation.wait()
-    await driver.close()
+    await world.pools.close()
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
@@ -317,30 +322,30 @@ async def test_a_ready_pool_whose_port_another_process_took_is_unready_at_the_ne
     world = World(profile="dev" if fail_open else "home")
     listeners = FakeListeners()
     world.pools = Pools(world.config, world.fakes.services(listener=listeners), world.store, world.store, world.new_id)
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     await (await world.start()).wait()
     listeners.found = STRANGER
     await world.fakes.clock.advance(world.config.health.probe_interval_ms / 1000 + 0.1)
-    assert not view(driver.instance).ready
-    assert "is not held by this engine but by pid 666 (stranger)" in (driver.instance.last_error or "")
-    await driver.close()
+    assert not view(pool.state).ready
+    assert "is not held by this engine but by pid 666 (stranger)" in (pool.state.last_error or "")
+    await world.pools.close()
 
 
 async def test_an_answer_does_not_count_when_nothing_listens_any_more() -> None:
     world = World()
     services = world.fakes.services(listener=FakeListeners(NOBODY))
     world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     await world.start()
     await world.fakes.clock.advance(1)
-    assert not view(driver.instance).ready and "nothing listens" in driver.instance.probe_reason
-    await driver.close()
+    assert not view(pool.state).ready and "nothing listens" in pool.instance.probe_reason
+    await world.pools.close()
 
 
 async def test_a_pool_that_is_removed_leaves_nothing(world: World) -> None:
-    driver = world.pools.add("s")
-    driver.submitted = PreparedEngine("s", "/engine", port=9000, verbatim=True)
-    await world.pools.remove(driver)
+    pool = world.pools.add("s")
+    await world.submit(pool, PreparedEngine("s", "/engine", port=9000, verbatim=True))
+    await world.pools.remove(pool)
     assert world.fakes.launcher.forgotten == ["s"]
 
 
@@ -354,16 +359,16 @@ async def test_readiness_is_asked_for_often_at_first(world: World) -> None:
 
 async def test_an_external_engine_has_no_process_and_is_announced_once_it_answers() -> None:
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = BAD
     operation = await world.start()
     await world.fakes.clock.advance(1)
-    assert view(driver.instance).state == "starting" and operation.status == "running"
+    assert view(pool.state).state == "starting" and operation.status == "running"
     world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
     await world.fakes.clock.advance(1)
     assert (await operation.wait())["pid"] is None
     assert world.fakes.launcher.processes == [] and world.fakes.files.pids == {}
-    await driver.close()
+    await world.pools.close()
 
 
 async def no_gpu(pool_id: str) -> Report:
@@ -375,16 +380,15 @@ async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attach
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
     world.pools = Pools(world.config, world.fakes.services(preflight=no_gpu), world.store, world.store, world.new_id)
     theirs, ours = world.pools.add("theirs"), world.pools.add("ours")
-    theirs.submitted = PreparedEngine("theirs", "", attach_url="http://127.0.0.1:9998", verbatim=True)
-    ours.submitted = PreparedEngine("ours", "/engine", port=9000, verbatim=True)
-    for driver in (theirs, ours, world.pools.add("p", world.config.pools[0])):
-        driver.post(ev.Start())
+    await world.submit(theirs, PreparedEngine("theirs", "", attach_url="http://127.0.0.1:9998", verbatim=True))
+    await world.submit(ours, PreparedEngine("ours", "/engine", port=9000, verbatim=True))
+    for pool in (theirs, ours, world.pools.add("p", world.config.pools[0])):
+        world.pools.post(pool.pool_id, ev.Start())
     await settle()
-    assert view(theirs.instance).ready and view(world.p.instance).ready
-    assert view(ours.instance).state == "failed" and ours.instance.reason == "gpu_required"
-    assert "GPU-only enforcement" in str(ours.instance.last_error)
-    for driver in world.pools.all():
-        await driver.close()
+    assert view(theirs.state).ready and view(world.p.state).ready
+    assert view(ours.state).state == "failed" and ours.state.reason == "gpu_required"
+    assert "GPU-only enforcement" in str(ours.state.last_error)
+    await world.pools.close()
 
 
 async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -> None:
@@ -392,14 +396,13 @@ async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -
     world.fakes.prober.result = BAD
     await world.pools.boot({})
     await settle()
-    states = {driver.pool_id: view(driver.instance).state for driver in world.pools.all()}
+    states = {pool.pool_id: view(pool.state).state for pool in world.pools.all()}
     assert states == {"a": "starting", "b": "provisioning", "c": "provisioning"}
     world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
     await world.fakes.clock.advance(2)
     await settle(100)
     assert [event.pool_id for event in world.fakes.told if event.type == "preload_succeeded"] == ["a", "b", "c"]
-    for driver in world.pools.all():
-        await driver.close()
+    await world.pools.close()
 
 
 async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_daemon() -> None:
@@ -409,16 +412,15 @@ async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_
         "sub": StoredPool("sub", desired="up", submitted={"binary_path": "/engine", "port": 9000}),
     })  # fmt: skip
     await world.fakes.clock.advance(1)
-    states = {driver.pool_id: view(driver.instance).state for driver in world.pools.all()}
+    states = {pool.pool_id: view(pool.state).state for pool in world.pools.all()}
     assert states == {"down": "uninitialized", "held": "uninitialized", "sub": "ready", "up": "ready"}
     release = await world.pools.change(world.pools.get("held"), "release", ev.Release(), "now", held=False)
     await release.wait()
     await settle()
-    assert view(world.pools.get("held").instance).ready, "the start that the hold stood in the way of"
+    assert view(world.pools.get("held").state).ready, "the start that the hold stood in the way of"
     entry = world.fakes.registry.get("down")
     assert entry is not None and (entry.crash_count, entry.restart_count) == (4, 3)
-    for driver in world.pools.all():
-        await driver.close()
+    await world.pools.close()
 
 
 async def test_shutdown_stops_everything_and_forgets_no_intent(world: World) -> None:
@@ -431,16 +433,16 @@ async def test_shutdown_stops_everything_and_forgets_no_intent(world: World) -> 
 
 
 async def test_an_error_in_one_pool_is_said_and_too_many_end_the_daemon(world: World) -> None:
-    driver = await world.up()
+    await world.up()
     for _ in range(5):
-        driver.post(object())  # type: ignore[arg-type]
+        world.pools.post("p", object())  # type: ignore[arg-type]
     await settle()
     assert world.fakes.types().count("internal_error") == 5
     assert len(world.fakes.fatal) == 1
 
 
 async def test_a_helper_that_breaks_is_noticed(world: World) -> None:
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
 
     async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("boom")
@@ -449,20 +451,20 @@ async def test_a_helper_that_breaks_is_noticed(world: World) -> None:
     operation = await world.start()
     with pytest.raises(EngineError, match="boom"):
         await operation.wait()
-    assert view(driver.instance).state == "backoff"
+    assert view(pool.state).state == "backoff"
 
 
 async def test_a_broken_task_can_still_be_stopped(world: World) -> None:
-    driver = await world.up()
+    await world.up()
     for _ in range(5):
-        driver.post(object())  # type: ignore[arg-type]
+        world.pools.post("p", object())  # type: ignore[arg-type]
     await settle()
     await world.pools.stop_all(1000)
     assert world.fakes.launcher.processes[0].signals == ["term"]
 
 
 async def test_a_listener_that_raises_ends_nothing(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
 
     def bad(event: Any) -> None:
         raise RuntimeError("listener")
@@ -470,11 +472,11 @@ async def test_a_listener_that_raises_ends_nothing(world: World) -> None:
     world.fakes.events.listen(bad)
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
     await world.fakes.clock.advance(2)
-    assert view(driver.instance).ready and world.fakes.fatal == []
+    assert view(pool.state).ready and world.fakes.fatal == []
 
 
 async def test_a_log_that_cannot_be_read_does_not_stop_the_clock(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
 
     def unreadable(*_: Any, **__: Any) -> list[str]:
         raise PoolError("cannot use .runtime: Too many open files")
@@ -482,14 +484,14 @@ async def test_a_log_that_cannot_be_read_does_not_stop_the_clock(world: World) -
     world.fakes.files.launch_log = unreadable  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
     await world.fakes.clock.advance(60)
-    assert view(driver.instance).ready
+    assert view(pool.state).ready
 
 
 async def test_shutdown_in_the_middle_of_a_restart_ends_with_nothing_running() -> None:
     world = World()
     world.fakes.launcher.ignores_term = True
-    driver = await world.up()
-    await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    pool = await world.up()
+    await world.pools.change(pool, "restart", ev.Restart(), "up", desired="up")
     stopping = asyncio.create_task(world.pools.stop_all(30_000))
     await world.fakes.clock.advance(120)
     assert stopping.done()
@@ -497,9 +499,9 @@ async def test_shutdown_in_the_middle_of_a_restart_ends_with_nothing_running() -
 
 
 async def test_shutdown_cuts_a_long_drain_at_its_own_deadline(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     world.fakes.registry.grant("p")
-    await world.pools.change(driver, "drain", ev.Drain(86_400_000, 0), "drained", desired="down")
+    await world.pools.change(pool, "drain", ev.Drain(86_400_000, 0), "drained", desired="down")
     stopping = asyncio.create_task(world.pools.stop_all(30_000))
     await world.fakes.clock.advance(60)
     assert stopping.done()
@@ -532,9 +534,9 @@ async def test_a_start_that_races_the_shutdown_is_refused_and_leaves_no_engine()
 
 async def test_an_acknowledged_preload_that_the_shutdown_interrupts_is_started_by_the_next_daemon(world: World) -> None:
     world.fakes.prober.result = BAD
-    driver = world.pools.add("s")
+    pool = world.pools.add("s")
     engine = PreparedEngine("s", "/engine", port=9000, verbatim=True)
-    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
     await world.pools.stop_all(1000)
     assert world.store.pools["s"].desired == "up"
@@ -544,74 +546,74 @@ async def test_an_acknowledged_preload_that_the_shutdown_interrupts_is_started_b
 async def test_a_restart_that_is_overtaken_by_a_stop_ends_as_cancelled(after: ev.Event) -> None:
     world = World()
     world.fakes.launcher.ignores_term = True
-    driver = await world.up()
-    restart = await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    pool = await world.up()
+    restart = await world.pools.change(pool, "restart", ev.Restart(), "up", desired="up")
     if isinstance(after, ev.Stop):
-        await world.pools.change(driver, "stop", after, "down", desired="down")
+        await world.pools.change(pool, "stop", after, "down", desired="down")
     else:
-        driver.post(ev.Stop())
+        world.pools.post("p", ev.Stop())
     await world.fakes.clock.advance(60)
     assert restart.status == "failed"
-    await driver.close()
+    await world.pools.close()
 
 
 async def test_a_drain_that_is_taken_back_ends_as_cancelled(world: World) -> None:
-    driver = await world.up()
+    pool = await world.up()
     world.fakes.registry.grant("p")
-    drain = await world.pools.change(driver, "drain", ev.Drain(30_000, 0), "drained", desired="down")
-    await world.pools.change(driver, "undrain", ev.Undrain(), "now", desired="up")
+    drain = await world.pools.change(pool, "drain", ev.Drain(30_000, 0), "drained", desired="down")
+    await world.pools.change(pool, "undrain", ev.Undrain(), "now", desired="up")
     with pytest.raises(RequestError, match="taken back"):
         await drain.wait()
 
 
 async def test_a_restart_of_an_engine_that_cannot_be_ended_fails() -> None:
     world = World()
-    driver = await world.up()
+    pool = await world.up()
     process = world.fakes.launcher.processes[0]
     process.stop = lambda grace_ms: None  # type: ignore[method-assign]
     process.kill = lambda: None  # type: ignore[method-assign]
-    restart = await world.pools.change(driver, "restart", ev.Restart(), "up", desired="up")
+    restart = await world.pools.change(pool, "restart", ev.Restart(), "up", desired="up")
     await world.fakes.clock.advance(60)
     with pytest.raises(PoolError, match="survived SIGKILL"):
         await restart.wait()
-    await driver.close()
+    await world.pools.close()
 
 
 async def test_an_external_engine_that_is_not_there_is_reported_and_still_waited_for() -> None:
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = BAD
     operation = await world.start()
     await world.fakes.clock.advance(world.config.health.startup_timeout_ms / 1000 + 1)
     with pytest.raises(EngineError, match="nothing healthy answered"):
         await operation.wait()
-    assert "nothing healthy answered" in str(driver.instance.last_error) and not view(driver.instance).ready
+    assert "nothing healthy answered" in str(pool.state.last_error) and not view(pool.state).ready
     world.fakes.prober.result = ProbeResult(ProbeOutcome.SUCCESS)
     await world.fakes.clock.advance(2)
-    assert view(driver.instance).ready and driver.instance.last_error is None
-    await driver.close()
+    assert view(pool.state).ready and pool.state.last_error is None
+    await world.pools.close()
 
 
-async def test_an_event_id_of_an_earlier_daemon_resumes_from_the_beginning(world: World) -> None:
+async def test_an_event_id_of_a_state_that_was_lost_resumes_from_the_beginning(world: World) -> None:
     await world.up()
-    first = await anext(world.fakes.events.subscribe(after_id=5_000))
-    assert first.id == 1
+    events = world.fakes.events.subscribe(after_id=5_000)
+    assert [(event.type == "gap", event.id) for event in (await anext(events), await anext(events))] == [(True, 0), (False, 1)]
 
 
 async def test_an_engine_that_ends_without_a_word_on_a_port_that_others_hold_gets_another_port() -> None:
     world = World()
     services = world.fakes.services(listener=FakeListeners(STRANGER))
     world.pools = Pools(world.config, services, world.store, world.store, world.new_id)
-    driver = world.pools.add("p", world.config.pools[0])
+    pool = world.pools.add("p", world.config.pools[0])
     world.fakes.prober.result = BAD
-    driver.post(ev.Start())
+    world.pools.post("p", ev.Start())
     await settle()
     world.fakes.launcher.processes[0].end(ExitRecord(code=1))
     async with asyncio.timeout(5):
         while len(world.fakes.launcher.processes) < 2:
             await asyncio.sleep(0)
-    assert "port_conflict" in world.fakes.types() and driver.instance.crash_count == 0
-    await driver.close()
+    assert "port_conflict" in world.fakes.types() and pool.state.crash_count == 0
+    await world.pools.close()
 
 
 def test_engines_that_take_long_to_start_are_given_longer_unless_the_configuration_says_otherwise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,12 @@ from tests.system.daemons import Daemon, engine, in_time
 from tests.system.nodes import alive, mentioning
 
 Make = Callable[..., Daemon]
+
+
+def told(daemon: Daemon, after: int) -> list[dict[str, Any]]:
+    """The events behind an id, as a client that resumes gets them."""
+    text = daemon.get(f"/v1/events?follow=false&after={after}")[1]
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
 
 @pytest.fixture
@@ -90,6 +98,32 @@ def test_a_drained_pool_stays_down_and_a_survivor_is_stopped_and_named(make: Mak
     assert daemon.status("down")["state"] in ("offline", "uninitialized") and daemon.status("down")["drained"]
     assert daemon.status("held")["held"] and not daemon.status("held")["live"]
     assert daemon.post("/v1/pools/down/start?wait=true")[0] == 200 and daemon.status("down")["ready"]
+
+
+def test_events_and_operations_can_be_asked_for_after_sigkill(make: Make) -> None:
+    daemon = make().start()
+    done = daemon.post("/v1/pools/p/preload?wait=false", engine())[1]["operation_id"]
+    wait_until(lambda: daemon.get(f"/v1/operations/{done}")[1]["status"] == "succeeded", "the preload", 15)
+    running = daemon.post("/v1/pools/slow/preload?wait=false", engine("--ready-after", "60"))[1]["operation_id"]
+    daemon.until(lambda s: s["live"], "the slow engine to be there", "slow")
+    before, finished = told(daemon, 0), daemon.get(f"/v1/operations/{done}")[1]
+    daemon.kill()
+    daemon.start()
+    since = told(daemon, before[-5]["id"])
+    assert since[:4] == before[-4:] and since[4]["id"] > before[-1]["id"]
+    assert told(daemon, 0)[: len(before)] == before
+    assert told(daemon, 10**9)[0]["type"] == "gap"
+    assert daemon.get(f"/v1/operations/{done}") == (200, finished)
+    code, lost = daemon.get(f"/v1/operations/{running}")
+    assert (code, lost["status"], lost["error"]["code"]) == (200, "failed", "NODE_RESTARTED") and "status slow" in lost["error"][
+        "hint"
+    ]
+    assert [o["operation_id"] for o in daemon.get("/v1/operations")[1]][:2] == [done, running]
+    last = told(daemon, 0)[-1]["id"]
+    assert daemon.terminate() == 0
+    daemon.start()
+    ids = [event["id"] for event in told(daemon, last)]
+    assert ids == list(range(last + 1, last + 1 + len(ids))), "a clean end leaves no gap in the ids"
 
 
 def test_a_preload_that_worked_at_its_second_try_comes_back_after_sigkill(make: Make) -> None:

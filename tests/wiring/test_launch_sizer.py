@@ -13,10 +13,11 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
+from pool_managerd.engines.llamacpp.memory import build_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.models.provisioner import ModelProvisioner
-from pool_managerd.wiring.launch_sizer import StartSizer, build_of
+from pool_managerd.wiring.launch_sizer import StartSizer
 
 
 def sizer(folder: Path, profile: str = "dev") -> StartSizer:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pool_managerd.core.engines import DEFAULT_ENGINE
+
 MAX_DEADLINE_MS = 86_400_000
 MAX_TTL_MS = 604_800_000
 
@@ -57,7 +59,7 @@ class PreparedBody(BaseModel):
     pool_id: str | None = None
     replica_id: str = "r0"
     model_path: str | None = None
-    engine: str = "llamacpp"
+    engine: str = DEFAULT_ENGINE
     engine_version: str = "unknown"
     device_mask: str | None = None
     slots_total: int = 1
@@ -125,7 +127,9 @@ class PoolStatus(PoolHead):
     isolation: str | None = None
     last_probe: str | None = None
     reason: str | None = None
+    desired: str = "wanted"
     held: bool = False
+    drained: bool = False
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     perf: dict[str, Any] | None = None

@@ -13,8 +13,8 @@ from aiohttp import web
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.engine_log import EngineLog
 from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY
-from pool_managerd.api.facade import Event
 from pool_managerd.api.requests import number, pool_id, switch
+from pool_managerd.core.event import Event
 from pool_managerd.errors import NodeError, RequestError
 
 MAX_EVENT_ID = 2**63 - 1
@@ -102,15 +102,8 @@ def _window(
 
 def event_frame(event: Event) -> bytes:
     """One SSE frame. The data repeats id and type, with the event's fields beside them."""
-    data = dict(event.fields) | {
-        "id": event.id,
-        "ts_ms": event.ts_ms,
-        "type": event.type,
-        "level": event.level,
-        "pool_id": event.pool_id,
-        "human": event.human,
-    }
-    return f"id: {event.id}\nevent: {event.type}\ndata: {json.dumps(data, default=str, separators=(',', ':'))}\n\n".encode()
+    data = json.dumps(event.to_dict(), default=str, separators=(",", ":"))
+    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()
 
 
 @contextlib.asynccontextmanager

@@ -33,6 +33,12 @@ Count = Annotated[
 Since = Annotated[
     str | None, typer.Option("--since", metavar="TIME", help="Only what is younger, such as 30s, 10m or 2h.", show_default=False)
 ]
+SinceId = Annotated[
+    int | None,
+    typer.Option(
+        "--since-id", metavar="ID", min=0, help="Only what came behind this event; 0: all there is.", show_default=False
+    ),
+]
 OfPool = Annotated[
     list[str] | None,
     typer.Option("--pool", metavar="ID", help="Only of this pool; may be repeated.", autocompletion=completion.pool_ids),
@@ -91,12 +97,13 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def events(
-    follow: Follow = False, count: Count = None, since: Since = None, pool: OfPool = None, level: Level = "info", url: Url = None,
-    config: ConfigFile = None, output: Output = Format.TABLE,
+    follow: Follow = False, count: Count = None, since: Since = None, since_id: SinceId = None, pool: OfPool = None,
+    level: Level = "info", url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Show what happened: crashes, restarts, drains, GPUs.
 
-    The last few, or what --since and -n say; -f goes on with what happens. With -o json one object a line.
+    The last few, or what --since, --since-id and -n say; -f goes on with what happens. With -o json one object a line. Ids go on
+    over restarts of the daemon; where not everything behind an id is kept, an event "gap" says so.
     """
     if level not in _LEVELS:
         raise CommandFailed(f"cannot use --level {level[:40]!r}", USAGE, hint="write debug, info, warn or error")
@@ -105,12 +112,12 @@ def events(
     node = daemon(url, config)
     found: list[Json] = []
     last_id = 0
-    with node.stream("events", after=0, follow=False) as chunks:
+    with node.stream("events", after=since_id or 0, follow=False) as chunks:
         for event in sse_events(chunks):
             last_id = max(last_id, int(event.get("id") or 0))
             if event.get("ts_ms", 0) >= oldest_ms and _wanted(event, floor, pools):
                 found.append(event)
-    most = count if count is not None else None if age is not None else _FEW
+    most = count if count is not None else _FEW if age is None and since_id is None else None
     show = _Shown(output)
     for event in found if most is None else found[-most:] if most else ():
         show(event)
@@ -123,6 +130,8 @@ def events(
 
 
 def _wanted(event: Json, floor: int, pools: frozenset[str]) -> bool:
+    if event.get("type") == "gap":
+        return True  # it concerns whatever was asked for
     if pools and event.get("pool_id") not in pools:
         return False
     step = event.get("type") in _STEPS or (event.get("type") == "stop" and event.get("grace_ms") is not None)

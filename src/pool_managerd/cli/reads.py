@@ -221,7 +221,7 @@ def _status_facts(pool: Json) -> None:
             ("restarts", pool.get("restart_count")),
             ("circuit", pool.get("circuit_state")),
             ("held", pool.get("held") or None),
-            ("drained", pool.get("drained") or None),
+            ("desired", None if pool.get("desired") == "wanted" else pool.get("desired")),
             ("next restart", moment(pool.get("next_restart_at_ms"))),
             ("last error", pool.get("last_error")),
         )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pool_managerd.core.engines import ENGINES, known_engine
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.narration import parse_size
 from pool_managerd.errors import SpecError
 
 POOL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
-Engine = Literal["llamacpp", "vllm", "tgi", "triton"]
+Engine = Annotated[str, AfterValidator(known_engine), Field(json_schema_extra=lambda schema: schema.update(enum=list(ENGINES)))]
 Mode = Literal["external", "source", "container", "package", "binary"]
 Profile = Literal["home", "cloud", "dev"]
 RestartPolicy = Literal["on-failure", "always", "never"]

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
-ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "llamacpp": ("package", "binary", "external"), "vllm": ("binary", "external"), "tgi": ("external",), "triton": ("external",),
-})  # fmt: skip
-"""How this version can provision each engine; ``external`` only attaches."""
-
-
-ENGINE_STARTUP_MS: Mapping[str, int] = MappingProxyType({"vllm": 900_000, "tgi": 900_000, "triton": 300_000})
-"""How long engines may take until they answer that take long: they compile, capture and profile before. Others: the default."""
+from pool_managerd.core.engines import DEFAULT_ENGINE
 
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
@@ -57,7 +49,7 @@ class PreparedEngine:
     model_path: str | None = None
     model_files: tuple[str, ...] = ()
     model_id: str | None = None
-    engine: str = "llamacpp"
+    engine: str = DEFAULT_ENGINE
     engine_version: str = "unknown"
     replica_id: str = "r0"
     device_mask: str | None = None

@@ -1,4 +1,4 @@
-"""Which line of an engine's log names the cause of its end: rules as data, per engine, over the lines of one launch.
+"""Which line of an engine's log names the cause of its end: rules as data, per kind of log, over the lines of one launch.
 
 The last line hardly ever does: engines end with a farewell, a hint at their help, a debugger's or a resource tracker's
 remarks. Lines are foreign text: each is looked at up to a fixed length, by patterns that take time linear in it.
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from pool_managerd.core.engines import ENGINES
 
 MAX_LINE_CHARS = 2_000
 MAX_EVIDENCE_CHARS = 300
@@ -83,6 +85,7 @@ _VLLM = (
 )
 _OTHER = (Rule(_any(*_NATIVE)), *_PYTHON, *_LLAMACPP[1:])
 _RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType({"llamacpp": (*_LLAMACPP, *_PYTHON), "vllm": _VLLM})
+"""By what an engine calls its kind of log."""
 
 
 def named_cause(lines: Sequence[str], engine: str) -> str:
@@ -90,7 +93,8 @@ def named_cause(lines: Sequence[str], engine: str) -> str:
 
     Without any that is known to name a cause, the last one that is no parting line; "" when there is none.
     """
-    rules = _RULES.get(engine, _OTHER)
+    kind = ENGINES.get(engine)
+    rules = _RULES.get(kind.log if kind is not None else "", _OTHER)
     best, found = len(rules), ""
     for line in _said(lines):
         for rank, rule in enumerate(rules[: best + 1]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import cuda_environment
-from pool_managerd.errors import SpecError
+from pool_managerd.engines.flags import attempt
+from pool_managerd.errors import PoolError, SpecError
 
 _OWNED = {"CUDA_VISIBLE_DEVICES": "pools[].devices", "CUDA_DEVICE_ORDER": "nothing: it is always PCI_BUS_ID"}
 
@@ -23,6 +25,15 @@ def pool_env(pool: PoolConfig, owned: Mapping[str, str]) -> Iterator[tuple[str, 
         if instead is not None:
             raise SpecError(f"cannot set {name} in provisioning.env: the daemon sets it", hint=f"use {instead}")
         yield name, value
+
+
+def env_problems(pool: PoolConfig, build: Callable[[PoolConfig], object]) -> tuple[PoolError, ...]:
+    """What ``build``, which makes a pool's environment, refuses of each of its variables."""
+    found: tuple[PoolError, ...] = ()
+    for name, value in pool.provisioning.env.items():
+        alone = pool.model_copy(update={"provisioning": pool.provisioning.model_copy(update={"env": {name: value}})})
+        found += attempt(partial(build, alone))
+    return found
 
 
 def device_env(pool: PoolConfig, assignment: Allocation | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import PoolError, SpecError
 
 MAX_FLAGS = 512
 MAX_FLAG_CHARS = 8192
@@ -210,7 +210,7 @@ class OptionTable:
         )
 
 
-def raise_all(problems: Sequence[SpecError]) -> None:
+def raise_all(problems: Sequence[PoolError]) -> None:
     """Raises one SpecError that says all of ``problems``, with the code of the first; nothing when there is none."""
     if not problems:
         return
@@ -226,11 +226,11 @@ def raise_all(problems: Sequence[SpecError]) -> None:
     )
 
 
-def attempt(check: Callable[[], object]) -> tuple[SpecError, ...]:
+def attempt(check: Callable[[], object]) -> tuple[PoolError, ...]:
     """What ``check`` raises, if anything."""
     try:
         check()
-    except SpecError as error:
+    except PoolError as error:
         return (error,)
     return ()
 

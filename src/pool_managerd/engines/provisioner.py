@@ -4,58 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pool_managerd.config import Config, PoolConfig, Profile
-from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
+from pool_managerd.config import Config, PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
-from pool_managerd.engines import vllm
+from pool_managerd.engines.adapter import Adapter, Host, LaunchMemory, Recipe, adapter_of
 from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
-from pool_managerd.engines.help_parser import Run, recorded_options
-from pool_managerd.engines.llamacpp import Surroundings, build_env, build_flags, flag_problems, warmup_of
+from pool_managerd.engines.flags import attempt
+from pool_managerd.engines.modes import mode_of, require_mode, runs_here
 from pool_managerd.engines.ports import PortAllocator
-from pool_managerd.engines.programs import INSTALL, EnginePrograms, Program, package_version
-from pool_managerd.engines.programs import package_installed as _package_installed
+from pool_managerd.engines.programs import ProgramProbe, Run, binary_path, package_version
 from pool_managerd.errors import EngineError, PoolError, SpecError
 
 _GPU_NODES = (Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg"), Path("/dev/kfd"))
-_ATTACH = "start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}"
-_INSTEAD = {
-    "llamacpp": f"use mode package ({INSTALL}), or mode binary with provisioning.binary.path",
-    "vllm": f"use mode binary with provisioning.binary.path, or {_ATTACH}", "tgi": _ATTACH, "triton": _ATTACH,
-}  # fmt: skip
-_HEALTH = {"llamacpp": "/health", "vllm": "/health", "tgi": "/health", "triton": "/v2/health/ready"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """A program, its environment, its flags by the port it is to listen on, and its first request by those flags."""
-
-    program: Program
-    env: dict[str, str]
-    flags: Callable[[int], tuple[str, ...]]
-    warmup: Callable[[Sequence[str]], Warmup]
 
 
 def gpu_present() -> bool:
     """True when this machine shows a GPU at all. Whether it works is for discovery to say."""
     return any(path.exists() for path in _GPU_NODES)
-
-
-def mode_of(pool: PoolConfig) -> str:
-    """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): llama.cpp from its package if installed."""
-    if pool.provisioning.mode is not None:
-        return pool.provisioning.mode
-    if pool.engine != "llamacpp":
-        return "container"
-    return "package" if _package_installed() else "source"
 
 
 class EngineProvisioner:
@@ -75,9 +50,9 @@ class EngineProvisioner:
     ) -> None:
         self._config = config
         self._ports = ports
-        self._check_model = check_model
-        self._has_gpu = has_gpu
-        self._programs = EnginePrograms(config, run)
+        self._host = Host(config, ProgramProbe(run), check_model or (lambda path: None), has_gpu)
+        self._adapters: dict[str, Adapter] = {}
+        self._sized: dict[str, tuple[PoolConfig, str, str, Recipe]] = {}
 
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
@@ -89,15 +64,22 @@ class EngineProvisioner:
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
         mode = mode_of(pool)
+        health_path = pool.health_path or ENGINES[pool.engine].health_path
         if mode == "external":
-            return attached(pool, pool.health_path or _HEALTH[pool.engine])
-        self._refuse_unsupported(pool, mode)
+            return attached(pool, health_path)
+        require_mode(pool, mode)
         if model is None:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
-        recipe = await asyncio.to_thread(self._recipe, pool, mode, model, assignment)
-        recipe.flags(1)  # checked with a stand-in first: a pool whose flags are wrong must not hold a port
+        recipe = self._sized_recipe(pool, model)
+        if recipe is None:
+            recipe = await asyncio.to_thread(self._recipe, pool, mode, model)
         port = self._ports.claim(pool.id, pool.provisioning.ports)
-        program, flags = recipe.program, recipe.flags(port)
+        try:
+            flags = recipe.flags(assignment, port)
+        except PoolError:
+            self._ports.release(pool.id)
+            raise
+        program = recipe.program
         return PreparedEngine(
             pool_id=pool.id,
             binary_path=program.argv[0],
@@ -108,90 +90,46 @@ class EngineProvisioner:
             model_id=model.id,
             engine=pool.engine,
             engine_version=program.version,
-            device_mask=_mask_text(pool),
+            device_mask=None if pool.mask is None else str(pool.mask),
             device_uuids=tuple(d.uuid for d in assignment.devices) if assignment else (),
             provisioning_mode=mode,
             slots_total=pool.slots,
             ctx=pool.ctx,
             env={**recipe.env, **device_env(pool, assignment)},
-            health_path=pool.health_path or _HEALTH[pool.engine],
+            health_path=health_path,
             warnings=program.warnings,
-            warmup=recipe.warmup(flags),
+            warmup=recipe.warmup,
         )
+
+    def size(self, pool: PoolConfig, model: ResolvedModel) -> Recipe:
+        """How to run ``pool``, before its GPUs and port are known; the next ``prepare`` of this pool and model goes by it.
+
+        Blocks. Raises as ``prepare``.
+        """
+        mode = mode_of(pool)
+        require_mode(pool, mode)
+        recipe = self._recipe(pool, mode, model)
+        self._sized[pool.id] = pool, model.id, model.local_path, recipe
+        return recipe
+
+    def memory_of(self, engine: PreparedEngine) -> LaunchMemory:
+        """What decides the memory of an engine that was submitted."""
+        kind = ENGINES.get(engine.engine)
+        if kind is None or kind.modes == ("external",):
+            return LaunchMemory(EngineSettings())
+        return self._adapter(engine.engine).memory_of(engine.flags, engine.engine_version)
 
     def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
         known. Starts no engine; a llama.cpp build is loaded to see whether it can be. Blocks.
         """
         mode = mode_of(pool)
-        checks: list[Callable[[], object]] = [partial(self._refuse_unsupported, pool, mode)]
-        if mode == "binary" or _package_installed():
-            checks.append(partial(self._programs.check, pool, mode))
-        if model_path is not None:
-            checks.append(partial(self._check_model_at, pool, model_path))
-        found = [error for check in checks for error in _raised(check)]
-        return (*found, *self._flag_problems(pool, mode, model_path or ""), *_env_problems(pool, self._config.profile))
+        found = attempt(partial(require_mode, pool, mode))
+        return found + self._adapter(pool.engine).problems(pool, mode, model_path) if runs_here(pool) else found
 
     def program_path(self, pool: PoolConfig) -> str:
         """What would be executed. Runs nothing. Raises SpecError when none is configured."""
-        return str(self._programs.binary_path(pool)) if mode_of(pool) == "binary" else sys.executable
-
-    def _check_model_at(self, pool: PoolConfig, path: str) -> None:
-        if pool.engine == "vllm":
-            vllm.check_model(path)
-            vllm.check_ctx(pool, path)
-        else:
-            self._shape_of(path)
-
-    def _flag_problems(self, pool: PoolConfig, mode: str, model_path: str) -> tuple[SpecError, ...]:
-        try:
-            found = self._programs.program(pool, mode).options if mode == "binary" or _package_installed() else None
-        except PoolError:
-            found = None  # which is said elsewhere; the flags are held against the recorded ones
-        if pool.engine == "vllm":
-            return vllm.flag_problems(pool, found or vllm.OPTIONS)
-        around = Surroundings(self._config.profile, self._config.base_dir, gpu_present=True)
-        return flag_problems(pool, model_path, found or recorded_options(), around)
-
-    def sizing_flags(self, pool: PoolConfig, model_path: str) -> tuple[str, tuple[str, ...]]:
-        """Engine version and flags of a launch on GPUs, before they and the port are known. Blocks. Raises as ``prepare``."""
-        mode = mode_of(pool)
-        self._refuse_unsupported(pool, mode)
-        recipe = self._recipe(pool, mode, ResolvedModel(pool.model, model_path), None, on_gpu=True)
-        return recipe.program.version, recipe.flags(1)
-
-    def _recipe(
-        self, pool: PoolConfig, mode: str, model: ResolvedModel, assignment: Allocation | None, *, on_gpu: bool = False
-    ) -> _Recipe:
-        """Blocks. ``on_gpu``: as if there were GPUs, whichever will be assigned."""
-        if pool.engine == "vllm":
-            vllm.check_model(model.local_path)
-            vllm.check_ctx(pool, model.local_path)
-            known = self._programs.program(pool, mode)
-            grace_ms = self._config.supervision.stop_grace_ms
-            around_vllm = vllm.Around(known.options, self._config.base_dir, grace_ms, vllm.numbers_of(known.version))
-            return _Recipe(
-                known,
-                vllm.build_env(pool),
-                lambda port: vllm.build_flags(pool, model, port, assignment, around_vllm),
-                lambda flags: vllm.warmup_of(flags, model.local_path, known.options),
-            )
-        shape = self._shape_of(model.local_path)
-        program = self._programs.program(pool, mode)
-        split = assignment.shares if assignment is not None and len(assignment.devices) > 1 else None
-        if assignment is None and isinstance(pool.tensor_split, tuple):
-            split = pool.tensor_split
-        gpu = on_gpu or assignment is not None or self._has_gpu()
-        around = Surroundings(self._config.profile, self._config.base_dir, gpu, split)
-        if shape is not None:
-            around = replace(around, encoder=shape.encoder, task=shape.task)
-        env = build_env(pool, self._config.profile)
-        return _Recipe(
-            program,
-            env,
-            lambda port: build_flags(pool, model.local_path, port, program.options, around),
-            lambda flags: warmup_of(flags, program.options, around),
-        )
+        return str(binary_path(self._config, pool)) if mode_of(pool) == "binary" else sys.executable
 
     def plan(self, pool: PoolConfig) -> dict[str, Any]:
         """What ``prepare`` and the start after it would do, in order: ``{pool_id, steps: [{kind, detail}]}`` (ORCH-3207).
@@ -199,12 +137,13 @@ class EngineProvisioner:
         Deterministic, and asks nothing of the machine beyond which package is installed. What would be refused is a
         step of kind ``refused``.
         """
-        mode = mode_of(pool)
+        mode, package = mode_of(pool), ENGINES[pool.engine].package
         try:
             if mode == "external":
                 return _plan(pool, ("attach", attach_url(pool)))
-            self._refuse_unsupported(pool, mode)
-            run = str(self._programs.binary_path(pool)) if mode == "binary" else f"xllamacpp {package_version()}"
+            require_mode(pool, mode)
+            path = None if mode == "package" else binary_path(self._config, pool)
+            run = f"{package} {package_version(package or '')}" if path is None else str(path)
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
         ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
@@ -220,44 +159,21 @@ class EngineProvisioner:
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
         self._ports.release(pool_id)
+        self._sized.pop(pool_id, None)
 
-    def _refuse_unsupported(self, pool: PoolConfig, mode: str) -> None:
-        if mode not in ENGINE_MODES[pool.engine]:
-            installed = pool.engine != "llamacpp" or pool.provisioning.mode is not None
-            default = (
-                "" if pool.provisioning.mode else " (the default" + ("" if installed else ", as xllamacpp is not installed") + ")"
-            )
-            raise SpecError(f"cannot run {pool.engine} in mode {mode}{default} yet", pool_id=pool.id, hint=_INSTEAD[pool.engine])
-        if mode == "package" and not _package_installed():
-            raise SpecError("cannot run llama.cpp in mode package: xllamacpp is not installed", pool_id=pool.id, hint=INSTALL)
+    def _recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
+        return self._adapter(pool.engine).recipe(pool, mode, model)
 
-    def _shape_of(self, path: str) -> ModelShape | None:
-        if Path(path).is_dir():
-            raise SpecError(f"cannot use {path} as a GGUF model: it is a directory", hint="name the .gguf file inside it")
-        return None if self._check_model is None else self._check_model(path)
+    def _sized_recipe(self, pool: PoolConfig, model: ResolvedModel) -> Recipe | None:
+        """What this very launch was sized by, once."""
+        sized_pool, model_id, path, recipe = self._sized.pop(pool.id, (None, "", "", None))
+        return recipe if (sized_pool, model_id, path) == (pool, model.id, model.local_path) else None
 
-
-def _mask_text(pool: PoolConfig) -> str | None:
-    """``0,1`` for a pool whose `devices` are the GPUs 0 and 1; None when all are allowed."""
-    return None if pool.mask is None else str(pool.mask)
+    def _adapter(self, engine: str) -> Adapter:
+        if engine not in self._adapters:
+            self._adapters[engine] = adapter_of(engine, self._host)
+        return self._adapters[engine]
 
 
 def _plan(pool: PoolConfig, *steps: tuple[str, str]) -> dict[str, Any]:
     return {"pool_id": pool.id, "steps": [{"kind": kind, "detail": detail} for kind, detail in steps]}
-
-
-def _raised(check: Callable[[], object]) -> tuple[PoolError, ...]:
-    try:
-        check()
-    except PoolError as error:
-        return (error,)
-    return ()
-
-
-def _env_problems(pool: PoolConfig, profile: Profile) -> tuple[PoolError, ...]:
-    """What is wrong with each of the pool's variables."""
-    found: tuple[PoolError, ...] = ()
-    for name, value in pool.provisioning.env.items():
-        alone = pool.model_copy(update={"provisioning": pool.provisioning.model_copy(update={"env": {name: value}})})
-        found += _raised(partial(vllm.build_env, alone) if pool.engine == "vllm" else partial(build_env, alone, profile))
-    return found

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar, get_args
 
-from pool_managerd.config import Engine, Mode, is_pool_id
+from pool_managerd.config import Mode, is_pool_id
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.engines import DEFAULT_ENGINE, ENGINES
+from pool_managerd.core.redaction import is_secret_variable, masked_argv, named_secrets
 from pool_managerd.errors import SpecError
 
 MAX_FLAGS = 1024
@@ -35,6 +38,7 @@ _KNOWN = (
     "replica_id",
     "slots_total",
 )
+_STORED = frozenset(_KNOWN) - {"pool_id"}
 
 
 def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
@@ -56,7 +60,7 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
         host=reader.host(),
         port=reader.number("port", 1, 65_535, 0),
         model_path=reader.optional_text("model_path", longest=MAX_PATH),
-        engine=reader.choice("engine", get_args(Engine), "llamacpp"),
+        engine=reader.choice("engine", tuple(ENGINES), DEFAULT_ENGINE),
         engine_version=reader.text("engine_version", "unknown", longest=200),
         replica_id=reader.replica_id(),
         device_mask=reader.optional_text("device_mask", longest=MAX_PATH),
@@ -70,6 +74,20 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
             pool_id, f"flags and env have {engine.size_chars} characters, more than {MAX_TOTAL}", "put long values in files"
         )
     return engine
+
+
+def prepared_to_json(engine: PreparedEngine) -> dict[str, Any] | None:
+    """What `prepared_from_json` reads back; None for an attached engine, which its handoff file announces again.
+
+    Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
+    """
+    if engine.attach_url is not None:
+        return None
+    kept = {key: value for key, value in asdict(engine).items() if key in _STORED and value is not None}
+    kept["flags"] = masked_argv(engine.flags)
+    kept["env"] = {name: value for name, value in engine.env.items() if not is_secret_variable(name)}
+    withheld = named_secrets(engine.env, engine.flags)
+    return kept | ({"withheld": withheld} if withheld else {})
 
 
 def _unwrap(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import shutil
@@ -21,32 +20,29 @@ _LOCAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr
 """Where tools are looked for when a directory on PATH does not answer."""
 _MAX_FILE_BYTES = 4 << 20
 _MAX_PROCESSES = 65_536
-_MODULES = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_peermem")
 _FABRIC_MANAGER = "nv-fabricmanage"  # as long as the kernel keeps a name
 _LISTENING = "0A"
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
 _T = TypeVar("_T")
 
 
 def gather(scan: DeviceScan, folders: Iterable[tuple[str, Path]], *, env: Mapping[str, str], root: Path = Path("/")) -> HostFacts:
     """What this machine has now, RAM left out (host/memory.py). ``folders`` are pairs of role and path.
 
-    ``root`` is where /dev, /proc, /sys and /etc are found. Blocking, but bounded: a directory on a dead network disk is
+    ``root`` is where /dev, /proc and /etc are found. Blocking, but bounded: a directory on a dead network disk is
     given up after ``FOLDER_TIMEOUT_S``.
     """
     nodes = frozenset(name for name in _names(root / "dev") if name.startswith("nvidia") or name == "dxg")
     shm = _statvfs(root / "dev/shm")
     return HostFacts(
         tools=_tools_in_time(env), scan=scan,
-        modules=frozenset(name for name in _MODULES if (root / "sys/module" / name).exists()),
-        kernel_driver=_text(root / "sys/module/nvidia/version").strip() or None, device_nodes=nodes,
+        device_nodes=nodes,
         fabric_manager=_fabric_manager(root) if SWITCHES in nodes else None,
         cdi_files=tuple(_cdi_files(root)),
         memlock_bytes=_limit(resource.RLIMIT_MEMLOCK), open_files=_limit(resource.RLIMIT_NOFILE),
-        shm_total_bytes=shm and shm[0], shm_free_bytes=shm and shm[1],
+        shm_total_bytes=shm and shm[0],
         folders=tuple(_folder(role, path) for role, path in folders),
         ports_taken=frozenset(listening_ports(root / "proc")),
-        as_root=os.geteuid() == 0, cgroup=_cgroup(root / "sys/fs/cgroup"), landlock_abi=_landlock_abi(),
+        as_root=os.geteuid() == 0,
     )  # fmt: skip
 
 
@@ -123,20 +119,6 @@ def _statvfs(path: Path) -> tuple[int, int] | None:
 def _limit(which: int) -> int | None:
     soft, _ = resource.getrlimit(which)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _cgroup(path: Path) -> str | None:
-    if (path / "cgroup.controllers").exists():
-        return "v2"
-    if (path / "unified").exists():
-        return "hybrid"
-    return "v1" if path.exists() else None
-
-
-def _landlock_abi() -> int | None:
-    """The version of Landlock that the kernel offers; None without it."""
-    abi = int(ctypes.CDLL(None, use_errno=True).syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION))
-    return abi if abi > 0 else None
 
 
 def _text(path: Path) -> str:

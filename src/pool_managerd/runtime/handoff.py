@@ -6,11 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config import is_pool_id
+from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime.files import LATEST_HANDOFF, RuntimeFiles, is_own_handoff
 
@@ -19,23 +20,6 @@ _MAX_FILES = 1024
 _MAX_TEXT = 4096
 
 _Key = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Handoff:
-    """What one file says about an engine that somebody else runs. Nothing in it is verified yet."""
-
-    pool_id: str
-    replica_id: str
-    url: str
-    engine: str
-    engine_version: str | None
-    device_mask: str | None
-    slots_total: int | None
-    slots_free: int | None
-    model_path: str | None
-    pid: int | None
-    path: str
 
 
 class HandoffWatcher:
@@ -129,7 +113,7 @@ def parse_handoff(content: Mapping[str, Any], path: str) -> Handoff | None:
         pool_id=pool_id,
         replica_id=replica_id,
         url=_base_url(url),
-        engine=_text(content, "engine") or "llamacpp",
+        engine=_text(content, "engine") or DEFAULT_ENGINE,
         engine_version=_text(content, "engine_version"),
         device_mask=str(mask)
         if isinstance(mask, int) and not isinstance(mask, bool)

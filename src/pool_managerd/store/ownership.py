@@ -12,7 +12,10 @@ from pool_managerd.errors import NodeError
 
 _LOOSE = 0o022
 _TEMPORARY = frozenset({"/tmp", "/var/tmp", "/dev/shm"})  # noqa: S108 - where nothing of the daemon's belongs
-_PARTS = ("state.db", "state.db-wal", "state.db-shm", "state.db-journal", "daemon.lock")
+_PARTS = (
+    *(name + suffix for name in ("state.db", "journal.db") for suffix in ("", "-wal", "-shm", "-journal")),
+    "journal.ids", "daemon.lock",
+)  # fmt: skip
 
 
 def claim_directory(path: Path, what: str, mode: int) -> list[str]:

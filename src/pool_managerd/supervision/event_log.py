@@ -4,84 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
 
+from pool_managerd.core.event import Event
 from pool_managerd.core.narration import bounded, shortened
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError
+from pool_managerd.supervision.protocols import Journal
 
 log = structlog.get_logger("pool_managerd.events")
 KEPT = 2_000
 KEPT_BYTES = 4 << 20
 EVENT_BYTES = 16 << 10
 OVERHEAD_BYTES = 500
+DROPPED_AT_ONCE = 256
 SUBSCRIBER_QUEUE = 1_000
-
-
-EVENT_TYPES: Mapping[str, str] = MappingProxyType({
-    "adopt": "an engine that ran already was taken over", "adopting": "an engine that ran already was found",
-    "attach": "an engine that somebody else runs is probed from now on", "backoff": "a restart is due, and when",
-    "breaker": "the circuit breaker opened", "cordon": "nothing new starts on a GPU", "crash": "an engine failed, and how",
-    "device_clear": "a GPU can be read again", "device_quarantined": "a GPU is out of use",
-    "device_reset": "a GPU answers again and is on probation", "device_restored": "a GPU is used again",
-    "device_scan": "the GPUs that were found, or why none can be read", "device_unclear": "a GPU cannot be read",
-    "devices_released": "the driver's library was released", "devices_resumed": "the driver's library is in use again",
-    "died": "an engine's process is gone", "drain_finished": "a drain ended, and whether leases were cut off",
-    "drain_started": "a pool takes no new leases", "exit": "an engine that may end did so", "gave_up": "no further start",
-    "handoff": "a handoff file announced an engine, or was wrong", "hold": "nothing of the pool starts by itself",
-    "internal_error": "a fault of pool-managerd itself", "lease_expired": "a lease ran out",
-    "not_adopted": "an engine that ran already was not taken over", "notice": "something worth knowing",
-    "operation": "an operation ended", "pool_removed": "a pool was forgotten", "port_conflict": "another program took the port",
-    "preflight": "a finding about this machine", "preload_failed": "a start failed, and why",
-    "preload_succeeded": "a pool became ready", "quarantine": "one of the pool's GPUs is out of use",
-    "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung engine answers again",
-    "release": "a hold ended", "restart": "an engine is started again", "sleep": "an engine goes to sleep",
-    "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
-    "start": "a start began", "start_owed": "a start waits for a hold or a quarantine to end",
-    "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",
-    "state_renewed": "harmed state was written anew from memory", "stop": "an engine is being stopped",
-    "stop_failed": "a process survived SIGKILL", "stopped": "a pool is down", "survivor": "an engine of a dead daemon was ended",
-    "transition": "a pool's state changed", "uncordon": "a GPU may be used again", "undrain": "a drain was taken back",
-    "unhealthy": "a pool is not ready any more, and why", "vram_held": "memory of an ended engine is not seen free",
-    "wake": "an engine wakes up", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
-    "warmup_failed": "the first prompt was not answered", "xid": "the driver reported a GPU error",
-})  # fmt: skip
-"""What can happen, by the type of the event."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened: ``human`` is one sentence, ``fields`` the same for machines (SPEC §14).
-
-    ``id`` grows with every event of this daemon, ``ts_ms`` is unix time, ``type`` is one of EVENT_TYPES, ``level`` is debug,
-    info, warn, error or critical, ``pool_id`` is None for what concerns the node. ``journal`` false: for metrics only.
-    """
-
-    id: int
-    ts_ms: int
-    type: str
-    level: str
-    pool_id: str | None
-    human: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    journal: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able data: ``fields`` beside the rest."""
-        head = {
-            "id": self.id,
-            "ts_ms": self.ts_ms,
-            "type": self.type,
-            "level": self.level,
-            "pool_id": self.pool_id,
-            "human": self.human,
-        }
-        return {**self.fields, **head}
 
 
 class Subscription:
@@ -136,19 +78,41 @@ class Subscription:
 
 
 class EventLog:
-    """The newest events in memory, with listeners (called at once) and subscriptions (queues)."""
+    """The newest events in memory, with listeners (called at once) and subscriptions (queues).
 
-    def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None) -> None:
+    With a ``journal`` the next daemon goes on with them, and with their ids.
+    """
+
+    def __init__(self, clock_ms: Callable[[], int], redactor: Redactor | None = None, journal: Journal | None = None) -> None:
         self._clock_ms = clock_ms
         self.redactor = redactor or Redactor()
         self.state_trouble: str | None = None
         """Why changes cannot be made durable now; None when they can."""
+        self.journal = journal
         self._last_id = 0
+        self._forgotten_id = 0
+        self._dropped_id = 0
         self._kept: deque[Event] = deque()
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self._listeners: list[Callable[[Event], None]] = []
         self._subscriptions: list[Subscription] = []
+
+    def restore(self) -> None:
+        """Open the journal, inside the node's loop, and go on behind what it holds of earlier daemons."""
+        if self.journal is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def tell(human: str, level: str) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(partial(self.emit, "notice", human, level=level))
+
+        self.journal.open(tell)
+        for event in self.journal.recall_events():
+            self._keep(event, bounded(event.fields, EVENT_BYTES)[1] + len(event.human) + OVERHEAD_BYTES)
+        self._last_id = self.journal.last_id
+        self._forgotten_id = self._kept[0].id - 1 if self._kept else self._last_id
 
     def emit(
         self, type_: str, human: str, *, level: str = "info", pool_id: str | None = None, journal: bool = True, **fields: Any
@@ -166,6 +130,8 @@ class EventLog:
                 log.exception("A listener of events failed", action="listener_failed")
         if journal:
             self._keep(event, size + len(human) + OVERHEAD_BYTES)
+            if self.journal is not None:
+                self.journal.put_event(event)
             for subscription in tuple(self._subscriptions):
                 subscription.offer(event)
         return event
@@ -187,8 +153,11 @@ class EventLog:
         self._sizes.append(size)
         self._bytes += size
         while len(self._kept) > KEPT or self._bytes > KEPT_BYTES:
-            self._kept.popleft()
+            self._forgotten_id = self._kept.popleft().id
             self._bytes -= self._sizes.popleft()
+        if self.journal is not None and self._forgotten_id >= self._dropped_id + DROPPED_AT_ONCE:
+            self._dropped_id = self._forgotten_id
+            self.journal.drop_events(self._dropped_id)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``listener`` for every event, quiet ones included; the returned function ends that."""
@@ -196,17 +165,35 @@ class EventLog:
         return lambda: self._listeners.remove(listener)
 
     def subscribe(self, after_id: int | None = None, pool_id: str | None = None) -> Subscription:
-        """Events newer than ``after_id`` that are still kept, then everything to come; None: only what is to come.
+        """Events newer than ``after_id``, then everything to come. 0: from the oldest that is kept; None: what is to come alone.
 
-        ``pool_id``: those of one pool alone.
+        When not everything since ``after_id`` is kept, a ``gap`` comes first and what is kept follows. ``pool_id``: those of one
+        pool alone.
         """
-        if after_id is not None and after_id > self._last_id:
-            after_id = 0  # an id of an earlier daemon
-        kept = [] if after_id is None else [event for event in self._kept if event.id > after_id]
+        kept: list[Event] = []
+        if after_id is not None:
+            gap = self._gap(after_id)
+            kept = [event for event in self._kept if gap is not None or event.id > after_id]
+        else:
+            gap = None
         backlog = [event for event in kept if pool_id in (None, event.pool_id)]
+        if gap is not None:
+            backlog.insert(0, gap)
         subscription = Subscription(backlog, self._drop, pool_id)
         self._subscriptions.append(subscription)
         return subscription
+
+    def _gap(self, after_id: int) -> Event | None:
+        """What tells a reader that it has missed events; it has the id behind which those that are kept begin."""
+        if after_id == 0 or self._forgotten_id <= after_id <= self._last_id:
+            return None
+        oldest = self._kept[0].id if self._kept else self._last_id + 1
+        missing = (
+            f"Events after {after_id} are not all kept" if after_id <= self._last_id else f"Event {after_id} is not known here"
+        )
+        human = f"{missing}; the oldest that is kept is {oldest}"
+        fields = {"after_id": after_id, "oldest_id": oldest}
+        return Event(self._forgotten_id, self._clock_ms(), "gap", "warn", None, human, fields)
 
     def recent(self, type_: str, pool_id: str | None = None) -> list[Event]:
         """Kept events of one type, oldest first."""

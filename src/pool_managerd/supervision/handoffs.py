@@ -1,43 +1,18 @@
-"""Engines of others, announced by a handoff file: attached to, probed, never signalled (SPEC §12, DESIGN §7)."""
+"""External engines, announced by a handoff file: attached to, probed, never signalled (SPEC §12, DESIGN §7)."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.driver import PoolDriver
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 
 
-class FoundHandoff(Protocol):
-    """What a handoff file says. Nothing in it is verified yet."""
-
-    @property
-    def pool_id(self) -> str: ...
-    @property
-    def replica_id(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def engine_version(self) -> str | None: ...
-    @property
-    def device_mask(self) -> str | None: ...
-    @property
-    def slots_total(self) -> int | None: ...
-    @property
-    def model_path(self) -> str | None: ...
-    @property
-    def path(self) -> str: ...
-
-
-def _is_ours(driver: PoolDriver) -> bool:
-    submitted = driver.submitted
-    return driver.config is not None or driver.instance.has_process or (submitted is not None and submitted.attach_url is None)
+def _is_ours(pool: Pool) -> bool:
+    submitted = pool.submitted
+    return pool.config is not None or pool.instance.has_process or (submitted is not None and submitted.attach_url is None)
 
 
 class HandoffIntake:
@@ -47,25 +22,21 @@ class HandoffIntake:
         self._pools = pools
         self._events = events
 
-    def on_handoff(self, found: FoundHandoff, duration_ms: float) -> None:
-        driver = self._pools.find(found.pool_id)
+    def on_handoff(self, found: Handoff, duration_ms: float) -> None:
+        known = self._pools.find(found.pool_id)
         outcome, level = "success", "info"
         human = f"Pool '{found.pool_id}' was announced by a handoff file"
-        if driver is not None and _is_ours(driver):
+        if known is not None and _is_ours(known):
             outcome, level = "error", "warn"
             human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
         else:
             try:
-                driver = self._pools.announce(found.pool_id)
+                pool = self._pools.announce(found.pool_id, attached_engine(found))
             except PoolError as problem:
                 self.on_error(found.path, problem.message)
                 return
-            driver.submitted = attached_engine(found)
-            if driver.instance.drained or driver.instance.held:
+            if pool.state.desired.stays_down or pool.state.held:
                 human = f"{human}; it stays down until it is started"
-            else:
-                driver.post(ev.Stop())
-                driver.post(ev.Start(origin="handoff"))
         self._events.emit(
             "handoff",
             human,
@@ -80,7 +51,7 @@ class HandoffIntake:
         self._events.emit("handoff", message, level="warn", outcome="error", duration_ms=0, path=path)
 
 
-def attached_engine(found: FoundHandoff) -> PreparedEngine:
+def attached_engine(found: Handoff) -> PreparedEngine:
     """Its mask is stored, not validated (DESIGN §7)."""
     return PreparedEngine(
         pool_id=found.pool_id, binary_path="", attach_url=found.url, replica_id=found.replica_id, engine=found.engine,

@@ -1,146 +1,231 @@
-"""The work of one pool's launches: started by effects beside the loop; its outcome returns as events."""
+"""The work of one pool's launches: stage, spawn, watch, probe, warm up. Started by effects, beside the loop.
+
+Its outcome is posted as an event. What it learns about the launch on the way is handed to the actor, which is the only
+one that writes it down.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import aiohttp
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError
-from pool_managerd.supervision import workers
+from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.supervision.failures import LOG_TAIL_LINES, exit_event, failure
 from pool_managerd.supervision.log_places import place_of
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
-from pool_managerd.supervision.workers import Launch
 
-if TYPE_CHECKING:
-    from pool_managerd.supervision.driver import PoolDriver
+
+class Learn(Protocol):
+    """Write down what is known of launch ``epoch`` now: fields of Launch. False when it is not the present one any more."""
+
+    def __call__(self, epoch: int, **known: Any) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """How the work reports to the pool's actor."""
+
+    post: Callable[[ev.Event], None]
+    learn: Learn
+    emit: Emit
 
 
 class LaunchWork:
-    """Tasks of a driver. They read the driver's state and post events to it; they change nothing else of it."""
+    """The tasks of one pool. They read its record and change nothing of it."""
 
-    def __init__(self, driver: PoolDriver, services: Services) -> None:
-        self._driver = driver
-        self._s = services
+    def __init__(self, pool: Pool, actor: Reports, services: Services) -> None:
+        self._pool, self._actor, self._s = pool, actor, services
         self.tasks: set[asyncio.Task[None]] = set()
+        self._cancellable: dict[int, set[asyncio.Task[None]]] = {}
+
+    # --- staging ---
 
     async def stage(self, epoch: int, *, queue: bool) -> None:
         """Model to disk, engine prepared; ``queue``: after its turn among the pools that load at boot."""
-        launch = self._driver.launch
         if queue:
-            launch.step = "queue"
-            await self._s.gate.queue(
-                self._driver.pool_id,
-                self._driver.policy.staging_stall_s / 3,
-                partial(self._driver.post, ev.StagingProgress(epoch)),
-            )
-
-        def progress(done: int, total: int) -> None:
-            before, launch.progress = launch.progress, (done, total)
-            self._driver.post(ev.StagingProgress(epoch))
-            if total and done * 10 // total > before[0] * 10 // total:
-                human = f"Verifying the model of pool '{self._driver.pool_id}': {done * 100 // total} %"
-                self._driver.emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
-
+            still_waiting = partial(self._actor.post, ev.StagingProgress(epoch))
+            await self._s.gate.queue(self._pool.pool_id, self._pool.definition.policy.staging_stall_s / 3, still_waiting)
         try:
-            prepared, model = await workers.stage(self._driver, epoch, launch, self._s, progress)
+            assignment = await self._admit(epoch)
+            prepared = await self._prepare(epoch, assignment)
         except PoolError as problem:
-            launch.cause = problem
-            text, retriable, reason = workers.failure(problem)
-            self._driver.post(ev.StagingFailed(epoch, text, retriable, reason))
+            self._actor.learn(epoch, cause=problem)
+            self._actor.post(ev.StagingFailed(epoch, *failure(problem)))
             return
-        launch.prepared = prepared
-        launch.step = "starting" if prepared.attach_url is None else "attach"
-        if model is not None and not model.verified:
-            self._driver.emit("notice", f"Model of pool '{self._driver.pool_id}' is used unverified: no checksum is configured")
-        for warning in prepared.warnings:
-            self._driver.emit("notice", warning, level="warn")
-        for notice in launch.assignment.notices if launch.assignment else ():
-            self._driver.emit("notice", notice, level="warn")
-        staged = ev.Staged(
-            epoch, external=prepared.attach_url is not None, uses_gpus=launch.assignment is not None,
-            warmable=not prepared.verbatim and prepared.warmup != "none",
-        )  # fmt: skip
-        self._driver.post(staged)
+        external = prepared.attach_url is not None
+        self._actor.learn(epoch, prepared=prepared, step="attach" if external else "starting")
+        for notice in (*prepared.warnings, *(assignment.notices if assignment is not None else ())):
+            self._actor.emit("notice", notice, level="warn")
+        warmable = not prepared.verbatim and prepared.warmup != "none"
+        self._actor.post(ev.Staged(epoch, external=external, uses_gpus=assignment is not None, warmable=warmable))
+
+    async def _admit(self, epoch: int) -> Allocation | None:
+        """May it run here, and on which GPUs. Raises PoolError."""
+        pool = self._pool
+        if pool.definition.external:
+            return None
+        for finding in (await self._s.preflight(pool.pool_id)).overridden:
+            self._actor.emit("preflight", f"Overridden by the configuration: {finding.message}", level="warn", code=finding.code)
+        if pool.config is None and pool.submitted is None:
+            return None
+        self._actor.learn(epoch, step="memory")
+        assignment, sizing = await self._s.admission.admit(pool, epoch)
+        self._actor.learn(epoch, assignment=assignment, sizing=sizing)
+        return assignment
+
+    async def _prepare(self, epoch: int, assignment: Allocation | None) -> PreparedEngine:
+        """Model, then engine (SPEC §2.4). Raises PoolError."""
+        pool, config, submitted = self._pool, self._pool.config, self._pool.submitted
+        if submitted is not None:
+            return replace(_shown_its_devices(submitted, assignment), verbatim=True)
+        if config is None:
+            why = "cannot start a pool that has neither a configuration nor a submitted engine"
+            raise SpecError(why, code="POOL_NOT_CONFIGURED", status=409)
+        model = None
+        if not pool.definition.external:
+            self._actor.learn(epoch, step="model")
+            progress = partial(self._model_progress, epoch)
+            model = await self._s.models.ensure_present(config.model, config.checksums, progress=progress)
+            if not model.verified:
+                self._actor.emit("notice", f"Model of pool '{pool.pool_id}' is used unverified: no checksum is configured")
+        self._actor.learn(epoch, step="engine")
+        return await self._s.engines.prepare(config, model, assignment)
+
+    def _model_progress(self, epoch: int, done: int, total: int) -> None:
+        before = self._pool.launch.progress[0]
+        self._actor.learn(epoch, progress=(done, total))
+        self._actor.post(ev.StagingProgress(epoch))
+        if total and done * 10 // total > before * 10 // total:
+            human = f"Verifying the model of pool '{self._pool.pool_id}': {done * 100 // total} %"
+            self._actor.emit("staging", human, level="debug", bytes_done=done, bytes_total=total)
+
+    # --- the process ---
 
     async def spawn(self, epoch: int) -> None:
         """Run the prepared engine and watch it from its first moment."""
-        launch = self._driver.launch
-        if launch.prepared is None:
+        pool, prepared = self._pool, self._pool.launch.prepared
+        if prepared is None:
             return
-        launch.log_mark = self._s.files.log_mark(self._driver.pool_id)
-        self._driver.log_places.launched(self._s.clock.wall_ms(), place_of(launch.log_mark))
+        mark = self._s.files.log_mark(pool.pool_id)
+        self._actor.learn(epoch, log_mark=mark)
+        pool.log_places.launched(self._s.clock.wall_ms(), place_of(mark))
         try:
-            process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self._driver.policy.stop_grace_ms)
+            process = await self._s.launcher.launch(prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms)
         except PoolError as problem:
-            launch.cause = problem
-            self._driver.post(ev.SpawnFailed(epoch, workers.failure(problem)[0]))
+            self._actor.learn(epoch, cause=problem)
+            self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
             return
-        launch.process = process
+        current = self._actor.learn(epoch, process=process)
         # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
-        watcher = asyncio.create_task(self._watch(launch, epoch), name=f"watch:{self._driver.pool_id}:{epoch}", context=Context())
-        self._keep(watcher)
-        if self._driver.instance.epoch != epoch:
+        watch = self._watch(epoch, process, prepared, mark)
+        self._keep(asyncio.create_task(watch, name=f"watch:{pool.pool_id}:{epoch}", context=Context()))
+        if not current:
             process.kill()  # a newer launch has begun: nobody else knows of this process
             return
         if process.notice:
-            self._driver.emit("notice", process.notice, level="warn")
-        self._driver.post(ev.Spawned(epoch, process.pid))
+            self._actor.emit("notice", process.notice, level="warn")
+        self._actor.post(ev.Spawned(epoch, process.pid))
 
-    async def _watch(self, launch: Launch, epoch: int) -> None:
-        process = launch.process
-        if process is None:
-            return
+    async def _watch(self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: dict[int, int]) -> None:
         await process.wait_dead()
-        self._driver.post(ev.Died(epoch))
+        self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        clean = self._s.events.clean
-        lines = [clean(line) for line in self._s.files.launch_log(self._driver.pool_id, launch.log_mark)]
-        launch.log_tail = lines[-workers.LOG_TAIL_LINES :]
-        told = workers.exit_event(epoch, record, lines, launch.prepared)
-        if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
-            told = replace(told, port_conflict=await self._port_lost(launch, process.pid))
-        self._driver.post(told)
+        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(self._pool.pool_id, log_mark)]
+        self._actor.learn(epoch, log_tail=tuple(lines[-LOG_TAIL_LINES:]))
+        told = exit_event(epoch, record, lines, prepared)
+        if record.code and not told.port_conflict and self._pool.instance.last_good_at is None:
+            # An engine that logs from a thread of its own may end without a word; who holds its port tells all the same.
+            owner = (await self._s.listener(process.pid, prepared.host, prepared.port)).owner
+            told = replace(told, port_conflict=owner == "other")
+        self._actor.post(told)
 
-    async def _port_lost(self, launch: Launch, pid: int) -> bool:
-        """An engine that logs from a thread of its own may end without a word; who holds its port tells all the same."""
-        if launch.prepared is None:
-            return False
-        return (await self._s.listener(pid, launch.prepared.host, launch.prepared.port)).owner == "other"
+    # --- requests to the engine ---
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
-        if not self._driver.external:
-            mark = self._s.files.log_mark(self._driver.pool_id)
-            self._driver.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
-        event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, self._s)
-        if self._driver.external and isinstance(event, ev.ProbeMissed):
-            self._s.silent.add(self._driver.pool_id)
-            event = replace(event, silent=len(self._s.silent))
+        pool, external = self._pool, self._pool.definition.external
+        if not external:
+            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.pool_id)))
+        result, conclusive = await self._ask()
+        self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
+        if external and result.outcome not in (ProbeOutcome.SUCCESS, ProbeOutcome.DISCARDED):
+            self._s.silent.add(pool.pool_id)
         else:
-            self._s.silent.discard(self._driver.pool_id)
-        self._s.events.emit("probe", result.reason, pool_id=self._driver.pool_id, journal=False, outcome=result.outcome.value)
-        self._driver.post(event)
+            self._s.silent.discard(pool.pool_id)
+        if result.ok:
+            self._actor.post(ev.ProbeSucceeded(epoch))
+        elif result.outcome is ProbeOutcome.DISCARDED:
+            self._actor.post(ev.ProbeDiscarded(epoch))
+        else:
+            self._actor.post(ev.ProbeFailed(epoch, result.reason, conclusive, silent=max(1, len(self._s.silent))))
+
+    async def _ask(self) -> tuple[ProbeResult, bool]:
+        """One health probe, and whether it settles the matter. An answer counts only while the port is held by our own
+        process (invariant 3).
+        """
+        launch = self._pool.launch
+        if launch.prepared is None:
+            return ProbeResult(ProbeOutcome.ERROR, "had no engine to ask"), False
+        url, port = launch.prepared.url + launch.prepared.health_path, launch.prepared.port
+        result = await self._s.prober.probe(url, self._pool.definition.policy.probe_timeout_s)
+        if launch.process is not None:
+            found = await self._s.listener(launch.process.pid, launch.prepared.host, port)
+            if found.owner == "other":
+                why = f"was answered by another program: port {port} is not held by this engine but by {found.who}"
+                return ProbeResult(ProbeOutcome.ERROR, why), True
+            if result.ok and found.owner == "nobody":
+                result = ProbeResult(ProbeOutcome.ERROR, f"was answered, but nothing listens on port {port} any more")
+        return result, False
 
     async def warm_up(self, epoch: int) -> None:
-        """Send the first prompt and measure the answer."""
-        self._driver.launch.step = "warm-up"
-        self._driver.post(await workers.warm_up(self._driver.launch, epoch, self._driver.policy.warmup_timeout_s, self._s))
+        """Measure the first token and the rate, and fold them into the baseline (EWMA)."""
+        self._actor.learn(epoch, step="warm-up")
+        engine, timeout_s = self._pool.launch.prepared, self._pool.definition.policy.warmup_timeout_s
+        if engine is None:
+            return self._actor.post(ev.WarmupFailed(epoch, "there is no engine"))
+        try:
+            first_ms, rate = await self._s.prober.warm_up(engine, timeout_s)
+        except TimeoutError:
+            return self._actor.post(ev.WarmupFailed(epoch, f"no answer within {timeout_s:g} s"))
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            return self._actor.post(ev.WarmupFailed(epoch, str(problem) or type(problem).__name__))
+        key = (engine.engine_version, engine.model_id or "", engine.device_mask or "")
+        smoothed = self._s.baselines.observe(key, first_ms, rate)
+        self._actor.learn(epoch, first_token_ms=smoothed.first_token_ms, tokens_per_s=smoothed.tokens_per_s)
+        what = "first token after" if engine.warmup == "completion" else f"{engine.warmup} after"
+        human = f"Pool '{engine.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
+        measured: dict[str, Any] = {"first_token_ms": round(first_ms, 1), "tokens_per_s": round(rate, 2)}
+        self._s.events.emit("warmup", human, pool_id=engine.pool_id, **measured)
+        return self._actor.post(ev.WarmedUp(epoch))
+
+    # --- tasks ---
 
     def run(self, work: Coroutine[Any, Any, None], epoch: int, what: str) -> None:
-        """Run ``work`` beside the loop; when it ends in an exception the instance is told that its helper died."""
+        """Run ``work`` beside the loop; when it ends in an exception the pool is told that its helper died."""
         task = asyncio.create_task(work)
-        self._driver.launch.tasks.add(task)
+        mine = self._cancellable.setdefault(epoch, set())
+        mine.add(task)
         self._keep(task)
 
         def ended(finished: asyncio.Task[None]) -> None:
-            self._driver.launch.tasks.discard(finished)
+            mine.discard(finished)
+            if not mine:
+                self._cancellable.pop(epoch, None)
             if not finished.cancelled() and (problem := finished.exception()) is not None:
-                self._driver.post(ev.HelperDied(epoch, f"{what} ended unexpectedly: {problem!r}"))
+                self._actor.post(ev.HelperDied(epoch, f"{what} ended unexpectedly: {problem!r}"))
 
         task.add_done_callback(ended)
 
@@ -148,7 +233,24 @@ class LaunchWork:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def cancel(self, launch: Launch) -> None:
-        """Nobody wants the outcome of ``launch`` any more."""
-        for task in tuple(launch.tasks):
+    def cancel(self, epoch: int) -> None:
+        """Nobody wants the outcome of launch ``epoch`` any more."""
+        for task in tuple(self._cancellable.get(epoch, ())):
             task.cancel()
+
+
+def _shown_its_devices(submitted: PreparedEngine, assignment: Allocation | None) -> PreparedEngine:
+    """A submitted engine runs verbatim, but sees the GPUs that it was given and no others (SPEC §6.1)."""
+    if submitted.attach_url is not None:
+        return submitted
+    if assignment is not None:
+        shown, given = assignment.environment(), submitted.env.get("CUDA_VISIBLE_DEVICES")
+        replaced = f"CUDA_VISIBLE_DEVICES={given} was replaced: the engine sees the GPUs that were reserved for it"
+        return replace(
+            submitted, env={**submitted.env, **shown}, device_uuids=tuple(d.uuid for d in assignment.devices),
+            warnings=(*submitted.warnings, *((replaced,) if given else ())),
+        )  # fmt: skip
+    if submitted.device_mask is None:
+        return submitted
+    shown = cuda_environment(DeviceMask.parse(submitted.device_mask).to_cuda_visible_devices())
+    return replace(submitted, env={**submitted.env, **shown})

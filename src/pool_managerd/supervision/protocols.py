@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
 from pool_managerd.core.listeners import Listener
-
-if TYPE_CHECKING:
-    from pool_managerd.core.preflight import Report
+from pool_managerd.core.preflight import Report
 
 
-class Alarm(Protocol):
+class Timer(Protocol):
     """A call that is due later and can be taken back."""
 
     def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
-    """Time as an argument: ``monotonic`` decides, ``wall_ms`` is only shown, ``call_at`` rings at a monotonic second."""
+    """Time as an argument: ``monotonic`` decides, ``wall_ms`` is only shown, ``call_at`` calls at a monotonic second."""
 
     def monotonic(self) -> float: ...
     def wall_ms(self) -> int: ...
-    def call_at(self, when: float, call: Callable[[], None]) -> Alarm: ...
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer: ...
 
 
 class Process(Protocol):
@@ -49,6 +48,12 @@ class Process(Protocol):
     async def wait(self) -> ExitRecord: ...
     def stop(self, grace_ms: int) -> None: ...
     def kill(self) -> None: ...
+
+
+class Emit(Protocol):
+    """Tell something that happened to the pool."""
+
+    def __call__(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None: ...
 
 
 class Launcher(Protocol):
@@ -114,6 +119,19 @@ class Facts(Protocol):
     def facts(self, kind: str) -> dict[str, dict[str, Any]]: ...
     async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
     def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
+
+
+class Journal(Protocol):
+    """Keeps events and operations for the next daemon. Writes are queued, never waited for; nothing raises."""
+
+    last_id: int
+
+    def open(self, tell: Callable[[str, str], None]) -> None: ...
+    def recall_events(self) -> list[Event]: ...
+    def recall_operations(self) -> list[dict[str, Any]]: ...
+    def put_event(self, event: Event) -> None: ...
+    def drop_events(self, up_to_id: int) -> None: ...
+    def put_operation(self, operation_id: str, body: Mapping[str, Any] | None) -> None: ...
 
 
 class Records(Protocol):

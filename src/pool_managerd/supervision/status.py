@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pool_managerd.core.artifacts import ENGINE_MODES
-from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.engines import ENGINES
+from pool_managerd.core.lifecycle import Desired, Phase, view
+from pool_managerd.core.lifecycle.phase import IDLE, LOADING
 from pool_managerd.core.narration import size
-from pool_managerd.core.redaction import masked_argv, masked_env, masked_text
-from pool_managerd.core.registry import PoolEntry, Registry
+from pool_managerd.core.preflight import Report
+from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, masked_text
+from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.services import Services
 
-if TYPE_CHECKING:
-    from pool_managerd.core.preflight import Report
 
-
-def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, wall_ms: int) -> dict[str, Any]:
+def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms: int) -> dict[str, Any]:
     """Every field of the public status, absent facts as None."""
-    i, seen, entry = driver.instance, view(driver.instance), registry.get(driver.pool_id)
-    prepared, process, launch = driver.launch.prepared, driver.launch.process, driver.launch
+    state, i, launch = pool.state, pool.instance, pool.launch
+    seen, entry, prepared, process = view(state), registry.get(pool.pool_id), launch.prepared, launch.process
     if entry is None:
-        raise LookupError(driver.pool_id)
+        raise LookupError(pool.pool_id)
     on_cpu = profile == "dev" and prepared is not None and prepared.attach_url is None and launch.assignment is None
     return {
-        "pool_id": i.pool_id, "state": seen.state, "live": seen.live, "ready": seen.ready, "draining": seen.draining,
+        "pool_id": pool.pool_id, "state": seen.state, "live": seen.live, "ready": seen.ready, "draining": seen.draining,
         "active_leases": entry.active_leases, "slots_total": entry.slots_total, "slots_free": entry.slots_free,
         "engine": entry.engine, "engine_version": entry.engine_version, "engine_digest": entry.engine_digest,
         "model_id": entry.model_id, "model_ref": entry.model_ref, "model_path": prepared.model_path if prepared else None,
-        "device_mask": entry.device_mask, "ctx_max": entry.ctx_max, "replica_id": i.replica_id, "epoch": i.epoch,
-        "phase": i.phase.value, "reason": i.reason, "last_error": i.last_error,
-        "crash_count": i.crash_count, "restart_count": i.restart_count, "circuit_state": entry.circuit_state,
-        "held": i.held, "drained": i.drained, "quarantined": i.quarantined, "hung": i.hung,
+        "device_mask": entry.device_mask, "ctx_max": entry.ctx_max, "replica_id": i.id.replica_id, "epoch": i.epoch,
+        "phase": i.phase.value, "reason": state.reason, "last_error": state.last_error,
+        "crash_count": state.crash_count, "restart_count": state.restart_count, "circuit_state": entry.circuit_state,
+        "desired": state.desired.value, "drained": state.desired is Desired.DRAINED and not seen.draining, "held": state.held,
+        "quarantined": state.quarantined, "hung": i.hung,
         "last_heartbeat_ms": entry.last_heartbeat_ms,
         "last_probe_age_ms": None if i.last_good_at is None else round((now - i.last_good_at) * 1000),
         "pid": process.pid if process and i.has_process else None,
@@ -45,20 +45,20 @@ def status_of(driver: PoolDriver, registry: Registry, profile: str, now: float, 
         "compute": "cpu" if on_cpu else "gpu" if launch.assignment is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase is Phase.BACKOFF and i.deadline else None,
-        "preload": _preload(driver, now, wall_ms),
+        "preload": _preload(pool, now, wall_ms),
         "perf": None if launch.first_token_ms is None else {
             "first_token_ms": round(launch.first_token_ms, 1), "tokens_per_s": round(launch.tokens_per_s or 0, 2)},
         "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
-        "profile": profile, "configured": driver.config is not None,
+        "profile": profile, "configured": pool.config is not None,
     }  # fmt: skip
 
 
-def _preload(driver: PoolDriver, now: float, wall_ms: int) -> dict[str, Any] | None:
+def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     """How far a start has come, while one is under way."""
-    i, launch = driver.instance, driver.launch
+    i, launch = pool.instance, pool.launch
     attaching = i.phase is Phase.ATTACHED and i.last_good_at is None
-    if i.launched_at is None or not (attaching or i.phase in (Phase.STAGING, Phase.STARTING, Phase.WARMING)):
+    if i.launched_at is None or not (attaching or i.phase in LOADING):
         return None
     done, total = launch.progress
     words = {
@@ -82,7 +82,7 @@ def health_of(status: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: status[name] for name in head}, "metrics": {name: status[name] for name in figures}}
 
 
-def lease_rows(entry: PoolEntry | None, clock: Clock) -> list[dict[str, Any]]:
+def lease_rows(leases: Iterable[Lease], clock: Clock) -> list[dict[str, Any]]:
     """The leases that have an id, oldest first; their ends on the wall clock, for people."""
     shift_ms = clock.wall_ms() - clock.monotonic() * 1000
     return [
@@ -90,23 +90,23 @@ def lease_rows(entry: PoolEntry | None, clock: Clock) -> list[dict[str, Any]]:
             "lease_id": lease.lease_id, "holder": lease.holder, "given_at_ms": lease.given_at_ms,
             "expires_at_ms": None if lease.expires_at is None else round(lease.expires_at * 1000 + shift_ms),
         }
-        for lease in (entry.leases.values() if entry else ())
+        for lease in leases
     ]  # fmt: skip
 
 
-def command_of(driver: PoolDriver) -> dict[str, Any]:
+def command_of(pool: Pool, redactor: Redactor) -> dict[str, Any]:
     """The exact argv and environment, secrets masked. Raises RequestError until the engine was prepared once."""
-    prepared = driver.launch.prepared
+    prepared = pool.launch.prepared
     if prepared is None:
         raise RequestError(
-            f"cannot show the command of pool {driver.pool_id}: its engine was not prepared yet",
-            code="POOL_UNREADY", status=409, pool_id=driver.pool_id, hint="start the pool once",
+            f"cannot show the command of pool {pool.pool_id}: its engine was not prepared yet",
+            code="POOL_UNREADY", status=409, pool_id=pool.pool_id, hint="start the pool once",
         )  # fmt: skip
-    redact = driver.redactor.text
+    redact = redactor.text
     argv = [] if prepared.attach_url is not None else [redact(word) for word in masked_argv(prepared.argv)]
     env = {name: redact(value) for name, value in masked_env(prepared.env).items()}
     url = prepared.attach_url and masked_text(prepared.attach_url)
-    return {"pool_id": driver.pool_id, "argv": argv, "env": env, "attached_to": url}
+    return {"pool_id": pool.pool_id, "argv": argv, "env": env, "attached_to": url}
 
 
 def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,21 +114,21 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
     return {
         "api_version": "2.0.0", "version": version, "profile": profile,
         "compute": "cpu allowed (profile dev)" if profile == "dev" else "gpu only",
-        "model_schemes": ["file"], "engines": {engine: list(modes) for engine, modes in ENGINE_MODES.items()},
+        "model_schemes": ["file"], "engines": {name: list(kind.modes) for name, kind in ENGINES.items()},
         "pools": [{key: status[key] for key in keys} for status in statuses],
     }  # fmt: skip
 
 
-async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict[str, Any]:
+async def explanation(pool: Pool, steps: list[Any], s: Services) -> dict[str, Any]:
     """What a start would do now, where it would be placed, and what stands in its way."""
-    i = driver.instance
-    problems = [_problem("it is held", f"pool-managerd release {driver.pool_id}")] if i.held else []
-    idle = i.phase in (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
+    i = pool.instance
+    problems = [_problem("it is held", f"pool-managerd release {pool.pool_id}")] if pool.state.held else []
+    idle = i.phase in IDLE
     trying = idle or i.phase is Phase.STAGING  # which a start that is refused passes through again and again
-    if not driver.external and trying and (driver.config is not None or driver.submitted is not None):
+    if not pool.definition.external and trying and (pool.config is not None or pool.submitted is not None):
         asks: tuple[Callable[[], Awaitable[Any]], ...] = (
-            lambda: s.preflight(driver.pool_id),
-            lambda: s.admission.forecast(driver),
+            lambda: s.preflight(pool.pool_id),
+            lambda: s.admission.forecast(pool),
         )
         for ask in asks:
             try:
@@ -138,17 +138,17 @@ async def explanation(driver: PoolDriver, steps: list[Any], s: Services) -> dict
             else:
                 steps = [*steps, *_placing(answer)]
     elif not idle:
-        steps = [*steps, *_promised(driver)]
+        steps = [*steps, *_reserved(pool)]
     told = {problem["message"] for problem in problems}
     problems += [_problem(step["detail"]) for step in steps if step["kind"] == "refused" and step["detail"] not in told]
     blockers = [problem["message"] for problem in problems]
-    would = f"Pool '{driver.pool_id}' would start"
+    would = f"Pool '{pool.pool_id}' would start"
     if blockers:
-        would = f"Pool '{driver.pool_id}' would not start: {'; '.join(blockers)}"
+        would = f"Pool '{pool.pool_id}' would not start: {'; '.join(blockers)}"
     elif not idle:
-        would = f"Pool '{driver.pool_id}' is {view(i).state} already; nothing would be done"
-    return driver.redactor.mapping(
-        {"pool_id": driver.pool_id, "would": would, "steps": steps, "blockers": blockers, "problems": problems}
+        would = f"Pool '{pool.pool_id}' is {view(pool.state).state} already; nothing would be done"
+    return s.events.redactor.mapping(
+        {"pool_id": pool.pool_id, "would": would, "steps": steps, "blockers": blockers, "problems": problems}
     )
 
 
@@ -160,9 +160,9 @@ def _placing(answer: Report | tuple[str, tuple[str, ...]]) -> list[dict[str, str
     return _memory_steps(*answer) if isinstance(answer, tuple) else []
 
 
-def _promised(driver: PoolDriver) -> list[dict[str, str]]:
-    """What the running engine was promised, and by which sum."""
-    found, sizing = driver.launch.assignment, driver.launch.sizing
+def _reserved(pool: Pool) -> list[dict[str, str]]:
+    """What was reserved for the running engine, and by which sum."""
+    found, sizing = pool.launch.assignment, pool.launch.sizing
     if found is None or sizing is None:
         return []
     parts = (f"{size(found.bytes_by_device[d.uuid])} reserved on GPU {d.label} ({d.name})" for d in found.devices)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict
 
+from pool_managerd.core.event import Event
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.telemetry.sink import LogSink
 
@@ -30,25 +31,6 @@ _LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "cri
 # What can be read on dark and on light: yellow vanishes on light, dim on both.
 _COLOURS = {"warn": "\x1b[1m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
 _PLAIN = "\x1b[0m"
-
-
-class LoggableEvent(Protocol):
-    """What of an event of the node's journal a log line is made of."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def ts_ms(self) -> int: ...
-    @property
-    def pool_id(self) -> str | None: ...
-    @property
-    def human(self) -> str: ...
-    @property
-    def fields(self) -> Mapping[str, Any]: ...
-    @property
-    def journal(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +64,7 @@ class Logging:
         """Lines lost because the reader of the log was too slow."""
         return self._sink.dropped_total
 
-    def log_event(self, event: LoggableEvent) -> None:
+    def log_event(self, event: Event) -> None:
         """Write a journalled event as one line; probes and leases (``journal=False``) are for metrics only."""
         if event.journal:
             self.write(event.level, event.type, event.human, event.pool_id, event.fields, ts_ms=event.ts_ms)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pool_managerd._version import __version__
+from pool_managerd.core.event import Event
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.device_metrics import device_metrics
@@ -23,17 +24,6 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 _LABEL = re.compile(r"^(?!__)[A-Za-z_][A-Za-z0-9_]*$")
 _SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_VALUE_CHARS = 64
-
-
-class MetricEvent(Protocol):
-    """What of an event of the node the counters need."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def pool_id(self) -> str | None: ...
-    @property
-    def fields(self) -> Mapping[str, Any]: ...
 
 
 class Metrics:
@@ -97,7 +87,7 @@ class Metrics:
                 self._http[key] = child
         child.inc()
 
-    def on_event(self, event: MetricEvent) -> None:
+    def on_event(self, event: Event) -> None:
         """Count what one event of the node says. Unknown types are ignored."""
         pool, fields = event.pool_id or NO_POOL, event.fields
         match event.type:

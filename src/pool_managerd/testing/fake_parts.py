@@ -12,6 +12,7 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
@@ -21,12 +22,13 @@ from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
-from pool_managerd.supervision.event_log import Event, EventLog
+from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.bindings import Bindings
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
-from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.supervision.services import Services
 from pool_managerd.testing.manual_clock import ManualClock
 
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)

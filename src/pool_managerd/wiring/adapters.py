@@ -7,37 +7,36 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
-from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.preflight import Report
-from pool_managerd.core.redaction import Redactor, is_secret_variable, masked_argv, named_secrets
+from pool_managerd.core.redaction import Redactor
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
-from pool_managerd.engines.submitted import prepared_from_json
+from pool_managerd.engines.submitted import prepared_from_json, prepared_to_json
 from pool_managerd.errors import NodeError
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.handoff import Handoff, HandoffWatcher
+from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import Survivor, stop_survivors
+from pool_managerd.store.journal import Journal
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
+from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
-from pool_managerd.supervision.services import BootGate, Services
+from pool_managerd.supervision.services import Services
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.wiring.preflight import user_rules
 
@@ -69,7 +68,8 @@ class Adapters:
         self.config = config
         self.clock = SystemClock()
         self.node_id = socket.gethostname()
-        self.events = EventLog(self.clock.wall_ms, redactor)
+        self.journal = Journal(config.daemon.state_dir)
+        self.events = EventLog(self.clock.wall_ms, redactor, self.journal)
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
@@ -87,7 +87,8 @@ class Adapters:
             DirectoryLock(config.daemon.state_dir, "state directory"),
             DirectoryLock(config.daemon.runtime_dir, "runtime directory", 0o755),
         ]
-        self._gpu_parts = GpuParts(config, self.clock, self.events, self.store, PreflightMeans(self._own_ports, run))
+        means = PreflightMeans(self._own_ports, self.models, self.engines)
+        self.gpu_parts = GpuParts(config, self.clock, self.events, self.store, means)
         self._services: Services | None = None
 
     def claim(self) -> None:
@@ -116,17 +117,19 @@ class Adapters:
                 with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                     loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
 
+            self.events.restore()
             self.store.listener = told
             stored = self.store.open()
             self.notices += self.files.prepare()
             await self._clear_away()
-            await self._gpu_parts.open()
+            await self.gpu_parts.open()
             await self._spawner.start()
         except BaseException:
             await self.store.close()
+            await self.journal.close()
             self.unclaim()
             raise
-        self.notices += self._gpu_parts.notices
+        self.notices += self.gpu_parts.notices
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored
@@ -152,41 +155,30 @@ class Adapters:
 
     async def close(self) -> None:
         await self.prober.close()
-        await self._gpu_parts.monitor.close()
+        await self.gpu_parts.monitor.close()
         await self._spawner.close()
         await self.store.close()
+        await self.journal.close()
         self.unclaim()
 
     def services(self) -> Services:
         """What every pool's driver shares."""
         if self._services is None:
-            config, gpus = self.config, self._gpu_parts.gpus(self.registry)
+            config, gpus = self.config, self.gpu_parts.gpus(self.registry)
             self._services = Services(
                 clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
                 launcher=self._launcher,
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
                 listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
-                preflight=self._gpu_parts.require, gpus=gpus,
-                admission=self._gpu_parts.admission(gpus, self.models, self.engines),
+                preflight=self.gpu_parts.require, gpus=gpus,
+                admission=self.gpu_parts.admission(gpus),
                 node_id=self.node_id, on_fatal=self._on_fatal,
             )  # fmt: skip
         return self._services
 
     def _on_fatal(self, problem: BaseException) -> None:
         self.fatal(problem)
-
-    def ram(self) -> tuple[int, int]:
-        """Available and total RAM, in bytes."""
-        return self._gpu_parts.ram()
-
-    async def preflight(self) -> Report:
-        """The judgement over this machine for the configuration (SPEC §7)."""
-        return await self._gpu_parts.preflight()
-
-    async def announce_preflight(self) -> None:
-        """Tell what stands in the way of running here, before anything is started (ORCH-3202)."""
-        await self._gpu_parts.announce()
 
     def _own_ports(self) -> frozenset[int]:
         binds = (self.config.daemon.bind, self.config.daemon.metrics_bind)
@@ -209,26 +201,8 @@ class Adapters:
     def new_id(self) -> str:
         return uuid.uuid4().hex
 
-    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
-        return prepared_from_json(body, pool_id)
-
-    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
-        """What ``parse_prepared`` reads back; None for an attached engine, which its handoff file announces again.
-
-        Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
-        """
-        if engine.attach_url is not None:
-            return None
-        raw = asdict(engine)
-        keys = (
-            "binary_path", "flags", "host", "port", "model_path", "engine_version", "replica_id", "device_mask", "engine",
-            "provisioning_mode", "slots_total", "env",
-        )  # fmt: skip
-        kept = {key: raw[key] for key in keys if raw[key] is not None}
-        kept["flags"] = masked_argv(engine.flags)
-        kept["env"] = {name: value for name, value in engine.env.items() if not is_secret_variable(name)}
-        withheld = named_secrets(engine.env, engine.flags)
-        return kept | ({"withheld": withheld} if withheld else {})
+    parse_prepared = staticmethod(prepared_from_json)
+    prepared_to_json = staticmethod(prepared_to_json)
 
 
 def launch_options(config: Config) -> LaunchOptions:

@@ -13,7 +13,6 @@ from pool_managerd.config import Config
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident
 from pool_managerd.core.gpu.visibility import restrictions
 from pool_managerd.core.registry import Registry
-from pool_managerd.engines.help_parser import Run
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
@@ -65,10 +64,11 @@ class LateWorkers:
 
 @dataclass(frozen=True, slots=True)
 class PreflightMeans:
-    """What preflight may use of the node: the ports that it and its engines hold, and how binaries are asked what they are."""
+    """What preflight and admission use of the node: the ports that it and its engines hold, and its provisioners."""
 
     own_ports: Callable[[], frozenset[int]]
-    run: Run
+    models: ModelProvisioner
+    engines: EngineProvisioner
 
 
 class GpuParts:
@@ -99,9 +99,10 @@ class GpuParts:
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, Bindings(self._store))
 
-    def admission(self, gpus: Gpus, models: ModelProvisioner, engines: EngineProvisioner) -> Admission:
+    def admission(self, gpus: Gpus) -> Admission:
         rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)
-        return Admission(gpus, StartSizer(self._config, models, engines), available_ram_bytes, self._store, rules)
+        sizer = StartSizer(self._config, self._means.models, self._means.engines)
+        return Admission(gpus, sizer, available_ram_bytes, self._store, rules)
 
     def ram(self) -> tuple[int, int]:
         """Available and total RAM of this daemon, in bytes."""
@@ -140,7 +141,7 @@ class GpuParts:
         from pool_managerd.wiring.preflight import Setups
 
         if self._setups is None:
-            self._setups = Setups(self._config, self._means.run)
+            self._setups = Setups(self._config, self._means.models, self._means.engines)
         return self._setups.problems()
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:

@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from pool_managerd.config import Config, DaemonConfig, PoolConfig, split_address
+from pool_managerd.config import Config, DaemonConfig, PoolConfig, ProvisioningConfig, split_address
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu.visibility import restrictions
 from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
-from pool_managerd.engines.help_parser import Run
+from pool_managerd.engines.modes import mode_of
 from pool_managerd.engines.ports import PortAllocator
-from pool_managerd.engines.programs import EnginePrograms
-from pool_managerd.engines.provisioner import EngineProvisioner, mode_of
+from pool_managerd.engines.programs import Run, package_installed
+from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
 from pool_managerd.host.facts import FOLDER_TIMEOUT_S, gather
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
@@ -47,14 +48,12 @@ class Setups:
     read beyond its header.
 
     A pool whose disk does not answer is not asked again while it is still being asked. Without ``engines`` only the models'
-    files are looked for.
+    files are looked for. ``model_bytes`` are their sizes by pool, as far as they were found.
     """
 
-    def __init__(self, config: Config, run: Run | None = None, *, engines: bool = True) -> None:
-        self._config, self._deep = config, engines
-        self._models = ModelProvisioner(config.base_dir, config.policy)
-        ports = PortAllocator(config.daemon.engine_ports)
-        self._engines = EngineProvisioner(config, ports, check_model=self._models.shapes.of_gguf, run=run)
+    def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner | None) -> None:
+        self._config, self._models, self._engines = config, models, engines
+        self.model_bytes: dict[str, int] = {}
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
         self._asking: dict[str, str] = {}
         self._found: dict[str, list[tuple[str, str, str]]] = {}
@@ -112,10 +111,11 @@ class Setups:
     def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
         path = None
         try:
-            path = self._models.check(pool.model, pool.checksums).local_path
+            model = self._models.check(pool.model, pool.checksums)
+            path, self.model_bytes[pool.id] = model.local_path, model.size_bytes
         except PoolError as error:
             yield pool.id, error.message, error.hint or ""
-        if not self._deep:
+        if self._engines is None:
             return
         self._tell(pool.id, "engine")
         problems = self._engines.problems(pool, path)
@@ -134,6 +134,14 @@ class Setups:
             require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
 
 
+def setups_of(config: Config, run: Run | None = None, *, engines: bool = True) -> Setups:
+    """The setups of ``config`` where there is no node, whose provisioners would do. ``run`` asks binaries what they are."""
+    models = ModelProvisioner(config.base_dir, config.policy)
+    ports = PortAllocator(config.daemon.engine_ports)
+    found = EngineProvisioner(config, ports, check_model=models.shapes.of_gguf, run=run) if engines else None
+    return Setups(config, models, found)
+
+
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
     """Judge this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
     return judged(config, replace(facts_of(config, env), scan=scan()))
@@ -142,15 +150,30 @@ def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mappin
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
     """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
     config = Config(base_dir=Path("/"), daemon=DaemonConfig(runtime_dir=Path(os.devnull)))  # it has no directory yet
-    problem = EnginePrograms(config, probing(config)).package_problem()
-    engine = None if problem is None else (problem.message.removeprefix("preload failed: "), problem.hint or "")
-    found = replace(_with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problem=engine)
+    engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), run=probing(config))
+    found = replace(
+        _with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problems=tuple(_package_problems(engines))
+    )
     return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
 
 
-def facts_of(config: Config, env: Mapping[str, str], setups: Setups | None = None) -> HostFacts:
-    """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time."""
-    return replace(machine_of(config, env), setup_problems=(setups or Setups(config, probing(config))).problems())
+def _package_problems(engines: EngineProvisioner) -> Iterator[tuple[str, str, str]]:
+    """Of each installed Python package that carries an engine and cannot run one: its name, why, and the remedy."""
+    for name, kind in ENGINES.items():
+        if kind.package is not None and package_installed(kind.package):
+            pool = PoolConfig(id=name, engine=name, model="file:any", provisioning=ProvisioningConfig(mode="package"))
+            for problem in engines.problems(pool, None):
+                yield kind.package, problem.message.removeprefix("preload failed: "), problem.hint or ""
+
+
+def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+    """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time.
+
+    Where a node runs it knows better which models are loaded already, and has `machine_of` alone.
+    """
+    setups = setups_of(config, probing(config))
+    problems = setups.problems()
+    return replace(machine_of(config, env), setup_problems=problems, model_bytes=dict(setups.model_bytes))
 
 
 def machine_of(config: Config, env: Mapping[str, str]) -> HostFacts:
@@ -286,7 +309,7 @@ def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
     cuda, capabilities = _built_for(pool)
     return PoolWants(
-        pool.id, pool.engine, mode_of(pool), scheme if fetched else "file",
+        pool.id, mode_of(pool), scheme if fetched else "file",
         mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
         engine_cuda=cuda, engine_capabilities=capabilities,
     )  # fmt: skip

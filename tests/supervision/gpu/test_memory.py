@@ -12,7 +12,7 @@ from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.driver import PoolDriver
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu, process
 from tests.supervision.gpu_world import GpuWorld
@@ -34,7 +34,7 @@ async def test_a_stop_is_complete_when_the_memory_is_seen_free_and_not_before(ma
     assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is None
 
 
-async def stopped_but_held(world: GpuWorld) -> PoolDriver:
+async def stopped_but_held(world: GpuWorld) -> Pool:
     """Pool a, whose engine was stopped and keeps 19 GiB beyond every deadline."""
     a = await world.begin("a")
     world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 19, name="llama-server"),)))
@@ -47,13 +47,13 @@ async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(ma
     world = GpuWorld(gpu(0, 24), gib=20)
     made.append(world)
     a = await stopped_but_held(world)
-    assert world.phase("a") is Phase.FAILED and a.instance.reason == "vram_held"
-    assert "held by pid 4000 (llama-server), 19 GiB" in str(a.instance.last_error)
+    assert world.phase("a") is Phase.FAILED and a.state.reason == "vram_held"
+    assert "held by pid 4000 (llama-server), 19 GiB" in str(a.state.last_error)
     b = await world.begin("b")
     assert world.phase("b") is Phase.BACKOFF and "INSUFFICIENT_VRAM" in str(b.launch.cause and b.launch.cause.code)
     world.fakes.monitor.show(gpu(0, 24))
     await world.fakes.clock.advance(10)
-    assert world.phase("a") is Phase.DOWN and view(b.instance).ready
+    assert world.phase("a") is Phase.DOWN and view(b.state).ready
 
 
 async def test_what_an_ended_engine_still_holds_is_a_strangers_to_the_next_start_and_the_forecast_says_the_same(
@@ -62,14 +62,14 @@ async def test_what_an_ended_engine_still_holds_is_a_strangers_to_the_next_start
     world = GpuWorld(gpu(0, 24), gib=4)
     made.append(world)
     a = await stopped_but_held(world)
-    assert a.instance.reason == "vram_held"
+    assert a.state.reason == "vram_held"
     where, _ = await world.fakes.admission.forecast(a)
     assert where == "4 GiB on GPU 0 (NVIDIA Test)"
     world.needs("a", 6)
     with pytest.raises(PoolError, match=r"5 GiB of 24 GiB .* pid 4000 \(llama-server\) 19 GiB") as foretold:
         await world.fakes.admission.forecast(a)
     await world.begin("a")
-    assert foretold.value.message in str(a.instance.last_error)
+    assert foretold.value.message in str(a.state.last_error)
 
 
 async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld]) -> None:
@@ -89,16 +89,16 @@ async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld
 async def test_a_forgotten_pool_leaves_no_promise_and_no_binding(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
-    driver = world.pools.add("x")
+    pool = world.pools.add("x")
     engine = PreparedEngine("x", "/engine", port=9000, device_mask="0", verbatim=True)
-    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
     assert world.fakes.records.facts("device_binding").keys() == {"x"}
     world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 9),)))
-    await world.pools.change(driver, "stop", ev.Stop(), "down", desired="down")
+    await world.pools.change(pool, "stop", ev.Stop(), "down", desired="down")
     await world.fakes.clock.advance(40)
-    assert driver.instance.phase is Phase.FAILED
-    await world.pools.remove(driver)
+    assert pool.instance.phase is Phase.FAILED
+    await world.pools.remove(pool)
     assert world.fakes.gpus.memory.ledger.all() == [] and world.fakes.records.facts("device_binding") == {}
 
 
@@ -111,7 +111,7 @@ async def test_a_daemon_that_ends_does_not_wait_long_for_memory(made: list[GpuWo
     await world.pools.change(world.pools.get("a"), "stop", ev.Stop(), "down", desired="down")
     await settle(60)
     assert world.phase("a") is Phase.FAILED
-    error = str(world.pools.get("a").instance.last_error)
+    error = str(world.pools.get("a").state.last_error)
     assert error.endswith("is free: the GPUs cannot be scanned: the driver does not answer")
 
 
@@ -125,13 +125,13 @@ async def test_a_hanging_look_holds_up_no_shutdown_and_is_not_taken_for_free_mem
     async with asyncio.timeout(5):
         while a.instance.phase is Phase.STOPPING:
             await asyncio.sleep(0.02)
-    assert a.instance.reason == "vram_held" and "the GPU driver does not answer" in str(a.instance.last_error)
+    assert a.state.reason == "vram_held" and "the GPU driver does not answer" in str(a.state.last_error)
     assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is not None
     world.fakes.monitor.gate.set()
     await settle()
 
 
-# --- where pids cannot be matched ---
+# --- where processes are not attributable ---
 
 
 def blind(gib: float) -> tuple[DeviceSnapshot, ...]:
@@ -148,9 +148,9 @@ async def test_where_pids_cannot_be_matched_a_neighbours_start_does_not_keep_a_p
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
     world.fakes.monitor.show(*blind(9))
     await world.fakes.clock.advance(5)
-    assert view(a.instance).ready and a.instance.restart_count == 1
+    assert view(a.state).ready and a.state.restart_count == 1
     notices = [e.human for e in world.fakes.told if e.fields.get("confidence") == "low"]
-    assert len(notices) == 1 and "pids cannot be matched (its use fell)" in notices[0]
+    assert len(notices) == 1 and "processes are not attributable (its use fell)" in notices[0]
 
 
 async def test_where_pids_cannot_be_matched_death_has_to_do_at_the_deadline(made: list[GpuWorld]) -> None:
@@ -170,7 +170,7 @@ async def test_a_guess_is_not_learnt_from(made: list[GpuWorld]) -> None:
     made.append(world)
     await world.begin("a")
     await world.see(*blind(3))
-    assert world.fakes.gpus.memory.used() == {} and world.fakes.records.facts("footprint") == {}
+    assert world.fakes.gpus.memory.measured() == {} and world.fakes.records.facts("footprint") == {}
 
 
 # --- the watch itself ---
@@ -196,9 +196,9 @@ async def test_a_look_that_began_before_the_engine_was_ready_teaches_nothing(mad
     half = DeviceScan((gpu(0, 24, processes=(process(4000, 2, start_ticks=5),)),), taken_at=(a.instance.ready_since or 0) - 1)
     world.fakes.watch.scan = half
     world.fakes.admission.learn()
-    assert a.launch.held is None
+    assert world.fakes.admission.measured("a") is None
     await world.see(gpu(0, 24, processes=(process(4000, 9, start_ticks=5),)))
-    assert a.launch.held == {"GPU-00000000": 9 * GIB}
+    assert world.fakes.admission.measured("a") == {"GPU-00000000": 9 * GIB}
 
 
 @pytest.mark.parametrize("neighbour_gib", [8.3, 8.0], ids=["over-its-promise", "as-promised"])

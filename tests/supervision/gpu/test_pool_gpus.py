@@ -29,7 +29,7 @@ async def test_a_pool_without_a_mask_gets_the_gpu_with_most_room_and_sees_it_alo
     assert a.launch.prepared is not None and a.launch.prepared.env == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000000",
     }  # fmt: skip
-    assert view(b.instance).ready
+    assert view(b.state).ready
 
 
 async def test_a_start_that_does_not_fit_fails_with_needed_free_and_holders_and_is_retried(made: list[GpuWorld]) -> None:
@@ -38,19 +38,20 @@ async def test_a_start_that_does_not_fit_fails_with_needed_free_and_holders_and_
     await world.begin("a")
     b = await world.begin("b")
     assert world.phase("b") is Phase.BACKOFF and world.fakes.launcher.processes[1:] == []
-    error = str(b.instance.last_error)
+    error = str(b.state.last_error)
     assert "needs 10 GiB" in error and "8 GiB of 24 GiB" in error
     assert "pool a 10 GiB" in error and "pid 77 (blender) 6 GiB" in error
     await world.see(gpu(0, 24))
     await world.fakes.clock.advance(5)
-    assert view(b.instance).ready
+    assert view(b.state).ready
 
 
 async def test_two_starts_at_once_cannot_both_take_the_memory(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24), gib=14)
     made.append(world)
     for pool in world.config.pools[:2]:
-        world.pools.add(pool.id, pool).post(ev.Start())
+        world.pools.add(pool.id, pool)
+        world.pools.post(pool.id, ev.Start())
     await settle(60)
     phases = sorted(world.pools.get(p).instance.phase.value for p in "ab")
     assert phases == ["backoff", "ready"]
@@ -61,8 +62,8 @@ async def test_an_unknown_device_in_a_mask_is_a_configuration_error(made: list[G
     world = GpuWorld(*TWO, pool={"devices": [5]})
     made.append(world)
     a = await world.begin("a")
-    assert (world.phase("a"), a.instance.reason) == (Phase.FAILED, "config_error")
-    assert "there is no device 5; there are 0 (NVIDIA Test), 1 (NVIDIA Test)" in str(a.instance.last_error)
+    assert (world.phase("a"), a.state.reason) == (Phase.FAILED, "config_error")
+    assert "there is no device 5; there are 0 (NVIDIA Test), 1 (NVIDIA Test)" in str(a.state.last_error)
 
 
 async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[GpuWorld]) -> None:
@@ -87,7 +88,7 @@ async def test_mig_on_and_off_never_misplaces_a_pool(made: list[GpuWorld]) -> No
     assert a.launch.prepared is not None and a.launch.prepared.env["CUDA_VISIBLE_DEVICES"] == "MIG-0-2"
     await world.see(gpu(0, 80))
     await world.fakes.clock.advance(60)
-    assert a.instance.quarantined and not view(a.instance).ready
+    assert a.state.quarantined and not view(a.state).ready
 
 
 async def test_a_pool_that_may_run_anywhere_leaves_a_named_gpu_to_the_pool_that_must_have_it(made: list[GpuWorld]) -> None:
@@ -103,11 +104,11 @@ async def test_a_pool_that_may_run_anywhere_leaves_a_named_gpu_to_the_pool_that_
 async def test_a_submitted_engine_sees_the_gpus_that_it_was_given(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
-    driver = world.pools.add("x")
+    pool = world.pools.add("x")
     engine = PreparedEngine("x", "/engine", port=9000, device_mask="GPU1", env={"A": "b"}, verbatim=True)
-    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    assert driver.launch.prepared is not None and driver.launch.prepared.env == {
+    assert pool.launch.prepared is not None and pool.launch.prepared.env == {
         "A": "b", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000001",
     }  # fmt: skip
 
@@ -117,7 +118,7 @@ async def test_without_gpus_a_cpu_is_used_only_where_that_is_allowed(made: list[
     made.append(world)
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
     a = await world.begin("a")
-    assert view(a.instance).ready and a.launch.assignment is None
+    assert view(a.state).ready and a.launch.assignment is None
     strict = GpuWorld()
     made.append(strict)
     fakes = strict.fakes
@@ -125,8 +126,8 @@ async def test_without_gpus_a_cpu_is_used_only_where_that_is_allowed(made: list[
     fakes.admission = Admission(fakes.gpus, fakes.size, lambda: 1 << 40, fakes.records, AdmissionRules())
     strict.pools._s = replace(strict.pools._s, admission=fakes.admission)
     b = await strict.begin("b")
-    assert (strict.phase("b"), b.instance.reason) == (Phase.FAILED, "gpu_required")
-    assert "GPU-only enforcement: no NVIDIA GPU was found" in str(b.instance.last_error)
+    assert (strict.phase("b"), b.state.reason) == (Phase.FAILED, "gpu_required")
+    assert "GPU-only enforcement: no NVIDIA GPU was found" in str(b.state.last_error)
 
 
 async def test_too_little_main_memory_fails_before_anything_is_spawned(made: list[GpuWorld]) -> None:
@@ -135,8 +136,8 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "none"))
     world.fakes.needs["a"] = LaunchInputs("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
     a = await world.begin("a")
-    assert a.instance.reason is None and world.phase("a") is Phase.BACKOFF
-    assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.instance.last_error)
+    assert a.state.reason is None and world.phase("a") is Phase.BACKOFF
+    assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.state.last_error)
 
 
 async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -> None:
@@ -171,11 +172,11 @@ async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_t
     world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
     made.append(world)
     world.fakes.needs["x"] = LaunchInputs("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
-    driver = world.pools.add("x")
+    pool = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/vllm", port=9000, engine="vllm", device_mask=mask, verbatim=True)
-    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    assert view(driver.instance).ready, driver.instance.last_error
+    assert view(pool.state).ready, pool.state.last_error
     (promise,) = world.fakes.gpus.memory.ledger.all()
     assert list(promise.bytes_by_device.values()) == [gib * GIB for gib in used]
 
@@ -190,9 +191,9 @@ async def test_a_submitted_llama_server_is_reserved_what_its_command_line_takes_
     world = GpuWorld(gpu(0, 24), gpu(1, 24))
     made.append(world)
     world.fakes.needs["x"] = LaunchInputs("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
-    driver = world.pools.add("x")
+    pool = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/llama-server", port=9000, device_mask="1,0", verbatim=True)
-    await world.pools.change(driver, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
     (promise,) = world.fakes.gpus.memory.ledger.all()
     assert [round(promise.bytes_by_device[uuid] / GIB) for uuid in sorted(promise.bytes_by_device)] == parts

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pool_managerd.core.gpu.health import GpuHealth
 from pool_managerd.core.gpu.ledger import Reservation, account
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.supervision.gpu.registry_fields import exclusive_gpus
 from pool_managerd.supervision.gpu.view import device_row
-from pool_managerd.supervision.publishing import exclusive_gpus
 from tests.core.gpus import GIB, gpu, mig, process
 
 

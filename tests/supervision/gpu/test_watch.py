@@ -26,8 +26,7 @@ SECOND = TWO[1].uuid
 async def world() -> AsyncIterator[GpuWorld]:
     made = GpuWorld(*TWO)
     yield made
-    for driver in made.pools.all():
-        await driver.close()
+    await made.pools.close()
 
 
 async def test_an_xid_of_a_gpu_that_is_gone_does_not_bar_it_when_it_is_back(world: GpuWorld) -> None:
@@ -205,7 +204,7 @@ async def test_a_gpu_that_cannot_be_read_ends_no_engine_and_takes_no_start_and_t
     unreadable = replace(TWO[0], unreadable="UNKNOWN (999)")
     await world.see(unreadable, TWO[1])
     a = world.pools.get("a")
-    assert view(a.instance).ready and not a.instance.quarantined
+    assert view(a.state).ready and not a.state.quarantined
     assert not world.fakes.watch.effective_health(unreadable.uuid).usable
     await world.begin("c")
     assert world.runs_on("c") == [1]
@@ -222,11 +221,11 @@ async def test_a_start_that_must_be_on_a_gpu_that_cannot_be_read_is_refused_and_
     world = GpuWorld(*TWO, pool={"devices": [0]})
     await world.see(replace(TWO[0], unreadable="UNKNOWN (999)"), TWO[1])
     a = await world.begin("a")
-    assert "cannot start pool a: GPU 0 cannot be read: UNKNOWN (999)" in str(a.instance.last_error)
+    assert "cannot start pool a: GPU 0 cannot be read: UNKNOWN (999)" in str(a.state.last_error)
     await world.see(*TWO)
     await world.fakes.clock.advance(5)
-    assert view(a.instance).ready, "by itself, when it can be read"
-    await a.close()
+    assert view(a.state).ready, "by itself, when it can be read"
+    await world.pools.close()
 
 
 async def test_a_gpu_that_is_gone_is_not_called_by_the_index_that_another_one_took(world: GpuWorld) -> None:

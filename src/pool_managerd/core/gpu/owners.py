@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pool_managerd.core.gpu.devices import DeviceProcess
 from pool_managerd.core.instance_id import InstanceId
 
 
-@dataclass(frozen=True, slots=True)
-class EngineMark:
+class EngineMark(NamedTuple):
     """How the engine of launch ``epoch`` of an instance, and what descends from it, are recognised.
 
     What loses its parent becomes a child of the shim, whatever title and session it gave itself; 0 when there is none.

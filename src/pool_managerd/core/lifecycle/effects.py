@@ -1,4 +1,4 @@
-"""What a step asks its driver to do. Frozen values, compared with ``==`` in tests."""
+"""What a step asks its actor to do. Frozen values, compared with ``==`` in tests."""
 
 from __future__ import annotations
 
@@ -8,121 +8,84 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Something for the driver to do. Effects are started, never awaited; their outcome returns as an event."""
+    """Something for the actor to do. Effects are started, never awaited; their outcome returns as an event."""
 
 
 @dataclass(frozen=True, slots=True)
-class StageArtifacts(Effect):
-    """Promise memory to this launch, bring the model to disk and prepare the engine."""
+class LaunchEffect(Effect):
+    """Something to do for launch number ``epoch``."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class CancelStaging(Effect):
+class StageArtifacts(LaunchEffect):
+    """Reserve memory for this launch, bring the model to disk and prepare the engine."""
+
+
+class CancelStaging(LaunchEffect):
     """Nobody wants the result of this launch's staging any more."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class SpawnEngine(Effect):
+class SpawnEngine(LaunchEffect):
     """Run the prepared engine."""
 
-    epoch: int
-
 
 @dataclass(frozen=True, slots=True)
-class WritePid(Effect):
+class WritePid(LaunchEffect):
     """Write the pid file; it exists before the first probe."""
 
-    epoch: int
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendProbe(Effect):
+class SendProbe(LaunchEffect):
     """Ask the engine how it is."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendWarmup(Effect):
+class SendWarmup(LaunchEffect):
     """Send the warm-up prompt and measure it."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Announce(Effect):
+class Announce(LaunchEffect):
     """Write the handoff file: this launch is ready for the first time."""
 
-    epoch: int
-
 
 @dataclass(frozen=True, slots=True)
-class StopEngine(Effect):
+class StopEngine(LaunchEffect):
     """Begin the stop ladder: SIGTERM, ``grace_ms``, SIGKILL."""
 
-    epoch: int
     grace_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class KillEngine(Effect):
+class KillEngine(LaunchEffect):
     """No more grace."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Withdraw(Effect):
+class Withdraw(LaunchEffect):
     """Remove pid and handoff file. Done before ``live`` is seen false."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class EndLeases(Effect):
+class EndLeases(LaunchEffect):
     """The leases of this launch end with it."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class AwaitVram(Effect):
+class AwaitVram(LaunchEffect):
     """Watch the GPUs until the engine's memory is seen free."""
 
-    epoch: int
+
+class ReleaseVram(LaunchEffect):
+    """Release the reservation of this launch."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseVram(Effect):
-    """Give the promise of this launch's memory back."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class SleepEngine(Effect):
+class SleepEngine(LaunchEffect):
     """Call the engine's sleep."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class WakeEngine(Effect):
+class WakeEngine(LaunchEffect):
     """Call the engine's wake."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class AdoptEngine(Effect):
+class AdoptEngine(LaunchEffect):
     """Re-open the handles of an engine found running."""
-
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

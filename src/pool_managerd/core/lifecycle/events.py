@@ -1,4 +1,4 @@
-"""What can happen to an instance: requests, news from its helpers, the alarm. Frozen values, compared with ``==``."""
+"""What can happen to a pool: requests, news from its helpers, the timer. Frozen values, compared with ``==``."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ class Start(Event):
     join: bool = True
 
 
-@dataclass(frozen=True, slots=True)
 class CancelStart(Event):
     """Give up a start that is under way; refused when there is none."""
 
 
-@dataclass(frozen=True, slots=True)
 class Stop(Event):
     """Stop now, without waiting for leases, and stay down."""
 
 
 @dataclass(frozen=True, slots=True)
+class Evict(Event):
+    """Make room: stop, unless ``active_leases`` are in flight; demand may start it again."""
+
+    active_leases: int = 0
+
+
 class Restart(Event):
     """Stop if need be, then start."""
 
 
-@dataclass(frozen=True, slots=True)
 class Hold(Event):
     """From now on nothing starts by itself."""
 
 
-@dataclass(frozen=True, slots=True)
 class Release(Event):
     """End a hold; a start that was due happens now."""
 
@@ -56,7 +58,6 @@ class Drain(Event):
     active_leases: int
 
 
-@dataclass(frozen=True, slots=True)
 class Undrain(Event):
     """Take a drain back that has not stopped the engine yet."""
 
@@ -70,15 +71,14 @@ class LeasesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine(Event):
-    """A GPU of this pool is not to be trusted. ``lost``: whatever ran on it cannot go on."""
+    """A GPU of this pool is out of use. ``lost``: whatever ran on it cannot go on."""
 
     reason: str
     lost: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class EndQuarantine(Event):
-    """The GPUs of this pool are trusted again."""
+    """The GPUs of this pool are healthy again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +88,16 @@ class OpenBreaker(Event):
     open_s: float
 
 
-@dataclass(frozen=True, slots=True)
 class ResetBreaker(Event):
     """An operator forgives the failures so far."""
 
 
-@dataclass(frozen=True, slots=True)
 class Sleep(Event):
-    """Let go of VRAM but keep the process."""
+    """Release VRAM but keep the process."""
 
 
-@dataclass(frozen=True, slots=True)
 class Wake(Event):
-    """Take VRAM up again."""
+    """Take VRAM again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +107,8 @@ class Adopt(Event):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
 class Tick(Event):
-    """The alarm went off."""
+    """The timer fired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,6 @@ class EpochEvent(Event):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
 class StagingProgress(EpochEvent):
     """Bytes are still moving."""
 
@@ -160,16 +155,15 @@ class SpawnFailed(EpochEvent):
     retriable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
 class ProbeSucceeded(EpochEvent):
     """A good answer to a probe of this launch."""
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeMissed(EpochEvent):
+class ProbeFailed(EpochEvent):
     """A bad answer or none. ``conclusive``: no further one is needed to know that the engine does not serve.
 
-    ``silent``: how many engines of others do not answer on this node, this one included.
+    ``silent``: how many external engines do not answer on this node, this one included.
     """
 
     reason: str
@@ -177,12 +171,10 @@ class ProbeMissed(EpochEvent):
     silent: int = 1
 
 
-@dataclass(frozen=True, slots=True)
 class ProbeDiscarded(EpochEvent):
     """The prober itself failed: nothing was learnt."""
 
 
-@dataclass(frozen=True, slots=True)
 class WarmedUp(EpochEvent):
     """The warm-up prompt was answered."""
 
@@ -194,7 +186,6 @@ class WarmupFailed(EpochEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
 class Died(EpochEvent):
     """The engine process is dead; how it ended is not known yet."""
 
@@ -216,7 +207,6 @@ class Exited(EpochEvent):
     graceful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class VramFree(EpochEvent):
     """The GPUs no longer list the engine's processes."""
 
@@ -235,7 +225,6 @@ class HelperDied(EpochEvent):
     what: str
 
 
-@dataclass(frozen=True, slots=True)
 class Adopted(EpochEvent):
     """The engine that was found is ours and runs."""
 
@@ -247,11 +236,9 @@ class NotAdopted(EpochEvent):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class Slept(EpochEvent):
-    """The engine let go of its VRAM."""
+    """The engine released its VRAM."""
 
 
-@dataclass(frozen=True, slots=True)
 class Woke(EpochEvent):
     """The engine has its VRAM back."""

@@ -1,8 +1,23 @@
 """Rule 1: this table is the lifecycle. Every (phase, event) pair has a row entry; nothing falls through.
 
-``step`` is the only way an instance changes. An event that does not apply either changes nothing (stale or
-irrelevant news) or is refused with a reason (a request). The state diagram and table in docs/ are generated from
-here.
+**Two records.** A pool is what outlives its launches: what is wanted of it (``desired``), what keeps it from starting
+(``held``, ``quarantined``), its counters and failures. Its ``active`` instance is one launch: a phase, timers, a process.
+``step`` is the only way either of them changes, both in one step, and both are frozen: what somebody read stays true of
+the moment at which it was read.
+
+**Phases** are exclusive and say where the launch is; flags (held, quarantined, hung) stand beside the phase, because each
+of them can begin and end in any phase. A phase that cannot last has a deadline, and an exit for "the helper died", so
+that no task that gets lost can leave a pool hanging.
+
+**Events** are requests, news of one launch, and the timer. News carries the launch's epoch; that of another launch than
+the present one changes nothing: it is late. An event that does not apply changes nothing either, or, when it is a
+request, is refused with a reason.
+
+**Effects run before the new state is published.** The pid file is there before the first probe can make the pool live,
+and is gone before anybody sees it not live (``Withdraw`` comes with the step that takes the process away); the lease of
+an ended launch is gone before the pool can be ready again. Whoever reads the state can rely on its files.
+
+The state diagram and the table in docs/ are generated from here.
 """
 
 from __future__ import annotations
@@ -10,31 +25,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pool_managerd.core.lifecycle import ending, serving, starting
+from pool_managerd.core.lifecycle import draining, ending, relaunch, requests, serving, starting
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.ending import Step
-from pool_managerd.core.lifecycle.instance import RISING, Instance, Phase, Policy
+from pool_managerd.core.lifecycle.phase import IDLE, PROBED_AT_START, RISING, RUNNING, SERVING, Phase
+from pool_managerd.core.lifecycle.policy import Policy
+from pool_managerd.core.lifecycle.pool import PoolState, Step
 
-Handler = Callable[[Instance, Any, float, Policy], Step]
+Handler = Callable[[PoolState, Any, float, Policy], Step]
 
 
-def ignore(i: Instance, e: ev.Event, now: float, p: Policy) -> Step:
+def ignore(pool: PoolState, e: ev.Event, now: float, p: Policy) -> Step:
     """The event does not apply in this phase: it is late, or it asks for what is already so."""
-    return i, ()
+    return pool, ()
 
 
-_BUSY = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {state}")
-_DRAINING = starting.refusing_request("POOL_DRAINING", "cannot start pool '{pool}': it is draining; undrain it, or wait")
-_OPEN = starting.refusing_request("CIRCUIT_OPEN", "cannot start pool '{pool}': its circuit breaker is open; reset it first")
-_NOT_READY = starting.refusing_request("POOL_UNREADY", "cannot do that: pool '{pool}' is not ready")
-_NOT_ASLEEP = starting.refusing_request("INVALID_PARAMS", "cannot wake pool '{pool}': it is not asleep")
-_IN_USE = starting.refusing_request("OPERATION_IN_PROGRESS", "cannot adopt an engine for pool '{pool}': it has one")
+_BUSY = requests.refusing("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {state}")
+_DRAINING = requests.refusing("POOL_DRAINING", "cannot start pool '{pool}': it is draining; undrain it, or wait")
+_OPEN = requests.refusing("CIRCUIT_OPEN", "cannot start pool '{pool}': its circuit breaker is open; reset it first")
+_NOT_READY = requests.refusing("POOL_UNREADY", "cannot do that: pool '{pool}' is not ready")
+_NOT_ASLEEP = requests.refusing("INVALID_PARAMS", "cannot wake pool '{pool}': it is not asleep")
+_IN_USE = requests.refusing("OPERATION_IN_PROGRESS", "cannot adopt an engine for pool '{pool}': it has one")
 
 P = Phase
-ALL = frozenset(Phase)
-IDLE = frozenset({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN})
-RUNNING = frozenset({P.STARTING, P.WARMING, P.READY, P.SLEEPING, P.WAKING, P.DRAINING})
-PROBED_AT_START = frozenset({P.STARTING, P.WAKING})
 
 
 def _row(*cells: tuple[Phase | Iterable[Phase], Handler], rest: Handler) -> dict[Phase, Handler]:
@@ -51,42 +63,46 @@ def _row(*cells: tuple[Phase | Iterable[Phase], Handler], rest: Handler) -> dict
 TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
-        ({P.DOWN, P.FAILED}, starting.start), (P.BACKOFF, starting.start_when_due), (P.OPEN, _OPEN),
-        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, starting.start_after_stop), rest=starting.join_start,
+        ({P.DOWN, P.FAILED}, requests.start), (P.BACKOFF, requests.start_when_due), (P.OPEN, _OPEN),
+        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop), rest=requests.join_start,
     ),
     ev.CancelStart: _row(
-        (P.STAGING, serving.stop_staging), (RISING - {P.STAGING}, serving.stop_running), (P.STOPPING, serving.cancel_stopping),
-        rest=serving.not_starting,
+        (P.STAGING, requests.stop_staging), (RISING - {P.STAGING}, requests.stop_running), (P.STOPPING, requests.cancel_stopping),
+        rest=requests.not_starting,
     ),
     ev.Restart: _row(
-        ({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN}, starting.restart_down), (P.STAGING, ignore),
-        (P.STOPPING, starting.restart_after_stop), ({P.DRAINING, P.ADOPTING}, _BUSY), rest=starting.restart_up,
+        (IDLE, requests.restart_down), (P.STAGING, ignore),
+        (P.STOPPING, requests.restart_after_stop), ({P.DRAINING, P.ADOPTING}, _BUSY), rest=requests.restart_up,
     ),
     ev.Stop: _row(
-        (IDLE, serving.stop_idle), (P.STAGING, serving.stop_staging), (P.DRAINING, serving.stop_draining),
-        (P.STOPPING, serving.stop_stopping), rest=serving.stop_running,
+        (IDLE, requests.stop_idle), (P.STAGING, requests.stop_staging), (P.DRAINING, draining.stop_draining),
+        (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
+    ),
+    ev.Evict: _row(
+        (IDLE, requests.stop_idle), (P.STAGING, requests.stop_staging), (SERVING, requests.evict_serving), (P.DRAINING, ignore),
+        (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Drain: _row(
-        ({P.READY, P.ATTACHED}, serving.drain_serving), (P.DRAINING, serving.drain_draining),
-        (P.STOPPING, serving.drain_stopping), rest=serving.drain_not_serving,
+        (SERVING, draining.drain_serving), (P.DRAINING, draining.drain_draining),
+        (P.STOPPING, draining.drain_stopping), rest=draining.drain_not_serving,
     ),
-    ev.Undrain: _row((P.DRAINING, serving.undrain), (RISING | {P.READY, P.ATTACHED}, ignore), rest=serving.undrain_ended),
-    ev.Hold: _row(rest=serving.hold),
-    ev.Release: _row(rest=serving.release),
-    ev.ResetBreaker: _row(rest=serving.reset_breaker),
+    ev.Undrain: _row((P.DRAINING, draining.undrain), (RISING | SERVING, ignore), rest=draining.undrain_ended),
+    ev.Hold: _row(rest=requests.hold),
+    ev.Release: _row(rest=requests.release),
+    ev.ResetBreaker: _row(rest=requests.reset_breaker),
     ev.Sleep: _row((P.READY, serving.sleep), rest=_NOT_READY),
     ev.Wake: _row((P.SLEEPING, serving.wake), rest=_NOT_ASLEEP),
     ev.Adopt: _row((P.DOWN, starting.adopt), rest=_IN_USE),
     # decisions made elsewhere
-    ev.Quarantine: _row(rest=serving.quarantine),
-    ev.EndQuarantine: _row(rest=serving.end_quarantine),
-    ev.OpenBreaker: _row((IDLE, serving.open_breaker), rest=ignore),
-    ev.LeasesChanged: _row((P.DRAINING, serving.leases_changed), rest=ignore),
-    # the alarm
+    ev.Quarantine: _row(rest=requests.quarantine),
+    ev.EndQuarantine: _row(rest=requests.end_quarantine),
+    ev.OpenBreaker: _row((IDLE, requests.open_breaker), rest=ignore),
+    ev.LeasesChanged: _row((P.DRAINING, draining.leases_changed), rest=ignore),
+    # the timer
     ev.Tick: _row(
         (P.STAGING, starting.staging_tick), (P.STARTING, starting.starting_tick), (P.WARMING, starting.warming_tick),
-        ({P.READY, P.ATTACHED}, serving.serving_tick), ({P.SLEEPING, P.WAKING}, serving.sleeping_tick),
-        (P.DRAINING, serving.draining_tick), (P.STOPPING, ending.stopping_tick), ({P.BACKOFF, P.OPEN}, serving.due_start),
+        (SERVING, serving.serving_tick), ({P.SLEEPING, P.WAKING}, serving.sleeping_tick),
+        (P.DRAINING, draining.draining_tick), (P.STOPPING, ending.stopping_tick), ({P.BACKOFF, P.OPEN}, relaunch.due_start),
         (P.ADOPTING, starting.adopting_tick), rest=ignore,
     ),
     # news of one launch
@@ -94,18 +110,18 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.Staged: _row((P.STAGING, starting.staged), rest=ignore),
     ev.StagingFailed: _row((P.STAGING, starting.staging_failed), rest=ignore),
     ev.Spawned: _row(
-        (P.STARTING, starting.spawned), (P.STOPPING, ending.spawned_stopping), (IDLE, starting.spawned_late), rest=ignore,
+        (P.STARTING, starting.spawned), (P.STOPPING, ending.spawned_stopping), (IDLE, ending.spawned_late), rest=ignore,
     ),
     ev.SpawnFailed: _row((P.STARTING, starting.spawn_failed), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
     ev.ProbeSucceeded: _row(
         (P.STARTING, starting.starting_ok), (P.WAKING, serving.waking_ok), (P.ATTACHED, serving.attached_ok),
         ({P.READY, P.DRAINING}, serving.probe_ok), rest=ignore,
     ),
-    ev.ProbeMissed: _row(
-        (PROBED_AT_START, starting.starting_miss), (P.READY, serving.probe_missed), (P.ATTACHED, serving.attached_miss),
-        (P.DRAINING, serving.draining_miss), rest=ignore,
+    ev.ProbeFailed: _row(
+        (PROBED_AT_START, starting.starting_failed), (P.READY, serving.probe_failed), (P.ATTACHED, serving.attached_probe_failed),
+        (P.DRAINING, serving.draining_probe_failed), rest=ignore,
     ),
-    ev.ProbeDiscarded: _row((PROBED_AT_START | {P.READY, P.ATTACHED, P.DRAINING}, starting.probe_discarded), rest=ignore),
+    ev.ProbeDiscarded: _row((PROBED_AT_START | SERVING | {P.DRAINING}, starting.probe_discarded), rest=ignore),
     ev.WarmedUp: _row((P.WARMING, starting.warmed_up), rest=ignore),
     ev.WarmupFailed: _row((P.WARMING, starting.warmup_failed), rest=ignore),
     ev.Died: _row((RUNNING, ending.died), (P.STOPPING, ending.died_stopping), (P.FAILED, ending.died_failed), rest=ignore),
@@ -124,20 +140,20 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
 }  # fmt: skip
 
 
-def step(instance: Instance, event: ev.Event, now: float, policy: Policy) -> Step:
-    """What ``event`` makes of ``instance`` at monotonic second ``now``, and what is to be done about it.
+def step(pool: PoolState, event: ev.Event, now: float, policy: Policy) -> Step:
+    """What ``event`` makes of ``pool`` at monotonic second ``now``, and what is to be done about it.
 
     News of another launch than the present one changes nothing.
     """
-    if isinstance(event, ev.EpochEvent) and event.epoch != instance.epoch:
-        return instance, ()
-    return TABLE[type(event)][instance.phase](instance, event, now, policy)
+    if isinstance(event, ev.EpochEvent) and event.epoch != pool.active.epoch:
+        return pool, ()
+    return TABLE[type(event)][pool.active.phase](pool, event, now, policy)
 
 
-def next_alarm(instance: Instance, policy: Policy) -> float | None:
+def next_timer(pool: PoolState, policy: Policy) -> float | None:
     """The monotonic second of the next Tick that matters, None when only news can change anything."""
-    lost_probe = None
-    if instance.probe_sent_at is not None and instance.phase in (P.READY, P.ATTACHED):
-        lost_probe = instance.probe_sent_at + policy.probe_timeout_s * 2 + policy.probe_interval_s + 0.001
-    times = [t for t in (instance.deadline, instance.next_probe_at, lost_probe) if t is not None]
+    i, lost_probe = pool.active, None
+    if i.probe_sent_at is not None and i.phase in SERVING:
+        lost_probe = i.probe_sent_at + policy.probe_timeout_s * 2 + policy.probe_interval_s + 0.001
+    times = [t for t in (i.deadline, i.next_probe_at, lost_probe) if t is not None]
     return min(times, default=None)

@@ -1,10 +1,12 @@
-"""What an instance looks like from outside, and what must always hold of it."""
+"""What a pool looks like from outside, and what must always hold of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pool_managerd.core.lifecycle.instance import Instance, Phase, Policy
+from pool_managerd.core.lifecycle.phase import TRANSITIONAL, Phase
+from pool_managerd.core.lifecycle.policy import Policy
+from pool_managerd.core.lifecycle.pool import PoolState
 
 _STATE = {
     Phase.STAGING: "provisioning",
@@ -13,9 +15,8 @@ _STATE = {
     Phase.ADOPTING: "starting",
     Phase.OPEN: "failed",
 }
-_TRANSITIONAL = (Phase.STAGING, Phase.STARTING, Phase.WARMING, Phase.WAKING, Phase.DRAINING, Phase.STOPPING, Phase.BACKOFF,
-                 Phase.OPEN, Phase.ADOPTING)  # fmt: skip
 _WITH_PROCESS = (Phase.WARMING, Phase.READY, Phase.SLEEPING, Phase.WAKING)
+_WITHOUT_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.OPEN, Phase.STAGING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +29,41 @@ class View:
     draining: bool
 
 
-def view(i: Instance) -> View:
+def view(pool: PoolState) -> View:
+    i = pool.active
     state = _STATE.get(i.phase, i.phase.value)
     if i.phase is Phase.DOWN:
-        state = "offline" if i.epoch else "uninitialized"
+        state = "uninitialized" if i.launched_at is None else "offline"
     live = i.has_process
-    ready = i.phase is Phase.READY and not i.quarantined and not i.hung
+    ready = i.phase is Phase.READY and not pool.quarantined and not i.hung
     if i.external and i.phase in (Phase.ATTACHED, Phase.DRAINING):
         live = i.last_good_at is not None
     if i.phase is Phase.ATTACHED:
-        ready = live and not i.quarantined
+        ready = live and not pool.quarantined
         state = "ready" if live else "starting"
     draining = i.phase is Phase.DRAINING or (i.phase is Phase.STOPPING and i.drain_since is not None)
     return View(state, live, ready, draining)
 
 
-def validate(i: Instance, now: float, p: Policy) -> None:
-    """The invariants of one instance; raises AssertionError. Run after every step in tests (DESIGN §8)."""
-    seen = view(i)
-    _hold(i.phase not in _TRANSITIONAL or i.deadline is not None, "a transitional phase has a deadline", i)
-    _hold(i.phase not in _WITH_PROCESS or i.has_process or i.external, "a running phase has a process", i)
-    _hold(i.phase not in (Phase.DOWN, Phase.BACKOFF, Phase.OPEN, Phase.STAGING) or not i.has_process, "down means reaped", i)
-    _hold(not seen.ready or (seen.live and not seen.draining), "ready means live and not draining", i)
-    _hold(not seen.ready or i.last_good_at is not None, "ready means a good probe of this epoch", i)
-    _hold(not seen.ready or i.probe_failures < p.failure_threshold, "ready means fewer misses than the threshold", i)
-    _hold(i.phase is not Phase.STAGING or not (i.held or i.quarantined) or i.since <= now, "staging began before it was held", i)
-    _hold(
-        min(i.epoch, i.crash_count, i.restart_count, i.failures, i.drain_leases, i.probe_failures) >= 0,
-        "counts are not negative",
-        i,
-    )
-    _hold(not (i.owed and i.drained), "nothing is owed to who asked for a stop", i)
-    _hold(not i.vram_pending or i.phase in (Phase.STOPPING, Phase.FAILED), "memory is waited for after a stop alone", i)
-    _hold(i.next_probe_at is None or i.probe_sent_at is None, "at most one probe is under way", i)
-    _hold(not i.owed or i.phase not in (Phase.STAGING, Phase.STARTING, Phase.READY), "nothing is owed while it runs", i)
-
-
-def _hold(truth: bool, rule: str, i: Instance) -> None:
-    if not truth:
-        raise AssertionError(f"broken rule: {rule}: {i}")
+def validate(pool: PoolState, now: float, p: Policy) -> None:
+    """The invariants of one pool; raises AssertionError. Run after every step in tests (DESIGN §8)."""
+    i, seen = pool.active, view(pool)
+    rules = {
+        "a transitional phase has a deadline": i.phase not in TRANSITIONAL or i.deadline is not None,
+        "a running phase has a process": i.phase not in _WITH_PROCESS or i.has_process or i.external,
+        "down means reaped": i.phase not in _WITHOUT_PROCESS or not i.has_process,
+        "ready means live and not draining": not seen.ready or (seen.live and not seen.draining),
+        "ready means a good probe of this epoch": not seen.ready or i.last_good_at is not None,
+        "ready means fewer failed probes than the threshold": not seen.ready or i.probe_failures < p.failure_threshold,
+        "staging began before it was held": i.phase is not Phase.STAGING or not (pool.held or pool.quarantined) or i.since <= now,
+        "counts are not negative": min(i.epoch, pool.crash_count, pool.restart_count, i.drain_leases, i.probe_failures) >= 0,
+        "failures are in order": list(pool.failures) == sorted(pool.failures),
+        "no start is due of a pool that is to stay down": not (pool.pending_start and pool.desired.stays_down),
+        "no start is due while one is under way": not pool.pending_start
+        or i.phase not in (Phase.STAGING, Phase.STARTING, Phase.READY),
+        "memory is waited for after a stop alone": not i.vram_pending or i.phase in (Phase.STOPPING, Phase.FAILED),
+        "at most one probe is under way": i.next_probe_at is None or i.probe_sent_at is None,
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise AssertionError(f"broken: {'; '.join(broken)}: {pool}")

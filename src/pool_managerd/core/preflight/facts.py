@@ -25,35 +25,32 @@ class Folder:
 class HostFacts:
     """This machine, as far as it could be read.
 
-    ``tools`` maps a program's name to its path. ``device_nodes``, ``modules`` and ``cdi_files`` name what exists of
-    NVIDIA's device files, kernel modules and container descriptions. Limits are the soft ones; None is unlimited.
+    ``tools`` maps a program's name to its path. ``device_nodes`` and ``cdi_files`` name what exists of
+    NVIDIA's device files and container descriptions. Limits are the soft ones; None is unlimited.
     ``fabric_manager`` is None where its process could not be seen from here, as in a container. ``setup_problems`` are pools
-    whose model or engine cannot be used as configured: id, message and remedy. ``package_problem``: why the embedded engine
-    cannot be loaded, and the remedy; None when it can, or is not installed.
+    whose model or engine cannot be used as configured: id, message and remedy. ``package_problems`` are
+    Python packages that carry an engine and cannot be loaded: name, message and remedy. ``model_bytes``: sizes of models by
+    pool, where they are known and not loaded yet.
     """
 
     tools: Mapping[str, str] = field(default_factory=dict)
     scan: DeviceScan = NOT_SCANNED
-    modules: frozenset[str] = frozenset()
-    kernel_driver: str | None = None
     device_nodes: frozenset[str] = frozenset()
     fabric_manager: bool | None = None
     cdi_files: tuple[str, ...] = ()
     memlock_bytes: int | None = None
     open_files: int | None = None
     shm_total_bytes: int | None = None
-    shm_free_bytes: int | None = None
     ram_total_bytes: int | None = None
     ram_available_bytes: int | None = None
     folders: tuple[Folder, ...] = ()
     ports_taken: frozenset[int] = frozenset()
     as_root: bool = False
-    cgroup: str | None = None
-    landlock_abi: int | None = None
     shared_user: str | None = None
     no_user: str | None = None
     setup_problems: tuple[tuple[str, str, str], ...] = ()
-    package_problem: tuple[str, str] | None = None
+    package_problems: tuple[tuple[str, str, str], ...] = ()
+    model_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def cuda_tool(self) -> str | None:
@@ -71,12 +68,10 @@ class PoolWants:
     """What one pool needs. ``engine_cuda`` and ``engine_capabilities``: what its build was made with, where known."""
 
     pool_id: str
-    engine: str = "llamacpp"
     mode: str = "package"
     scheme: str = "file"
     mask: DeviceMask | None = None
     ports: tuple[int, ...] = ()
-    model_bytes: int | None = None
     mlock: bool = False
     engine_cuda: str | None = None
     engine_capabilities: tuple[str, ...] = ()
@@ -85,10 +80,6 @@ class PoolWants:
     def runs_here(self) -> bool:
         """False for an engine that somebody else runs."""
         return self.mode != "external"
-
-    @property
-    def download_bytes(self) -> int:
-        return 0 if self.scheme in ("file", "sha256") else self.model_bytes or 0
 
 
 @dataclass(frozen=True, slots=True)

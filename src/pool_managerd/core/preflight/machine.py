@@ -21,7 +21,7 @@ _AS_ROOT = ("sudo systemctl edit pool-managerd  # User=root; without daemon.engi
 
 def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     yield from _setups(facts, wants)
-    yield from _folders(facts, wants)
+    yield from _folders(facts)
     yield from _memory(facts, wants)
     yield from _limits(facts, wants)
     yield from _ports(facts, wants)
@@ -39,20 +39,18 @@ def _isolation(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
 
 def _setups(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     """Pools whose start would be refused for their model or engine, whatever the machine has."""
-    if facts.package_problem is not None:
-        message, hint = facts.package_problem
-        yield Finding("engine_package", FAIL, "llama.cpp", message, (hint,) if hint else ())
+    for package, message, hint in facts.package_problems:
+        yield Finding("engine_package", FAIL, package, message, (hint,) if hint else ())
     wanted = {pool.pool_id for pool in wants.pools}
     for pool_id, message, hint in facts.setup_problems:
         if pool_id in wanted:
             yield Finding("pool_setup", FAIL, f"pool {pool_id}", message, (f"# {hint}",) if hint else ())
 
 
-def _folders(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
-    download = sum(pool.download_bytes for pool in wants.local_pools)
+def _folders(facts: HostFacts) -> Iterator[Finding]:
     good: list[str] = []
     for folder in facts.folders:
-        found = _folder(folder, download if folder.role == "model-cache" else 0)
+        found = _folder(folder)
         if found is None:
             good.append(folder.role)
         else:
@@ -61,14 +59,14 @@ def _folders(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
         yield Finding("folders", OK, ", ".join(sorted(set(good))), "the directories can be written to and have room")
 
 
-def _folder(folder: Folder, download_bytes: int) -> Finding | None:
+def _folder(folder: Folder) -> Finding | None:
     if folder.problem is not None:
         message = f"cannot write to the {folder.role} directory {folder.path}: {folder.problem}"
         remedy = (f"sudo install -d -o $(id -un) {_quoted(folder.path)}",)
         return Finding("not_writable", FAIL, folder.path, message, remedy)
     if folder.free_bytes is None:
         return None
-    least = LEAST_FREE_BYTES.get(folder.role, DEFAULT_LEAST_FREE_BYTES) + download_bytes
+    least = LEAST_FREE_BYTES.get(folder.role, DEFAULT_LEAST_FREE_BYTES)
     if folder.free_bytes < least:
         message = (
             f"cannot use the {folder.role} directory {folder.path}: {_mib(folder.free_bytes)} are free, {_mib(least)} are needed"
@@ -80,7 +78,7 @@ def _folder(folder: Folder, download_bytes: int) -> Finding | None:
             message,
             (f"df -h {_quoted(folder.path)}", f"du -xh {_quoted(folder.path)} | sort -h | tail"),
         )
-    if folder.free_bytes - download_bytes < LOW_FREE_BYTES:
+    if folder.free_bytes < LOW_FREE_BYTES:
         message = f"the disk of the {folder.role} directory {folder.path} is nearly full: {_mib(folder.free_bytes)} are free"
         return Finding("disk_low", WARN, folder.path, message, (f"df -h {_quoted(folder.path)}",))
     return None
@@ -91,11 +89,11 @@ def _memory(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     if available is None:
         return
     on_cpu = not wants.gpu_only and facts.scan.no_gpus
-    largest = max(wants.local_pools, key=lambda pool: (pool.model_bytes or 0, pool.pool_id), default=None)
-    if on_cpu and largest is not None and (largest.model_bytes or 0) > available:
-        size, there = _mib(largest.model_bytes or 0), _mib(available)
-        message = f"cannot load the model of pool {largest.pool_id} into RAM: it has {size}, {there} are available"
-        yield Finding("ram", FAIL, f"pool {largest.pool_id}", message, ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"))
+    sizes = ((facts.model_bytes.get(pool.pool_id, 0), pool.pool_id) for pool in wants.local_pools)
+    largest, pool_id = max(sizes, default=(0, ""))
+    if on_cpu and largest > available:
+        message = f"cannot load the model of pool {pool_id} into RAM: it has {_mib(largest)}, {_mib(available)} are available"
+        yield Finding("ram", FAIL, f"pool {pool_id}", message, ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"))
     elif available < LOW_RAM_BYTES:
         yield Finding(
             "ram",
@@ -122,7 +120,7 @@ def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
         )
     several = len(facts.gpus) > 1
     if facts.memlock_bytes is not None:
-        locked = max((pool.model_bytes or 0 for pool in wants.local_pools if pool.mlock), default=0)
+        locked = max((facts.model_bytes.get(pool.pool_id, 0) for pool in wants.local_pools if pool.mlock), default=0)
         least = max(locked, LEAST_MEMLOCK_BYTES if several else 0)
         if facts.memlock_bytes < least:
             message = (

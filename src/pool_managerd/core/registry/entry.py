@@ -9,16 +9,29 @@ from pool_managerd.core.registry.types import DeviceShare, Lease, PerfHints
 
 
 @dataclass(slots=True)
+class LaunchLeases:
+    """The leases of one launch, with which they end: ``counted`` by the seeds' counter calls, ``by_id`` by all others."""
+
+    counted: int = 0
+    by_id: dict[str, Lease] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.counted + len(self.by_id)
+
+
+@dataclass(slots=True)
 class PoolEntry:
     """All fields of SPEC §3.1. ``version`` is the configuration's, not the engine's.
 
-    Leases are counted two ways that add up: ``counted`` by the seeds' counter calls, ``leases`` by id.
+    ``epoch`` is the launch that new leases are given on; ``leases`` are those of every launch that has any.
     """
 
     pool_id: str
     born: int = 0
     node_id: str | None = None
     replica_id: str | None = None
+    epoch: int = 0
     health: HealthStatus = field(default_factory=HealthStatus)
     last_heartbeat_ms: int | None = None
     version: str | None = None
@@ -49,8 +62,7 @@ class PoolEntry:
     max_tokens_out: int | None = None
     quant: str | None = None
     sampler_profile_version: str | None = None
-    counted: int = 0
-    leases: dict[str, Lease] = field(default_factory=dict)
+    leases: dict[int, LaunchLeases] = field(default_factory=dict)
     leases_given: int = 0
 
     @property
@@ -60,13 +72,23 @@ class PoolEntry:
 
     @property
     def active_leases(self) -> int:
-        return self.counted + len(self.leases)
+        """On all launches: while an engine is replaced, its last leases are still in flight beside the new one's."""
+        return sum(launch.total for launch in self.leases.values())
+
+    def leases_on(self, epoch: int) -> int:
+        """In flight on launch ``epoch``."""
+        found = self.leases.get(epoch)
+        return 0 if found is None else found.total
+
+    def find(self, lease_id: str) -> LaunchLeases | None:
+        """The launch that the lease is on; None when it is over, or never was."""
+        return next((launch for launch in self.leases.values() if lease_id in launch.by_id), None)
 
     @property
     def slots_free(self) -> int | None:
         """What the engine reported free, never more than the leases leave over."""
         if self.slots_total is None:
             return self.reported_free
-        left = self.slots_total - self.active_leases
+        left = self.slots_total - self.leases_on(self.epoch)
         reported = self.slots_total if self.reported_free is None else self.reported_free
         return max(0, min(left, reported))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pool_managerd.core.health import HealthStatus
-from pool_managerd.core.registry.entry import PoolEntry
+from pool_managerd.core.registry.entry import LaunchLeases, PoolEntry
 from pool_managerd.core.registry.snapshot import PoolSnapshot, snapshot_of
 from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
 from pool_managerd.errors import RequestError, SpecError
@@ -180,13 +180,15 @@ class Registry:
         """One more unit in flight; the new count. Raises RequestError POOL_DRAINING or NO_FREE_SLOTS (SPEC §4)."""
         entry = self._change(pool_id)
         self._admit(entry)
-        entry.counted += 1
+        entry.leases.setdefault(entry.epoch, LaunchLeases()).counted += 1
         return entry.active_leases
 
     def release_lease(self, pool_id: str) -> int:
-        """One unit less, never below 0; the new count (ORCH-3502)."""
+        """One unit less, never below 0, of the oldest launch that has one; the new count (ORCH-3502)."""
         entry = self._change(pool_id)
-        entry.counted = max(0, entry.counted - 1)
+        oldest = min((epoch for epoch, launch in entry.leases.items() if launch.counted), default=None)
+        if oldest is not None:
+            entry.leases[oldest].counted -= 1
         return entry.active_leases
 
     def get_active_leases(self, pool_id: str) -> int:
@@ -200,16 +202,16 @@ class Registry:
         self._admit(entry)
         entry.leases_given += 1
         lease = Lease(f"{self._prefix(entry)}-{entry.leases_given:x}", holder, given_at_ms, expires_at)
-        entry.leases[lease.lease_id] = lease
+        entry.leases.setdefault(entry.epoch, LaunchLeases()).by_id[lease.lease_id] = lease
         return lease
 
     def renew(self, pool_id: str, lease_id: str, expires_at: float | None) -> Lease:
         """A new end for a lease that is still active; RequestError LEASE_NOT_FOUND otherwise."""
         entry = self._entries.get(pool_id)
-        if entry is None or lease_id not in entry.leases:
+        launch = None if entry is None else entry.find(lease_id)
+        if launch is None:
             raise self._no_lease(pool_id, lease_id)
-        lease = replace(entry.leases[lease_id], expires_at=expires_at)
-        entry.leases[lease_id] = lease
+        lease = launch.by_id[lease_id] = replace(launch.by_id[lease_id], expires_at=expires_at)
         return lease
 
     def release(self, pool_id: str, lease_id: str) -> int:
@@ -217,34 +219,33 @@ class Registry:
         entry = self._entries.get(pool_id)
         if entry is None or not self._was_given(entry, lease_id):
             raise self._no_lease(pool_id, lease_id)
-        if entry.leases.pop(lease_id, None) is not None:
+        if (launch := entry.find(lease_id)) is not None:
+            del launch.by_id[lease_id]
             self._revision += 1
         return entry.active_leases
 
     def expire(self, pool_id: str, now: float) -> list[Lease]:
         """Ends the leases whose time is over and returns them."""
-        entry = self._entries.get(pool_id)
-        if entry is None:
-            return []
-        over = [lease for lease in entry.leases.values() if lease.expires_at is not None and lease.expires_at <= now]
+        over = [lease for lease in self.leases(pool_id) if lease.expires_at is not None and lease.expires_at <= now]
         for lease in over:
-            del entry.leases[lease.lease_id]
-        self._revision += bool(over)
+            self.release(pool_id, lease.lease_id)
         return over
 
     def next_expiry(self, pool_id: str) -> float | None:
-        entry = self._entries.get(pool_id)
-        times = [lease.expires_at for lease in entry.leases.values() if lease.expires_at is not None] if entry else []
-        return min(times, default=None)
+        return min((lease.expires_at for lease in self.leases(pool_id) if lease.expires_at is not None), default=None)
 
-    def end_leases(self, pool_id: str) -> int:
-        """The instance is gone and its leases with it; how many there were."""
+    def leases(self, pool_id: str) -> list[Lease]:
+        """Those with an id, in the order in which they were given; none of an unknown pool."""
+        entry = self._entries.get(pool_id)
+        return [lease for launch in entry.leases.values() for lease in launch.by_id.values()] if entry else []
+
+    def end_leases(self, pool_id: str, epoch: int) -> int:
+        """Launch ``epoch`` is gone and its leases with it, those of no other; how many there were."""
         entry = self._entries.get(pool_id)
         if entry is None:
             return 0
-        ended = entry.active_leases
-        entry.counted = 0
-        entry.leases.clear()
+        ended = entry.leases_on(epoch)
+        entry.leases.pop(epoch, None)
         self._revision += bool(ended)
         return ended
 
@@ -255,7 +256,7 @@ class Registry:
                 hint="use another pool, or undrain this one",
             )  # fmt: skip
         limit = entry.slots_total if entry.slots_total is not None else INT32_MAX
-        if entry.active_leases >= limit:
+        if entry.leases_on(entry.epoch) >= limit:
             raise RequestError(
                 f"cannot lease pool {entry.pool_id}: all {limit} slots are in use", code="NO_FREE_SLOTS", status=409,
                 pool_id=entry.pool_id, retriable=True, hint="wait for a lease to end, or raise 'slots' of the pool",

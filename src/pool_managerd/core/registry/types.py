@@ -31,7 +31,7 @@ class DeviceShare:
     """One GPU that a pool runs on or may be placed on, as this pool meets it.
 
     ``vram_free_bytes`` is measured, None where the GPU cannot be read; ``vram_available_bytes`` may still be reserved to the
-    pool. It was promised ``vram_reserved_bytes`` and holds ``vram_used_bytes``, None where the driver does not tell.
+    pool. It has ``vram_reserved_bytes`` reserved and holds ``vram_used_bytes``, None where the driver does not tell.
     """
 
     id: int

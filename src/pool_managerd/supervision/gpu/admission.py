@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
@@ -19,14 +19,11 @@ from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
-from pool_managerd.supervision.gpu.memory import instance_of
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import objection, require_scan
+from pool_managerd.supervision.launch import Launch
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Facts
-
-if TYPE_CHECKING:
-    from pool_managerd.supervision.driver import PoolDriver
-    from pool_managerd.supervision.workers import Launch
 
 FOOTPRINT = "footprint"
 
@@ -51,6 +48,7 @@ class Admission:
     def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
         self._known = Measurements()
+        self._held: dict[str, tuple[int, dict[str, int]]] = {}
         gpus.watch.listen(self.learn)
 
     def restore(self) -> None:
@@ -58,32 +56,31 @@ class Admission:
         rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
         self._known = Measurements.from_rows(row for row in rows if isinstance(row, list))
 
-    async def admit(self, driver: PoolDriver, epoch: int) -> Allocation | None:
-        """Promise GPUs to launch ``epoch``, which remembers what it was sized by; None when it runs on the CPU.
+    async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]:
+        """Reserve GPUs for launch ``epoch``: what it was allocated, None when it runs on the CPU, and what it was estimated by.
 
         Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
         SpecError for a mask or split that cannot be.
         """
-        sizing = await self._size(driver)
+        sizing = await self._size(pool)
         scan = await self._scan()
-        # From here to the promise nothing is awaited: two starts cannot see the same memory free.
+        # From here to the reservation nothing is awaited: two starts cannot see the same memory free.
         memory = self._gpus.memory
-        found, bound = self._decide(driver, epoch, scan, sizing, memory.ledger, memory.accounts())
-        driver.launch.sizing = sizing
+        found, bound = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
         if found is not None:
             if bound is not None and not self._missing(scan):
-                self._gpus.bindings.remember(driver.pool_id, *bound)
-            memory.remember_before(instance_of(driver))
+                self._gpus.bindings.remember(pool.pool_id, *bound)
+            memory.begin(pool.instance.id, epoch)
             self._gpus.refresh()
-        return found
+        return found, sizing
 
-    async def forecast(self, driver: PoolDriver) -> tuple[str, tuple[str, ...]]:
-        """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
-        sizing = await self._size(driver)
+    async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
+        """On which GPUs a start would run now, and what it would hold there. Reserves nothing. Raises as ``admit``."""
+        sizing = await self._size(pool)
         scan = await self._scan()
-        memory, i = self._gpus.memory, driver.instance
-        accounts = memory.accounts_without(instance_of(driver)) if i.vram_pending else memory.accounts()
-        found, _ = self._decide(driver, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
+        memory, i = self._gpus.memory, pool.instance
+        accounts = memory.accounts_without(i.id) if i.vram_pending else memory.accounts()
+        found, _ = self._decide(pool, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
         if found is None:
             return "on the CPU, as there is no GPU", sizing.estimate(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
@@ -91,7 +88,7 @@ class Admission:
 
     def _decide(
         self,
-        driver: PoolDriver,
+        pool: Pool,
         epoch: int,
         scan: DeviceScan,
         sizing: LaunchEstimator,
@@ -99,14 +96,14 @@ class Admission:
         accounts: Mapping[str, DeviceAccount],
     ) -> tuple[Allocation | None, tuple[DeviceMask, Bound] | None]:
         if scan.no_gpus:
-            self._require_cpu_allowed(driver.pool_id, scan)
-            self._check_ram(driver, sizing, 0)
+            self._require_cpu_allowed(pool.pool_id, scan)
+            self._check_ram(pool, sizing, 0)
             return None, None
-        require_scan(scan, driver.pool_id)
+        require_scan(scan, pool.pool_id)
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
-            self._check_ram(driver, sizing, 1)
-        bound = self._bound(driver, scan)
-        found = allocate(sizing, self._request(driver, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
+            self._check_ram(pool, sizing, 1)
+        bound = self._bound(pool, scan)
+        found = allocate(sizing, self._request(pool, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
         notices = bound[1].notices if bound is not None else ()
         if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
             meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
@@ -118,47 +115,68 @@ class Admission:
         listed = sum(d.parent_uuid is None for d in scan.devices)
         if scan.missing:
             return f"the driver lists {listed} of its {listed + scan.missing} GPUs"
-        named = [item for d in self._gpus.drivers() if d.mask is not None for item in d.mask.items if isinstance(item, int)]
+        named = [
+            item
+            for other in self._gpus.pools()
+            if (mask := other.definition.mask) is not None
+            for item in mask.items
+            if isinstance(item, int)
+        ]
         if max(named, default=-1) >= max((d.id for d in scan.devices), default=-1) + 1:
             return f"the configuration names GPU {max(named)}, and {listed} {'is' if listed == 1 else 'are'} listed"
         return None
 
     async def _scan(self) -> DeviceScan:
-        """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
+        """A fresh one. Where the last periodic scan found no GPU at all, that one: none appears while an engine restarts."""
         return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
-    async def _size(self, driver: PoolDriver) -> LaunchEstimator:
-        facts = await self._sizer(driver.config, driver.submitted)
-        if self._rules.fit == "off" and not facts.divides_equally:  # what such an engine takes is a setting, no estimate
-            nothing = LaunchInputs(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
+    async def _size(self, pool: Pool) -> LaunchEstimator:
+        inputs = await self._sizer(pool.config, pool.submitted)
+        if self._rules.fit == "off" and not inputs.divides_equally:  # what such an engine takes is a setting, no estimate
+            nothing = LaunchInputs(inputs.engine_version, inputs.model_key, inputs.settings, overhead_bytes=0)
             return LaunchEstimator(nothing, Measurements())
-        return LaunchEstimator(facts, self._known)
+        return LaunchEstimator(inputs, self._known)
 
     def learn(self) -> None:
-        """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
-        used, new = self._gpus.memory.used(), False
-        for driver in self._gpus.drivers():
-            held = used.get(instance_of(driver))
-            ready_since = driver.instance.ready_since
-            if held is None or held == driver.launch.held or driver.instance.phase is not Phase.READY or ready_since is None:
+        """After every scan: what ready pools hold, at first as what loading took. The next start of its kind reserves that."""
+        measured, new = self._gpus.memory.measured(), False
+        for pool in self._gpus.pools():
+            i = pool.instance
+            held = measured.get(i.id)
+            if (
+                held is None
+                or i.phase is not Phase.READY
+                or i.ready_since is None
+                or self._held.get(pool.pool_id) == (i.epoch, held)
+            ):
                 continue
-            if self._gpus.watch.scan.taken_at >= ready_since:  # an older look may have seen it half loaded
-                new = self._observe(driver.launch, held) or new
+            if self._gpus.watch.scan.taken_at >= i.ready_since:  # an older scan may have seen it half loaded
+                new = self._observe(pool.pool_id, pool.launch, held) or new
         if new:
             self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
 
-    def _observe(self, launch: Launch, held: dict[str, int]) -> bool:
+    def _observe(self, pool_id: str, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
-        assignment, sizing, loaded = launch.assignment, launch.sizing, launch.held is None
+        assignment, sizing = launch.assignment, launch.sizing
         if assignment is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
             return False
         per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
             return False
-        launch.held = held
+        loaded = self._held.get(pool_id, (0, {}))[0] != launch.epoch
+        self._held[pool_id] = launch.epoch, held
         key = sizing.key(assignment.shares, assignment.devices[0].name)
         before = self._known.get(key)
         return self._known.observe(key, per_gpu, loaded=loaded) != before
+
+    def measured(self, pool_id: str) -> dict[str, int] | None:
+        """What the pool's latest ready launch was last seen to hold, by GPU UUID; None before that was seen."""
+        found = self._held.get(pool_id)
+        return None if found is None else found[1]
+
+    def forget(self, pool_id: str) -> None:
+        """The pool is gone."""
+        self._held.pop(pool_id, None)
 
     # --- inside ---
 
@@ -171,46 +189,46 @@ class Admission:
                 hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
             )  # fmt: skip
 
-    def _check_ram(self, driver: PoolDriver, sizing: LaunchEstimator, n_devices: int) -> None:
+    def _check_ram(self, pool: Pool, sizing: LaunchEstimator, n_devices: int) -> None:
         """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
         needed = sizing.estimate(n_devices).host.size_bytes
         if self._rules.fit != "enforce" or not needed:
             return
-        loading = [d for d in self._gpus.drivers() if d is not driver and d.instance.phase in (Phase.STAGING, Phase.STARTING)]
-        promised = sum(d.launch.sizing.estimate(n_devices).host.size_bytes for d in loading if d.launch.sizing is not None)
-        free = max(0, self._free_ram() - promised)
+        loading = [p for p in self._gpus.pools() if p is not pool and p.instance.phase in (Phase.STAGING, Phase.STARTING)]
+        reserved = sum(p.launch.sizing.estimate(n_devices).host.size_bytes for p in loading if p.launch.sizing is not None)
+        free = max(0, self._free_ram() - reserved)
         if needed > free:
             raise NodeError(
-                f"cannot start pool {driver.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",
-                code="INSUFFICIENT_RAM", status=503, pool_id=driver.pool_id,
+                f"cannot start pool {pool.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",
+                code="INSUFFICIENT_RAM", status=503, pool_id=pool.pool_id,
                 hint="end other programs, lower ctx or slots, or raise the memory limit of the daemon's container",
                 details={"needed_bytes": needed, "free_bytes": free},
             )  # fmt: skip
 
     def _request(
-        self, driver: PoolDriver, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, bound: Bound | None
+        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, bound: Bound | None
     ) -> AllocationRequest:
         usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable)
-        exclusive = driver.config is not None and driver.config.exclusive
+        exclusive = pool.config is not None and pool.config.exclusive
         devices = bound.devices if bound is not None else None
-        split: Split = driver.config.tensor_split if driver.config is not None else None
-        if driver.config is None and devices is None:
+        split: Split = pool.config.tensor_split if pool.config is not None else None
+        if pool.config is None and devices is None:
             split = configured_split(sizing.inputs)
-        elif driver.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
+        elif pool.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
             devices, split = in_pci_order(devices), shares  # as the engine will see them
         return AllocationRequest(
-            instance_of(driver), epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
-            reserved_by_masks=self._gpus.reserved_by_masks(driver),
+            pool.instance.id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            reserved_by_masks=self._gpus.reserved_by_masks(pool),
         )  # fmt: skip
 
-    def _bound(self, driver: PoolDriver, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
+    def _bound(self, pool: Pool, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
         """The mask and its devices, each of which may be used; None without a mask."""
-        mask = driver.required_mask()
+        mask = pool.definition.required_mask()
         if mask is None:
             return None
-        bound = self._gpus.bindings.bound(driver.pool_id, mask, scan.devices)
+        bound = self._gpus.bindings.bound(pool.pool_id, mask, scan.devices)
         for device in bound.devices:
             health = self._gpus.watch.effective_health(device.uuid)
             if not health.usable:
-                raise objection(health, driver.pool_id)
+                raise objection(health, pool.pool_id)
         return mask, bound

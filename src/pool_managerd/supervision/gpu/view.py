@@ -11,8 +11,8 @@ from pool_managerd.core.gpu.ledger import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.registry_fields import exclusive_gpus
 from pool_managerd.supervision.protocols import Clock
-from pool_managerd.supervision.publishing import exclusive_gpus
 
 
 def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: bool) -> dict[str, Any]:

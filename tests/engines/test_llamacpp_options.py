@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.engines import help_parser
+from pool_managerd.engines import programs
 from pool_managerd.engines.flags import Option
-from pool_managerd.engines.help_parser import BinaryProbe, options_to_json, parse_help, recorded_options
+from pool_managerd.engines.llamacpp.options import ServerBinaries, options_to_json, parse_help, recorded_options
 from tests.conftest import confined
 
 HELP = """\
@@ -36,6 +36,10 @@ HELP = """\
 """
 
 
+def asked() -> ServerBinaries:
+    return ServerBinaries(programs.ProgramProbe(confined()))
+
+
 def script(folder: Path, body: str) -> Path:
     path = folder / "engine"
     path.write_text(f"#!/bin/sh\n{body}\n")
@@ -59,7 +63,7 @@ def test_names_negations_and_values_are_read_from_the_help_text() -> None:
 
 
 def test_a_real_binary_tells_its_options_and_its_version(llama_server: Path, engines_run: None) -> None:
-    facts = BinaryProbe(confined()).facts(llama_server)
+    facts = asked().facts(llama_server)
     assert facts.warnings == ()
     assert facts.version.startswith("llamacpp-b")
     assert {"--model", "--host", "--port", "--parallel", "--ctx-size", "--n-gpu-layers", "--metrics"} <= {
@@ -68,7 +72,7 @@ def test_a_real_binary_tells_its_options_and_its_version(llama_server: Path, eng
 
 
 def test_the_recorded_options_are_those_of_the_pinned_binary(llama_server: Path) -> None:
-    facts = BinaryProbe(confined()).facts(llama_server)
+    facts = asked().facts(llama_server)
     if facts.version != "llamacpp-b1-571d0d5":
         pytest.skip(f"another llama-server is used: {facts.version}")
     assert options_to_json(recorded_options().options) == options_to_json(facts.options.options)
@@ -79,7 +83,7 @@ def test_a_binary_is_asked_once_until_it_changes(open_dir: Path) -> None:
     count.touch()
     count.chmod(0o666)
     binary = script(open_dir, f"echo asked >> {count}")
-    probe = BinaryProbe(confined())
+    probe = asked()
     first = probe.facts(binary)
     assert probe.facts(binary) is first
     assert count.read_text().count("asked") == 2
@@ -97,7 +101,7 @@ def test_a_binary_is_asked_once_until_it_changes(open_dir: Path) -> None:
     ],
 )
 def test_a_silent_binary_costs_warnings_only(open_dir: Path, body: str, words: str) -> None:
-    facts = BinaryProbe(confined()).facts(script(open_dir, body))
+    facts = asked().facts(script(open_dir, body))
     assert words in facts.warnings[0]
     assert facts.version == "unknown"
     assert len(facts.warnings) == 2
@@ -105,11 +109,11 @@ def test_a_silent_binary_costs_warnings_only(open_dir: Path, body: str, words: s
 
 
 def test_a_binary_that_hangs_or_babbles_is_ended_at_its_bound(open_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(help_parser, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(programs, "PROBE_TIMEOUT_S", 0.3)
     began = time.monotonic()
-    facts = BinaryProbe(confined()).facts(script(open_dir, "sleep 60"))
+    facts = asked().facts(script(open_dir, "sleep 60"))
     assert "gave no answer within 0.3 s" in facts.warnings[0]
-    facts = BinaryProbe(confined()).facts(script(open_dir, "while :; do echo babble babble babble babble babble babble; done"))
+    facts = asked().facts(script(open_dir, "while :; do echo babble babble babble babble babble babble; done"))
     assert "--help" in facts.warnings[0]
     assert time.monotonic() - began < 10
 
@@ -119,7 +123,7 @@ def test_a_binary_is_asked_without_the_daemons_secrets(open_dir: Path, monkeypat
     seen = open_dir / "seen"
     seen.touch()
     seen.chmod(0o666)
-    BinaryProbe(confined()).facts(script(open_dir, f"env >> {seen}; id -u >> {seen}"))
+    asked().facts(script(open_dir, f"env >> {seen}; id -u >> {seen}"))
     assert "hunter2" not in seen.read_text()
     assert "PATH=" in seen.read_text()
 
@@ -127,7 +131,7 @@ def test_a_binary_is_asked_without_the_daemons_secrets(open_dir: Path, monkeypat
 def test_a_binary_with_an_old_date_is_asked_again_all_the_same(open_dir: Path) -> None:
     binary = script(open_dir, "echo one")
     before = binary.stat()
-    probe = BinaryProbe(confined())
+    probe = asked()
     first = probe.facts(binary)
     binary.write_text(binary.read_text().replace("one", "two"))
     os.utime(binary, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -135,7 +139,7 @@ def test_a_binary_with_an_old_date_is_asked_again_all_the_same(open_dir: Path) -
 
 
 def test_without_somebody_to_run_it_a_binary_is_not_run(open_dir: Path) -> None:
-    facts = BinaryProbe().facts(script(open_dir, f"touch {open_dir}/ran"))
+    facts = ServerBinaries(programs.ProgramProbe()).facts(script(open_dir, f"touch {open_dir}/ran"))
     assert "was not asked" in facts.warnings[0]
     assert "--model" in facts.options
     assert not (open_dir / "ran").exists()

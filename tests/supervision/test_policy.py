@@ -7,7 +7,7 @@ import pytest
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import RequestError
-from pool_managerd.supervision.submissions import check_submission
+from pool_managerd.supervision.policy import check_submission
 
 BINARY = "/opt/llama-server"
 

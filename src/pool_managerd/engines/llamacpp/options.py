@@ -1,22 +1,20 @@
-"""What options an engine binary has, read from its own ``--help``, and what version it is, from ``--version``.
+"""What options a llama-server binary has, read from its own ``--help``, and what version it is, from ``--version``.
 
-The answers are kept per file as long as it is unchanged, so a restart asks nothing. Who runs the binary, confined as
-an engine is, is the caller's to give.
+The answers are kept per file as long as it is unchanged, so a restart asks nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
-from pool_managerd.core.artifacts import ProgramAnswer
 from pool_managerd.engines.flags import Option, OptionTable
-from pool_managerd.engines.llamacpp_server import missing_library
+from pool_managerd.engines.llamacpp.server import OPTIONS, missing_library
+from pool_managerd.engines.programs import ProgramProbe
 
 ALIASES = {
     "--ngl": "--n-gpu-layers",
@@ -31,8 +29,6 @@ ALIASES = {
 }
 """Names people write that a given llama-server may not know, and what they mean (SPEC §6.6, §20 no. 36)."""
 
-PROBE_TIMEOUT_S = 10.0
-MAX_HELP_BYTES = 512 * 1024
 MIN_OPTIONS = 20
 MAX_LINE_CHARS = 2_000
 
@@ -116,17 +112,20 @@ def recorded_options() -> OptionTable:
     return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in json.loads(text)), ALIASES)
 
 
-class Run(Protocol):
-    """Runs a program to its end, within bounds of time and output, so that nothing of it stays."""
+def launcher_options() -> OptionTable:
+    """The flags that the embedded engine's launcher takes, with llama-server's own other names for them."""
+    recorded = recorded_options()
+    own = [Option(option.names, option.negated, option.values) for option in OPTIONS]
+    known = {name for option in own for name in (*option.names, *option.negated)}
+    missing = frozenset(name for option in recorded.options for name in (*option.names, *option.negated)) - known
+    return OptionTable(own, ALIASES, elsewhere=missing)
 
-    def __call__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, max_bytes: int) -> ProgramAnswer: ...
 
+class ServerBinaries:
+    """What llama-server binaries said about themselves. One that is not run is taken for the recorded one."""
 
-class BinaryProbe:
-    """Asks llama-server binaries what they are, through ``run``; without it none is run, and what is recorded holds."""
-
-    def __init__(self, run: Run | None = None) -> None:
-        self._run_program = run
+    def __init__(self, probe: ProgramProbe) -> None:
+        self._probe = probe
         self._known: dict[tuple[str | int, ...], BinaryFacts] = {}
 
     def facts(self, path: Path, library_path: str = "") -> BinaryFacts:
@@ -148,39 +147,17 @@ class BinaryProbe:
 
     def _ask(self, path: Path, library_path: str) -> BinaryFacts:
         warnings: list[str] = []
-        help_text, problem = self._run(path, ("--help",), library_path)
+        help_text, problem = self._probe.ask(str(path), "--help", library_path=library_path)
+        missing = missing_library(help_text) if problem else None
         options = parse_help(help_text)
         if len(options) >= MIN_OPTIONS:
             table = OptionTable(options, ALIASES)
         else:
             table = recorded_options()
             warnings.append(f"{path.name} --help {problem or 'lists no options'}; flags are checked against llama-server b10068")
-        version_text, problem = self._run(path, ("--version",), library_path)
+        version_text, problem = self._probe.ask(str(path), "--version", library_path=library_path)
         found = _VERSION.search(version_text)
         if found is None:
             warnings.append(f"{path.name} --version {problem or 'names no version'}; engine_version is unknown")
         version = f"llamacpp-b{found[1]}-{found[2]}" if found else "unknown"
-        return BinaryFacts(table, version, tuple(warnings), missing_library(help_text) if problem else None)
-
-    def load_problem(self, *argv: str) -> tuple[str, tuple[str, str] | None]:
-        """What goes wrong when a program is run that does no more than load something, and the library it lacks. Blocks."""
-        if self._run_program is None:
-            return "", None
-        text, problem = self._run(Path(argv[0]), argv[1:], "")
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-        return (last or problem if problem else ""), missing_library(text) if problem else None
-
-    def help_text(self, path: Path, *arguments: str, timeout_s: float) -> str:
-        """What ``path`` prints when it is run with ``arguments``; "" when it does not end well within ``timeout_s``. Blocks."""
-        text, problem = self._run(path, arguments, "", timeout_s)
-        return "" if problem else text
-
-    def _run(self, path: Path, arguments: tuple[str, ...], library_path: str, timeout_s: float | None = None) -> tuple[str, str]:
-        """Its bounded output and, when that may not be trusted, what went wrong in words."""
-        env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
-        if library_path:
-            env["LD_LIBRARY_PATH"] = library_path
-        if self._run_program is None:
-            return "", "was not asked"
-        answer = self._run_program([str(path), *arguments], env, timeout_s or PROBE_TIMEOUT_S, MAX_HELP_BYTES)
-        return answer.output.decode("utf-8", "replace"), answer.problem
+        return BinaryFacts(table, version, tuple(warnings), missing)

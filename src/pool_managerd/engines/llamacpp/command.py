@@ -1,4 +1,4 @@
-"""The llama.cpp adapter: flags and environment of one llama-server process, from one pool (SPEC §6.6, §20 no. 36–37).
+"""Flags and environment of one llama-server process, from one pool (SPEC §6.6, §20 no. 36–37).
 
 ``pools[].ctx`` is llama-server's own ``--ctx-size``: the total over all slots, so one request may use ctx / slots.
 GPU-only profiles put every layer on the GPU; profile dev leaves that to the flags and, without a GPU, uses none.
@@ -16,10 +16,10 @@ from pathlib import Path
 from pool_managerd.config import PoolConfig, Profile
 from pool_managerd.core.artifacts import Warmup
 from pool_managerd.core.memory.model_shape import Task
-from pool_managerd.engines import llamacpp_rules as rules
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
-from pool_managerd.errors import SpecError
+from pool_managerd.engines.llamacpp import rules
+from pool_managerd.errors import PoolError, SpecError
 
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
 
@@ -42,15 +42,22 @@ class Surroundings:
         return self.profile != "dev"
 
 
-def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable, around: Surroundings) -> tuple[str, ...]:
-    """argv items after the binary: the pool's own flags, checked, and those the daemon sets, in normal form.
+def own_flags(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> dict[str, FlagUse]:
+    """The pool's own flags by option. Blocks for a look at the files that they name.
 
-    Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed, naming it and the remedy.
+    Raises SpecError for flags that are unknown, malformed or not allowed, naming each and the remedy.
     """
-    uses, problems = _checked(pool, model_path, table, around)
+    chosen, problems = _checked(pool, model_path, table, around)
     raise_all(problems)
-    chosen = dict(uses)
-    for use in _own(pool, model_path, port, table, around.tensor_split):
+    return chosen
+
+
+def build_flags(
+    pool: PoolConfig, own: Mapping[str, FlagUse], model_path: str, port: int, table: OptionTable, around: Surroundings
+) -> tuple[str, ...]:
+    """argv items after the binary: the pool's ``own`` flags and those the daemon sets, in normal form. Deterministic."""
+    chosen = dict(own)
+    for use in _set_by_daemon(pool, model_path, port, table, around.tensor_split):
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")
@@ -59,17 +66,18 @@ def build_flags(pool: PoolConfig, model_path: str, port: int, table: OptionTable
     return arrange(chosen.values())
 
 
-def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[SpecError, ...]:
+def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[PoolError, ...]:
     """All that is wrong with the pool's flags, at once. Blocks for a look at the files that they name."""
     return _checked(pool, model_path, table, around)[1]
 
 
 def _checked(
     pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings
-) -> tuple[dict[str, FlagUse], tuple[SpecError, ...]]:
+) -> tuple[dict[str, FlagUse], tuple[PoolError, ...]]:
     """The pool's own flags by option, with the paths of their files, and what is wrong with them."""
     uses, wrong = table.sift(pool.provisioning.flags)
-    problems, chosen = list(wrong), collapse(uses)
+    chosen = collapse(uses)
+    problems: list[PoolError] = list(wrong)
     for use in chosen.values():
         refused = attempt(partial(_check_allowed, use, table)) or attempt(partial(_check_devices, use, table, pool))
         if not refused and around.gpu_only:
@@ -101,7 +109,9 @@ def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
     return env
 
 
-def _own(pool: PoolConfig, model_path: str, port: int, table: OptionTable, split: tuple[float, ...] | None) -> list[FlagUse]:
+def _set_by_daemon(
+    pool: PoolConfig, model_path: str, port: int, table: OptionTable, split: tuple[float, ...] | None
+) -> list[FlagUse]:
     """What the daemon decides. The first four every llama-server has; the rest where the binary knows it."""
     uses = [
         table.use("--model", model_path),

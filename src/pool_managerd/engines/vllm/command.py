@@ -1,4 +1,4 @@
-"""The vLLM adapter: argv and environment of one ``vllm serve``, from one pool. Its flags are in `vllm_flags`.
+"""Argv and environment of one ``vllm serve``, from one pool. Its flags are in `flags`.
 
 vLLM divides every layer among its GPUs (tensor parallel) and takes a fraction of each, whatever the model needs: it is told
 to keep to what the pool was promised. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +22,9 @@ from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import OptionTable, arrange, attempt, collapse, raise_all
-from pool_managerd.engines.vllm_flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
-from pool_managerd.errors import NodeError, SpecError
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
+from pool_managerd.engines.vllm.flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
+from pool_managerd.errors import NodeError, PoolError, SpecError
 
 FRACTION = 0.9
 """Of each GPU, where the pool sets no `vram_bytes`."""
@@ -69,11 +69,16 @@ class Around:
     version: tuple[int, ...] = ()
 
 
-def build_flags(
-    pool: PoolConfig, model: ResolvedModel, port: int, assignment: Allocation | None, around: Around | None = None
-) -> tuple[str, ...]:
-    """argv items after the program. Deterministic. Raises SpecError for a flag that is unknown, malformed or not allowed."""
-    around = around or Around()
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model as vLLM serves it: ``config`` is what its config.json holds."""
+
+    path: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own_flags(pool: PoolConfig, around: Around) -> dict[str, FlagUse]:
+    """The pool's own flags by option. Raises SpecError for flags that are unknown, malformed or not allowed."""
     table = around.options
     raise_all(flag_problems(pool, table))
     chosen = collapse(table.parse(pool.provisioning.flags))
@@ -81,15 +86,31 @@ def build_flags(
         if name in table and (found := chosen.get(table.use(name).option.canonical)):
             values = (_absolute(value, around.base_dir) for value in found.values)
             chosen[found.option.canonical] = table.use(found.name, *values)
-    own = [("--host", "127.0.0.1"), ("--port", str(port)), ("--max-num-seqs", str(pool.slots))]
+    return chosen
+
+
+def build_flags(
+    pool: PoolConfig,
+    own: Mapping[str, FlagUse],
+    model: ResolvedModel,
+    port: int,
+    assignment: Allocation | None,
+    around: Around,
+) -> tuple[str, ...]:
+    """argv items after the program: the pool's ``own`` flags and those the daemon sets. Deterministic.
+
+    Raises NodeError for GPUs of which next to nothing was reserved.
+    """
+    table, chosen = around.options, dict(own)
+    given = [("--host", "127.0.0.1"), ("--port", str(port)), ("--max-num-seqs", str(pool.slots))]
     if pool.ctx is not None:
-        own.append(("--max-model-len", str(_request_ctx(pool))))
+        given.append(("--max-model-len", str(_request_ctx(pool))))
     if assignment is not None:
-        own += [
+        given += [
             ("--tensor-parallel-size", str(len(assignment.devices))),
             ("--gpu-memory-utilization", f"{_utilization(pool.id, assignment):g}"),
         ]
-    for name, value in own:
+    for name, value in given:
         use = table.use(name, value)
         chosen[use.option.canonical] = use
     for name, value in _defaults(around):
@@ -100,9 +121,10 @@ def build_flags(
     return ("serve", model.local_path, *arrange(chosen.values()), "--served-model-name", *names)
 
 
-def flag_problems(pool: PoolConfig, table: OptionTable = OPTIONS) -> tuple[SpecError, ...]:
+def flag_problems(pool: PoolConfig, table: OptionTable) -> tuple[PoolError, ...]:
     """All that is wrong with the pool's flags, at once."""
-    uses, problems = table.sift(pool.provisioning.flags)
+    uses, wrong = table.sift(pool.provisioning.flags)
+    problems: tuple[PoolError, ...] = wrong
     for use in collapse(uses).values():
         problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
     return problems
@@ -131,17 +153,17 @@ def _absolute(text: str, base_dir: Path) -> str:
         return text
 
 
-def check_ctx(pool: PoolConfig, model_path: str) -> None:
+def check_ctx(pool: PoolConfig, model: ModelFolder) -> None:
     """Raises SpecError when one request's context is longer than config.json lets the engine serve."""
     flags = " ".join(pool.provisioning.flags).replace("_", "-")
     told = pool.provisioning.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").strip().lower()
     if pool.ctx is None or told not in ("", "0", "false") or "--hf-overrides" in flags or "--hf-config-path" in flags:
         return
-    longest = _longest_ctx(_config(model_path))
+    longest = _longest_ctx(model.config)
     if longest is not None and _request_ctx(pool) > longest:
         slots = f" ({pool.ctx} over {pool.slots} slots)" if pool.slots > 1 else ""
         raise SpecError(
-            f"cannot serve {_request_ctx(pool)} tokens of context{slots}: config.json of {model_path} says {longest} at most",
+            f"cannot serve {_request_ctx(pool)} tokens of context{slots}: config.json of {model.path} says {longest} at most",
             hint=f"set ctx to {longest * pool.slots} or less, or scale its positions with --hf-overrides, or set"
             " VLLM_ALLOW_LONG_MAX_MODEL_LEN: '1' in provisioning.env",
         )
@@ -200,10 +222,10 @@ def submitted_settings(flags: Sequence[str]) -> DeviceFraction:
     )  # fmt: skip
 
 
-def warmup_of(flags: Sequence[str], model_path: str, options: OptionTable = OPTIONS) -> Warmup:
-    """What the engine can be asked for first, by its flags and the architectures that config.json names."""
-    uses = {use.name: use.values[-1:] for use in options.parse(flags[2 : flags.index("--served-model-name")])}
-    names = _config(model_path).get("architectures")
+def warmup_of(own: Mapping[str, FlagUse], model: ModelFolder) -> Warmup:
+    """What the engine can be asked for first, by the pool's own flags and the architectures that config.json names."""
+    uses = {use.name: use.values[-1:] for use in own.values()}
+    names = model.config.get("architectures")
     architecture = next((name for name in names if isinstance(name, str)), "") if isinstance(names, list) else ""
     if _SCORES.search(architecture) or "classify" in uses.get("--convert", ()):
         return "rerank" if _SCORES.search(architecture) else "none"
@@ -211,22 +233,22 @@ def warmup_of(flags: Sequence[str], model_path: str, options: OptionTable = OPTI
     return "embedding" if pools or _EMBEDS.fullmatch(architecture) else "completion"
 
 
-def _config(folder: str) -> dict[str, Any]:
-    """config.json of a model, {} where it cannot be read."""
-    try:
-        with (Path(folder) / "config.json").open("rb") as file:
-            found = json.loads(file.read(_MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def read_model(path: str) -> ModelFolder:
+    """The model at ``path``, whose config.json counts as empty where it cannot be understood.
 
-
-def check_model(path: str) -> None:
-    """Raises SpecError unless ``path`` is a folder as vLLM serves it."""
-    if not (Path(path) / "config.json").is_file():
+    Raises SpecError unless it is a folder as vLLM serves it.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
         raise SpecError(
             f"cannot use {path} with vLLM: it is no folder with a config.json", hint="name the folder of the safetensors model"
         )
+    try:
+        with file.open("rb") as opened:
+            found = json.loads(opened.read(_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    return ModelFolder(path, found if isinstance(found, dict) else {})
 
 
 def version_of(binary: Path) -> str:

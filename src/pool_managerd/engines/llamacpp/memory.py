@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from pool_managerd.core.memory.llamacpp_buffers import EngineSettings
 from pool_managerd.core.memory.tensor_places import EXPERTS, PlaceRule, first_layers, readable
+from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.flags import hyphenated
 
 MAX_LINE_CHARS = 2_048
@@ -79,16 +80,8 @@ _SNAPSHOT_TYPES = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft
 """Kinds of speculation that keep a copy of a recurrent state for every drafted token, to go back to."""
 
 _DRAFT_TOKENS = 3
+_BUILD = re.compile(r"(?:^|[-_ ])b(\d{2,6})(?!\w)", re.ASCII)
 _IN_RAM = re.compile(r"CPU(?:_\w+)?|\w+_Host")
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchMemory:
-    """Settings of a command line, and the files that it loads beside the model: whole ones, and a draft model."""
-
-    settings: EngineSettings
-    files: tuple[str, ...] = ()
-    draft: str | None = None
 
 
 @dataclass(slots=True)
@@ -101,13 +94,13 @@ class _Scanned:
     unmodelled: dict[str, None] = field(default_factory=dict)
 
 
-def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemory:
+def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
     """Read a launch's argv (without the binary). The last use of a flag wins; what it does not know it passes over.
 
-    ``build`` is llama.cpp's build number where it is known: old builds need more. Values that are no values are left at
+    ``version`` is what the engine calls itself: old builds need more. Values that are no values are left at
     the engine's default: whether they are allowed is decided elsewhere.
     """
-    found = _scan(flags)
+    found, build = _scan(flags), build_of(version)
     values, switches = found.values, found.switches
     parallel = _number(values, "parallel", -1)
     auto = parallel < 1
@@ -139,6 +132,12 @@ def settings_of(flags: Sequence[str], *, build: int | None = None) -> LaunchMemo
         unmodelled=tuple(found.unmodelled),
     )
     return LaunchMemory(settings, tuple(_files(found)), values.get("draft"))
+
+
+def build_of(version: str) -> int | None:
+    """llama.cpp's build number in ``llamacpp-b9272-571d0d5`` or the like; None where it tells none."""
+    found = _BUILD.search(version)
+    return int(found[1]) if found else None
 
 
 def _scan(flags: Sequence[str]) -> _Scanned:

@@ -1,0 +1,59 @@
+"""The engines that can be configured: of each, what is known without loading its adapter.
+
+To add an engine, write a line here. One that is to be run here, not attached to alone, gets a module of its name in
+``engines/``, too, with an ``ADAPTER`` (`engines.adapter`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEFAULT_ENGINE = "llamacpp"
+"""What an engine is taken for whose handoff file or submission does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """``modes``: how this version can provision it; ``external`` attaches to a running one. ``program``: what its own is called.
+
+    ``package`` is the Python package that carries it, ``install`` the command that gets it. ``startup_ms``: how long it may
+    take until it answers, where that is longer than usual: some compile, capture and profile before. ``log`` names the rules
+    of `core.crash_evidence` that read its log; without, those for any program do.
+    """
+
+    modes: tuple[str, ...]
+    health_path: str = "/health"
+    startup_ms: int | None = None
+    log: str = ""
+    program: str = "program"
+    package: str | None = None
+    install: str = ""
+
+
+ENGINES: Mapping[str, EngineKind] = {
+    "llamacpp": EngineKind(
+        ("package", "binary", "external"), log="llamacpp", program="llama-server binary", package="xllamacpp",
+        install="pip install 'pool-managerd[llamacpp]'",
+    ),
+    "vllm": EngineKind(("binary", "external"), startup_ms=900_000, log="vllm", program="vllm command"),
+    "tgi": EngineKind(("external",), startup_ms=900_000),
+    "triton": EngineKind(("external",), health_path="/v2/health/ready", startup_ms=300_000),
+}  # fmt: skip
+"""One line per engine. Nothing else lists them."""
+
+
+def known_engine(name: str) -> str:
+    """``name``. Raises ValueError, saying what was probably meant, where no engine is called that."""
+    if name in ENGINES:
+        return name
+    *others, last = map(repr, ENGINES)
+    near = difflib.get_close_matches(name, ENGINES, n=1)
+    raise ValueError(f"must be {', '.join(others)} or {last}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+
+
+def startup_ms(engine: str, usual: int) -> int:
+    """How long ``engine``, which may be none that is known, has to answer for the first time."""
+    kind = ENGINES.get(engine)
+    return (kind.startup_ms if kind is not None else None) or usual

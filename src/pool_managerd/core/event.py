@@ -1,0 +1,70 @@
+"""What happened, as one value for everybody: the log, the metrics, the event stream, the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+EVENT_TYPES: Mapping[str, str] = MappingProxyType({
+    "adopt": "an engine that ran already was taken over", "adopting": "an engine that ran already was found",
+    "attach": "an engine that somebody else runs is probed from now on", "backoff": "a restart is due, and when",
+    "breaker": "the circuit breaker opened", "cordon": "nothing new starts on a GPU", "crash": "an engine failed, and how",
+    "device_clear": "a GPU can be read again", "device_quarantined": "a GPU is out of use",
+    "device_reset": "a GPU answers again and is on probation", "device_restored": "a GPU is used again",
+    "device_scan": "the GPUs that were found, or why none can be read", "device_unclear": "a GPU cannot be read",
+    "devices_released": "the driver's library was released", "devices_resumed": "the driver's library is in use again",
+    "died": "an engine's process is gone", "drain_finished": "a drain ended, and whether leases were cut off",
+    "drain_started": "a pool takes no new leases", "exit": "an engine that may end did so",
+    "gap": "to a reader that resumes: not everything since then is kept", "gave_up": "no further start",
+    "handoff": "a handoff file announced an engine, or was wrong", "hold": "nothing of the pool starts by itself",
+    "internal_error": "a fault of pool-managerd itself", "lease_expired": "a lease ran out",
+    "not_adopted": "an engine that ran already was not taken over", "notice": "something worth knowing",
+    "operation": "an operation ended", "pool_removed": "a pool was forgotten", "port_conflict": "another program took the port",
+    "preflight": "a finding about this machine", "preload_failed": "a start failed, and why",
+    "preload_succeeded": "a pool became ready", "quarantine": "one of the pool's GPUs is out of use",
+    "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung engine answers again",
+    "release": "a hold ended", "restart": "an engine is started again", "sleep": "an engine goes to sleep",
+    "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
+    "start": "a start began", "start_owed": "a start waits for a hold or a quarantine to end",
+    "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",
+    "state_renewed": "harmed state was written anew from memory", "stop": "an engine is being stopped",
+    "stop_failed": "a process survived SIGKILL", "stopped": "a pool is down", "survivor": "an engine of a dead daemon was ended",
+    "transition": "a pool's state changed", "uncordon": "a GPU may be used again", "undrain": "a drain was taken back",
+    "unhealthy": "a pool is not ready any more, and why", "vram_held": "memory of an ended engine is not seen free",
+    "wake": "an engine wakes up", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
+    "warmup_failed": "the first prompt was not answered", "xid": "the driver reported a GPU error",
+})  # fmt: skip
+"""What can happen, by the type of the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: ``human`` is one sentence, ``fields`` the same for machines (SPEC §14).
+
+    ``id`` grows with every event of the node, over restarts of its daemon too. ``ts_ms`` is unix time, ``type`` is one of
+    EVENT_TYPES, ``level`` is debug, info, warn, error or critical, ``pool_id`` is None for what concerns the node. ``journal``
+    false: for metrics only.
+    """
+
+    id: int
+    ts_ms: int
+    type: str
+    level: str
+    pool_id: str | None
+    human: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    journal: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data: ``fields`` beside the rest."""
+        head = {
+            "id": self.id,
+            "ts_ms": self.ts_ms,
+            "type": self.type,
+            "level": self.level,
+            "pool_id": self.pool_id,
+            "human": self.human,
+        }
+        return {**self.fields, **head}

@@ -1,0 +1,44 @@
+"""How a pool's engine is provisioned: the mode it asks for or its engine's default, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.engines import ENGINES, EngineKind
+from pool_managerd.engines.programs import package_installed
+from pool_managerd.errors import SpecError
+
+_ATTACH = "start it yourself and set provisioning: {mode: external, url: http://127.0.0.1:PORT}"
+
+
+def mode_of(pool: PoolConfig) -> str:
+    """The mode ``pool`` asks for, or its engine's default (ORCH-3800(home)): from its Python package where that is installed."""
+    if pool.provisioning.mode is not None:
+        return pool.provisioning.mode
+    package = ENGINES[pool.engine].package
+    if package is None:
+        return "container"
+    return "package" if package_installed(package) else "source"
+
+
+def runs_here(pool: PoolConfig) -> bool:
+    """False for an engine that can only be attached to."""
+    return ENGINES[pool.engine].modes != ("external",)
+
+
+def require_mode(pool: PoolConfig, mode: str) -> None:
+    """Raises SpecError for a mode that this version cannot provision, with one that it can."""
+    kind = ENGINES[pool.engine]
+    if mode not in kind.modes:
+        default = ""
+        if pool.provisioning.mode is None:
+            default = f" (the default, as {kind.package} is not installed)" if kind.package else " (the default)"
+        raise SpecError(f"cannot run {pool.engine} in mode {mode}{default} yet", pool_id=pool.id, hint=_instead(kind))
+    if mode == "package" and kind.package is not None and not package_installed(kind.package):
+        raise SpecError(
+            f"cannot run {pool.engine} in mode package: {kind.package} is not installed", pool_id=pool.id, hint=kind.install
+        )
+
+
+def _instead(kind: EngineKind) -> str:
+    ways = {"package": f"use mode package ({kind.install})", "binary": "use mode binary with provisioning.binary.path"}
+    return ", or ".join([ways[mode] for mode in kind.modes if mode in ways] + [_ATTACH])

@@ -1,0 +1,79 @@
+"""The vLLM adapter: which command runs a pool, and what is checked before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
+from pool_managerd.engines.environment import env_problems
+from pool_managerd.engines.flags import OptionTable, attempt
+from pool_managerd.engines.programs import runnable
+from pool_managerd.engines.vllm import command
+from pool_managerd.engines.vllm.flags import SET_BY_DAEMON, parse_argparse_help, table_of
+from pool_managerd.errors import PoolError
+
+HELP_TIMEOUT_S = 90.0
+_MIN_OPTIONS = 20
+
+
+class Vllm:
+    """See `engines.adapter`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._helps: dict[tuple[str, str], OptionTable] = {}
+
+    def recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
+        config, folder = self._host.config, command.read_model(model.local_path)
+        command.check_ctx(pool, folder)
+        program, options = self._program(pool)
+        env = command.build_env(pool)
+        grace_ms, version = config.supervision.stop_grace_ms, command.numbers_of(program.version)
+        around = command.Around(options, config.base_dir, grace_ms, version)
+        own = command.own_flags(pool, around)
+
+        def flags(assignment: Allocation | None, port: int) -> tuple[str, ...]:
+            return command.build_flags(pool, own, model, port, assignment, around)
+
+        return Recipe(program, env, flags, LaunchMemory(command.settings_of(pool)), command.warmup_of(own, folder))
+
+    def problems(self, pool: PoolConfig, mode: str, model_path: str | None) -> tuple[PoolError, ...]:
+        found: tuple[PoolError, ...] = ()
+        options = command.OPTIONS
+        try:
+            options = self._program(pool)[1]
+        except PoolError as error:
+            found = (error,) if mode == "binary" else ()
+        if model_path is not None:
+            found += attempt(partial(self._check_model, pool, model_path))
+        return found + command.flag_problems(pool, options) + env_problems(pool, command.build_env)
+
+    def memory_of(self, flags: Sequence[str], version: str) -> LaunchMemory:
+        return LaunchMemory(command.submitted_settings(flags))
+
+    def _check_model(self, pool: PoolConfig, path: str) -> None:
+        command.check_ctx(pool, command.read_model(path))
+
+    def _program(self, pool: PoolConfig) -> tuple[Program, OptionTable]:
+        """What runs ``pool``, and the flags it knows. Raises SpecError and EngineError for a command that cannot be run."""
+        path = runnable(self._host.config, pool)
+        version = command.version_of(path)
+        return Program((str(path),), version), self._options(pool, path, version)
+
+    def _options(self, pool: PoolConfig, path: Path, version: str) -> OptionTable:
+        """The recorded flags. A pool that uses another one has its engine asked for all of its own: that takes half a minute."""
+        if not command.OPTIONS.sift(pool.provisioning.flags)[1]:
+            return command.OPTIONS
+        key = (str(path), version)
+        if key not in self._helps:
+            text, problem = self._host.probe.ask(str(path), "serve", "--help=all", timeout_s=HELP_TIMEOUT_S)
+            options, aliases = parse_argparse_help("" if problem else text)
+            known = command.OPTIONS
+            whole = len(options) >= _MIN_OPTIONS and all(known.use(name).option.names[0] in text for name in SET_BY_DAEMON)
+            self._helps[key] = table_of(options, aliases) if whole else known
+        return self._helps[key]

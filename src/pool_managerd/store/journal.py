@@ -1,0 +1,322 @@
+"""What happened, and what became of long operations, on disk: the next daemon tells of it as this one does.
+
+A database of its own beside ``state.db``, so that the intent's file stays small and damage here costs no intent. Nobody waits
+for it: what is to be kept is left in memory, and one thread writes whatever is there in one commit, which is not synced
+(``synchronous=NORMAL``). SIGKILL costs what the thread had not taken up yet, a power cut the last seconds; neither harms the
+file. What cannot be written stays in memory, up to a bound, and is tried again every few seconds.
+
+What is on disk has no holes: where events were lost between those that are there and the next ones, the older ones go, so that
+"newer than 43" is either all of it or known to be incomplete.
+
+Ids. An event may be told to a client and never reach the disk; its id must not be given again. So ``journal.ids`` holds a number
+that ids have not reached, and the next daemon goes on behind it; a clean end leaves the last id itself there. It is a file of
+its own because it must outlive a damaged database, and is written in place because that works on a full disk, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pool_managerd.core.event import Event
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, ts_ms INTEGER NOT NULL, type TEXT NOT NULL, level TEXT NOT NULL, pool_id TEXT, human TEXT NOT NULL,
+    fields TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS operations (begun INTEGER PRIMARY KEY, operation_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
+"""
+ID_BLOCK = 10_000
+RETRY_S = 5.0
+MAX_PENDING = 4_000
+_PARTS = ("", "-wal", "-shm", "-journal")
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
+_PUT_OPERATION = "INSERT INTO operations (operation_id, body) VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
+
+
+class Journal:
+    """``journal.db`` and ``journal.ids`` in the state directory. Nothing raises: a node without its journal works.
+
+    ``last_id``: the ids up to here may have been given, once it is open.
+    """
+
+    def __init__(self, state_dir: Path, retry_s: float = RETRY_S) -> None:
+        self._path = state_dir / "journal.db"
+        self._ids = state_dir / "journal.ids"
+        self._retry_s = retry_s
+        self.last_id = 0
+        self._events: list[Event] = []
+        self._operations: list[dict[str, Any]] = []
+        self._db: sqlite3.Connection | None = None
+        self._inode = 0
+        self._trouble = False
+        self._tell: Callable[[str, str], None] = lambda _human, _level: None
+        # From the node's loop to the thread; what does not fit any more pushes out the oldest.
+        self._orders: deque[tuple[int | str, Any]] = deque(maxlen=MAX_PENDING)
+        self._drop_to = 0
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        # The thread's own.
+        self._pending: dict[int | str, Any] = {}
+        self._next_id = 1  # continues what is on disk
+        self._dropped = 0
+        self._newest_id = 0
+        self._reserved_id = 0
+
+    def open(self, tell: Callable[[str, str], None]) -> None:
+        """Read what earlier daemons left, and take a block of ids.
+
+        ``tell`` gets a sentence and its level, from any thread, when writing fails, when it works again, and when a damaged
+        file was replaced.
+        """
+        self._tell = tell
+        try:
+            self._db = self._connected()
+            self._read(self._db)
+        except (sqlite3.Error, OSError, ValueError) as problem:
+            self._failed(problem)
+        newest = self._events[-1].id if self._events else 0
+        self.last_id = found if (found := self._read_ids()) >= newest else newest + ID_BLOCK
+        self._newest_id, self._next_id = self.last_id, self.last_id + 1
+        self._reserve_ids()
+        self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
+        self._thread.start()
+
+    def recall_events(self) -> list[Event]:
+        """Those of earlier daemons, oldest first. They are given away: the next call gives none."""
+        events, self._events = self._events, []
+        return events
+
+    def recall_operations(self) -> list[dict[str, Any]]:
+        """Those of earlier daemons as they were put, in the order in which they began; given away, too."""
+        operations, self._operations = self._operations, []
+        return operations
+
+    def put_event(self, event: Event) -> None:
+        """Keep an event whose id follows the last one's."""
+        self._put(event.id, event)
+
+    def drop_events(self, up_to_id: int) -> None:
+        """These are not kept any more; with the next write."""
+        self._drop_to = up_to_id
+
+    def put_operation(self, operation_id: str, body: Mapping[str, Any] | None) -> None:
+        """Keep an operation as it is now; None forgets it."""
+        self._put(operation_id, body)
+
+    def _put(self, key: int | str, value: Any) -> None:
+        if not self._ending.is_set():
+            self._orders.append((key, value))
+            self._wake.set()
+
+    async def close(self) -> None:
+        """What was put is written when this returns, if it can be; later events are not kept."""
+        self._ending.set()
+        self._wake.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 10)
+            self._thread = None
+
+    # --- the writer's thread ---
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            if self._trouble:
+                self._ending.wait(self._retry_s)
+            else:
+                self._wake.wait()
+            self._wake.clear()
+            self._write()
+        self._write()
+        with suppress(OSError):
+            self._write_ids(self._newest_id)
+        self._disconnect()
+
+    def _write(self) -> None:
+        self._take_up()
+        self._reserve_ids()
+        if not self._pending and not self._trouble:
+            return
+        try:
+            try:
+                self._commit(self._connected())
+            except sqlite3.Error as problem:
+                if not _is_damage(problem):
+                    raise
+                self._set_aside(problem)
+                self._commit(self._connected())
+            self._recovered()
+        except Exception as problem:  # noqa: BLE001 - the thread's boundary: whatever it is, the next write tries again
+            self._failed(problem)
+
+    def _take_up(self) -> None:
+        """Take the orders over; of one thing only the last counts, and what is not kept any more need not be written."""
+        with suppress(IndexError):
+            while True:
+                key, value = self._orders.popleft()
+                self._pending[key] = value
+                if isinstance(key, int):
+                    self._newest_id = max(self._newest_id, key)
+        if self._trouble:
+            drop = self._drop_to
+            self._pending = {key: value for key, value in self._pending.items() if isinstance(key, str) or key > drop}
+        while len(self._pending) > MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        """Everything that is pending, in one transaction. Raises sqlite3.Error; nothing is written then."""
+        events = _unbroken([value for value in self._pending.values() if isinstance(value, Event)])
+        operations = [(key, value) for key, value in self._pending.items() if isinstance(key, str)]
+        drop = self._drop_to
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if events and events[0].id != self._next_id:
+                db.execute("DELETE FROM events")
+            elif drop > self._dropped:
+                db.execute("DELETE FROM events WHERE id <= ?", (drop,))
+            db.executemany(_PUT_EVENT, map(_row, events))
+            for key, body in operations:
+                if body is None:
+                    db.execute("DELETE FROM operations WHERE operation_id = ?", (key,))
+                else:
+                    db.execute(_PUT_OPERATION, (key, _json(body)))
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        self._pending.clear()
+        self._dropped = drop
+        if events:
+            self._next_id = events[-1].id + 1
+
+    def _connected(self) -> sqlite3.Connection:
+        """The open database, which still has its name. Raises sqlite3.Error, OSError or ValueError."""
+        if self._db is not None:
+            with suppress(OSError):
+                if self._path.stat(follow_symlinks=False).st_ino == self._inode:
+                    return self._db
+            self._disconnect()
+            self._next_id = 0  # whatever is there now is not what was written
+        for part in self._parts():
+            if part.is_symlink():
+                raise ValueError(f"{part.name} is a symbolic link")
+        db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=1)
+        try:
+            self._path.chmod(0o600)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise ValueError(f"a newer version wrote it (schema {version}, this one knows {SCHEMA_VERSION})")
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.executescript(SCHEMA)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._inode = self._path.stat().st_ino
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        return db
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(sqlite3.Error):
+                db.close()
+
+    def _parts(self) -> list[Path]:
+        return [self._path.with_name(self._path.name + suffix) for suffix in _PARTS]
+
+    def _read(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("SELECT * FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) ORDER BY id", (MAX_PENDING,))
+        for row in rows:
+            if (fields := _object(row[6])) is not None:
+                self._events.append(Event(row[0], row[1], row[2], row[3], row[4], row[5], fields))
+        bodies = db.execute("SELECT body FROM operations ORDER BY begun LIMIT ?", (MAX_PENDING,))
+        self._operations = [body for (text,) in bodies if (body := _object(text)) is not None]
+
+    # --- what goes wrong ---
+
+    def _failed(self, problem: Exception) -> None:
+        if _is_damage(problem):
+            with suppress(OSError):
+                self._set_aside(problem)
+                return
+        self._disconnect()
+        if not self._trouble:
+            self._trouble = True
+            human = f"Events and operations cannot be written to {self._path}: {problem}; they are in memory alone until they can"
+            self._tell(human, "warn")
+
+    def _recovered(self) -> None:
+        if self._trouble:
+            self._trouble = False
+            self._tell("Events and operations are written to disk again", "info")
+
+    def _set_aside(self, problem: Exception) -> None:
+        """Make room for a new file; the damaged one is kept until another one follows. Raises OSError."""
+        self._disconnect()
+        for part in self._parts():
+            if part.exists():
+                part.replace(part.with_name(part.name.replace(".db", ".db.corrupt", 1)))
+        human = f"{self._path} was damaged ({problem}) and is begun anew: what happened before is in memory, or not kept any more"
+        self._tell(human, "warn")
+
+    # --- ids ---
+
+    def _reserve_ids(self) -> None:
+        if self._newest_id + ID_BLOCK // 2 > self._reserved_id:
+            with suppress(OSError):  # tried again with the next event
+                self._write_ids(self._newest_id + ID_BLOCK)
+                self._reserved_id = self._newest_id + ID_BLOCK
+
+    def _read_ids(self) -> int:
+        with suppress(OSError, ValueError):
+            return max(0, min(int(self._ids.read_bytes()[:20]), 1 << 52))
+        return 0
+
+    def _write_ids(self, number: int) -> None:
+        """On disk when this returns. Raises OSError."""
+        fd = os.open(self._ids, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, b"%020d" % number, 0)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+
+def _unbroken(events: list[Event]) -> list[Event]:
+    """Those behind the last hole."""
+    start = max((at for at in range(1, len(events)) if events[at].id != events[at - 1].id + 1), default=0)
+    return events[start:]
+
+
+def _row(event: Event) -> tuple[Any, ...]:
+    return (event.id, event.ts_ms, event.type, event.level, event.pool_id, event.human, _json(event.fields))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _is_damage(problem: Exception) -> bool:
+    return isinstance(problem, sqlite3.Error) and (getattr(problem, "sqlite_errorcode", 0) & 0xFF) in _DAMAGE

@@ -1,0 +1,289 @@
+"""One pool's actor: a task, an inbox and a timer. The only writer of its pool's record (DESIGN §3).
+
+It takes one message after the other, feeds the event to ``step``, starts the effects, and publishes the result. It never
+awaits inside the loop: long work runs beside it (launch_work.py), and its outcome comes back as an event. Effects run
+before the new state is published (core/lifecycle/table.py says why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context, copy_context
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, step, view
+from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.phase import LOADING
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.launch import Launch
+from pool_managerd.supervision.launch_work import LaunchWork, Reports
+from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.protocols import Timer
+from pool_managerd.supervision.publishing import log_context, registry_fields
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import Waiting, refusal, settle
+
+MAX_TASK_FAILURES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event for the pool. ``waiting`` is told when it is refused, and settled when its end is reached; ``definition`` is
+    what the pool is to run from then on, unless the event is refused. ``context`` is the caller's (its correlation id): it
+    goes along, and from there to all that follows.
+    """
+
+    event: ev.Event
+    context: Context
+    waiting: Waiting | None = None
+    definition: Definition | None = None
+
+
+class PoolActor:
+    """Owns one pool."""
+
+    def __init__(self, definition: Definition, state: PoolState, services: Services) -> None:
+        self.pool = Pool(definition, state, Launch())
+        self._s = services
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._waiting: list[Waiting] = []
+        self._timer: Timer | None = None
+        self._boot = False
+        self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
+        self._task_failures = 0
+        self._task = asyncio.create_task(self._run(), name=f"pool:{state.pool_id}")
+        self._publish()
+
+    # --- for the node ---
+
+    def post(self, event: ev.Event, waiting: Waiting | None = None, definition: Definition | None = None) -> None:
+        """Put ``event`` into the inbox."""
+        self._inbox.put_nowait(Message(event, copy_context(), waiting, definition))
+
+    def learn(self, epoch: int, **known: Any) -> bool:
+        """Write down what is known of launch ``epoch`` now; false when it is not the present one any more."""
+        if self.pool.launch.epoch != epoch:
+            return False
+        self.pool.launch = replace(self.pool.launch, **known)
+        return True
+
+    def emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
+        """Tell something that happened to the pool, with what every line about it carries."""
+        self._s.events.emit(type_, human, level=level, pool_id=self.pool.pool_id, **{**log_context(self.pool), **fields})
+
+    def kill(self) -> None:
+        """No more patience: the engine is killed at once; its end comes back as an event."""
+        if self.pool.launch.process is not None:
+            self.pool.launch.process.kill()
+
+    def leases_changed(self, *, expiry: bool = False) -> None:
+        """A lease was given or ended. ``expiry``: the timer may have to fire earlier now."""
+        if expiry:
+            self._arm()
+        if self.pool.instance.phase is Phase.DRAINING:
+            self.post(ev.LeasesChanged(self._active_leases()))
+
+    async def close(self) -> None:
+        """End the task; effects still under way are cancelled. The engine must be down by now."""
+        tasks = [self._task, *self._work.tasks]
+        for task in tasks:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.kill()
+        pool_id = self.pool.pool_id
+        self._s.silent.discard(pool_id)
+        gone = RequestError(f"cannot go on: pool {pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=pool_id)
+        while not self._inbox.empty():
+            if (waiting := self._inbox.get_nowait().waiting) is not None:
+                waiting.refuse(gone)
+        for waiting in self._waiting:
+            waiting.on_end(waiting.operation, None, gone)
+        self._waiting.clear()
+
+    # --- the loop ---
+
+    async def _run(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            try:
+                message.context.run(self._apply, message)
+            except Exception as problem:  # noqa: BLE001 - the task's boundary: one bad event must not silence the pool
+                self._task_failures += 1
+                pool_id = self.pool.pool_id
+                human = f"Internal error while pool '{pool_id}' handled {type(message.event).__name__}: {problem!r}"
+                self._s.events.emit("internal_error", human, level="critical", pool_id=pool_id)
+                if message.waiting is not None:
+                    message.waiting.refuse(PoolError(human, pool_id=pool_id))
+                if self._task_failures == MAX_TASK_FAILURES:
+                    self._s.on_fatal(problem)  # the task goes on: the pool must still be able to stop
+
+    def _apply(self, message: Message) -> None:
+        now = self._s.clock.monotonic()
+        before, defined = self.pool.state, self.pool.definition
+        event = self._completed(self._clean(message.event), now)
+        if message.definition is not None:
+            self.pool.definition = message.definition
+        self.pool.state, effects = step(before, event, now, self.pool.definition.policy)
+        refused = refusal(self.pool.pool_id, effects)
+        if refused is not None:
+            self.pool.definition = defined
+        try:
+            for effect in effects:
+                self._start(effect)
+            if message.waiting is not None:
+                self._answer(message.waiting, before, refused)
+            if self.pool.state is not before or self.pool.definition is not defined:
+                self._publish()
+                self._tell_transition(view(before).state, event)
+            self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
+        finally:
+            self._arm()
+
+    def _clean(self, event: ev.Event) -> ev.Event:
+        """What engines and errors said enters the lifecycle, and all that is told of it, without secrets and endless words."""
+        texts = {f.name: getattr(event, f.name) for f in fields(event)}
+        cleaned = {name: self._s.events.clean(text) for name, text in texts.items() if isinstance(text, str) and len(text) > 1}
+        return replace(event, **cleaned) if any(cleaned[name] != texts[name] for name in cleaned) else event
+
+    def _completed(self, event: ev.Event, now: float) -> ev.Event:
+        """What only holds at this moment: the leases in flight."""
+        if isinstance(event, ev.Tick):
+            self._expire_leases(now)
+        if isinstance(event, ev.Start):
+            self._boot = event.origin == "boot"
+        if isinstance(event, ev.Drain | ev.Evict):
+            return replace(event, active_leases=self._active_leases())
+        return event
+
+    def _answer(self, waiting: Waiting, before: PoolState, refused: RequestError | None) -> None:
+        if refused is not None:
+            waiting.refuse(refused)
+        else:
+            waiting.accept(before, self.pool.state)
+            self._waiting.append(waiting)
+
+    def _active_leases(self) -> int:
+        return self._s.registry.get_active_leases(self.pool.pool_id)
+
+    def _expire_leases(self, now: float) -> None:
+        pool_id = self.pool.pool_id
+        for lease in self._s.registry.expire(pool_id, now):
+            human = f"A lease on pool '{pool_id}' ran out and was taken back"
+            self._s.events.emit("lease_expired", human, pool_id=pool_id, lease_id=lease.lease_id, holder=lease.holder)
+            self.post(ev.LeasesChanged(self._active_leases()))
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = (next_timer(self.pool.state, self.pool.definition.policy), self._s.registry.next_expiry(self.pool.pool_id))
+        due = min((t for t in times if t is not None), default=None)
+        if due is not None:
+            self._timer = self._s.clock.call_at(due, self._fire)
+
+    def _fire(self) -> None:
+        self._inbox.put_nowait(Message(ev.Tick(), Context()))
+
+    # --- what others see ---
+
+    def _publish(self) -> None:
+        fields = registry_fields(self.pool, self._s.clock.wall_ms(), self._s.node_id, self._s.models.id_of)
+        self._s.registry.publish(self.pool.pool_id, **fields)
+        if self.pool.instance.phase not in LOADING:
+            self._s.gate.leave(self.pool.pool_id)
+        if self.pool.instance.phase is not Phase.ATTACHED:
+            self._s.silent.discard(self.pool.pool_id)
+
+    def _tell_transition(self, was: str, event: ev.Event) -> None:
+        state = view(self.pool.state).state
+        if state != was:
+            fields = {"from_state": was, "to_state": state, "reason": self.pool.state.reason, "event": type(event).__name__}
+            self.emit("transition", f"Pool '{self.pool.pool_id}' is {state} now (was {was})", level="debug", **fields)
+
+    # --- effects: started here, never awaited ---
+
+    def _start(self, effect: do.Effect) -> None:
+        match effect:
+            case do.Say():
+                self._say(effect)
+            case do.StageArtifacts(epoch):
+                self.kill()  # a process that came up too late for the launch it belonged to
+                queue, self._boot = self._boot, False
+                self.pool.launch = self.pool.launch.next(epoch, "queue" if queue else "")
+                self._work.run(self._work.stage(epoch, queue=queue), epoch, "the preparation")
+            case do.SpawnEngine(epoch):
+                self._work.run(self._work.spawn(epoch), epoch, "the launch")
+            case do.SendProbe(epoch):
+                self._work.run(self._work.probe(epoch), epoch, "the probe")
+            case do.SendWarmup(epoch):
+                self._work.run(self._work.warm_up(epoch), epoch, "the warm-up")
+            case do.AwaitVram(epoch):
+                waiting = self._s.gpus.wait_until_free(self.pool, epoch, self.pool.definition.policy.vram_wait_s, self.emit)
+                self._work.run(waiting, epoch, "the watch of its GPU memory")
+            case do.SleepEngine(epoch) | do.WakeEngine(epoch) | do.AdoptEngine(epoch):
+                self.post(ev.HelperDied(epoch, "this engine does not support it"))
+            case do.LaunchEffect():
+                try:
+                    self._do_now(effect)
+                except PoolError as problem:
+                    self._not_done(effect, problem)
+
+    def _do_now(self, effect: do.LaunchEffect) -> None:
+        """The effects that are done when this returns."""
+        process, pool_id = self.pool.launch.process, self.pool.pool_id
+        match effect:
+            case do.CancelStaging(epoch):
+                self._work.cancel(epoch)
+            case do.WritePid(pid=pid):
+                self._s.files.write_pid(pool_id, pid)
+            case do.Announce():
+                self._announce()
+                self._s.gpus.watch.wake()
+            case do.StopEngine(grace_ms=grace_ms) if process is not None:
+                process.stop(grace_ms)
+            case do.KillEngine() if process is not None:
+                process.kill()
+            case do.Withdraw():
+                self._withdraw()
+            case do.EndLeases(epoch):
+                self._s.registry.end_leases(pool_id, epoch)
+            case do.ReleaseVram(epoch):
+                self._s.gpus.release(self.pool.instance.id, epoch)
+
+    def _not_done(self, effect: do.LaunchEffect, problem: PoolError) -> None:
+        """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""
+        self.emit("notice", problem.message, level="error", hint=problem.hint)
+        if isinstance(effect, do.WritePid):
+            self.learn(effect.epoch, cause=problem)
+            self.post(ev.HelperDied(effect.epoch, problem.message))
+
+    def _say(self, effect: do.Say) -> None:
+        fields, state = dict(effect.fields), self.pool.state
+        if effect.action == "crash":
+            crash_class = "signal" if fields.get("signal") else "process_exit"
+            fields |= {"log_tail": list(self.pool.launch.log_tail), "crash_class": crash_class}
+        if "restart_in_s" in fields:
+            fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
+        if effect.action == "drain_finished":
+            self.pool.last_drain = {"pool_id": state.pool_id, **fields}
+        if effect.action in ("crash", "restart", "unhealthy"):
+            self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)
+        self.emit(effect.action, effect.human, level=effect.level, **fields)
+
+    def _announce(self) -> None:
+        launch = self.pool.launch
+        if launch.prepared is None or self.pool.definition.announced:
+            return
+        pid = launch.process.pid if launch.process is not None else 0
+        path = self._s.files.write_handoff(launch.prepared, pid, written_at_ms=self._s.clock.wall_ms())
+        self.learn(launch.epoch, handoff_path=str(path))
+
+    def _withdraw(self) -> None:
+        """The pid file is gone before ``live`` turns false (DESIGN §7)."""
+        self._s.files.remove_pid(self.pool.pool_id)
+        if self.pool.launch.prepared is not None and not self.pool.definition.announced:
+            self._s.files.remove_handoff(self.pool.pool_id, self.pool.launch.prepared.replica_id)

@@ -1,0 +1,88 @@
+"""What is wanted of each pool, as it survives the daemon: in memory and in the store, the store first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.lifecycle import Desired
+from pool_managerd.supervision.pool import Pool
+
+
+class IntentStore(Protocol):
+    """Durable intent: a write is on disk when its wait ends."""
+
+    async def put_pool(self, pool: StoredPool) -> None: ...
+    def note_down(self, pool_id: str) -> None: ...
+    async def remove_pool(self, pool_id: str) -> None: ...
+
+
+class SubmissionCodec(Protocol):
+    """Submitted engines as JSON objects and back."""
+
+    def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine: ...
+    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None: ...
+
+
+class Intents:
+    """By pool id. Every write raises NodeError when the state cannot be written; nothing has changed then."""
+
+    def __init__(self, store: IntentStore, codec: SubmissionCodec) -> None:
+        self._store = store
+        self.codec = codec
+        self._known: dict[str, StoredPool] = {}
+
+    def restore(self, stored: Mapping[str, StoredPool]) -> None:
+        """What an earlier daemon kept."""
+        self._known = dict(stored)
+
+    def get(self, pool_id: str) -> StoredPool | None:
+        return self._known.get(pool_id)
+
+    async def keep(self, pool: Pool, engine: PreparedEngine | None, desired: str | None = None, held: bool | None = None) -> None:
+        """``engine`` is the submitted one that the pool is to have; None of the others leaves what is so.
+
+        Written once more when a preload failed meanwhile, which is written down too: what is asked for last is what stays.
+        """
+        while (new := self._intended(pool, engine, desired, held)) != self._known.get(pool.pool_id):
+            await self.put(new)
+
+    async def put(self, new: StoredPool) -> None:
+        before = self._known.get(new.pool_id)
+        await self._store.put_pool(new)
+        if self._known.get(new.pool_id) is before:
+            self._known[new.pool_id] = new
+
+    def note_down(self, pool_id: str) -> None:
+        """A submitted engine that failed is not started again by the next daemon. Not waited for."""
+        self._store.note_down(pool_id)
+        if (stored := self._known.get(pool_id)) is not None:
+            self._known[pool_id] = replace(stored, desired="down")
+
+    async def remove(self, pool_id: str) -> None:
+        await self._store.remove_pool(pool_id)
+        self._known.pop(pool_id, None)
+
+    def _intended(self, pool: Pool, engine: PreparedEngine | None, desired: str | None, held: bool | None) -> StoredPool:
+        old = self._known.get(pool.pool_id, StoredPool(pool.pool_id))
+        if desired == "auto" and old.desired == "up":
+            desired = "up"  # demand joins what a person wants up, and leaves it wanted
+        new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
+        if pool.config is not None:
+            return new
+        if pool.definition.barred is not None and engine is None:
+            return replace(new, submitted=old.submitted)
+        if engine is None:
+            return replace(new, desired="known")
+        return replace(new, submitted=self.codec.prepared_to_json(engine))
+
+
+def desired_of(stored: StoredPool, config: PoolConfig | None) -> Desired:
+    """What was wanted last, or else what the configuration wants."""
+    if stored.desired in ("auto", "known"):
+        return Desired.WANTED if config is not None and config.preload else Desired.ON_DEMAND
+    return {"up": Desired.WANTED, "drained": Desired.DRAINED}.get(stored.desired, Desired.STOPPED)

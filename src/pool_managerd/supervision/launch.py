@@ -1,0 +1,40 @@
+"""What is known of one launch beside its phase: a frozen value, which the pool's actor replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.memory.estimator import LaunchEstimator
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision.protocols import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total.
+
+    ``assignment`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
+    ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended.
+    ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
+    """
+
+    epoch: int = 0
+    step: str = ""
+    progress: tuple[int, int] = (0, 0)
+    assignment: Allocation | None = None
+    sizing: LaunchEstimator | None = None
+    prepared: PreparedEngine | None = None
+    process: Process | None = None
+    handoff_path: str | None = None
+    cause: PoolError | None = None
+    log_mark: Mapping[int, int] = field(default_factory=dict)
+    log_tail: tuple[str, ...] = ()
+    first_token_ms: float | None = None
+    tokens_per_s: float | None = None
+
+    def next(self, epoch: int, step: str) -> Launch:
+        """The launch after this one, of which nothing is known yet."""
+        return Launch(epoch, step, first_token_ms=self.first_token_ms, tokens_per_s=self.tokens_per_s)

@@ -1,0 +1,87 @@
+"""The record of one pool: what it is to run, where its lifecycle stands, and what is known of its launch.
+
+It holds no machinery. Its actor (actor.py) is the only one that writes to it; everybody else reads, and asks the actor
+for changes by posting an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.lifecycle import Instance, Policy, PoolState
+from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.supervision.launch import Launch
+from pool_managerd.supervision.log_places import LogPlaces
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What a pool is to run: as it is configured, or ``submitted`` by a request or a handoff file; and by which rules.
+
+    ``barred`` says why the engine that was submitted to an earlier daemon does not run.
+    """
+
+    policy: Policy
+    config: PoolConfig | None = None
+    submitted: PreparedEngine | None = None
+    barred: PoolError | None = None
+
+    @property
+    def external(self) -> bool:
+        """True for an engine that somebody else runs."""
+        if self.submitted is not None:
+            return self.submitted.attach_url is not None
+        return self.config is not None and self.config.provisioning.mode == "external"
+
+    @property
+    def announced(self) -> bool:
+        """True for one that a handoff file told of: the file is theirs, neither written nor removed here."""
+        return self.config is None and self.external
+
+    @property
+    def mask(self) -> DeviceMask | None:
+        """What is said about GPUs; None for nothing, and for a text that is no mask."""
+        try:
+            return self.required_mask()
+        except SpecError:  # a handoff file's mask is stored as it is, not validated
+            return None
+
+    def required_mask(self) -> DeviceMask | None:
+        """As ``mask``; raises SpecError for a text that is no mask."""
+        if self.submitted is not None:
+            text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
+            return None if text is None else DeviceMask.parse(text)
+        return self.config.mask if self.config is not None else None
+
+
+@dataclass(slots=True)
+class Pool:
+    """One pool. ``last_drain`` is the outcome of the latest drain."""
+
+    definition: Definition
+    state: PoolState
+    launch: Launch
+    log_places: LogPlaces = field(default_factory=LogPlaces)
+    last_drain: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pool_id(self) -> str:
+        return self.state.pool_id
+
+    @property
+    def instance(self) -> Instance:
+        """The launch that runs, or the last one."""
+        return self.state.active
+
+    @property
+    def config(self) -> PoolConfig | None:
+        return self.definition.config
+
+    @property
+    def submitted(self) -> PreparedEngine | None:
+        return self.definition.submitted
