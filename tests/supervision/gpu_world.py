@@ -1,4 +1,4 @@
-"""Pools on simulated looks at GPUs."""
+"""Pools on simulated scans of GPUs."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ static void refresh(void)
         && s.st_mtim.tv_nsec == last.st_mtim.tv_nsec)
         return;
     if (read_topology(path, &draft))
-        return; /* looked at again at the next call: it may be whole then */
+        return; /* read again at the next call: it may be whole then */
     now = draft;
     last = s;
     known = 1;

@@ -25,7 +25,7 @@ from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.services import Services
@@ -202,7 +202,7 @@ class FakeMonitor:
         self._clock = clock
         self._taken_at = 0.0
         self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
-        self.looks = 0
+        self.scans = 0
         self.released = False
         self.gate: asyncio.Event | None = None
 
@@ -212,7 +212,7 @@ class FakeMonitor:
         self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
 
     async def scan(self) -> DeviceScan:
-        self.looks += 1
+        self.scans += 1
         if self.gate is not None:
             await self.gate.wait()
         self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
@@ -264,7 +264,7 @@ class FakeNode:
         self.ram_bytes = 64 << 30
         self.preflight_error: PoolError | None = None
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
-        self.gpus = Gpus(self.watch, self.registry, self.clock, Bindings(self.records))
+        self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []

@@ -23,7 +23,7 @@ from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
 from pool_managerd.supervision.protocols import Clock
@@ -38,7 +38,7 @@ BARS_A_START = frozenset({
     "fabric_manager",
 })  # fmt: skip
 """Findings that make a start impossible. Others are for the operator: a disk that is low must not keep an engine down, and
-the GPUs themselves are for the admission to judge, which looks at them anew and knows what a mask is bound to.
+the GPUs themselves are for the admission to check, which scans them anew and knows what a mask means.
 """
 FACTS_FRESH_S = 30.0
 """Older facts of the machine are gathered again beside a start, which goes by what is known: a restart does not wait for a
@@ -97,7 +97,7 @@ class GpuParts:
         self._workers.found = PythonWorkers(options)
 
     def gpus(self, registry: Registry) -> Gpus:
-        return Gpus(self.watch, registry, self._clock, Bindings(self._store))
+        return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
 
     def admission(self, gpus: Gpus) -> Admission:
         rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)

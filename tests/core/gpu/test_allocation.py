@@ -24,11 +24,11 @@ TWO = (gpu(0, 24), gpu(1, 12))
 
 
 def needs(weights_gib: float, *, overhead_gib: float = 0.5, configured_gib: float | None = None) -> LaunchEstimator:
-    facts = LaunchInputs(
+    inputs = LaunchInputs(
         "v1", "m", EngineSettings(), None, int(weights_gib * GIB), int(overhead_gib * GIB),
         None if configured_gib is None else int(configured_gib * GIB),
     )  # fmt: skip
-    return LaunchEstimator(facts, Measurements())
+    return LaunchEstimator(inputs, Measurements())
 
 
 def place(
@@ -67,8 +67,8 @@ def test_given_shares_belong_to_the_order_of_the_mask() -> None:
 
 
 def test_an_engine_that_uses_one_of_the_gpus_it_is_shown_is_counted_on_that_one() -> None:
-    facts = LaunchInputs("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2)
-    found = place(LaunchEstimator(facts, Measurements()), TWO, mask=(0, 1))
+    inputs = LaunchInputs("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2)
+    found = place(LaunchEstimator(inputs, Measurements()), TWO, mask=(0, 1))
     assert found.bytes_by_device == {TWO[0].uuid: GIB // 2, TWO[1].uuid: 10 * GIB + GIB // 2}
     far = place(
         LaunchEstimator(LaunchInputs("v1", "m", EngineSettings(only_device=7), None, GIB), Measurements()), TWO, mask=(0, 1)
@@ -92,12 +92,12 @@ def test_nothing_is_split_over_mig_instances() -> None:
         allocate(needs(15), wanted, Ledger(), account(devices, [], {}))
 
 
-def test_the_operators_own_figure_replaces_the_estimate() -> None:
+def test_the_operators_own_number_replaces_the_estimate() -> None:
     found = place(needs(90, configured_gib=8), TWO)
     assert found.bytes_by_device == {"GPU-00000000": 8 * GIB}
 
 
-def test_a_start_that_is_only_warned_about_is_promised_what_is_left_and_no_more() -> None:
+def test_a_start_that_is_only_warned_about_is_reserved_what_is_left_and_no_more() -> None:
     devices = (gpu(0, 24, processes=(process(9, 20),)),)
     found = place(needs(10), devices, enforce=False)
     assert found.bytes_by_device == {"GPU-00000000": 4 * GIB} and "may not fit" in found.notices[0]
@@ -129,7 +129,7 @@ def test_every_single_gpu_is_tried_however_many_there_are() -> None:
     assert found.devices[0].parent_uuid == parents[6].uuid, "the first six GPUs are exclusive"
 
 
-def test_the_engine_is_told_the_shares_that_were_promised_with_and_without_a_split() -> None:
+def test_the_engine_is_told_the_shares_that_were_reserved_with_and_without_a_split() -> None:
     busy = (gpu(0, 24, processes=(process(9, 12),)), gpu(1, 24))
     for split in (None, "auto"):
         found = place(needs(20), busy, mask=(0, 1), split=split)
@@ -147,7 +147,7 @@ def test_launches_that_differ_in_what_decides_memory_are_not_alike() -> None:
     assert key(EngineSettings(ctx=512)) == key(EngineSettings(ctx=512))
 
 
-def test_what_a_like_launch_was_measured_to_hold_is_promised() -> None:
+def test_what_a_like_launch_was_measured_to_hold_is_reserved() -> None:
     known = Measurements()
     first = LaunchEstimator(needs(10).inputs, known)
     known.observe(first.key(gpu="NVIDIA Test"), [3 * GIB], loaded=True)
@@ -161,7 +161,7 @@ def test_an_engine_of_unknown_shape_is_sized_by_its_header() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 40), st.booleans()), max_size=12))
-def test_promises_never_exceed_what_there_is_whatever_is_asked(asked: list[tuple[str, float, bool]]) -> None:
+def test_reservations_never_exceed_what_there_is_whatever_is_asked(asked: list[tuple[str, float, bool]]) -> None:
     ledger = Ledger()
     for pool, gib, auto in asked:
         try:
@@ -181,12 +181,12 @@ class WithRam(LaunchEstimator):
 
 def test_where_gpu_and_processor_share_one_memory_it_is_reserved_once() -> None:
     """What an engine needs beside the GPU comes out of the same memory: together no more than there is."""
-    facts = needs(1.0, overhead_gib=0.5).inputs
+    inputs = needs(1.0, overhead_gib=0.5).inputs
     for unified, fits in ((False, True), (True, False)):
         one, book = gpu(0, 22.2, unified=unified), Ledger()
         place(needs(19, overhead_gib=0.9), (one,), ledger=book, pool="a")
         try:
-            place(WithRam(facts, Measurements()), (one,), ledger=book, pool="b")
+            place(WithRam(inputs, Measurements()), (one,), ledger=book, pool="b")
         except NodeError as refused:
             assert not fits and "needs 3.2 GiB" in refused.message and "2.3 GiB of" in refused.message
         else:

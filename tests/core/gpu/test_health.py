@@ -202,9 +202,9 @@ def test_a_recovery_that_concerns_several_gpus_ends_no_work_on_one(action: int) 
 
 
 def test_the_driver_withdraws_its_demand_and_an_older_fault_stays() -> None:
-    wish = after_xid(GpuHealth("u"), meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)"), 154)
-    over = after_xid(wish, meaning(154, "changed from 0x1 (GPU Reset Required) to 0x0 (None)"), 154)
-    assert isinstance(scans(wish, GOOD, GOOD, GOOD).state, Quarantined) and scans(over, GOOD, GOOD, GOOD).usable
+    demand = after_xid(GpuHealth("u"), meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)"), 154)
+    over = after_xid(demand, meaning(154, "changed from 0x1 (GPU Reset Required) to 0x0 (None)"), 154)
+    assert isinstance(scans(demand, GOOD, GOOD, GOOD).state, Quarantined) and scans(over, GOOD, GOOD, GOOD).usable
     broken = after_xid(GpuHealth("u"), meaning(79), 79)
     assert withdrawn(broken) == broken
 

@@ -154,12 +154,12 @@ def test_an_earlier_launch_of_the_same_replica_owns_nothing_of_the_later() -> No
 
 @given(
     foreign=st.lists(st.integers(0, 30), min_size=2, max_size=2),
-    wishes=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 1), st.integers(0, 30), st.booleans()), max_size=30),
+    attempts=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 1), st.integers(0, 30), st.booleans()), max_size=30),
 )
-def test_reserved_and_foreign_never_exceed_what_there_is(foreign: list[int], wishes: list[tuple[str, int, int, bool]]) -> None:
+def test_reserved_and_foreign_never_exceed_what_there_is(foreign: list[int], attempts: list[tuple[str, int, int, bool]]) -> None:
     devices = tuple(gpu(i, 24 + 12 * i, processes=(process(i + 1, foreign[i]),) if foreign[i] else ()) for i in (0, 1))
     ledger = Ledger()
-    for epoch, (pool, where, gib, give_back) in enumerate(wishes, 1):
+    for epoch, (pool, where, gib, give_back) in enumerate(attempts, 1):
         if give_back:
             ledger.release(InstanceId(pool), epoch)
             continue

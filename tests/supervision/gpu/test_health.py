@@ -97,7 +97,7 @@ async def test_a_cordoned_gpu_takes_nothing_new_and_survives_the_daemon(made: li
     assert view(c.state).ready
 
 
-async def test_a_released_driver_stops_starts_until_it_is_taken_up_again(made: list[GpuWorld]) -> None:
+async def test_a_released_driver_stops_starts_until_it_is_reinitialised(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.fakes.watch.release()
@@ -239,7 +239,7 @@ async def test_a_masked_gpu_that_is_late_at_the_daemons_start_brings_its_pool_up
     world = GpuWorld(TWO[0], pool={"devices": [1]})
     made.append(world)
     world.fakes.records.known.update(before.fakes.records.known)
-    world.fakes.gpus.bindings.restore()
+    world.fakes.gpus.mask_gpus.restore()
     a, b = await world.begin("a"), await world.begin("b")
     assert a.instance.phase is Phase.BACKOFF and "which is gone" in str(a.state.last_error), "it was bound to that GPU"
     assert b.instance.phase is Phase.FAILED and "there is no device 1" in str(b.state.last_error), "it never ran"

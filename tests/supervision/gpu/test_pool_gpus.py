@@ -75,7 +75,7 @@ async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[Gpu
     later = GpuWorld(replace(TWO[1], id=0), replace(TWO[0], id=1), pool={"devices": [1]})
     made.append(later)
     later.fakes.records.known = world.fakes.records.known
-    later.fakes.gpus.bindings.restore()
+    later.fakes.gpus.mask_gpus.restore()
     b = await later.begin("a")
     assert b.launch.assignment is not None and [d.uuid for d in b.launch.assignment.devices] == ["GPU-00000001"]
 
@@ -140,7 +140,7 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.state.last_error)
 
 
-async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -> None:
+async def test_placement_and_readers_see_the_same_numbers(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.begin("a")
@@ -166,7 +166,7 @@ async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -
 @pytest.mark.parametrize(
     ("gpus", "mask", "used"), [(2, None, [12, 12]), (1, "0,1", [12, 0]), (2, "0,1", [12, 12]), (1, None, [12])]
 )
-async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_told_to_use(
+async def test_a_submitted_engine_that_takes_fractions_is_reserved_what_it_was_told_to_use(
     made: list[GpuWorld], gpus: int, mask: str | None, used: list[int]
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
@@ -177,8 +177,8 @@ async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_t
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
     assert view(pool.state).ready, pool.state.last_error
-    (promise,) = world.fakes.gpus.memory.ledger.all()
-    assert list(promise.bytes_by_device.values()) == [gib * GIB for gib in used]
+    (reservation,) = world.fakes.gpus.memory.ledger.all()
+    assert list(reservation.bytes_by_device.values()) == [gib * GIB for gib in used]
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,11 @@ async def test_a_submitted_llama_server_is_reserved_what_its_command_line_takes_
     engine = PreparedEngine("x", "/bin/llama-server", port=9000, device_mask="1,0", verbatim=True)
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    (promise,) = world.fakes.gpus.memory.ledger.all()
-    assert [round(promise.bytes_by_device[uuid] / GIB) for uuid in sorted(promise.bytes_by_device)] == parts
+    (reservation,) = world.fakes.gpus.memory.ledger.all()
+    assert [round(reservation.bytes_by_device[uuid] / GIB) for uuid in sorted(reservation.bytes_by_device)] == parts
 
 
-async def test_a_pool_that_is_registered_again_has_figures_at_once(made: list[GpuWorld]) -> None:
+async def test_a_pool_that_is_registered_again_has_its_gpu_fields_at_once(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.see(*TWO)

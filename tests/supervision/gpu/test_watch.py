@@ -1,4 +1,4 @@
-"""What is made of Xid events: which GPU they count against, and when the GPUs are looked at for them."""
+"""What is made of Xid events: which GPU they count against, and when the GPUs are scanned at for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_xid_of_a_gpu_that_is_gone_does_not_bar_it_when_it_is_back(worl
     assert world.fakes.watch.health_of(SECOND).usable, "that it was away is the evidence of a reset"
 
 
-async def test_an_xid_that_is_told_before_the_first_look_counts_against_its_gpu(world: GpuWorld) -> None:
+async def test_an_xid_that_is_told_before_the_first_scan_counts_against_its_gpu(world: GpuWorld) -> None:
     world.fakes.watch.on_incident(FELL_OFF)
     await world.see(*TWO)
     health = world.fakes.watch.health_of(SECOND)
@@ -56,7 +56,7 @@ async def test_an_xid_from_when_the_gpus_could_not_be_seen_counts_however_long_t
     assert not any(world.fakes.watch.health_of(d.uuid).usable for d in TWO)
 
 
-async def test_letting_go_of_the_driver_is_no_evidence_of_a_reset(world: GpuWorld) -> None:
+async def test_releasing_the_driver_is_no_evidence_of_a_reset(world: GpuWorld) -> None:
     watch = world.fakes.watch
     await world.see(*TWO)
     watch.on_incident(DeviceIncident(119, "nvml", uuid=SECOND))
@@ -70,26 +70,26 @@ async def test_letting_go_of_the_driver_is_no_evidence_of_a_reset(world: GpuWorl
     assert watch.health_of(SECOND).usable
 
 
-async def test_the_xids_of_programs_do_not_make_the_gpus_be_looked_at(world: GpuWorld) -> None:
+async def test_the_xids_of_programs_do_not_make_the_gpus_be_scanned(world: GpuWorld) -> None:
     watching = asyncio.create_task(world.fakes.watch.run())
     await world.see(*TWO)
     world.fakes.watch.wake()
     await settle()
-    before = world.fakes.monitor.looks
+    before = world.fakes.monitor.scans
     for _ in range(5):
         world.fakes.watch.on_incident(DeviceIncident(31, "kernel_log", pci_bus_id="0000:02:00"))
         await settle()
-    assert world.fakes.monitor.looks == before
+    assert world.fakes.monitor.scans == before
     world.fakes.watch.on_incident(DeviceIncident(63, "kernel_log", pci_bus_id="0000:02:00"))
     await settle()
     watching.cancel()
-    assert world.fakes.monitor.looks == before + 1, "an Xid that may be the GPU's does"
+    assert world.fakes.monitor.scans == before + 1, "an Xid that may be the GPU's does"
 
 
-# --- looks that cross each other ---
+# --- scans that cross each other ---
 
 
-async def test_an_older_look_that_ends_later_changes_nothing(world: GpuWorld) -> None:
+async def test_an_older_scan_that_ends_later_changes_nothing(world: GpuWorld) -> None:
     await world.see(*TWO)
     answer: asyncio.Future[DeviceScan] = asyncio.get_running_loop().create_future()
     world.fakes.monitor.scan = lambda: answer  # type: ignore[assignment,return-value]
@@ -103,7 +103,7 @@ async def test_an_older_look_that_ends_later_changes_nothing(world: GpuWorld) ->
 
 
 @pytest.mark.parametrize("order", [(False, True), (True, False)])
-async def test_a_periodic_look_counts_once_for_a_probation_whoever_shares_its_answer(
+async def test_a_periodic_scan_counts_once_for_a_probation_whoever_shares_its_answer(
     world: GpuWorld, order: tuple[bool, bool]
 ) -> None:
     await world.see(*TWO)
@@ -112,30 +112,30 @@ async def test_a_periodic_look_counts_once_for_a_probation_whoever_shares_its_an
     for number in range(3):
         answer: asyncio.Future[DeviceScan] = asyncio.get_running_loop().create_future()
         world.fakes.monitor.scan = lambda shared=answer: shared  # type: ignore[method-assign,misc]
-        looks = [asyncio.create_task(watch.rescan(periodic=periodic)) for periodic in order]
+        scans = [asyncio.create_task(watch.rescan(periodic=periodic)) for periodic in order]
         await settle()
         answer.set_result(DeviceScan(TWO, taken_at=9000.0 + number))
-        await asyncio.gather(*looks)
+        await asyncio.gather(*scans)
         assert watch.health_of(SECOND).usable == (number == 2)
 
 
-async def test_a_periodic_look_that_begins_during_another_one_counts_once(world: GpuWorld) -> None:
+async def test_a_periodic_scan_that_begins_during_another_one_counts_once(world: GpuWorld) -> None:
     await world.see(*TWO)
     await world.see(TWO[0])
     answers: list[asyncio.Future[DeviceScan]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
     asked: Iterator[Any] = iter(answers)
     world.fakes.monitor.scan = lambda: next(asked)  # type: ignore[method-assign]
-    looks = [asyncio.create_task(world.fakes.watch.rescan(periodic=periodic)) for periodic in (False, True)]
+    scans = [asyncio.create_task(world.fakes.watch.rescan(periodic=periodic)) for periodic in (False, True)]
     await settle()
     for number, answer in enumerate(answers):
         answer.set_result(DeviceScan(TWO, taken_at=9000.0 + number))
         await settle()
-    await asyncio.gather(*looks)
+    await asyncio.gather(*scans)
     state = world.fakes.watch.health_of(SECOND).state
     assert isinstance(state, Probation) and state.healthy_scans == 1
 
 
-async def test_a_periodic_look_that_told_nothing_leaves_no_count_to_the_next(world: GpuWorld) -> None:
+async def test_a_periodic_scan_that_told_nothing_leaves_no_count_to_the_next(world: GpuWorld) -> None:
     await world.see(*TWO)
     await world.see(TWO[0])
     await world.see(problem=ScanProblem("nvml_hung", "it hangs"))
@@ -145,16 +145,16 @@ async def test_a_periodic_look_that_told_nothing_leaves_no_count_to_the_next(wor
     assert isinstance(state, Probation) and state.healthy_scans == 0
 
 
-async def test_one_wake_is_one_look(world: GpuWorld) -> None:
+async def test_one_wake_is_one_scan(world: GpuWorld) -> None:
     watching = asyncio.create_task(world.fakes.watch.run())
     world.fakes.monitor.show(*TWO)
     world.fakes.watch.wake()
     await settle()
-    before = world.fakes.monitor.looks
+    before = world.fakes.monitor.scans
     for _ in range(5):
         await world.fakes.clock.advance(1)
     watching.cancel()
-    assert before == 1 and world.fakes.monitor.looks == before, "nobody looks without a pause"
+    assert before == 1 and world.fakes.monitor.scans == before, "nobody scans without a pause"
 
 
 async def test_an_xid_that_comes_while_a_cordon_is_written_is_kept_beside_it(world: GpuWorld) -> None:
@@ -176,7 +176,7 @@ async def test_an_xid_that_comes_while_a_cordon_is_written_is_kept_beside_it(wor
     assert isinstance(health.state, Quarantined) and health.cordoned and "Xid 79" in str(health.state.reason)
 
 
-async def test_a_release_that_fails_is_told_and_the_gpus_are_looked_at_on(world: GpuWorld) -> None:
+async def test_a_release_that_fails_is_told_and_the_gpus_are_scanned_on(world: GpuWorld) -> None:
     await world.see(*TWO)
     watching = asyncio.create_task(world.fakes.watch.run())
 
@@ -184,12 +184,12 @@ async def test_a_release_that_fails_is_told_and_the_gpus_are_looked_at_on(world:
         raise NodeError("cannot release the GPU driver: process 7 is stuck in it and cannot be killed")
 
     world.fakes.monitor.release = stuck  # type: ignore[method-assign]
-    before = world.fakes.monitor.looks
+    before = world.fakes.monitor.scans
     with pytest.raises(NodeError, match="process 7 is stuck"):
         await world.fakes.watch.release()
     await settle()
     watching.cancel()
-    assert world.fakes.monitor.looks == before + 1 and not world.fakes.watch.scan.stale
+    assert world.fakes.monitor.scans == before + 1 and not world.fakes.watch.scan.stale
     assert not [event for event in world.fakes.told if event.type == "devices_released"]
 
 

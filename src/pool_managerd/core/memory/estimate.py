@@ -242,7 +242,7 @@ def _kv(shape: ModelShape, settings: EngineSettings) -> tuple[EstimatePart, tupl
     if shape.encoder:
         return EstimatePart("no KV cache: an encoder", 0), (0,) * (shape.n_layers or 0)
     by_layer = buffers.kv_bytes_by_layer(shape, settings)
-    total = sum(by_layer) if by_layer is not None else buffers.guessed_kv_bytes(shape, settings)
+    total = sum(by_layer) if by_layer is not None else buffers.assumed_kv_bytes(shape, settings)
     total += buffers.state_bytes(shape, settings)
     error = GUESSED if by_layer is None or not shape.known else SURE if shape.plain_cache else ROUGH
     if settings.draft is not None:

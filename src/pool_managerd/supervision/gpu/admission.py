@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
-from pool_managerd.core.gpu.bindings import Bound
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger
-from pool_managerd.core.gpu.masks import DeviceMask, in_pci_order
+from pool_managerd.core.gpu.mask_gpus import ResolvedMask
+from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
@@ -66,10 +66,10 @@ class Admission:
         scan = await self._scan()
         # From here to the reservation nothing is awaited: two starts cannot see the same memory free.
         memory = self._gpus.memory
-        found, bound = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
+        found, mask = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
         if found is not None:
-            if bound is not None and not self._missing(scan):
-                self._gpus.bindings.remember(pool.pool_id, *bound)
+            if mask is not None and not self._missing(scan):
+                self._gpus.mask_gpus.remember(pool.pool_id, mask)
             memory.begin(pool.instance.id, epoch)
             self._gpus.refresh()
         return found, sizing
@@ -94,7 +94,7 @@ class Admission:
         sizing: LaunchEstimator,
         ledger: Ledger,
         accounts: Mapping[str, DeviceAccount],
-    ) -> tuple[Allocation | None, tuple[DeviceMask, Bound] | None]:
+    ) -> tuple[Allocation | None, ResolvedMask | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(pool.pool_id, scan)
             self._check_ram(pool, sizing, 0)
@@ -102,13 +102,13 @@ class Admission:
         require_scan(scan, pool.pool_id)
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
             self._check_ram(pool, sizing, 1)
-        bound = self._bound(pool, scan)
-        found = allocate(sizing, self._request(pool, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
-        notices = bound[1].notices if bound is not None else ()
-        if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
-            meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
-            notices = (*notices, f"The mask {bound[0]} means GPU {meant} for this start only: {missing}, so indices may move")
-        return replace(found, notices=(*notices, *found.notices)), bound
+        mask = self._resolve_mask(pool, scan)
+        found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask), ledger, accounts)
+        notices = mask.notices if mask is not None else ()
+        if mask is not None and mask.mask.has_indices and (missing := self._missing(scan)):
+            meant = ", ".join(f"{d.label} ({d.uuid})" for d in mask.devices)
+            notices = (*notices, f"The mask {mask.mask} means GPU {meant} for this start only: {missing}, so indices may move")
+        return replace(found, notices=(*notices, *found.notices)), mask
 
     def _missing(self, scan: DeviceScan) -> str | None:
         """Why this is not every GPU there should be, None when it is."""
@@ -206,11 +206,11 @@ class Admission:
             )  # fmt: skip
 
     def _request(
-        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, bound: Bound | None
+        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, mask: ResolvedMask | None
     ) -> AllocationRequest:
         usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable)
         exclusive = pool.config is not None and pool.config.exclusive
-        devices = bound.devices if bound is not None else None
+        devices = mask.devices if mask is not None else None
         split: Split = pool.config.tensor_split if pool.config is not None else None
         if pool.config is None and devices is None:
             split = configured_split(sizing.inputs)
@@ -221,14 +221,14 @@ class Admission:
             reserved_by_masks=self._gpus.reserved_by_masks(pool),
         )  # fmt: skip
 
-    def _bound(self, pool: Pool, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
+    def _resolve_mask(self, pool: Pool, scan: DeviceScan) -> ResolvedMask | None:
         """The mask and its devices, each of which may be used; None without a mask."""
         mask = pool.definition.required_mask()
         if mask is None:
             return None
-        bound = self._gpus.bindings.bound(pool.pool_id, mask, scan.devices)
-        for device in bound.devices:
+        found = self._gpus.mask_gpus.resolve(pool.pool_id, mask, scan.devices)
+        for device in found.devices:
             health = self._gpus.watch.effective_health(device.uuid)
             if not health.usable:
                 raise objection(health, pool.pool_id)
-        return mask, bound
+        return found

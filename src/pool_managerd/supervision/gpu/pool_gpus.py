@@ -14,7 +14,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, IDLE
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu.registry_fields import GpuFields
 from pool_managerd.supervision.gpu.watch import GpuWatch
@@ -32,8 +32,8 @@ class Gpus:
     ``hurry``: at once.
     """
 
-    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, bindings: Bindings) -> None:
-        self.watch, self.bindings = watch, bindings
+    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, mask_gpus: MaskGpus) -> None:
+        self.watch, self.mask_gpus = watch, mask_gpus
         self._registry, self._clock = registry, clock
         self._pools: Callable[[], Iterable[Pool]] = tuple
         self._post: Callable[[str, ev.Event], None] = _nobody
@@ -63,7 +63,7 @@ class Gpus:
     def forget(self, pool_id: str) -> None:
         """The pool is gone: what its processes still hold is foreign from now on, and its mask means nothing any more."""
         self.memory.forget(pool_id)
-        self.bindings.forget(pool_id)
+        self.mask_gpus.forget(pool_id)
         self._published.pop(pool_id, None)
         self.refresh()
 
@@ -143,10 +143,10 @@ class Gpus:
         if mask is None:
             return pool.state.reason == "gpu_required"
         try:
-            bound = self.bindings.bound(pool.pool_id, mask, self.watch.scan.devices).devices
+            found = self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices
         except PoolError:
             return False
-        return any(d.uuid in appeared for d in bound)
+        return any(d.uuid in appeared for d in found)
 
     def _reconsider(self, pool: Pool, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
@@ -185,7 +185,7 @@ class Gpus:
         if mask is None or pool.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
         try:
-            return tuple(d.uuid for d in self.bindings.bound(pool.pool_id, mask, self.watch.scan.devices).devices)
+            return tuple(d.uuid for d in self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices)
         except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
             return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
 

@@ -1,4 +1,4 @@
-"""The GPUs of this node as people and machines see them."""
+"""The GPUs of this node as readers and machines see them."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class GpuWatch:
         try:
             await self._monitor.release()
         except NodeError:
-            self.wake()  # it was not let go of after all
+            self.wake()  # it was not released after all
             raise
         self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is reinitialised")
         await self.rescan()
