@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import StreamLimits
 from pool_managerd.api.server import ApiServer, ServerLimits, listen
+from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 from tests.api.fake_node import FakeNode
 
@@ -42,7 +43,7 @@ async def serve(node: FakeNode, access: Access | None = None, limits: ServerLimi
     metrics = Metrics({"node_id": "n1"})
     metrics.attach(node.statuses, node.devices)
     node.events.listen(metrics.on_event)
-    server = ApiServer(node, access or Access("127.0.0.1"), metrics, limits)
+    server = ApiServer(cast("PoolManager", node), access or Access("127.0.0.1"), metrics, limits)
     await server.start(listener)
     return Served(node, server, f"http://127.0.0.1:{port}", port, aiohttp.ClientSession(), metrics)
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from pool_managerd.api.facade import Node
 from pool_managerd.errors import PoolError
+from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class StreamLimits:
 class ApiContext:
     """One per server. ``closing`` ends the endless answers when the server stops."""
 
-    node: Node
+    node: PoolManager
     metrics: Metrics
     streams: StreamLimits = field(default_factory=StreamLimits)
     closing: asyncio.Event = field(default_factory=asyncio.Event)

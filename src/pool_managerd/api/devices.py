@@ -9,17 +9,17 @@ from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
-from pool_managerd.api.facade import Node
 from pool_managerd.api.requests import device_id, read_model
 from pool_managerd.api.routing import Handler
 from pool_managerd.api.schemas import NoBody
+from pool_managerd.node import PoolManager
 
 
 async def devices(context: ApiContext, _request: web.Request) -> web.Response:
     return json_response(context.node.devices())
 
 
-def device_change(call: Callable[[Node, str], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
+def device_change(call: Callable[[PoolManager, str], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
     """The handler of a change of one device; it answers with the device's row."""
 
     async def handler(context: ApiContext, request: web.Request) -> web.Response:
@@ -30,7 +30,7 @@ def device_change(call: Callable[[Node, str], Coroutine[Any, Any, dict[str, Any]
     return handler
 
 
-def node_change(call: Callable[[Node], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
+def node_change(call: Callable[[PoolManager], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
     """The handler of a change that takes nothing."""
 
     async def handler(context: ApiContext, request: web.Request) -> web.Response:

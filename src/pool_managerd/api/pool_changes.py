@@ -9,11 +9,11 @@ from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
-from pool_managerd.api.facade import Node, Operation
 from pool_managerd.api.requests import new_pool_id, pool_id, read_model, read_object, switch
 from pool_managerd.api.routing import Handler
 from pool_managerd.api.schemas import DrainBody, NoBody
 from pool_managerd.errors import RequestError
+from pool_managerd.node import Operation, PoolManager
 
 
 async def preload(context: ApiContext, request: web.Request) -> web.Response:
@@ -35,7 +35,7 @@ async def drain(context: ApiContext, request: web.Request) -> web.Response:
     return await _finish(context, context.node.drain(wanted, body.deadline_ms), wait)
 
 
-def change(call: Callable[[Node, str], Coroutine[Any, Any, Operation]]) -> Handler:
+def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:
     """The handler of a change that takes nothing but the pool."""
 
     async def handler(context: ApiContext, request: web.Request) -> web.Response:

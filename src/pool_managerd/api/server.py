@@ -19,7 +19,6 @@ from pool_managerd.api import node_reads, openapi
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import ApiContext, StreamLimits
 from pool_managerd.api.envelope import error_response, json_response
-from pool_managerd.api.facade import Node
 from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.guard import HEAD_TIMEOUT_S, Connections
 from pool_managerd.api.requests import MAX_BODY_BYTES
@@ -27,6 +26,7 @@ from pool_managerd.api.routing import Handler
 from pool_managerd.api.table import ROUTES
 from pool_managerd.config import split_address
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 
 _BACKLOG = 512
@@ -47,7 +47,7 @@ class ServerLimits:
 class ApiServer:
     """Serves the control API of one node on sockets that are already listening."""
 
-    def __init__(self, node: Node, access: Access, metrics: Metrics, limits: ServerLimits | None = None) -> None:
+    def __init__(self, node: PoolManager, access: Access, metrics: Metrics, limits: ServerLimits | None = None) -> None:
         self._limits = limits or ServerLimits()
         self._context = ApiContext(node, metrics, self._limits.streams)
         self._runner = _runner(_application(self._context, access, self._limits), self._limits)
