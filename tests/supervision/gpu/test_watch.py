@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.gpu.devices import DeviceIncident, DeviceScan, ScanProblem
-from pool_managerd.core.gpu.health import Probation, Quarantined, Until
+from pool_managerd.core.gpu.health import Probation, Quarantined
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.gpu.watch import MAX_EARLY
@@ -239,42 +239,3 @@ async def test_a_gpu_that_is_gone_is_not_called_by_the_index_that_another_one_to
     assert not watch.health_of(TWO[0].uuid).usable, "that was the GPU that is called 0 now"
     await world.see(*TWO)
     assert watch.health_of(TWO[0].uuid).label == "0"
-
-
-# --- what is remembered ---
-
-EARLIER = {
-    "label": "1", "state": "quarantined", "cordoned": False, "reason": "it was bad", "remedy": "reset it", "lost": True,
-    "needs_reset": True, "pending": False, "away": False, "parent": None, "pardoned": False, "ecc_seen": 3, "ecc_at": 3,
-    "asked": False, "boot_id": "boot-1",
-}  # fmt: skip
-"""A quarantine as the first release wrote it."""
-
-
-@pytest.mark.parametrize(
-    ("changes", "until"),
-    [
-        ({}, Until.RESET), ({"asked": True}, Until.WITHDRAWN), ({"pending": True}, Until.REPAIRED),
-        ({"asked": True, "pending": True}, Until.OVER),
-    ],
-)  # fmt: skip
-async def test_a_quarantine_that_an_earlier_release_wrote_is_read_and_kept(
-    world: GpuWorld, changes: dict[str, bool], until: Until
-) -> None:
-    watch, records = world.fakes.watch, world.fakes.records
-    watch._settings = replace(watch._settings, boot_id="boot-1")
-    records.known["device"] = {SECOND: EARLIER | changes}
-    watch.restore()
-    expected = Quarantined("it was bad", "reset it", lost=True, until=until, ecc_before=3)
-    assert watch.health_of(SECOND).state == expected and not watch.health_of(SECOND).cordoned
-    world.fakes.monitor.show(TWO[0], replace(TWO[1], unreadable="UNKNOWN (999)"))
-    await watch.cordon(SECOND)
-    watch.restore()
-    assert watch.health_of(SECOND).state == expected and watch.health_of(SECOND).cordoned
-
-
-async def test_a_quarantine_of_another_boot_is_over_and_a_cordon_is_not(world: GpuWorld) -> None:
-    world.fakes.records.known["device"] = {SECOND: EARLIER | {"cordoned": True}}
-    world.fakes.watch.restore()
-    health = world.fakes.watch.health_of(SECOND)
-    assert health.healthy and health.cordoned and health.label == "1"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pool_managerd.core.gpu import health
 from pool_managerd.core.gpu.devices import NOT_PERMITTED, NOT_SCANNED, PLACEHOLDER, DeviceIncident, DeviceScan, DeviceSnapshot
-from pool_managerd.core.gpu.health import GpuHealth, Probation, Quarantined, Until
+from pool_managerd.core.gpu.health import GpuHealth, Probation, Quarantined
 from pool_managerd.core.gpu.xid import Verdict, meaning
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.gpu.stored_health import from_stored, to_stored
 from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 
 FACT = "device"
@@ -48,7 +49,7 @@ class GpuWatch:
     def restore(self) -> None:
         """What an earlier daemon knew of the devices; after the state was opened, before the first scan."""
         for uuid, raw in self._facts.facts(FACT).items():
-            self._health[uuid] = _recalled(uuid, raw, self._settings.boot_id)
+            self._health[uuid] = from_stored(uuid, raw, self._settings.boot_id)
 
     async def run(self) -> None:
         """Scan again and again until cancelled. Only scans an interval apart are periodic, however often one is woken.
@@ -205,7 +206,7 @@ class GpuWatch:
         if not self.scan.devices:
             await self.rescan()
         asked = self._named(name)
-        await self._facts.put_fact(FACT, asked.uuid, _to_remember(change(asked), self._settings.boot_id))
+        await self._facts.put_fact(FACT, asked.uuid, to_stored(change(asked), self._settings.boot_id))
         now = self.health_of(asked.uuid)
         # What was learnt while the disk was written counts: a cordon is added to it, an override was not given for it.
         new = change(now) if type(now.state) is type(asked.state) else replace(now, cordoned=change(now).cordoned)
@@ -221,8 +222,8 @@ class GpuWatch:
         if new == self._health.get(new.uuid):
             return
         self._health[new.uuid] = new
-        if _to_remember(old, "") != _to_remember(new, ""):
-            self._facts.note_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
+        if to_stored(old, "") != to_stored(new, ""):
+            self._facts.note_fact(FACT, new.uuid, to_stored(new, self._settings.boot_id))
         self._tell_readability(old, new)
         if (new.state.name, new.state.reason) == (old.state.name, old.state.reason):
             return
@@ -305,29 +306,3 @@ def _same_slot(full: str, partial: str) -> bool:
         return slot(full) == slot(partial)
     except ValueError:
         return False
-
-
-def _to_remember(h: GpuHealth, boot_id: str) -> dict[str, Any] | None:
-    """What must survive the daemon: a cordon, and a quarantine that only a reset ends. The keys are those of every release."""
-    q = h.state if isinstance(h.state, Quarantined) and h.state.until is not Until.ANSWERS else None
-    if q is None:
-        return {"label": h.label, "cordoned": True, "boot_id": boot_id} if h.cordoned else None
-    return {
-        "label": h.label, "cordoned": h.cordoned, "boot_id": boot_id, "state": q.name, "reason": q.reason, "remedy": q.remedy,
-        "lost": q.lost, "away": q.away, "ecc_at": q.ecc_before, "asked": q.until in (Until.WITHDRAWN, Until.OVER),
-        "pending": q.until in (Until.REPAIRED, Until.OVER),
-    }  # fmt: skip
-
-
-def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> GpuHealth:
-    """Unknown and mistyped keys are left out: a cordon must survive any change of the rest."""
-    known = GpuHealth(uuid, str(raw.get("label", "?")), cordoned=bool(raw.get("cordoned")))
-    if raw.get("state") != Quarantined.name or raw.get("boot_id") != boot_id:
-        return known
-    number, asked, pending = raw.get("ecc_at"), bool(raw.get("asked")), bool(raw.get("pending"))
-    until = (Until.OVER if pending else Until.WITHDRAWN) if asked else (Until.REPAIRED if pending else Until.RESET)
-    quarantined = Quarantined(
-        str(raw.get("reason")), str(raw.get("remedy") or ""), bool(raw.get("lost")), until,
-        away=bool(raw.get("away")), ecc_before=number if isinstance(number, int) else None,
-    )  # fmt: skip
-    return replace(known, state=quarantined)
