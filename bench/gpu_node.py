@@ -33,7 +33,7 @@ class GpuNode:
 
     async def look(self) -> None:
         """One look, as the daemon makes it each ``gpu.rescan_interval_ms``."""
-        scan = await self.watch.look(periodic=True)
+        scan = await self.watch.rescan(periodic=True)
         if scan.problem is not None or sum(len(d.processes) for d in scan.devices) != GPUS * PROCESSES:
             raise RuntimeError(f"the simulated GPUs were not seen as written: {scan.problem}")
 

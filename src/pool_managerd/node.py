@@ -81,7 +81,7 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        for part in (self._pools.operations, self._gpus.watch, self._gpus.bindings, self._a.services().admission):
+        for part in (self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, self._a.services().admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")

@@ -194,8 +194,8 @@ def test_the_surroundings_of_a_driver_are_judged() -> None:
     assert the(facts, Wants(), "gpu_reset_pending").remedy == (
         "pool-managerd devices release", "sudo nvidia-smi --gpu-reset -i GPU-1", "pool-managerd devices resume",
     )  # fmt: skip
-    unclear = dataclasses.replace(facts, scan=DeviceScan((gpu(unclear="UNKNOWN (999)"),)))
-    assert the(unclear, Wants(), "gpu_unreadable").message == "cannot read GPU 0: UNKNOWN (999)"
+    unreadable = dataclasses.replace(facts, scan=DeviceScan((gpu(unreadable="UNKNOWN (999)"),)))
+    assert the(unreadable, Wants(), "gpu_unreadable").message == "cannot read GPU 0: UNKNOWN (999)"
     warned = ["gpu_reset_pending", "gpu_unreadable", "memlock", "mig_empty", "persistence_mode", "shm"]
     assert codes(facts, Wants(), "warn") == warned
 

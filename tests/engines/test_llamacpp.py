@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import OptionTable
 from pool_managerd.engines.llamacpp import rules
@@ -281,7 +281,7 @@ def test_the_environment_shows_the_chosen_gpus_in_the_order_of_the_bus(make_pool
     assert build_env(make_pool(provisioning={"env": {"OMP_NUM_THREADS": "2"}}), "home") == {"OMP_NUM_THREADS": "2"}
     masked, order = make_pool(devices=(1, 0)), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert device_env(masked, None) == {**order, "CUDA_VISIBLE_DEVICES": "1,0"}
-    assigned = Assignment((gpu(1), gpu(0)), {})
+    assigned = Allocation((gpu(1), gpu(0)), {})
     assert device_env(masked, assigned) == {**order, "CUDA_VISIBLE_DEVICES": "GPU-00000000,GPU-00000001"}
     assert device_env(make_pool(), None) == {}
 

@@ -10,7 +10,7 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -20,7 +20,7 @@ from tests.conftest import confined
 from tests.core.gpus import GIB, gpu
 
 MakePool = Callable[..., PoolConfig]
-TWO = Assignment((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5))
+TWO = Allocation((gpu(0, 24), gpu(1, 12)), {"GPU-00000000": 12 * GIB, "GPU-00000001": 9 * GIB}, (0.5, 0.5))
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def flags_of(pool: PoolConfig, assignment: Assignment | None = TWO) -> tuple[str, ...]:
+def flags_of(pool: PoolConfig, assignment: Allocation | None = TWO) -> tuple[str, ...]:
     return built_with(pool, vllm.Around(), assignment)
 
 
-def built_with(pool: PoolConfig, around: vllm.Around, assignment: Assignment | None = None) -> tuple[str, ...]:
+def built_with(pool: PoolConfig, around: vllm.Around, assignment: Allocation | None = None) -> tuple[str, ...]:
     own = vllm.own_flags(pool, around)
     return vllm.build_flags(pool, own, ResolvedModel("file:/m", "/m"), 8000, assignment, around)
 

@@ -1,4 +1,4 @@
-"""GPU memory is promised once, and given again only when it is seen free."""
+"""GPU memory is reserved once, and given again only when it is seen free."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_memory_that_an_ended_engine_still_holds_is_given_to_nobody(make_node: M
     assert node.status("a")["state"] == "offline"
 
 
-def test_a_start_beside_a_stranger_is_refused_with_his_name_until_he_leaves(make_node: MakeNode, fake: MakePool) -> None:
+def test_a_start_beside_an_unmanaged_process_is_refused_with_its_name_until_it_ends(make_node: MakeNode, fake: MakePool) -> None:
     me = os.getpid()
     name = Path("/proc/self/comm").read_text().strip()
     node = make_node(ONE, f"process gpu=0 pid={me} vram=20GiB", pools=[fake("a", gib=10)]).start()
     error = node.until_refused("a", "it needs 10 GiB on GPU 0", "3.61 GiB of 24 GiB", f"pid {me} ({name}) 20 GiB")
     assert "the driver 400 MiB" in error and "free memory there" in error
     assert not (node.run / "engine-a.log").exists(), "no engine process was started for it"
-    (stranger,) = node.device("0")["foreign"]
-    assert (stranger["pid"], stranger["name"], stranger["vram_bytes"]) == (me, name, 20 * GIB)
+    (unmanaged,) = node.device("0")["foreign"]
+    assert (unmanaged["pid"], unmanaged["name"], unmanaged["vram_bytes"]) == (me, name, 20 * GIB)
     node.always = ()
     node.become(ONE)
     node.until_ready("a")
@@ -108,8 +108,8 @@ def test_grandchildren_that_the_driver_still_lists_keep_the_pool_from_being_down
     node.become(ONE, f"process gpu=0 pid={child} vram=1GiB")
     node.post("/v1/pools/a/stop")
     until(lambda: not alive(child), "the grandchild to be ended")
-    looked = node.devices()["revision"]
-    until(lambda: node.devices()["revision"] >= looked + 3, "more looks at the GPU")
+    scanned = node.devices()["revision"]
+    until(lambda: node.devices()["revision"] >= scanned + 3, "more scans of the GPU")
     assert node.status("a")["state"] == "stopping" and not node.status("a")["live"]
     node.become(ONE)
     until(lambda: node.status("a")["state"] == "offline", "the stop to be over")

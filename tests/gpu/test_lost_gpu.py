@@ -66,7 +66,7 @@ def test_xids_of_the_driver_count_against_the_gpu_only_where_the_gpu_is_at_fault
     assert node.status("b")["pid"] == neighbour and node.status("b")["ready"]
 
 
-def test_the_kernels_log_tells_of_a_failed_gpu_too_and_an_operator_may_vouch_for_it(node: GpuNode) -> None:
+def test_the_kernels_log_tells_of_a_failed_gpu_too_and_an_operator_may_clear_it(node: GpuNode) -> None:
     first, neighbour = node.status("a")["pid"], node.status("b")["pid"]
     with node.kernel_log.open("w") as log:
         log.write(f"{NOT_ITS_OWN}\n")
@@ -124,7 +124,7 @@ def test_a_contained_memory_error_ends_no_pool(make_node: MakeNode, real: MakePo
     node.become(TWO, "ecc gpu=0 uncorrected=1", "xid gpu=0 code=94 serial=1")
     node.until_device(lambda row: row["ecc_uncorrected"] == 1, "the error to be counted")
     revision = node.devices()["revision"]
-    until(lambda: node.devices()["revision"] > revision + 3, "some more looks at the GPUs", 30)
+    until(lambda: node.devices()["revision"] > revision + 3, "some more scans of the GPUs", 30)
     assert [node.status(pool)["pid"] for pool in "ab"] == pids and node.device()["state"] == "ok"
 
 

@@ -98,8 +98,8 @@ def test_a_topology_that_turns_bad_changes_nothing_until_it_is_good_again(make_n
     node = make_node(TWO, pools=[]).start()
     until(lambda: len(node.devices()["devices"]) == 2, "the GPUs")
     topology(node.gpus, "gpu 0 vram=lots\n")
-    looked = node.devices()["revision"]
-    until(lambda: node.devices()["revision"] > looked, "another look")
+    scanned = node.devices()["revision"]
+    until(lambda: node.devices()["revision"] > scanned, "another scan")
     assert [row["uuid"] for row in node.devices()["devices"]] == [gpu_uuid(0), gpu_uuid(1)]
     node.become(cards(24))
     until(lambda: [row["name"] for row in node.devices()["devices"]][1:] == ["gone"], "the second GPU to be gone")

@@ -1,4 +1,4 @@
-"""A vLLM pool over several GPUs: what its process sees, what it is told, and what is promised. The engine is scripted."""
+"""A vLLM pool over several GPUs: what its process sees, what it is told, and what is reserved. The engine is scripted."""
 
 from __future__ import annotations
 

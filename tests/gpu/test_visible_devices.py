@@ -69,7 +69,7 @@ def test_only_a_model_larger_than_one_gpu_is_split_and_its_shares_sum_to_one(mak
     assert node.environment("small")["CUDA_VISIBLE_DEVICES"] in (gpu_uuid(0), gpu_uuid(1))
 
 
-def test_placement_counts_what_is_promised_to_others_and_not_what_a_pool_was_promised_itself(
+def test_placement_counts_what_is_reserved_to_others_and_not_what_a_pool_was_reserved_itself(
     make_node: MakeNode, fake: MakePool
 ) -> None:
     pools = [fake("wide", devices=[0, 1], gib=2, tensor_split="auto"), fake("code", devices=[1], gib=8)]
@@ -81,7 +81,7 @@ def test_placement_counts_what_is_promised_to_others_and_not_what_a_pool_was_pro
     assert answer["devices_stale"] is False and answer["devices_problem"] is None and answer["devices_age_ms"] >= 0
     later, wide = answer["pools"][1], answer["pools"][2]
     assert (later["device_mask"], later["ctx_max"]) == ("1", 256) and later["model_id"] == wide["model_id"]
-    assert wide["vram_free_bytes"] - wide["vram_available_bytes"] >= 7 * GIB, "what code was promised is free and not to be had"
+    assert wide["vram_free_bytes"] - wide["vram_available_bytes"] >= 7 * GIB, "what code was reserved is free and not to be had"
     refused = node.command("explain", "--place", "--pin", "wide", "--vram", "30GiB")
     assert refused.returncode == 1 and "of VRAM are free for it, 30 GiB are needed" in refused.stdout
     code = node.command("explain", "--place", "--pin", "code", "--vram", "7GiB", "-o", "json")
@@ -96,8 +96,8 @@ def test_an_exclusive_pool_shares_its_gpu_with_nobody(make_node: MakeNode, fake:
         fake("other", devices=[0], gib=2, preload=False),
         fake("picky", devices=[1], gib=2, exclusive=True),
     ]
-    stranger = f"process gpu=1 pid={OTHERS_PID} vram=1GiB"
-    node = make_node(cards(24, 12), stranger, pools=pools).start()
+    unmanaged = f"process gpu=1 pid={OTHERS_PID} vram=1GiB"
+    node = make_node(cards(24, 12), unmanaged, pools=pools).start()
     node.until_ready("alone")
     kept = node.device("0")
     assert (kept["vram_available_bytes"], kept["kept_for"]) == (0, "alone") and "; kept for pool alone" in node.command(

@@ -204,7 +204,7 @@ def test_the_kernels_own_log_can_be_followed_from_an_earlier_record() -> None:
 
 
 async def log_read(bench: Bench, workers: PythonWorkers, number: int) -> None:
-    """A worker looks at the GPUs, and has read the log up to ``number``."""
+    """A worker scans the GPUs, and has read the log up to ``number``."""
     deadline = time.monotonic() + 5
     await bench.monitor.scan()
     while workers.log_read != number:

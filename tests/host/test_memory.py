@@ -72,5 +72,5 @@ def test_the_parts_read_what_the_kernel_writes() -> None:
     assert group_use("10\n", "inactive_file 30\n", inactive_file="inactive_file") == 0
 
 
-def test_this_machines_figures_are_plausible() -> None:
+def test_what_this_machine_tells_is_plausible() -> None:
     assert 0 < available_ram_bytes() <= total_ram_bytes() < 1 << 50

@@ -43,7 +43,7 @@ def is_well(scan: DeviceScan) -> bool:
     return scan.problem is None and all(d.error is None for d in scan.devices)
 
 
-async def test_a_lost_gpu_stays_listed_with_its_last_figures_and_comes_back(make_bench: Make) -> None:
+async def test_a_lost_gpu_stays_listed_with_what_was_last_known_and_comes_back(make_bench: Make) -> None:
     bench = make_bench(TWO_24_12)
     whole = (await bench.monitor.scan()).devices
     bench.becomes(TWO_24_12, "fault gpu=1 error=15")
@@ -270,7 +270,7 @@ async def test_at_most_two_wedged_workers_are_left_behind() -> None:
     with pytest.raises(NodeError, match="1000000, 1000001 is stuck"):
         await monitor.release()
     problem = (await monitor.scan()).problem
-    assert problem is not None and problem.code == "nvml_hung", "it was not let go of"
+    assert problem is not None and problem.code == "nvml_hung", "it was not released"
     workers.made[0].has_ended = True
     await monitor.scan()
     assert len(workers.made) == 3

@@ -146,10 +146,10 @@ def test_what_engines_depend_on_is_never_guessed_when_a_call_goes_on_failing(
     sound, failed, after = run(SCAN_AND_FAIL, tmp_path, simulated_driver, BUSY_MIG, call, UNKNOWN, FOR_EVER)
     before = scan_of(sound, 1.0, ()).devices
     now = scan_of(failed, 2.0, before).devices
-    unclear = [d.uuid for d in now if not d.readable]
-    assert unclear == (list(MIG_UUIDS) if "Processes" in call else [gpu_uuid(0), *MIG_UUIDS])
-    unknown = {"unclear": "UNKNOWN (999)", "temperature_c": None, "power_watts": None, "utilization_percent": None}
-    assert now == tuple(replace(d, **unknown) if d.uuid in unclear else d for d in before)  # type: ignore[arg-type]
+    unreadable = [d.uuid for d in now if not d.readable]
+    assert unreadable == (list(MIG_UUIDS) if "Processes" in call else [gpu_uuid(0), *MIG_UUIDS])
+    unknown = {"unreadable": "UNKNOWN (999)", "temperature_c": None, "power_watts": None, "utilization_percent": None}
+    assert now == tuple(replace(d, **unknown) if d.uuid in unreadable else d for d in before)  # type: ignore[arg-type]
     assert not any(d.usable for d in now)
     assert scan_of(after, 3.0, now).devices == before
 
@@ -178,7 +178,7 @@ def test_a_gpu_that_answers_with_some_error_again_and_again_is_unreadable_and_no
 ) -> None:
     before, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, call, code, FOR_EVER)
     (device,) = scan_of(failed, 1.0, scan_of(before, 0.0, ()).devices).devices
-    assert (device.uuid, device.error, device.unclear) == (gpu_uuid(0), None, name)
+    assert (device.uuid, device.error, device.unreadable) == (gpu_uuid(0), None, name)
 
 
 @pytest.mark.parametrize(("code", "name"), [(LOST, "GPU_IS_LOST (15)"), (16, "RESET_REQUIRED (16)")])
@@ -191,7 +191,7 @@ def test_a_gpu_that_this_user_may_not_open_is_said_to_be_so_and_asked_once(tmp_p
     args = ("nvmlDeviceGetUUID", NO_PERMISSION, FOR_EVER)
     _, failed, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, *args)
     (device,) = scan_of(failed, 0.0, ()).devices
-    assert (device.error, device.unclear) == (None, NOT_PERMITTED) and not device.usable
+    assert (device.error, device.unreadable) == (None, NOT_PERMITTED) and not device.usable
 
 
 def test_a_gpu_that_is_on_no_bus_is_as_good_as_any(tmp_path: Path, simulated_driver: Path) -> None:
@@ -213,7 +213,7 @@ def test_memory_that_is_not_told_is_unknown_and_not_zero(tmp_path: Path, simulat
     """``code`` 0: the driver answers with success and no bytes."""
     _, told, _ = run(SCAN_AND_FAIL, tmp_path, simulated_driver, A100, "nvmlDeviceGetMemoryInfo", code, FOR_EVER)
     (device,) = scan_of(told, 0.0, ()).devices
-    assert device.unclear == NO_MEMORY_TOLD and not device.usable and device.error is None
+    assert device.unreadable == NO_MEMORY_TOLD and not device.usable and device.error is None
 
 
 @pytest.mark.parametrize("call", ["nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.gpu.devices import DeviceProcess
-from pool_managerd.host.process_facts import NONCE_VARIABLE, ProcessFacts
+from pool_managerd.host.processes import NONCE_VARIABLE, Processes
 from pool_managerd.host.simulation import simulated_environment
 from pool_managerd.runtime import procfs
 from tests.conftest import REPOSITORY, wait_until
@@ -146,7 +146,7 @@ def test_a_driver_since_535_113_tells_pids_as_a_container_counts_them(version: s
     (tmp_path / "self/status").write_text("NSpid:\t7\n")
     (tmp_path / "7").mkdir()
     (tmp_path / "7/stat").write_text("7 (x) S 1 " + " ".join("0" * 17) + " 99 0\n".replace("\\n", ""))
-    assert ProcessFacts(proc=tmp_path, version=version).describe(7)["certain"] is ours
+    assert Processes(proc=tmp_path, version=version).describe(7)["certain"] is ours
 
 
 async def test_a_listed_process_with_no_bytes_is_one_whose_memory_is_not_told(make_bench: Make) -> None:
@@ -157,7 +157,7 @@ async def test_a_listed_process_with_no_bytes_is_one_whose_memory_is_not_told(ma
 def test_in_the_initial_pid_namespace_a_real_drivers_pids_are_ours() -> None:
     if Path("/proc/self/ns/pid").stat().st_ino != 0xEFFFFFFC:
         pytest.skip("this machine's tests run in a nested pid namespace")
-    assert ProcessFacts().describe(os.getpid())["certain"] is True
+    assert Processes().describe(os.getpid())["certain"] is True
 
 
 _INSIDE = """

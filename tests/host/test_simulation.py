@@ -1,9 +1,8 @@
-"""The topology file's grammar, held by both of its readers, and the library's build."""
+"""The topology file's grammar, and the library's build."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.host import simulation
-from pool_managerd.host.simulated_topology import first_mistake
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from tests.host.simulated import A100, MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80
 
@@ -67,35 +65,56 @@ BAD = [
 ]  # fmt: skip
 
 
+Mistake = Callable[[str], tuple[int, str] | None]
+
+
 @pytest.fixture(scope="module")
-def c_verdict(simulated_driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], int]:
-    """The line that the library finds wrong, 0 when it takes the text."""
-    library = ctypes.CDLL(str(simulated_driver / "libnvidia-ml.so.1"))
+def mistake(simulated_driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Mistake:
+    """The line that the driver finds wrong, and why; None when it takes the text."""
     path = tmp_path_factory.mktemp("grammar") / "gpus"
 
-    def verdict(text: str) -> int:
+    def found(text: str) -> tuple[int, str] | None:
         path.write_text(text)
-        return int(library.simulatedCheck(os.fsencode(path)))
+        try:
+            check_topology(simulated_driver, path)
+        except SpecError as error:
+            line, _, why = error.message.partition(f"{path}:")[2].partition(": ")
+            return int(line), why
+        return None
 
-    return verdict
+    return found
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_both_readers_take_what_is_right(text: str, c_verdict: Callable[[str], int]) -> None:
-    text = text if text.endswith("\n") or not text else text + "\n"
-    assert (first_mistake(text), c_verdict(text)) == (None, 0)
+def test_what_is_right_is_taken(text: str, mistake: Mistake) -> None:
+    assert mistake(text if text.endswith("\n") or not text else text + "\n") is None
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_both_readers_refuse_the_same_line(text: str, c_verdict: Callable[[str], int]) -> None:
-    found = first_mistake(f"{text}\n")
-    assert found is not None and found[1]
-    assert c_verdict(f"{text}\n") == found[0] == text.rstrip("\n").count("\n") + 1
+def test_a_line_that_is_wrong_is_named_with_the_reason(text: str, mistake: Mistake) -> None:
+    found = mistake(f"{text}\n")
+    assert found is not None and found[0] == text.rstrip("\n").count("\n") + 1
+    assert found[1] and "well formed" not in found[1]
 
 
-def test_both_readers_call_a_line_without_an_end_half_written(c_verdict: Callable[[str], int]) -> None:
-    found = first_mistake(ONE_24 + GPU)
-    assert found is not None and found[0] == c_verdict(ONE_24 + GPU) == 4 and "half written" in found[1]
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"{GPU} colour=red", "gpu knows no 'colour=red' here"), ("gpu 0", "gpu needs vram="),
+        ("mig 0 uuid=MIG-a", "no gpu 0 above"),
+        (f"{GPU} numa=1024", "numa= must be a whole number up to 1023"), (f"{GPU} ecc=yes", "ecc= must be on or off"),
+        (f"{GPU}\npending mig=MIG-a", "no mig MIG-a above"), (f"{GPU}\nusage vram=1GiB", "usage needs either gpu= or mig="),
+        (f"{GPU} reserved=2", "reserved= must be a size with a unit"),
+        ('"', "quotation mark"), (f"{GPU} " + "a " * 40, "32 words"),
+    ],
+)  # fmt: skip
+def test_the_reason_says_what_is_missing_or_too_much(text: str, why: str, mistake: Mistake) -> None:
+    assert why in str(mistake(f"{text}\n"))
+
+
+def test_a_line_without_an_end_is_called_half_written(mistake: Mistake) -> None:
+    found = mistake(ONE_24 + GPU)
+    assert found is not None and found[0] == 4 and "half written" in found[1]
 
 
 WORDS = [
@@ -108,25 +127,24 @@ WORDS = [
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join), max_size=6))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_both_readers_agree_on_any_words(c_verdict: Callable[[str], int], lines: list[str]) -> None:
-    text = "".join(f"{line}\n" for line in [f"{GPU}", *lines])
-    found = first_mistake(text)
-    assert c_verdict(text) == (found[0] if found else 0)
+def test_any_words_are_taken_or_refused_with_a_reason(mistake: Mistake, lines: list[str]) -> None:
+    found = mistake("".join(f"{line}\n" for line in [GPU, *lines]))
+    assert found is None or (2 <= found[0] <= len(lines) + 1 and found[1] and "well formed" not in found[1])
 
 
-def test_a_file_that_is_missing_or_wrong_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_wrong_is_refused_before_anything_starts(tmp_path: Path, simulated_driver: Path) -> None:
     file = tmp_path / "gpus"
     with pytest.raises(SpecError, match=r"cannot read the simulated GPUs of .*/gpus: No such file"):
-        simulated_environment(tmp_path, file)
+        check_topology(simulated_driver, file)
     file.write_text(ONE_24 + "gpu 0 vram=1GiB\n")
     with pytest.raises(SpecError, match=r"/gpus:4: gpu 0 is there twice"):
-        simulated_environment(tmp_path, file)
+        check_topology(simulated_driver, file)
     file.write_bytes(b"\0" * 10)
     with pytest.raises(SpecError, match="no text file"):
-        check_topology(file)
+        check_topology(simulated_driver, file)
     file.write_bytes(b"#" * 300_000)
     with pytest.raises(SpecError, match="at most 256 KiB"):
-        check_topology(file)
+        check_topology(simulated_driver, file)
 
 
 def test_the_driver_is_put_before_other_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +194,10 @@ def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_every_directive_is_documented() -> None:
+def test_every_directive_is_documented(mistake: Mistake) -> None:
     page = (Path(simulation.__file__).parents[3] / "docs/reference/simulated-gpus.md").read_text()
-    _, text = first_mistake("?\n") or (0, "")
+    _, text = mistake("?\n") or (0, "")
     for directive in text.rpartition("there are ")[2].split(", "):
         assert f"\n| `{directive} " in page, directive
     example = page.partition("```text\n")[2].partition("```")[0]
-    assert first_mistake(example) is None and example.count("\n") > 5 and MIG_UUIDS
+    assert mistake(example) is None and example.count("\n") > 5 and MIG_UUIDS

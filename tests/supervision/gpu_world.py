@@ -1,4 +1,4 @@
-"""Pools on simulated looks at GPUs."""
+"""Pools on simulated scans of GPUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pool_managerd.core.gpu.devices import DeviceSnapshot, ScanProblem
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.memory.estimate import EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import GIB, gpu
@@ -27,7 +27,7 @@ class GpuWorld(World):
             self.needs(pool.id, gib)
 
     def needs(self, pool_id: str, gib: float) -> None:
-        self.fakes.needs[pool_id] = LaunchFacts("fake-1", pool_id, EngineSettings(), overhead_bytes=int(gib * GIB))
+        self.fakes.needs[pool_id] = LaunchInputs("fake-1", pool_id, EngineSettings(), overhead_bytes=int(gib * GIB))
 
     async def begin(self, pool_id: str) -> Pool:
         """Start and let everything happen that can."""
@@ -40,7 +40,7 @@ class GpuWorld(World):
 
     async def see(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None, periodic: bool = True) -> None:
         self.fakes.monitor.show(*devices, problem=problem)
-        await self.fakes.watch.look(periodic=periodic)
+        await self.fakes.watch.rescan(periodic=periodic)
         await settle()
 
     def phase(self, pool_id: str) -> Phase:

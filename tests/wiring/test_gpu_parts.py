@@ -28,7 +28,7 @@ async def test_a_start_before_anybody_looked_at_the_gpus_is_judged_with_them(tmp
     parts.watch = fakes.watch
     parts._facts = fakes.clock.monotonic(), HostFacts(tools={"nvidia-smi": "/usr/bin/nvidia-smi"})
     fakes.monitor.show(gpu(0, 24))
-    assert fakes.monitor.looks == 0
+    assert fakes.monitor.scans == 0
     with pytest.raises(NodeError, match="/dev/nvidia-uvm is missing"):
         await parts.require("a")
-    assert fakes.monitor.looks == 1
+    assert fakes.monitor.scans == 1

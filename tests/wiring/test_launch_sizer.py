@@ -12,7 +12,7 @@ import pytest
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.memory.estimate import EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.engines.llamacpp.memory import build_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -26,7 +26,7 @@ def sizer(folder: Path, profile: str = "dev") -> StartSizer:
     return StartSizer(config, ModelProvisioner(folder, config.policy), engines)
 
 
-async def facts(folder: Path, model: str, *flags: str) -> LaunchFacts:
+async def facts(folder: Path, model: str, *flags: str) -> LaunchInputs:
     pytest.importorskip("xllamacpp")
     pool = {"id": "p", "engine": "llamacpp", "model": model, "provisioning": {"mode": "package", "flags": flags}}
     return await sizer(folder)(PoolConfig.model_validate(pool), None)

@@ -224,6 +224,7 @@ class DeviceReservation(Answer):
     """
 
     pool_id: str
+    replica_id: str = Field("r0", description="Two while the pool is being replaced: each reserves for itself.")
     reserved_bytes: int
     used_bytes: int | None = None
     estimated_bytes: int | None = None

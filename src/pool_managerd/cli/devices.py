@@ -29,7 +29,7 @@ DeviceId = Annotated[
 def devices(context: typer.Context, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """Show the GPUs' memory: who holds how much of it.
 
-    What the pools use and were promised, who else is there, what is free.
+    What the pools use and have reserved, who else is there, what is free.
     """
     if context.invoked_subcommand is None:
         show(daemon(url, config).get("devices"), output, _pictures)
@@ -46,7 +46,7 @@ def uncordon(device: DeviceId, url: Url = None, config: ConfigFile = None, outpu
 
 
 def release(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Let go of NVML, so that the driver can be upgraded.
+    """Release NVML, so that the driver can be upgraded.
 
     Nothing new is started meanwhile.
     """
@@ -54,7 +54,7 @@ def release(url: Url = None, config: ConfigFile = None, output: Output = Format.
 
 
 def resume(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Take NVML up again after a release."""
+    """Reinitialise NVML after a release."""
     show(daemon(url, config).request("POST", "devices", "resume"), output, _pictures)
 
 
@@ -64,7 +64,7 @@ def _one(row: Json) -> None:
 
 
 def _released(found: Json) -> None:
-    """What keeps the driver in use although we let go of it stands first."""
+    """What keeps the driver in use although we released it stands first."""
     if pools := sorted({str(held["pool_id"]) for device in found["devices"] for held in device["reservations"]}):
         drain = as_typed(f"pool-managerd drain {' '.join(map(plain, pools))}")
         sys.stdout.write(f"The engines of {len(pools)} pool{'s' * (len(pools) > 1)} still use the driver.\nhint: {drain}\n")
@@ -86,7 +86,7 @@ def _rows(found: Json, width: int) -> Iterator[Line]:
 
 
 def _remarks(found: Json) -> Iterator[Line]:
-    """What must be known before the figures are believed."""
+    """What must be known before what they show is believed."""
     if found["simulated"]:
         yield Line((("These GPUs are simulated.", "yellow"),))
     problem = found.get("problem") or {}

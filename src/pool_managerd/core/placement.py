@@ -126,7 +126,7 @@ def _pinned(pin: str, feasible: Sequence[PoolSnapshot], listed: tuple[Candidate,
 
 
 def _preferred(request: PlacementRequest, feasible: Sequence[PoolSnapshot]) -> tuple[PoolSnapshot | None, bool]:
-    """The best pool by the wishes, and whether it is a fallback."""
+    """The best pool by what is preferred, and whether it is a fallback."""
     welcome = [p for p in feasible if p.pool_id not in request.avoid]
     wanted = [p for p in welcome if p.pool_id in request.prefer] if request.prefer else welcome
     if wanted:

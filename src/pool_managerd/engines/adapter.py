@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.programs import ProgramProbe
@@ -63,7 +63,7 @@ class Recipe:
 
     program: Program
     env: dict[str, str]
-    flags: Callable[[Assignment | None, int], tuple[str, ...]]
+    flags: Callable[[Allocation | None, int], tuple[str, ...]]
     memory: LaunchMemory
     warmup: Warmup = "completion"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import cuda_environment
 from pool_managerd.engines.flags import attempt
 from pool_managerd.errors import PoolError, SpecError
@@ -36,7 +36,7 @@ def env_problems(pool: PoolConfig, build: Callable[[PoolConfig], object]) -> tup
     return found
 
 
-def device_env(pool: PoolConfig, assignment: Assignment | None) -> dict[str, str]:
+def device_env(pool: PoolConfig, assignment: Allocation | None) -> dict[str, str]:
     """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
     if assignment is not None:
         return assignment.environment()

@@ -12,7 +12,7 @@ from typing import Any
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
 from pool_managerd.core.engines import ENGINES
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
@@ -55,7 +55,7 @@ class EngineProvisioner:
         self._sized: dict[str, tuple[PoolConfig, str, str, Recipe]] = {}
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
     ) -> PreparedEngine:
         """How to run ``pool`` on ``model`` and the devices of ``assignment``; the same input gives the same answer
         (EP-PROP-3207). Spawns no engine.

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 def gather(scan: DeviceScan, folders: Iterable[tuple[str, Path]], *, env: Mapping[str, str], root: Path = Path("/")) -> HostFacts:
-    """The facts of now, RAM left out (host/memory.py). ``folders`` are pairs of role and path.
+    """What this machine has now, RAM left out (host/memory.py). ``folders`` are pairs of role and path.
 
     ``root`` is where /dev, /proc and /etc are found. Blocking, but bounded: a directory on a dead network disk is
     given up after ``FOLDER_TIMEOUT_S``.

@@ -22,7 +22,7 @@ def total_ram_bytes(root: Path = Path("/")) -> int:
 
 
 def meminfo(text: str) -> dict[str, int]:
-    """/proc/meminfo in bytes. Raises ValueError when the two figures that matter are not there."""
+    """/proc/meminfo in bytes. Raises ValueError when the two numbers that matter are not there."""
     found = {}
     for line in text.splitlines():
         key, _, rest = line.partition(":")

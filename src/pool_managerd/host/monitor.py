@@ -16,10 +16,10 @@ from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.scan_reply import incident_of, problem_of, scan_of, wants_renewal
 from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerDied, WorkerOptions, Workers
 
-_SEE_DMESG = "see dmesg | grep -i nvrm and run nvidia-smi; devices release lets go of the driver"
+_SEE_DMESG = "see dmesg | grep -i nvrm and run nvidia-smi; devices release releases the driver"
 _NO_PROCESS = "see that the limits on processes, files and memory (ulimit -a) leave room for one more process"
 _RELEASED = ScanProblem(
-    "released", "the GPU driver's library was released on request", "pool-managerd devices resume takes it up again"
+    "released", "the GPU driver's library was released on request", "pool-managerd devices resume reinitialises it"
 )
 _MAX_NOTES = 20
 _FORGET, _TIMES_WHAT_IT_TAKES = 0.99, 3.0
@@ -97,8 +97,8 @@ class NvmlMonitor:
         return await asyncio.shield(self._next)
 
     async def release(self) -> None:
-        """Let go of the driver, so that it can be replaced. Raises NodeError when a worker is stuck inside it: then the GPUs
-        are looked at as before.
+        """Release the driver, so that it can be replaced. Raises NodeError when a worker is stuck inside it: then the GPUs
+        are scanned as before.
         """
         self._released = True
         await self._end_workers()
@@ -111,7 +111,7 @@ class NvmlMonitor:
             )  # fmt: skip
 
     async def resume(self) -> None:
-        """Look at the GPUs again, with a new worker and so with the library that is installed now."""
+        """Scan the GPUs again, with a new worker and so with the library that is installed now."""
         self._released = False
         self._failures, self._not_before = 0, 0.0
 
@@ -129,7 +129,7 @@ class NvmlMonitor:
             try:
                 problem = await self._ask()
             except Exception as error:  # noqa: BLE001 - the boundary: a scan never raises
-                problem = self._failed("nvml_error", f"looking at the GPUs failed: {error!r}"[:400], _SEE_DMESG)
+                problem = self._failed("nvml_error", f"scanning the GPUs failed: {error!r}"[:400], _SEE_DMESG)
             if self._released or self._closed:
                 problem = _RELEASED
             if problem is None:

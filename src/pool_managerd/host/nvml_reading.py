@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
-from pool_managerd.host.process_facts import ProcessFacts
+from pool_managerd.host.processes import Processes
 
 _UNINITIALIZED, _INVALID, _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _NO_DRIVER = 1, 2, 3, 4, 6, 9
 _NO_FUNCTION, _LOST, _NEEDS_RESET, _MISMATCH, _OTHER_VERSION = 13, 15, 16, 18, 25
@@ -72,7 +72,7 @@ class NvmlReader:
         }
 
     def _cards(self) -> int | None:
-        """How many GPUs the driver has taken up, by its own list; None where that cannot be read."""
+        """How many GPUs the driver has initialised, by its own list; None where that cannot be read."""
         if self._simulated:
             return int(self._nvml.nvmlLib.simulatedCards())
         try:
@@ -80,10 +80,10 @@ class NvmlReader:
         except OSError:
             return None
 
-    def _process_facts(self) -> ProcessFacts:
+    def _process_facts(self) -> Processes:
         if self._simulated:
-            return ProcessFacts(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()))
-        return ProcessFacts(version=self._maybe(self._nvml.nvmlSystemGetDriverVersion) or "")
+            return Processes(bool(self._nvml.nvmlLib.simulatedPidsAreOuter()))
+        return Processes(version=self._maybe(self._nvml.nvmlSystemGetDriverVersion) or "")
 
     def _devices(self) -> list[dict[str, Any]] | None:
         """Every GPU and MIG instance. Read again when a call failed as none should, and when devices came, went or moved
@@ -133,16 +133,16 @@ class NvmlReader:
             found.update(self._health(handle))
             instances = [self._instance(h, found) for h in self._instance_handles(handle)] if mode else []
         except Unreadable as why:
-            return [{**found, "error" if why.lost else "unclear": str(why), "_surely": why.surely}]
+            return [{**found, "error" if why.lost else "unreadable": str(why), "_surely": why.surely}]
         except self._nvml.NVMLError as error:
-            return [{**found, **self._unclear(error)}]
+            return [{**found, **self._unreadable(error)}]
         return [{**found, "mig_enabled": mode}, *instances]
 
-    def _unclear(self, error: Any) -> dict[str, Any]:
+    def _unreadable(self, error: Any) -> dict[str, Any]:
         """The mark of a device about which a call failed that engines depend on. Raises NVMLError when the driver is gone."""
         if error.value in _OF_THE_DRIVER:
             raise error
-        return {"unclear": self.error_name(error.value), "_surely": False}
+        return {"unreadable": self.error_name(error.value), "_surely": False}
 
     def _mig_mode(self, handle: Any) -> bool:
         mode = self._known(self._nvml.nvmlDeviceGetMigMode, handle)
@@ -162,7 +162,7 @@ class NvmlReader:
         try:
             found.update(self._facts(handle, processes=True))
         except self._nvml.NVMLError as error:
-            return {**found, **self._unclear(error)}
+            return {**found, **self._unreadable(error)}
         for inherited in ("compute_capability", "reset_pending", "persistence_mode"):
             found[inherited] = found.get(inherited) or parent.get(inherited)
         return found
@@ -223,12 +223,12 @@ class NvmlReader:
                 if process.pid in seen:
                     continue
                 seen.add(process.pid)
-                facts = self.processes.describe(process.pid)
-                name = facts.get("name") or self._maybe(self._nvml.nvmlSystemGetProcessName, process.pid)
+                known = self.processes.describe(process.pid)
+                name = known.get("name") or self._maybe(self._nvml.nvmlSystemGetProcessName, process.pid)
                 held = process.usedGpuMemory or None  # a listed process holds something: 0 is what drivers say that do not know
                 yield [
-                    facts["pid"], name and _text(name)[:200], held, kind.lower(), facts["certain"],
-                    facts.get("start_ticks"), facts.get("nonce"), facts.get("ancestors", []), facts.get("ended", False),
+                    known["pid"], name and _text(name)[:200], held, kind.lower(), known["certain"],
+                    known.get("start_ticks"), known.get("nonce"), known.get("ancestors", []), known.get("ended", False),
                 ]  # fmt: skip
 
     def _running(self, kind: str, handle: Any) -> list[Any]:
@@ -324,7 +324,7 @@ class NvmlReader:
             return None
 
     def _maybe(self, call: Callable[..., Any], *args: Any) -> Any:
-        """A figure that may be missing: None for any reason but a GPU that is broken (Unreadable) or a driver that is gone."""
+        """What may be missing: None for any reason but a GPU that is broken (Unreadable) or a driver that is gone."""
         try:
             return self._must(call, *args)
         except self._nvml.NVMLError as error:
@@ -334,7 +334,7 @@ class NvmlReader:
 
 
 def _is_sound(device: dict[str, Any]) -> bool:
-    return "error" not in device and "unclear" not in device
+    return "error" not in device and "unreadable" not in device
 
 
 def _text(value: bytes | str) -> str:

@@ -88,10 +88,10 @@ def _device(raw: dict[str, Any]) -> DeviceSnapshot:
     raw["processes"] = tuple(_process(p) for p in raw.get("processes", ()))
     raw["nvlink_peers"] = tuple(raw.get("nvlink_peers", ()))
     raw.setdefault("uuid", "")
-    if str(raw.get("unclear", "")).startswith("NO_PERMISSION"):
-        raw["unclear"] = NOT_PERMITTED
-    elif not raw.get("vram_total_bytes") and "error" not in raw and "unclear" not in raw and not raw.get("mig_enabled"):
-        raw["unclear"] = NO_MEMORY_TOLD
+    if str(raw.get("unreadable", "")).startswith("NO_PERMISSION"):
+        raw["unreadable"] = NOT_PERMITTED
+    elif not raw.get("vram_total_bytes") and "error" not in raw and "unreadable" not in raw and not raw.get("mig_enabled"):
+        raw["unreadable"] = NO_MEMORY_TOLD
     raw.setdefault("vram_total_bytes", 0)
     raw.setdefault("vram_free_bytes", 0)
     return DeviceSnapshot(**raw)
@@ -124,5 +124,5 @@ def _with_memory_of(devices: list[DeviceSnapshot], before: list[DeviceSnapshot])
 def _silent(old: DeviceSnapshot, now: DeviceSnapshot) -> DeviceSnapshot:
     """What changes by the second is not known of it any more."""
     return replace(
-        old, id=now.id, error=now.error, unclear=now.unclear, temperature_c=None, power_watts=None, utilization_percent=None
+        old, id=now.id, error=now.error, unreadable=now.unreadable, temperature_c=None, power_watts=None, utilization_percent=None
     )

@@ -1,7 +1,7 @@
 /* A libnvidia-ml.so.1 without a driver: it answers what the topology file says, which may change at any time.
  *
- * Only what the worker asks for is here, in the versions that the Python binding looks up. The file is looked at at
- * every call; one that is missing, half written or wrong leaves what was known before.
+ * Only what the worker asks for is here, in the versions that the Python binding looks up. The file is read again in
+ * every call when it has changed; one that is missing, half written or wrong leaves what was known before.
  */
 #include "simulated_topology.h"
 
@@ -59,7 +59,7 @@ static void refresh(void)
         && s.st_mtim.tv_nsec == last.st_mtim.tv_nsec)
         return;
     if (read_topology(path, &draft))
-        return; /* looked at again at the next call: it may be whole then */
+        return; /* read again at the next call: it may be whole then */
     now = draft;
     last = s;
     known = 1;
@@ -572,9 +572,11 @@ int simulatedPidsAreOuter(void)
     return leave(now.outer_pids);
 }
 
-/* The line where a topology file is wrong, 0 when it is not, -1 when it cannot be read. */
-int simulatedCheck(const char *path)
+/* The line where a topology file is wrong, with the reason in *why; 0 when it is not, -1 when it cannot be read. */
+int simulatedCheck(const char *path, char *why, size_t room)
 {
     pthread_mutex_lock(&lock);
-    return leave(read_topology(path, &draft));
+    int line = read_topology(path, &draft);
+    snprintf(why, room, "%s", line > 0 ? topology_mistake() : "");
+    return leave(line);
 }

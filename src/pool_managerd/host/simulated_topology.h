@@ -49,4 +49,7 @@ int parse_topology(char *text, struct topology *into);
 /* Reads and parses a file. Returns 0, the wrong line's number, or -1 when it cannot be read. */
 int read_topology(const char *path, struct topology *into);
 
+/* What is wrong with the line that was named last, as the end of a sentence. */
+const char *topology_mistake(void);
+
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -10,13 +11,14 @@ import tempfile
 from pathlib import Path
 
 from pool_managerd.errors import NodeError, SpecError
-from pool_managerd.host.simulated_topology import MAX_FILE_BYTES, first_mistake
 
 TOPOLOGY_VARIABLE = "POOL_MANAGERD_SIMULATED_GPUS"
 _LIBRARY = "libnvidia-ml.so.1"
 _SOURCES = ("simulated_topology.h", "simulated_topology.c", "simulated_nvml.c")
 _FLAGS = ("-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread")
 _COMPILE_TIMEOUT_S = 60
+_MAX_FILE_BYTES = 256 * 1024
+_MAX_REASON_BYTES = 512
 
 
 def build_simulated_driver(into: Path) -> Path:
@@ -43,27 +45,29 @@ def build_simulated_driver(into: Path) -> Path:
 
 
 def simulated_environment(library_dir: Path, topology: Path) -> dict[str, str]:
-    """The variables under which NVML's binding finds the simulated driver. Raises SpecError naming file and line."""
-    check_topology(topology)
+    """The variables under which NVML's binding finds the simulated driver."""
     before = os.environ.get("LD_LIBRARY_PATH")
     search = f"{library_dir}:{before}" if before else str(library_dir)
     return {"LD_LIBRARY_PATH": search, TOPOLOGY_VARIABLE: str(topology.absolute())}
 
 
-def check_topology(topology: Path) -> None:
-    """Raises SpecError naming file and line when the driver would not accept the file."""
+def check_topology(library_dir: Path, topology: Path) -> None:
+    """Raises SpecError naming file and line when the driver in ``library_dir`` does not accept the file.
+
+    The driver is asked itself: its reader is the only one.
+    """
     try:
         with topology.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: the name holds a NUL
         raise SpecError(f"cannot read the simulated GPUs of {_shown(topology)}: {getattr(error, 'strerror', None) or error}",
                         hint="write a topology file first: docs/reference/simulated-gpus.md") from error  # fmt: skip
-    if len(data) > MAX_FILE_BYTES or b"\0" in data:
-        raise SpecError(f"cannot simulate the GPUs of {topology}: it is no text file of at most {MAX_FILE_BYTES // 1024} KiB")
-    mistake = first_mistake(data.decode(errors="surrogateescape"))
-    if mistake is not None:
-        line, why = mistake
-        raise SpecError(f"cannot simulate the GPUs of {topology}:{line}: {why}",
+    if len(data) > _MAX_FILE_BYTES or b"\0" in data:
+        raise SpecError(f"cannot simulate the GPUs of {topology}: it is no text file of at most {_MAX_FILE_BYTES // 1024} KiB")
+    why = ctypes.create_string_buffer(_MAX_REASON_BYTES)
+    line = ctypes.CDLL(str(library_dir / _LIBRARY)).simulatedCheck(os.fsencode(topology), why, ctypes.c_size_t(len(why)))
+    if line > 0:
+        raise SpecError(f"cannot simulate the GPUs of {topology}:{line}: {why.value.decode(errors='replace')}",
                         hint="docs/reference/simulated-gpus.md lists every directive")  # fmt: skip
 
 

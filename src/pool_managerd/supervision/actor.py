@@ -256,7 +256,7 @@ class PoolActor:
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
             case do.ReleaseVram(epoch):
-                self._s.gpus.release(pool_id, epoch)
+                self._s.gpus.release(self.pool.instance.id, epoch)
 
     def _not_done(self, effect: do.LaunchEffect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.gpu.ledger import Assignment
-from pool_managerd.core.memory.sizing import LaunchSizing
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.protocols import Process
 
@@ -24,8 +24,8 @@ class Launch:
     epoch: int = 0
     step: str = ""
     progress: tuple[int, int] = (0, 0)
-    assignment: Assignment | None = None
-    sizing: LaunchSizing | None = None
+    assignment: Allocation | None = None
+    sizing: LaunchEstimator | None = None
     prepared: PreparedEngine | None = None
     process: Process | None = None
     handoff_path: str | None = None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Phase
@@ -73,7 +73,7 @@ class LaunchWork:
         warmable = not prepared.verbatim and prepared.warmup != "none"
         self._actor.post(ev.Staged(epoch, external=external, uses_gpus=assignment is not None, warmable=warmable))
 
-    async def _admit(self, epoch: int) -> Assignment | None:
+    async def _admit(self, epoch: int) -> Allocation | None:
         """May it run here, and on which GPUs. Raises PoolError."""
         pool = self._pool
         if pool.definition.external:
@@ -87,7 +87,7 @@ class LaunchWork:
         self._actor.learn(epoch, assignment=assignment, sizing=sizing)
         return assignment
 
-    async def _prepare(self, epoch: int, assignment: Assignment | None) -> PreparedEngine:
+    async def _prepare(self, epoch: int, assignment: Allocation | None) -> PreparedEngine:
         """Model, then engine (SPEC §2.4). Raises PoolError."""
         pool, config, submitted = self._pool, self._pool.config, self._pool.submitted
         if submitted is not None:
@@ -240,7 +240,7 @@ class LaunchWork:
             task.cancel()
 
 
-def _shown_its_devices(submitted: PreparedEngine, assignment: Assignment | None) -> PreparedEngine:
+def _shown_its_devices(submitted: PreparedEngine, assignment: Allocation | None) -> PreparedEngine:
     """A submitted engine runs verbatim, but sees the GPUs that it was given and no others (SPEC §6.1)."""
     if submitted.attach_url is not None:
         return submitted

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.event import Event
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeResult
 from pool_managerd.core.listeners import Listener
 from pool_managerd.core.preflight import Report
@@ -71,7 +71,7 @@ class Models(Protocol):
 
 class Engines(Protocol):
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
     ) -> PreparedEngine: ...
     def release(self, pool_id: str) -> None: ...
 

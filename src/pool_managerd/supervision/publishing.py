@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from pool_managerd.core.gpu.ledger import DeviceAccount, Holding, board
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.redaction import masked_text
-from pool_managerd.core.registry import DeviceShare, PerfHints
+from pool_managerd.core.registry import PerfHints
 from pool_managerd.supervision.pool import Pool
 
 
@@ -20,7 +19,7 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
     """
     state, launch, config = pool.state, pool.launch, pool.config
     seen, prepared = view(state), launch.prepared
-    shape = launch.sizing.facts.shape if launch.sizing is not None else None
+    shape = launch.sizing.inputs.shape if launch.sizing is not None else None
     fields: dict[str, Any] = {
         "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
         "last_error": state.last_error, "crash_count": state.crash_count, "restart_count": state.restart_count,
@@ -47,81 +46,6 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
     if launch.first_token_ms is not None or quant is not None:
         fields["perf_hints"] = PerfHints(launch.tokens_per_s, launch.first_token_ms, (quant,) if quant is not None else ())
     return fields
-
-
-class GpuFigures:
-    """The registry's fields of the pools' GPUs, all of one look; pools that see the same and hold nothing share theirs."""
-
-    def __init__(self, accounts: Mapping[str, DeviceAccount]) -> None:
-        self._accounts, self._kept = accounts, kept_boards(accounts.values())
-        self._held: dict[str, dict[str, Holding]] = {}
-        for uuid, account in accounts.items():
-            for holding in account.holdings:
-                self._held.setdefault(holding.pool_id, {})[uuid] = holding
-        self._made: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def of(self, pool_id: str, uuids: tuple[str, ...]) -> dict[str, Any]:
-        """For the pool that sees ``uuids``; None throughout where it sees none."""
-        found = self._made.get(uuids)
-        if found is None:
-            found = self._made[uuids] = _summed(tuple(_share(self._accounts[uuid], self._kept) for uuid in uuids))
-        held = self._held.get(pool_id)
-        return found if held is None else self._with(found, held)
-
-    def _with(self, others: dict[str, Any], held: Mapping[str, Holding]) -> dict[str, Any]:
-        """What others see, and the pool's own part."""
-        shares = list(others["devices"])
-        available, reserved, used = others["vram_available_bytes"], 0, others["vram_used_bytes"]
-        for index, share in enumerate(shares):
-            holding = held.get(share.uuid)
-            if holding is None:
-                continue
-            account = self._accounts[share.uuid]
-            own = account.available_bytes if holding.exclusive and account.device.usable else share.vram_available_bytes
-            held_bytes = holding.measured_bytes if account.device.usable else None
-            shares[index] = DeviceShare(
-                share.id, share.device, share.uuid, share.compute_capability, share.vram_total_bytes, share.vram_free_bytes,
-                own, holding.reserved_bytes, held_bytes,
-            )  # fmt: skip
-            available += own - share.vram_available_bytes
-            reserved += holding.reserved_bytes
-            used = None if used is None or held_bytes is None else used + held_bytes
-        sums = {"vram_available_bytes": available, "vram_reserved_bytes": reserved if shares else None, "vram_used_bytes": used}
-        return {**others, "devices": tuple(shares), **sums}
-
-
-def kept_boards(accounts: Iterable[DeviceAccount]) -> dict[str, str]:
-    """The pieces of hardware where nobody else is promised anything, by UUID, and the exclusive pool that is there."""
-    return {board(a.device): h.pool_id for a in accounts for h in a.holdings if h.exclusive}
-
-
-def _share(account: DeviceAccount, kept: Mapping[str, str]) -> DeviceShare:
-    """A device as a pool meets it that holds nothing there."""
-    d = account.device
-    free = d.vram_free_bytes if d.readable else None
-    available = account.available_bytes if d.usable and board(d) not in kept else 0
-    return DeviceShare(
-        d.id, d.label, d.uuid, d.compute_capability, d.vram_total_bytes, free, available, 0, 0 if d.usable else None
-    )
-
-
-def _summed(shares: tuple[DeviceShare, ...]) -> dict[str, Any]:
-    """Of somebody who holds nothing there."""
-    capabilities = [s.compute_capability for s in shares if s.compute_capability]
-    free = [s.vram_free_bytes for s in shares if s.vram_free_bytes is not None]
-    return {
-        "devices": shares,
-        "vram_total_bytes": sum(s.vram_total_bytes for s in shares) if shares else None,
-        "vram_free_bytes": sum(free) if free else None,
-        "vram_available_bytes": sum(s.vram_available_bytes for s in shares) if shares else None,
-        "vram_reserved_bytes": 0 if shares else None,
-        "vram_used_bytes": 0 if shares and all(s.vram_used_bytes is not None for s in shares) else None,
-        "compute_capability": min(capabilities, key=_as_numbers, default=None),
-    }
-
-
-def _as_numbers(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split(".") if part.isdigit())
 
 
 def log_context(pool: Pool) -> dict[str, Any]:

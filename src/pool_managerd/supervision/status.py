@@ -166,7 +166,7 @@ def _reserved(pool: Pool) -> list[dict[str, str]]:
     if found is None or sizing is None:
         return []
     parts = (f"{size(found.bytes_by_device[d.uuid])} reserved on GPU {d.label} ({d.name})" for d in found.devices)
-    return _memory_steps(" and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain())
+    return _memory_steps(" and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain())
 
 
 def _memory_steps(where: str, parts: tuple[str, ...]) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ _MAX_LABEL_CHARS = 64
 
 
 def device_metrics(devices: Row, statuses: Sequence[Row], constant: Mapping[str, str]) -> Iterator[GaugeMetricFamily]:
-    """Every gauge of the devices and of what the pools hold of them; absent facts have no sample.
+    """Every gauge of the devices and of what the pools hold of them; what is not known has no sample.
 
     Of a device that is gone there is left that it is quarantined, and which one it was.
     """
@@ -52,8 +52,8 @@ def _held(rows: Sequence[Row], pools: Mapping[str, Row]) -> Iterator[tuple[list[
         for reservation in row["reservations"]:
             pool = pools.get(str(reservation["pool_id"]))
             if pool is not None:
-                facts = {**pool, "device": row["device"]}
-                yield [str(facts.get(label) or "unknown") for label in series.VRAM_USED.labels], row, reservation
+                known = {**pool, "device": row["device"], "replica_id": reservation.get("replica_id", pool.get("replica_id"))}
+                yield [str(known.get(label) or "unknown") for label in series.VRAM_USED.labels], row, reservation
 
 
 def _reserved(row: Row) -> int:

@@ -13,19 +13,19 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.event import Event
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
-from pool_managerd.core.gpu.ledger import Assignment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.services import Services
@@ -118,7 +118,7 @@ class FakeEngines:
     """Prepares an engine for any pool."""
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Assignment | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
     ) -> PreparedEngine:
         attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
         return PreparedEngine(
@@ -202,7 +202,7 @@ class FakeMonitor:
         self._clock = clock
         self._taken_at = 0.0
         self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
-        self.looks = 0
+        self.scans = 0
         self.released = False
         self.gate: asyncio.Event | None = None
 
@@ -212,7 +212,7 @@ class FakeMonitor:
         self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
 
     async def scan(self) -> DeviceScan:
-        self.looks += 1
+        self.scans += 1
         if self.gate is not None:
             await self.gate.wait()
         self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
@@ -260,11 +260,11 @@ class FakeNode:
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
         self.monitor = FakeMonitor(self.clock.monotonic)
-        self.needs: dict[str, LaunchFacts] = {}
+        self.needs: dict[str, LaunchInputs] = {}
         self.ram_bytes = 64 << 30
         self.preflight_error: PoolError | None = None
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
-        self.gpus = Gpus(self.watch, self.registry, self.clock, Bindings(self.records))
+        self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []
@@ -285,10 +285,10 @@ class FakeNode:
             raise self.preflight_error
         return Report("dev", ())
 
-    async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+    async def size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         """What ``needs`` says by pool id; a pool that it does not name needs nothing."""
         pool_id = submitted.pool_id if submitted is not None else pool.id if pool is not None else ""
-        return self.needs.get(pool_id, LaunchFacts("fake-1", pool_id, EngineSettings(), overhead_bytes=0))
+        return self.needs.get(pool_id, LaunchInputs("fake-1", pool_id, EngineSettings(), overhead_bytes=0))
 
     def types(self, *, journal: bool = True) -> list[str]:
         """The types of all events so far."""

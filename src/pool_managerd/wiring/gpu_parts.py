@@ -23,7 +23,7 @@ from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
 from pool_managerd.supervision.protocols import Clock
@@ -38,7 +38,7 @@ BARS_A_START = frozenset({
     "fabric_manager",
 })  # fmt: skip
 """Findings that make a start impossible. Others are for the operator: a disk that is low must not keep an engine down, and
-the GPUs themselves are for the admission to judge, which looks at them anew and knows what a mask is bound to.
+the GPUs themselves are for the admission to check, which scans them anew and knows what a mask means.
 """
 FACTS_FRESH_S = 30.0
 """Older facts of the machine are gathered again beside a start, which goes by what is known: a restart does not wait for a
@@ -76,10 +76,6 @@ class GpuParts:
 
     def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
         self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
-        if config.gpu.simulate is not None:
-            from pool_managerd.wiring.preflight import check_simulation
-
-            check_simulation(config)
         self._workers = LateWorkers()
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
@@ -94,12 +90,14 @@ class GpuParts:
         self.watch.listen(self._tell_notes)
 
     async def open(self) -> None:
-        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler."""
+        """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
+        naming file and line when its topology file is wrong.
+        """
         options = await asyncio.to_thread(_worker_options, self._config)
         self._workers.found = PythonWorkers(options)
 
     def gpus(self, registry: Registry) -> Gpus:
-        return Gpus(self.watch, registry, self._clock, Bindings(self._store))
+        return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
 
     def admission(self, gpus: Gpus) -> Admission:
         rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)
@@ -154,7 +152,7 @@ class GpuParts:
     async def announce(self) -> None:
         """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
         await asyncio.sleep(START_QUIET_S)
-        await self.watch.look()
+        await self.watch.rescan()
         levels = {"fail": "error", "overridden": "warn", "warn": "info"}
         for finding in (await self.preflight()).findings:
             if finding.level in levels:
@@ -166,7 +164,7 @@ class GpuParts:
     async def require(self, pool_id: str) -> Report:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
         if self.watch.scan is NOT_SCANNED:  # nobody looked yet, and without GPUs nothing about them can be found wrong
-            await self.watch.look()
+            await self.watch.rescan()
         at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
         barring = self._barring(facts, pool_id)
         if barring.ok:

@@ -11,8 +11,8 @@ from pathlib import Path
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.memory.model_shape import ModelShape
-from pool_managerd.core.memory.sizing import LaunchFacts
 from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
@@ -26,7 +26,7 @@ class StartSizer:
         self._overhead = config.gpu.overhead_mib << 20
         self._models, self._engines = models, engines
 
-    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts:
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
         if submitted is not None:
             return await asyncio.to_thread(self._of_submitted, submitted)
@@ -34,15 +34,15 @@ class StartSizer:
             raise ValueError("a launch has a configuration or a submitted engine")
         return await asyncio.to_thread(self._of_configured, pool)
 
-    def _of_configured(self, pool: PoolConfig) -> LaunchFacts:
+    def _of_configured(self, pool: PoolConfig) -> LaunchInputs:
         model = self._models.locate(pool.model)
         recipe = self._engines.size(pool, model)
         settings, size = self._with_files(recipe.memory), model.size_bytes
         shape = self._models.shapes.of(Path(model.local_path))
         key = ",".join(pool.checksums) or _fingerprint(shape, size)
-        return LaunchFacts(recipe.program.version, key, settings, shape, size, self._overhead, pool.vram_bytes)
+        return LaunchInputs(recipe.program.version, key, settings, shape, size, self._overhead, pool.vram_bytes)
 
-    def _of_submitted(self, engine: PreparedEngine) -> LaunchFacts:
+    def _of_submitted(self, engine: PreparedEngine) -> LaunchInputs:
         shape, size = None, 0
         if engine.model_path is not None:
             try:
@@ -51,7 +51,7 @@ class StartSizer:
             except (OSError, PoolError):
                 shape = None  # it runs verbatim: what cannot be read is only known less well
         settings = self._with_files(self._engines.memory_of(engine))
-        return LaunchFacts(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
+        return LaunchInputs(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
     def _with_files(self, memory: LaunchMemory) -> EngineSettings | DeviceFraction:
         """The settings of a command line, with the sizes of what it loads beside the model. What cannot be read is nothing."""

@@ -242,9 +242,12 @@ def scan_once(config: Config | None = None) -> DeviceScan:
 
 
 def check_simulation(config: Config) -> None:
-    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described."""
+    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described.
+
+    For a daemon that runs on them: the driver that it was built is asked.
+    """
     if config.gpu.simulate is not None:
-        check_topology(config.gpu.simulate)
+        check_topology(build_simulated_driver(config.daemon.state_dir), config.gpu.simulate)
 
 
 def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
@@ -255,7 +258,9 @@ def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
     topology = config.gpu.simulate
     if topology is None:
         return WorkerOptions()
-    environment = simulated_environment(build_simulated_driver(build_dir), topology)
+    library_dir = build_simulated_driver(build_dir)
+    check_topology(library_dir, topology)
+    environment = simulated_environment(library_dir, topology)
     kernel_log = topology.with_name(topology.name + ".kmsg")
     return WorkerOptions(environment, kernel_log if kernel_log.exists() else Path(os.devnull))
 

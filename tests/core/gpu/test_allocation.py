@@ -9,73 +9,76 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.gpu.allocation import Split, Wish, assign
+from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceSnapshot
-from pool_managerd.core.gpu.ledger import Assignment, Ledger, Reservation, account
-from pool_managerd.core.memory.estimate import Amount, EngineSettings, Footprint
-from pool_managerd.core.memory.measurements import Footprints
+from pool_managerd.core.gpu.ledger import Ledger, Reservation, account
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.memory.estimate import EngineSettings, EstimatePart, MemoryEstimate
+from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
+from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.memory.model_shape import ModelShape
-from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from tests.core.gpus import GIB, gpu, mig, process
 
 TWO = (gpu(0, 24), gpu(1, 12))
 
 
-def sizing(weights_gib: float, *, overhead_gib: float = 0.5, configured_gib: float | None = None) -> LaunchSizing:
-    facts = LaunchFacts(
+def needs(weights_gib: float, *, overhead_gib: float = 0.5, configured_gib: float | None = None) -> LaunchEstimator:
+    inputs = LaunchInputs(
         "v1", "m", EngineSettings(), None, int(weights_gib * GIB), int(overhead_gib * GIB),
         None if configured_gib is None else int(configured_gib * GIB),
     )  # fmt: skip
-    return LaunchSizing(facts, Footprints())
+    return LaunchEstimator(inputs, Measurements())
 
 
 def place(
-    needed: LaunchSizing, devices: tuple[DeviceSnapshot, ...], *, mask: tuple[int, ...] | None = None, split: Split = None,
+    needed: LaunchEstimator, devices: tuple[DeviceSnapshot, ...], *, mask: tuple[int, ...] | None = None, split: Split = None,
     ledger: Ledger | None = None, enforce: bool = True, pool: str = "p",
-) -> Assignment:  # fmt: skip
+) -> Allocation:  # fmt: skip
     book = ledger or Ledger()
     chosen = None if mask is None else tuple(next(d for d in devices if d.id == i) for i in mask)
     usable = tuple(d for d in devices if d.usable)
-    wish = Wish(pool, 1, usable, chosen, split, enforce=enforce)
-    return assign(needed, wish, book, account(devices, book.all(), {}))
+    wanted = AllocationRequest(InstanceId(pool), 1, usable, chosen, split, enforce=enforce)
+    return allocate(needed, wanted, book, account(devices, book.all(), {}))
 
 
 def test_a_single_gpu_is_chosen_even_when_two_would_share_it() -> None:
-    found = place(sizing(10), TWO)
+    found = place(needs(10), TWO)
     assert [d.id for d in found.devices] == [0] and found.shares == ()
 
 
 def test_without_a_split_nothing_spills_over_to_a_second_gpu() -> None:
     with pytest.raises(NodeError, match=r"needs 30\.5 GiB on one GPU, and GPU 0 .* has 24 GiB when it is empty") as caught:
-        place(sizing(30), TWO)
+        place(needs(30), TWO)
     assert "tensor_split: auto" in str(caught.value.hint)
 
 
 def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -> None:
-    assert [d.id for d in place(sizing(20), TWO, split="auto").devices] == [0]
-    found = place(sizing(30), TWO, split="auto")
+    assert [d.id for d in place(needs(20), TWO, split="auto").devices] == [0]
+    found = place(needs(30), TWO, split="auto")
     assert [d.id for d in found.devices] == [0, 1]
     assert sum(found.shares) == pytest.approx(1.0) and found.shares[0] > found.shares[1]
     assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO)
 
 
 def test_given_shares_belong_to_the_order_of_the_mask() -> None:
-    found = place(sizing(10), TWO, mask=(1, 0), split=(0.25, 0.75))
+    found = place(needs(10), TWO, mask=(1, 0), split=(0.25, 0.75))
     assert found.shares == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
 
 
 def test_an_engine_that_uses_one_of_the_gpus_it_is_shown_is_counted_on_that_one() -> None:
-    facts = LaunchFacts("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2)
-    found = place(LaunchSizing(facts, Footprints()), TWO, mask=(0, 1))
+    inputs = LaunchInputs("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2)
+    found = place(LaunchEstimator(inputs, Measurements()), TWO, mask=(0, 1))
     assert found.bytes_by_device == {TWO[0].uuid: GIB // 2, TWO[1].uuid: 10 * GIB + GIB // 2}
-    far = place(LaunchSizing(LaunchFacts("v1", "m", EngineSettings(only_device=7), None, GIB), Footprints()), TWO, mask=(0, 1))
+    far = place(
+        LaunchEstimator(LaunchInputs("v1", "m", EngineSettings(only_device=7), None, GIB), Measurements()), TWO, mask=(0, 1)
+    )
     assert far.bytes_by_device[TWO[1].uuid] > GIB
 
 
 def test_a_split_that_cannot_fit_is_refused_with_the_plan_that_came_closest() -> None:
     with pytest.raises(NodeError) as refused:
-        place(sizing(60), TWO, mask=(0, 1), split="auto")
+        place(needs(60), TWO, mask=(0, 1), split="auto")
     assert refused.value.code == "INSUFFICIENT_VRAM"
 
 
@@ -83,33 +86,33 @@ def test_nothing_is_split_over_mig_instances() -> None:
     parent = gpu(0, 80, mig_enabled=True)
     devices = (parent, mig(parent, 1), mig(parent, 2))
     with pytest.raises(PoolError):
-        place(sizing(15), devices, split="auto")
-    wish = Wish("p", 1, devices[1:], devices[1:], "auto")
+        place(needs(15), devices, split="auto")
+    wanted = AllocationRequest(InstanceId("p"), 1, devices[1:], devices[1:], "auto")
     with pytest.raises(SpecError, match="MIG"):
-        assign(sizing(15), wish, Ledger(), account(devices, [], {}))
+        allocate(needs(15), wanted, Ledger(), account(devices, [], {}))
 
 
-def test_the_operators_own_figure_replaces_the_estimate() -> None:
-    found = place(sizing(90, configured_gib=8), TWO)
+def test_the_operators_own_number_replaces_the_estimate() -> None:
+    found = place(needs(90, configured_gib=8), TWO)
     assert found.bytes_by_device == {"GPU-00000000": 8 * GIB}
 
 
-def test_a_start_that_is_only_warned_about_is_promised_what_is_left_and_no_more() -> None:
+def test_a_start_that_is_only_warned_about_is_reserved_what_is_left_and_no_more() -> None:
     devices = (gpu(0, 24, processes=(process(9, 20),)),)
-    found = place(sizing(10), devices, enforce=False)
+    found = place(needs(10), devices, enforce=False)
     assert found.bytes_by_device == {"GPU-00000000": 4 * GIB} and "may not fit" in found.notices[0]
 
 
 def test_several_gpus_are_only_warned_about_too() -> None:
     for split in (None, "auto", (0.5, 0.5)):
-        found = place(sizing(60), TWO, mask=(0, 1), split=split, enforce=False)
+        found = place(needs(60), TWO, mask=(0, 1), split=split, enforce=False)
         assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO) and found.notices
 
 
 def test_the_refusal_speaks_of_the_gpu_that_came_closest() -> None:
     devices = (gpu(0, 24, processes=(process(9, 20),)), gpu(1, 24, processes=(process(8, 10),)), gpu(2, 12))
     with pytest.raises(NodeError, match=r"needs 15 GiB on GPU 1 .*14 GiB of 24 GiB"):
-        place(sizing(14.5), devices)
+        place(needs(14.5), devices)
 
 
 def test_every_single_gpu_is_tried_however_many_there_are() -> None:
@@ -119,16 +122,17 @@ def test_every_single_gpu_is_tried_however_many_there_are() -> None:
     for parent in parents[:6]:
         first = next(d for d in instances if d.parent_uuid == parent.uuid)
         book.reserve(
-            Reservation(f"on-{parent.id}", 1, {first.uuid: GIB}, exclusive=True), account([*parents, *instances], book.all(), {})
+            Reservation(InstanceId(f"on-{parent.id}"), 1, {first.uuid: GIB}, exclusive=True),
+            account([*parents, *instances], book.all(), {}),
         )
-    found = place(sizing(4), (*parents, *instances), ledger=book)
-    assert found.devices[0].parent_uuid == parents[6].uuid, "the first six boards are exclusive"
+    found = place(needs(4), (*parents, *instances), ledger=book)
+    assert found.devices[0].parent_uuid == parents[6].uuid, "the first six GPUs are exclusive"
 
 
-def test_the_engine_is_told_the_shares_that_were_promised_with_and_without_a_split() -> None:
+def test_the_engine_is_told_the_shares_that_were_reserved_with_and_without_a_split() -> None:
     busy = (gpu(0, 24, processes=(process(9, 12),)), gpu(1, 24))
     for split in (None, "auto"):
-        found = place(sizing(20), busy, mask=(0, 1), split=split)
+        found = place(needs(20), busy, mask=(0, 1), split=split)
         assert found.shares[0] < 0.4 and sum(found.shares) == pytest.approx(1.0)
 
 
@@ -136,53 +140,53 @@ def test_launches_that_differ_in_what_decides_memory_are_not_alike() -> None:
     shape = None
 
     def key(settings: EngineSettings) -> object:
-        return LaunchSizing(LaunchFacts("v", "m", settings, shape), Footprints()).key()
+        return LaunchEstimator(LaunchInputs("v", "m", settings, shape), Measurements()).key()
 
     assert key(EngineSettings(gpu_layers=4)) != key(EngineSettings())
     assert key(EngineSettings(cache_type_k="q4_0")) != key(EngineSettings())
     assert key(EngineSettings(ctx=512)) == key(EngineSettings(ctx=512))
 
 
-def test_what_a_like_launch_was_measured_to_hold_is_promised() -> None:
-    known = Footprints()
-    first = LaunchSizing(sizing(10).facts, known)
+def test_what_a_like_launch_was_measured_to_hold_is_reserved() -> None:
+    known = Measurements()
+    first = LaunchEstimator(needs(10).inputs, known)
     known.observe(first.key(gpu="NVIDIA Test"), [3 * GIB], loaded=True)
     assert place(first, TWO).bytes_by_device["GPU-00000000"] < 4 * GIB
 
 
 def test_an_engine_of_unknown_shape_is_sized_by_its_header() -> None:
     shape = ModelShape("llama", 4 * GIB, n_layers=2, n_embd=64, kv_heads=(2, 2), key_length=32, value_length=32)
-    exact = LaunchSizing(LaunchFacts("v", "m", EngineSettings(ctx=1024), shape, 4 * GIB, 0), Footprints()).footprint(1)
+    exact = LaunchEstimator(LaunchInputs("v", "m", EngineSettings(ctx=1024), shape, 4 * GIB, 0), Measurements()).estimate(1)
     assert exact.weights.size_bytes == 4 * GIB and exact.kv.size_bytes > 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 40), st.booleans()), max_size=12))
-def test_promises_never_exceed_what_there_is_whatever_is_asked(asked: list[tuple[str, float, bool]]) -> None:
+def test_reservations_never_exceed_what_there_is_whatever_is_asked(asked: list[tuple[str, float, bool]]) -> None:
     ledger = Ledger()
     for pool, gib, auto in asked:
         try:
-            place(sizing(gib), TWO, split="auto" if auto else None, ledger=ledger, pool=pool)
+            place(needs(gib), TWO, split="auto" if auto else None, ledger=ledger, pool=pool)
         except NodeError:
             continue
     for device in TWO:
         assert sum(r.bytes_by_device.get(device.uuid, 0) for r in ledger.all()) <= device.vram_total_bytes
 
 
-class WithRam(LaunchSizing):
+class WithRam(LaunchEstimator):
     """A launch that needs 1.7 GiB of the machine's memory beside what it puts on the GPU."""
 
-    def _footprint(self, *args: Any) -> Footprint:
-        return replace(super()._footprint(*args), host=Amount("RAM", int(1.7 * GIB)))
+    def _estimate(self, *args: Any) -> MemoryEstimate:
+        return replace(super()._estimate(*args), host=EstimatePart("RAM", int(1.7 * GIB)))
 
 
-def test_where_gpu_and_processor_share_one_memory_it_is_promised_once() -> None:
+def test_where_gpu_and_processor_share_one_memory_it_is_reserved_once() -> None:
     """What an engine needs beside the GPU comes out of the same memory: together no more than there is."""
-    facts = sizing(1.0, overhead_gib=0.5).facts
+    inputs = needs(1.0, overhead_gib=0.5).inputs
     for unified, fits in ((False, True), (True, False)):
         one, book = gpu(0, 22.2, unified=unified), Ledger()
-        place(sizing(19, overhead_gib=0.9), (one,), ledger=book, pool="a")
+        place(needs(19, overhead_gib=0.9), (one,), ledger=book, pool="a")
         try:
-            place(WithRam(facts, Footprints()), (one,), ledger=book, pool="b")
+            place(WithRam(inputs, Measurements()), (one,), ledger=book, pool="b")
         except NodeError as refused:
             assert not fits and "needs 3.2 GiB" in refused.message and "2.3 GiB of" in refused.message
         else:

@@ -4,116 +4,117 @@ from __future__ import annotations
 
 import pytest
 
-from pool_managerd.core.gpu.health import DeviceTrust, Trust, judge, look, pardon, relieved
+from pool_managerd.core.gpu.health import GpuHealth, Healthy, Probation, Quarantined, after_scan, after_xid, override, withdrawn
 from pool_managerd.core.gpu.xid import Verdict, meaning
 from tests.core.gpus import gpu
 
 GOOD = gpu(0)
 LOST = gpu(0, error="GPU_IS_LOST (15)")
-UNCLEAR = gpu(0, unclear="UNKNOWN (999)")
+PAST = "it was lost: GPU_IS_LOST (15); it answers again"
+UNREADABLE = gpu(0, unreadable="UNKNOWN (999)")
 
 
-def looks(t: DeviceTrust, *seen: object) -> DeviceTrust:
+def scans(t: GpuHealth, *seen: object) -> GpuHealth:
     for device in seen:
-        t = look(t, device)  # type: ignore[arg-type]
+        t = after_scan(t, device)  # type: ignore[arg-type]
     return t
 
 
-def test_a_good_gpu_is_trusted() -> None:
-    assert looks(DeviceTrust("u"), GOOD).usable
+def test_a_good_gpu_is_used() -> None:
+    assert scans(GpuHealth("u"), GOOD).usable
 
 
 @pytest.mark.parametrize("seen", [LOST, None])
 def test_a_lost_gpu_is_quarantined_and_says_what_to_do(seen: object) -> None:
-    t = looks(DeviceTrust("u"), GOOD, seen)
-    assert t.state is Trust.QUARANTINED and t.lost and not t.usable
+    t = scans(GpuHealth("u"), GOOD, seen)
+    assert isinstance(t.state, Quarantined) and t.lost and not t.usable
     assert "GPU 0 is quarantined: it is lost" in t.objection and "reboot" in t.objection
 
 
-def test_a_gpu_that_is_back_is_on_probation_for_three_good_looks() -> None:
-    t = looks(DeviceTrust("u"), LOST, GOOD)
-    assert t.state is Trust.PROBATION and not t.usable
-    assert looks(t, GOOD).state is Trust.PROBATION
-    assert looks(t, GOOD, GOOD).usable
+def test_a_gpu_that_is_back_is_on_probation_for_three_healthy_scans() -> None:
+    t = scans(GpuHealth("u"), LOST, GOOD)
+    assert isinstance(t.state, Probation) and not t.usable
+    assert isinstance(scans(t, GOOD).state, Probation)
+    assert scans(t, GOOD, GOOD).usable
 
 
 def test_a_gpu_on_probation_tells_its_fault_as_past_and_what_is_left_to_wait_for() -> None:
-    t = looks(DeviceTrust("u"), LOST, GOOD)
-    assert t.trouble == "GPU 0 is on probation: it was lost: GPU_IS_LOST (15); it answers again"
-    assert t.cure == "wait for 2 more good looks, or pool-managerd devices uncordon u"
-    t = looks(t, GOOD)
-    assert t.trouble.endswith("it was lost: GPU_IS_LOST (15); it answers again") and "1 more good look," in t.cure
-    t = looks(t, LOST)
+    t = scans(GpuHealth("u"), LOST, GOOD)
+    assert t.problem == "GPU 0 is on probation: it was lost: GPU_IS_LOST (15); it answers again"
+    assert t.remedy == "wait for 2 more healthy scans, or pool-managerd devices uncordon u"
+    t = scans(t, GOOD)
+    assert t.problem.endswith("it was lost: GPU_IS_LOST (15); it answers again") and "1 more healthy scan," in t.remedy
+    t = scans(t, LOST)
     assert "is quarantined: it is lost: GPU_IS_LOST (15) (reboot" in t.objection
-    pending = looks(DeviceTrust("u"), gpu(0, reset_pending=True), GOOD)
-    assert "waited for a reset" in pending.trouble
-    cured = looks(judge(looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48), gpu(0, ecc_uncorrected=0))
-    assert cured.trouble.endswith("Xid 48: an uncorrectable memory error (double bit) occurred; it was reset since")
+    pending = scans(GpuHealth("u"), gpu(0, reset_pending=True), GOOD)
+    assert "waited for a reset" in pending.problem
+    cured = scans(after_xid(scans(GpuHealth("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48), gpu(0, ecc_uncorrected=0))
+    assert cured.problem.endswith("Xid 48: an uncorrectable memory error (double bit) occurred; it was reset since")
 
 
-def test_looks_out_of_turn_do_not_shorten_the_probation() -> None:
-    t = looks(DeviceTrust("u"), LOST, GOOD)
+def test_scans_out_of_turn_do_not_shorten_the_probation() -> None:
+    t = scans(GpuHealth("u"), LOST, GOOD)
     for _ in range(9):
-        t = look(t, GOOD, periodic=False)
-    assert t.state is Trust.PROBATION
+        t = after_scan(t, GOOD, periodic=False)
+    assert isinstance(t.state, Probation)
 
 
 def test_a_fault_during_probation_starts_it_again() -> None:
-    t = looks(DeviceTrust("u"), LOST, GOOD, GOOD, LOST, GOOD)
-    assert (t.state, t.good_looks) == (Trust.PROBATION, 1)
+    t = scans(GpuHealth("u"), LOST, GOOD, GOOD, LOST, GOOD)
+    assert t.state == Probation(PAST, 1)
 
 
-def test_after_a_fatal_xid_good_looks_do_not_help_until_the_gpu_was_reset() -> None:
-    t = judge(looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48)
-    t = looks(t, *[gpu(0, ecc_uncorrected=2)] * 9)
-    assert t.state is Trust.QUARANTINED and "Xid 48" in str(t.reason) and "nvidia-smi --gpu-reset -i u" in str(t.remedy)
-    assert looks(t, *[gpu(0, ecc_uncorrected=0)] * 3).usable, "its counters began again"
-    assert looks(t, None, GOOD, GOOD, GOOD).usable, "it was away"
+def test_after_a_fatal_xid_healthy_scans_do_not_help_until_the_gpu_was_reset() -> None:
+    t = after_xid(scans(GpuHealth("u"), gpu(0, ecc_uncorrected=2)), meaning(48), 48)
+    t = scans(t, *[gpu(0, ecc_uncorrected=2)] * 9)
+    assert isinstance(t.state, Quarantined) and "Xid 48" in str(t.state.reason) and "nvidia-smi --gpu-reset -i u" in str(t.remedy)
+    assert scans(t, *[gpu(0, ecc_uncorrected=0)] * 3).usable, "its counters began again"
+    assert scans(t, None, GOOD, GOOD, GOOD).usable, "it was away"
 
 
 def test_a_new_uncorrectable_error_is_held_against_the_gpu() -> None:
     none, one = gpu(0, ecc_uncorrected=0, compute_capability="7.0"), gpu(0, ecc_uncorrected=1, compute_capability="7.0")
-    t = looks(DeviceTrust("u"), none, one)
-    assert t.state is Trust.QUARANTINED and t.lost
-    unknown_once = looks(DeviceTrust("u"), none, gpu(0, ecc_uncorrected=None), one)
-    assert unknown_once.state is Trust.QUARANTINED
-    old = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=7), gpu(0, ecc_uncorrected=7))
-    assert old.usable, "errors from before we looked are no news"
+    t = scans(GpuHealth("u"), none, one)
+    assert isinstance(t.state, Quarantined) and t.lost
+    unknown_once = scans(GpuHealth("u"), none, gpu(0, ecc_uncorrected=None), one)
+    assert isinstance(unknown_once.state, Quarantined)
+    old = scans(GpuHealth("u"), gpu(0, ecc_uncorrected=7), gpu(0, ecc_uncorrected=7))
+    assert old.usable, "errors from before the first scan are no news"
 
 
 def test_a_pending_repair_bars_the_gpu_without_ending_what_runs() -> None:
-    t = looks(DeviceTrust("u"), gpu(0, reset_pending=True))
-    assert t.state is Trust.QUARANTINED and not t.lost
-    assert looks(t, gpu(0, reset_pending=True)) == t
-    assert looks(t, GOOD, GOOD, GOOD).usable
+    t = scans(GpuHealth("u"), gpu(0, reset_pending=True))
+    assert isinstance(t.state, Quarantined) and not t.lost
+    assert scans(t, gpu(0, reset_pending=True)) == t
+    assert scans(t, GOOD, GOOD, GOOD).usable
 
 
 def test_remedies_name_a_gpu_in_a_way_that_does_not_move() -> None:
-    t = judge(DeviceTrust("GPU-x", "3"), meaning(48), 48)
-    moved = looks(t, gpu(2, uuid="GPU-x"))
-    assert moved.label == "2" and "-i GPU-x;" in moved.cure and moved.cure.endswith("uncordon GPU-x")
-    assert looks(DeviceTrust("GPU-x", "3", cordoned=True), gpu(2)).cure == "pool-managerd devices uncordon 2"
-    instance = looks(DeviceTrust("MIG-x"), gpu(0, uuid="MIG-x", parent_uuid="GPU-x", reset_pending=True))
-    assert "--gpu-reset -i GPU-x;" in instance.cure, "an instance is reset with its GPU"
+    t = after_xid(GpuHealth("GPU-x", "3"), meaning(48), 48)
+    moved = scans(t, gpu(2, uuid="GPU-x"))
+    assert moved.label == "2" and "-i GPU-x;" in moved.remedy and moved.remedy.endswith("uncordon GPU-x")
+    assert scans(GpuHealth("GPU-x", "3", cordoned=True), gpu(2)).remedy == "pool-managerd devices uncordon 2"
+    instance = scans(GpuHealth("MIG-x"), gpu(0, uuid="MIG-x", parent_uuid="GPU-x", reset_pending=True))
+    assert "--gpu-reset -i GPU-x;" in instance.remedy, "an instance is reset with its GPU"
 
 
-def test_a_gpu_that_cannot_be_read_takes_no_start_and_keeps_its_trust() -> None:
-    t = looks(DeviceTrust("u"), GOOD, UNCLEAR)
-    assert t.state is Trust.OK and not t.lost and not t.usable
+def test_a_gpu_that_cannot_be_read_takes_no_start_and_keeps_its_state() -> None:
+    t = scans(GpuHealth("u"), GOOD, UNREADABLE)
+    assert isinstance(t.state, Healthy) and not t.lost and not t.usable
     assert t.objection == "GPU 0 cannot be read: UNKNOWN (999) (run nvidia-smi; see dmesg | grep -i nvrm for the cause)"
-    assert not pardon(t).usable, "nobody can vouch for figures"
-    assert looks(t, GOOD).usable
-    assert "it is lost" in looks(t, LOST).trouble and "no longer there" in looks(t, None).trouble
+    assert not override(t).usable, "nobody can say what it holds"
+    assert scans(t, GOOD).usable
+    assert "it is lost" in scans(t, LOST).problem and "no longer there" in scans(t, None).problem
 
 
 def test_a_gpu_that_cannot_be_read_gets_no_further_in_its_probation_and_not_back_either() -> None:
-    t = looks(DeviceTrust("u"), LOST, GOOD, GOOD, *[UNCLEAR] * 5)
-    assert (t.state, t.good_looks) == (Trust.PROBATION, 2) and "on probation" in t.trouble
-    assert looks(t, GOOD).usable
+    t = scans(GpuHealth("u"), LOST, GOOD, GOOD, *[UNREADABLE] * 5)
+    assert t.state == Probation(PAST, 2) and "on probation" in t.problem
+    assert scans(t, GOOD).usable
 
 
-def test_an_operator_can_pardon_a_gpu() -> None:
-    assert pardon(judge(DeviceTrust("u", cordoned=True), meaning(79), 79)).usable
+def test_an_operator_can_clear_a_gpu() -> None:
+    assert override(after_xid(GpuHealth("u", cordoned=True), meaning(79), 79)).usable
 
 
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 68, 109])
@@ -126,12 +127,12 @@ def test_the_xids_of_broken_gpus_are_fatal_and_have_a_remedy(xid: int) -> None:
     assert meaning(xid).verdict is Verdict.FATAL and meaning(xid).remedy
 
 
-def test_the_remedy_of_a_reset_lets_go_of_the_driver_first_and_says_so_when_an_operator_must_vouch() -> None:
-    remedy = str(judge(DeviceTrust("u", "3"), meaning(119), 119).remedy)
+def test_the_remedy_of_a_reset_releases_the_driver_first_and_says_so_when_an_operator_must_override() -> None:
+    remedy = str(after_xid(GpuHealth("u", "3"), meaning(119), 119).remedy)
     steps = ["drain", "pool-managerd devices release", "nvidia-smi --gpu-reset -i u", "devices resume", "devices uncordon u"]
     assert sorted(steps, key=remedy.index) == steps
-    pending = looks(DeviceTrust("u"), gpu(0, reset_pending=True))
-    assert "devices release" in pending.cure and "uncordon" not in pending.cure, "that it was reset shows by itself"
+    pending = scans(GpuHealth("u"), gpu(0, reset_pending=True))
+    assert "devices release" in pending.remedy and "uncordon" not in pending.remedy, "that it was reset shows by itself"
 
 
 @pytest.mark.parametrize(
@@ -156,63 +157,63 @@ def test_an_unknown_xid_is_looked_into() -> None:
 
 
 def test_a_gpu_that_asks_for_a_reset_is_not_sent_to_a_reboot() -> None:
-    asked = look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="RESET_REQUIRED (16)"))
+    asked = after_scan(GpuHealth("GPU-00000000", "0"), gpu(0, error="RESET_REQUIRED (16)"))
     assert asked.lost and "nvidia-smi --gpu-reset -i GPU-00000000" in str(asked.remedy)
-    assert "reboot" in str(look(DeviceTrust("GPU-00000000", "0"), gpu(0, error="GPU_IS_LOST (15)")).remedy)
+    assert "reboot" in str(after_scan(GpuHealth("GPU-00000000", "0"), gpu(0, error="GPU_IS_LOST (15)")).remedy)
 
 
 @pytest.mark.parametrize("heard_first", [True, False])
 def test_a_contained_memory_error_is_not_held_against_the_gpu_however_its_news_arrive(heard_first: bool) -> None:
     before, counted = gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1)
-    t = looks(DeviceTrust("u"), before)
-    t = judge(t, meaning(94), 94) if heard_first else look(t, counted)
-    t = look(t, counted) if heard_first else judge(t, meaning(94), 94)
-    assert looks(t, *[counted] * 5).usable
-    assert not looks(t, gpu(0, ecc_uncorrected=2), gpu(0, ecc_uncorrected=2)).usable, "the next one needs its own word"
+    t = scans(GpuHealth("u"), before)
+    t = after_xid(t, meaning(94), 94) if heard_first else after_scan(t, counted)
+    t = after_scan(t, counted) if heard_first else after_xid(t, meaning(94), 94)
+    assert scans(t, *[counted] * 5).usable
+    assert not scans(t, gpu(0, ecc_uncorrected=2), gpu(0, ecc_uncorrected=2)).usable, "the next one needs its own word"
 
 
-def test_an_uncorrectable_error_that_nobody_calls_contained_is_held_against_the_gpu_at_the_next_periodic_look() -> None:
-    t = looks(DeviceTrust("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1))
-    assert t.usable and look(t, gpu(0, ecc_uncorrected=1), periodic=False).usable
-    assert look(t, gpu(0, ecc_uncorrected=1)).state is Trust.QUARANTINED
+def test_an_uncorrectable_error_that_nobody_calls_contained_is_held_against_the_gpu_at_the_next_periodic_scan() -> None:
+    t = scans(GpuHealth("u"), gpu(0, ecc_uncorrected=0), gpu(0, ecc_uncorrected=1))
+    assert t.usable and after_scan(t, gpu(0, ecc_uncorrected=1), periodic=False).usable
+    assert isinstance(after_scan(t, gpu(0, ecc_uncorrected=1)).state, Quarantined)
 
 
-def test_the_recovery_that_the_driver_asks_for_is_seen_by_the_first_look_already() -> None:
-    t = look(DeviceTrust("u"), gpu(0, recovery_action=1))
-    assert t.state is Trust.QUARANTINED and t.lost and t.reason == "the driver asks for a recovery (GPU reset)"
-    assert looks(t, *[gpu(0, recovery_action=1)] * 5).state is Trust.QUARANTINED
-    back = look(t, gpu(0, recovery_action=0))
-    assert back.state is Trust.PROBATION and back.trouble.endswith("it does not any more")
-    assert looks(back, *[gpu(0, recovery_action=0)] * 2).usable
+def test_the_recovery_that_the_driver_asks_for_is_seen_by_the_first_scan_already() -> None:
+    t = after_scan(GpuHealth("u"), gpu(0, recovery_action=1))
+    assert isinstance(t.state, Quarantined) and t.lost and t.state.reason == "the driver asks for a recovery (GPU reset)"
+    assert isinstance(scans(t, *[gpu(0, recovery_action=1)] * 5).state, Quarantined)
+    back = after_scan(t, gpu(0, recovery_action=0))
+    assert isinstance(back.state, Probation) and back.problem.endswith("it does not any more")
+    assert scans(back, *[gpu(0, recovery_action=0)] * 2).usable
 
 
 def test_drain_and_reset_lets_what_runs_come_to_its_end() -> None:
-    t = look(DeviceTrust("u"), gpu(0, recovery_action=4))
-    assert t.state is Trust.QUARANTINED and not t.lost
-    xid = judge(DeviceTrust("u"), meaning(154, "changed from 0x0 (None) to 0x4 (Drain and Reset)"), 154)
-    assert xid.state is Trust.QUARANTINED and not xid.lost
+    t = after_scan(GpuHealth("u"), gpu(0, recovery_action=4))
+    assert isinstance(t.state, Quarantined) and not t.lost
+    xid = after_xid(GpuHealth("u"), meaning(154, "changed from 0x0 (None) to 0x4 (Drain and Reset)"), 154)
+    assert isinstance(xid.state, Quarantined) and not xid.lost
 
 
 @pytest.mark.parametrize("action", [3, 5])
 def test_a_recovery_that_concerns_several_gpus_ends_no_work_on_one(action: int) -> None:
-    assert look(DeviceTrust("u"), gpu(0, recovery_action=action)).usable
+    assert after_scan(GpuHealth("u"), gpu(0, recovery_action=action)).usable
     text = f"GPU recovery action changed from 0x0 (None) to 0x{action} (Drain P2P)"
     assert meaning(154, text).verdict is Verdict.SUSPECT
 
 
-def test_the_driver_takes_its_wish_back_and_an_older_fault_stays() -> None:
-    wish = judge(DeviceTrust("u"), meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)"), 154)
-    over = judge(wish, meaning(154, "changed from 0x1 (GPU Reset Required) to 0x0 (None)"), 154)
-    assert looks(wish, GOOD, GOOD, GOOD).state is Trust.QUARANTINED and looks(over, GOOD, GOOD, GOOD).usable
-    broken = judge(DeviceTrust("u"), meaning(79), 79)
-    assert relieved(broken) == broken
+def test_the_driver_withdraws_its_demand_and_an_older_fault_stays() -> None:
+    demand = after_xid(GpuHealth("u"), meaning(154, "changed from 0x0 (None) to 0x1 (GPU Reset Required)"), 154)
+    over = after_xid(demand, meaning(154, "changed from 0x1 (GPU Reset Required) to 0x0 (None)"), 154)
+    assert isinstance(scans(demand, GOOD, GOOD, GOOD).state, Quarantined) and scans(over, GOOD, GOOD, GOOD).usable
+    broken = after_xid(GpuHealth("u"), meaning(79), 79)
+    assert withdrawn(broken) == broken
 
 
 def test_who_uncordons_a_gpu_whose_driver_still_asks_for_a_recovery_has_the_last_word() -> None:
-    t = pardon(look(DeviceTrust("u"), gpu(0, recovery_action=1)))
-    assert looks(t, gpu(0, recovery_action=1), gpu(0, recovery_action=1)).usable
-    again = looks(t, gpu(0, recovery_action=0), gpu(0, recovery_action=1))
-    assert again.state is Trust.QUARANTINED
+    t = override(after_scan(GpuHealth("u"), gpu(0, recovery_action=1)))
+    assert scans(t, gpu(0, recovery_action=1), gpu(0, recovery_action=1)).usable
+    again = scans(t, gpu(0, recovery_action=0), gpu(0, recovery_action=1))
+    assert isinstance(again.state, Quarantined)
 
 
 @pytest.mark.parametrize(
@@ -231,5 +232,5 @@ def test_the_xids_of_the_published_catalogue_are_known(xid: int, text: str, verd
 
 
 def test_a_gpu_whose_uuid_was_never_read_is_named_by_its_index_in_the_remedy() -> None:
-    t = look(DeviceTrust("GPU-unknown-1", "1"), gpu(1, uuid="GPU-unknown-1", error="RESET_REQUIRED (16)"))
+    t = after_scan(GpuHealth("GPU-unknown-1", "1"), gpu(1, uuid="GPU-unknown-1", error="RESET_REQUIRED (16)"))
     assert "nvidia-smi --gpu-reset -i 1;" in str(t.remedy)

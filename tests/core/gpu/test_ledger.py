@@ -1,4 +1,4 @@
-"""VRAM is promised once, and what others hold counts."""
+"""VRAM is reserved once, and what others hold counts."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from hypothesis import strategies as st
 
 from pool_managerd.core.gpu.ledger import Ledger, Reservation, account
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError
 from tests.core.gpus import GIB, gpu, mig, process
 
+A, B = InstanceId("a"), InstanceId("b")
+A1 = InstanceId("a", "r1")
 
-def promise(pool: str, gib: float, device: str = "GPU-00000000", *, epoch: int = 1, exclusive: bool = False) -> Reservation:
-    return Reservation(pool, epoch, {device: int(gib * GIB)}, exclusive)
+
+def want(
+    pool: str | InstanceId, gib: float, device: str = "GPU-00000000", *, epoch: int = 1, exclusive: bool = False
+) -> Reservation:
+    return Reservation(InstanceId(pool) if isinstance(pool, str) else pool, epoch, {device: int(gib * GIB)}, exclusive)
 
 
 def test_two_starts_cannot_both_take_the_last_memory() -> None:
     ledger, devices = Ledger(), (gpu(0, 24),)
-    ledger.reserve(promise("a", 14), account(devices, ledger.all(), {}))
+    ledger.reserve(want("a", 14), account(devices, ledger.all(), {}))
     with pytest.raises(NodeError) as refused:
-        ledger.reserve(promise("b", 14), account(devices, ledger.all(), {}))
+        ledger.reserve(want("b", 14), account(devices, ledger.all(), {}))
     assert refused.value.code == "INSUFFICIENT_VRAM"
     assert "needs 14 GiB on GPU 0" in refused.value.message and "10 GiB of 24 GiB may still be reserved" in refused.value.message
     assert "held by pool a 14 GiB" in refused.value.message
-    assert [r.pool_id for r in ledger.all()] == ["a"]
+    assert [r.instance_id for r in ledger.all()] == [A]
 
 
 def test_equality_fits() -> None:
     ledger, devices = Ledger(), (gpu(0, 24),)
-    ledger.reserve(promise("a", 24), account(devices, [], {}))
+    ledger.reserve(want("a", 24), account(devices, [], {}))
 
 
 def test_foreign_processes_count_and_are_named() -> None:
     devices = (gpu(0, 24, processes=(process(77, 20, name="blender"),)),)
     with pytest.raises(NodeError, match=r"the rest is held by pid 77 \(blender\) 20 GiB"):
-        Ledger().reserve(promise("a", 5), account(devices, [], {}))
+        Ledger().reserve(want("a", 5), account(devices, [], {}))
 
 
 def test_used_memory_that_nobody_is_listed_for_is_foreign() -> None:
@@ -49,9 +55,9 @@ def test_what_the_driver_keeps_is_nobodys_and_not_free() -> None:
     assert (accounts["GPU-00000000"].foreign_bytes, accounts["GPU-00000000"].available_bytes) == (0, 23 * GIB)
 
 
-def test_an_engine_that_uses_less_than_promised_keeps_its_promise_and_one_that_uses_more_counts_with_that() -> None:
+def test_an_engine_that_uses_less_than_reserved_keeps_its_reservation_and_one_that_uses_more_counts_with_that() -> None:
     devices = (gpu(0, 24, processes=(process(1, 3), process(2, 9))),)
-    accounts = account(devices, [promise("a", 5), promise("b", 6)], {1: "a", 2: "b"})
+    accounts = account(devices, [want("a", 5), want("b", 6)], {1: A, 2: B})
     assert accounts["GPU-00000000"].available_bytes == 24 * GIB - 5 * GIB - 9 * GIB
     assert accounts["GPU-00000000"].foreign_bytes == 0
 
@@ -59,93 +65,132 @@ def test_an_engine_that_uses_less_than_promised_keeps_its_promise_and_one_that_u
 def test_pids_of_another_namespace_do_not_count_twice() -> None:
     """A running pool whose pid cannot be matched is among the memory that is used."""
     devices = (gpu(0, 24, processes=(process(501, 5, certain=False),)),)
-    running = account(devices, [promise("a", 6)], {}, {"a": {}})["GPU-00000000"]
-    assert (running.holdings[0].used_bytes, running.foreign_bytes, running.available_bytes) == (5 * GIB, 0, 18 * GIB)
-    staging = account(devices, [promise("a", 6)], {}, {})["GPU-00000000"]
+    running = account(devices, [want("a", 6)], {}, {A: {}})["GPU-00000000"]
+    assert (running.usages[0].used_bytes, running.foreign_bytes, running.available_bytes) == (5 * GIB, 0, 18 * GIB)
+    staging = account(devices, [want("a", 6)], {}, {})["GPU-00000000"]
     assert (staging.foreign_bytes, staging.available_bytes) == (5 * GIB, 13 * GIB)
 
 
 def test_foreign_memory_is_not_taken_for_that_of_an_engine_that_is_still_loading() -> None:
     devices = (gpu(0, 24, processes=(process(501, 14, certain=False),)),)
-    before = {"a": {"GPU-00000000": 14 * GIB}}
-    found = account(devices, [promise("a", 10)], {}, before)["GPU-00000000"]
+    before = {A: {"GPU-00000000": 14 * GIB}}
+    found = account(devices, [want("a", 10)], {}, before)["GPU-00000000"]
     assert (found.foreign_bytes, found.available_bytes) == (14 * GIB, 0)
 
 
 def test_a_driver_that_lists_no_process_at_all_does_not_make_our_memory_count_twice() -> None:
     devices = (gpu(0, 24, free_gib=14),)
-    found = account(devices, [promise("a", 10)], {}, {"a": {"GPU-00000000": 0}})["GPU-00000000"]
-    assert (found.foreign_bytes, found.available_bytes, found.holdings[0].guessed) == (0, 14 * GIB, True)
+    found = account(devices, [want("a", 10)], {}, {A: {"GPU-00000000": 0}})["GPU-00000000"]
+    assert (found.foreign_bytes, found.available_bytes, found.usages[0].inferred) == (0, 14 * GIB, True)
 
 
 def test_an_exclusive_pool_shares_with_nobody() -> None:
     ledger, devices = Ledger(), (gpu(0, 24),)
-    ledger.reserve(promise("a", 1, exclusive=True), account(devices, [], {}))
+    ledger.reserve(want("a", 1, exclusive=True), account(devices, [], {}))
     with pytest.raises(NodeError, match="pool a is exclusive there"):
-        ledger.reserve(promise("b", 1), account(devices, ledger.all(), {}))
+        ledger.reserve(want("b", 1), account(devices, ledger.all(), {}))
     busy = (gpu(0, 24, processes=(process(9, 1),)),)
     with pytest.raises(NodeError, match=r"the pool is exclusive and pid 9 \(python\) is there"):
-        Ledger().reserve(promise("c", 1, exclusive=True), account(busy, [], {}))
+        Ledger().reserve(want("c", 1, exclusive=True), account(busy, [], {}))
     desktop = (gpu(0, 24, processes=(process(9, 1, kind="graphics"),)),)
-    Ledger().reserve(promise("c", 1, exclusive=True), account(desktop, [], {}))
+    Ledger().reserve(want("c", 1, exclusive=True), account(desktop, [], {}))
 
 
 def test_the_siblings_of_a_mig_instance_are_the_same_hardware() -> None:
     parent = gpu(0, 80, mig_enabled=True)
     devices = (parent, mig(parent, 1), mig(parent, 2))
     ledger = Ledger()
-    ledger.reserve(promise("a", 1, "MIG-0-1", exclusive=True), account(devices, [], {}))
+    ledger.reserve(want("a", 1, "MIG-0-1", exclusive=True), account(devices, [], {}))
     with pytest.raises(NodeError, match="exclusive there"):
-        ledger.reserve(promise("b", 1, "MIG-0-2"), account(devices, ledger.all(), {}))
+        ledger.reserve(want("b", 1, "MIG-0-2"), account(devices, ledger.all(), {}))
 
 
-def test_a_pool_may_replace_its_own_promise() -> None:
+def test_a_later_launch_of_an_instance_takes_the_place_of_the_earlier() -> None:
     ledger, devices = Ledger(), (gpu(0, 24),)
-    ledger.reserve(promise("a", 20), account(devices, [], {}))
-    ledger.reserve(promise("a", 22, epoch=2), account(devices, ledger.all(), {}))
-    assert not ledger.release("a", 1)
-    assert ledger.release("a", 2) and not ledger.release("a", 2)
+    ledger.reserve(want("a", 20), account(devices, [], {}))
+    ledger.reserve(want("a", 22, epoch=2), account(devices, ledger.all(), {}))
+    assert not ledger.release(A, 1)
+    assert ledger.release(A, 2) and not ledger.release(A, 2)
+
+
+# --- two replicas of one pool ---
+
+
+def test_two_replicas_of_a_pool_each_hold_their_own_reservation_and_both_count() -> None:
+    ledger, devices = Ledger(), (gpu(0, 24),)
+    ledger.reserve(want(A, 20), account(devices, [], {}))
+    with pytest.raises(NodeError, match="4 GiB of 24 GiB may still be reserved"):
+        ledger.reserve(want(A1, 20, epoch=2), account(devices, ledger.all(), {}))
+    ledger.reserve(want(A1, 4, epoch=2), account(devices, ledger.all(), {}))
+    assert account(devices, ledger.all(), {})["GPU-00000000"].available_bytes == 0
+    assert not ledger.release(A1, 1), "the epoch of the other replica says nothing of this one"
+    assert ledger.release(A, 1) and [(r.instance_id, r.epoch) for r in ledger.all()] == [(A1, 2)]
+
+
+def test_an_exclusive_pool_shares_with_a_replica_of_its_own_alone() -> None:
+    ledger, devices = Ledger(), (gpu(0, 24, processes=(process(1, 9),)),)
+    ledger.reserve(want(A, 9, exclusive=True), account(devices, [], {1: A}))
+    ledger.reserve(want(A1, 9, epoch=2, exclusive=True), account(devices, ledger.all(), {1: A}))
+    with pytest.raises(NodeError, match="pool a is exclusive there"):
+        ledger.reserve(want(B, 1), account(devices, ledger.all(), {1: A}))
+
+
+def test_what_two_replicas_of_a_pool_use_is_never_mixed() -> None:
+    marks = [EngineMark(A, 1, 100, "nonce-0"), EngineMark(A1, 2, 200, "nonce-1")]
+    listed = (process(100, 5), process(150, 1, nonce="nonce-0"), process(200, 3), process(250, 2, ancestors=(200,)))
+    found = {pid: owner.instance_id for pid, owner in owners(listed, marks, {}).items()}
+    assert found == {100: A, 150: A, 200: A1, 250: A1}
+    (here,) = account((gpu(0, 24, processes=listed),), [want(A, 7), want(A1, 4, epoch=2)], found).values()
+    assert [(u.instance_id, u.used_bytes, u.counted_bytes) for u in here.usages] == [
+        (A, 6 * GIB, 7 * GIB), (A1, 5 * GIB, 5 * GIB),
+    ]  # fmt: skip
+    assert (here.foreign_bytes, here.available_bytes) == (0, 12 * GIB)
+
+
+def test_an_earlier_launch_of_the_same_replica_owns_nothing_of_the_later() -> None:
+    earlier = owners([process(100)], [EngineMark(A, 1, 100, "nonce-0")], {})
+    assert owners([process(100), process(300)], [EngineMark(A, 2, 300, "nonce-1")], earlier) == {300: Owner(A, 2, None)}
 
 
 @given(
     foreign=st.lists(st.integers(0, 30), min_size=2, max_size=2),
-    wishes=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 1), st.integers(0, 30), st.booleans()), max_size=30),
+    attempts=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 1), st.integers(0, 30), st.booleans()), max_size=30),
 )
-def test_promised_and_foreign_never_exceed_what_there_is(foreign: list[int], wishes: list[tuple[str, int, int, bool]]) -> None:
+def test_reserved_and_foreign_never_exceed_what_there_is(foreign: list[int], attempts: list[tuple[str, int, int, bool]]) -> None:
     devices = tuple(gpu(i, 24 + 12 * i, processes=(process(i + 1, foreign[i]),) if foreign[i] else ()) for i in (0, 1))
     ledger = Ledger()
-    for epoch, (pool, where, gib, give_back) in enumerate(wishes, 1):
+    for epoch, (pool, where, gib, give_back) in enumerate(attempts, 1):
         if give_back:
-            ledger.release(pool, epoch)
+            ledger.release(InstanceId(pool), epoch)
             continue
         try:
-            ledger.reserve(promise(pool, gib, devices[where].uuid, epoch=epoch), account(devices, ledger.all(), {}))
+            ledger.reserve(want(pool, gib, devices[where].uuid, epoch=epoch), account(devices, ledger.all(), {}))
         except NodeError as refused:
             assert refused.code == "INSUFFICIENT_VRAM"
         for device, held in zip(devices, foreign, strict=True):
-            promised = sum(r.bytes_by_device.get(device.uuid, 0) for r in ledger.all())
-            assert promised == 0 or promised + held * GIB <= device.vram_total_bytes
+            reserved = sum(r.bytes_by_device.get(device.uuid, 0) for r in ledger.all())
+            assert reserved == 0 or reserved + held * GIB <= device.vram_total_bytes
 
 
 # --- whose process is it ---
 
-MARKS = [EngineMark("a", 100, "nonce-a"), EngineMark("b", 200, "nonce-b")]
+MARKS = [EngineMark(A, 1, 100, "nonce-a"), EngineMark(B, 1, 200, "nonce-b")]
 
 
-def test_a_process_belongs_to_the_pool_whose_nonce_or_parent_it_has() -> None:
+def test_a_process_belongs_to_the_instance_whose_nonce_or_parent_it_has() -> None:
     listed = [process(100), process(150, nonce="nonce-b"), process(160, ancestors=(155, 100)), process(999)]
-    assert {pid: o.pool_id for pid, o in owners(listed, MARKS, {}).items()} == {100: "a", 150: "b", 160: "a"}
+    assert {pid: o.instance_id for pid, o in owners(listed, MARKS, {}).items()} == {100: A, 150: B, 160: A}
 
 
 def test_a_process_without_a_mark_whose_parent_has_ended_belongs_to_the_pool_of_its_shim() -> None:
-    marks = [EngineMark("a", 100, "nonce-a", 90), EngineMark("b", 200, "nonce-b")]
+    marks = [EngineMark(A, 1, 100, "nonce-a", 90), EngineMark(B, 1, 200, "nonce-b")]
     listed = [process(160, ancestors=(90, 50)), process(170, ancestors=(50,)), process(180, ancestors=(0,))]
-    assert {pid: o.pool_id for pid, o in owners(listed, marks, {}).items()} == {160: "a"}
+    assert {pid: o.instance_id for pid, o in owners(listed, marks, {}).items()} == {160: A}
 
 
 def test_a_process_that_has_ended_is_remembered_and_its_pid_in_other_hands_is_not() -> None:
-    known = {150: Owner("b", 5000)}
-    assert owners([process(150)], MARKS, known) == {150: Owner("b", 5000)}
+    known = {150: Owner(B, 1, 5000)}
+    assert owners([process(150)], MARKS, known) == {150: Owner(B, 1, 5000)}
     assert owners([process(150, start_ticks=6000)], MARKS, known) == {}
     assert owners([process(150)], MARKS[:1], known) == {}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.gpu.bindings import Binding, bind
+from pool_managerd.core.gpu.mask_gpus import MaskGpu, resolve
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.errors import NodeError, SpecError
 from tests.core.gpus import gpu, mig
@@ -71,34 +71,34 @@ def test_the_order_of_mask_and_scan_does_not_matter(indices: list[int], seed: in
     assert mask.to_cuda_visible_devices(shuffled) == DeviceMask(tuple(sorted(indices))).to_cuda_visible_devices(EIGHT)
 
 
-# --- bindings: the numbering changes under a pool ---
+# --- the numbering changes under a pool ---
 
 
 def test_a_bound_index_stays_with_its_gpu_when_the_numbering_changes() -> None:
     mask = DeviceMask.parse("1")
-    first = bind(mask, EIGHT[:2], {})
+    first = resolve(mask, EIGHT[:2], {})
     swapped = (gpu(0, 80, uuid="GPU-00000001", pci_bus_id="00000000:02:00.0"), gpu(1, 80, uuid="GPU-00000000"))
-    again = bind(mask, swapped, first.bindings)
+    again = resolve(mask, swapped, first.gpus)
     assert [d.uuid for d in again.devices] == ["GPU-00000001"]
     assert again.notices == ("The GPUs of the mask 1 are counted anew (1 is 0 now); the pool stays on them",)
 
 
 def test_a_bound_gpu_that_is_gone_is_an_error_and_not_its_neighbour() -> None:
     mask = DeviceMask.parse("7")
-    first = bind(mask, EIGHT, {})
+    first = resolve(mask, EIGHT, {})
     with pytest.raises(NodeError, match=r"GPU 7 was GPU-00000007 at 00000000:08:00\.0, which is gone") as gone:
-        bind(mask, EIGHT[:7], first.bindings)
+        resolve(mask, EIGHT[:7], first.gpus)
     assert gone.value.code == "GPU_UNAVAILABLE" and gone.value.retriable, "it may come back"
 
 
 def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:
     mask = DeviceMask.parse("3")
-    first = bind(mask, EIGHT, {})
+    first = resolve(mask, EIGHT, {})
     renumbered = tuple(gpu(i, 80, uuid=d.uuid, pci_bus_id=d.pci_bus_id) for i, d in enumerate(EIGHT[:3] + EIGHT[4:]))
     with pytest.raises(NodeError, match="which is gone"):
-        bind(mask, renumbered, first.bindings)
+        resolve(mask, renumbered, first.gpus)
 
 
 def test_a_gpu_replaced_in_its_slot_is_taken_and_said() -> None:
-    new = bind(DeviceMask.parse("0"), (gpu(0, uuid="GPU-new"),), {0: Binding("GPU-old", "00000000:01:00.0")})
-    assert new.bindings[0].uuid == "GPU-new" and "replaced in its slot" in new.notices[0]
+    new = resolve(DeviceMask.parse("0"), (gpu(0, uuid="GPU-new"),), {0: MaskGpu("GPU-old", "00000000:01:00.0")})
+    assert new.gpus[0].uuid == "GPU-new" and "replaced in its slot" in new.notices[0]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings, Footprint, estimate
-from pool_managerd.core.memory.measurements import Measured
+from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings, MemoryEstimate, estimate
+from pool_managerd.core.memory.measurements import Measurement
 from pool_managerd.core.memory.model_shape import ModelShape, Recurrent, SlidingWindow
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -23,7 +23,7 @@ LLAMA_8B = ModelShape(
 )  # fmt: skip
 
 
-def fit(shape: ModelShape = LLAMA_8B, n_devices: int = 1, **settings: Any) -> Footprint:
+def fit(shape: ModelShape = LLAMA_8B, n_devices: int = 1, **settings: Any) -> MemoryEstimate:
     chosen = replace(EngineSettings(ctx=8192), **settings)
     return estimate(shape, chosen, overhead_bytes_per_gpu=OVERHEAD, n_devices=n_devices)
 
@@ -121,7 +121,7 @@ def test_an_engine_that_takes_a_fraction_takes_it_whatever_it_needs() -> None:
 
 
 def test_a_measurement_replaces_the_estimate_and_its_spread_the_error() -> None:
-    measured = Measured((6 * GIB,), (7 * GIB,), 3, (GIB // 4,))
+    measured = Measurement((6 * GIB,), (7 * GIB,), 3, (GIB // 4,))
     found = fit().with_measurement(measured)
     assert found.per_device((1.0,)) == (7 * GIB + GIB // 4,)
     assert found.error_bytes == GIB // 4

@@ -6,36 +6,36 @@ import json
 
 import pytest
 
-from pool_managerd.core.memory.measurements import FootprintKey, Footprints, Measured
+from pool_managerd.core.memory.measurements import Measurement, MeasurementKey, Measurements
 
-KEY = FootprintKey("b10068", "sha256:aa", 8192, 4)
+KEY = MeasurementKey("b10068", "sha256:aa", 8192, 4)
 
 
 def test_load_peak_and_spread_are_kept_per_gpu() -> None:
-    seen = Footprints()
+    seen = Measurements()
     assert seen.get(KEY) is None
-    assert seen.observe(KEY, [100, 50], loaded=True) == Measured((100, 50), (100, 50))
-    assert seen.observe(KEY, [130, 40], loaded=False) == Measured((100, 50), (130, 50))
-    assert seen.observe(KEY, [90, 55], loaded=True) == Measured((90, 55), (115, 55), 2, (10, 5))
-    assert seen.get(KEY) == Measured((90, 55), (115, 55), 2, (10, 5))
+    assert seen.observe(KEY, [100, 50], loaded=True) == Measurement((100, 50), (100, 50))
+    assert seen.observe(KEY, [130, 40], loaded=False) == Measurement((100, 50), (130, 50))
+    assert seen.observe(KEY, [90, 55], loaded=True) == Measurement((90, 55), (115, 55), 2, (10, 5))
+    assert seen.get(KEY) == Measurement((90, 55), (115, 55), 2, (10, 5))
 
 
 def test_another_number_of_gpus_starts_anew() -> None:
-    seen = Footprints()
+    seen = Measurements()
     seen.observe(KEY, [100, 50], loaded=True)
-    assert seen.observe(KEY, [120], loaded=False) == Measured((120,), (120,))
+    assert seen.observe(KEY, [120], loaded=False) == Measurement((120,), (120,))
 
 
 def test_splits_that_differ_in_their_last_digits_are_the_same() -> None:
-    seen = Footprints()
-    seen.observe(FootprintKey("v", "d", 1, 1, (1 / 3, 2 / 3)), [1, 2], loaded=True)
-    assert seen.get(FootprintKey("v", "d", 1, 1, (0.33333, 0.66667))) is not None
-    assert seen.get(FootprintKey("v", "d", 1, 1, (0.4, 0.6))) is None
+    seen = Measurements()
+    seen.observe(MeasurementKey("v", "d", 1, 1, (1 / 3, 2 / 3)), [1, 2], loaded=True)
+    assert seen.get(MeasurementKey("v", "d", 1, 1, (0.33333, 0.66667))) is not None
+    assert seen.get(MeasurementKey("v", "d", 1, 1, (0.4, 0.6))) is None
 
 
 def test_what_was_not_observed_for_longest_is_forgotten_first() -> None:
-    seen = Footprints(limit=3)
-    keys = [FootprintKey("v", str(number), 1, 1) for number in range(4)]
+    seen = Measurements(limit=3)
+    keys = [MeasurementKey("v", str(number), 1, 1) for number in range(4)]
     for key in keys[:3]:
         seen.observe(key, [1], loaded=True)
     seen.observe(keys[0], [1], loaded=False)
@@ -46,19 +46,19 @@ def test_what_was_not_observed_for_longest_is_forgotten_first() -> None:
 @pytest.mark.parametrize("sizes", [[], [-1], [1] * 65])
 def test_impossible_sizes_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="cannot take note"):
-        Footprints().observe(KEY, sizes, loaded=True)
+        Measurements().observe(KEY, sizes, loaded=True)
 
 
 def test_rows_survive_a_store_and_broken_ones_are_left_out() -> None:
-    seen = Footprints()
+    seen = Measurements()
     seen.observe(KEY, [100], loaded=True)
     seen.observe(KEY, [90], loaded=True)
-    seen.observe(FootprintKey("v", "d", 0, 1, (0.25, 0.75)), [7, 8], loaded=True)
+    seen.observe(MeasurementKey("v", "d", 0, 1, (0.25, 0.75)), [7, 8], loaded=True)
     rows = json.loads(json.dumps(seen.to_rows()))
-    again = Footprints.from_rows(rows)
+    again = Measurements.from_rows(rows)
     assert again.to_rows() == seen.to_rows()
     assert again.get(KEY) == seen.get(KEY)
     broken = [(), ("v",), [*rows[0][:5], "1,x", "1", "", 1], [*rows[0][:5], "1,2", "1", "", 1], [*rows[0][:5], "-1", "1", "", 1]]
     broken.append([*rows[0][:4], "nan", "1", "1", "", 1])
-    assert len(Footprints.from_rows(broken)) == 0
-    assert len(Footprints.from_rows(rows, limit=1)) == 1
+    assert len(Measurements.from_rows(broken)) == 0
+    assert len(Measurements.from_rows(rows, limit=1)) == 1

@@ -7,7 +7,7 @@ from functools import partial
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
 from pool_managerd.engines.environment import pool_env
@@ -24,7 +24,7 @@ class Parrot:
     def recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
         python = runnable(self._host.config, pool)
 
-        def flags(assignment: Assignment | None, port: int) -> tuple[str, ...]:
+        def flags(assignment: Allocation | None, port: int) -> tuple[str, ...]:
             return ("--port", str(port), "--parallel", str(pool.slots), "--model-id", model.id, *pool.provisioning.flags)
 
         program = Program((str(python), "-I", fake_engine.__file__), "parrot-1")

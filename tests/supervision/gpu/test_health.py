@@ -9,6 +9,7 @@ import pytest
 
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.gpu.devices import DeviceIncident, ScanProblem
+from pool_managerd.core.gpu.health import Probation
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
@@ -46,7 +47,7 @@ async def test_a_masked_pool_waits_for_its_gpu_through_probation(made: list[GpuW
         await world.begin("a")
     for _ in range(2):
         await world.see(*TWO)
-    assert a.state.quarantined, "two good looks are not enough"
+    assert a.state.quarantined, "two healthy scans are not enough"
     await world.see(*TWO)
     await settle(60)
     assert view(a.state).ready and world.runs_on("a") == [0]
@@ -96,7 +97,7 @@ async def test_a_cordoned_gpu_takes_nothing_new_and_survives_the_daemon(made: li
     assert view(c.state).ready
 
 
-async def test_a_released_driver_stops_starts_until_it_is_taken_up_again(made: list[GpuWorld]) -> None:
+async def test_a_released_driver_stops_starts_until_it_is_reinitialised(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.fakes.watch.release()
@@ -165,8 +166,8 @@ async def test_being_woken_often_does_not_shorten_a_probation(made: list[GpuWorl
         world.fakes.watch.wake()
         await settle()
     watching.cancel()
-    trust = world.fakes.watch.trust_in("GPU-00000000")
-    assert (trust.state.value, trust.good_looks) == ("probation", 1)
+    health = world.fakes.watch.health_of("GPU-00000000")
+    assert isinstance(health.state, Probation) and health.state.healthy_scans == 1
 
 
 async def test_a_cordoned_instance_shares_its_gpus_fate_all_the_same(made: list[GpuWorld]) -> None:
@@ -186,11 +187,11 @@ async def test_what_is_gone_for_good_can_be_forgotten_and_a_partition_taken_down
     made.append(world)
     await world.see(parent, mig(parent, 1), gpu(1))
     await world.see(parent)
-    rows = {t.uuid: t.state.value for t in world.fakes.watch.known()}
+    rows = {h.uuid: h.state.name for h in world.fakes.watch.known()}
     assert rows == {"GPU-00000000": "ok", "GPU-00000001": "quarantined"}
     await world.fakes.watch.uncordon("GPU-00000001")
     await world.see(parent)
-    assert [t.uuid for t in world.fakes.watch.known()] == ["GPU-00000000"]
+    assert [h.uuid for h in world.fakes.watch.known()] == ["GPU-00000000"]
 
 
 async def test_a_pool_that_was_drained_while_its_gpu_was_lost_stays_down(made: list[GpuWorld]) -> None:
@@ -238,7 +239,7 @@ async def test_a_masked_gpu_that_is_late_at_the_daemons_start_brings_its_pool_up
     world = GpuWorld(TWO[0], pool={"devices": [1]})
     made.append(world)
     world.fakes.records.known.update(before.fakes.records.known)
-    world.fakes.gpus.bindings.restore()
+    world.fakes.gpus.mask_gpus.restore()
     a, b = await world.begin("a"), await world.begin("b")
     assert a.instance.phase is Phase.BACKOFF and "which is gone" in str(a.state.last_error), "it was bound to that GPU"
     assert b.instance.phase is Phase.FAILED and "there is no device 1" in str(b.state.last_error), "it never ran"

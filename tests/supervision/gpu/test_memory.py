@@ -8,6 +8,7 @@ import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
@@ -26,11 +27,11 @@ async def test_a_stop_is_complete_when_the_memory_is_seen_free_and_not_before(ma
     world.fakes.monitor.show(gpu(0, 24, processes=(process(4000, 9),)))
     await settle()
     assert world.phase("a") is Phase.STOPPING and stop.status == "running"
-    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is not None
     world.fakes.monitor.show(gpu(0, 24))
     await world.fakes.clock.advance(1)
     assert world.phase("a") is Phase.DOWN and stop.status == "succeeded"
-    assert world.fakes.gpus.memory.ledger.get("a") is None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is None
 
 
 async def stopped_but_held(world: GpuWorld) -> Pool:
@@ -55,7 +56,7 @@ async def test_memory_that_is_not_given_back_is_withheld_and_its_holder_named(ma
     assert world.phase("a") is Phase.DOWN and view(b.state).ready
 
 
-async def test_what_an_ended_engine_still_holds_is_a_strangers_to_the_next_start_and_the_forecast_says_the_same(
+async def test_what_an_ended_engine_still_holds_is_foreign_to_the_next_start_and_the_forecast_says_the_same(
     made: list[GpuWorld],
 ) -> None:
     world = GpuWorld(gpu(0, 24), gib=4)
@@ -82,10 +83,10 @@ async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld
     assert world.phase("a") is Phase.STOPPING and a.instance.vram_pending
 
 
-# --- a GPU that is not to be trusted ---
+# --- a GPU that is not to be used ---
 
 
-async def test_a_forgotten_pool_leaves_no_promise_and_no_binding(made: list[GpuWorld]) -> None:
+async def test_a_forgotten_pool_leaves_no_reservation_and_no_binding(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     pool = world.pools.add("x")
@@ -125,38 +126,40 @@ async def test_a_hanging_look_holds_up_no_shutdown_and_is_not_taken_for_free_mem
         while a.instance.phase is Phase.STOPPING:
             await asyncio.sleep(0.02)
     assert a.state.reason == "vram_held" and "the GPU driver does not answer" in str(a.state.last_error)
-    assert world.fakes.gpus.memory.ledger.get("a") is not None
+    assert world.fakes.gpus.memory.ledger.get(InstanceId("a")) is not None
     world.fakes.monitor.gate.set()
     await settle()
 
 
-# --- where pids cannot be matched ---
+# --- where processes are not attributable ---
 
 
-def blind(gib: float) -> tuple[DeviceSnapshot, ...]:
+def unattributable(gib: float) -> tuple[DeviceSnapshot, ...]:
     return (gpu(0, 24, processes=(process(77, gib, certain=False),)),)
 
 
-async def test_where_pids_cannot_be_matched_a_neighbours_start_does_not_keep_a_pool_from_recovering(made: list[GpuWorld]) -> None:
+async def test_where_processes_are_not_attributable_a_neighbours_start_does_not_keep_a_pool_from_recovering(
+    made: list[GpuWorld],
+) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     a = await world.begin("a")
-    await world.see(*blind(9))
+    await world.see(*unattributable(9))
     await world.begin("b")
-    await world.see(*blind(18))
+    await world.see(*unattributable(18))
     world.fakes.launcher.processes[0].end(ExitRecord(signal=11))
-    world.fakes.monitor.show(*blind(9))
+    world.fakes.monitor.show(*unattributable(9))
     await world.fakes.clock.advance(5)
     assert view(a.state).ready and a.state.restart_count == 1
     notices = [e.human for e in world.fakes.told if e.fields.get("confidence") == "low"]
-    assert len(notices) == 1 and "pids cannot be matched (its use fell)" in notices[0]
+    assert len(notices) == 1 and "processes are not attributable (its use fell)" in notices[0]
 
 
-async def test_where_pids_cannot_be_matched_death_has_to_do_at_the_deadline(made: list[GpuWorld]) -> None:
+async def test_where_processes_are_not_attributable_death_has_to_do_at_the_deadline(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     a = await world.begin("a")
-    world.fakes.monitor.show(*blind(20))
+    world.fakes.monitor.show(*unattributable(20))
     await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
     await world.fakes.clock.advance(29)
     assert world.phase("a") is Phase.STOPPING
@@ -164,18 +167,18 @@ async def test_where_pids_cannot_be_matched_death_has_to_do_at_the_deadline(made
     assert world.phase("a") is Phase.DOWN
 
 
-async def test_a_guess_is_not_learnt_from(made: list[GpuWorld]) -> None:
+async def test_what_is_inferred_is_not_learnt_from(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     await world.begin("a")
-    await world.see(*blind(3))
-    assert world.fakes.gpus.memory.used() == {} and world.fakes.records.facts("footprint") == {}
+    await world.see(*unattributable(3))
+    assert world.fakes.gpus.memory.measured() == {} and world.fakes.records.facts("footprint") == {}
 
 
 # --- the watch itself ---
 
 
-async def test_what_an_engine_held_is_promised_to_the_next_of_its_kind(made: list[GpuWorld]) -> None:
+async def test_what_an_engine_held_is_reserved_to_the_next_of_its_kind(made: list[GpuWorld]) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     a = await world.begin("a")
@@ -184,7 +187,7 @@ async def test_what_an_engine_held_is_promised_to_the_next_of_its_kind(made: lis
     await world.pools.change(a, "stop", ev.Stop(), "down", desired="down")
     await world.fakes.clock.advance(1)
     await world.begin("a")
-    reserved = world.fakes.gpus.memory.ledger.get("a")
+    reserved = world.fakes.gpus.memory.ledger.get(InstanceId("a"))
     assert reserved is not None and 3 * GIB <= reserved.bytes_by_device["GPU-00000000"] < 4 * GIB
 
 
@@ -200,7 +203,7 @@ async def test_a_look_that_began_before_the_engine_was_ready_teaches_nothing(mad
     assert world.fakes.admission.measured("a") == {"GPU-00000000": 9 * GIB}
 
 
-@pytest.mark.parametrize("neighbour_gib", [8.3, 8.0], ids=["over-its-promise", "as-promised"])
+@pytest.mark.parametrize("neighbour_gib", [8.3, 8.0], ids=["over-its-reservation", "as-reserved"])
 async def test_an_engine_that_crashed_before_it_used_a_gpu_is_not_waited_for(made: list[GpuWorld], neighbour_gib: float) -> None:
     world = GpuWorld(gpu(0, 24), gib=8)
     made.append(world)
@@ -215,7 +218,9 @@ async def test_an_engine_that_crashed_before_it_used_a_gpu_is_not_waited_for(mad
     assert not [event for event in world.fakes.told if event.type == "notice" and "counts as free" in event.human]
 
 
-async def test_where_pids_cannot_be_matched_a_neighbours_promise_does_not_hide_what_is_still_held(made: list[GpuWorld]) -> None:
+async def test_where_processes_are_not_attributable_a_neighbours_reservation_does_not_hide_what_is_still_held(
+    made: list[GpuWorld],
+) -> None:
     world = GpuWorld(gpu(0, 24))
     made.append(world)
     await world.begin("a")

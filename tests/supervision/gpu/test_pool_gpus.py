@@ -11,7 +11,7 @@ from pool_managerd.core.gpu.devices import ScanProblem
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
-from pool_managerd.core.memory.sizing import LaunchFacts
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.view import devices_view
 from pool_managerd.testing.manual_clock import settle
@@ -55,7 +55,7 @@ async def test_two_starts_at_once_cannot_both_take_the_memory(made: list[GpuWorl
     await settle(60)
     phases = sorted(world.pools.get(p).instance.phase.value for p in "ab")
     assert phases == ["backoff", "ready"]
-    assert [r.pool_id for r in world.fakes.gpus.memory.ledger.all()] == ["a"]
+    assert [r.instance_id.pool_id for r in world.fakes.gpus.memory.ledger.all()] == ["a"]
 
 
 async def test_an_unknown_device_in_a_mask_is_a_configuration_error(made: list[GpuWorld]) -> None:
@@ -75,7 +75,7 @@ async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[Gpu
     later = GpuWorld(replace(TWO[1], id=0), replace(TWO[0], id=1), pool={"devices": [1]})
     made.append(later)
     later.fakes.records.known = world.fakes.records.known
-    later.fakes.gpus.bindings.restore()
+    later.fakes.gpus.mask_gpus.restore()
     b = await later.begin("a")
     assert b.launch.assignment is not None and [d.uuid for d in b.launch.assignment.devices] == ["GPU-00000001"]
 
@@ -134,13 +134,13 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     world = GpuWorld()
     made.append(world)
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "none"))
-    world.fakes.needs["a"] = LaunchFacts("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
+    world.fakes.needs["a"] = LaunchInputs("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
     a = await world.begin("a")
     assert a.state.reason is None and world.phase("a") is Phase.BACKOFF
     assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.state.last_error)
 
 
-async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -> None:
+async def test_placement_and_readers_see_the_same_numbers(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.begin("a")
@@ -152,6 +152,7 @@ async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -
     assert row["reservations"] == [
         {
             "pool_id": "a",
+            "replica_id": "r0",
             "reserved_bytes": 10 * GIB,
             "used_bytes": 9 * GIB,
             "estimated_bytes": None,
@@ -165,19 +166,19 @@ async def test_placement_and_people_see_the_same_figures(made: list[GpuWorld]) -
 @pytest.mark.parametrize(
     ("gpus", "mask", "used"), [(2, None, [12, 12]), (1, "0,1", [12, 0]), (2, "0,1", [12, 12]), (1, None, [12])]
 )
-async def test_a_submitted_engine_that_takes_fractions_is_promised_what_it_was_told_to_use(
+async def test_a_submitted_engine_that_takes_fractions_is_reserved_what_it_was_told_to_use(
     made: list[GpuWorld], gpus: int, mask: str | None, used: list[int]
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24), gpu(2, 24))
     made.append(world)
-    world.fakes.needs["x"] = LaunchFacts("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
+    world.fakes.needs["x"] = LaunchInputs("vllm-1", "m", DeviceFraction(0.5, gpus=gpus))
     pool = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/vllm", port=9000, engine="vllm", device_mask=mask, verbatim=True)
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
     assert view(pool.state).ready, pool.state.last_error
-    (promise,) = world.fakes.gpus.memory.ledger.all()
-    assert list(promise.bytes_by_device.values()) == [gib * GIB for gib in used]
+    (reservation,) = world.fakes.gpus.memory.ledger.all()
+    assert list(reservation.bytes_by_device.values()) == [gib * GIB for gib in used]
 
 
 @pytest.mark.parametrize(
@@ -189,16 +190,16 @@ async def test_a_submitted_llama_server_is_reserved_what_its_command_line_takes_
 ) -> None:
     world = GpuWorld(gpu(0, 24), gpu(1, 24))
     made.append(world)
-    world.fakes.needs["x"] = LaunchFacts("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
+    world.fakes.needs["x"] = LaunchInputs("llamacpp-b9", "m", settings, weights_bytes=12 * GIB, overhead_bytes=0)
     pool = world.pools.add("x")
     engine = PreparedEngine("x", "/bin/llama-server", port=9000, device_mask="1,0", verbatim=True)
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    (promise,) = world.fakes.gpus.memory.ledger.all()
-    assert [round(promise.bytes_by_device[uuid] / GIB) for uuid in sorted(promise.bytes_by_device)] == parts
+    (reservation,) = world.fakes.gpus.memory.ledger.all()
+    assert [round(reservation.bytes_by_device[uuid] / GIB) for uuid in sorted(reservation.bytes_by_device)] == parts
 
 
-async def test_a_pool_that_is_registered_again_has_figures_at_once(made: list[GpuWorld]) -> None:
+async def test_a_pool_that_is_registered_again_has_its_gpu_fields_at_once(made: list[GpuWorld]) -> None:
     world = GpuWorld(*TWO)
     made.append(world)
     await world.see(*TWO)

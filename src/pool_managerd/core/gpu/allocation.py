@@ -1,4 +1,4 @@
-"""Which GPUs one start gets, and how much of each: mask, choice, split and ledger together, in one pure question."""
+"""On which GPUs one launch runs, and how much of each it reserves: mask, groups, split and ledger in one pure question."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Literal
 
 from pool_managerd.core.gpu import tensor_parallel
-from pool_managerd.core.gpu.choice import groups
-from pool_managerd.core.gpu.devices import DeviceSnapshot
-from pool_managerd.core.gpu.ledger import Assignment, DeviceAccount, Ledger, Reservation, without
-from pool_managerd.core.gpu.masks import in_pci_order
+from pool_managerd.core.gpu.groups import Group, best_first
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, without
+from pool_managerd.core.gpu.masks import cuda_environment, cuda_visible_devices, in_pci_order
 from pool_managerd.core.gpu.split import SplitPlan
-from pool_managerd.core.memory.sizing import LaunchSizing
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.errors import NodeError, PoolError
 
 MAX_TRIES = 32
@@ -24,52 +24,77 @@ Split = Literal["auto"] | tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Allocation:
+    """The devices that one launch was given, in PCI order, and its reservation on each in bytes by UUID.
+
+    ``shares`` say which part of the model each of several devices carries. The engine is told them, as what it would
+    choose by itself is not what was reserved. ``notices`` are human-readable.
+    """
+
+    devices: Group
+    bytes_by_device: Mapping[str, int]
+    shares: tuple[float, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """Shows an engine these devices alone, by UUID."""
+        return cuda_environment(cuda_visible_devices(self.devices))
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRequest:
     """What the pool's configuration says. ``devices`` is its mask in the order written, None when any of ``candidates`` will do.
 
     ``split``: by request over several devices, with a share per device or automatic. Without ``enforce`` a start that
-    does not fit is only warned of. ``spoken_for`` are devices that other pools must have: taken last.
+    does not fit is only warned of. ``reserved_by_masks`` are devices that other pools must have: taken last.
     """
 
-    pool_id: str
+    instance_id: InstanceId
     epoch: int
-    candidates: tuple[DeviceSnapshot, ...]
-    devices: tuple[DeviceSnapshot, ...] | None = None
+    candidates: Group
+    devices: Group | None = None
     split: Split = None
     exclusive: bool = False
     enforce: bool = True
-    spoken_for: frozenset[str] = frozenset()
+    reserved_by_masks: frozenset[str] = frozenset()
 
 
-def assign(sizing: LaunchSizing, wish: Wish, ledger: Ledger, accounts: Mapping[str, DeviceAccount]) -> Assignment:
-    """Choose and promise in one call. Raises NodeError INSUFFICIENT_VRAM or GPU_NOT_SHARED, SpecError for a split that cannot be.
+def allocate(
+    launch: LaunchEstimator, wanted: AllocationRequest, ledger: Ledger, accounts: Mapping[str, DeviceAccount]
+) -> Allocation:
+    """Choose devices and reserve memory on them, in one call.
 
-    Without a mask the first group of devices that has room, best first; a single one unless a split is asked for.
+    The mask is the only group of devices to try, without one those of `_groups`, best first. There are three cases:
+
+    1. A group has room: the first such is reserved.
+    2. None has, and the operator wants to be warned only: what is left on the nearest group is reserved, never more.
+    3. None has: raises NodeError INSUFFICIENT_VRAM or GPU_NOT_SHARED of the nearest group, the one that lacks least,
+       GPU_UNAVAILABLE where there is no group at all; SpecError for a split that cannot be.
     """
-    if sizing.facts.divides_equally:
-        tensor_parallel.check(sizing.facts, len(wish.devices or ()), wish.split)
-    free = {uuid: without(account, wish.pool_id).available_bytes for uuid, account in accounts.items()}
-    nearest: tuple[tuple[bool, float], NodeError, Assignment] | None = None
-    for devices in _options(sizing, wish, free):
+    if launch.inputs.divides_equally:
+        tensor_parallel.check(launch.inputs, len(wanted.devices or ()), wanted.split)
+    free = {uuid: without(account, wanted.instance_id).available_bytes for uuid, account in accounts.items()}
+    nearest: tuple[tuple[bool, float], NodeError, Allocation] | None = None
+    for devices in _groups(launch, wanted, free):
         objection: NodeError | None
         cannot_be = False
         try:
-            option = _share_out(sizing, wish, devices, free)
-            objection = ledger.objection(_promise(sizing, wish, option), accounts)
+            option = _share_out(launch, wanted, devices, free)
+            objection = ledger.objection(_reservation(launch, wanted, option), accounts)
         except NodeError as error:
-            option, objection, cannot_be = _unchecked(sizing, wish, devices, free), error, True
-        if objection is None:
-            ledger.reserve(_promise(sizing, wish, option), accounts)
+            option, objection, cannot_be = _unchecked(launch, wanted, devices, free), error, True
+        if objection is None:  # 1
+            ledger.reserve(_reservation(launch, wanted, option), accounts)
             return option
         rank = (cannot_be, _lacking(objection))
         if nearest is None or rank < nearest[0]:
             nearest = rank, objection, option
     if nearest is None:
-        raise _nothing_to_use(wish)
+        raise _nothing_to_use(wanted)
     _, objection, option = nearest
-    if not wish.enforce and objection.code == "INSUFFICIENT_VRAM":
-        return _as_much_as_there_is(wish, option, ledger, accounts, objection)
-    raise objection
+    if not wanted.enforce and objection.code == "INSUFFICIENT_VRAM":  # 2
+        return _as_much_as_there_is(wanted, option, ledger, accounts, objection)
+    raise objection  # 3
 
 
 def _lacking(objection: NodeError) -> float:
@@ -78,102 +103,102 @@ def _lacking(objection: NodeError) -> float:
     return math.inf if needed is None or free is None else needed - free
 
 
-def _options(sizing: LaunchSizing, wish: Wish, free: Mapping[str, int]) -> Iterator[tuple[DeviceSnapshot, ...]]:
+def _groups(launch: LaunchEstimator, wanted: AllocationRequest, free: Mapping[str, int]) -> Iterator[Group]:
     """Groups of devices to try, best first. Widths that have too little room altogether are left out, but for the last."""
-    if wish.devices is not None:
-        yield wish.devices
+    if wanted.devices is not None:
+        yield wanted.devices
         return
     widths: Sequence[int] = (1,)
-    if wish.split == "auto":
-        widths = range(1, max(1, sum(d.parent_uuid is None for d in wish.candidates)) + 1)
-        if sizing.facts.divides_equally:
-            widths = [width for width in widths if tensor_parallel.divisible(sizing.facts, width)]
-    elif wish.split is not None:
-        widths = (len(wish.split),)
-    room = sorted((free.get(d.uuid, 0) for d in wish.candidates), reverse=True)
+    if wanted.split == "auto":
+        widths = range(1, max(1, sum(d.parent_uuid is None for d in wanted.candidates)) + 1)
+        if launch.inputs.divides_equally:
+            widths = [width for width in widths if tensor_parallel.divisible(launch.inputs, width)]
+    elif wanted.split is not None:
+        widths = (len(wanted.split),)
+    room = sorted((free.get(d.uuid, 0) for d in wanted.candidates), reverse=True)
     for width in widths:
-        if width == widths[-1] or sum(room[:width]) >= sizing.footprint(width).gpu_bytes:
-            found = groups(wish.candidates, free, width)
-            last = sorted(found, key=lambda group: sum(d.uuid in wish.spoken_for for d in group))
+        if width == widths[-1] or sum(room[:width]) >= launch.estimate(width).gpu_bytes:
+            found = best_first(wanted.candidates, free, width)
+            last = sorted(found, key=lambda group: sum(d.uuid in wanted.reserved_by_masks for d in group))
             yield from islice(last, None if width == 1 else MAX_TRIES)
 
 
-def _share_out(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+def _share_out(launch: LaunchEstimator, wanted: AllocationRequest, devices: Group, free: Mapping[str, int]) -> Allocation:
     """How much goes where; several devices share by the given ratios, or in proportion to their room."""
-    if sizing.facts.divides_equally:
-        used = tensor_parallel.used(sizing.facts, devices)
-        plan = tensor_parallel.plan(sizing, used)
-        parts = sizing.footprint_on(used).per_device(plan.ratios())
+    if launch.inputs.divides_equally:
+        used = tensor_parallel.used(launch.inputs, devices)
+        plan = tensor_parallel.plan(launch, used)
+        parts = launch.estimate_on(used).per_device(plan.ratios())
         rest = len(devices) - len(used)
-        return _assigned(in_pci_order(devices), parts + (0,) * rest, plan.ratios() + (0.0,) * rest)
+        return _allocation(in_pci_order(devices), parts + (0,) * rest, plan.ratios() + (0.0,) * rest)
     if len(devices) == 1:
-        return Assignment(devices, {devices[0].uuid: sum(sizing.footprint_on(devices).per_device())})
-    if sizing.facts.only_device is not None:
-        return _on_one(sizing, in_pci_order(devices), sizing.facts.only_device)
-    whole = sizing.footprint(len(devices))
-    ratios = wish.split if isinstance(wish.split, tuple) else None
+        return Allocation(devices, {devices[0].uuid: sum(launch.estimate_on(devices).per_device())})
+    if launch.inputs.only_device is not None:
+        return _on_one(launch, in_pci_order(devices), launch.inputs.only_device)
+    whole = launch.estimate(len(devices))
+    ratios = wanted.split if isinstance(wanted.split, tuple) else None
     plan = SplitPlan.compute(
         devices, whole.weights.size_bytes, kv_bytes=whole.kv.size_bytes, overhead_bytes=whole.fixed_bytes_per_gpu,
         ratios=ratios, free=free,
     )  # fmt: skip
     shares = plan.ratios()
-    return _assigned(plan.devices, sizing.footprint_on(plan.devices, shares).per_device(shares), shares)
+    return _allocation(plan.devices, launch.estimate_on(plan.devices, shares).per_device(shares), shares)
 
 
-def _on_one(sizing: LaunchSizing, devices: tuple[DeviceSnapshot, ...], place: int) -> Assignment:
+def _on_one(launch: LaunchEstimator, devices: Group, place: int) -> Allocation:
     """An engine that is shown several GPUs and uses one of them: the others hold no more than its context."""
     chosen = devices[min(place, len(devices) - 1)]
-    whole, idle = sum(sizing.footprint_on((chosen,)).per_device()), sizing.facts.overhead_bytes
+    whole, idle = sum(launch.estimate_on((chosen,)).per_device()), launch.inputs.overhead_bytes
     parts = tuple(whole if d is chosen else idle for d in devices)
-    return _assigned(devices, parts, tuple(float(d is chosen) for d in devices))
+    return _allocation(devices, parts, tuple(float(d is chosen) for d in devices))
 
 
-def _unchecked(sizing: LaunchSizing, wish: Wish, devices: tuple[DeviceSnapshot, ...], free: Mapping[str, int]) -> Assignment:
+def _unchecked(launch: LaunchEstimator, wanted: AllocationRequest, devices: Group, free: Mapping[str, int]) -> Allocation:
     """The division that does not fit, for who wants to be warned only."""
     ordered = in_pci_order(devices)
-    if sizing.facts.only_device is not None:
-        return _on_one(sizing, ordered, sizing.facts.only_device)
+    if launch.inputs.only_device is not None:
+        return _on_one(launch, ordered, launch.inputs.only_device)
     room = [max(1, free.get(d.uuid, 0)) for d in ordered]
-    if isinstance(wish.split, tuple):
-        given = {d.uuid: share for d, share in zip(devices, wish.split, strict=True)}
+    if isinstance(wanted.split, tuple):
+        given = {d.uuid: share for d, share in zip(devices, wanted.split, strict=True)}
         room = [max(1, round(given[d.uuid] * (1 << 40))) for d in ordered]
     shares = tuple(part / sum(room) for part in room)
-    if sizing.facts.divides_equally:
+    if launch.inputs.divides_equally:
         shares = (1 / len(ordered),) * len(ordered)
-    return _assigned(ordered, sizing.footprint_on(ordered, shares).per_device(shares), shares)
+    return _allocation(ordered, launch.estimate_on(ordered, shares).per_device(shares), shares)
 
 
-def _assigned(devices: tuple[DeviceSnapshot, ...], parts: tuple[int, ...], shares: tuple[float, ...]) -> Assignment:
+def _allocation(devices: Group, parts: tuple[int, ...], shares: tuple[float, ...]) -> Allocation:
     by_device = {d.uuid: part for d, part in zip(devices, parts, strict=True)}
-    return Assignment(devices, by_device, shares)
+    return Allocation(devices, by_device, shares)
 
 
-def _promise(sizing: LaunchSizing, wish: Wish, option: Assignment) -> Reservation:
-    """One memory is promised once: on a GPU that uses the machine's, what the engine needs of that beside it counts, too."""
+def _reservation(launch: LaunchEstimator, wanted: AllocationRequest, option: Allocation) -> Reservation:
+    """One memory is reserved once: on a GPU that uses RAM, what the engine needs of that beside it counts, too."""
     needed = dict(option.bytes_by_device)
     for device in option.devices[:1]:
         if device.unified:
-            needed[device.uuid] += sizing.footprint_on(option.devices, option.shares).host.size_bytes
-    return Reservation(wish.pool_id, wish.epoch, needed, wish.exclusive)
+            needed[device.uuid] += launch.estimate_on(option.devices, option.shares).host.size_bytes
+    return Reservation(wanted.instance_id, wanted.epoch, needed, wanted.exclusive)
 
 
 def _as_much_as_there_is(
-    wish: Wish, option: Assignment, ledger: Ledger, accounts: Mapping[str, DeviceAccount], why: PoolError
-) -> Assignment:
-    """The operator asked to be warned only: what is left is promised, never more."""
+    wanted: AllocationRequest, option: Allocation, ledger: Ledger, accounts: Mapping[str, DeviceAccount], why: PoolError
+) -> Allocation:
+    """The operator asked to be warned only: what is left is reserved, never more."""
     capped = {
-        uuid: min(wanted, without(accounts[uuid], wish.pool_id).available_bytes)
-        for uuid, wanted in option.bytes_by_device.items()
+        uuid: min(needed, without(accounts[uuid], wanted.instance_id).available_bytes)
+        for uuid, needed in option.bytes_by_device.items()
     }
-    ledger.reserve(Reservation(wish.pool_id, wish.epoch, capped, wish.exclusive), accounts)
+    ledger.reserve(Reservation(wanted.instance_id, wanted.epoch, capped, wanted.exclusive), accounts)
     notice = f"Started although it may not fit (gpu.fit is not enforce): {why.message.partition(': ')[2]}"
     return replace(option, bytes_by_device=capped, notices=(notice,))
 
 
-def _nothing_to_use(wish: Wish) -> NodeError:
-    width = len(wish.split) if isinstance(wish.split, tuple) else 1
+def _nothing_to_use(wanted: AllocationRequest) -> NodeError:
+    width = len(wanted.split) if isinstance(wanted.split, tuple) else 1
     return NodeError(
-        f"cannot start pool {wish.pool_id}: it needs {width} usable GPU{'s' if width > 1 else ''}, and"
-        f" {len(wish.candidates)} can be used now",
-        code="GPU_UNAVAILABLE", status=503, pool_id=wish.pool_id, hint="pool-managerd devices shows why",
+        f"cannot start pool {wanted.instance_id.pool_id}: it needs {width} usable GPU{'s' if width > 1 else ''}, and"
+        f" {len(wanted.candidates)} can be used now",
+        code="GPU_UNAVAILABLE", status=503, pool_id=wanted.instance_id.pool_id, hint="pool-managerd devices shows why",
     )  # fmt: skip

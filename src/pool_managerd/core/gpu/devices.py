@@ -33,15 +33,15 @@ class DeviceProcess:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """One GPU or MIG instance at one moment (SPEC §5.1). Absent facts are None.
+    """One GPU or MIG instance at one moment (SPEC §5.1). What is not known is None.
 
     ``id`` is the index that nvidia-smi counts; a MIG instance has its parent's, and names it in ``parent_uuid``.
     ``vram_reserved_bytes`` is what the driver keeps for itself: it is in the total, and neither free nor anybody's.
     ``ecc_uncorrected`` counts since the last driver load. ``reset_pending`` means that repaired memory waits for a
-    reset of the GPU. ``error`` says why the GPU does not answer, ``unclear`` why one that answers could not be read: what is
-    known of its memory and processes is then the last known, and what changes by the second is None.
+    reset of the GPU. ``error`` says why the GPU does not answer, ``unreadable`` why one that answers could not be read: what
+    is known of its memory and processes is then the last known, and what changes by the second is None.
     ``recovery_action`` is the recovery that the driver asks for, in NVML's numbers.
-    ``unified``: it has no memory of its own; its figures are those of the machine's RAM, or of the container's limit.
+    ``unified``: it has no memory of its own; what it tells is about the machine's RAM, or of the container's limit.
     """
 
     id: int
@@ -66,11 +66,11 @@ class DeviceSnapshot:
     unified: bool = False
     persistence_mode: bool | None = None
     error: str | None = None
-    unclear: str | None = None
+    unreadable: str | None = None
 
     @property
     def label(self) -> str:
-        """How people and metrics name it: the index of a whole GPU, the UUID of a MIG instance."""
+        """How it is named to readers and in metrics: the index of a whole GPU, the UUID of a MIG instance."""
         return str(self.id) if self.parent_uuid is None else self.uuid
 
     @property
@@ -86,8 +86,8 @@ class DeviceSnapshot:
 
     @property
     def readable(self) -> bool:
-        """False when its figures are old."""
-        return self.error is None and self.unclear is None
+        """False when what it tells is old."""
+        return self.error is None and self.unreadable is None
 
     @property
     def usable(self) -> bool:
@@ -98,7 +98,7 @@ class DeviceSnapshot:
 @dataclass(frozen=True, slots=True)
 class ScanProblem:
     """Why a scan told nothing new. ``code``: ``nvml_unavailable`` (no library), ``driver_mismatch``, ``no_driver``,
-    ``nvml_hung``, ``nvml_crashed``, ``nvml_error``, ``released`` (let go by request) or ``not_scanned``.
+    ``nvml_hung``, ``nvml_crashed``, ``nvml_error``, ``released`` (by request) or ``not_scanned``.
     """
 
     code: str
@@ -110,7 +110,7 @@ class ScanProblem:
 class DeviceScan:
     """All devices at one monotonic second. With a ``problem`` the devices are the last known ones: stale.
 
-    ``missing`` is how many physical GPUs the driver has taken up that this scan does not list.
+    ``missing`` is how many physical GPUs the driver has initialised that this scan does not list.
     """
 
     devices: tuple[DeviceSnapshot, ...] = ()

@@ -1,200 +1,252 @@
-"""Whether a GPU is to be used: quarantine, probation, cordon. Pure; ``now`` is a monotonic second.
+"""Whether a GPU is to be used. Pure.
 
-A GPU that is lost comes back through probation by itself. One that only a reset can heal stays in quarantine until
-there is evidence of a reset (it was away, or its error counters began again), or an operator uncordons it.
+A GPU is healthy, quarantined (nothing starts on it, and what runs there ends when it is ``lost``), or on probation: it was
+quarantined, a scan finds nothing wrong with it any more, and nothing starts on it yet.
+
+How it leaves quarantine depends on what brought it there (`Until`). One that was lost has to answer again. One that only a
+reset can heal stays until there is evidence of a reset: it was away, or its error counters began again. A recovery that the
+driver asks for is over when the driver says so, a pending repair when nothing is pending. Then it is on probation for
+`PROBATION_SCANS` healthy scans in a row. An operator's word (`override`) ends all of it at once, and holds while the same
+recovery or repair is still pending.
+
+Only periodic scans count, both for a probation and for a memory error whose kind is yet to be heard. Others are made whenever
+somebody starts a pool or waits for memory to be given back, dozens within a second: a GPU that fails every few seconds would
+be through its probation between two failures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum
+from typing import ClassVar, Literal
 
 from pool_managerd.core.gpu.devices import NOT_PERMITTED, PLACEHOLDER, DeviceSnapshot
 from pool_managerd.core.gpu.xid import REBOOT, RESET, Verdict, XidMeaning, recovery
 
-PROBATION_LOOKS = 3
-"""Good periodic looks in a row until a GPU that was bad is used again (FAULTS F11)."""
+PROBATION_SCANS = 3
+"""Healthy periodic scans in a row until a GPU that was bad is used again (FAULTS F11)."""
 _LOST = "it is lost: "
 _OPEN_IT = "see ls -l /dev/nvidia* and the device rules of the container; nothing is wrong with the GPU itself"
 _LOOK_INTO = "run nvidia-smi; see dmesg | grep -i nvrm for the cause"
 
 
-class Trust(StrEnum):
-    OK = "ok"
-    QUARANTINED = "quarantined"
-    PROBATION = "probation"
+class Until(Enum):
+    """What ends a quarantine. Evidence of a reset ends any."""
+
+    ANSWERS = "it answers again"
+    RESET = "it was reset since"
+    WITHDRAWN = "the driver does not ask for a recovery any more"
+    REPAIRED = "no repair is pending any more"
+    OVER = "what it waited for has happened: the next healthy scan ends it"
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceTrust:
-    """What is thought of one device.
+class Healthy:
+    """``overridden``: an operator wants it used although a recovery or a repair is pending."""
 
-    ``lost``: programs on it cannot go on. ``needs_reset``: only a reset heals it. ``pending``: nothing but a pending
-    repair was wrong. ``away``: it was not there since the quarantine began. ``parent``: the GPU of a MIG instance.
-    ``pardoned``: an operator wants it used although a repair is pending. ``unclear``: why its figures cannot be read now;
-    that costs it no trust, but nothing new starts on it. ``label`` is the UUID of a GPU whose index another one took;
-    ``remedy`` is kept, and so names the UUID.
-    ``ecc_at`` and ``ecc_seen``: uncorrected errors then and last. ``asked``: the driver asks for a recovery, and will say when
-    it does not any more. ``memory_error``: one was counted whose kind was not heard yet (``open``), or a contained one was
-    heard of that is not counted yet (``contained``).
+    name: ClassVar[str] = "ok"
+    reason: ClassVar[None] = None
+    overridden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Probation:
+    """It was quarantined for ``reason``. ``healthy_scans``: periodic ones in a row."""
+
+    name: ClassVar[str] = "probation"
+    reason: str
+    healthy_scans: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """``lost``: programs on it cannot go on. ``away``: it was not there since this began. ``ecc_before``: uncorrected errors
+    that were counted when it began."""
+
+    name: ClassVar[str] = "quarantined"
+    reason: str
+    remedy: str
+    lost: bool
+    until: Until
+    away: bool = False
+    ecc_before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHealth:
+    """What is known of the health of one device. ``parent``: the GPU of a MIG instance.
+
+    ``label`` is the UUID of a GPU whose index another one took. ``unreadable``: why it cannot be read now; that changes no
+    state, but nothing new starts on it. ``ecc_seen``: uncorrected errors counted last. ``memory_error``: one was counted whose
+    kind was not heard yet (``open``), or a contained one was heard of that is not counted yet (``contained``).
     """
 
     uuid: str
     label: str = "?"
-    state: Trust = Trust.OK
+    state: Healthy | Probation | Quarantined = Healthy()
     cordoned: bool = False
-    reason: str | None = None
-    remedy: str | None = None
-    lost: bool = False
-    needs_reset: bool = False
-    pending: bool = False
-    away: bool = False
-    good_looks: int = 0
     parent: str | None = None
-    pardoned: bool = False
+    unreadable: str | None = None
     ecc_seen: int | None = None
-    ecc_at: int | None = None
-    unclear: str | None = None
-    asked: bool = False
-    memory_error: str = ""
+    memory_error: Literal["open", "contained"] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return isinstance(self.state, Healthy)
+
+    @property
+    def lost(self) -> bool:
+        """Programs on it cannot go on."""
+        return isinstance(self.state, Quarantined) and self.state.lost
 
     @property
     def usable(self) -> bool:
         """May a start be placed on it?"""
-        return self.state is Trust.OK and not self.cordoned and self.unclear is None
+        return self.healthy and not self.cordoned and self.unreadable is None
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why a start may not be placed on it."""
-        if self.state is not Trust.OK:
-            return f"GPU {self.label} is {'on probation' if self.state is Trust.PROBATION else 'quarantined'}: {self.reason}"
-        if self.unclear is not None:
-            return f"GPU {self.label} cannot be read: {self.unclear}"
+        if not self.healthy:
+            state = "on probation" if isinstance(self.state, Probation) else self.state.name
+            return f"GPU {self.label} is {state}: {self.state.reason}"
+        if self.unreadable is not None:
+            return f"GPU {self.label} cannot be read: {self.unreadable}"
         return f"GPU {self.label} is cordoned"
 
     @property
-    def cure(self) -> str:
-        """What to do about it."""
-        if self.state is Trust.OK and self.unclear is not None:
-            return _OPEN_IT if self.unclear == NOT_PERMITTED else _LOOK_INTO
-        return self.remedy or f"pool-managerd devices uncordon {self.label}"
+    def remedy(self) -> str:
+        """What to do about it. Names the UUID where the index may be another GPU's by then."""
+        if isinstance(self.state, Probation):
+            left = PROBATION_SCANS - self.state.healthy_scans
+            return f"wait for {left} more healthy scan{'s' * (left > 1)}, or pool-managerd devices uncordon {self.uuid}"
+        if isinstance(self.state, Quarantined) and self.state.remedy:
+            return self.state.remedy
+        if self.healthy and self.unreadable is not None:
+            return _OPEN_IT if self.unreadable == NOT_PERMITTED else _LOOK_INTO
+        return f"pool-managerd devices uncordon {self.label}"
 
     @property
     def objection(self) -> str:
         """Both in one sentence."""
-        return f"{self.trouble} ({self.cure})"
+        return f"{self.problem} ({self.remedy})"
 
 
-def look(t: DeviceTrust, device: DeviceSnapshot | None, *, periodic: bool = True) -> DeviceTrust:
-    """What a fresh scan makes of it; ``device`` is None when it is not listed any more. Only periodic looks end a probation."""
+def after_scan(h: GpuHealth, device: DeviceSnapshot | None, *, periodic: bool = True) -> GpuHealth:
+    """What a scan makes of it; ``device`` is None when it is not listed any more."""
     if device is None:
-        return _lost(replace(t, unclear=None), "it is no longer there", away=True)
-    t = replace(t, label=device.label, parent=device.parent_uuid, unclear=device.unclear)
+        return _lost(replace(h, unreadable=None), "it is no longer there")
+    h = replace(h, label=device.label, parent=device.parent_uuid, unreadable=device.unreadable)
     if device.error is not None:
-        return _lost(t, device.error, away=True)
-    if device.unclear is not None:
-        return t
-    t, grave = _counted(t, device, periodic)
+        return _lost(h, device.error)
+    if device.unreadable is not None:
+        return h
+    h, grave = _counted(h, device, periodic)
     if grave:
-        return condemn(t, "an uncorrectable memory error occurred", RESET, lost=True)
+        return quarantine(h, "an uncorrectable memory error occurred", RESET, lost=True)
     wanted = recovery(device.recovery_action or 0)
-    if wanted.verdict is Verdict.FATAL and not t.pardoned:
-        if t.state is Trust.QUARANTINED and t.needs_reset:
-            return replace(t, asked=True)
-        return condemn(t, wanted.what, wanted.remedy, lost=wanted.lost, asked=True)
-    if t.asked and device.recovery_action is not None:
-        t = relieved(t)
-    if device.reset_pending and not t.pardoned:
-        if t.state is Trust.QUARANTINED and t.needs_reset:
-            return t
-        return replace(condemn(t, "repaired memory waits for a reset of the GPU", RESET, lost=False), pending=True)
-    still = device.reset_pending or wanted.verdict is Verdict.FATAL
-    return _good_look(replace(t, pardoned=t.pardoned and still), device, periodic)
+    asked = wanted.verdict is Verdict.FATAL
+    if isinstance(h.state, Healthy) and h.state.overridden:
+        return replace(h, state=Healthy(overridden=asked or device.reset_pending))
+    waits = isinstance(h.state, Quarantined) and h.state.until is not Until.ANSWERS
+    if asked:
+        if waits:
+            return _until(h, Until.WITHDRAWN)
+        return quarantine(h, wanted.what, wanted.remedy, lost=wanted.lost, until=Until.WITHDRAWN)
+    if device.recovery_action is not None:
+        h = withdrawn(h)
+    if device.reset_pending:
+        why = "repaired memory waits for a reset of the GPU"
+        return h if waits else quarantine(h, why, RESET, lost=False, until=Until.REPAIRED)
+    return _healthy_scan(h, device, periodic)
 
 
-def _counted(t: DeviceTrust, device: DeviceSnapshot, periodic: bool) -> tuple[DeviceTrust, bool]:
+def _counted(h: GpuHealth, device: DeviceSnapshot, periodic: bool) -> tuple[GpuHealth, bool]:
     """Uncorrected memory errors, as the driver counts them; true when one is held against the GPU.
 
     Where errors can be contained the Xid that says so may be heard a moment later, or was heard a moment before.
     """
     now = device.ecc_uncorrected
-    grown = t.ecc_seen is not None and now is not None and now > t.ecc_seen
-    seen = t if now is None else replace(t, ecc_seen=now)  # what was seen last still counts
+    grown = h.ecc_seen is not None and now is not None and now > h.ecc_seen
+    seen = h if now is None else replace(h, ecc_seen=now)  # what was seen last still counts
     if not grown:
-        overdue = t.memory_error == "open" and periodic
-        return replace(seen, memory_error="") if overdue else seen, overdue
-    if t.memory_error == "contained":
-        return replace(seen, memory_error=""), False
+        overdue = h.memory_error == "open" and periodic
+        return replace(seen, memory_error=None) if overdue else seen, overdue
+    if h.memory_error == "contained":
+        return replace(seen, memory_error=None), False
     return (replace(seen, memory_error="open"), False) if device.contains_errors else (seen, True)
 
 
-def judge(t: DeviceTrust, meaning: XidMeaning, xid: int) -> DeviceTrust:
+def after_xid(h: GpuHealth, meaning: XidMeaning, xid: int) -> GpuHealth:
     """What an Xid makes of it."""
     if meaning.verdict is Verdict.FATAL:
-        return condemn(t, f"Xid {xid}: {meaning.what}", meaning.remedy, lost=meaning.lost, asked=meaning.asked)
+        until = Until.WITHDRAWN if meaning.asked else Until.RESET
+        return quarantine(h, f"Xid {xid}: {meaning.what}", meaning.remedy, lost=meaning.lost, until=until)
     if meaning.contained:
-        return replace(t, memory_error="" if t.memory_error == "open" else "contained")
-    return relieved(t) if meaning.relieved else t
+        return replace(h, memory_error=None if h.memory_error == "open" else "contained")
+    return withdrawn(h) if meaning.withdrawn else h
 
 
-def relieved(t: DeviceTrust) -> DeviceTrust:
-    """The driver does not ask for a recovery any more: what was in quarantine for that alone is tried again."""
-    return replace(t, pending=True) if t.asked else t
+def withdrawn(h: GpuHealth) -> GpuHealth:
+    """The driver does not ask for a recovery any more: what is in quarantine for that alone is tried again."""
+    return _until(h, Until.OVER) if isinstance(h.state, Quarantined) and h.state.until is Until.WITHDRAWN else h
 
 
-def condemn(t: DeviceTrust, reason: str, remedy: str, *, lost: bool, asked: bool = False) -> DeviceTrust:
-    """Into quarantine until a reset. A GPU that is known to be lost keeps that."""
-    return replace(
-        t, state=Trust.QUARANTINED, reason=reason, remedy=remedy.format(uuid=_name_for_tools(t)), lost=lost or t.lost,
-        needs_reset=True, pending=False, away=False, good_looks=0, ecc_at=t.ecc_seen, asked=asked,
-    )  # fmt: skip
+def quarantine(h: GpuHealth, reason: str, remedy: str, *, lost: bool, until: Until = Until.RESET) -> GpuHealth:
+    """From now on nothing starts on it. A GPU that is lost already stays so."""
+    remedy = remedy.format(uuid=_name_for_tools(h))
+    return replace(h, state=Quarantined(reason, remedy, lost or h.lost, until, ecc_before=h.ecc_seen))
 
 
-def pardon(t: DeviceTrust) -> DeviceTrust:
+def override(h: GpuHealth) -> GpuHealth:
     """An operator says that it may be used: quarantine, probation and cordon end."""
-    return DeviceTrust(t.uuid, t.label, parent=t.parent, pardoned=True, ecc_seen=t.ecc_seen, unclear=t.unclear)
+    return replace(h, state=Healthy(overridden=True), cordoned=False, memory_error=None)
 
 
-def _lost(t: DeviceTrust, why: str, *, away: bool) -> DeviceTrust:
-    if t.state is Trust.QUARANTINED and t.lost:
-        return replace(t, away=t.away or away, good_looks=0)
-    remedy = RESET.format(uuid=_name_for_tools(t)) if why.startswith("RESET_REQUIRED") else REBOOT
-    return replace(
-        t, state=Trust.QUARANTINED, reason=f"{_LOST}{why}", remedy=remedy, lost=True, away=away, good_looks=0,
-    )  # fmt: skip
+def _lost(h: GpuHealth, why: str) -> GpuHealth:
+    if isinstance(h.state, Quarantined) and h.lost:
+        return replace(h, state=replace(h.state, away=True))
+    remedy = RESET.format(uuid=_name_for_tools(h)) if why.startswith("RESET_REQUIRED") else REBOOT
+    now = Quarantined(f"{_LOST}{why}", remedy, lost=True, until=Until.ANSWERS, away=True)
+    if isinstance(h.state, Quarantined):
+        now = replace(now, until=h.state.until, ecc_before=h.state.ecc_before)
+    return replace(h, state=now)
 
 
-def _name_for_tools(t: DeviceTrust) -> str:
+def _until(h: GpuHealth, until: Until) -> GpuHealth:
+    return replace(h, state=replace(h.state, until=until)) if isinstance(h.state, Quarantined) else h
+
+
+def _name_for_tools(h: GpuHealth) -> str:
     """What nvidia-smi takes: the UUID of the physical GPU, its index where the UUID could never be read."""
-    uuid = t.parent or t.uuid
-    return t.label if uuid.startswith(PLACEHOLDER) else uuid
+    uuid = h.parent or h.uuid
+    return h.label if uuid.startswith(PLACEHOLDER) else uuid
 
 
-def _good_look(t: DeviceTrust, device: DeviceSnapshot, periodic: bool) -> DeviceTrust:
-    if t.state is Trust.OK:
-        return t
-    if t.state is Trust.QUARANTINED and t.needs_reset and not _was_reset(t, device):
-        return t
-    looks = t.good_looks + periodic
-    if looks >= PROBATION_LOOKS:
-        return replace(pardon(t), cordoned=t.cordoned, pardoned=False)
-    left = PROBATION_LOOKS - looks
-    wait = f"wait for {left} more good look{'s' * (left > 1)}, or pool-managerd devices uncordon {t.uuid}"
-    reason = t.reason if t.state is Trust.PROBATION else _in_the_past(t)
-    return replace(t, state=Trust.PROBATION, reason=reason, remedy=wait, good_looks=looks, needs_reset=False, asked=False)
+def _healthy_scan(h: GpuHealth, device: DeviceSnapshot, periodic: bool) -> GpuHealth:
+    """One step out of quarantine and through probation."""
+    if isinstance(h.state, Healthy):
+        return h
+    if isinstance(h.state, Quarantined):
+        if h.state.until in (Until.RESET, Until.WITHDRAWN) and not _was_reset(h.state, device):
+            return h
+        return replace(h, state=Probation(_past(h.state), int(periodic)))
+    scans = h.state.healthy_scans + periodic
+    if scans < PROBATION_SCANS:
+        return replace(h, state=replace(h.state, healthy_scans=scans))
+    return replace(h, state=Healthy(), memory_error=None)
 
 
-def _in_the_past(t: DeviceTrust) -> str:
+def _past(q: Quarantined) -> str:
     """Why it was in quarantine, and how that ended."""
-    if t.asked:
-        return f"{t.reason}; it does not any more"
-    if t.pending:
+    if q.until is Until.REPAIRED and not q.away:
         return "repaired memory waited for a reset of the GPU, and does not any more"
-    since = "it was reset since" if t.needs_reset and not t.away else "it answers again"
-    return f"{(t.reason or '').replace(_LOST, 'it was lost: ', 1)}; {since}"
+    if q.until in (Until.WITHDRAWN, Until.OVER) and not q.away:
+        return f"{q.reason}; it does not any more"
+    since = Until.RESET if q.until is Until.RESET and not q.away else Until.ANSWERS
+    return f"{q.reason.replace(_LOST, 'it was lost: ', 1)}; {since.value}"
 
 
-def _was_reset(t: DeviceTrust, device: DeviceSnapshot) -> bool:
-    if t.away or t.pending:  # it came back, or nothing is pending any more
-        return True
-    return t.ecc_at is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected < t.ecc_at
+def _was_reset(q: Quarantined, device: DeviceSnapshot) -> bool:
+    """It came back, or its error counters began again."""
+    return q.away or (q.ecc_before is not None and device.ecc_uncorrected is not None and device.ecc_uncorrected < q.ecc_before)

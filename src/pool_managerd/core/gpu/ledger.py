@@ -1,67 +1,63 @@
-"""Who holds, or has been promised, how much of which GPU (DESIGN §3, §8 rule 2).
+"""Which instance holds, or has reserved, how much of which GPU (DESIGN §3, §8 rule 2).
 
-VRAM is promised before it is used. What others hold counts; what a pool holds beyond its promise counts too. So for
-every GPU: what the driver keeps + what foreigners hold + what pools are promised ≤ what there is.
+VRAM is reserved before it is used. What unmanaged processes hold counts; what an instance holds beyond its reservation
+counts too. So for every GPU: what the driver keeps + what unmanaged processes hold + what is reserved ≤ what there is.
+
+The key is the instance: two replicas of one pool, while one replaces the other, have a reservation each, and both count.
+A replica runs one launch at a time, so a later epoch of the same instance takes the place of the earlier one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pool_managerd.core.gpu.devices import DeviceProcess, DeviceSnapshot
-from pool_managerd.core.gpu.masks import cuda_environment, cuda_visible_devices
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
 
 SOME_PROCESS_BYTES = 16 << 20
-"""Used memory that no process explains is foreign from here on; below it is the driver's rounding."""
+"""Used memory that no process explains is somebody's from here on; below it is the driver's rounding."""
+
+Running = Mapping[InstanceId, Mapping[str, int]]
+"""The instances whose engines run, with the foreign bytes on each device (by UUID) just before their launch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What launch ``epoch`` of a pool is promised, in bytes by device UUID. ``exclusive``: it shares with nobody."""
+    """What launch ``epoch`` of an instance may use, in bytes by device UUID.
 
-    pool_id: str
+    ``exclusive``: it shares with no other pool, but with another replica of its own.
+    """
+
+    instance_id: InstanceId
     epoch: int
     bytes_by_device: Mapping[str, int]
     exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
-    """The devices that one launch was given, in PCI order, and its promise on each in bytes by UUID.
+class InstanceUsage:
+    """One instance's part of one device. ``used_bytes`` is None where the driver does not tell; ``inferred`` where its pids
+    cannot be attributed and it is taken to use what it has reserved."""
 
-    ``shares`` say which part of the model each of several devices carries. The engine is told them, as what it would
-    choose by itself is not what was promised. ``notices`` are for people.
-    """
-
-    devices: tuple[DeviceSnapshot, ...]
-    bytes_by_device: Mapping[str, int]
-    shares: tuple[float, ...] = ()
-    notices: tuple[str, ...] = ()
-
-    def environment(self) -> dict[str, str]:
-        """Shows an engine these devices alone, by UUID."""
-        return cuda_environment(cuda_visible_devices(self.devices))
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One pool's part of one device. ``used_bytes`` is None where the driver does not tell, ``guessed`` where its pids cannot
-    be matched and it is taken to use what it was promised."""
-
-    pool_id: str
+    instance_id: InstanceId
     reserved_bytes: int
     used_bytes: int | None
     pids: tuple[int, ...] = ()
     exclusive: bool = False
-    guessed: bool = False
+    inferred: bool = False
 
     @property
     def measured_bytes(self) -> int | None:
         """What the driver says of its processes; None where it does not."""
-        return None if self.guessed else self.used_bytes
+        return None if self.inferred else self.used_bytes
+
+    @property
+    def inferred_bytes(self) -> int:
+        """What it is taken to use where the driver does not tell."""
+        return (self.used_bytes or 0) if self.inferred else 0
 
     @property
     def counted_bytes(self) -> int:
@@ -70,10 +66,10 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccount:
-    """One device's memory, divided: the driver's, pools', foreigners', and what may still be reserved."""
+    """One device's memory, divided: the driver's, instances', unmanaged processes' (``foreign``), and what may be reserved."""
 
     device: DeviceSnapshot
-    holdings: tuple[Holding, ...] = ()
+    usages: tuple[InstanceUsage, ...] = ()
     foreign: tuple[DeviceProcess, ...] = ()
     foreign_bytes: int = 0
 
@@ -81,33 +77,38 @@ class DeviceAccount:
     def available_bytes(self) -> int:
         """What may still be reserved."""
         d = self.device
-        taken = d.vram_reserved_bytes + self.foreign_bytes + sum(h.counted_bytes for h in self.holdings)
+        taken = d.vram_reserved_bytes + self.foreign_bytes + sum(u.counted_bytes for u in self.usages)
         return max(0, d.vram_total_bytes - taken)
 
     @property
-    def unnamed_bytes(self) -> int:
+    def unlisted_bytes(self) -> int:
         """What no listed process explains."""
         return max(0, self.foreign_bytes - sum(p.vram_bytes or 0 for p in self.foreign))
 
     @property
-    def unmatched_bytes(self) -> int:
-        """What may be anybody's: held by no process that is listed with a pid of ours or of a known stranger."""
-        guessed = sum(h.used_bytes or 0 for h in self.holdings if h.guessed)
-        named = sum(p.vram_bytes or 0 for p in self.foreign if p.certain)
-        return max(0, self.foreign_bytes + guessed - named)
+    def inferred_bytes(self) -> int:
+        """What instances are taken to use whose processes are not attributable."""
+        return sum(u.inferred_bytes for u in self.usages)
 
     @property
-    def blind(self) -> bool:
-        """True where memory is held and no pid tells by whom, as in most containers."""
-        unsure = any(not p.certain for p in self.device.processes)
-        return unsure or (self.unmatched_bytes >= SOME_PROCESS_BYTES and not self.device.processes)
+    def unattributable_bytes(self) -> int:
+        """What may be anybody's: held by no process that is listed with a pid of ours or of a known unmanaged process."""
+        known = sum(p.vram_bytes or 0 for p in self.foreign if p.certain)
+        return max(0, self.foreign_bytes + self.inferred_bytes - known)
+
+    @property
+    def attributable(self) -> bool:
+        """False where memory is held and no pid tells by whom, as in most containers."""
+        if any(not p.certain for p in self.device.processes):
+            return False
+        return bool(self.device.processes) or self.unattributable_bytes < SOME_PROCESS_BYTES
 
     def holders(self) -> str:
-        """Who has the rest, for people."""
-        parts = [f"pool {h.pool_id} {size(h.counted_bytes)}" for h in self.holdings]
+        """Who has the rest, human-readable."""
+        parts = [f"pool {u.instance_id.pool_id} {size(u.counted_bytes)}" for u in self.usages]
         parts += [f"{who(p)} {size(p.vram_bytes)}" if p.vram_bytes is not None else who(p) for p in self.foreign]
-        if self.unnamed_bytes >= SOME_PROCESS_BYTES:
-            parts.append(f"processes that cannot be seen {size(self.unnamed_bytes)}")
+        if self.unlisted_bytes >= SOME_PROCESS_BYTES:
+            parts.append(f"processes that cannot be seen {size(self.unlisted_bytes)}")
         if self.device.vram_reserved_bytes:
             parts.append(f"the driver {size(self.device.vram_reserved_bytes)}")
         return ", ".join(parts) or "nobody"
@@ -115,49 +116,49 @@ class DeviceAccount:
 
 @dataclass
 class Ledger:
-    """The promises of this node. Asking and promising are one call: two starts cannot both pass. ``version`` counts changes."""
+    """What is reserved here. Asking and reserving are one call: two starts cannot both pass. ``version`` counts changes."""
 
-    _by_pool: dict[str, Reservation] = field(default_factory=dict)
+    _by_instance: dict[InstanceId, Reservation] = field(default_factory=dict)
     version: int = 0
 
     def copy(self) -> Ledger:
-        """Another ledger with the same promises, to try things on."""
-        return Ledger(dict(self._by_pool))
+        """Another ledger with the same reservations, to try things on."""
+        return Ledger(dict(self._by_instance))
 
-    def get(self, pool_id: str) -> Reservation | None:
-        return self._by_pool.get(pool_id)
+    def get(self, instance_id: InstanceId) -> Reservation | None:
+        return self._by_instance.get(instance_id)
 
     def all(self) -> list[Reservation]:
-        return [self._by_pool[pool_id] for pool_id in sorted(self._by_pool)]
+        return [self._by_instance[instance_id] for instance_id in sorted(self._by_instance)]
 
     def reserve(self, wanted: Reservation, accounts: Mapping[str, DeviceAccount]) -> None:
-        """Promise it, replacing what the same pool was promised before.
+        """Reserve it, in the place of what an earlier launch of the same instance had.
 
         ``accounts`` (by UUID, from ``account``) must be made of this ledger and a fresh scan. Raises NodeError
         INSUFFICIENT_VRAM with needed, free and who holds the rest; GPU_NOT_SHARED when somebody is exclusive there.
         """
         if (error := self.objection(wanted, accounts)) is not None:
             raise error
-        self._by_pool[wanted.pool_id] = wanted
+        self._by_instance[wanted.instance_id] = wanted
         self.version += 1
 
     def objection(self, wanted: Reservation, accounts: Mapping[str, DeviceAccount]) -> NodeError | None:
         """The error that ``reserve`` would raise now; asking changes nothing."""
         for uuid, needed in wanted.bytes_by_device.items():
-            here = without(accounts[uuid], wanted.pool_id)
-            near = [without(a, wanted.pool_id) for a in accounts.values() if board(a.device) == board(here.device)]
-            if (shy := _sharing_objection(wanted, here.device, near)) is not None:
-                return shy
+            here = without(accounts[uuid], wanted.instance_id)
+            near = [a for a in accounts.values() if physical_gpu(a.device) == physical_gpu(here.device)]
+            if (error := _sharing_objection(wanted, here.device, near)) is not None:
+                return error
             if needed > here.available_bytes:
-                return insufficient(wanted.pool_id, here.device, needed, here.available_bytes, here.holders())
+                return insufficient(wanted.instance_id.pool_id, here.device, needed, here.available_bytes, here.holders())
         return None
 
-    def release(self, pool_id: str, epoch: int) -> bool:
-        """Give a launch's promise back; a newer launch's stays. True when there was one."""
-        found = self._by_pool.get(pool_id)
+    def release(self, instance_id: InstanceId, epoch: int) -> bool:
+        """Give a launch's reservation back; a later launch's stays. True when there was one."""
+        found = self._by_instance.get(instance_id)
         if found is None or found.epoch > epoch:
             return False
-        del self._by_pool[pool_id]
+        del self._by_instance[instance_id]
         self.version += 1
         return True
 
@@ -165,82 +166,82 @@ class Ledger:
 def account(
     devices: Sequence[DeviceSnapshot],
     reservations: Iterable[Reservation],
-    owners: Mapping[int, str],
-    running: Mapping[str, Mapping[str, int]] | None = None,
+    owners: Mapping[int, InstanceId],
+    running: Running | None = None,
 ) -> dict[str, DeviceAccount]:
-    """Every device's memory, divided, by UUID. ``owners`` says which pool a pid belongs to.
-
-    ``running``: the pools whose engines run, with what was foreign on each device just before their launch.
-    """
-    promised = list(reservations)
-    return {d.uuid: _account_one(d, promised, owners, running or {}) for d in devices}
+    """Every device's memory, divided, by UUID. ``owners`` says which instance a pid belongs to."""
+    reserved = list(reservations)
+    return {d.uuid: _account_one(d, reserved, owners, running or {}) for d in devices}
 
 
 def _account_one(
-    d: DeviceSnapshot, promised: list[Reservation], owners: Mapping[int, str], running: Mapping[str, Mapping[str, int]]
+    d: DeviceSnapshot, reservations: list[Reservation], owners: Mapping[int, InstanceId], running: Running
 ) -> DeviceAccount:
-    here = [r for r in promised if d.uuid in r.bytes_by_device]
-    if d.error is not None or d.mig_enabled:  # its figures are old, or those of its instances
-        return DeviceAccount(d, tuple(Holding(r.pool_id, r.bytes_by_device[d.uuid], None, (), r.exclusive) for r in here))
-    ours: dict[str, list[DeviceProcess]] = {}
+    here = {r.instance_id: r for r in reservations if d.uuid in r.bytes_by_device}
+    if d.error is not None or d.mig_enabled:  # what it tells is old, or its instances'
+        return DeviceAccount(
+            d, tuple(InstanceUsage(key, r.bytes_by_device[d.uuid], None, (), r.exclusive) for key, r in here.items())
+        )
+    ours: dict[InstanceId, list[DeviceProcess]] = {}
     foreign: list[DeviceProcess] = []
     for process in d.processes:
         owner = owners.get(process.pid) if process.certain else None
         foreign.append(process) if owner is None else ours.setdefault(owner, []).append(process)
-    used = {pool: _sum(found) for pool, found in ours.items()}
+    used = {instance_id: _sum(found) for instance_id, found in ours.items()}
     rest = max(0, d.vram_used_bytes - sum(b or 0 for b in used.values()))
-    guesses = _guesses(d, [r for r in here if used.get(r.pool_id) is None and r.pool_id in running], running, rest)
-    reserved = {r.pool_id: r for r in here}
-    holdings = tuple(
-        Holding(
-            pool_id, reserved[pool_id].bytes_by_device[d.uuid] if pool_id in reserved else 0,
-            guesses.get(pool_id, used.get(pool_id)), tuple(sorted(p.pid for p in ours.get(pool_id, ()))),
-            pool_id in reserved and reserved[pool_id].exclusive, pool_id in guesses,
-        )
-        for pool_id in sorted(reserved.keys() | ours.keys())
-    )  # fmt: skip
-    return DeviceAccount(d, holdings, tuple(sorted(foreign, key=lambda p: p.pid)), rest - sum(guesses.values()))
+    inferred = _infer(d, [r for key, r in here.items() if used.get(key) is None and key in running], running, rest)
+    usages = []
+    for key in sorted(here.keys() | ours.keys()):
+        reserved, pids = here.get(key), tuple(sorted(p.pid for p in ours.get(key, ())))
+        usages.append(InstanceUsage(
+            key, reserved.bytes_by_device[d.uuid] if reserved is not None else 0, inferred.get(key, used.get(key)), pids,
+            reserved is not None and reserved.exclusive, key in inferred,
+        ))  # fmt: skip
+    foreign.sort(key=lambda p: p.pid)
+    return DeviceAccount(d, tuple(usages), tuple(foreign), rest - sum(inferred.values()))
 
 
-def _guesses(
-    d: DeviceSnapshot, unmatched: list[Reservation], running: Mapping[str, Mapping[str, int]], rest: int
-) -> dict[str, int]:
+def _infer(d: DeviceSnapshot, unattributed: list[Reservation], running: Running, rest: int) -> dict[InstanceId, int]:
     """Where the driver's list does not show our engines (in a container, say): what of the unexplained ``rest`` is theirs.
 
-    Never what was foreign before they were launched, never more than the promise. A guess counts no less
-    than a promise, so it cannot make room; it only keeps our own memory from counting twice.
+    Never what was foreign before they were launched, never more than is reserved. What is inferred counts no less than a
+    reservation, so it cannot make room; it only keeps our own memory from counting twice.
     """
-    if rest < SOME_PROCESS_BYTES or not unmatched:
+    if rest < SOME_PROCESS_BYTES or not unattributed:
         return {}
-    left = max(0, rest - min(running[r.pool_id].get(d.uuid, 0) for r in unmatched))
-    found: dict[str, int] = {}
-    for r in sorted(unmatched, key=lambda r: (running[r.pool_id].get(d.uuid, 0), r.pool_id)):
-        found[r.pool_id] = min(left, r.bytes_by_device[d.uuid])
-        left -= found[r.pool_id]
+
+    def before(r: Reservation) -> int:
+        return running[r.instance_id].get(d.uuid, 0)
+
+    left = max(0, rest - min(map(before, unattributed)))
+    found: dict[InstanceId, int] = {}
+    for r in sorted(unattributed, key=lambda r: (before(r), r.instance_id)):
+        found[r.instance_id] = min(left, r.bytes_by_device[d.uuid])
+        left -= found[r.instance_id]
     return found
 
 
-def without(account: DeviceAccount, pool_id: str) -> DeviceAccount:
-    """The same device as others see it: without what ``pool_id`` holds."""
-    left = tuple(h for h in account.holdings if h.pool_id != pool_id)
-    return DeviceAccount(account.device, left, account.foreign, account.foreign_bytes)
+def without(account: DeviceAccount, instance_id: InstanceId) -> DeviceAccount:
+    """The same device as others see it: without what the instance holds."""
+    return replace(account, usages=tuple(u for u in account.usages if u.instance_id != instance_id))
 
 
-def board(device: DeviceSnapshot) -> str:
-    """The piece of hardware: the siblings of a MIG instance are on the same one."""
+def physical_gpu(device: DeviceSnapshot) -> str:
+    """The UUID of the piece of hardware: the siblings of a MIG instance are on the same one."""
     return device.parent_uuid or device.uuid
 
 
 def _sharing_objection(wanted: Reservation, device: DeviceSnapshot, near: Sequence[DeviceAccount]) -> NodeError | None:
-    """Exclusive means the whole piece of hardware. ``near`` is everything on it but the pool's own."""
-    others = [h for a in near for h in a.holdings]
+    """Exclusive means the whole piece of hardware; ``near`` is everything on it. Replicas of one pool do share."""
+    pool_id = wanted.instance_id.pool_id
+    others = [u for a in near for u in a.usages if u.instance_id.pool_id != pool_id]
     foreign = [p for a in near for p in a.foreign if p.kind == "compute"]
-    shy = next((h for h in others if h.exclusive), None)
-    if shy is not None:
-        return _not_shared(wanted.pool_id, device, f"pool {shy.pool_id} is exclusive there", "use another GPU, or stop it")
+    exclusive = next((u.instance_id.pool_id for u in others if u.exclusive), None)
+    if exclusive is not None:
+        return _not_shared(pool_id, device, f"pool {exclusive} is exclusive there", "use another GPU, or stop it")
     if wanted.exclusive and (others or foreign):
-        whom = f"pool {others[0].pool_id}" if others else who(foreign[0])
-        return _not_shared(wanted.pool_id, device, f"the pool is exclusive and {whom} is there", "stop it, or use another GPU")
+        whom = f"pool {others[0].instance_id.pool_id}" if others else who(foreign[0])
+        return _not_shared(pool_id, device, f"the pool is exclusive and {whom} is there", "stop it, or use another GPU")
     return None
 
 

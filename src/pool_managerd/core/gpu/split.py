@@ -182,10 +182,10 @@ def _by_room(room: tuple[int, ...], overhead_bytes: int) -> tuple[float, ...]:
     return tuple(part / sum(usable) for part in usable)
 
 
-def _checked(devices: Sequence[DeviceSnapshot], *amounts: int) -> tuple[DeviceSnapshot, ...]:
+def _checked(devices: Sequence[DeviceSnapshot], *sizes: int) -> tuple[DeviceSnapshot, ...]:
     if not devices:
         raise _refused("there is no GPU to use", "name the pool's `devices`")
-    if any(amount < 0 for amount in amounts):
+    if any(number < 0 for number in sizes):
         raise _refused("a size is negative", "sizes count bytes")
     if len({d.uuid for d in devices}) != len(devices):
         raise _refused("a GPU is named twice", "name each device once")
@@ -197,7 +197,7 @@ def _checked(devices: Sequence[DeviceSnapshot], *amounts: int) -> tuple[DeviceSn
     dark = next((d for d in devices if not d.readable), None)
     if dark is not None:
         raise NodeError(
-            f"cannot divide the model among the GPUs: GPU {dark.label} cannot be read: {dark.error or dark.unclear}",
+            f"cannot divide the model among the GPUs: GPU {dark.label} cannot be read: {dark.error or dark.unreadable}",
             hint="use another GPU",
         )
     return in_pci_order(devices)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 RESET_STEPS = ("pool-managerd devices release", "sudo nvidia-smi --gpu-reset -i {uuid}", "pool-managerd devices resume")
-"""No GPU is reset while a process holds it open, and the daemon's own look at the GPUs is such a process."""
+"""No GPU is reset while a process holds it open, and the daemon's own scan of the GPUs is such a process."""
 RESET = f"drain its pools, then: {'; '.join(RESET_STEPS)}"
-_VOUCH = f"{RESET}; pool-managerd devices uncordon {{uuid}}"
+_RESET_AND_SAY_SO = f"{RESET}; pool-managerd devices uncordon {{uuid}}"
 """Where nothing may show that it was reset: an operator says so."""
 REBOOT = "reboot the machine; if it happens again, reseat or replace the GPU"
 
 
 class Verdict(StrEnum):
-    """``application``: the program is at fault, not the GPU. ``suspect``: worth a look at once. ``fatal``: do not use it."""
+    """``application``: the program is at fault, not the GPU. ``suspect``: worth a scan at once. ``fatal``: do not use it."""
 
     APPLICATION = "application"
     SUSPECT = "suspect"
@@ -31,7 +31,7 @@ class XidMeaning:
     """One Xid: what happened, as the end of a sentence, and the remedy with ``{uuid}`` for the GPU: its index may move.
 
     ``lost``: programs on the GPU cannot go on; without it they may end by themselves. ``asked``: the driver asks for a
-    recovery, and says so when it does not any more (``relieved``). ``contained``: the program that met a memory error was
+    recovery, and says so when it does not any more (``withdrawn``). ``contained``: the program that met a memory error was
     ended by the driver, all others go on.
     """
 
@@ -40,7 +40,7 @@ class XidMeaning:
     remedy: str = ""
     lost: bool = True
     asked: bool = False
-    relieved: bool = False
+    withdrawn: bool = False
     contained: bool = False
 
 
@@ -64,21 +64,21 @@ _APPLICATION = {
     **dict.fromkeys((82, 83, 84, 86, 88, 89, *range(96, 106), 139, 142), "a program's video or image engine failed"),
 }
 _FATAL = {
-    46: ("the GPU stopped processing", _VOUCH),
-    48: ("an uncorrectable memory error (double bit) occurred", _VOUCH),
-    61: ("the GPU's micro-controller hit a breakpoint", _VOUCH),
-    62: ("the GPU's micro-controller halted", _VOUCH),
+    46: ("the GPU stopped processing", _RESET_AND_SAY_SO),
+    48: ("an uncorrectable memory error (double bit) occurred", _RESET_AND_SAY_SO),
+    61: ("the GPU's micro-controller hit a breakpoint", _RESET_AND_SAY_SO),
+    62: ("the GPU's micro-controller halted", _RESET_AND_SAY_SO),
     64: ("broken memory could not be remapped", "replace the GPU: its spare memory rows are used up"),
-    74: ("an NVLink failed", _VOUCH),
+    74: ("an NVLink failed", _RESET_AND_SAY_SO),
     79: ("the GPU has fallen off the bus", REBOOT),
-    95: ("an uncontained memory error hit every program on the GPU", _VOUCH),
+    95: ("an uncontained memory error hit every program on the GPU", _RESET_AND_SAY_SO),
     110: ("the GPU reports a security fault", REBOOT),
-    119: ("the GPU's system processor (GSP) does not answer", _VOUCH),
-    120: ("the GPU's system processor (GSP) failed", _VOUCH),
-    136: ("an NVLink could not be trained", _VOUCH),
-    140: ("an unrecovered memory error occurred", _VOUCH),
+    119: ("the GPU's system processor (GSP) does not answer", _RESET_AND_SAY_SO),
+    120: ("the GPU's system processor (GSP) failed", _RESET_AND_SAY_SO),
+    136: ("an NVLink could not be trained", _RESET_AND_SAY_SO),
+    140: ("an unrecovered memory error occurred", _RESET_AND_SAY_SO),
     143: ("the GPU failed to initialise", REBOOT),
-    158: ("the GPU met a fatal timeout", _VOUCH),
+    158: ("the GPU met a fatal timeout", _RESET_AND_SAY_SO),
     167: ("the GPU met a fatal timeout on the PCIe bus", REBOOT),
     173: ("the link between processor and GPU failed", REBOOT),
 }
@@ -107,7 +107,7 @@ _SUSPECT = {
 _RECOVERY = re.compile(r"\bto 0x([0-9a-fA-F]{1,8}) \(([^()]{1,60})\)")
 """What is asked for from now on: ``changed from 0x0 (None) to 0x1 (GPU Reset Required)``."""
 _FATAL_ACTIONS = {
-    1: ("GPU reset", _VOUCH, True), 2: ("node reboot", REBOOT, True), 4: ("drain and reset", _VOUCH, False),
+    1: ("GPU reset", _RESET_AND_SAY_SO, True), 2: ("node reboot", REBOOT, True), 4: ("drain and reset", _RESET_AND_SAY_SO, False),
     6: ("bus reset", REBOOT, True), 7: ("system reboot", REBOOT, True),
 }  # fmt: skip
 """By NVML's numbers: what, the remedy, and whether what runs there cannot go on."""
@@ -124,7 +124,7 @@ def meaning(xid: int, text: str = "") -> XidMeaning:
     if xid in _NVLINK_5:
         fatal = re.search(r"\bfatal\b", text, re.IGNORECASE) is not None or (xid == 149 and not text)
         what = f"an NVLink failed ({_NVLINK_5[xid]})" if fatal else f"an NVLink reports an error ({_NVLINK_5[xid]})"
-        return XidMeaning(Verdict.FATAL, what, _VOUCH) if fatal else XidMeaning(Verdict.SUSPECT, what)
+        return XidMeaning(Verdict.FATAL, what, _RESET_AND_SAY_SO) if fatal else XidMeaning(Verdict.SUSPECT, what)
     wanted = _RECOVERY.search(text) if xid == _RECOVERY_ACTION else None
     if wanted is not None:
         return recovery(int(wanted[1], 16), wanted[2])
@@ -134,9 +134,9 @@ def meaning(xid: int, text: str = "") -> XidMeaning:
 def recovery(action: int, words: str = "") -> XidMeaning:
     """What the driver's recovery ``action`` (NVML's numbers, ``words`` its own) says about the GPU."""
     if action == 0:
-        return XidMeaning(Verdict.SUSPECT, "the driver asks for no recovery any more", relieved=True)
+        return XidMeaning(Verdict.SUSPECT, "the driver asks for no recovery any more", withdrawn=True)
     if action not in _FATAL_ACTIONS:
         what = words or _OTHER_ACTIONS.get(action, f"action {action}")
-        return XidMeaning(Verdict.SUSPECT, f"the driver asks for a recovery that concerns several GPUs ({what})", relieved=True)
+        return XidMeaning(Verdict.SUSPECT, f"the driver asks for a recovery that concerns several GPUs ({what})", withdrawn=True)
     what, remedy, lost = _FATAL_ACTIONS[action]
     return XidMeaning(Verdict.FATAL, f"the driver asks for a recovery ({words or what})", remedy, lost=lost, asked=True)

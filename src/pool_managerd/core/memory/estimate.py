@@ -9,12 +9,12 @@ from itertools import accumulate
 
 from pool_managerd.core.memory import llamacpp_buffers as buffers
 from pool_managerd.core.memory.llamacpp_buffers import EngineSettings
-from pool_managerd.core.memory.measurements import Measured
+from pool_managerd.core.memory.measurements import Measurement
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.memory.tensor_places import bytes_in_ram
 from pool_managerd.core.narration import count, size
 
-__all__ = ["Amount", "DeviceFraction", "EngineSettings", "Footprint", "estimate"]
+__all__ = ["DeviceFraction", "EngineSettings", "EstimatePart", "MemoryEstimate", "estimate"]
 
 HOST_BASE_BYTES = 64 << 20
 HOST_PER_GPU_BYTES = 256 << 20
@@ -41,8 +41,8 @@ class DeviceFraction:
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
-    """One part of a footprint. ``error_fraction`` 0.1: it may be a tenth more or less. ``text`` says what it is made of."""
+class EstimatePart:
+    """One part of an estimate. ``error_fraction`` 0.1: it may be a tenth more or less. ``text`` says what it is made of."""
 
     text: str
     size_bytes: int
@@ -57,11 +57,11 @@ class Amount:
         return f"{self.text}: {size(self.size_bytes)}{sure}"
 
 
-NOTHING = Amount("nothing", 0)
+NOTHING = EstimatePart("nothing", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class MemoryEstimate:
     """What a launch will hold. ``weights`` and ``kv`` are shared out among the GPUs, ``compute`` and ``overhead`` each has.
 
     Without a GPU all four are in RAM, and in ``host``. ``host_growth_bytes`` may be added to ``host`` while it
@@ -70,17 +70,17 @@ class Footprint:
     whatever it needs. ``measured`` replaces the estimate where a like launch was seen before. ``notes`` say what is not counted.
     """
 
-    weights: Amount
-    kv: Amount
-    compute: Amount
-    overhead: Amount
-    host: Amount
+    weights: EstimatePart
+    kv: EstimatePart
+    compute: EstimatePart
+    overhead: EstimatePart
+    host: EstimatePart
     host_growth_bytes: int | None = 0
     n_devices: int = 1
     layer_bytes: tuple[int, ...] = ()
     output_bytes: int = 0
     claimed_bytes: tuple[int, ...] = ()
-    measured: Measured | None = None
+    measured: Measurement | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -121,12 +121,12 @@ class Footprint:
             max(int(ratio * shared), part) + self.fixed_bytes_per_gpu for ratio, part in zip(ratios, by_layer, strict=True)
         )
 
-    def with_measurement(self, measured: Measured | None) -> Footprint:
+    def with_measurement(self, measured: Measurement | None) -> MemoryEstimate:
         """The same launch as it was measured before; None leaves the estimate."""
         return replace(self, measured=measured)
 
     def explain(self) -> tuple[str, ...]:
-        """A short sentence per part, for people."""
+        """A short human-readable sentence per part."""
         where = f" on each of {count(self.n_devices, 'GPU')}" if self.n_devices > 1 else ""
         lines = [str(part) for part in (self.weights, self.kv) if part.size_bytes]
         lines += [f"{part}{where}" for part in (self.compute, self.overhead) if part.size_bytes]
@@ -161,8 +161,8 @@ def estimate(
     overhead_bytes_per_gpu: int,
     n_devices: int = 1,
     device_bytes: Sequence[int] = (),
-) -> Footprint:
-    """What a launch will allocate. Never raises for unknown facts.
+) -> MemoryEstimate:
+    """What a launch will allocate. Never raises for what is not known.
 
     More context never needs less, nor do more slots of the same context; at the same total they may, by the engine's
     rounding of each slot. ``n_devices`` 0, or no layer on a GPU: all is in RAM. ``device_bytes`` are the sizes of
@@ -177,17 +177,17 @@ def estimate(
     kept = bytes_in_ram(shape.tensors, settings.rules) if n_devices else {}
     in_ram = int(sum(kept.values()) * on_gpu)
     kv, by_layer = _kv(shape, settings)
-    compute = Amount(
+    compute = EstimatePart(
         f"compute buffers for {settings.ubatch} tokens at once",
         _compute(shape, settings, n_devices),
         ROUGH if shape.n_embd else GUESSED,
     )
-    overhead = Amount("overhead", overhead_bytes_per_gpu if n_devices else 0)
+    overhead = EstimatePart("overhead", overhead_bytes_per_gpu if n_devices else 0)
     kv_gpu = on_gpu if settings.kv_on_gpu else 0.0
     host = _host(shape, settings, (weights, kv, compute), on_gpu, kv_gpu, n_devices)
     parts = _layers(shape, weights, by_layer, kept) if on_gpu == 1.0 and kv_gpu == 1.0 else ()
     on_gpus = _scaled(weights, on_gpu) if n_devices else weights
-    found = Footprint(
+    found = MemoryEstimate(
         weights=replace(on_gpus, size_bytes=max(0, on_gpus.size_bytes - in_ram)),
         kv=_scaled(kv, kv_gpu) if n_devices else kv,
         compute=compute,
@@ -201,13 +201,13 @@ def estimate(
     return _with_notes(found, shape, settings)
 
 
-def _with_notes(found: Footprint, shape: ModelShape, settings: EngineSettings) -> Footprint:
+def _with_notes(found: MemoryEstimate, shape: ModelShape, settings: EngineSettings) -> MemoryEstimate:
     """What the estimate does not follow is said, and makes it wider."""
     notes: list[str] = []
     if not shape.known:
         notes.append(f"the architecture {shape.architecture!r} is unknown here: its cache and state are a guess")
     if settings.rules and not shape.tensors:
-        notes.append("which weights stay in RAM is not counted: the model has too many tensors to look at each")
+        notes.append("which weights stay in RAM is not counted: the model has too many tensors to read each")
     if settings.unmodelled:
         notes.append(f"not counted: {', '.join(settings.unmodelled)}, which changes what is needed")
     if not notes:
@@ -223,26 +223,26 @@ def _with_notes(found: Footprint, shape: ModelShape, settings: EngineSettings) -
     return replace(found, notes=tuple(notes))
 
 
-def _widened(amount: Amount) -> Amount:
-    return replace(amount, error_fraction=max(amount.error_fraction, ROUGH))
+def _widened(part: EstimatePart) -> EstimatePart:
+    return replace(part, error_fraction=max(part.error_fraction, ROUGH))
 
 
-def _weights(shape: ModelShape, settings: EngineSettings, on_gpu: float) -> Amount:
+def _weights(shape: ModelShape, settings: EngineSettings, on_gpu: float) -> EstimatePart:
     """What is on the GPU when all layers are: not the token embedding, unless it is the output matrix as well."""
     draft = settings.draft
     whole = shape.weights_bytes + settings.file_bytes + (draft.weights_bytes if draft else 0)
     if on_gpu and not shape.tied_output:
         whole -= shape.input_bytes
     kind = f" ({shape.quantization})" if shape.quantization else ""
-    return Amount(f"weights{kind}{' with a draft model' if draft else ''}", whole, SURE)
+    return EstimatePart(f"weights{kind}{' with a draft model' if draft else ''}", whole, SURE)
 
 
-def _kv(shape: ModelShape, settings: EngineSettings) -> tuple[Amount, tuple[int, ...]]:
+def _kv(shape: ModelShape, settings: EngineSettings) -> tuple[EstimatePart, tuple[int, ...]]:
     """The cache and state of all slots, and the part of each layer where it is known."""
     if shape.encoder:
-        return Amount("no KV cache: an encoder", 0), (0,) * (shape.n_layers or 0)
+        return EstimatePart("no KV cache: an encoder", 0), (0,) * (shape.n_layers or 0)
     by_layer = buffers.kv_bytes_by_layer(shape, settings)
-    total = sum(by_layer) if by_layer is not None else buffers.guessed_kv_bytes(shape, settings)
+    total = sum(by_layer) if by_layer is not None else buffers.assumed_kv_bytes(shape, settings)
     total += buffers.state_bytes(shape, settings)
     error = GUESSED if by_layer is None or not shape.known else SURE if shape.plain_cache else ROUGH
     if settings.draft is not None:
@@ -253,7 +253,7 @@ def _kv(shape: ModelShape, settings: EngineSettings) -> tuple[Amount, tuple[int,
         slots = f"{settings.parallel} × {cells} tokens"
     types = "/".join(dict.fromkeys((settings.cache_type_k, settings.cache_type_v)))
     copies = f", {settings.state_copies} states each" if shape.recurrent is not None and settings.state_copies > 1 else ""
-    return Amount(f"KV cache, {slots}, {types}{copies}", total, error), by_layer or ()
+    return EstimatePart(f"KV cache, {slots}, {types}{copies}", total, error), by_layer or ()
 
 
 def _compute(shape: ModelShape, settings: EngineSettings, n_devices: int) -> int:
@@ -266,21 +266,21 @@ def _compute(shape: ModelShape, settings: EngineSettings, n_devices: int) -> int
 def _host(
     shape: ModelShape,
     settings: EngineSettings,
-    parts: tuple[Amount, Amount, Amount],
+    parts: tuple[EstimatePart, EstimatePart, EstimatePart],
     on_gpu: float,
     kv_gpu: float,
     n_devices: int,
-) -> Amount:
+) -> EstimatePart:
     weights, kv, compute = parts
     base = HOST_BASE_BYTES + HOST_PER_TOKEN_BYTES * (shape.n_vocab or 0) + n_devices * HOST_PER_GPU_BYTES
     base += int(weights.size_bytes * (1 - on_gpu)) + int(kv.size_bytes * (1 - kv_gpu))
     if n_devices == 0:
-        return Amount("RAM for all of it", base + compute.size_bytes, ROUGH)
+        return EstimatePart("RAM for all of it", base + compute.size_bytes, ROUGH)
     base += shape.input_bytes + buffers.host_compute_bytes(shape, settings)
-    return Amount("RAM", base, ROUGH)
+    return EstimatePart("RAM", base, ROUGH)
 
 
-def _layers(shape: ModelShape, weights: Amount, kv: tuple[int, ...], kept: Mapping[int | None, int]) -> tuple[int, ...]:
+def _layers(shape: ModelShape, weights: EstimatePart, kv: tuple[int, ...], kept: Mapping[int | None, int]) -> tuple[int, ...]:
     """Weights and cache of each layer, without what is kept in RAM; as if all layers were alike where names do not tell."""
     if not kv:
         return ()
@@ -298,25 +298,27 @@ def _fraction_on_gpu(shape: ModelShape, settings: EngineSettings) -> float:
     return settings.gpu_layers / max(1, shape.n_layers)
 
 
-def _scaled(amount: Amount, fraction: float) -> Amount:
-    return replace(amount, size_bytes=int(amount.size_bytes * fraction))
+def _scaled(part: EstimatePart, fraction: float) -> EstimatePart:
+    return replace(part, size_bytes=int(part.size_bytes * fraction))
 
 
 def _claimed(
     shape: ModelShape, settings: DeviceFraction, overhead_bytes: int, n_devices: int, device_bytes: Sequence[int]
-) -> Footprint:
-    weights = Amount("weights", shape.weights_bytes, SURE)
+) -> MemoryEstimate:
+    weights = EstimatePart("weights", shape.weights_bytes, SURE)
     kv = NOTHING
     if shape.kv_heads is not None:
         one = EngineSettings(ctx=settings.ctx)
-        kv = Amount(f"KV cache, at least {buffers.cells_per_sequence(shape, one)} tokens", _kv(shape, one)[0].size_bytes, ROUGH)
+        kv = EstimatePart(
+            f"KV cache, at least {buffers.cells_per_sequence(shape, one)} tokens", _kv(shape, one)[0].size_bytes, ROUGH
+        )
     on_cpu = weights.size_bytes + kv.size_bytes if n_devices == 0 else 0
-    return Footprint(
+    return MemoryEstimate(
         weights=weights,
         kv=kv,
         compute=NOTHING,
-        overhead=Amount("overhead", overhead_bytes if n_devices else 0),
-        host=Amount("RAM", HOST_FRACTION_ENGINE_BYTES + on_cpu, ROUGH),
+        overhead=EstimatePart("overhead", overhead_bytes if n_devices else 0),
+        host=EstimatePart("RAM", HOST_FRACTION_ENGINE_BYTES + on_cpu, ROUGH),
         n_devices=n_devices,
         claimed_bytes=tuple(int(total * settings.fraction) for total in device_bytes),
     )

@@ -101,7 +101,7 @@ def kv_bytes_by_layer(shape: ModelShape, settings: EngineSettings) -> tuple[int,
     return tuple(sizes)
 
 
-def guessed_kv_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+def assumed_kv_bytes(shape: ModelShape, settings: EngineSettings) -> int:
     """A cache like that of models with as many weights, generously."""
     streams = 1 if settings.kv_unified else max(1, settings.parallel)
     return cells_per_sequence(shape, settings) * streams * max(1, shape.weights_bytes // ASSUMED_TOKENS_PER_WEIGHTS)

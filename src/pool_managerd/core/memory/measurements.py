@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-MAX_FOOTPRINTS = 512
+MAX_MEASUREMENTS = 512
 MAX_DEVICES = 64
 MAX_SAMPLES = 1_000_000
 _SPLIT_DIGITS = 4
@@ -17,7 +17,7 @@ Row = tuple[str, str, int, int, str, str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class FootprintKey:
+class MeasurementKey:
     """What makes two launches alike. ``ctx`` and ``parallel`` are the launch's totals, ``split`` the share of each GPU
     (empty: one GPU, or the engine's own choice).
     """
@@ -30,7 +30,7 @@ class FootprintKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """Bytes per GPU in PCI order: after the latest load, the highest ever seen, and how far apart loads have been."""
 
     load_bytes: tuple[int, ...]
@@ -38,42 +38,42 @@ class Measured:
     samples: int = 1
     spread_bytes: tuple[int, ...] = ()
 
-    def loaded(self, held: tuple[int, ...]) -> Measured:
+    def loaded(self, held: tuple[int, ...]) -> Measurement:
         """With one more launch that holds ``held`` after loading."""
         spread = self.spread_bytes or (0,) * len(held)
-        return Measured(
+        return Measurement(
             held, _highest(_faded(self.peak_bytes, self.load_bytes), held), min(MAX_SAMPLES, self.samples + 1),
             tuple(max(s // 2, abs(new - old)) for s, new, old in zip(spread, held, self.load_bytes, strict=True)),
         )  # fmt: skip
 
-    def serving(self, held: tuple[int, ...]) -> Measured:
-        """With one more look at a launch that is known already."""
-        return Measured(self.load_bytes, _highest(self.peak_bytes, held), self.samples, self.spread_bytes)
+    def serving(self, held: tuple[int, ...]) -> Measurement:
+        """With one more scan of a launch that is known already."""
+        return Measurement(self.load_bytes, _highest(self.peak_bytes, held), self.samples, self.spread_bytes)
 
 
 def _faded(peak: tuple[int, ...], load: tuple[int, ...]) -> tuple[int, ...]:
-    """Half of what a peak rose above the load: a leak of one launch must not raise the promise for ever."""
+    """Half of what a peak rose above the load: a leak of one launch must not raise reservations for ever."""
     return tuple(low + (high - low) // 2 for high, low in zip(peak, load, strict=True))
 
 
 @dataclass
-class Footprints:
+class Measurements:
     """The last ``limit`` kinds of launch that were measured; the least recently used is forgotten first."""
 
-    limit: int = MAX_FOOTPRINTS
-    _known: OrderedDict[FootprintKey, Measured] = field(default_factory=OrderedDict)
+    limit: int = MAX_MEASUREMENTS
+    _known: OrderedDict[MeasurementKey, Measurement] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: FootprintKey) -> Measured | None:
+    def get(self, key: MeasurementKey) -> Measurement | None:
         """What was seen of such launches. Looking does not count as use: `observe` does."""
         return self._known.get(_canonical(key))
 
-    def observe(self, key: FootprintKey, per_gpu_bytes: Sequence[int], *, loaded: bool) -> Measured:
-        """Take note of what one launch holds per GPU in PCI order; ``loaded`` on the first look after it became ready.
+    def observe(self, key: MeasurementKey, per_gpu_bytes: Sequence[int], *, loaded: bool) -> Measurement:
+        """Take note of what one launch holds per GPU in PCI order; ``loaded`` on the first scan after it became ready.
 
-        A later look at a launch that is not known yet counts as its first. Another number of GPUs starts anew.
+        A later scan of a launch that is not known yet counts as its first. Another number of GPUs starts anew.
         Raises ValueError for no GPUs, too many, or negative sizes.
         """
         held = tuple(int(size) for size in per_gpu_bytes)
@@ -82,7 +82,7 @@ class Footprints:
         key = _canonical(key)
         before = self._known.get(key)
         if before is None or len(before.load_bytes) != len(held):
-            now = Measured(held, held)
+            now = Measurement(held, held)
         else:
             now = before.loaded(held) if loaded else before.serving(held)
         self._known[key] = now
@@ -102,7 +102,7 @@ class Footprints:
         ]  # fmt: skip
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Sequence[object]], limit: int = MAX_FOOTPRINTS) -> Footprints:
+    def from_rows(cls, rows: Iterable[Sequence[object]], limit: int = MAX_MEASUREMENTS) -> Measurements:
         """Rows of ``to_rows``, as a store gave them back; those that are not well formed are left out."""
         found = cls(limit)
         for row in rows:
@@ -114,10 +114,10 @@ class Footprints:
         return found
 
 
-def _canonical(key: FootprintKey) -> FootprintKey:
+def _canonical(key: MeasurementKey) -> MeasurementKey:
     """Shares that differ in their last digits only are the same split."""
     split = tuple(round(share, _SPLIT_DIGITS) for share in key.split)
-    return FootprintKey(key.engine_version, key.model_digest, key.ctx, key.parallel, split)
+    return MeasurementKey(key.engine_version, key.model_digest, key.ctx, key.parallel, split)
 
 
 def _highest(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,12 +128,12 @@ def _join(numbers: Sequence[float]) -> str:
     return ",".join(map(repr, numbers))
 
 
-def _from_row(row: Sequence[object]) -> tuple[FootprintKey, Measured] | None:
+def _from_row(row: Sequence[object]) -> tuple[MeasurementKey, Measurement] | None:
     try:
         version, digest, ctx, parallel, split, load, peak, spread, samples = row
-        key = FootprintKey(str(version), str(digest), int(str(ctx)), int(str(parallel)), tuple(map(float, _parts(split))))
+        key = MeasurementKey(str(version), str(digest), int(str(ctx)), int(str(parallel)), tuple(map(float, _parts(split))))
         sizes = [tuple(map(int, _parts(text))) for text in (load, peak, spread)]
-        seen = Measured(sizes[0], sizes[1], int(str(samples)), sizes[2])
+        seen = Measurement(sizes[0], sizes[1], int(str(samples)), sizes[2])
     except ValueError:
         return None
     lengths = {len(seen.load_bytes), len(seen.peak_bytes), len(seen.spread_bytes) or len(seen.load_bytes)}

@@ -35,7 +35,7 @@ class Recurrent:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The facts that a fit estimate needs. An unknown fact is None and makes the estimate wider.
+    """What an estimate needs to know. What is not known is None and makes the estimate wider.
 
     ``weights_bytes`` counts the tensors of all parts of a split model, ``input_bytes`` the token embedding among them
     (llama.cpp keeps it in RAM), ``output_bytes`` the output matrix. ``tied_output``: there is none, and an

@@ -103,7 +103,7 @@ def _pool(pool: PoolWants, facts: HostFacts) -> Iterator[Finding]:
 def _device(device: DeviceSnapshot, facts: HostFacts) -> Iterator[Finding]:
     name = f"GPU {device.label}"
     if not device.readable:
-        why = device.error or device.unclear
+        why = device.error or device.unreadable
         yield Finding("gpu_unreadable", WARN, name, f"cannot read {name}: {why}", ("sudo dmesg | grep -i nvrm",))
     if device.reset_pending:
         steps = tuple(step.format(uuid=device.parent_uuid or device.uuid) for step in RESET_STEPS)

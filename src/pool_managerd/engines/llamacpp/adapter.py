@@ -11,7 +11,7 @@ from pathlib import Path
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.core.engines import ENGINES
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
 from pool_managerd.engines.environment import env_problems
@@ -46,7 +46,7 @@ class LlamaCpp:
             around = replace(around, encoder=shape.encoder, task=shape.task)
         own = own_flags(pool, path, table, around)
 
-        def flags(assignment: Assignment | None, port: int, *, on_gpu: bool = False) -> tuple[str, ...]:
+        def flags(assignment: Allocation | None, port: int, *, on_gpu: bool = False) -> tuple[str, ...]:
             split = pool.tensor_split if isinstance(pool.tensor_split, tuple) else None
             if assignment is not None:
                 split = assignment.shares if len(assignment.devices) > 1 else None

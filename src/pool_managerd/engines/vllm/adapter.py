@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
 from pool_managerd.engines.environment import env_problems
 from pool_managerd.engines.flags import OptionTable, attempt
@@ -37,7 +37,7 @@ class Vllm:
         around = command.Around(options, config.base_dir, grace_ms, version)
         own = command.own_flags(pool, around)
 
-        def flags(assignment: Assignment | None, port: int) -> tuple[str, ...]:
+        def flags(assignment: Allocation | None, port: int) -> tuple[str, ...]:
             return command.build_flags(pool, own, model, port, assignment, around)
 
         return Recipe(program, env, flags, LaunchMemory(command.settings_of(pool)), command.warmup_of(own, folder))

@@ -19,7 +19,7 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
-from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
@@ -94,7 +94,7 @@ def build_flags(
     own: Mapping[str, FlagUse],
     model: ResolvedModel,
     port: int,
-    assignment: Assignment | None,
+    assignment: Allocation | None,
     around: Around,
 ) -> tuple[str, ...]:
     """argv items after the program: the pool's ``own`` flags and those the daemon sets. Deterministic.
@@ -270,7 +270,7 @@ def _request_ctx(pool: PoolConfig) -> int:
     return max(1, (pool.ctx or 0) // pool.slots)
 
 
-def _utilization(pool_id: str, assignment: Assignment) -> float:
+def _utilization(pool_id: str, assignment: Allocation) -> float:
     """One figure for all GPUs, rounded down: the least of what each was promised. Raises NodeError for next to nothing."""
     least = min(assignment.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in assignment.devices)
     rounded = math.floor(least * 1e4 + 1e-3) / 1e4

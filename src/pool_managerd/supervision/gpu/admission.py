@@ -8,15 +8,15 @@ from typing import Literal, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.gpu.allocation import Split, Wish, assign
-from pool_managerd.core.gpu.bindings import Bound
+from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import Assignment, DeviceAccount, Ledger
-from pool_managerd.core.gpu.masks import DeviceMask, in_pci_order
-from pool_managerd.core.gpu.tensor_parallel import told_split
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger
+from pool_managerd.core.gpu.mask_gpus import ResolvedMask
+from pool_managerd.core.gpu.masks import in_pci_order
+from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.lifecycle import Phase
-from pool_managerd.core.memory.measurements import Footprints
-from pool_managerd.core.memory.sizing import LaunchFacts, LaunchSizing
+from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
+from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
@@ -31,7 +31,7 @@ FOOTPRINT = "footprint"
 class Sizer(Protocol):
     """Reads what a start will need. Raises PoolError for what the configuration must change."""
 
-    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchFacts: ...
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,54 +47,54 @@ class Admission:
 
     def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
-        self._known = Footprints()
+        self._known = Measurements()
         self._held: dict[str, tuple[int, dict[str, int]]] = {}
         gpus.watch.listen(self.learn)
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
         rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
-        self._known = Footprints.from_rows(row for row in rows if isinstance(row, list))
+        self._known = Measurements.from_rows(row for row in rows if isinstance(row, list))
 
-    async def admit(self, pool: Pool, epoch: int) -> tuple[Assignment | None, LaunchSizing]:
-        """Reserve GPUs for launch ``epoch``, and what that was sized by; None for the GPUs when it runs on the CPU.
+    async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]:
+        """Reserve GPUs for launch ``epoch``: what it was allocated, None when it runs on the CPU, and what it was estimated by.
 
         Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
         SpecError for a mask or split that cannot be.
         """
         sizing = await self._size(pool)
         scan = await self._scan()
-        # From here to the promise nothing is awaited: two starts cannot see the same memory free.
+        # From here to the reservation nothing is awaited: two starts cannot see the same memory free.
         memory = self._gpus.memory
-        found, bound = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
+        found, mask = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
         if found is not None:
-            if bound is not None and not self._missing(scan):
-                self._gpus.bindings.remember(pool.pool_id, *bound)
-            memory.remember_before(pool.pool_id)
+            if mask is not None and not self._missing(scan):
+                self._gpus.mask_gpus.remember(pool.pool_id, mask)
+            memory.begin(pool.instance.id, epoch)
             self._gpus.refresh()
         return found, sizing
 
     async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
-        """Where a start would be placed now, and what it would hold there. Promises nothing. Raises as ``admit``."""
+        """On which GPUs a start would run now, and what it would hold there. Reserves nothing. Raises as ``admit``."""
         sizing = await self._size(pool)
         scan = await self._scan()
         memory, i = self._gpus.memory, pool.instance
-        accounts = memory.accounts_without(pool.pool_id) if i.vram_pending else memory.accounts()
+        accounts = memory.accounts_without(i.id) if i.vram_pending else memory.accounts()
         found, _ = self._decide(pool, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
         if found is None:
-            return "on the CPU, as there is no GPU", sizing.footprint(0).explain()
+            return "on the CPU, as there is no GPU", sizing.estimate(0).explain()
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
-        return " and ".join(parts), sizing.footprint_on(found.devices, found.shares).explain()
+        return " and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain()
 
     def _decide(
         self,
         pool: Pool,
         epoch: int,
         scan: DeviceScan,
-        sizing: LaunchSizing,
+        sizing: LaunchEstimator,
         ledger: Ledger,
         accounts: Mapping[str, DeviceAccount],
-    ) -> tuple[Assignment | None, tuple[DeviceMask, Bound] | None]:
+    ) -> tuple[Allocation | None, ResolvedMask | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(pool.pool_id, scan)
             self._check_ram(pool, sizing, 0)
@@ -102,13 +102,13 @@ class Admission:
         require_scan(scan, pool.pool_id)
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
             self._check_ram(pool, sizing, 1)
-        bound = self._bound(pool, scan)
-        found = assign(sizing, self._wish(pool, epoch, scan, sizing, bound and bound[1]), ledger, accounts)
-        notices = bound[1].notices if bound is not None else ()
-        if bound is not None and bound[0].has_indices and (missing := self._missing(scan)):
-            meant = ", ".join(f"{d.label} ({d.uuid})" for d in bound[1].devices)
-            notices = (*notices, f"The mask {bound[0]} means GPU {meant} for this start only: {missing}, so indices may move")
-        return replace(found, notices=(*notices, *found.notices)), bound
+        mask = self._resolve_mask(pool, scan)
+        found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask), ledger, accounts)
+        notices = mask.notices if mask is not None else ()
+        if mask is not None and mask.mask.has_indices and (missing := self._missing(scan)):
+            meant = ", ".join(f"{d.label} ({d.uuid})" for d in mask.devices)
+            notices = (*notices, f"The mask {mask.mask} means GPU {meant} for this start only: {missing}, so indices may move")
+        return replace(found, notices=(*notices, *found.notices)), mask
 
     def _missing(self, scan: DeviceScan) -> str | None:
         """Why this is not every GPU there should be, None when it is."""
@@ -127,21 +127,22 @@ class Admission:
         return None
 
     async def _scan(self) -> DeviceScan:
-        """A fresh one. Where the last periodic look found no GPU at all, that one: none appears while an engine restarts."""
-        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.look()
+        """A fresh one. Where the last periodic scan found no GPU at all, that one: none appears while an engine restarts."""
+        return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
-    async def _size(self, pool: Pool) -> LaunchSizing:
-        facts = await self._sizer(pool.config, pool.submitted)
-        if self._rules.fit == "off" and not facts.divides_equally:  # what such an engine takes is a setting, no estimate
-            nothing = LaunchFacts(facts.engine_version, facts.model_key, facts.settings, overhead_bytes=0)
-            return LaunchSizing(nothing, Footprints())
-        return LaunchSizing(facts, self._known)
+    async def _size(self, pool: Pool) -> LaunchEstimator:
+        inputs = await self._sizer(pool.config, pool.submitted)
+        if self._rules.fit == "off" and not inputs.divides_equally:  # what such an engine takes is a setting, no estimate
+            nothing = LaunchInputs(inputs.engine_version, inputs.model_key, inputs.settings, overhead_bytes=0)
+            return LaunchEstimator(nothing, Measurements())
+        return LaunchEstimator(inputs, self._known)
 
     def learn(self) -> None:
-        """After every look: what ready pools hold, at first as what loading took. The next start of its kind is promised that."""
-        used, new = self._gpus.memory.used(), False
+        """After every scan: what ready pools hold, at first as what loading took. The next start of its kind reserves that."""
+        measured, new = self._gpus.memory.measured(), False
         for pool in self._gpus.pools():
-            held, i = used.get(pool.pool_id), pool.instance
+            i = pool.instance
+            held = measured.get(i.id)
             if (
                 held is None
                 or i.phase is not Phase.READY
@@ -149,7 +150,7 @@ class Admission:
                 or self._held.get(pool.pool_id) == (i.epoch, held)
             ):
                 continue
-            if self._gpus.watch.scan.taken_at >= i.ready_since:  # an older look may have seen it half loaded
+            if self._gpus.watch.scan.taken_at >= i.ready_since:  # an older scan may have seen it half loaded
                 new = self._observe(pool.pool_id, pool.launch, held) or new
         if new:
             self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
@@ -157,7 +158,7 @@ class Admission:
     def _observe(self, pool_id: str, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
         assignment, sizing = launch.assignment, launch.sizing
-        if assignment is None or sizing is None or sizing.facts.configured_bytes is not None or sizing.facts.divides_equally:
+        if assignment is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
             return False
         per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
         if not all(per_gpu):
@@ -188,14 +189,14 @@ class Admission:
                 hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
             )  # fmt: skip
 
-    def _check_ram(self, pool: Pool, sizing: LaunchSizing, n_devices: int) -> None:
+    def _check_ram(self, pool: Pool, sizing: LaunchEstimator, n_devices: int) -> None:
         """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
-        needed = sizing.footprint(n_devices).host.size_bytes
+        needed = sizing.estimate(n_devices).host.size_bytes
         if self._rules.fit != "enforce" or not needed:
             return
         loading = [p for p in self._gpus.pools() if p is not pool and p.instance.phase in (Phase.STAGING, Phase.STARTING)]
-        promised = sum(p.launch.sizing.footprint(n_devices).host.size_bytes for p in loading if p.launch.sizing is not None)
-        free = max(0, self._free_ram() - promised)
+        reserved = sum(p.launch.sizing.estimate(n_devices).host.size_bytes for p in loading if p.launch.sizing is not None)
+        free = max(0, self._free_ram() - reserved)
         if needed > free:
             raise NodeError(
                 f"cannot start pool {pool.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",
@@ -204,28 +205,30 @@ class Admission:
                 details={"needed_bytes": needed, "free_bytes": free},
             )  # fmt: skip
 
-    def _wish(self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchSizing, bound: Bound | None) -> Wish:
-        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.standing(d.uuid).usable)
+    def _request(
+        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, mask: ResolvedMask | None
+    ) -> AllocationRequest:
+        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable)
         exclusive = pool.config is not None and pool.config.exclusive
-        devices = bound.devices if bound is not None else None
+        devices = mask.devices if mask is not None else None
         split: Split = pool.config.tensor_split if pool.config is not None else None
         if pool.config is None and devices is None:
-            split = told_split(sizing.facts)
-        elif pool.config is None and devices is not None and len(shares := sizing.facts.shares) == len(devices) > 1:
+            split = configured_split(sizing.inputs)
+        elif pool.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
             devices, split = in_pci_order(devices), shares  # as the engine will see them
-        return Wish(
-            pool.pool_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
-            spoken_for=self._gpus.spoken_for(pool),
+        return AllocationRequest(
+            pool.instance.id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            reserved_by_masks=self._gpus.reserved_by_masks(pool),
         )  # fmt: skip
 
-    def _bound(self, pool: Pool, scan: DeviceScan) -> tuple[DeviceMask, Bound] | None:
+    def _resolve_mask(self, pool: Pool, scan: DeviceScan) -> ResolvedMask | None:
         """The mask and its devices, each of which may be used; None without a mask."""
         mask = pool.definition.required_mask()
         if mask is None:
             return None
-        bound = self._gpus.bindings.bound(pool.pool_id, mask, scan.devices)
-        for device in bound.devices:
-            trust = self._gpus.watch.standing(device.uuid)
-            if not trust.usable:
-                raise objection(trust, pool.pool_id)
-        return mask, bound
+        found = self._gpus.mask_gpus.resolve(pool.pool_id, mask, scan.devices)
+        for device in found.devices:
+            health = self._gpus.watch.effective_health(device.uuid)
+            if not health.usable:
+                raise objection(health, pool.pool_id)
+        return found

@@ -1,4 +1,4 @@
-"""The GPUs as the pools of this node meet them: quarantine, promises, memory that is seen free, figures for placement."""
+"""The GPUs as the pools of this node meet them: quarantine, reservations, memory that is seen free, fields for placement."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.health import Trust
 from pool_managerd.core.gpu.ledger import DeviceAccount
 from pool_managerd.core.gpu.masks import what_exists
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, IDLE
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.gpu.bindings import Bindings
+from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
+from pool_managerd.supervision.gpu.registry_fields import GpuFields
 from pool_managerd.supervision.gpu.watch import GpuWatch
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock, Emit
-from pool_managerd.supervision.publishing import GpuFigures
 
 _AWAY = ("nvml_unavailable", "no_driver")
-FIRST_LOOK_S, SLOWEST_LOOK_S = 0.005, 0.5
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.5
 CLOSING_WAIT_S = 5.0
 """A daemon that ends waits no longer than this for memory: what is still held then is for the next one to see."""
 
@@ -32,19 +32,18 @@ class Gpus:
     ``hurry``: at once.
     """
 
-    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, bindings: Bindings) -> None:
-        self.watch, self.bindings = watch, bindings
+    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, mask_gpus: MaskGpus) -> None:
+        self.watch, self.mask_gpus = watch, mask_gpus
         self._registry, self._clock = registry, clock
         self._pools: Callable[[], Iterable[Pool]] = tuple
         self._post: Callable[[str, ev.Event], None] = _nobody
         self.memory = GpuMemory(lambda: watch.scan, self.pools)
         self._usable: frozenset[str] = frozenset()
-        self._shown_of: dict[str, DeviceAccount] | None = None
-        self._shown: dict[str, tuple[str, ...]] = {}
-        self._figures = GpuFigures({})
-        self._looks: set[asyncio.Task[DeviceScan]] = set()
+        self._fields = GpuFields({})
+        self._published: dict[str, tuple[str, ...]] = {}
+        self._scans: set[asyncio.Task[DeviceScan]] = set()
         self.closing = self.hurry = False
-        watch.listen(self._after_look)
+        watch.listen(self._after_scan)
         watch.listen(self.memory.accounts)  # in a slice of the loop of its own: the others find it made
         watch.listen(self.refresh)
 
@@ -55,17 +54,17 @@ class Gpus:
         """The pools of this node."""
         return self._pools()
 
-    def release(self, pool_id: str, epoch: int) -> None:
-        """Give a launch's promise back; what others see free changes at once."""
-        if self.memory.ledger.release(pool_id, epoch):
+    def release(self, instance_id: InstanceId, epoch: int) -> None:
+        """Give a launch's reservation back; what others see free changes at once."""
+        if self.memory.ledger.release(instance_id, epoch):
             self.refresh()
             self.watch.wake()
 
     def forget(self, pool_id: str) -> None:
         """The pool is gone: what its processes still hold is foreign from now on, and its mask means nothing any more."""
         self.memory.forget(pool_id)
-        self.bindings.forget(pool_id)
-        self._shown.pop(pool_id, None)
+        self.mask_gpus.forget(pool_id)
+        self._published.pop(pool_id, None)
         self.refresh()
 
     # --- after a stop ---
@@ -73,17 +72,17 @@ class Gpus:
     async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None:
         """Post VramFree once the engine's memory is seen free, past the deadline VramHeld with the holder.
 
-        From then on every look of the watch looks for it, too. Where pids cannot be matched, the death of the processes has
-        to do at the deadline. Ends without a word when the pool has moved on to another launch.
+        From then on every scan of the watch looks for it, too. Where processes are not attributable, their death has to do at
+        the deadline. Ends without a word when the pool has moved on to another launch.
         """
-        pause, since = FIRST_LOOK_S, self._clock.monotonic()
+        pause, since = FIRST_PAUSE_S, self._clock.monotonic()
 
         def impatient() -> bool:
             return self._clock.monotonic() - since >= self._patience_s(deadline_s)
 
         while pool.instance.epoch == epoch and pool.instance.vram_pending:
-            looked = await self._look_unless(impatient)
-            left = self.memory.leftover(pool.pool_id) if looked else Leftover("the GPU driver does not answer")
+            scanned = await self._scan_unless(impatient)
+            left = self.memory.leftover(pool.instance.id, epoch) if scanned else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 _tell_uncertain(pool, left, emit)
                 self._post(pool.pool_id, ev.VramFree(epoch))
@@ -92,7 +91,7 @@ class Gpus:
                 self._post(pool.pool_id, ev.VramHeld(epoch, left.holder))
                 return
             await self._sleep(pause)
-            pause = min(pause * 1.5, SLOWEST_LOOK_S)
+            pause = min(pause * 1.5, LONGEST_PAUSE_S)
 
     def _patience_s(self, deadline_s: float) -> float:
         """How long memory is waited for before its holder is named. A node that closes has little time."""
@@ -100,39 +99,39 @@ class Gpus:
             return 0.0
         return min(deadline_s, CLOSING_WAIT_S) if self.closing else deadline_s
 
-    async def _look_unless(self, impatient: Callable[[], bool]) -> bool:
-        """True after a look at the GPUs; one that takes longer than anybody waits is left to itself, for a shutdown's sake."""
-        look = asyncio.create_task(self.watch.look())
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
-        while not look.done():
-            await asyncio.wait({look}, timeout=SLOWEST_LOOK_S)
-            if impatient() and not look.done():
+    async def _scan_unless(self, impatient: Callable[[], bool]) -> bool:
+        """True after a scan; one that takes longer than anybody waits is left to itself, for a shutdown's sake."""
+        scan = asyncio.create_task(self.watch.rescan())
+        self._scans.add(scan)
+        scan.add_done_callback(self._scans.discard)
+        while not scan.done():
+            await asyncio.wait({scan}, timeout=LONGEST_PAUSE_S)
+            if impatient() and not scan.done():
                 return False
-        look.result()
+        scan.result()
         return True
 
     async def _sleep(self, seconds: float) -> None:
         over = asyncio.Event()
-        alarm = self._clock.call_at(self._clock.monotonic() + seconds, over.set)
+        timer = self._clock.call_at(self._clock.monotonic() + seconds, over.set)
         try:
             await over.wait()
         finally:
-            alarm.cancel()
+            timer.cancel()
 
-    # --- after every look ---
+    # --- after every scan ---
 
-    def _after_look(self) -> None:
+    def _after_scan(self) -> None:
         scan = self.watch.scan
         usable = frozenset(d.uuid for d in scan.devices if d.usable)
         if scan.stale:  # a driver that was away altogether comes back with GPUs that are new to its pools
             usable = frozenset() if scan.problem is not None and scan.problem.code in _AWAY else self._usable
         appeared, self._usable = usable - self._usable, usable
-        objections = {t.uuid: self._objection(t.uuid) for t in self.watch.known()}
+        objections = {h.uuid: self._objection(h.uuid) for h in self.watch.known()}
         for pool in self._pools():
             state, i = pool.state, pool.instance
             self._reconsider(pool, objections)
-            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(pool.pool_id).holder is None:
+            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(i.id, i.epoch).holder is None:
                 self._post(pool.pool_id, ev.VramFree(i.epoch))
             waits = i.phase is Phase.FAILED and state.retry and state.reason in ("gpu_required", "config_error")
             if waits and appeared and self._may_start_now(pool, appeared):
@@ -144,10 +143,10 @@ class Gpus:
         if mask is None:
             return pool.state.reason == "gpu_required"
         try:
-            bound = self.bindings.bound(pool.pool_id, mask, self.watch.scan.devices).devices
+            found = self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices
         except PoolError:
             return False
-        return any(d.uuid in appeared for d in bound)
+        return any(d.uuid in appeared for d in found)
 
     def _reconsider(self, pool: Pool, objections: Mapping[str, tuple[str, bool] | None]) -> None:
         """Quarantine a pool when a GPU that it runs on, or must run on, is not to be used; end that when it is again."""
@@ -167,9 +166,9 @@ class Gpus:
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
         """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
-        trust = self.watch.standing(uuid)
-        if trust.state is not Trust.OK:
-            return trust.objection, trust.lost and trust.state is Trust.QUARANTINED
+        health = self.watch.effective_health(uuid)
+        if not health.healthy:
+            return health.objection, health.lost
         device = self.watch.scan.device(uuid)
         if device is None and not self.watch.scan.stale:
             return f"the device {uuid} is no longer there; {what_exists(self.watch.scan.devices)}", True
@@ -186,39 +185,39 @@ class Gpus:
         if mask is None or pool.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
         try:
-            return tuple(d.uuid for d in self.bindings.bound(pool.pool_id, mask, self.watch.scan.devices).devices)
+            return tuple(d.uuid for d in self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices)
         except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
             return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
 
-    def spoken_for(self, pool: Pool) -> frozenset[str]:
-        """Devices that the masks of other pools name which hold nothing yet and are to run: left to them where others will do."""
+    def reserved_by_masks(self, pool: Pool) -> frozenset[str]:
+        """Devices in masks of other pools that have reserved nothing yet and are to run: left to them where others will do."""
         found: set[str] = set()
         for other in self._pools():
             state, definition = other.state, other.definition
-            waiting = self.memory.ledger.get(other.pool_id) is None and not (state.held or state.desired.stays_down)
+            waiting = self.memory.ledger.get(other.instance.id) is None and not (state.held or state.desired.stays_down)
             if other is not pool and waiting and definition.mask is not None and not definition.external:
                 found.update(self.devices_of(other))
         return frozenset(found)
 
-    # --- figures ---
+    # --- for placement ---
 
     def refresh(self) -> None:
-        """What placement reads of each pool's GPUs; a pool whose figures have not changed is left alone."""
+        """What placement reads of each pool's GPUs; a pool for which nothing has changed is left alone."""
         accounts = self.memory.accounts()
-        if accounts is not self._shown_of:
-            self._shown_of, self._shown, self._figures = accounts, {}, GpuFigures(accounts)
+        if accounts is not self._fields.accounts:
+            self._fields, self._published = GpuFields(accounts), {}
         for pool in self._pools():
             seen = self._seen_by(pool, accounts)
-            if self._shown.get(pool.pool_id) == seen:
+            if self._published.get(pool.pool_id) == seen:
                 continue
-            self._shown[pool.pool_id] = seen
-            fields = self._figures.of(pool.pool_id, seen)
+            self._published[pool.pool_id] = seen
+            fields = self._fields.of(pool.pool_id, seen)
             entry = self._registry.get(pool.pool_id)
             if entry is not None and any(getattr(entry, name) != value for name, value in fields.items()):
                 self._registry.publish(pool.pool_id, **fields)
 
     def _seen_by(self, pool: Pool, accounts: Mapping[str, DeviceAccount]) -> tuple[str, ...]:
-        """The devices that the pool runs on or may be placed on, in PCI order."""
+        """The devices that the pool runs on or may be allocated, in PCI order."""
         wanted = self.devices_of(pool)
         if wanted:
             return tuple(uuid for uuid in accounts if uuid in wanted)
@@ -233,6 +232,6 @@ def _nobody(pool_id: str, event: ev.Event) -> None:
 
 def _tell_uncertain(pool: Pool, left: Leftover, emit: Emit) -> None:
     if not left.certain:
-        why = left.holder or "its use fell"
-        human = f"GPU memory of pool '{pool.pool_id}' counts as free: its engine is dead, and pids cannot be matched ({why})"
+        why = f"processes are not attributable ({left.holder or 'its use fell'})"
+        human = f"GPU memory of pool '{pool.pool_id}' counts as free: its engine is dead, and {why}"
         emit("notice", human, level="warn", confidence="low")

@@ -1,4 +1,4 @@
-"""The GPUs of this node as people and machines see them."""
+"""The GPUs of this node as readers and machines see them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
-from pool_managerd.core.gpu.health import DeviceTrust, Trust
-from pool_managerd.core.gpu.ledger import DeviceAccount, board
+from pool_managerd.core.gpu.health import GpuHealth
+from pool_managerd.core.gpu.ledger import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.registry_fields import exclusive_gpus
 from pool_managerd.supervision.protocols import Clock
-from pool_managerd.supervision.publishing import kept_boards
 
 
 def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: bool) -> dict[str, Any]:
@@ -20,10 +20,10 @@ def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: b
     scan = gpus.watch.scan
     age_ms = _age_ms(scan, clock)
     accounts = gpus.memory.accounts()
-    kept = kept_boards(accounts.values())
-    rows = [device_row(d, gpus.watch.standing(d.uuid), accounts[d.uuid], kept) for d in in_pci_order(scan.devices)]
+    kept = exclusive_gpus(accounts.values())
+    rows = [device_row(d, gpus.watch.effective_health(d.uuid), accounts[d.uuid], kept) for d in in_pci_order(scan.devices)]
     present = {d.uuid for d in scan.devices}
-    rows += [_gone_row(t) for t in gpus.watch.known() if t.uuid not in present and (t.cordoned or t.state is not Trust.OK)]
+    rows += [_gone_row(h) for h in gpus.watch.known() if h.uuid not in present and (h.cordoned or not h.healthy)]
     return {
         "taken_at_ms": None if age_ms is None else clock.wall_ms() - age_ms, "age_ms": age_ms,
         "stale": scan.stale, "problem": _problem(scan),
@@ -33,7 +33,7 @@ def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: b
 
 
 def snapshots_view(registry: Registry, gpus: Gpus, clock: Clock) -> dict[str, Any]:
-    """Every pool at one instant, and how old the figures of its GPUs are; ``version`` grows with every change."""
+    """Every pool at one instant, and how old what it says of its GPUs is; ``version`` grows with every change."""
     scan = gpus.watch.scan
     age_ms, wall_ms = _age_ms(scan, clock), clock.wall_ms()
     return {
@@ -44,27 +44,28 @@ def snapshots_view(registry: Registry, gpus: Gpus, clock: Clock) -> dict[str, An
     }  # fmt: skip
 
 
-def device_row(d: DeviceSnapshot, trust: DeviceTrust, account: DeviceAccount, kept: Mapping[str, str]) -> dict[str, Any]:
-    """One device; ``kept`` says which pool has which board to itself. What a GPU holds that cannot be read is not known."""
-    known, open_ = d.readable, d.usable and board(d) not in kept
-    unclear = f"it cannot be read: {trust.unclear}" if trust.unclear is not None else None
+def device_row(d: DeviceSnapshot, health: GpuHealth, account: DeviceAccount, kept: Mapping[str, str]) -> dict[str, Any]:
+    """One device; ``kept`` says which pool has which GPU to itself. What one holds that cannot be read is not known."""
+    known, open_ = d.readable, d.usable and physical_gpu(d) not in kept
+    unreadable = None if health.unreadable is None else f"it cannot be read: {health.unreadable}"
+    reason = health.state.reason or unreadable
     return {
         "id": d.id, "device": d.label, "uuid": d.uuid, "name": d.name, "pci_bus_id": d.pci_bus_id,
         "compute_capability": d.compute_capability, "parent_uuid": d.parent_uuid, "mig_enabled": d.mig_enabled,
         "vram_total_bytes": d.vram_total_bytes, "readable": known,
         "vram_free_bytes": d.vram_free_bytes if known else None, "vram_used_bytes": d.vram_used_bytes if known else None,
         "vram_driver_bytes": d.vram_reserved_bytes, "vram_available_bytes": account.available_bytes if open_ else 0,
-        "kept_for": kept.get(board(d)),
-        "state": trust.state.value, "cordoned": trust.cordoned, "reason": trust.reason or unclear,
-        "remedy": trust.remedy or (trust.cure if unclear else None),
+        "kept_for": kept.get(physical_gpu(d)),
+        "state": health.state.name, "cordoned": health.cordoned, "reason": reason, "remedy": health.remedy if reason else None,
         "temperature_c": d.temperature_c, "power_watts": d.power_watts, "utilization_percent": d.utilization_percent,
         "ecc_uncorrected": d.ecc_uncorrected, "numa_node": d.numa_node, "nvlink_peers": list(d.nvlink_peers),
         "reservations": [
             {
-                "pool_id": h.pool_id, "reserved_bytes": h.reserved_bytes, "used_bytes": h.measured_bytes if known else None,
-                "estimated_bytes": h.used_bytes if known and h.guessed else None, "exclusive": h.exclusive, "pids": list(h.pids),
+                "pool_id": u.instance_id.pool_id, "replica_id": u.instance_id.replica_id, "reserved_bytes": u.reserved_bytes,
+                "used_bytes": u.measured_bytes if known else None,
+                "estimated_bytes": u.used_bytes if known and u.inferred else None, "exclusive": u.exclusive, "pids": list(u.pids),
             }
-            for h in account.holdings
+            for u in account.usages
         ],
         "foreign": [
             {"pid": p.pid, "name": p.name, "kind": p.kind, "vram_bytes": p.vram_bytes, "certain": p.certain, "ended": p.ended}
@@ -78,12 +79,12 @@ def device_named(view: dict[str, Any], name: str) -> dict[str, Any]:
     """The row of ``view`` that ``name`` (index, label or UUID) means; of one that was just forgotten, what is left to say."""
     rows: list[dict[str, Any]] = view["devices"]
     found = next((row for row in rows if name.lower() in (row["device"].lower(), row["uuid"].lower())), None)
-    return found or _gone_row(DeviceTrust(name, name))
+    return found or _gone_row(GpuHealth(name, name))
 
 
-def _gone_row(t: DeviceTrust) -> dict[str, Any]:
-    gone = DeviceSnapshot(-1, t.uuid, 0, 0, name="gone", error="it is no longer there")
-    return {**device_row(gone, t, DeviceAccount(gone), {}), "device": t.label}
+def _gone_row(h: GpuHealth) -> dict[str, Any]:
+    gone = DeviceSnapshot(-1, h.uuid, 0, 0, name="gone", error="it is no longer there")
+    return {**device_row(gone, h, DeviceAccount(gone), {}), "device": h.label}
 
 
 def _age_ms(scan: DeviceScan, clock: Clock) -> int | None:

@@ -1,19 +1,20 @@
-"""Looking at the GPUs: the latest scan, what is thought of each device, Xid events, cordons."""
+"""Watching the GPUs: the latest scan, the health of each device, Xid events, cordons."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pool_managerd.core.gpu import health
 from pool_managerd.core.gpu.devices import NOT_PERMITTED, NOT_SCANNED, PLACEHOLDER, DeviceIncident, DeviceScan, DeviceSnapshot
-from pool_managerd.core.gpu.health import DeviceTrust, Trust
+from pool_managerd.core.gpu.health import GpuHealth, Probation, Quarantined
 from pool_managerd.core.gpu.xid import Verdict, meaning
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.gpu.stored_health import from_stored, to_stored
 from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 
 FACT = "device"
@@ -23,20 +24,20 @@ MAX_EARLY = 64
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """``interval_s`` between periodic looks. A quarantine of another ``boot_id`` is over: the machine was reset since."""
+    """``interval_s`` between periodic scans. A quarantine of another ``boot_id`` is over: the machine was reset since."""
 
     interval_s: float = 10.0
     boot_id: str = ""
 
 
 class GpuWatch:
-    """The latest scan and the trust in every device. ``listen``ers are called after everything that changes them."""
+    """The latest scan and the health of every device. ``listen``ers are called after everything that changes them."""
 
     def __init__(self, monitor: DeviceMonitor, clock: Clock, events: EventLog, facts: Facts, settings: WatchSettings) -> None:
         self.scan: DeviceScan = NOT_SCANNED
         self.revision = 0
         self._monitor, self._clock, self._events, self._facts, self._settings = monitor, clock, events, facts, settings
-        self._trust: dict[str, DeviceTrust] = {}
+        self._health: dict[str, GpuHealth] = {}
         self._listeners: list[Callable[[], object]] = []
         self._wake = asyncio.Event()
         self._periodic_due = False
@@ -46,26 +47,26 @@ class GpuWatch:
         self._listeners.append(call)
 
     def restore(self) -> None:
-        """What an earlier daemon thought of the devices; after the state was opened, before the first look."""
+        """What an earlier daemon knew of the devices; after the state was opened, before the first scan."""
         for uuid, raw in self._facts.facts(FACT).items():
-            self._trust[uuid] = _recalled(uuid, raw, self._settings.boot_id)
+            self._health[uuid] = from_stored(uuid, raw, self._settings.boot_id)
 
     async def run(self) -> None:
-        """Look again and again until cancelled. Only looks an interval apart are periodic, however often one is woken.
+        """Scan again and again until cancelled. Only scans an interval apart are periodic, however often one is woken.
 
-        The first look waits a moment, so that the node can answer before a driver is loaded; whoever starts a pool looks
+        The first waits a moment, so that the node can answer before a driver is loaded; whoever starts a pool scans
         for itself.
         """
         last: float | None = None
         await self._rest(START_QUIET_S)
         while True:
-            self._wake.clear()  # before the look: what is heard of during it deserves another one
+            self._wake.clear()  # before the scan: what is heard of during it deserves another one
             now = self._clock.monotonic()
             periodic = last is None or now - last >= self._settings.interval_s
             last = now if periodic else last
             try:
-                await self.look(periodic=periodic)
-            except Exception as problem:  # noqa: BLE001 - the task's boundary: nobody looks at the GPUs when it ends
+                await self.rescan(periodic=periodic)
+            except Exception as problem:  # noqa: BLE001 - the task's boundary: nobody scans the GPUs when it ends
                 self._tell_broken(problem)
             await self._rest(self._settings.interval_s)
 
@@ -76,12 +77,12 @@ class GpuWatch:
                 await self._wake.wait()
 
     def wake(self) -> None:
-        """Look at once: an engine came or went, or something was heard of a GPU."""
+        """Scan at once: an engine came or went, or something was heard of a GPU."""
         self._wake.set()
 
-    async def look(self, *, periodic: bool = False) -> DeviceScan:
-        """A fresh scan. With a ``problem`` it holds what was known last; nobody's trust changes then."""
-        self._periodic_due |= periodic  # its answer may be shared with others, and be judged when they have it
+    async def rescan(self, *, periodic: bool = False) -> DeviceScan:
+        """A fresh scan. With a ``problem`` it holds what was known last; no health changes then."""
+        self._periodic_due |= periodic  # its answer may be shared with others, and be weighed when they have it
         scan = await self._monitor.scan()
         if scan is not self.scan and scan.taken_at >= self.scan.taken_at:  # else others had it, or began later and were faster
             await self._take(scan)
@@ -93,58 +94,59 @@ class GpuWatch:
         self.revision += 1
         self._tell_problem(before, scan)
         if not scan.stale:
-            self._judge(scan, self._periodic_due)
+            self._weigh_scan(scan, self._periodic_due)
             self._periodic_due = False
         if not (scan.no_gpus and before.no_gpus):
             for call in self._listeners:
                 self._tell(call)
                 await asyncio.sleep(0)  # each in a slice of the loop of its own
 
-    def _judge(self, scan: DeviceScan, periodic: bool) -> None:
+    def _weigh_scan(self, scan: DeviceScan, periodic: bool) -> None:
         early, self._early = self._early, {}
         for (_, xid), incident in early.items():
             device = self._device_of(incident)
-            if device is not None:  # otherwise it is gone: a GPU that comes there later is judged by what it does then
-                self._update(health.judge(self.trust_in(device.uuid), meaning(xid, incident.text), xid))
+            if device is not None:  # otherwise it is gone: a GPU that comes there later is weighed by what it does then
+                self._update(health.after_xid(self.health_of(device.uuid), meaning(xid, incident.text), xid))
         present, labels = {d.uuid: d for d in scan.devices}, {d.label for d in scan.devices}
-        for uuid in sorted(present.keys() | self._trust.keys()):
-            trust, device = self.trust_in(uuid), present.get(uuid)
-            if device is None and (uuid.startswith(PLACEHOLDER) or trust.parent in present):
-                self._forget(trust)  # a MIG instance that was taken down is no broken hardware
+        for uuid in sorted(present.keys() | self._health.keys()):
+            known, device = self.health_of(uuid), present.get(uuid)
+            if device is None and (uuid.startswith(PLACEHOLDER) or known.parent in present):
+                self._forget(known)  # a MIG instance that was taken down is no broken hardware
                 continue
-            if device is None and trust.label in labels:
-                trust = replace(trust, label=uuid)  # its index is another GPU's now
-            self._update(health.look(trust, device, periodic=periodic))
+            if device is None and known.label in labels:
+                known = replace(known, label=uuid)  # its index is another GPU's now
+            self._update(health.after_scan(known, device, periodic=periodic))
 
-    def _forget(self, trust: DeviceTrust) -> None:
+    def _forget(self, known: GpuHealth) -> None:
         """Nothing is known of it any more but a cordon."""
-        if trust.cordoned:
-            self._trust[trust.uuid] = DeviceTrust(trust.uuid, trust.label, cordoned=True, parent=trust.parent)
+        if known.cordoned:
+            self._health[known.uuid] = GpuHealth(known.uuid, known.label, cordoned=True, parent=known.parent)
         else:
-            self._trust.pop(trust.uuid, None)
+            self._health.pop(known.uuid, None)
 
-    # --- trust ---
+    # --- health ---
 
-    def trust_in(self, uuid: str) -> DeviceTrust:
-        found = self._trust.get(uuid)
+    def health_of(self, uuid: str) -> GpuHealth:
+        """Of the device itself; a healthy one where nothing is known."""
+        found = self._health.get(uuid)
         if found is not None:
             return found
         device = self.scan.device(uuid)
-        return DeviceTrust(uuid) if device is None else DeviceTrust(uuid, device.label, parent=device.parent_uuid)
+        return GpuHealth(uuid) if device is None else GpuHealth(uuid, device.label, parent=device.parent_uuid)
 
-    def standing(self, uuid: str) -> DeviceTrust:
-        """What counts for whoever wants to use the device: the worse of its own trust and, for a MIG instance, its GPU's."""
-        own = self.trust_in(uuid)
+    def effective_health(self, uuid: str) -> GpuHealth:
+        """What counts for whoever wants to use the device: the worse of its own health and, for a MIG instance, its GPU's."""
+        own = self.health_of(uuid)
         if own.parent is None:
             return own
-        parent = replace(self.trust_in(own.parent), uuid=uuid)
-        if parent.state is not Trust.OK or own.usable:
+        parent = replace(self.health_of(own.parent), uuid=uuid)
+        if not parent.healthy or own.usable:
             return own if parent.usable else parent
         return own
 
-    def known(self) -> list[DeviceTrust]:
-        """What is thought of every device, those that are gone included."""
-        return [self._trust[uuid] for uuid in sorted(self._trust)]
+    def known(self) -> list[GpuHealth]:
+        """The health of every device, those that are gone included."""
+        return [self._health[uuid] for uuid in sorted(self._health)]
 
     def on_incident(self, incident: DeviceIncident) -> None:
         """An Xid or ECC event: programs at fault are noted, a GPU at fault is quarantined, anything else looked into."""
@@ -157,11 +159,11 @@ class GpuWatch:
         level = "error" if found.verdict is Verdict.FATAL else "warn"
         self._events.emit("xid", f"GPU {label} reported Xid {xid}: {found.what}", level=level, device=label, xid=xid,
                           verdict=found.verdict.value, source=incident.source, text=incident.text[:200])  # fmt: skip
-        if device is not None and (found.verdict is Verdict.FATAL or found.contained or found.relieved):
-            self._update(health.judge(self.trust_in(device.uuid), found, xid))
+        if device is not None and (found.verdict is Verdict.FATAL or found.contained or found.withdrawn):
+            self._update(health.after_xid(self.health_of(device.uuid), found, xid))
             self._tell_listeners()
         elif found.verdict is Verdict.FATAL and self.scan.stale and len(self._early) < MAX_EARLY:
-            self._early[incident.uuid or incident.pci_bus_id, xid] = incident  # judged when a scan says which GPU that is
+            self._early[incident.uuid or incident.pci_bus_id, xid] = incident  # weighed when a scan says which GPU that is
         return found.verdict
 
     async def cordon(self, name: str) -> None:
@@ -169,23 +171,23 @@ class GpuWatch:
         await self._decide(name, lambda t: replace(t, cordoned=True), f"GPU {name} is cordoned: nothing new starts on it")
 
     async def uncordon(self, name: str) -> None:
-        """An operator vouches for it: cordon, quarantine and probation end. Durable."""
-        await self._decide(name, health.pardon, f"GPU {name} may be used again, an operator says")
+        """An operator overrides what is known: cordon, quarantine and probation end. Durable."""
+        await self._decide(name, health.override, f"GPU {name} may be used again, an operator says")
 
     async def release(self) -> None:
-        """Let go of NVML, so that the driver can be replaced. Nothing starts until ``resume``. Raises NodeError when stuck."""
+        """Release NVML, so that the driver can be replaced. Nothing starts until ``resume``. Raises NodeError when stuck."""
         try:
             await self._monitor.release()
         except NodeError:
-            self.wake()  # it was not let go of after all
+            self.wake()  # it was not released after all
             raise
-        self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is taken up again")
-        await self.look()
+        self._events.emit("devices_released", "The GPU driver's library was released; nothing starts until it is reinitialised")
+        await self.rescan()
 
     async def resume(self) -> None:
         await self._monitor.resume()
         self._events.emit("devices_resumed", "The GPU driver's library is in use again")
-        await self.look()
+        await self.rescan()
 
     def find(self, name: str) -> DeviceSnapshot:
         """By index, UUID or label. Raises RequestError DEVICE_NOT_FOUND listing what exists."""
@@ -195,19 +197,19 @@ class GpuWatch:
         there = ", ".join(d.label for d in self.scan.devices) or "none"
         raise RequestError(f"device {name[:80]} not found", code="DEVICE_NOT_FOUND", status=404, hint=f"there are: {there}")
 
-    def _named(self, name: str) -> DeviceTrust:
+    def _named(self, name: str) -> GpuHealth:
         """Also a device that is gone, by its UUID: its cordon can be lifted."""
-        gone = next((t for t in self._trust.values() if t.uuid.lower() == name.lower()), None)
-        return gone or self.trust_in(self.find(name).uuid)
+        gone = next((h for h in self._health.values() if h.uuid.lower() == name.lower()), None)
+        return gone or self.health_of(self.find(name).uuid)
 
-    async def _decide(self, name: str, change: Callable[[DeviceTrust], DeviceTrust], human: str) -> None:
+    async def _decide(self, name: str, change: Callable[[GpuHealth], GpuHealth], human: str) -> None:
         if not self.scan.devices:
-            await self.look()
+            await self.rescan()
         asked = self._named(name)
-        await self._facts.put_fact(FACT, asked.uuid, _to_remember(change(asked), self._settings.boot_id))
-        now = self.trust_in(asked.uuid)
-        # What was learnt while the disk was written counts: a cordon is added to it, a pardon was not given for it.
-        new = change(now) if now.state is asked.state else replace(now, cordoned=change(now).cordoned)
+        await self._facts.put_fact(FACT, asked.uuid, to_stored(change(asked), self._settings.boot_id))
+        now = self.health_of(asked.uuid)
+        # What was learnt while the disk was written counts: a cordon is added to it, an override was not given for it.
+        new = change(now) if type(now.state) is type(asked.state) else replace(now, cordoned=change(now).cordoned)
         if new.cordoned or self.scan.device(new.uuid) is not None:
             self._update(new)
         else:
@@ -215,32 +217,32 @@ class GpuWatch:
         self._events.emit("cordon" if new.cordoned else "uncordon", human, device=new.label, uuid=new.uuid)
         self._tell_listeners()
 
-    def _update(self, new: DeviceTrust) -> None:
-        old = self._trust.get(new.uuid, DeviceTrust(new.uuid, new.label))
-        if new == self._trust.get(new.uuid):
+    def _update(self, new: GpuHealth) -> None:
+        old = self._health.get(new.uuid, GpuHealth(new.uuid, new.label))
+        if new == self._health.get(new.uuid):
             return
-        self._trust[new.uuid] = new
-        if _to_remember(old, "") != _to_remember(new, ""):
-            self._facts.note_fact(FACT, new.uuid, _to_remember(new, self._settings.boot_id))
-        self._tell_clarity(old, new)
-        if (new.state, new.reason) == (old.state, old.reason):
+        self._health[new.uuid] = new
+        if to_stored(old, "") != to_stored(new, ""):
+            self._facts.note_fact(FACT, new.uuid, to_stored(new, self._settings.boot_id))
+        self._tell_readability(old, new)
+        if (new.state.name, new.state.reason) == (old.state.name, old.state.reason):
             return
-        fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid, "reason": new.reason, "remedy": new.remedy}
-        if new.state is Trust.QUARANTINED:
-            human = f"GPU {new.label} is quarantined: {new.reason}"
+        fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid, "reason": new.state.reason, "remedy": new.remedy}
+        if isinstance(new.state, Quarantined):
+            human = f"GPU {new.label} is quarantined: {new.state.reason}"
             self._events.emit("device_quarantined", human, level="error", lost=new.lost, **fields)
-        elif new.state is Trust.PROBATION and old.state is Trust.QUARANTINED:
+        elif isinstance(new.state, Probation) and isinstance(old.state, Quarantined):
             self._events.emit("device_reset", f"GPU {new.label} answers again and is on probation", level="warn", **fields)
-        elif new.state is Trust.OK:
+        elif new.healthy:
             self._events.emit("device_restored", f"GPU {new.label} is used again", device=new.label, uuid=new.uuid)
 
-    def _tell_clarity(self, old: DeviceTrust, new: DeviceTrust) -> None:
+    def _tell_readability(self, old: GpuHealth, new: GpuHealth) -> None:
         fields: dict[str, Any] = {"device": new.label, "uuid": new.uuid}
-        if new.unclear is not None and old.unclear is None:
-            human = f"GPU {new.label} cannot be read: {new.unclear}; nothing new starts on it, what runs there goes on"
-            level = "warn" if new.unclear == NOT_PERMITTED else "error"
-            self._events.emit("device_unclear", human, level=level, reason=new.unclear, **fields)
-        elif new.unclear is None and old.unclear is not None and new.state is not Trust.QUARANTINED:
+        if new.unreadable is not None and old.unreadable is None:
+            human = f"GPU {new.label} cannot be read: {new.unreadable}; nothing new starts on it, what runs there goes on"
+            level = "warn" if new.unreadable == NOT_PERMITTED else "error"
+            self._events.emit("device_unclear", human, level=level, reason=new.unreadable, **fields)
+        elif new.unreadable is None and old.unreadable is not None and not isinstance(new.state, Quarantined):
             self._events.emit("device_clear", f"GPU {new.label} can be read again", **fields)
 
     # --- inside ---
@@ -270,11 +272,11 @@ class GpuWatch:
     def _tell(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as problem:  # noqa: BLE001 - a boundary: one listener's fault must not blind the others
+        except Exception as problem:  # noqa: BLE001 - a boundary: one listener's fault must not keep the others from it
             self._tell_broken(problem)
 
     def _tell_broken(self, problem: Exception) -> None:
-        self._events.emit("internal_error", f"Internal error while looking at the GPUs: {problem!r}", level="critical")
+        self._events.emit("internal_error", f"Internal error while scanning the GPUs: {problem!r}", level="critical")
 
 
 def require_scan(scan: DeviceScan, pool_id: str) -> None:
@@ -286,10 +288,10 @@ def require_scan(scan: DeviceScan, pool_id: str) -> None:
         )  # fmt: skip
 
 
-def objection(trust: DeviceTrust, pool_id: str) -> PoolError:
+def objection(known: GpuHealth, pool_id: str) -> PoolError:
     """The error of a start on a device that is not to be used."""
     return NodeError(
-        f"cannot start pool {pool_id}: {trust.trouble}", code="GPU_UNAVAILABLE", status=503, pool_id=pool_id, hint=trust.cure,
+        f"cannot start pool {pool_id}: {known.problem}", code="GPU_UNAVAILABLE", status=503, pool_id=pool_id, hint=known.remedy,
     )  # fmt: skip
 
 
@@ -304,24 +306,3 @@ def _same_slot(full: str, partial: str) -> bool:
         return slot(full) == slot(partial)
     except ValueError:
         return False
-
-
-def _to_remember(t: DeviceTrust, boot_id: str) -> dict[str, Any] | None:
-    """What must survive the daemon: a cordon, and a quarantine that only a reset ends."""
-    if not (t.cordoned or (t.state is Trust.QUARANTINED and t.needs_reset)):
-        return None
-    raw = asdict(t)
-    return {**{key: raw[key] for key in raw if key not in ("uuid", "good_looks", "unclear", "memory_error")}, "boot_id": boot_id}
-
-
-def _recalled(uuid: str, raw: Mapping[str, Any], boot_id: str) -> DeviceTrust:
-    """Unknown and mistyped keys are left out: a cordon must survive any change of the rest."""
-    cordoned, label = bool(raw.get("cordoned")), str(raw.get("label", "?"))
-    if raw.get("state") != Trust.QUARANTINED or raw.get("boot_id") != boot_id:
-        return DeviceTrust(uuid, label, cordoned=cordoned)
-    number = raw.get("ecc_at")
-    return DeviceTrust(
-        uuid, label, Trust.QUARANTINED, cordoned, str(raw.get("reason")), str(raw.get("remedy") or ""), bool(raw.get("lost")),
-        needs_reset=True, pending=bool(raw.get("pending")), away=bool(raw.get("away")),
-        ecc_at=number if isinstance(number, int) else None, asked=bool(raw.get("asked")),
-    )  # fmt: skip

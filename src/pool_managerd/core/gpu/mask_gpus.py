@@ -11,7 +11,7 @@ from pool_managerd.errors import NodeError
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
+class MaskGpu:
     """The GPU that an index of a mask stands for."""
 
     uuid: str
@@ -19,22 +19,25 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """A mask on this machine: its devices in the mask's order, what is to be remembered, and what people should know."""
+class ResolvedMask:
+    """A mask on this machine: its devices in the mask's order. ``gpus`` is what its indices mean, to be remembered; ``notices``
+    are human-readable.
+    """
 
+    mask: DeviceMask
     devices: tuple[DeviceSnapshot, ...]
-    bindings: Mapping[int, Binding]
+    gpus: Mapping[int, MaskGpu]
     notices: tuple[str, ...] = ()
 
 
-def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int, Binding]) -> Bound:
+def resolve(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int, MaskGpu]) -> ResolvedMask:
     """The devices of ``mask``, in its order.
 
-    Indices that were bound before stay with their GPU, or with its slot when it was replaced.
+    Indices that are known from before stay with their GPU, or with its slot when it was replaced.
 
-    Raises SpecError for what does not exist, NodeError GPU_UNAVAILABLE for a bound GPU that is gone.
+    Raises SpecError for what does not exist, NodeError GPU_UNAVAILABLE for a known GPU that is gone.
     """
-    bindings: dict[int, Binding] = {}
+    gpus: dict[int, MaskGpu] = {}
     notices: list[str] = []
     moved: list[str] = []
     items: list[int | str] = []
@@ -45,7 +48,7 @@ def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int
             continue
         device = _find(item, before, devices, mask)
         items.append(device.uuid)
-        bindings[item] = Binding(device.uuid, device.pci_bus_id)
+        gpus[item] = MaskGpu(device.uuid, device.pci_bus_id)
         if device.uuid != before.uuid:
             slot = before.pci_bus_id
             notices.append(f"GPU {item} of the mask {mask} was replaced in its slot {slot}; the pool uses the new one")
@@ -55,13 +58,13 @@ def bind(mask: DeviceMask, devices: Sequence[DeviceSnapshot], known: Mapping[int
         notices.append(f"The GPUs of the mask {mask} are counted anew ({', '.join(moved)}); the pool stays on them")
     found = replace(mask, items=tuple(items)).find(devices)
     for item in mask.items:
-        if isinstance(item, int) and item not in bindings:
+        if isinstance(item, int) and item not in gpus:
             new = next(d for d in found if d.id == item)
-            bindings[item] = Binding(new.uuid, new.pci_bus_id)
-    return Bound(found, bindings, tuple(notices))
+            gpus[item] = MaskGpu(new.uuid, new.pci_bus_id)
+    return ResolvedMask(mask, found, gpus, tuple(notices))
 
 
-def _find(index: int, before: Binding, devices: Sequence[DeviceSnapshot], mask: DeviceMask) -> DeviceSnapshot:
+def _find(index: int, before: MaskGpu, devices: Sequence[DeviceSnapshot], mask: DeviceMask) -> DeviceSnapshot:
     same = next((d for d in devices if d.uuid == before.uuid), None)
     slot = next((d for d in devices if d.parent_uuid is None and before.pci_bus_id and d.pci_bus_id == before.pci_bus_id), None)
     found = same or slot

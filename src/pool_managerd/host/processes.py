@@ -12,12 +12,12 @@ _MAX_ANCESTORS = 32
 _MAX_ENVIRON_BYTES = 1 << 20
 
 
-class ProcessFacts:
+class Processes:
     """Turns the driver's pids into ours, and says what is known of those processes.
 
     A driver since 535.113 counts in the pid namespace of whoever asks and leaves out who is not in it: its pids are ours.
     An older one counts in the initial namespace. Ours is that one exactly when its inode is the fixed number
-    that the kernel gives to the initial namespace; nothing else proves it (a nested pid 1 looks like any other). In a
+    that the kernel gives to the initial namespace; nothing else proves it (a nested pid 1 is like any other). In a
     nested one a pid of the driver can be ours only if this /proc belongs to an outer namespace: then the ``NSpid``
     line of its status holds both numbers. Everything else stays the driver's number, and is not certain.
 
@@ -40,7 +40,7 @@ class ProcessFacts:
         self._stats: dict[str, tuple[str, int] | None] = {}
 
     def begin(self) -> None:
-        """A new look: what was read of /proc in the last one is read again; what cannot change is kept."""
+        """A new scan: what was read of /proc in the last one is read again; what cannot change is kept."""
         self._known = {key: nonce for key, nonce in self._known.items() if key in self._seen}
         self._seen.clear()
         self._stats.clear()

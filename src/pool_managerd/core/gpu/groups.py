@@ -1,4 +1,4 @@
-"""Which GPUs a pool without a mask gets: enough room, close together, and always the same answer."""
+"""Groups of GPUs for a pool without a mask: enough room, close together, and always the same answer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MAX_COMBINATIONS = 5_000
 Group = tuple[DeviceSnapshot, ...]
 
 
-def groups(devices: Sequence[DeviceSnapshot], available: Mapping[str, int], width: int) -> list[Group]:
+def best_first(devices: Sequence[DeviceSnapshot], available: Mapping[str, int], width: int) -> list[Group]:
     """Groups of ``width`` devices, best first: NVLink neighbours, then one NUMA node, then most room, then PCI order.
 
-    One device: the one with most room. MIG instances are never grouped. Where the groups are too many to look at
-    all of them, those around each device's best neighbours are looked at.
+    One device: the one with most room. MIG instances are never grouped. Where the groups are too many to rank
+    all of them, those around each device's best neighbours are ranked.
     """
     ordered = in_pci_order(d for d in devices if d.usable)
     if width == 1:
