@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from pool_managerd.core.instance_id import InstanceId
+
 ENGINE_MODES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "llamacpp": ("package", "binary", "external"), "vllm": ("binary", "external"), "tgi": ("external",), "triton": ("external",),
 })  # fmt: skip
@@ -71,6 +73,11 @@ class PreparedEngine:
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
     warmup: Warmup = "completion"
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """Which replica of its pool it is."""
+        return InstanceId(self.pool_id, self.replica_id)
 
     @property
     def url(self) -> str:

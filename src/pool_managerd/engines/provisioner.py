@@ -13,6 +13,7 @@ from typing import Any
 from pool_managerd.config import Config, PoolConfig, Profile
 from pool_managerd.core.artifacts import ENGINE_MODES, PreparedEngine, ResolvedModel, Warmup
 from pool_managerd.core.gpu.ledger import Assignment
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.engines import vllm
@@ -96,7 +97,7 @@ class EngineProvisioner:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
         recipe = await asyncio.to_thread(self._recipe, pool, mode, model, assignment)
         recipe.flags(1)  # checked with a stand-in first: a pool whose flags are wrong must not hold a port
-        port = self._ports.claim(pool.id, pool.provisioning.ports)
+        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
         program, flags = recipe.program, recipe.flags(port)
         return PreparedEngine(
             pool_id=pool.id,
@@ -219,7 +220,7 @@ class EngineProvisioner:
 
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
-        self._ports.release(pool_id)
+        self._ports.forget(pool_id)
 
     def _refuse_unsupported(self, pool: PoolConfig, mode: str) -> None:
         if mode not in ENGINE_MODES[pool.engine]:

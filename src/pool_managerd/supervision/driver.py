@@ -10,6 +10,7 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Instance, Phase, Policy, next_alarm, step, view
 from pool_managerd.core.lifecycle import effects as do
@@ -70,6 +71,12 @@ class PoolDriver:
             text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
             return None if text is None else DeviceMask.parse(text)
         return self.config.mask if self.config is not None else None
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """The replica whose files these are: the present launch's, else that of the engine that was submitted."""
+        engine = self.launch.prepared or self.submitted
+        return InstanceId(self.pool_id) if engine is None else engine.instance_id
 
     @property
     def external(self) -> bool:
@@ -265,7 +272,7 @@ class PoolDriver:
             case do.CancelStaging():
                 self._work.cancel(self.launch)
             case do.WritePid():
-                self._s.files.write_pid(self.pool_id, effect.pid)
+                self._s.files.write_pid(self.instance_id, effect.pid)
             case do.Announce():
                 self._announce()
                 self._s.gpus.watch.wake()
@@ -313,6 +320,6 @@ class PoolDriver:
 
     def _withdraw(self) -> None:
         """The pid file is gone before ``live`` turns false (DESIGN §7)."""
-        self._s.files.remove_pid(self.pool_id)
+        self._s.files.remove_pid(self.instance_id)
         if self.launch.prepared is not None and not self._announced_by_others():
-            self._s.files.remove_handoff(self.pool_id, self.launch.prepared.replica_id)
+            self._s.files.remove_handoff(self.launch.prepared.instance_id)

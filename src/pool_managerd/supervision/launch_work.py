@@ -72,7 +72,7 @@ class LaunchWork:
         launch = self._driver.launch
         if launch.prepared is None:
             return
-        launch.log_mark = self._s.files.log_mark(self._driver.pool_id)
+        launch.log_mark = self._s.files.log_mark(self._driver.instance_id)
         self._driver.log_places.launched(self._s.clock.wall_ms(), place_of(launch.log_mark))
         try:
             process = await self._s.launcher.launch(launch.prepared, epoch=epoch, grace_ms=self._driver.policy.stop_grace_ms)
@@ -99,7 +99,7 @@ class LaunchWork:
         self._driver.post(ev.Died(epoch))
         record = await process.wait()
         clean = self._s.events.clean
-        lines = [clean(line) for line in self._s.files.launch_log(self._driver.pool_id, launch.log_mark)]
+        lines = [clean(line) for line in self._s.files.launch_log(self._driver.instance_id, launch.log_mark)]
         launch.log_tail = lines[-workers.LOG_TAIL_LINES :]
         told = workers.exit_event(epoch, record, lines, launch.prepared)
         if record.code and not told.port_conflict and self._driver.instance.last_good_at is None:
@@ -115,7 +115,7 @@ class LaunchWork:
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
         if not self._driver.external:
-            mark = self._s.files.log_mark(self._driver.pool_id)
+            mark = self._s.files.log_mark(self._driver.instance_id)
             self._driver.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
         event, result = await workers.probe(self._driver.launch, epoch, self._driver.policy.probe_timeout_s, self._s)
         if self._driver.external and isinstance(event, ev.ProbeMissed):
