@@ -62,7 +62,7 @@ async def preload(folder: Path, model: Path) -> Crossings:
             await (await node.preload("p")).wait()
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
     return seen
 
 

@@ -81,7 +81,8 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        for part in (self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, self._a.services().admission):
+        shared = self._a.services()
+        for part in (shared.epochs, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, shared.admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -152,8 +153,7 @@ class PoolManager:
 
     def log_path(self, pool_id: str) -> Path:
         """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
-        self._pools.get(pool_id)
-        return self._a.files.log_path(pool_id)
+        return self._a.files.log_path(self._pools.get(pool_id).instance_id)
 
     def log_places(self, pool_id: str) -> LogPlaces:
         """Where the engine's log stood when: what to read for ``since`` a time, or for the launch before the last one."""
@@ -161,8 +161,7 @@ class PoolManager:
 
     def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
         """The last lines of that log. Raises RequestError POOL_NOT_FOUND."""
-        self._pools.get(pool_id)
-        return self._a.files.tail_log(pool_id, 1024 * max_lines, max_lines)
+        return self._a.files.tail_log(self._pools.get(pool_id).instance_id, 1024 * max_lines, max_lines)
 
     def readiness(self) -> tuple[bool, list[dict[str, Any]]]:
         """Whether every configured pool that is to be preloaded is ready, and which are not."""

@@ -17,6 +17,7 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.engines import modes as module
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -132,7 +133,7 @@ async def test_a_pool_with_wrong_flags_holds_no_port(dev_config: Config, make_po
     provisioner = EngineProvisioner(dev_config, ports)
     with pytest.raises(SpecError, match=r"did you mean '--threads'\?"):
         await provisioner.prepare(make_pool(provisioning={"flags": ["--thread", "1"]}), MODEL)
-    assert ports.claimed("p") is None
+    assert ports.claimed(InstanceId("p")) is None
 
 
 async def test_a_flag_that_only_the_binary_takes_says_so_in_mode_package(dev_config: Config, make_pool: MakePool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.instance_id import InstanceId
 
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
@@ -63,6 +64,11 @@ class PreparedEngine:
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
     warmup: Warmup = "completion"
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """Which replica of its pool it is."""
+        return InstanceId(self.pool_id, self.replica_id)
 
     @property
     def url(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
+from pool_managerd.runtime.files import log_name
 
 
 def locate(engine: PreparedEngine) -> str:
@@ -48,7 +49,7 @@ def explain_failure(engine: PreparedEngine, program: str, step: str, code: int) 
     if step == "exec" and code == errno.ETXTBSY:
         return failure(engine, "it is being written to", "try again when it is complete", retriable=True)
     if step == "log":
-        path = f"engine-{engine.pool_id}.log"
+        path = log_name(engine.instance_id)
         return failure(engine, f"its log {path} is a link or no regular file", f"find out who put it there and remove {path}")
     if step in ("runtime_dir", "record"):
         return failure(engine, f"the runtime directory cannot be written: {reason}", "free space there, or make it writable")

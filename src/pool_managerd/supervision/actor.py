@@ -243,7 +243,7 @@ class PoolActor:
             case do.CancelStaging(epoch):
                 self._work.cancel(epoch)
             case do.WritePid(pid=pid):
-                self._s.files.write_pid(pool_id, pid)
+                self._s.files.write_pid(self.pool.instance_id, pid)
             case do.Announce():
                 self._announce()
                 self._s.gpus.watch.wake()
@@ -288,6 +288,6 @@ class PoolActor:
 
     def _withdraw(self) -> None:
         """The pid file is gone before ``live`` turns false (DESIGN §7)."""
-        self._s.files.remove_pid(self.pool.pool_id)
+        self._s.files.remove_pid(self.pool.instance_id)
         if self.pool.launch.prepared is not None and not self.pool.definition.announced:
-            self._s.files.remove_handoff(self.pool.pool_id, self.pool.launch.prepared.replica_id)
+            self._s.files.remove_handoff(self.pool.launch.prepared.instance_id)

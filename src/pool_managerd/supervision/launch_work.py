@@ -60,6 +60,7 @@ class LaunchWork:
             still_waiting = partial(self._actor.post, ev.StagingProgress(epoch))
             await self._s.gate.queue(self._pool.pool_id, self._pool.definition.policy.staging_stall_s / 3, still_waiting)
         try:
+            await self._s.epochs.reserve(self._pool.pool_id, epoch)
             assignment = await self._admit(epoch)
             prepared = await self._prepare(epoch, assignment)
         except PoolError as problem:
@@ -120,11 +121,16 @@ class LaunchWork:
         pool, prepared = self._pool, self._pool.launch.prepared
         if prepared is None:
             return
-        mark = self._s.files.log_mark(pool.pool_id)
+        mark, now_ms = self._s.files.log_mark(pool.instance_id), self._s.clock.wall_ms()
         self._actor.learn(epoch, log_mark=mark)
-        pool.log_places.launched(self._s.clock.wall_ms(), place_of(mark))
+        pool.log_places.launched(now_ms, place_of(mark))
+        assignment, decided_s = pool.launch.assignment, pool.instance.launched_at or self._s.clock.monotonic()
         try:
-            process = await self._s.launcher.launch(prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms)
+            process = await self._s.launcher.launch(
+                prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms,
+                reserved_bytes=assignment.bytes_by_device if assignment is not None else {},
+                decided_at_ms=now_ms - round((self._s.clock.monotonic() - decided_s) * 1000),
+            )  # fmt: skip
         except PoolError as problem:
             self._actor.learn(epoch, cause=problem)
             self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
@@ -144,7 +150,7 @@ class LaunchWork:
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(self._pool.pool_id, log_mark)]
+        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(prepared.instance_id, log_mark)]
         self._actor.learn(epoch, log_tail=tuple(lines[-LOG_TAIL_LINES:]))
         told = exit_event(epoch, record, lines, prepared)
         if record.code and not told.port_conflict and self._pool.instance.last_good_at is None:
@@ -159,7 +165,7 @@ class LaunchWork:
         """Ask once; the answer is an event."""
         pool, external = self._pool, self._pool.definition.external
         if pool.state.active.phase is Phase.READY:
-            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.pool_id)))
+            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.instance_id)))
         result, conclusive = await self._ask()
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
         if external and result.outcome not in (ProbeOutcome.SUCCESS, ProbeOutcome.DISCARDED):

@@ -13,6 +13,7 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Instance, Policy, PoolState
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.launch import Launch
@@ -74,6 +75,12 @@ class Pool:
     def instance(self) -> Instance:
         """The launch that runs, or the last one."""
         return self.state.active
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """The replica that files, ports and reservations are kept by: the engine's own name for itself, where it has one."""
+        engine = self.launch.prepared or self.submitted
+        return self.state.active.id if engine is None else engine.instance_id
 
     @property
     def config(self) -> PoolConfig | None:

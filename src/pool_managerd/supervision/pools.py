@@ -97,7 +97,7 @@ class Pools:
             definition = self._recalled(pool_id, definition, stored.submitted)
         desired, barred = desired_of(stored, config), definition.barred
         state = replace(
-            PoolState.new(pool_id), desired=desired, held=stored.held,
+            PoolState.new(pool_id, self._s.epochs.first(pool_id)), desired=desired, held=stored.held,
             pending_start=stored.held and desired is Desired.WANTED and barred is None,
             crash_count=stored.crash_count, restart_count=stored.restart_count,
             last_error=None if barred is None else self._s.events.clean(barred.message),
@@ -165,6 +165,7 @@ class Pools:
                     f"cannot deregister pool {pool_id}: it is {view(pool.state).state}",
                     code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
                 )  # fmt: skip
+            await self._s.epochs.forget(pool_id)
             await self._intents.remove(pool_id)
             await self.discard(pool)
         self._s.events.emit("pool_removed", f"Pool '{pool_id}' is forgotten", pool_id=pool_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
@@ -34,6 +35,7 @@ class Services:
     clock: Clock
     registry: Registry
     events: EventLog
+    epochs: Epochs
     baselines: Baselines
     launcher: Launcher
     models: Models

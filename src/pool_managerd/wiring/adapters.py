@@ -34,6 +34,7 @@ from pool_managerd.store.journal import Journal
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
@@ -166,7 +167,7 @@ class Adapters:
         if self._services is None:
             config, gpus = self.config, self.gpu_parts.gpus(self.registry)
             self._services = Services(
-                clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
+                clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store), baselines=Baselines(),
                 launcher=self._launcher,
                 models=self.models, engines=self.engines,
                 files=self.files, prober=self.prober,
