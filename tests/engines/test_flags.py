@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.engines.flags import FlagUse, Option, OptionTable, normalise
+from pool_managerd.engines.flags import FlagUse, Option, OptionTable, arrange, collapse
 from pool_managerd.engines.llamacpp.options import recorded_options
 from pool_managerd.errors import SpecError
 
 TABLE = recorded_options()
+
+
+def normalise(table: OptionTable, flags: Sequence[str]) -> tuple[str, ...]:
+    return arrange(collapse(table.parse(flags)).values())
 
 
 @pytest.mark.parametrize(

@@ -250,8 +250,3 @@ def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:
 def arrange(uses: Iterable[FlagUse]) -> tuple[str, ...]:
     """argv items of ``uses``, sorted by flag name."""
     return tuple(item for use in sorted(uses, key=lambda use: use.name) for item in use.argv)
-
-
-def normalise(table: OptionTable, flags: Sequence[str]) -> tuple[str, ...]:
-    """``flags`` in their normal form. Raises SpecError for an unknown flag or a missing value."""
-    return arrange(collapse(table.parse(flags)).values())

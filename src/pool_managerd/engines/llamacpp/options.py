@@ -100,12 +100,6 @@ def _option(names: Sequence[str], values: int) -> Option:
     return Option(tuple(name for name in names if name not in negated), tuple(negated), values)
 
 
-def options_to_json(options: Sequence[Option]) -> str:
-    """The compact form kept in ``data/``: one line per option."""
-    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
-    return "[\n" + ",\n".join(rows) + "\n]\n"
-
-
 def recorded_options() -> OptionTable:
     """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
     text = resources.files("pool_managerd.engines").joinpath("data/llama_server_options.json").read_text(encoding="utf-8")

@@ -141,9 +141,3 @@ def recorded_options() -> OptionTable:
     text = resources.files("pool_managerd.engines").joinpath("data/vllm_options.json").read_text(encoding="utf-8")
     rows, aliases = json.loads(text)
     return table_of((Option(tuple(names), tuple(negated), values) for names, negated, values in rows), aliases)
-
-
-def options_to_json(options: Iterable[Option], aliases: Mapping[str, str]) -> str:
-    """The form kept in ``data/``: one line per option, and the further names."""
-    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
-    return "[[\n" + ",\n".join(rows) + "\n],\n" + json.dumps(dict(sorted(aliases.items()))) + "]\n"
