@@ -51,7 +51,7 @@ def test_of_a_list_every_use_is_kept_in_its_order() -> None:
 
 
 def test_a_list_whose_uses_have_two_values_keeps_the_pairs_together() -> None:
-    table = OptionTable([Option(("--lora-scaled",), values=2)])
+    table = OptionTable([Option(("--lora-scaled",), values=2)], lists=frozenset({"--lora-scaled"}))
     assert normalise(table, ["--lora-scaled", "a", "1", "--lora-scaled", "b", "2"]) == (
         "--lora-scaled", "a", "1", "--lora-scaled", "b", "2",
     )  # fmt: skip

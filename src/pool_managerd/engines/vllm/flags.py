@@ -83,6 +83,9 @@ REFUSED: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """Never allowed, in any profile."""
 
+LISTS = frozenset({"--middleware"})
+"""Every use counts."""
+
 UNLISTED = frozenset({"--worker-cls", "--worker-extension-cls"})
 """Flags that name code to be run in every worker: as if the engine had them not."""
 
@@ -133,7 +136,7 @@ def _parse_line(line: str) -> tuple[Option, list[str]]:
 
 def table_of(options: Iterable[Option], aliases: Mapping[str, str]) -> OptionTable:
     """The options as a table: keys of a JSON value may be written behind a dot, as ``--compilation-config.mode 3``."""
-    return OptionTable((option for option in options if UNLISTED.isdisjoint(option.names)), aliases, dotted=True)
+    return OptionTable((option for option in options if UNLISTED.isdisjoint(option.names)), aliases, lists=LISTS, dotted=True)
 
 
 def recorded_options() -> OptionTable:
