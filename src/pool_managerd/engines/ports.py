@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pool_managerd.errors import NodeError
 
@@ -15,21 +15,21 @@ class PortAllocator:
     """Hands out ports of a range such as ``8080-8999``, from the bottom up.
 
     A port stays claimed until it is released, so two pools never share one. Between the check and the engine's bind
-    another program may still take it: claim again with ``avoid``.
+    another program may still take it.
     """
 
-    def __init__(self, ports: str, claimed: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, ports: str) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
-        self._claimed = dict(claimed)
+        self._claimed: dict[str, int] = {}
 
-    def claim(self, pool_id: str, preferred: Sequence[int] = (), *, avoid: Collection[int] = ()) -> int:
+    def claim(self, pool_id: str, preferred: Sequence[int] = ()) -> int:
         """A free port for ``pool_id``, from ``preferred`` first; it replaces the pool's earlier claim.
 
         The port it had is taken again when it is still free. Raises NodeError when no port is left.
         """
         had = self._claimed.pop(pool_id, None)
-        taken = set(self._claimed.values()) | set(avoid)
+        taken = self.all_claimed()
         for port in self._candidates(had, preferred):
             if port not in taken and is_free(port):
                 self._claimed[pool_id] = port
@@ -43,10 +43,6 @@ class PortAllocator:
     def release(self, pool_id: str) -> None:
         """Give the pool's port back; a pool without one is no error."""
         self._claimed.pop(pool_id, None)
-
-    def claimed(self, pool_id: str) -> int | None:
-        """The port ``pool_id`` holds."""
-        return self._claimed.get(pool_id)
 
     def all_claimed(self) -> frozenset[int]:
         """The ports of all pools."""
