@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bench.llamacpp_log import parse_allocations
 from pydantic import ValidationError
 
 from pool_managerd.api import strict_json
@@ -27,7 +28,6 @@ from pool_managerd.core.gpu.xid import meaning
 from pool_managerd.core.health import judge_response
 from pool_managerd.core.narration import parse_size, printable
 from pool_managerd.core.redaction import Redactor
-from pool_managerd.engines.llamacpp.memory import parse_allocations
 from pool_managerd.engines.llamacpp.options import parse_help
 from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.errors import PoolError

@@ -19,14 +19,14 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
-from pool_managerd.errors import PoolError, RequestError, SpecError
+from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.policy import check_pool_id, check_submission
+from pool_managerd.supervision.policy import check_submission
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.wiring.adapters import Adapters, default_adapters
@@ -276,27 +276,11 @@ class PoolManager:
 
     async def register(self, pool_id: str) -> bool:
         """Make ``pool_id`` known without an engine; true when it is new."""
-        check_pool_id(pool_id)
-        if self._pools.find(pool_id) is not None:
-            return False
-        pool = self._pools.add(pool_id)
-        try:
-            await self._pools.register(pool)
-        except PoolError:
-            await self._pools.discard(pool)
-            raise
-        return True
+        return await self._pools.register(pool_id)
 
     async def deregister(self, pool_id: str) -> bool:
         """Forget a pool that is down and not configured; true when it existed."""
-        pool = self._pools.find(pool_id)
-        if pool is None:
-            return False
-        if pool.config is not None:
-            raise RequestError(
-                f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
-            )
-        return await self._pools.remove(pool)
+        return await self._pools.deregister(pool_id)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
         """Start on demand and wait until ready, joining a start that is under way; the pool's status. Raises PoolError, such as

@@ -147,6 +147,15 @@ def test_pools_that_could_never_start_are_told_whatever_the_machine_has(
     assert all(remedy and remedy[0].startswith("# ") for _, remedy in told.values())
 
 
+def test_a_model_that_does_not_fit_into_ram_is_told_where_the_cpu_would_run_it(
+    invoke: Invoke, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_ram_bytes", lambda: tiny_model.stat().st_size - 1)
+    file = write(tmp_path, f"profile: dev\npools: [{{id: a, engine: llamacpp, model: 'file:{tiny_model}'}}]\n")
+    code, out, _ = invoke("preflight", "--config", file)
+    assert (code, findings(out)["ram"]["level"], findings(out)["ram"]["subject"]) == (1, "fail", "pool a")
+
+
 def test_a_configuration_that_cannot_be_used_is_a_2(invoke: Invoke, tmp_path: Path) -> None:
     code, _, err = invoke("preflight", "--config", write(tmp_path, "profile: hme\n"))
     assert code == 2

@@ -17,7 +17,6 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
-from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.engines import modes as module
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -133,7 +132,7 @@ async def test_a_pool_with_wrong_flags_holds_no_port(dev_config: Config, make_po
     provisioner = EngineProvisioner(dev_config, ports)
     with pytest.raises(SpecError, match=r"did you mean '--threads'\?"):
         await provisioner.prepare(make_pool(provisioning={"flags": ["--thread", "1"]}), MODEL)
-    assert ports.claimed(InstanceId("p")) is None
+    assert not ports.all_claimed()
 
 
 async def test_a_flag_that_only_the_binary_takes_says_so_in_mode_package(dev_config: Config, make_pool: MakePool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError
@@ -16,21 +16,21 @@ class PortAllocator:
     """Hands out ports of a range such as ``8080-8999``, from the bottom up.
 
     A port stays claimed until it is released, so two instances never share one. Between the check and the engine's bind
-    another program may still take it: claim again with ``avoid``.
+    another program may still take it.
     """
 
-    def __init__(self, ports: str, claimed: Iterable[tuple[InstanceId, int]] = ()) -> None:
+    def __init__(self, ports: str) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
-        self._claimed = dict(claimed)
+        self._claimed: dict[InstanceId, int] = {}
 
-    def claim(self, instance: InstanceId, preferred: Sequence[int] = (), *, avoid: Collection[int] = ()) -> int:
+    def claim(self, instance: InstanceId, preferred: Sequence[int] = ()) -> int:
         """A free port for ``instance``, from ``preferred`` first; it replaces the instance's earlier claim.
 
         The port it had is taken again when it is still free. Raises NodeError when no port is left.
         """
         had = self._claimed.pop(instance, None)
-        taken = set(self._claimed.values()) | set(avoid)
+        taken = self.all_claimed()
         for port in self._candidates(had, preferred):
             if port not in taken and is_free(port):
                 self._claimed[instance] = port
@@ -49,10 +49,6 @@ class PortAllocator:
         """Give back what every replica of a pool has."""
         for instance in [instance for instance in self._claimed if instance.pool_id == pool_id]:
             self.release(instance)
-
-    def claimed(self, instance: InstanceId) -> int | None:
-        """The port that ``instance`` holds."""
-        return self._claimed.get(instance)
 
     def all_claimed(self) -> frozenset[int]:
         """The ports of all instances."""

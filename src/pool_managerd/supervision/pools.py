@@ -17,7 +17,15 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, desired_of
 from pool_managerd.supervision.operations import Operation, Operations
-from pool_managerd.supervision.policy import check_room, check_startable, check_submission, learn_secrets, not_kept, policy_for
+from pool_managerd.supervision.policy import (
+    check_pool_id,
+    check_room,
+    check_startable,
+    check_submission,
+    learn_secrets,
+    not_kept,
+    policy_for,
+)
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
@@ -224,11 +232,31 @@ class Pools:
                 await self._intents.put(before or StoredPool(pool.pool_id))
                 raise
 
-    async def register(self, pool: Pool) -> None:
-        """Make a pool without an engine durable."""
-        async with self._turn(pool):
-            self._check_open(pool)
-            await self._intents.keep(pool, pool.submitted)
+    async def register(self, pool_id: str) -> bool:
+        """A pool without an engine, durably; true when it is new. Raises SpecError for an id that cannot name a pool."""
+        check_pool_id(pool_id)
+        if self.find(pool_id) is not None:
+            return False
+        pool = self.add(pool_id)
+        try:
+            async with self._turn(pool):
+                self._check_open(pool)
+                await self._intents.keep(pool, pool.submitted)
+        except PoolError:
+            await self.discard(pool)
+            raise
+        return True
+
+    async def deregister(self, pool_id: str) -> bool:
+        """Forget a pool that is down and not configured; true when it existed. Raises RequestError."""
+        pool = self.find(pool_id)
+        if pool is None:
+            return False
+        if pool.config is not None:
+            raise RequestError(
+                f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
+            )
+        return await self.remove(pool)
 
     def _turn(self, pool: Pool) -> asyncio.Lock:
         """Changes of one pool wait for each other: what is stored last is what was done last."""

@@ -39,7 +39,7 @@ from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
-from pool_managerd.wiring.preflight import user_rules
+from pool_managerd.wiring.setups import user_rules
 
 OnHandoff = Callable[[Handoff, float], None]
 OnError = Callable[[str, str], None]

@@ -28,10 +28,10 @@ from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.wiring.launch_sizer import StartSizer
+from pool_managerd.wiring.setups import Setups
 
 if TYPE_CHECKING:
     from pool_managerd.core.preflight import HostFacts, Report
-    from pool_managerd.wiring.preflight import Setups
 
 BARS_A_START = frozenset({
     "gpu_required", "missing_tool", "container_gpu", "port_taken", "driver_too_old", "compute_capability", "nvidia_uvm",
@@ -85,7 +85,7 @@ class GpuParts:
         self._facts: tuple[float, HostFacts] | None = None
         self._survey: asyncio.Task[HostFacts] | None = None
         self._told: set[str] = set()
-        self._setups: Setups | None = None
+        self._setups = Setups(config, means.models, means.engines)
         self._topology: tuple[object, tuple[str, ...]] = (None, ())
         self.watch.listen(self._tell_notes)
 
@@ -112,7 +112,7 @@ class GpuParts:
         """The judgement over this machine for the whole configuration."""
         facts = await self._surveyed()
         # Engines are loaded to see whether they can be: no start waits for that.
-        return self._judge(replace(facts, setup_problems=await asyncio.to_thread(self._setups_now)), None)
+        return self._judge(replace(facts, setup_problems=await asyncio.to_thread(self._setups.problems)), None)
 
     async def _surveyed(self) -> HostFacts:
         """Fresh facts; who asks while they are gathered gets the same."""
@@ -136,13 +136,6 @@ class GpuParts:
         from pool_managerd.wiring.preflight import machine_of
 
         return machine_of(self._config, os.environ)
-
-    def _setups_now(self) -> tuple[tuple[str, str, str], ...]:
-        from pool_managerd.wiring.preflight import Setups
-
-        if self._setups is None:
-            self._setups = Setups(self._config, self._means.models, self._means.engines)
-        return self._setups.problems()
 
     def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
         from pool_managerd.wiring.preflight import judged
