@@ -23,8 +23,8 @@ from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.gpu.split import SplitPlan
 from pool_managerd.core.memory.estimate import EngineSettings, estimate
-from pool_managerd.core.placement import PlacementRequest, decide
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot
+from pool_managerd.core.registry.placement import PlacementRequest, decide
 from pool_managerd.engines.llamacpp import server
 from pool_managerd.engines.llamacpp.memory import settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape

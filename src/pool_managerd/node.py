@@ -51,8 +51,8 @@ class PoolManager:
         self.events: EventLog = self._a.events
         self.registry: Registry = self._a.registry
         self.started_at_ms = self._a.clock.wall_ms()
-        self._gpus = self._a.services().gpus
-        self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
+        self._gpus = self._a.gpus
+        self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
         self._leases = Leases(self._pools, self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
@@ -81,8 +81,8 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        shared = self._a.services()
-        for part in (shared.epochs, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, shared.admission):
+        s = self._a.services
+        for part in (s.epochs, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -193,7 +193,7 @@ class PoolManager:
         """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
         pool = self._pools.get(pool_id)
         steps = self._a.engines.plan(pool.config)["steps"] if pool.config is not None else []
-        return await explanation(pool, steps, self._a.services())
+        return await explanation(pool, steps, self._a.services)
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
         """What happens from now on, or after event ``after_id``: ``with node.subscribe() as events:`` and ``async for event in

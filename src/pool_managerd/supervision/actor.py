@@ -246,7 +246,7 @@ class PoolActor:
                 self._s.files.write_pid(self.pool.instance_id, pid)
             case do.Announce():
                 self._announce()
-                self._s.gpus.watch.wake()
+                self._s.gpus.wake()
             case do.StopEngine(grace_ms=grace_ms) if process is not None:
                 process.stop(grace_ms)
             case do.KillEngine() if process is not None:
@@ -256,7 +256,7 @@ class PoolActor:
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
             case do.ReleaseVram(epoch):
-                self._s.gpus.release(self.pool.instance.id, epoch)
+                self._s.gpus.release(self.pool.instance_id, epoch)
 
     def _not_done(self, effect: do.LaunchEffect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""

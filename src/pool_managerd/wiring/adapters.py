@@ -90,7 +90,14 @@ class Adapters:
         ]
         means = PreflightMeans(self._own_ports, self.models, self.engines)
         self.gpu_parts = GpuParts(config, self.clock, self.events, self.store, means)
-        self._services: Services | None = None
+        self.gpus = self.gpu_parts.gpus(self.registry)
+        self.services = Services(
+            clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store), baselines=Baselines(),
+            launcher=self._launcher, models=self.models, engines=self.engines, files=self.files, prober=self.prober,
+            listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+            preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
+            node_id=self.node_id, on_fatal=self._on_fatal,
+        )  # fmt: skip
 
     def claim(self) -> None:
         """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
@@ -161,22 +168,6 @@ class Adapters:
         await self.store.close()
         await self.journal.close()
         self.unclaim()
-
-    def services(self) -> Services:
-        """What every pool's driver shares."""
-        if self._services is None:
-            config, gpus = self.config, self.gpu_parts.gpus(self.registry)
-            self._services = Services(
-                clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store), baselines=Baselines(),
-                launcher=self._launcher,
-                models=self.models, engines=self.engines,
-                files=self.files, prober=self.prober,
-                listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
-                preflight=self.gpu_parts.require, gpus=gpus,
-                admission=self.gpu_parts.admission(gpus),
-                node_id=self.node_id, on_fatal=self._on_fatal,
-            )  # fmt: skip
-        return self._services
 
     def _on_fatal(self, problem: BaseException) -> None:
         self.fatal(problem)

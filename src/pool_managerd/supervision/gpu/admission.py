@@ -70,7 +70,7 @@ class Admission:
         if found is not None:
             if mask is not None and not self._missing(scan):
                 self._gpus.mask_gpus.remember(pool.pool_id, mask)
-            memory.begin(pool.instance.id, epoch)
+            memory.begin(pool.instance_id, epoch)
             self._gpus.refresh()
         return found, sizing
 
@@ -217,7 +217,7 @@ class Admission:
         elif pool.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
             devices, split = in_pci_order(devices), shares  # as the engine will see them
         return AllocationRequest(
-            pool.instance.id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            pool.instance_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
             reserved_by_masks=self._gpus.reserved_by_masks(pool),
         )  # fmt: skip
 

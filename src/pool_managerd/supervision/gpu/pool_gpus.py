@@ -54,6 +54,10 @@ class Gpus:
         """The pools of this node."""
         return self._pools()
 
+    def wake(self) -> None:
+        """Something has come or gone: scan now."""
+        self.watch.wake()
+
     def release(self, instance_id: InstanceId, epoch: int) -> None:
         """Give a launch's reservation back; what others see free changes at once."""
         if self.memory.ledger.release(instance_id, epoch):
@@ -82,7 +86,7 @@ class Gpus:
 
         while pool.instance.epoch == epoch and pool.instance.vram_pending:
             scanned = await self._scan_unless(impatient)
-            left = self.memory.leftover(pool.instance.id, epoch) if scanned else Leftover("the GPU driver does not answer")
+            left = self.memory.leftover(pool.instance_id, epoch) if scanned else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 _tell_uncertain(pool, left, emit)
                 self._post(pool.pool_id, ev.VramFree(epoch))
@@ -194,7 +198,7 @@ class Gpus:
         found: set[str] = set()
         for other in self._pools():
             state, definition = other.state, other.definition
-            waiting = self.memory.ledger.get(other.instance.id) is None and not (state.held or state.desired.stays_down)
+            waiting = self.memory.ledger.get(other.instance_id) is None and not (state.held or state.desired.stays_down)
             if other is not pool and waiting and definition.mask is not None and not definition.external:
                 found.update(self.devices_of(other))
         return frozenset(found)
