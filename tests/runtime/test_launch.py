@@ -159,11 +159,6 @@ async def test_a_bare_name_is_looked_up_on_path(bench: Bench) -> None:
     assert (await bench.run(PreparedEngine("p", "sh", ("-c", "exit 3")))).code == 3
 
 
-async def test_an_attached_engine_is_never_started(bench: Bench) -> None:
-    with pytest.raises(EngineError, match="attached by URL"):
-        await bench.launch(sh("exit 0", attach_url="http://127.0.0.1:1"))
-
-
 async def test_a_link_in_place_of_the_log_is_refused(bench: Bench, root: Path) -> None:
     target = root / "precious"
     target.write_text("keep me")

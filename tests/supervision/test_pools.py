@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.intent import StoredPool
@@ -51,8 +51,8 @@ class Store:
     def parse_prepared(self, body: Any, pool_id: str) -> PreparedEngine:
         return PreparedEngine(pool_id, body["binary_path"], port=body["port"], verbatim=True)
 
-    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
-        return {"binary_path": engine.binary_path, "port": engine.port}
+    def prepared_to_json(self, engine: AnyEngine) -> dict[str, Any] | None:
+        return {"binary_path": engine.binary_path, "port": engine.port} if isinstance(engine, PreparedEngine) else None
 
 
 class World:
@@ -81,7 +81,7 @@ class World:
         assert operation.status == "succeeded"
         return pool
 
-    async def submit(self, pool: Pool, engine: PreparedEngine) -> None:
+    async def submit(self, pool: Pool, engine: AnyEngine) -> None:
         """Let the pool have an engine of somebody's own, without starting it."""
         self.pools.post(pool.pool_id, ev.Tick(), replace(pool.definition, submitted=engine))
         await settle()
@@ -381,7 +381,7 @@ async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attach
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
     world.pools = Pools(world.config, world.fakes.services(preflight=no_gpu), world.store, world.store, world.new_id)
     theirs, ours = world.pools.add("theirs"), world.pools.add("ours")
-    await world.submit(theirs, PreparedEngine("theirs", "", attach_url="http://127.0.0.1:9998", verbatim=True))
+    await world.submit(theirs, AttachedEngine("theirs", "http://127.0.0.1:9998"))
     await world.submit(ours, PreparedEngine("ours", "/engine", port=9000, verbatim=True))
     for pool in (theirs, ours, world.pools.add("p", world.config.pools[0])):
         world.pools.post(pool.pool_id, ev.Start())

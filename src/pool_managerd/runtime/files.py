@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import is_pool_id
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.crash_evidence import pieces
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import printable
@@ -85,7 +85,7 @@ class RuntimeFiles:
         """Remove the pid file, if there is one."""
         self._top.remove(self.pid_path(instance).name)
 
-    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path:
+    def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
         """Write the per-replica handoff file and its copy ``engine.json``; returns the copy's path (SPEC §20 no. 39)."""
         content = handoff_content(engine, pid, written_at_ms)
         data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
@@ -257,7 +257,7 @@ class RuntimeFiles:
             return {}
 
 
-def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dict[str, Any]:
+def handoff_content(engine: AnyEngine, pid: int, written_at_ms: int) -> dict[str, Any]:
     """What a handoff file says (SPEC §12): the keys that readers know, plus who wrote it."""
     return {
         "schema_version": 1,
@@ -266,10 +266,10 @@ def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dic
         "url": engine.url,
         "engine": engine.engine,
         "engine_version": engine.engine_version,
-        "provisioning_mode": engine.provisioning_mode,
+        "provisioning_mode": engine.provisioning_mode if isinstance(engine, PreparedEngine) else "external",
         "pid": pid,
         "model": {"id": engine.model_id, "path": engine.model_path},
-        "flags": masked_argv(engine.argv)[1:],
+        "flags": masked_argv(engine.argv)[1:] if isinstance(engine, PreparedEngine) else [],
         "device_mask": engine.device_mask,
         "slots_total": engine.slots_total,
         "slots_free": engine.slots_total,

@@ -15,10 +15,8 @@ from pool_managerd.runtime.files import log_name
 def locate(engine: PreparedEngine) -> str:
     """The absolute path of the engine's binary: as given, or looked up on PATH when it is a bare name.
 
-    Raises EngineError for an engine that has none, or whose text no program can be given.
+    Raises EngineError for text that no program can be given.
     """
-    if engine.attach_url is not None:
-        raise failure(engine, "it is attached by URL and not ours to start", "remove the URL, or only probe it")
     given = engine.binary_path
     if "\0" in given or any("\0" in text for text in (*engine.flags, *engine.env, *engine.env.values())):
         raise failure(engine, "a NUL byte is in its path, flags or environment", "remove it")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Instance, Policy, PoolState
@@ -29,14 +29,14 @@ class Definition:
 
     policy: Policy
     config: PoolConfig | None = None
-    submitted: PreparedEngine | None = None
+    submitted: AnyEngine | None = None
     barred: PoolError | None = None
 
     @property
     def external(self) -> bool:
         """True for an engine that somebody else runs."""
         if self.submitted is not None:
-            return self.submitted.attach_url is not None
+            return isinstance(self.submitted, AttachedEngine)
         return self.config is not None and self.config.provisioning.mode == "external"
 
     @property
@@ -55,7 +55,9 @@ class Definition:
     def required_mask(self) -> DeviceMask | None:
         """As ``mask``; raises SpecError for a text that is no mask."""
         if self.submitted is not None:
-            text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
+            text = self.submitted.device_mask
+            if text is None and isinstance(self.submitted, PreparedEngine):
+                text = self.submitted.env.get("CUDA_VISIBLE_DEVICES")
             return None if text is None else DeviceMask.parse(text)
         return self.config.mask if self.config is not None else None
 
@@ -87,5 +89,5 @@ class Pool:
         return self.definition.config
 
     @property
-    def submitted(self) -> PreparedEngine | None:
+    def submitted(self) -> AnyEngine | None:
         return self.definition.submitted

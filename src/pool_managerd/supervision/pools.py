@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
@@ -127,7 +127,7 @@ class Pools:
             return replace(definition, barred=problem)
         return self._with_engine(pool_id, definition, engine)
 
-    def _with_engine(self, pool_id: str, definition: Definition, engine: PreparedEngine | None) -> Definition:
+    def _with_engine(self, pool_id: str, definition: Definition, engine: AnyEngine | None) -> Definition:
         policy = policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
         return Definition(policy, definition.config, engine)
 
@@ -144,7 +144,7 @@ class Pools:
             if pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None:
                 await self.request(pool, "start", ev.Start(origin="boot"), "up")
 
-    def announce(self, pool_id: str, engine: PreparedEngine) -> Pool:
+    def announce(self, pool_id: str, engine: AttachedEngine) -> Pool:
         """The pool of an external engine that a handoff file tells of: known, or new with what was stored of it.
 
         Raises RequestError TOO_MANY_POOLS.
@@ -197,7 +197,7 @@ class Pools:
 
     async def change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None,
-        engine: PreparedEngine | None = None,
+        engine: AnyEngine | None = None,
     ) -> Operation:  # fmt: skip
         """Make the intent durable, then ask the pool, then acknowledge. One at a time per pool. Raises PoolError.
 
@@ -208,7 +208,7 @@ class Pools:
 
     async def _change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
-        engine: PreparedEngine | None,
+        engine: AnyEngine | None,
     ) -> Operation:  # fmt: skip
         async with self._turn(pool):
             self._check_open(pool)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
@@ -123,13 +123,15 @@ class FakeEngines:
     """Prepares an engine for any pool."""
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
     ) -> PreparedEngine:
-        attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
         return PreparedEngine(
-            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1", attach_url=attach_url,
-            model_id=model.id if model else None, env=assignment.environment() if assignment else {},
+            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1",
+            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
         )  # fmt: skip
+
+    def attach(self, pool: PoolConfig) -> AttachedEngine:
+        return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
 
     def release(self, pool_id: str) -> None:
         """There are no ports to give back."""
@@ -147,7 +149,7 @@ class FakeProber:
         self.probes += 1
         return self.result
 
-    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         if self.first_token_ms is None:
             raise ValueError("no token")
         return self.first_token_ms, 50.0
@@ -170,7 +172,7 @@ class FakeFiles:
         if self.pids.pop(instance, None) is not None:
             self.history.append("no pid")
 
-    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path:
+    def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
         self.handoffs.add(engine.instance_id)
         self.history.append("handoff")
         return Path("/run/engines/engine.json")

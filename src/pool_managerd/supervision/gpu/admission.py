@@ -131,7 +131,8 @@ class Admission:
         return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
     async def _size(self, pool: Pool) -> LaunchEstimator:
-        inputs = await self._sizer(pool.config, pool.submitted)
+        submitted = pool.submitted if isinstance(pool.submitted, PreparedEngine) else None
+        inputs = await self._sizer(pool.config, submitted)
         if self._rules.fit == "off" and not inputs.divides_equally:  # what such an engine takes is a setting, no estimate
             nothing = LaunchInputs(inputs.engine_version, inputs.model_key, inputs.settings, overhead_bytes=0)
             return LaunchEstimator(nothing, Measurements())
@@ -157,15 +158,15 @@ class Admission:
 
     def _observe(self, pool_id: str, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
-        assignment, sizing = launch.assignment, launch.sizing
-        if assignment is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
+        allocation, sizing = launch.allocation, launch.sizing
+        if allocation is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
             return False
-        per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
+        per_gpu = [held.get(d.uuid, 0) for d in allocation.devices]
         if not all(per_gpu):
             return False
         loaded = self._held.get(pool_id, (0, {}))[0] != launch.epoch
         self._held[pool_id] = launch.epoch, held
-        key = sizing.key(assignment.shares, assignment.devices[0].name)
+        key = sizing.key(allocation.shares, allocation.devices[0].name)
         before = self._known.get(key)
         return self._known.observe(key, per_gpu, loaded=loaded) != before
 

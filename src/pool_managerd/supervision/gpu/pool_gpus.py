@@ -182,16 +182,16 @@ class Gpus:
 
     def devices_of(self, pool: Pool) -> tuple[str, ...]:
         """UUIDs that the pool runs on; while it does not run, those that its mask demands. Empty: it is free to choose."""
-        assignment = pool.launch.assignment
-        if assignment is not None and pool.instance.phase not in IDLE:
-            return tuple(d.uuid for d in assignment.devices)
+        allocation = pool.launch.allocation
+        if allocation is not None and pool.instance.phase not in IDLE:
+            return tuple(d.uuid for d in allocation.devices)
         mask = pool.definition.mask
         if mask is None or pool.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
         try:
             return tuple(d.uuid for d in self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices)
         except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
-            return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
+            return tuple(d.uuid for d in allocation.devices) if allocation is not None else ()
 
     def reserved_by_masks(self, pool: Pool) -> frozenset[str]:
         """Devices in masks of other pools that have reserved nothing yet and are to run: left to them where others will do."""
