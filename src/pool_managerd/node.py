@@ -68,7 +68,7 @@ class PoolManager:
         self._a.unclaim()
 
     def on_fatal(self, call: Callable[[BaseException], None]) -> None:
-        """Call ``call`` when a pool's task has failed too often to be trusted; a daemon then ends itself (A11)."""
+        """Call ``call`` when a pool's task has failed too often to be relied on; a daemon then ends itself (A11)."""
         self._a.fatal = call
 
     async def __aenter__(self) -> PoolManager:
@@ -309,7 +309,7 @@ class PoolManager:
         return (await self._a.gpu_parts.preflight()).to_dict()
 
     async def release_devices(self) -> dict[str, Any]:
-        """Let go of the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
+        """Release the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
         await self._gpus.watch.release()
         return self.devices()
 

@@ -185,7 +185,7 @@ class Launcher:
                 raise failure(engine, os.strerror(errno.EMFILE), "raise the daemon's limit of open files", retriable=True)
             if answer:
                 raise explain_failure(engine, order["program"], str(answer.get("step")), int(answer.get("errno") or 0))
-        said = self._spawner.complaints()
+        said = self._spawner.stderr_tail()
         raise failure(engine, "the process that starts engines died", "try again; see the daemon's log", stderr=said)
 
 

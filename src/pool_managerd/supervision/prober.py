@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine
-from pool_managerd.core.health import ProbeOutcome, ProbeResult, judge_response
+from pool_managerd.core.health import ProbeOutcome, ProbeResult, check_response
 
 BODY_LIMIT = 64 * 1024
 WARMUP_BODY_LIMIT = 256 * 1024
@@ -59,7 +59,7 @@ class HttpProber:
                 return ProbeResult(ProbeOutcome.ERROR, f"answered {response.status} with more than {BODY_LIMIT // 1024} KiB")
             if response.headers.get("Server") == "pool-managerd":
                 return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
-            return judge_response(response.status, response.headers.get("Content-Type", ""), body)
+            return check_response(response.status, response.headers.get("Content-Type", ""), body)
 
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """A short request of the kind that the engine serves: (first_token_ms, tokens_per_s).

@@ -1,4 +1,4 @@
-"""Preflight of this machine for a configuration: its facts, its wants, and the judgement over both."""
+"""Preflight of this machine for a configuration: its facts, its wants, and the report over both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pool_managerd.config import Config, DaemonConfig, PoolConfig, ProvisioningC
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu.visibility import restrictions
-from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, check
 from pool_managerd.engines.modes import mode_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import package_installed
@@ -35,18 +35,18 @@ _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
-    """Judge this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
-    return judged(config, replace(facts_of(config, env), scan=scan()))
+    """Check this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
+    return report_of(config, replace(facts_of(config, env), scan=scan()))
 
 
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
-    """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
+    """The report without a configuration: the home profile, neither the current folder nor any daemon."""
     config = Config(base_dir=Path("/"), daemon=DaemonConfig(runtime_dir=Path(os.devnull)))  # it has no directory yet
     engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), run=probing(config))
     found = replace(
         _with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problems=tuple(_package_problems(engines))
     )
-    return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
+    return Report(config.profile, check(found, replace(wants_of(config), control_port=None)))
 
 
 def _package_problems(engines: EngineProvisioner) -> Iterator[tuple[str, str, str]]:
@@ -95,15 +95,15 @@ def needs_root(model: Path, runtime_dir: Path) -> str | None:
     return None if obstacle is None else str(obstacle)
 
 
-def judged(
+def report_of(
     config: Config, facts: HostFacts, *, pools: Iterable[str] | None = None, own_ports: frozenset[int] = frozenset()
 ) -> Report:
-    """The judgement over ``facts`` for ``config``, or for some of its ``pools``.
+    """The report over ``facts`` for ``config``, or for some of its ``pools``.
 
     ``own_ports`` are held by this daemon and its engines, so they count as free.
     """
     free = replace(facts, ports_taken=facts.ports_taken - own_ports)
-    return Report(config.profile, judge(free, wants_of(config, pools)))
+    return Report(config.profile, check(free, wants_of(config, pools)))
 
 
 def scan_once(config: Config | None = None) -> DeviceScan:

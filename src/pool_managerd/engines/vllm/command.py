@@ -1,7 +1,7 @@
 """Argv and environment of one ``vllm serve``, from one pool. Its flags are in `flags`.
 
 vLLM divides every layer among its GPUs (tensor parallel) and takes a fraction of each, whatever the model needs: it is told
-to keep to what the pool was promised. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
+to keep to what was reserved for the pool. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def _request_ctx(pool: PoolConfig) -> int:
 
 
 def _utilization(pool_id: str, allocation: Allocation) -> float:
-    """One figure for all GPUs, rounded down: the least of what each was promised. Raises NodeError for next to nothing."""
+    """One figure for all GPUs, rounded down: the least of what was reserved on each. Raises NodeError for next to nothing."""
     least = min(allocation.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in allocation.devices)
     rounded = math.floor(least * 1e4 + 1e-3) / 1e4
     if rounded < _LEAST_FRACTION:

@@ -25,7 +25,7 @@ from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Facts
 
-FOOTPRINT = "footprint"
+MEASUREMENT = "footprint"
 
 
 class Sizer(Protocol):
@@ -53,7 +53,7 @@ class Admission:
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
-        rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
+        rows = self._facts.facts(MEASUREMENT).get("all", {}).get("rows", [])
         self._known = Measurements.from_rows(row for row in rows if isinstance(row, list))
 
     async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]:
@@ -154,7 +154,7 @@ class Admission:
             if self._gpus.watch.scan.taken_at >= i.ready_since:  # an older scan may have seen it half loaded
                 new = self._observe(pool.pool_id, pool.launch, held) or new
         if new:
-            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
+            self._facts.note_fact(MEASUREMENT, "all", {"rows": self._known.to_rows()})
 
     def _observe(self, pool_id: str, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
