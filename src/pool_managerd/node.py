@@ -133,7 +133,7 @@ class PoolManager:
         return [self.status(pool_id) for pool_id in self.pool_ids()]
 
     def health(self, pool_id: str) -> dict[str, Any]:
-        """The three booleans and the figures that placement reads (OC-CTRL-2001)."""
+        """The three booleans and the metrics that placement reads (OC-CTRL-2001)."""
         return health_of(self.status(pool_id))
 
     def leases(self, pool_id: str) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ class PoolManager:
         return not waiting, [{key: s[key] for key in ("pool_id", "state", "reason", "last_error")} for s in waiting]
 
     def snapshots(self) -> dict[str, Any]:
-        """Every pool at one instant, and how old the figures of its GPUs are; ``version`` grows with every change."""
+        """Every pool at one instant, and how old the metrics of its GPUs are; ``version`` grows with every change."""
         return snapshots_view(self.registry, self._gpus, self._a.clock)
 
     def devices(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_device_that_no_pool_may_run_on_is_named(invoke: Invoke, pools: Any) -
 def test_figures_that_are_not_of_now_are_said_to_be_stale(invoke: Invoke, server: Server, pools: Any) -> None:
     server.node.devices_problem = {"code": "nvml_hung", "message": "the GPU driver did not answer", "hint": ""}
     out = invoke("explain", "--place")[1]
-    assert out.startswith("The figures of the GPUs are stale, last read 17 s ago: the GPU driver did not answer\nPool 'big'")
+    assert out.startswith("The metrics of the GPUs are stale, last read 17 s ago: the GPU driver did not answer\nPool 'big'")
     answer = json.loads(invoke("explain", "--place", "-o", "json")[1])
     assert (answer["devices_stale"], answer["devices_age_ms"]) == (True, 17_000)
 

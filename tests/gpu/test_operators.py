@@ -65,7 +65,7 @@ def test_released_devices_let_the_driver_go_until_they_are_resumed(make_node: Ma
     node.until_refused("b", "cannot start pool b: the GPUs cannot be scanned", "released on request", "devices resume")
     assert node.status("a")["ready"] and node.status("a")["pid"] == engine and node.workers() == []
     placed = node.command("explain", "--place").stdout.splitlines()
-    assert placed[0].startswith("The figures of the GPUs are stale, last read ") and "released on request" in placed[0]
+    assert placed[0].startswith("The metrics of the GPUs are stale, last read ") and "released on request" in placed[0]
     assert node.get("/v1/snapshots")[1]["devices_stale"] is True
     assert node.command("devices", "resume").returncode == 0
     node.until_ready("b")

@@ -185,12 +185,12 @@ def _notices(request: PlacementRequest, pools: Sequence[PoolSnapshot]) -> Iterat
 
 
 def _stale(answer: Json) -> Iterator[str]:
-    """That the figures of the GPUs are not of now."""
+    """That the metrics of the GPUs are not of now."""
     if answer.get("devices_stale"):
         age, problem = answer.get("devices_age_ms"), answer.get("devices_problem")
         when = f"last read {span(age)} ago" if isinstance(age, int) else "never read"
         why = problem.get("message") if isinstance(problem, dict) else None
-        yield f"The figures of the GPUs are stale, {when}: {why or 'the GPUs cannot be read'}"
+        yield f"The metrics of the GPUs are stale, {when}: {why or 'the GPUs cannot be read'}"
 
 
 def _to_json(decision: Decision, request: PlacementRequest, pools: Sequence[PoolSnapshot], answer: Json) -> Json:

@@ -26,7 +26,7 @@ class ProbeOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One probe. ``reason`` is a short phrase for people, empty on success."""
+    """One probe. ``reason`` is a short human-readable phrase, empty on success."""
 
     outcome: ProbeOutcome
     reason: str = ""

@@ -1,4 +1,4 @@
-"""Who listens where an engine should: the difference between its answer and somebody else's (invariant 3)."""
+"""Who listens where an engine should: the difference between its answer and another program's (invariant 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short sentences for people, in the present tense, about what was decided and why (ORCH-3300, ORCH-3312).
+"""Short human-readable sentences, in the present tense, about what was decided and why (ORCH-3300, ORCH-3312).
 
 They stand beside the structured fields and never replace them; no secrets, no opaque ids.
 """
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """``22.5 GiB``, ``350 MiB``, ``0``: three digits are enough for people."""
+    """``22.5 GiB``, ``350 MiB``, ``0``: three digits are enough to read."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:
             value = n_bytes / scale

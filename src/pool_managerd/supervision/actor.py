@@ -19,11 +19,11 @@ from pool_managerd.core.lifecycle.phase import LOADING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
+from pool_managerd.supervision.operations import Waiting, refusal, settle
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.protocols import Timer
 from pool_managerd.supervision.publishing import log_context, registry_fields
 from pool_managerd.supervision.services import Services
-from pool_managerd.supervision.settling import Waiting, refusal, settle
 
 MAX_TASK_FAILURES = 5
 

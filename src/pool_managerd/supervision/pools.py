@@ -16,7 +16,7 @@ from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, desired_of
-from pool_managerd.supervision.operations import Operation, Operations
+from pool_managerd.supervision.operations import Operation, Operations, Waiting, objection
 from pool_managerd.supervision.policy import (
     check_pool_id,
     check_room,
@@ -28,7 +28,6 @@ from pool_managerd.supervision.policy import (
 )
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
-from pool_managerd.supervision.settling import Waiting, objection
 
 _T = TypeVar("_T")
 

@@ -1,4 +1,4 @@
-"""What a pool looks like to people and machines (DESIGN §7)."""
+"""A pool's status, as the API, the CLI and the library show it (DESIGN §7)."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
 
 def health_of(status: Mapping[str, Any]) -> dict[str, Any]:
     """The short form of a status, for whoever polls health."""
-    figures = ("active_leases", "slots_total", "slots_free", "crash_count", "restart_count", "perf", "last_probe_age_ms")
+    metrics = ("active_leases", "slots_total", "slots_free", "crash_count", "restart_count", "perf", "last_probe_age_ms")
     head = ("pool_id", "live", "ready", "draining", "state", "last_error")
-    return {**{name: status[name] for name in head}, "metrics": {name: status[name] for name in figures}}
+    return {**{name: status[name] for name in head}, "metrics": {name: status[name] for name in metrics}}
 
 
 def lease_rows(leases: Iterable[Lease], clock: Clock) -> list[dict[str, Any]]:
-    """The leases that have an id, oldest first; their ends on the wall clock, for people."""
+    """The leases that have an id, oldest first; their ends on the wall clock."""
     shift_ms = clock.wall_ms() - clock.monotonic() * 1000
     return [
         {

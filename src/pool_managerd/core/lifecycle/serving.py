@@ -80,7 +80,7 @@ def attached_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) ->
         return healthy, said
     took = round((now - i.launched_at) * 1000) if i.launched_at is not None else 0
     ready = on(replace(healthy, last_error=None, reason=None), ready_since=now)
-    human = f"Pool '{pool.pool_id}' is ready; its engine is somebody else's"
+    human = f"Pool '{pool.pool_id}' is ready; its engine is external"
     return ready, (*said, do.Announce(i.epoch), do.Say("preload_succeeded", human, fields={"duration_ms": took}))
 
 

@@ -1,4 +1,4 @@
-"""A frozen copy of one pool's row, for placement and for people."""
+"""A frozen copy of one pool's row, for placement."""
 
 from __future__ import annotations
 

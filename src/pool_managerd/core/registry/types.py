@@ -19,7 +19,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class PerfHints:
-    """What placement may expect of the pool: figures measured on this node, smoothed (EWMA), and the model's quantisations."""
+    """What placement may expect of the pool: metrics measured on this node, smoothed (EWMA), and the model's quantisations."""
 
     perf_tokens_per_s: float | None = None
     first_token_ms: float | None = None
