@@ -15,6 +15,7 @@ from pool_managerd._version import __version__
 from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
+from pool_managerd.config.in_force import not_in_force
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
@@ -36,9 +37,14 @@ class Served:
 
 
 def check(config: Config, env: Mapping[str, str]) -> None:
-    """Raises SpecError for what the schema cannot see: tokens, addresses off loopback, label names."""
+    """Raises SpecError for what the schema cannot see: tokens, addresses off loopback, label names, keys without an effect."""
     resolve_access(config, env)
     Metrics(config.telemetry.labels)
+    if keys := list(not_in_force(config)):
+        raise SpecError(
+            f"cannot honour {', '.join(keys)}: nothing reads {'it' if len(keys) == 1 else 'them'} in this version",
+            code="CONFIG_ERROR", hint="leave it out" if len(keys) == 1 else "leave them out",
+        )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

@@ -71,7 +71,9 @@ class BackoffConfig(Section):
         0.1, description="Share by which a wait is made longer or shorter, so that many pools do not start in step."
     )
     min_delay_ms: NonNegative = Field(500, description="The shortest wait, jitter included.")
-    cuda_multiplier: Annotated[float, Field(ge=1, le=100)] = Field(2, description="How much longer waits are after a CUDA error.")
+    cuda_multiplier: Annotated[float, Field(ge=1, le=100)] = Field(
+        2, description="How much longer waits are after a CUDA error. Not in force yet."
+    )
     reset_after_ms: NonNegative = Field(300_000, description="After being ready this long the first wait holds again.")
 
 

@@ -46,6 +46,10 @@ Bytes = Annotated[Positive, BeforeValidator(_bytes, json_schema_input_type=int |
 Devices = Annotated[tuple[NonNegative | str, ...], BeforeValidator(_devices)]
 
 
+NOT_IN_FORCE = "Not in force yet."
+"""What the description of a key says that nothing reads."""
+
+
 class Section(BaseModel):
     """A strict, immutable part of the configuration: unknown keys are errors."""
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
+from pool_managerd.config.in_force import not_in_force
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.intent import StoredPool
@@ -138,6 +139,7 @@ class Adapters:
             self.unclaim()
             raise
         self.notices += self.gpu_parts.notices
+        self.notices += [f"{key} is set and has no effect in this version" for key in not_in_force(self.config)]
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored

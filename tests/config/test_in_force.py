@@ -1,0 +1,31 @@
+"""What is set and has no effect is said, wherever it stands; what is left out or read is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from pool_managerd.config import Config
+from pool_managerd.config.in_force import not_in_force
+from pool_managerd.daemon import check
+from pool_managerd.errors import SpecError
+
+
+def test_every_key_that_is_set_and_not_read_is_named_with_its_path() -> None:
+    pool = {"id": "a", "engine": "llamacpp", "model": "file:m", "slots": 2, "require_same_engine_version": True}
+    config = Config.model_validate({
+        "supervision": {"breaker": {}, "stop_grace_ms": 1, "backoff": {"cuda_multiplier": 3, "initial_ms": 5}}, "pools": [pool],
+    })  # fmt: skip
+    assert list(not_in_force(config)) == [
+        "pools[0].require_same_engine_version", "supervision.backoff.cuda_multiplier", "supervision.breaker",
+    ]  # fmt: skip
+
+
+def test_defaults_are_no_promise() -> None:
+    assert list(not_in_force(Config())) == []
+
+
+def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
+    check(Config(), {})
+    with pytest.raises(SpecError, match=r"cannot honour supervision\.restart_limit: nothing reads it") as refused:
+        check(Config.model_validate({"supervision": {"restart_limit": {"max_restarts": 3}}}), {})
+    assert refused.value.hint == "leave it out"
