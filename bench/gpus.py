@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.cold_start import bundled_model
 from bench.fleet import COUNT, Settings
 from bench.gpu_node import GPUS, PROCESSES, blocked_ms, cpu_ms_per_look, gpu_node
+from bench.llamacpp_log import parse_allocations
 from bench.own_load import healthy
 from bench.processes import end, pss_bytes, wait_until
 from bench.result import NotInstalledError, Row, not_measured, quantile
@@ -22,10 +23,10 @@ from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.gpu.split import SplitPlan
 from pool_managerd.core.memory.estimate import EngineSettings, estimate
-from pool_managerd.core.placement import PlacementRequest, decide
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot
+from pool_managerd.core.registry.placement import PlacementRequest, decide
 from pool_managerd.engines.llamacpp import server
-from pool_managerd.engines.llamacpp.memory import parse_allocations, settings_of
+from pool_managerd.engines.llamacpp.memory import settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape
 
 GOAL_BLOCKED_MS, GOAL_CPU_PERCENT, GOAL_DECISION_MS, GOAL_ESTIMATE = 1.0, 0.5, 5.0, 0.10

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports import circle, modules, packages
+
 SOURCE = Path(__file__).resolve().parent.parent / "src/pool_managerd"
 CONFIG = {"config"}
 ADAPTERS = ("host", "models", "engines", "runtime", "store")
@@ -101,6 +103,16 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
 )
 def test_the_rule_catches_a_forbidden_import(file: str, text: str) -> None:
     assert len(violations(SOURCE / file, text)) == 1
+
+
+def test_no_circle_of_imports_neither_between_modules_nor_between_packages() -> None:
+    assert circle(modules()) == []
+    assert circle(packages()) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    graph = {"a": frozenset({"b"}), "b": frozenset({"c"}), "c": frozenset({"b"})}
+    assert circle(graph) == ["b", "c", "b"]
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

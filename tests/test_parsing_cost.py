@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bench.llamacpp_log import parse_allocations
 from pydantic import ValidationError
 
 from pool_managerd.api import strict_json
@@ -24,10 +25,9 @@ from pool_managerd.config.load import load_config
 from pool_managerd.config.parse import parse_scalar, parse_toml, parse_yaml
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.gpu.xid import meaning
-from pool_managerd.core.health import judge_response
+from pool_managerd.core.health import check_response
 from pool_managerd.core.narration import parse_size, printable
 from pool_managerd.core.redaction import Redactor
-from pool_managerd.engines.llamacpp.memory import parse_allocations
 from pool_managerd.engines.llamacpp.options import parse_help
 from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.errors import PoolError
@@ -210,7 +210,7 @@ CASES = [
     Foreign("engine log: colons", lambda text: parse_allocations([text]), _around("", ": a ", "buffer size =")),
     Foreign("engine log: lines", lambda text: parse_allocations(text.split("\n")), _times("x: CPU buffer size = 1 MiB\n")),
     Foreign("engine log: control characters", printable, _times("\x1b")),
-    Foreign("a health answer", lambda text: judge_response(200, "text/plain", text.encode()), _around("{", '"status"')),
+    Foreign("a health answer", lambda text: check_response(200, "text/plain", text.encode()), _around("{", '"status"')),
     Foreign("events: one long frame", _sse, _around("data: ", "a", "\n\n")),
     Foreign("events: lines", _sse, _around("", "data: 1\n", "\n")),
     Foreign("meminfo", meminfo, _times("a: 1 kB\n")),

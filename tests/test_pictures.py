@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 from tests.core.chart import NOT_SENT, seen_edges
 
 SOURCE = REPOSITORY / "src/pool_managerd"
-NAMES = ["architecture.svg", "demo.svg", "devices.svg", "states.svg"]
+NAMES = ["architecture.svg", "demo.svg", "devices.svg", "packages.svg", "states.svg"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,7 @@ _HALF, _TALL = 58, 18
 
 def architecture(source: Mapping[str, Any]) -> str:
     """The picture that ``source`` describes: boxes with notes, arrows with labels."""
-    body = [_marker("dim")]
+    body = [marker("dim")]
     for box in source["boxes"].values():
         body += _box(box)
     for arrow in source["arrows"]:
@@ -62,7 +62,7 @@ def states(source: Mapping[str, Any], edges: Edges, about: str) -> str:
     """Every edge as an arrow between the boxes of ``source["at"]``, the usual ones bold. KeyError: a state without a place."""
     at: Mapping[str, Sequence[float]] = source["at"]
     bends = {tuple(pair.split()): point for pair, point in source.get("bend", {}).items()}
-    body = [_marker(colour) for colour in sorted(set(edges.values()))]
+    body = [marker(colour) for colour in sorted(set(edges.values()))]
     usual = {(start, end) for start, ends in source["usual"].items() for end in ends}
     for (start, end), colour in sorted(edges.items(), key=lambda edge: (edge[0] in usual, edge[0])):
         bold = "" if (start, end) in usual else " seldom"
@@ -100,7 +100,7 @@ def _edge(centre: Point, towards: Point) -> Point:
     return centre[0] + dx * share, centre[1] + dy * share
 
 
-def _marker(colour: str) -> str:
+def marker(colour: str) -> str:
     return (
         f'<marker id="to-{colour}" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="7" markerHeight="7"'
         f' orient="auto-start-reverse"><path class="{colour}" d="M0 0L8 4L0 8z"/></marker>'

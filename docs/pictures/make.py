@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from docs.pictures import diagram, terminal
+from docs.pictures import diagram, packages, terminal
 
 from tests.core.chart import seen_edges
 
@@ -58,7 +58,13 @@ def transcript(name: str) -> list[str]:
 
 def pictures() -> dict[str, str]:
     """File name and text of every picture."""
-    return {"demo.svg": _demo(), "devices.svg": _devices(), "architecture.svg": _architecture(), "states.svg": _states()}
+    return {
+        "demo.svg": _demo(),
+        "devices.svg": _devices(),
+        "architecture.svg": _architecture(),
+        "states.svg": _states(),
+        "packages.svg": packages.picture(),
+    }
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pool_managerd.core.gpu.masks import DeviceMask
     from pool_managerd.core.gpu.split import SplitPlan
     from pool_managerd.core.health import HealthStatus
-    from pool_managerd.core.placement import Decision, PlacementRequest, decide
     from pool_managerd.core.registry import PoolSnapshot
+    from pool_managerd.core.registry.placement import Decision, PlacementRequest, decide
     from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
     from pool_managerd.engines.provisioner import EngineProvisioner
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
@@ -43,7 +43,7 @@ _HOMES = {
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
     "core.gpu.split": ("SplitPlan",),
-    "core.placement": ("Decision", "PlacementRequest", "decide"),
+    "core.registry.placement": ("Decision", "PlacementRequest", "decide"),
     "core.registry": ("PoolSnapshot",),
     "embedding": ("PreloadOutcome", "Registry", "execute_drain"),
     "engines.provisioner": ("EngineProvisioner",),

@@ -19,14 +19,14 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
-from pool_managerd.errors import PoolError, RequestError, SpecError
+from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.policy import check_pool_id, check_submission
+from pool_managerd.supervision.policy import check_submission
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.wiring.adapters import Adapters, default_adapters
@@ -51,8 +51,8 @@ class PoolManager:
         self.events: EventLog = self._a.events
         self.registry: Registry = self._a.registry
         self.started_at_ms = self._a.clock.wall_ms()
-        self._gpus = self._a.services().gpus
-        self._pools = Pools(config, self._a.services(), self._a.store, self._a, self._a.new_id)
+        self._gpus = self._a.gpus
+        self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
         self._leases = Leases(self._pools, self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
@@ -68,7 +68,7 @@ class PoolManager:
         self._a.unclaim()
 
     def on_fatal(self, call: Callable[[BaseException], None]) -> None:
-        """Call ``call`` when a pool's task has failed too often to be trusted; a daemon then ends itself (A11)."""
+        """Call ``call`` when a pool's task has failed too often to be relied on; a daemon then ends itself (A11)."""
         self._a.fatal = call
 
     async def __aenter__(self) -> PoolManager:
@@ -81,7 +81,8 @@ class PoolManager:
         return self
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
-        for part in (self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, self._a.services().admission):
+        s = self._a.services
+        for part in (s.epochs, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -152,8 +153,7 @@ class PoolManager:
 
     def log_path(self, pool_id: str) -> Path:
         """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
-        self._pools.get(pool_id)
-        return self._a.files.log_path(pool_id)
+        return self._a.files.log_path(self._pools.get(pool_id).instance_id)
 
     def log_places(self, pool_id: str) -> LogPlaces:
         """Where the engine's log stood when: what to read for ``since`` a time, or for the launch before the last one."""
@@ -161,8 +161,7 @@ class PoolManager:
 
     def log_tail(self, pool_id: str, max_lines: int = 100) -> list[str]:
         """The last lines of that log. Raises RequestError POOL_NOT_FOUND."""
-        self._pools.get(pool_id)
-        return self._a.files.tail_log(pool_id, 1024 * max_lines, max_lines)
+        return self._a.files.tail_log(self._pools.get(pool_id).instance_id, 1024 * max_lines, max_lines)
 
     def readiness(self) -> tuple[bool, list[dict[str, Any]]]:
         """Whether every configured pool that is to be preloaded is ready, and which are not."""
@@ -194,7 +193,7 @@ class PoolManager:
         """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
         pool = self._pools.get(pool_id)
         steps = self._a.engines.plan(pool.config)["steps"] if pool.config is not None else []
-        return await explanation(pool, steps, self._a.services())
+        return await explanation(pool, steps, self._a.services)
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
         """What happens from now on, or after event ``after_id``: ``with node.subscribe() as events:`` and ``async for event in
@@ -277,27 +276,11 @@ class PoolManager:
 
     async def register(self, pool_id: str) -> bool:
         """Make ``pool_id`` known without an engine; true when it is new."""
-        check_pool_id(pool_id)
-        if self._pools.find(pool_id) is not None:
-            return False
-        pool = self._pools.add(pool_id)
-        try:
-            await self._pools.register(pool)
-        except PoolError:
-            await self._pools.discard(pool)
-            raise
-        return True
+        return await self._pools.register(pool_id)
 
     async def deregister(self, pool_id: str) -> bool:
         """Forget a pool that is down and not configured; true when it existed."""
-        pool = self._pools.find(pool_id)
-        if pool is None:
-            return False
-        if pool.config is not None:
-            raise RequestError(
-                f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
-            )
-        return await self._pools.remove(pool)
+        return await self._pools.deregister(pool_id)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
         """Start on demand and wait until ready, joining a start that is under way; the pool's status. Raises PoolError, such as
@@ -326,7 +309,7 @@ class PoolManager:
         return (await self._a.gpu_parts.preflight()).to_dict()
 
     async def release_devices(self) -> dict[str, Any]:
-        """Let go of the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
+        """Release the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
         await self._gpus.watch.release()
         return self.devices()
 

@@ -1,4 +1,4 @@
-"""The routes about GPUs, and the judgement of the machine."""
+"""The routes about GPUs, and preflight."""
 
 from __future__ import annotations
 

@@ -77,6 +77,6 @@ def test_a_reader_that_goes_away_does_not_disturb_it() -> None:
         assert demo.stderr is not None
         demo.stdout.readline()
         demo.stdout.close()
-        complaints = demo.stderr.read()
+        stderr_tail = demo.stderr.read()
         assert demo.wait(60) == 0
-    assert complaints == ""
+    assert stderr_tail == ""

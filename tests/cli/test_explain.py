@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.core.placement import PlacementRequest, decide
 from pool_managerd.core.registry import DeviceShare, PerfHints, PoolSnapshot, Registry
+from pool_managerd.core.registry.placement import PlacementRequest, decide
 from pool_managerd.errors import SpecError
 from tests.cli.test_commands import Invoke, Server
 

@@ -16,8 +16,6 @@ from pool_managerd.core.event import Event
 from tests.cli.test_commands import Invoke, Server
 from tests.cli.test_printing import COMMAND
 
-NOW_MS = int(time.time() * 1000)
-
 
 @pytest.fixture
 def happened(server: Server) -> Any:
@@ -26,7 +24,7 @@ def happened(server: Server) -> Any:
     def publish(
         type: str, human: str, *, level: str = "info", pool_id: str | None = "demo", age_s: float = 0, **fields: Any
     ) -> None:
-        at = NOW_MS - round(age_s * 1000)
+        at = round((time.time() - age_s) * 1000)  # the whole suite may have run since this file was read
         server.node.events.log.append(Event(len(server.node.events.log) + 1, at, type, level, pool_id, human, fields))
 
     return publish

@@ -147,6 +147,15 @@ def test_pools_that_could_never_start_are_told_whatever_the_machine_has(
     assert all(remedy and remedy[0].startswith("# ") for _, remedy in told.values())
 
 
+def test_a_model_that_does_not_fit_into_ram_is_told_where_the_cpu_would_run_it(
+    invoke: Invoke, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_ram_bytes", lambda: tiny_model.stat().st_size - 1)
+    file = write(tmp_path, f"profile: dev\npools: [{{id: a, engine: llamacpp, model: 'file:{tiny_model}'}}]\n")
+    code, out, _ = invoke("preflight", "--config", file)
+    assert (code, findings(out)["ram"]["level"], findings(out)["ram"]["subject"]) == (1, "fail", "pool a")
+
+
 def test_a_configuration_that_cannot_be_used_is_a_2(invoke: Invoke, tmp_path: Path) -> None:
     code, _, err = invoke("preflight", "--config", write(tmp_path, "profile: hme\n"))
     assert code == 2
@@ -219,8 +228,8 @@ def test_ports_of_our_own_count_as_free(tmp_path: Path) -> None:
         config = load_config(tmp_path / write(tmp_path, text), env={})
 
         facts = replace(machine.facts_of(config, {}), folders=(), scan=NO_GPUS, setup_problems=())
-        assert [f.code for f in machine.judged(config, facts).failed] == ["port_taken"]
-        assert machine.judged(config, facts, own_ports=frozenset({port})).ok
+        assert [f.code for f in machine.report_of(config, facts).failed] == ["port_taken"]
+        assert machine.report_of(config, facts, own_ports=frozenset({port})).ok
 
 
 SOURCE = '{source: {repo: r, ref: v, build: {cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES=%s"]}}}'
@@ -252,5 +261,5 @@ def test_an_engine_built_for_another_gpu_is_told_before_it_is_started(tmp_path: 
     text = f"pools: [{{id: a, engine: llamacpp, model: m.gguf, provisioning: {SOURCE % '90-real'}}}]\n"
     config = load_config(tmp_path / write(tmp_path, text), env={})
     facts = replace(machine.facts_of(config, {}), scan=DeviceScan((gpu(0),), 1.0, "570.86.15", "12.8"))
-    told = {f.code: f.message for f in machine.judged(config, facts).failed}
+    told = {f.code: f.message for f in machine.report_of(config, facts).failed}
     assert "it has compute capability 8.6, the build is for 9.0" in told["compute_capability"]

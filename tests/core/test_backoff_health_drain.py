@@ -10,7 +10,7 @@ from pool_managerd.core import narration
 from pool_managerd.core.backoff import BackoffPolicy, BackoffRules, delay_ms
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS, DrainOutcome, DrainRequest
-from pool_managerd.core.health import ProbeOutcome, judge_response, next_probe_at, start_gap_ms
+from pool_managerd.core.health import ProbeOutcome, check_response, next_probe_at, start_gap_ms
 from pool_managerd.core.narration import parse_size
 from pool_managerd.core.preflight import assert_gpu_only
 from pool_managerd.errors import NodeError, SpecError
@@ -64,7 +64,7 @@ def test_the_stateful_policy_grows_and_resets() -> None:
     ],
 )  # fmt: skip
 def test_only_a_plain_200_of_an_engine_is_healthy(status: int, kind: str, body: bytes, ok: bool) -> None:
-    result = judge_response(status, kind, body)
+    result = check_response(status, kind, body)
     assert result.ok is ok
     assert (result.outcome is ProbeOutcome.SUCCESS) is ok and bool(result.reason) is not ok
 

@@ -1,4 +1,4 @@
-"""The judgement: what fails, what only warns, what each remedy is, and what can never be waved through."""
+"""Preflight: what fails, what only warns, what each remedy is, and what can never be waved through."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pool_managerd.core.preflight import (
     Wants,
     assert_gpu_only,
     assert_passed,
-    judge,
+    check,
     missing_tools,
 )  # fmt: skip
 from pool_managerd.errors import NodeError
@@ -66,11 +66,11 @@ def pools(*changes: dict[str, Any], **wants: Any) -> Wants:
 
 
 def codes(facts: HostFacts, wants: Wants, level: str = "fail") -> list[str]:
-    return [finding.code for finding in judge(facts, wants) if finding.level == level]
+    return [finding.code for finding in check(facts, wants) if finding.level == level]
 
 
 def the(facts: HostFacts, wants: Wants, code: str) -> Finding:
-    (found,) = [finding for finding in judge(facts, wants) if finding.code == code]
+    (found,) = [finding for finding in check(facts, wants) if finding.code == code]
     return found
 
 
@@ -78,7 +78,7 @@ NO_CUDA = machine(tools={}, scan=DeviceScan(problem=ScanProblem("nvml_unavailabl
 
 
 def test_a_well_kept_machine_has_nothing_but_good_findings() -> None:
-    findings = judge(machine(gpu()), pools({"mask": DeviceMask((0,))}))
+    findings = check(machine(gpu()), pools({"mask": DeviceMask((0,))}))
     assert {finding.level for finding in findings} == {"ok"}
     assert {"cuda", "gpus", "tools", "folders", "ram"} == {finding.code for finding in findings}
     assert Report("home", findings).ok
@@ -99,7 +99,7 @@ def test_one_of_the_two_tools_is_enough(tool: str) -> None:
 
 
 def test_dev_runs_without_a_gpu_and_says_so() -> None:
-    findings = judge(NO_CUDA, Wants("dev"))
+    findings = check(NO_CUDA, Wants("dev"))
     assert {finding.level for finding in findings} == {"ok"}
     assert "on the CPU" in the(NO_CUDA, Wants("dev"), "no_gpu").message
 
@@ -131,7 +131,7 @@ def test_a_pool_that_cannot_be_set_up_fails_with_the_remedy_that_its_start_would
     facts = machine(gpu(), setup_problems=problems)
     found = the(facts, pools({}), "pool_setup")
     assert (found.level, found.subject, found.remedy) == ("fail", "pool p0", ("# check the path",))
-    assert "x" not in {finding.subject for finding in judge(facts, pools({}))}, "of pools that are asked about"
+    assert "x" not in {finding.subject for finding in check(facts, pools({}))}, "of pools that are asked about"
 
 
 def test_an_unknown_problem_passes_on_its_own_hint() -> None:
@@ -145,7 +145,7 @@ def test_a_mask_that_names_no_gpu_fails_and_lists_what_exists() -> None:
     assert "nvidia-smi -L" in found.remedy
 
 
-def test_a_mask_is_not_judged_by_stale_devices_or_for_an_engine_elsewhere() -> None:
+def test_a_mask_is_not_checked_by_stale_devices_or_for_an_engine_elsewhere() -> None:
     mask = DeviceMask((7,))
     assert "device_mask" not in codes(stale("nvml_hung", gpu()), pools({"mask": mask}))
     assert "device_mask" not in codes(machine(gpu()), pools({"mask": mask, "mode": "external"}))
@@ -179,12 +179,12 @@ def test_an_engine_built_for_other_gpus_is_refused(built: tuple[str, ...], fails
 @pytest.mark.parametrize(("seen", "level"), [(False, "fail"), (None, "warn"), (True, None)])
 def test_nvswitches_need_their_fabric_manager(seen: bool | None, level: str | None) -> None:
     facts = machine(gpu(), fabric_manager=seen)
-    assert [f.code for f in judge(facts, Wants()) if f.code == "fabric_manager"] == []
+    assert [f.code for f in check(facts, Wants()) if f.code == "fabric_manager"] == []
     facts = dataclasses.replace(facts, device_nodes=facts.device_nodes | {"nvidia-nvswitchctl"})
-    assert [f.level for f in judge(facts, Wants()) if f.code == "fabric_manager"] == ([level] if level else [])
+    assert [f.level for f in check(facts, Wants()) if f.code == "fabric_manager"] == ([level] if level else [])
 
 
-def test_the_surroundings_of_a_driver_are_judged() -> None:
+def test_the_surroundings_of_a_driver_are_checked() -> None:
     facts = machine(
         gpu(persistence_mode=False), gpu(1, reset_pending=True), gpu(2, error="GPU is lost"), gpu(3, mig_enabled=True),
         device_nodes=frozenset({"nvidiactl"}), memlock_bytes=8 * MIB, shm_total_bytes=64 * MIB,
@@ -230,7 +230,7 @@ def test_tools_are_asked_for_by_mode_and_scheme(want: dict[str, Any], missing: l
     found = missing_tools(machine(gpu()), wants)
     assert [one.tool for one in found] == missing
     assert all(one.pools == ("p0",) and one.remedy for one in found)
-    assert [f.subject for f in judge(machine(gpu()), wants) if f.code == "missing_tool"] == missing
+    assert [f.subject for f in check(machine(gpu()), wants) if f.code == "missing_tool"] == missing
 
 
 def test_missing_tools_are_sorted_and_name_every_pool_that_needs_them() -> None:
@@ -315,17 +315,17 @@ def test_an_override_names_a_code_or_one_subject_and_is_recorded() -> None:
     facts = machine(gpu(), ports_taken=frozenset({8080, 8081}))
     wants = pools({"ports": (8080, 8081)})
     assert codes(facts, wants) == ["port_taken", "port_taken"]
-    report = Report("home", judge(facts, dataclasses.replace(wants, allow=frozenset({"port_taken:port 8080"}))))
+    report = Report("home", check(facts, dataclasses.replace(wants, allow=frozenset({"port_taken:port 8080"}))))
     assert [finding.subject for finding in report.failed] == ["port 8081"]
     assert [finding.subject for finding in report.overridden] == ["port 8080"]
-    report = Report("home", judge(facts, dataclasses.replace(wants, allow=frozenset({"port_taken"}))))
+    report = Report("home", check(facts, dataclasses.replace(wants, allow=frozenset({"port_taken"}))))
     assert report.ok
     assert len(report.overridden) == 2
 
 
 def test_a_report_is_plain_data_with_the_worst_first() -> None:
     facts = machine(gpu(persistence_mode=False), folders=(Folder("state", "/a", 1), Folder("tmp", "/b", GIB * 9)))
-    told = Report("home", judge(facts, Wants())).to_dict()
+    told = Report("home", check(facts, Wants())).to_dict()
     assert (told["ok"], told["profile"]) == (False, "home")
     assert told["findings"][0].keys() == {"code", "level", "subject", "message", "remedy"}
     levels = [finding["level"] for finding in told["findings"]]
@@ -333,14 +333,14 @@ def test_a_report_is_plain_data_with_the_worst_first() -> None:
 
 
 def test_everything_that_fails_can_be_raised_as_one_error() -> None:
-    assert_passed(Report("home", judge(machine(gpu()), Wants())))
+    assert_passed(Report("home", check(machine(gpu()), Wants())))
     with pytest.raises(NodeError, match="something listens there") as caught:
-        assert_passed(Report("home", judge(machine(gpu(), ports_taken=frozenset({1})), pools({"ports": (1,)}))), "p0")
+        assert_passed(Report("home", check(machine(gpu(), ports_taken=frozenset({1})), pools({"ports": (1,)}))), "p0")
     error = caught.value
     assert (error.code, error.pool_id, error.retriable) == ("PREFLIGHT_FAILED", "p0", True)
     assert "ss -ltnp" in str(error.hint)
     with pytest.raises(NodeError, match="GPU-only enforcement: nvcc/nvidia-smi not found") as caught:
-        assert_passed(Report("home", judge(NO_CUDA, Wants())))
+        assert_passed(Report("home", check(NO_CUDA, Wants())))
     assert caught.value.code == "GPU_REQUIRED"
 
 
@@ -383,23 +383,23 @@ WANTS = st.builds(
 def test_the_order_of_pools_does_not_change_the_judgement(facts: HostFacts, wants: Wants, chance: random.Random) -> None:
     shuffled = list(wants.pools)
     chance.shuffle(shuffled)
-    findings = judge(facts, wants)
-    again = judge(facts, dataclasses.replace(wants, pools=tuple(shuffled)))
+    findings = check(facts, wants)
+    again = check(facts, dataclasses.replace(wants, pools=tuple(shuffled)))
     assert findings == again
     assert len(set(findings)) == len(findings)
 
 
 @given(FACTS, WANTS)
 def test_whatever_fails_has_a_remedy_and_only_gpu_required_survives_every_override(facts: HostFacts, wants: Wants) -> None:
-    findings = judge(facts, wants)
+    findings = check(facts, wants)
     assert all(finding.remedy for finding in findings if finding.level in ("fail", "warn"))
     everything = dataclasses.replace(wants, allow=frozenset(finding.code for finding in findings))
-    assert {finding.code for finding in judge(facts, everything) if finding.level == "fail"} <= {"gpu_required"}
+    assert {finding.code for finding in check(facts, everything) if finding.level == "fail"} <= {"gpu_required"}
 
 
 def test_an_embedded_engine_that_cannot_be_loaded_fails_with_what_to_install() -> None:
     facts = HostFacts(
         package_problems=(("xllamacpp", "cannot load it: a shared library is missing: libgomp.so.1", "apt-get install libgomp1"),)
     )
-    found = next(f for f in judge(facts, Wants()) if f.code == "engine_package")
+    found = next(f for f in check(facts, Wants()) if f.code == "engine_package")
     assert (found.level, found.remedy) == ("fail", ("apt-get install libgomp1",)) and "libgomp.so.1" in found.message

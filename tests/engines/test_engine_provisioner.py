@@ -41,9 +41,15 @@ def script(folder: Path, body: str = "exit 0") -> Path:
 
 
 async def refusal(config: Config, pool: PoolConfig, model: ResolvedModel | None = MODEL) -> PoolError:
-    with pytest.raises(PoolError) as caught:
-        await engines(config).prepare(pool, model)
-    return caught.value
+    provisioner = engines(config)
+    try:
+        if pool.provisioning.mode == "external":
+            provisioner.attach(pool)
+        else:
+            await provisioner.prepare(pool, model)
+    except PoolError as error:
+        return error
+    raise AssertionError("it was not refused")
 
 
 def ask(prepared: PreparedEngine) -> str:
@@ -132,7 +138,7 @@ async def test_a_pool_with_wrong_flags_holds_no_port(dev_config: Config, make_po
     provisioner = EngineProvisioner(dev_config, ports)
     with pytest.raises(SpecError, match=r"did you mean '--threads'\?"):
         await provisioner.prepare(make_pool(provisioning={"flags": ["--thread", "1"]}), MODEL)
-    assert ports.claimed("p") is None
+    assert not ports.all_claimed()
 
 
 async def test_a_flag_that_only_the_binary_takes_says_so_in_mode_package(dev_config: Config, make_pool: MakePool) -> None:
@@ -208,11 +214,10 @@ async def test_without_the_package_the_default_is_refused_naming_how_to_install_
 
 async def test_mode_external_attaches_and_owns_nothing(make_pool: MakePool) -> None:
     pool = make_pool(engine="triton", slots=3, provisioning={"mode": "external", "url": "http://10.0.0.5:8000/"})
-    prepared = await engines(Config()).prepare(pool, None)
-    assert (prepared.url, prepared.attach_url, prepared.port) == ("http://10.0.0.5:8000", "http://10.0.0.5:8000", 8000)
-    assert (prepared.binary_path, prepared.health_path, prepared.slots_total) == ("", "/v2/health/ready", 3)
+    engine = engines(Config()).attach(pool)
+    assert (engine.url, engine.health_path, engine.slots_total) == ("http://10.0.0.5:8000", "/v2/health/ready", 3)
     own = make_pool(health_path="/up", provisioning={"mode": "external", "url": "https://h"})
-    assert (await engines(Config()).prepare(own, None)).health_path == "/up"
+    assert engines(Config()).attach(own).health_path == "/up"
 
 
 async def test_a_directory_is_no_model_for_llamacpp_and_a_check_may_refuse_a_file(

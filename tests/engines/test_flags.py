@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.engines.flags import FlagUse, Option, OptionTable, normalise
+from pool_managerd.engines.flags import FlagUse, Option, OptionTable, arrange, collapse
 from pool_managerd.engines.llamacpp.options import recorded_options
 from pool_managerd.errors import SpecError
 
 TABLE = recorded_options()
+
+
+def normalise(table: OptionTable, flags: Sequence[str]) -> tuple[str, ...]:
+    return arrange(collapse(table.parse(flags)).values())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ def test_of_a_list_every_use_is_kept_in_its_order() -> None:
 
 
 def test_a_list_whose_uses_have_two_values_keeps_the_pairs_together() -> None:
-    table = OptionTable([Option(("--lora-scaled",), values=2)])
+    table = OptionTable([Option(("--lora-scaled",), values=2)], lists=frozenset({"--lora-scaled"}))
     assert normalise(table, ["--lora-scaled", "a", "1", "--lora-scaled", "b", "2"]) == (
         "--lora-scaled", "a", "1", "--lora-scaled", "b", "2",
     )  # fmt: skip

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench.llamacpp_log import Allocations, parse_allocations
 
 from pool_managerd.core.memory.estimate import EngineSettings, estimate
 from pool_managerd.engines.llamacpp import server
-from pool_managerd.engines.llamacpp.memory import Allocations, parse_allocations, settings_of
+from pool_managerd.engines.llamacpp.memory import settings_of
 from pool_managerd.models.gguf_shape import read_gguf_shape
 from tests.conftest import free_port, http_status, wait_until
 from tests.models.made_models import (

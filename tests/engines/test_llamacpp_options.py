@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pool_managerd.engines import programs
 from pool_managerd.engines.flags import Option
-from pool_managerd.engines.llamacpp.options import ServerBinaries, options_to_json, parse_help, recorded_options
+from pool_managerd.engines.llamacpp.options import ServerBinaries, parse_help, recorded_options
 from tests.conftest import confined
 
 HELP = """\
@@ -34,6 +36,12 @@ HELP = """\
                                         - none: use one GPU only
 --draft, --draft-n, --draft-max N       the argument has been removed. use --spec-draft-n-max or
 """
+
+
+def options_to_json(options: Sequence[Option]) -> str:
+    """The compact form kept in ``data/``: one line per option."""
+    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
 def asked() -> ServerBinaries:

@@ -42,13 +42,13 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def flags_of(pool: PoolConfig, assignment: Allocation | None = TWO) -> tuple[str, ...]:
-    return built_with(pool, vllm.Around(), assignment)
+def flags_of(pool: PoolConfig, allocation: Allocation | None = TWO) -> tuple[str, ...]:
+    return built_with(pool, vllm.Around(), allocation)
 
 
-def built_with(pool: PoolConfig, around: vllm.Around, assignment: Allocation | None = None) -> tuple[str, ...]:
+def built_with(pool: PoolConfig, around: vllm.Around, allocation: Allocation | None = None) -> tuple[str, ...]:
     own = vllm.own_flags(pool, around)
-    return vllm.build_flags(pool, own, ResolvedModel("file:/m", "/m"), 8000, assignment, around)
+    return vllm.build_flags(pool, own, ResolvedModel("file:/m", "/m"), 8000, allocation, around)
 
 
 async def test_it_is_prepared_for_its_gpus_and_keeps_to_what_it_was_promised(

@@ -91,7 +91,7 @@ def test_a_root_with_nothing_in_it_has_no_facts_and_no_errors(tmp_path: Path) ->
     assert found.shm_total_bytes is None
 
 
-def test_a_directory_is_judged_by_the_nearest_one_that_exists(tmp_path: Path) -> None:
+def test_a_directory_is_checked_by_the_nearest_one_that_exists(tmp_path: Path) -> None:
     put(tmp_path, "file")
     places = [("state", tmp_path / "a/b/c"), ("runtime", tmp_path / "file/x"), ("tmp", tmp_path)]
     made, blocked, there = gather(DeviceScan(), places, env={}).folders

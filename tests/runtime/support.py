@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
@@ -78,7 +79,7 @@ class Bench:
         return await within(DEADLINE_SECONDS, await self.launch(engine, **more))
 
     def log(self, pool_id: str = "p") -> bytes:
-        path = self.files.log_path(pool_id)
+        path = self.files.log_path(InstanceId(pool_id))
         return path.read_bytes() if path.exists() else b""
 
     async def says(self, text: str, pool_id: str = "p") -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import record_of
 from pool_managerd.errors import EngineError, NodeError
-from pool_managerd.runtime import procfs
-from pool_managerd.runtime.launcher import LaunchOptions
+from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
 
 
@@ -112,7 +114,7 @@ async def test_no_core_file_can_be_written_and_signals_are_as_after_boot(bench: 
 
 
 async def test_the_log_is_appended_to_and_keeps_raw_bytes(bench: Bench) -> None:
-    bench.files.log_path("p").write_bytes(b"from before\n")
+    bench.files.log_path(InstanceId("p")).write_bytes(b"from before\n")
     await bench.run(sh(r"printf '\000\377\033[31mred\r\n'; echo err >&2"))
     assert bench.log() == b"from before\n\x00\xff\x1b[31mred\r\nerr\n"
 
@@ -157,22 +159,17 @@ async def test_a_bare_name_is_looked_up_on_path(bench: Bench) -> None:
     assert (await bench.run(PreparedEngine("p", "sh", ("-c", "exit 3")))).code == 3
 
 
-async def test_an_attached_engine_is_never_started(bench: Bench) -> None:
-    with pytest.raises(EngineError, match="attached by URL"):
-        await bench.launch(sh("exit 0", attach_url="http://127.0.0.1:1"))
-
-
 async def test_a_link_in_place_of_the_log_is_refused(bench: Bench, root: Path) -> None:
     target = root / "precious"
     target.write_text("keep me")
-    bench.files.log_path("p").symlink_to(target)
+    bench.files.log_path(InstanceId("p")).symlink_to(target)
     with pytest.raises(EngineError, match="is a link or no regular file"):
         await bench.launch(sh("echo overwritten"))
     assert target.read_text() == "keep me"
 
 
 async def test_a_fifo_in_place_of_the_log_is_refused_at_once(bench: Bench) -> None:
-    os.mkfifo(bench.files.log_path("p"))
+    os.mkfifo(bench.files.log_path(InstanceId("p")))
     with pytest.raises(EngineError, match="is a link or no regular file"):
         await bench.launch(sh("exit 0"))
 
@@ -193,7 +190,53 @@ async def test_while_it_runs_a_private_record_says_who_it_is(bench: Bench) -> No
     path = process.identity.record_path
     assert mode(path) == 0o600
     assert mode(bench.root / "shims") == 0o700
-    assert json.loads(read(path))["schema_version"] == 1
+    assert json.loads(read(path))["schema_version"] == wire.RECORD_VERSION
+
+
+async def test_the_record_says_what_was_launched_without_its_secrets(bench: Bench) -> None:
+    engine = sh("exec sleep 60", port=8080, env={"HF_TOKEN": "hf_secret"}, device_uuids=("GPU-1",))
+    launcher = Launcher(bench.spawner, bench.files, LaunchOptions(profile="dev"))
+    bench.files.prepare()
+    bench.files.log_path(InstanceId("p")).write_bytes(b"before")
+    process = await launcher.launch(engine, epoch=5, grace_ms=100, reserved_bytes={"GPU-1": 42}, decided_at_ms=7)
+    bench.started.append(process)
+    (record,) = bench.files.records.all()
+    launch = record.launch
+    assert launch is not None and launch.order_at_ms > 7
+    expected = record_of(
+        engine, epoch=5, reserved_bytes={"GPU-1": 42}, log_mark=launch.log_mark, decided_at_ms=7, order_at_ms=launch.order_at_ms
+    )
+    assert launch == expected and list(launch.log_mark.values()) == [6]
+    assert b"hf_secret" not in Path(process.identity.record_path).read_bytes()
+    process.kill()
+    await within(5, process)
+
+
+async def test_two_replicas_of_a_pool_run_side_by_side(bench: Bench) -> None:
+    first = await bench.launch(sh("echo first; exec sleep 60"))
+    second = await bench.launch(sh("echo second; exec sleep 60", replica_id="r1"), epoch=2)
+    one, two = InstanceId("p"), InstanceId("p", "r1")
+    await eventually(lambda: (bench.files.tail_log(one), bench.files.tail_log(two)) == (["first"], ["second"]))
+    records = {record.launch.instance: record for record in bench.files.records.all() if record.launch is not None}
+    assert {instance: record.identity.pid for instance, record in records.items()} == {one: first.pid, two: second.pid}
+    second.kill()
+    assert (await within(5, second)).signal == signal.SIGKILL
+    assert alive(first.pid) and [record.identity.pid for record in bench.files.records.all()] == [first.pid]
+
+
+async def test_a_record_of_the_first_version_is_read_and_one_of_a_later_version_is_refused(bench: Bench) -> None:
+    process = await bench.launch(sh("exec sleep 60"))
+    path = Path(process.identity.record_path)
+    now = json.loads(path.read_bytes())
+    first = {key: value for key, value in now.items() if key != "launch"} | {"schema_version": 1}
+    for content, launched in ((first, False), ({**now, "launch": {"schema_version": 1}}, False), (now, True)):
+        path.write_text(json.dumps(content))
+        (record,) = bench.files.records.all()
+        assert record.identity == process.identity and (record.launch is not None) == launched
+    for content in ({**now, "schema_version": 3}, {**now, "launch": {**now["launch"], "schema_version": 2}}):
+        path.write_text(json.dumps(content))
+        assert bench.files.records.all() == [], "nobody is to be signalled on its word"
+    assert alive(process.pid)
 
 
 async def test_the_record_is_gone_once_it_was_read(bench: Bench) -> None:
@@ -292,4 +335,4 @@ async def test_a_replaced_binary_does_not_disturb_the_running_engine(bench: Benc
 async def test_the_scripted_engine_ends_before_it_binds_when_told(bench: Bench) -> None:
     record = await bench.run(fake("--exit-after", "0", "--exit-code", "3", "--model", "ignored"))
     assert record.code == 3
-    assert "gives up at once" in bench.files.tail_log("p")[-1]
+    assert "gives up at once" in bench.files.tail_log(InstanceId("p"))[-1]

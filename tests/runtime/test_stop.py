@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.launcher import LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
@@ -204,7 +205,7 @@ async def test_orphans_that_end_on_their_own_are_collected_while_the_engine_runs
 async def test_a_spamming_engine_can_be_stopped_and_its_log_stays_small(bench: Bench) -> None:
     options = LaunchOptions(profile="dev", log_max_bytes=500_000, log_keep=1, log_bytes_per_second=2_000_000)
     process = await bench.launch(fake("--spam-mb-s", "200"), options=options)
-    await eventually(lambda: bench.files.log_path("p").with_suffix(".log.1").exists())
+    await eventually(lambda: bench.files.log_path(InstanceId("p")).with_suffix(".log.1").exists())
     process.stop(2000)
     record = await within(2, process)
     assert record.code == 0

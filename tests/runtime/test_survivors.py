@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.engine_users import UserRules
 from pool_managerd.runtime.files import RuntimeFiles
@@ -105,7 +106,7 @@ async def test_a_dead_daemons_locks_and_ports_are_free_while_its_engine_runs(roo
 
 async def test_a_survivor_that_ignores_sigterm_is_killed_after_the_new_grace(root: Path, engines_run: None) -> None:
     identity = leave_survivor(root, sys.executable, "-I", "-S", fake("").flags[2], "--ignore-term", "--fork-grandchildren", "2")
-    log = RuntimeFiles(root).log_path("p")
+    log = RuntimeFiles(root).log_path(InstanceId("p"))
     await eventually(lambda: b"listens" in log.read_bytes())
     grandchildren = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("grandchild")]
     outcome, human = await stopped(identity, grace_ms=200)

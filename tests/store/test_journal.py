@@ -148,6 +148,30 @@ async def test_a_journal_that_is_damaged_or_taken_away_while_the_daemon_runs_is_
     await again.journal.close()
 
 
+async def test_an_event_that_cannot_be_read_leaves_no_hole(tmp_path: Path) -> None:
+    first = Told(tmp_path)
+    first.put(1, 2, 3)
+    await first.journal.close()
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        db.execute("UPDATE events SET fields = 'not json' WHERE id = 2")
+    again = Told(tmp_path)
+    assert again.events == [event(3)] and again.last_id == 3
+    await again.journal.close()
+
+
+async def test_a_file_that_stays_damaged_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pool_managerd.store.journal.SCHEMA", "no SQL at all")
+    told = Told(tmp_path)
+    told.put(1)
+    wait_until(lambda: any("cannot be written" in human for human in told.sentences), "the trouble to be told", 5)
+    told.put(2, 3)
+    monkeypatch.undo()
+    wait_until(lambda: "again" in told.sentences[-1], "it to recover", 5)
+    assert len(told.sentences) <= 4
+    await told.journal.close()
+    assert stored_ids(tmp_path) == [1, 2, 3]
+
+
 async def test_lost_ids_are_made_up_for_from_the_newest_event(tmp_path: Path) -> None:
     first = Told(tmp_path)
     first.put(1, 2)

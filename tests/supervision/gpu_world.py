@@ -47,5 +47,5 @@ class GpuWorld(World):
         return self.pools.get(pool_id).instance.phase
 
     def runs_on(self, pool_id: str) -> list[int]:
-        assignment = self.pools.get(pool_id).launch.assignment
-        return [] if assignment is None else [d.id for d in assignment.devices]
+        allocation = self.pools.get(pool_id).launch.allocation
+        return [] if allocation is None else [d.id for d in allocation.devices]

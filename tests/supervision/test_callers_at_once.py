@@ -125,8 +125,8 @@ async def test_an_undrain_that_comes_too_late_says_what_to_do(world: World) -> N
 
 
 async def test_two_callers_may_forget_a_pool(world: World) -> None:
-    pool = world.pools.add("q")
-    await world.pools.register(pool)
+    await world.pools.register("q")
+    pool = world.pools.get("q")
     assert sorted(await asyncio.gather(world.pools.remove(pool), world.pools.remove(pool))) == [False, True]
     assert world.pools.find("q") is None and "q" not in world.store.pools
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
@@ -50,8 +51,8 @@ class Store:
     def parse_prepared(self, body: Any, pool_id: str) -> PreparedEngine:
         return PreparedEngine(pool_id, body["binary_path"], port=body["port"], verbatim=True)
 
-    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None:
-        return {"binary_path": engine.binary_path, "port": engine.port}
+    def prepared_to_json(self, engine: AnyEngine) -> dict[str, Any] | None:
+        return {"binary_path": engine.binary_path, "port": engine.port} if isinstance(engine, PreparedEngine) else None
 
 
 class World:
@@ -80,7 +81,7 @@ class World:
         assert operation.status == "succeeded"
         return pool
 
-    async def submit(self, pool: Pool, engine: PreparedEngine) -> None:
+    async def submit(self, pool: Pool, engine: AnyEngine) -> None:
         """Let the pool have an engine of somebody's own, without starting it."""
         self.pools.post(pool.pool_id, ev.Tick(), replace(pool.definition, submitted=engine))
         await settle()
@@ -113,18 +114,18 @@ async def test_a_preload_answers_with_pid_and_handoff_path(world: World) -> None
 async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> None:
     pool = await world.up()
     seen: list[bool] = []
-    world.fakes.events.listen(lambda event: seen.append("p" in world.fakes.files.pids or view(pool.state).live))
+    world.fakes.events.listen(lambda event: seen.append(InstanceId("p") in world.fakes.files.pids or view(pool.state).live))
     remove = world.fakes.files.remove_pid
 
-    def remove_and_look(pool_id: str) -> None:
-        remove(pool_id)
-        entry = world.fakes.registry.get(pool_id)
+    def remove_and_look(instance: InstanceId) -> None:
+        remove(instance)
+        entry = world.fakes.registry.get(instance.pool_id)
         assert entry is not None and entry.health.live, "live may turn false only after this"
 
     world.fakes.files.remove_pid = remove_and_look  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=9))
     await settle()
-    assert not view(pool.state).live and "p" not in world.fakes.files.pids
+    assert not view(pool.state).live and InstanceId("p") not in world.fakes.files.pids
 
 
 async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> None:
@@ -270,9 +271,9 @@ async def test_a_launch_that_nobody_wants_any_more_leaves_no_process(world: Worl
     launch = world.fakes.launcher.launch
     release = asyncio.Event()
 
-    async def slow(engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Any:
+    async def slow(engine: PreparedEngine, **given: Any) -> Any:
         await release.wait()
-        return await launch(engine, epoch=epoch, grace_ms=grace_ms)
+        return await launch(engine, **given)
 
     world.fakes.launcher.launch = slow  # type: ignore[method-assign]
     await settle()
@@ -290,8 +291,8 @@ async def test_a_process_whose_news_comes_too_late_is_killed(world: World) -> No
     pool = world.pools.add("p", world.config.pools[0])
     launch = world.fakes.launcher.launch
 
-    async def restart_first(engine: PreparedEngine, *, epoch: int, grace_ms: int) -> Any:
-        process = await launch(engine, epoch=epoch, grace_ms=grace_ms)
+    async def restart_first(engine: PreparedEngine, *, epoch: int, **order: Any) -> Any:
+        process = await launch(engine, epoch=epoch, **order)
         if epoch == 1:
             world.pools.post("p", ev.Restart())
         return process
@@ -380,7 +381,7 @@ async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attach
     world = World(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
     world.pools = Pools(world.config, world.fakes.services(preflight=no_gpu), world.store, world.store, world.new_id)
     theirs, ours = world.pools.add("theirs"), world.pools.add("ours")
-    await world.submit(theirs, PreparedEngine("theirs", "", attach_url="http://127.0.0.1:9998", verbatim=True))
+    await world.submit(theirs, AttachedEngine("theirs", "http://127.0.0.1:9998"))
     await world.submit(ours, PreparedEngine("ours", "/engine", port=9000, verbatim=True))
     for pool in (theirs, ours, world.pools.add("p", world.config.pools[0])):
         world.pools.post(pool.pool_id, ev.Start())

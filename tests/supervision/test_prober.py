@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AttachedEngine
 from pool_managerd.core.health import ProbeOutcome
 from pool_managerd.supervision.prober import HttpProber, _os_result
 
@@ -154,8 +154,8 @@ async def test_a_warm_up_follows_no_redirect(prober: HttpProber, kind: Literal["
                 await prober.warm_up(replace(attached(url), warmup=kind), 2)
 
 
-def attached(url: str) -> PreparedEngine:
-    return PreparedEngine("p", "", attach_url=url)
+def attached(url: str) -> AttachedEngine:
+    return AttachedEngine("p", url)
 
 
 async def test_a_warm_up_follows_no_redirect_and_takes_no_endless_answer(prober: HttpProber) -> None:
@@ -175,12 +175,12 @@ async def test_a_warm_up_follows_no_redirect_and_takes_no_endless_answer(prober:
             answer = says(f"HTTP/1.1 {status} Go\r\nLocation: {target}/admin\r\nContent-Length: 0\r\n\r\n".encode())
             async with engine(answer) as url:
                 with pytest.raises(ValueError, match=f"answered {status}"):
-                    await prober.warm_up(PreparedEngine("p", "", attach_url=url), 5)
+                    await prober.warm_up(AttachedEngine("p", url), 5)
                 assert not (await prober.probe(url + "/health", 5)).ok
     assert visited == []
     async with engine(endless) as url:
         with pytest.raises(ValueError, match="more than"):
-            await prober.warm_up(PreparedEngine("p", "", attach_url=url), 20)
+            await prober.warm_up(AttachedEngine("p", url), 20)
 
 
 async def test_a_pool_managerd_is_no_engine(prober: HttpProber) -> None:

@@ -19,7 +19,7 @@ from pool_managerd.supervision.publishing import registry_fields
 
 def told(launch: Launch | None = None, **config: Any) -> dict[str, Any]:
     definition = Definition(Policy(), PoolConfig(id="a", engine="llamacpp", **config))
-    pool = Pool(definition, PoolState.new("a"), launch or Launch())
+    pool = Pool("a", definition, PoolState.new("a"), launch or Launch())
     return registry_fields(pool, 0, "node-1", ModelProvisioner(Path(), PolicyConfig()).id_of)
 
 

@@ -18,7 +18,7 @@ from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from tests.core.gpus import gpu
 
 
-async def test_a_start_before_anybody_looked_at_the_gpus_is_judged_with_them(tmp_path: Path) -> None:
+async def test_a_start_before_anybody_looked_at_the_gpus_is_checked_with_them(tmp_path: Path) -> None:
     fakes = FakeNode()
     pools = [{"id": "a", "engine": "llamacpp", "model": "file:m.gguf"}]
     config = Config.model_validate({"pools": pools})

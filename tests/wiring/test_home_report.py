@@ -10,7 +10,7 @@ from pool_managerd.core.gpu.devices import NOT_SCANNED
 from pool_managerd.wiring.preflight import home_report
 
 
-def test_a_machine_is_judged_from_a_directory_that_is_gone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_is_checked_from_a_directory_that_is_gone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

@@ -14,8 +14,8 @@ from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, d
 from pool_managerd.cli.output import Format, show, span
 
 if TYPE_CHECKING:
-    from pool_managerd.core.placement import Decision, PlacementRequest
     from pool_managerd.core.registry import PoolSnapshot
+    from pool_managerd.core.registry.placement import Decision, PlacementRequest
 
 Json = dict[str, Any]
 
@@ -119,7 +119,7 @@ def _only_with_place(wishes: Mapping[str, Any]) -> None:
 def _request(wishes: Mapping[str, Any]) -> PlacementRequest:
     """What the options ask for. Raises CommandFailed (2) for a size or a mask that cannot be read."""
     from pool_managerd.core.gpu.masks import DeviceMask
-    from pool_managerd.core.placement import PlacementRequest
+    from pool_managerd.core.registry.placement import PlacementRequest
     from pool_managerd.errors import SpecError
 
     if both := sorted({*(wishes["prefer"] or ())} & {*(wishes["avoid"] or ())}):
@@ -146,7 +146,7 @@ def _bytes(text: str | None) -> int:
 
 
 def _place(answer: Any, request: PlacementRequest, output: Format) -> None:
-    from pool_managerd.core.placement import decide
+    from pool_managerd.core.registry.placement import decide
 
     pools = _pools(answer)
     decision = decide(request, pools)

@@ -80,15 +80,15 @@ def header(device: Row, driver_version: str | None, width: int) -> Line:
 def parts_of(device: Row) -> Iterator[Part]:
     """What the memory consists of, left to right. Together they are at least the whole of it.
 
-    Of a device that cannot be read only the promises are known.
+    Of a device that cannot be read only the reservations are known.
     """
     left = int(device["vram_total_bytes"])
     for letter, reservation in _named(device["reservations"], _POOLS):
         used = int(reservation["used_bytes"] or reservation.get("estimated_bytes") or 0)
-        promised = max(0, int(reservation["reserved_bytes"]) - used)
+        reserved = max(0, int(reservation["reserved_bytes"]) - used)
         yield Part(letter, used, _style(letter))
-        yield Part(letter.lower(), promised, _style(letter))
-        left -= used + promised
+        yield Part(letter.lower(), reserved, _style(letter))
+        left -= used + reserved
     if not _readable(device):
         yield Part(UNKNOWN, max(0, left), "dim")
         return
@@ -146,8 +146,8 @@ def _legend_rows(device: Row) -> Iterator[tuple[str, str, str, str, str]]:
     if device.get("vram_driver_bytes"):
         yield DRIVER, "driver", _mib(device["vram_driver_bytes"]), "", ""
     kept = device.get("kept_for")
-    promise = f"kept for pool {plain(kept)}" if kept else f"{_mib(device['vram_available_bytes'])} MiB not reserved"
-    yield FREE, "free", _mib(device["vram_free_bytes"]), f"of {total} MiB; {promise}", ""
+    rest = f"kept for pool {plain(kept)}" if kept else f"{_mib(device['vram_available_bytes'])} MiB not reserved"
+    yield FREE, "free", _mib(device["vram_free_bytes"]), f"of {total} MiB; {rest}", ""
 
 
 def _readable(device: Row) -> bool:
@@ -170,7 +170,7 @@ def _unknown_bytes(device: Row) -> int:
 
 
 def _reservation(reservation: Row) -> tuple[str, str]:
-    """Size and note: what is used of what was promised."""
+    """Size and note: what is used of what was reserved."""
     used, reserved = reservation["used_bytes"], int(reservation["reserved_bytes"])
     if (estimated := reservation.get("estimated_bytes")) is not None:
         note = f"estimated, of {_mib(reserved)} reserved; the driver does not say what it holds"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 PreflightConfig = Annotated[
     Path | None,
-    typer.Option("--config", help="Judge this configuration; without it the home profile is judged.", show_default=False),
+    typer.Option("--config", help="Check this configuration; without it the home profile is checked.", show_default=False),
 ]
 Simulated = Annotated[
     Path | None, typer.Option("--simulate-gpus", help="Topology file of simulated GPUs; profile dev only.", show_default=False)
@@ -54,7 +54,7 @@ def _report(path: Path | None, topology: Path | None) -> Json:
 
 
 def _load(path: Path | None, topology: Path | None) -> Config:
-    """The configuration to judge. Simulated GPUs alone mean the profile that may have them: dev."""
+    """The configuration to check. Simulated GPUs alone mean the profile that may have them: dev."""
     from pool_managerd.config.load import load_config
 
     overrides: Json = {"gpu.simulate": topology.absolute() if topology else None}

@@ -110,7 +110,7 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
 
 def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> CommandFailed | None:
     """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings."""
-    from pool_managerd.wiring.preflight import setups_of
+    from pool_managerd.wiring.setups import setups_of
 
     found = setups_of(loaded, engines=deep).problems()
     if not found:

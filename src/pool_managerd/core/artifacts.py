@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.instance_id import InstanceId
 
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
@@ -33,9 +34,7 @@ class ResolvedModel:
 class PreparedEngine:
     """A ready-to-spawn description of one engine process (SPEC §6.5). Making one spawns nothing.
 
-    ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on
-    ``http://host:port``; ``health_ok`` decides from the body only where an engine needs it. ``attach_url`` is
-    set for mode ``external`` alone: there is then no process to own and nothing is ever signalled.
+    ``flags`` follow ``binary_path`` in argv in exactly this order. ``health_path`` is probed on ``http://host:port``.
     ``model_files`` are all parts of a split model. ``device_uuids`` are the GPUs that this launch was given. ``verbatim``
     marks an engine submitted by a caller: it runs as given, is not warmed up, and may end by itself: its unasked exit 0 is
     graceful (SPEC §8.5). A server that this version prepares never ends unasked but by failing, whatever its exit code.
@@ -59,16 +58,18 @@ class PreparedEngine:
     ctx: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     health_path: str = "/health"
-    attach_url: str | None = None
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
     warmup: Warmup = "completion"
 
     @property
+    def instance_id(self) -> InstanceId:
+        """Which replica of its pool it is."""
+        return InstanceId(self.pool_id, self.replica_id)
+
+    @property
     def url(self) -> str:
         """Base URL of the engine's HTTP server, without a trailing slash."""
-        if self.attach_url is not None:
-            return self.attach_url.rstrip("/")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -81,6 +82,38 @@ class PreparedEngine:
     def argv(self) -> tuple[str, ...]:
         """The argument vector, binary first; no shell ever sees it."""
         return (self.binary_path, *self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedEngine:
+    """An engine that somebody else runs, at ``base_url``: there is no process to own, and nothing is ever signalled."""
+
+    pool_id: str
+    base_url: str
+    engine: str = DEFAULT_ENGINE
+    engine_version: str = "unknown"
+    replica_id: str = "r0"
+    model_id: str | None = None
+    model_path: str | None = None
+    device_mask: str | None = None
+    slots_total: int = 1
+    ctx: int | None = None
+    health_path: str = "/health"
+    warmup: Warmup = "completion"
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """Which replica of its pool it is."""
+        return InstanceId(self.pool_id, self.replica_id)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the engine's HTTP server, without a trailing slash."""
+        return self.base_url.rstrip("/")
+
+
+AnyEngine = PreparedEngine | AttachedEngine
+"""What a pool has for an engine: a process of its own, or one that it only attaches to."""
 
 
 @dataclass(frozen=True, slots=True)

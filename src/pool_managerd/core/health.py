@@ -36,7 +36,7 @@ class ProbeResult:
         return self.outcome is ProbeOutcome.SUCCESS
 
 
-def judge_response(status: int, content_type: str, body: bytes) -> ProbeResult:
+def check_response(status: int, content_type: str, body: bytes) -> ProbeResult:
     """The verdict on a health response: exactly 200, and not a web page in an engine's place.
 
     llama.cpp answers 503 while it loads; any status but 200 means not ready (SPEC §9). A JSON body that says

@@ -5,27 +5,21 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AttachedEngine
 from pool_managerd.errors import SpecError
 
 
-def attached(pool: PoolConfig, health_path: str) -> PreparedEngine:
+def attached(pool: PoolConfig, health_path: str) -> AttachedEngine:
     """The running engine of ``pool``. Raises SpecError for a URL that is none."""
-    url = attach_url(pool)
-    parts = urlsplit(url)
-    return PreparedEngine(
+    return AttachedEngine(
         pool_id=pool.id,
-        binary_path="",
-        host=parts.hostname or "127.0.0.1",
-        port=parts.port or (443 if parts.scheme == "https" else 80),
+        base_url=attach_url(pool),
         model_id=pool.model,
         engine=pool.engine,
         device_mask=None if pool.mask is None else str(pool.mask),
-        provisioning_mode="external",
         slots_total=pool.slots,
         ctx=pool.ctx,
         health_path=health_path,
-        attach_url=url,
     )
 
 

@@ -36,8 +36,8 @@ def env_problems(pool: PoolConfig, build: Callable[[PoolConfig], object]) -> tup
     return found
 
 
-def device_env(pool: PoolConfig, assignment: Allocation | None) -> dict[str, str]:
+def device_env(pool: PoolConfig, allocation: Allocation | None) -> dict[str, str]:
     """CUDA variables that show the engine what it was assigned; without GPUs, what the mask says as it stands."""
-    if assignment is not None:
-        return assignment.environment()
+    if allocation is not None:
+        return allocation.environment()
     return {} if pool.mask is None else cuda_environment(pool.mask.to_cuda_visible_devices())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pool_managerd.errors import PoolError, SpecError
 
@@ -17,13 +17,6 @@ MAX_FLAGS = 512
 MAX_FLAG_CHARS = 8192
 MANY = -1
 """Of ``Option.values``: one or more, up to the next flag."""
-
-LISTS = frozenset({
-    "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
-    "--override-tensor-draft", "--spec-draft-override-tensor", "--logit-bias", "--dry-sequence-breaker", "--reverse-prompt",
-    "--alias", "--middleware",
-})  # fmt: skip
-"""Options of llama.cpp and vLLM of which every use counts. Of others the last one does."""
 
 
 def hyphenated(name: str) -> str:
@@ -37,16 +30,19 @@ def hyphenated(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of an engine: ``names`` are synonyms, ``negated`` its opposites, ``values`` follow it in argv."""
+    """One option of an engine: ``names`` are synonyms, ``negated`` its opposites, ``values`` follow it in argv. Of a
+    ``listed`` one every use counts, of others the last.
+    """
 
     names: tuple[str, ...]
     negated: tuple[str, ...] = ()
     values: int = 0
+    listed: bool = False
 
     @property
     def several(self) -> bool:
         """True when every use counts, not the last alone."""
-        return self.values == MANY or not LISTS.isdisjoint(self.names)
+        return self.listed or self.values == MANY
 
     @property
     def canonical(self) -> str:
@@ -76,7 +72,8 @@ class FlagUse:
 
 
 class OptionTable:
-    """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know.
+    """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know, ``lists``
+    names of options of which every use counts.
 
     ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal. ``dotted``: a
     key of an option's value may be set behind a dot, as ``--compilation-config.mode 3``.
@@ -87,10 +84,11 @@ class OptionTable:
         options: Iterable[Option],
         aliases: Mapping[str, str] | None = None,
         *,
+        lists: frozenset[str] = frozenset(),
         elsewhere: Collection[str] = (),
         dotted: bool = False,
     ) -> None:
-        self.options = tuple(options)
+        self.options = tuple(replace(o, listed=not lists.isdisjoint(o.names)) for o in options)
         self._dotted = dotted
         self._elsewhere = frozenset(elsewhere)
         self._by_name = {name: option for option in self.options for name in (*option.names, *option.negated)}
@@ -250,8 +248,3 @@ def collapse(uses: Iterable[FlagUse]) -> dict[str, FlagUse]:
 def arrange(uses: Iterable[FlagUse]) -> tuple[str, ...]:
     """argv items of ``uses``, sorted by flag name."""
     return tuple(item for use in sorted(uses, key=lambda use: use.name) for item in use.argv)
-
-
-def normalise(table: OptionTable, flags: Sequence[str]) -> tuple[str, ...]:
-    """``flags`` in their normal form. Raises SpecError for an unknown flag or a missing value."""
-    return arrange(collapse(table.parse(flags)).values())

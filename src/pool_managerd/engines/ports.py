@@ -1,11 +1,12 @@
-"""Ports for engines: each pool of this daemon keeps its own, and none is handed out while something listens on it."""
+"""Ports for engines: each replica of a pool keeps its own, and none is handed out while something listens on it."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError
 
 LOOPBACK = "127.0.0.1"
@@ -14,42 +15,43 @@ LOOPBACK = "127.0.0.1"
 class PortAllocator:
     """Hands out ports of a range such as ``8080-8999``, from the bottom up.
 
-    A port stays claimed until it is released, so two pools never share one. Between the check and the engine's bind
-    another program may still take it: claim again with ``avoid``.
+    A port stays claimed until it is released, so two instances never share one. Between the check and the engine's bind
+    another program may still take it.
     """
 
-    def __init__(self, ports: str, claimed: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, ports: str) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
-        self._claimed = dict(claimed)
+        self._claimed: dict[InstanceId, int] = {}
 
-    def claim(self, pool_id: str, preferred: Sequence[int] = (), *, avoid: Collection[int] = ()) -> int:
-        """A free port for ``pool_id``, from ``preferred`` first; it replaces the pool's earlier claim.
+    def claim(self, instance: InstanceId, preferred: Sequence[int] = ()) -> int:
+        """A free port for ``instance``, from ``preferred`` first; it replaces the instance's earlier claim.
 
         The port it had is taken again when it is still free. Raises NodeError when no port is left.
         """
-        had = self._claimed.pop(pool_id, None)
-        taken = set(self._claimed.values()) | set(avoid)
+        had = self._claimed.pop(instance, None)
+        taken = self.all_claimed()
         for port in self._candidates(had, preferred):
             if port not in taken and is_free(port):
-                self._claimed[pool_id] = port
+                self._claimed[instance] = port
                 return port
         raise NodeError(
-            f"cannot find a free port for pool {pool_id}: all of {self._range.start}-{self._range.stop - 1} are in use",
-            pool_id=pool_id,
+            f"cannot find a free port for pool {instance.pool_id}: all of {self._range.start}-{self._range.stop - 1} are in use",
+            pool_id=instance.pool_id,
             hint="widen daemon.engine_ports, or stop what listens there (ss -ltnp shows it)",
         )
 
-    def release(self, pool_id: str) -> None:
-        """Give the pool's port back; a pool without one is no error."""
-        self._claimed.pop(pool_id, None)
+    def release(self, instance: InstanceId) -> None:
+        """Give the instance's port back; one without a port is no error."""
+        self._claimed.pop(instance, None)
 
-    def claimed(self, pool_id: str) -> int | None:
-        """The port ``pool_id`` holds."""
-        return self._claimed.get(pool_id)
+    def forget(self, pool_id: str) -> None:
+        """Give back what every replica of a pool has."""
+        for instance in [instance for instance in self._claimed if instance.pool_id == pool_id]:
+            self.release(instance)
 
     def all_claimed(self) -> frozenset[int]:
-        """The ports of all pools."""
+        """The ports of all instances."""
         return frozenset(self._claimed.values())
 
     def _candidates(self, had: int | None, preferred: Sequence[int]) -> Iterator[int]:

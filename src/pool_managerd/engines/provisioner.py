@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
+from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine, ResolvedModel
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
@@ -55,29 +56,26 @@ class EngineProvisioner:
         self._sized: dict[str, tuple[PoolConfig, str, str, Recipe]] = {}
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
     ) -> PreparedEngine:
-        """How to run ``pool`` on ``model`` and the devices of ``assignment``; the same input gives the same answer
+        """How to run ``pool`` on ``model`` and the devices of ``allocation``; the same input gives the same answer
         (EP-PROP-3207). Spawns no engine.
 
         Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
         mode = mode_of(pool)
-        health_path = pool.health_path or ENGINES[pool.engine].health_path
-        if mode == "external":
-            return attached(pool, health_path)
         require_mode(pool, mode)
         if model is None:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
         recipe = self._sized_recipe(pool, model)
         if recipe is None:
             recipe = await asyncio.to_thread(self._recipe, pool, mode, model)
-        port = self._ports.claim(pool.id, pool.provisioning.ports)
+        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
         try:
-            flags = recipe.flags(assignment, port)
+            flags = recipe.flags(allocation, port)
         except PoolError:
-            self._ports.release(pool.id)
+            self._ports.release(InstanceId(pool.id))
             raise
         program = recipe.program
         return PreparedEngine(
@@ -91,12 +89,12 @@ class EngineProvisioner:
             engine=pool.engine,
             engine_version=program.version,
             device_mask=None if pool.mask is None else str(pool.mask),
-            device_uuids=tuple(d.uuid for d in assignment.devices) if assignment else (),
+            device_uuids=tuple(d.uuid for d in allocation.devices) if allocation else (),
             provisioning_mode=mode,
             slots_total=pool.slots,
             ctx=pool.ctx,
-            env={**recipe.env, **device_env(pool, assignment)},
-            health_path=health_path,
+            env={**recipe.env, **device_env(pool, allocation)},
+            health_path=_health_path(pool),
             warnings=program.warnings,
             warmup=recipe.warmup,
         )
@@ -118,6 +116,10 @@ class EngineProvisioner:
         if kind is None or kind.modes == ("external",):
             return LaunchMemory(EngineSettings())
         return self._adapter(engine.engine).memory_of(engine.flags, engine.engine_version)
+
+    def attach(self, pool: PoolConfig) -> AttachedEngine:
+        """The running engine of a pool whose mode is external. Raises SpecError for a URL that is none."""
+        return attached(pool, _health_path(pool))
 
     def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
@@ -158,7 +160,7 @@ class EngineProvisioner:
 
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
-        self._ports.release(pool_id)
+        self._ports.forget(pool_id)
         self._sized.pop(pool_id, None)
 
     def _recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
@@ -173,6 +175,10 @@ class EngineProvisioner:
         if engine not in self._adapters:
             self._adapters[engine] = adapter_of(engine, self._host)
         return self._adapters[engine]
+
+
+def _health_path(pool: PoolConfig) -> str:
+    return pool.health_path or ENGINES[pool.engine].health_path
 
 
 def _plan(pool: PoolConfig, *steps: tuple[str, str]) -> dict[str, Any]:

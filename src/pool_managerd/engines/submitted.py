@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar, get_args
 
 from pool_managerd.config import Mode, is_pool_id
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.engines import DEFAULT_ENGINE, ENGINES
 from pool_managerd.core.redaction import is_secret_variable, masked_argv, named_secrets
 from pool_managerd.errors import SpecError
@@ -76,12 +76,12 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
     return engine
 
 
-def prepared_to_json(engine: PreparedEngine) -> dict[str, Any] | None:
+def prepared_to_json(engine: AnyEngine) -> dict[str, Any] | None:
     """What `prepared_from_json` reads back; None for an attached engine, which its handoff file announces again.
 
     Secrets stay in memory (SPEC §16): with some, ``withheld`` names them, and the engine cannot be read back.
     """
-    if engine.attach_url is not None:
+    if isinstance(engine, AttachedEngine):
         return None
     kept = {key: value for key, value in asdict(engine).items() if key in _STORED and value is not None}
     kept["flags"] = masked_argv(engine.flags)

@@ -87,7 +87,7 @@ class NvmlReader:
 
     def _devices(self) -> list[dict[str, Any]] | None:
         """Every GPU and MIG instance. Read again when a call failed as none should, and when devices came, went or moved
-        meanwhile: one hiccup, or a mixed list, would call sound ones lost. None when the list was mixed each time.
+        meanwhile: one transient error, or a mixed list, would call sound ones lost. None when the list was mixed each time.
         """
         for left in reversed(range(_READINGS)):
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pool_managerd.core.memory.tensor_types import GGML_TYPES
 from pool_managerd.models.byte_reader import ByteReader, Refuse
@@ -64,7 +64,6 @@ class GgufHeader:
 
     values: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
-    data_bytes: int = field(default=0)
 
 
 def read_gguf_header(path: str) -> GgufHeader:
@@ -114,7 +113,7 @@ class _Parser:
             )
         if sum(t.size_bytes for t in tensors) > data_bytes:
             raise self._refuse("its tensors overlap")
-        return GgufHeader(values, tensors, data_bytes)
+        return GgufHeader(values, tensors)
 
     def _value(self) -> Value | None:
         """One metadata value; None for a text that is too long to be a fact."""

@@ -35,11 +35,16 @@ def other_parts(path: str, values: Mapping[str, Value]) -> list[str]:
     named = _PART.fullmatch(Path(path).name)
     if named is None or int(named["count"]) != count or count > MAX_PARTS:
         raise refused(path, f"it is one of {count} parts, and its name does not end in -00001-of-{count:05d}.gguf")
-    names = [f"{named['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
     if int(named["number"]) != 1 or values.get("split.no") != 0:
-        raise refused(path, f"it is not the first of {count} parts; name {names[0]} instead")
-    folder = Path(path).parent
+        raise refused(path, f"it is not the first of {count} parts; name {named['stem']}-00001-of-{count:05d}.gguf instead")
+    return parts_beside(path, count)
+
+
+def parts_beside(path: str, count: int) -> list[str]:
+    """The other files of a model whose first of ``count`` parts is ``path``. Raises SpecError when some are missing."""
+    folder, stem = Path(path).parent, Path(path).name.removesuffix(f"-00001-of-{count:05d}.gguf")
+    names = [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(2, count + 1)]
     missing = [name for name in names if not os.path.lexists(folder / name)]
     if missing:
         raise refused(path, f"{len(missing)} of its {count} parts are missing, first {missing[0]}")
-    return [str(folder / name) for name in names[1:]]
+    return [str(folder / name) for name in names]

@@ -16,7 +16,6 @@ from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
-from pool_managerd.models.gguf_parts import model_parts
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
 
@@ -113,7 +112,7 @@ class ModelProvisioner:
             )
         path = self.path_of(model)
         size = _check_usable(path, model.id)
-        parts = model_parts(str(path)) if is_gguf(str(path)) else ()
+        parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
         if len(parts) < 2:
             return ResolvedModel(model.id, str(path), size)
         size += sum(_check_usable(Path(part), model.id) for part in parts[1:])

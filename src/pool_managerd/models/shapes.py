@@ -1,29 +1,26 @@
-"""Shapes of models on disk, whatever kind of file they are; each is read once as long as it is unchanged."""
+"""Shapes of models on disk, whatever kind of file they are; each is read once as long as it is the same file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.models.gguf import check_gguf, is_gguf
-
-if TYPE_CHECKING:
-    from pool_managerd.core.memory.model_shape import ModelShape
+from pool_managerd.models.gguf_parts import model_parts, parts_beside
 
 MAX_SHAPES = 256
 
 
 class Shapes:
-    """A bounded cache of headers, by path, time and size. Blocking; used from threads."""
+    """A bounded cache of headers, by what file it is. Blocking; used from threads."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int], ModelShape | None] = {}
+        self._known: dict[tuple[str | int, ...], ModelShape | None] = {}
 
     def of(self, path: Path) -> ModelShape | None:
         """From the headers of a GGUF file, or of safetensors; None for any other model. Raises OSError and SpecError."""
-        info = path.stat()
-        key = (str(path), info.st_mtime_ns, info.st_size)
-        if key in self._known and not path.is_dir():
+        key = _identity(path)
+        if key in self._known and not path.is_dir():  # what is in a folder may change without it
             return self._known[key]
         if len(self._known) >= MAX_SHAPES:
             self._known = {}
@@ -34,6 +31,17 @@ class Shapes:
         """The same, of what must be a GGUF model. Raises SpecError."""
         check_gguf(path)
         return self.of(Path(path))
+
+    def parts_of(self, path: Path) -> tuple[str, ...]:
+        """Every file of a GGUF model, the first part first. Raises SpecError for another part, or when some are missing."""
+        known = self._known.get(_identity(path))
+        return model_parts(str(path)) if known is None else (str(path), *parts_beside(str(path), known.parts))
+
+
+def _identity(path: Path) -> tuple[str | int, ...]:
+    """Whoever replaces a file can set its mtime, but not its ctime."""
+    info = path.stat()
+    return (str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
 # The readers are imported when they are first needed, in a thread: the node answers sooner.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import is_pool_id
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.crash_evidence import pieces
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import printable
 from pool_managerd.core.redaction import masked_argv
 from pool_managerd.errors import NodeError, SpecError
@@ -32,6 +34,8 @@ LOG_PARTS = 4
 LAUNCH_HEAD_BYTES, LAUNCH_TAIL_BYTES = 64 << 10, 128 << 10
 """Of one launch's log: a cause may stand early, with pages of consequences behind it."""
 _REMOVED = ".removed"
+_REPLICA = "@"
+"""No id has it, so what a replica's files are called is no other pool's name."""
 
 
 class RuntimeFiles:
@@ -61,40 +65,40 @@ class RuntimeFiles:
                 directory.repaired = []
         return repaired + self.records.prepare()
 
-    def pid_path(self, pool_id: str) -> Path:
-        """``{pool_id}.pid``."""
-        return self.root / f"{_checked(pool_id)}.pid"
+    def pid_path(self, instance: InstanceId) -> Path:
+        """``{pool_id}.pid``; of another replica than ``r0`` ``{pool_id}@{replica_id}.pid``."""
+        return self.root / f"{_file_stem(instance)}.pid"
 
-    def log_path(self, pool_id: str) -> Path:
-        """``engine-{pool_id}.log``; older parts have ``.1``, ``.2`` appended."""
-        return self.root / f"engine-{_checked(pool_id)}.log"
+    def log_path(self, instance: InstanceId) -> Path:
+        """``engine-{pool_id}.log``, or ``engine-{pool_id}@{replica_id}.log``; older parts have ``.1``, ``.2`` appended."""
+        return self.root / log_name(instance)
 
-    def handoff_path(self, pool_id: str, replica_id: str) -> Path:
+    def handoff_path(self, instance: InstanceId) -> Path:
         """``engines/{pool_id}-{replica_id}.json``."""
-        return self.engines.path / f"{_checked(pool_id)}-{_checked(replica_id)}.json"
+        return self.engines.path / f"{_checked(instance.pool_id)}-{_checked(instance.replica_id)}.json"
 
-    def write_pid(self, pool_id: str, pid: int) -> None:
+    def write_pid(self, instance: InstanceId, pid: int) -> None:
         """Write the engine's own pid, in digits only."""
-        self._top.write(self.pid_path(pool_id).name, str(pid).encode())
+        self._top.write(self.pid_path(instance).name, str(pid).encode())
 
-    def remove_pid(self, pool_id: str) -> None:
+    def remove_pid(self, instance: InstanceId) -> None:
         """Remove the pid file, if there is one."""
-        self._top.remove(self.pid_path(pool_id).name)
+        self._top.remove(self.pid_path(instance).name)
 
-    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path:
+    def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
         """Write the per-replica handoff file and its copy ``engine.json``; returns the copy's path (SPEC §20 no. 39)."""
         content = handoff_content(engine, pid, written_at_ms)
         data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
         # For the daemon's own user: flags may say more than this file's masks know of.
-        self.engines.write(self.handoff_path(engine.pool_id, engine.replica_id).name, data, 0o600)
+        self.engines.write(self.handoff_path(engine.instance_id).name, data, 0o600)
         self.engines.write(LATEST_HANDOFF, data, 0o600)
         return self.engines.path / LATEST_HANDOFF
 
-    def remove_handoff(self, pool_id: str, replica_id: str) -> None:
+    def remove_handoff(self, instance: InstanceId) -> None:
         """Remove the replica's handoff file, and the copy when it is about this replica."""
-        self.engines.remove(self.handoff_path(pool_id, replica_id).name)
+        self.engines.remove(self.handoff_path(instance).name)
         latest = self._handoff(LATEST_HANDOFF)
-        if latest.get("pool_id") == pool_id and latest.get("replica_id") == replica_id:
+        if (latest.get("pool_id"), latest.get("replica_id")) == (instance.pool_id, instance.replica_id):
             self.engines.remove(LATEST_HANDOFF)
 
     def remove_stale(self) -> list[str]:
@@ -103,7 +107,7 @@ class RuntimeFiles:
         Call it once no engine of this runtime directory runs any more, before the first launch.
         """
         handoffs = [name for name in self.engines.names(".json") if is_own_handoff(name, self._handoff(name))]
-        pids = [name for name in self._top.names(".pid") if is_pool_id(name.removesuffix(".pid"))]
+        pids = [name for name in self._top.names(".pid") if is_pool_id(name.removesuffix(".pid").partition(_REPLICA)[0])]
         stale = [(self.engines, name) for name in (*handoffs, *self.engines.names(".tmp"))]
         stale += [(self._top, name) for name in (*pids, *self._top.names(".tmp"))]
         self.records.remove_temporaries()
@@ -148,7 +152,7 @@ class RuntimeFiles:
         return path
 
     def forget_pool(self, pool_id: str) -> None:
-        """Take away what is left of a pool that is gone: its directories, logs and pid file. Raises NodeError.
+        """Take away what is left of a pool that is gone: its directories, and all replicas' logs and pids. Raises NodeError.
 
         They have no name from the first moment on; ``sweep`` then removes their content, however much it is.
         """
@@ -157,10 +161,10 @@ class RuntimeFiles:
             with parent.opened() as fd:
                 if _owner(fd, name) is not None:
                     self._put_away(parent, fd, name)
-        log = self.log_path(name).name
-        for old in (log, *(n for n in self._top.names("") if n.startswith(f"{log}.") and n[len(log) + 1 :].isdecimal())):
+        replica = f"{re.escape(name)}(?:{_REPLICA}.+)?"
+        own = re.compile(rf"engine-{replica}\.log(?:\.[0-9]+)?|{replica}\.pid")
+        for old in filter(own.fullmatch, self._top.names("")):
             self._top.remove(old)
-        self.remove_pid(name)
 
     def forget_others(self, pool_ids: Iterable[str]) -> None:
         """Forget every pool that left files here and is not among ``pool_ids``. Raises NodeError."""
@@ -202,9 +206,9 @@ class RuntimeFiles:
         except OSError:  # nothing was launched here yet
             return {}
 
-    def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
+    def tail_log(self, instance: InstanceId, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         """The last lines of the engine's log, newest last, safe to show: control characters are escaped."""
-        name = self.log_path(pool_id).name
+        name = self.log_path(instance).name
         data = self._top.read_end(name, max_bytes)
         if len(data) < max_bytes:  # just rotated, the newest lines may be in the previous part
             data = self._top.read_end(f"{name}.1", max_bytes - len(data)) + data
@@ -213,15 +217,15 @@ class RuntimeFiles:
             data = rest if newline and rest else cut  # a first line that is cut is left out, unless it is all there is
         return [printable(line) for line in data.decode("utf-8", "replace").split("\n") if line.strip()][-max_lines:]
 
-    def log_mark(self, pool_id: str) -> dict[int, int]:
+    def log_mark(self, instance: InstanceId) -> dict[int, int]:
         """How long each part of the engine's log is now, by inode: what is there before a launch is not of that launch."""
-        found = (self._top.identity(name) for name in self._log_parts(pool_id))
+        found = (self._top.identity(name) for name in self._log_parts(instance))
         return dict(part for part in found if part is not None)
 
-    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]:
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> list[str]:
         """What the log was given since ``mark``: its first and last lines, as a terminal would leave them, safe to show."""
         written: list[tuple[str, int, int]] = []
-        for name in reversed(self._log_parts(pool_id)):
+        for name in reversed(self._log_parts(instance)):
             inode, size = self._top.identity(name) or (0, 0)
             start = mark.get(inode, 0)
             start = 0 if start > size else start  # cut by somebody, or another file that got the number
@@ -242,8 +246,8 @@ class RuntimeFiles:
             text = head + b"\n" + tail
         return [printable(piece) for piece in pieces(text.decode("utf-8", "replace")) if piece.strip()]
 
-    def _log_parts(self, pool_id: str) -> list[str]:
-        name = self.log_path(pool_id).name
+    def _log_parts(self, instance: InstanceId) -> list[str]:
+        name = self.log_path(instance).name
         return [name, *(f"{name}.{number}" for number in range(1, LOG_PARTS))]
 
     def _handoff(self, name: str) -> dict[str, Any]:
@@ -253,7 +257,7 @@ class RuntimeFiles:
             return {}
 
 
-def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dict[str, Any]:
+def handoff_content(engine: AnyEngine, pid: int, written_at_ms: int) -> dict[str, Any]:
     """What a handoff file says (SPEC §12): the keys that readers know, plus who wrote it."""
     return {
         "schema_version": 1,
@@ -262,10 +266,10 @@ def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dic
         "url": engine.url,
         "engine": engine.engine,
         "engine_version": engine.engine_version,
-        "provisioning_mode": engine.provisioning_mode,
+        "provisioning_mode": engine.provisioning_mode if isinstance(engine, PreparedEngine) else "external",
         "pid": pid,
         "model": {"id": engine.model_id, "path": engine.model_path},
-        "flags": masked_argv(engine.argv)[1:],
+        "flags": masked_argv(engine.argv)[1:] if isinstance(engine, PreparedEngine) else [],
         "device_mask": engine.device_mask,
         "slots_total": engine.slots_total,
         "slots_free": engine.slots_total,
@@ -274,6 +278,11 @@ def handoff_content(engine: PreparedEngine, pid: int, written_at_ms: int) -> dic
         "written_at_ms": written_at_ms,
         "managed_by": MANAGED_BY,
     }
+
+
+def log_name(instance: InstanceId) -> str:
+    """What the log of the replica is called."""
+    return f"engine-{_file_stem(instance)}.log"
 
 
 def is_own_handoff(name: str, content: Mapping[str, Any]) -> bool:
@@ -298,6 +307,12 @@ def _owner(directory: int, name: str) -> int | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid
     except OSError:
         return None
+
+
+def _file_stem(instance: InstanceId) -> str:
+    """The pool's name, which SPEC §12 gives to the files of ``r0``; other replicas have theirs behind it."""
+    pool_id, replica_id = _checked(instance.pool_id), _checked(instance.replica_id)
+    return pool_id if instance == InstanceId(pool_id) else f"{pool_id}{_REPLICA}{replica_id}"
 
 
 def _checked(name: str) -> str:

@@ -7,13 +7,16 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.launch_record import LaunchRecord, record_of
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime import isolation, procfs, wire
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
@@ -25,6 +28,7 @@ from pool_managerd.runtime.program import explain_failure, failure, locate
 from pool_managerd.runtime.spawner import Spawner, receive_answer
 from pool_managerd.runtime.waiting import in_own_thread
 
+NOTHING: Mapping[str, int] = MappingProxyType({})
 _ANSWER_SECONDS = 15.0
 _LIMITS = {"FSIZE": 256 << 30, "NOFILE": 65536}
 _PROCESSES = 16384  # threads count, and a worker per GPU has hundreds; only where they are one pool's alone
@@ -52,8 +56,13 @@ class Launcher:
         self._told: set[str] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
 
-    async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> EngineProcess:
+    async def launch(
+        self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] = NOTHING,
+        decided_at_ms: int | None = None,
+    ) -> EngineProcess:  # fmt: skip
         """Run the engine; ``grace_ms`` is what its shim allows it on SIGTERM when nobody says otherwise.
+
+        For the record alone: ``reserved_bytes`` by GPU UUID, and when it was decided (unix ms; None: now).
 
         Raises EngineError ("preload failed: cannot run …") with the remedy when it cannot be executed, and
         NodeError for a runtime directory that cannot be used. Cancelled, it leaves nothing running.
@@ -62,7 +71,12 @@ class Launcher:
         self._files.prepare()
         # In a thread: it walks to every file and library that the engine needs, and asks the user database.
         choice = await in_own_thread(isolation.choose, engine, program, self._files.root, self.users, self._options.profile)
-        order = self._order(engine, program, choice, epoch, grace_ms)
+        now_ms = time.time_ns() // 1_000_000
+        record = record_of(
+            engine, epoch=epoch, reserved_bytes=reserved_bytes, log_mark=self._files.log_mark(engine.instance_id),
+            decided_at_ms=now_ms if decided_at_ms is None else decided_at_ms, order_at_ms=now_ms,
+        )  # fmt: skip
+        order = self._order(engine, program, choice, record, grace_ms)
         answer, connection = await self._exchange(engine, order)
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
         return EngineProcess(
@@ -102,10 +116,12 @@ class Launcher:
         self._told.add(notice)
         return notice
 
-    def _order(self, engine: PreparedEngine, program: str, choice: isolation.Choice, epoch: int, grace_ms: int) -> dict[str, Any]:
+    def _order(
+        self, engine: PreparedEngine, program: str, choice: isolation.Choice, launch: LaunchRecord, grace_ms: int
+    ) -> dict[str, Any]:
         user = choice.user
         nonce = secrets.token_hex(16)
-        record = self._files.records.path(engine.pool_id, engine.replica_id, epoch, nonce)
+        record = self._files.records.path(launch.instance, launch.epoch, nonce)
         owner = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
         places = Places(
             home=str(self._files.workdir(engine.pool_id, *owner)),
@@ -120,15 +136,16 @@ class Launcher:
                 "boot_id": procfs.boot_id(),
                 "pool_id": engine.pool_id,
                 "replica_id": engine.replica_id,
-                "epoch": epoch,
+                "epoch": launch.epoch,
                 "record_path": str(record),
                 "cgroup": "",
                 "uid": user.uid if user and choice.own_uid else 0,
             },
+            "launch": launch.to_json(),
             "runtime_dir": str(self._files.root),
             "record_name": record.name,
             "log": {
-                "name": self._files.log_path(engine.pool_id).name,
+                "name": self._files.log_path(launch.instance).name,
                 "max_bytes": self._options.log_max_bytes,
                 "keep": self._options.log_keep,
                 "bytes_per_second": self._options.log_bytes_per_second,
@@ -168,7 +185,7 @@ class Launcher:
                 raise failure(engine, os.strerror(errno.EMFILE), "raise the daemon's limit of open files", retriable=True)
             if answer:
                 raise explain_failure(engine, order["program"], str(answer.get("step")), int(answer.get("errno") or 0))
-        said = self._spawner.complaints()
+        said = self._spawner.stderr_tail()
         raise failure(engine, "the process that starts engines died", "try again; see the daemon's log", stderr=said)
 
 

@@ -1,6 +1,6 @@
 """Whether the loader will find, as the engine's user, the libraries that a program names.
 
-As ldd(1) would say it, without running anything. What is found nowhere here is not judged: the loader's own cache and
+As ldd(1) would say it, without running anything. What is found nowhere here is no finding: the loader's own cache and
 settings may know it. Nothing is looked at that the user does not reach, so that root's eyes tell nobody anything.
 """
 

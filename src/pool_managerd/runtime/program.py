@@ -9,15 +9,14 @@ from typing import Any
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
+from pool_managerd.runtime.files import log_name
 
 
 def locate(engine: PreparedEngine) -> str:
     """The absolute path of the engine's binary: as given, or looked up on PATH when it is a bare name.
 
-    Raises EngineError for an engine that has none, or whose text no program can be given.
+    Raises EngineError for text that no program can be given.
     """
-    if engine.attach_url is not None:
-        raise failure(engine, "it is attached by URL and not ours to start", "remove the URL, or only probe it")
     given = engine.binary_path
     if "\0" in given or any("\0" in text for text in (*engine.flags, *engine.env, *engine.env.values())):
         raise failure(engine, "a NUL byte is in its path, flags or environment", "remove it")
@@ -48,7 +47,7 @@ def explain_failure(engine: PreparedEngine, program: str, step: str, code: int) 
     if step == "exec" and code == errno.ETXTBSY:
         return failure(engine, "it is being written to", "try again when it is complete", retriable=True)
     if step == "log":
-        path = f"engine-{engine.pool_id}.log"
+        path = log_name(engine.instance_id)
         return failure(engine, f"its log {path} is a link or no regular file", f"find out who put it there and remove {path}")
     if step in ("runtime_dir", "record"):
         return failure(engine, f"the runtime directory cannot be written: {reason}", "free space there, or make it writable")

@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import SCHEMA_VERSION as LAUNCH_VERSION
+from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.errors import NodeError
+from pool_managerd.runtime import wire
 from pool_managerd.runtime.directory import ConfinedDirectory
 from pool_managerd.runtime.identity import Identity
+
+MAX_RECORD_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
     """What a shim wrote down: who its engine is and, once it ended, how. ``exit`` is None while it runs.
 
-    ``descendants`` are the pids and start ticks of what the engine had started when the shim last looked.
+    ``launch`` is what it was started as, None in records of the first version. ``descendants`` are the pids and start ticks of
+    what the engine had started when the shim last looked.
     """
 
     identity: Identity
     exit: ExitRecord | None = None
+    launch: LaunchRecord | None = None
     descendants: frozenset[tuple[int, int]] = frozenset()
 
 
@@ -45,9 +53,9 @@ class InstanceRecords:
             repaired.append(f"The records in {self._directory.path} are not believed: engines of an earlier daemon may still run")
         return repaired
 
-    def path(self, pool_id: str, replica_id: str, epoch: int, nonce: str) -> Path:
+    def path(self, instance: InstanceId, epoch: int, nonce: str) -> Path:
         """Where the record of one launch is; the names are the caller's to check."""
-        return self._directory.path / f"{pool_id}-{replica_id}-{epoch}-{nonce[:12]}.json"
+        return self._directory.path / f"{instance.pool_id}-{instance.replica_id}-{epoch}-{nonce[:12]}.json"
 
     def all(self) -> list[InstanceRecord]:
         """Every record that can be read and believed. Raises NodeError when the directory cannot be used."""
@@ -86,25 +94,42 @@ class InstanceRecords:
             self._directory.remove(name)
 
     def _read(self, name: str) -> InstanceRecord:
-        return parse_record(self._directory.read(name, ours=True), str(self._directory.path / name))
+        return parse_record(self._directory.read(name, MAX_RECORD_BYTES, ours=True), str(self._directory.path / name))
 
 
 def parse_record(data: bytes, record_path: str) -> InstanceRecord:
-    """Read a shim's record of any released version. Raises ValueError when it is none.
+    """Read a shim's record of any released version. Raises ValueError when it is none, or newer than this version knows.
 
     The path is where it was found, whatever the record says: it is used to delete it.
     """
-    content = json.loads(data)
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("cannot use an instance record: it is nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
         raise ValueError("cannot use an instance record: no identity in it")
-    if content.get("schema_version") != 1:
+    if content.get("schema_version") not in range(1, wire.RECORD_VERSION + 1):
         raise ValueError(f"cannot use an instance record of version {content.get('schema_version')!r}")
     identity = Identity.from_json({**content["identity"], "record_path": record_path})
     ending = content.get("exit")
     seen = content.get("descendants")
     pairs = (tuple(pair) for pair in (seen if isinstance(seen, list) else ()) if isinstance(pair, list) and len(pair) == 2)
     descendants = frozenset((pid, ticks) for pid, ticks in pairs if type(pid) is type(ticks) is int)
-    return InstanceRecord(identity, parse_exit(ending) if isinstance(ending, dict) else None, descendants)
+    ended = parse_exit(ending) if isinstance(ending, dict) else None
+    return InstanceRecord(identity, ended, _parse_launch(content.get("launch")), descendants)
+
+
+def _parse_launch(data: Any) -> LaunchRecord | None:
+    """None when it is not there or damaged: its engine can be stopped all the same. Raises ValueError for a newer version."""
+    if not isinstance(data, dict):
+        return None
+    try:
+        return LaunchRecord.from_json(data)
+    except ValueError:
+        version = data.get("schema_version")
+        if isinstance(version, int) and version > LAUNCH_VERSION:
+            raise
+        return None
 
 
 def parse_exit(data: Mapping[str, Any]) -> ExitRecord:

@@ -320,7 +320,7 @@ class Shim:
             self._log.write(data)
 
     def _write_record(self, content: dict[str, Any]) -> None:
-        record = {"schema_version": wire.VERSION, "identity": self._identity, **content}
+        record = {"schema_version": wire.RECORD_VERSION, "identity": self._identity, "launch": self._order["launch"], **content}
         data = (json.dumps(record) + "\n").encode()
         name = self._order["record_name"]
         try:

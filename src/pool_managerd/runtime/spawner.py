@@ -103,7 +103,7 @@ class Spawner:
         except OSError:  # a timeout too
             hello = b""
         if hello != b"R":
-            said = self.complaints()
+            said = self.stderr_tail()
             self._discard()
             raise EngineError(
                 f"preload failed: cannot start the fork server with {self._python}",
@@ -124,7 +124,7 @@ class Spawner:
             env={},
         )
 
-    def complaints(self) -> str:
+    def stderr_tail(self) -> str:
         """What the fork server and its shims wrote to stderr since the last call: nothing, unless there is a bug."""
         pipe = None if self._process is None else self._process.stderr
         if pipe is None:

@@ -82,10 +82,11 @@ class Journal:
         """
         self._tell = tell
         try:
-            self._db = self._connected()
-            self._read(self._db)
+            self._read(self._connected())
         except (sqlite3.Error, OSError, ValueError) as problem:
-            self._failed(problem)
+            self._events, self._operations = [], []  # half of it would look like all of it
+            if not self._set_aside(problem):
+                self._failed(problem)
         newest = self._events[-1].id if self._events else 0
         self.last_id = found if (found := self._read_ids()) >= newest else newest + ID_BLOCK
         self._newest_id, self._next_id = self.last_id, self.last_id + 1
@@ -152,9 +153,8 @@ class Journal:
             try:
                 self._commit(self._connected())
             except sqlite3.Error as problem:
-                if not _is_damage(problem):
+                if not self._set_aside(problem):
                     raise
-                self._set_aside(problem)
                 self._commit(self._connected())
             self._recovered()
         except Exception as problem:  # noqa: BLE001 - the thread's boundary: whatever it is, the next write tries again
@@ -241,7 +241,9 @@ class Journal:
     def _read(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT * FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) ORDER BY id", (MAX_PENDING,))
         for row in rows:
-            if (fields := _object(row[6])) is not None:
+            if (fields := _object(row[6])) is None:
+                self._events.clear()  # not ours: a hole
+            else:
                 self._events.append(Event(row[0], row[1], row[2], row[3], row[4], row[5], fields))
         bodies = db.execute("SELECT body FROM operations ORDER BY begun LIMIT ?", (MAX_PENDING,))
         self._operations = [body for (text,) in bodies if (body := _object(text)) is not None]
@@ -249,10 +251,6 @@ class Journal:
     # --- what goes wrong ---
 
     def _failed(self, problem: Exception) -> None:
-        if _is_damage(problem):
-            with suppress(OSError):
-                self._set_aside(problem)
-                return
         self._disconnect()
         if not self._trouble:
             self._trouble = True
@@ -264,14 +262,21 @@ class Journal:
             self._trouble = False
             self._tell("Events and operations are written to disk again", "info")
 
-    def _set_aside(self, problem: Exception) -> None:
-        """Make room for a new file; the damaged one is kept until another one follows. Raises OSError."""
+    def _set_aside(self, problem: Exception) -> bool:
+        """Make room for a new file where this one is damaged, which is kept until another one follows; false where it is not."""
+        if not isinstance(problem, sqlite3.Error) or (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGE:
+            return False
         self._disconnect()
-        for part in self._parts():
-            if part.exists():
-                part.replace(part.with_name(part.name.replace(".db", ".db.corrupt", 1)))
-        human = f"{self._path} was damaged ({problem}) and is begun anew: what happened before is in memory, or not kept any more"
-        self._tell(human, "warn")
+        try:
+            for part in self._parts():
+                if part.exists():
+                    part.replace(part.with_name(part.name.replace(".db", ".db.corrupt", 1)))
+        except OSError:
+            return False
+        if not self._trouble:
+            human = f"{self._path} was damaged ({problem}) and is begun anew: what was before is in memory, or not kept any more"
+            self._tell(human, "warn")
+        return True
 
     # --- ids ---
 
@@ -316,7 +321,3 @@ def _object(text: str) -> dict[str, Any] | None:
         if isinstance(value, dict):
             return value
     return None
-
-
-def _is_damage(problem: Exception) -> bool:
-    return isinstance(problem, sqlite3.Error) and (getattr(problem, "sqlite_errorcode", 0) & 0xFF) in _DAMAGE

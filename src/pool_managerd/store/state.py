@@ -204,7 +204,7 @@ class StateStore:
                 self._commit(batch)
 
     def _commit(self, batch: list[_Order]) -> None:
-        """Write ``batch``, and before it whatever is owed to the file; everybody who waits is told how it ended."""
+        """Write ``batch``, and before it whatever the file still lacks; everybody who waits is told how it ended."""
         wanted = self._contents.copy()
         problem: Exception | None = None
         told: str | None = None

@@ -1,1 +1,1 @@
-"""The asyncio driver of the lifecycle: one task, inbox and alarm per pool. It decides nothing; core does."""
+"""The asyncio side of the lifecycle: one task, inbox and timer per pool. It decides nothing; core does."""

@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, step, view
+from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, outline, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import LOADING
@@ -45,7 +45,7 @@ class PoolActor:
     """Owns one pool."""
 
     def __init__(self, definition: Definition, state: PoolState, services: Services) -> None:
-        self.pool = Pool(definition, state, Launch())
+        self.pool = Pool(state.pool_id, definition, state, Launch())
         self._s = services
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._waiting: list[Waiting] = []
@@ -53,6 +53,7 @@ class PoolActor:
         self._boot = False
         self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
         self._task_failures = 0
+        self._shown = outline(state)
         self._task = asyncio.create_task(self._run(), name=f"pool:{state.pool_id}")
         self._publish()
 
@@ -128,7 +129,7 @@ class PoolActor:
         if message.definition is not None:
             self.pool.definition = message.definition
         self.pool.state, effects = step(before, event, now, self.pool.definition.policy)
-        refused = refusal(self.pool.pool_id, effects)
+        refused = refusal(self.pool.pool_id, effects) if effects else None
         if refused is not None:
             self.pool.definition = defined
         try:
@@ -136,10 +137,13 @@ class PoolActor:
                 self._start(effect)
             if message.waiting is not None:
                 self._answer(message.waiting, before, refused)
-            if self.pool.state is not before or self.pool.definition is not defined:
+            shown, self._shown = self._shown, outline(self.pool.state)
+            changed = self._shown != shown or self.pool.definition is not defined
+            if changed:
                 self._publish()
                 self._tell_transition(view(before).state, event)
-            self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
+            if changed or message.waiting is not None:
+                self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:
             self._arm()
 
@@ -239,10 +243,10 @@ class PoolActor:
             case do.CancelStaging(epoch):
                 self._work.cancel(epoch)
             case do.WritePid(pid=pid):
-                self._s.files.write_pid(pool_id, pid)
+                self._s.files.write_pid(self.pool.instance_id, pid)
             case do.Announce():
                 self._announce()
-                self._s.gpus.watch.wake()
+                self._s.gpus.wake()
             case do.StopEngine(grace_ms=grace_ms) if process is not None:
                 process.stop(grace_ms)
             case do.KillEngine() if process is not None:
@@ -252,7 +256,7 @@ class PoolActor:
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
             case do.ReleaseVram(epoch):
-                self._s.gpus.release(self.pool.instance.id, epoch)
+                self._s.gpus.release(self.pool.instance_id, epoch)
 
     def _not_done(self, effect: do.LaunchEffect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""
@@ -284,6 +288,6 @@ class PoolActor:
 
     def _withdraw(self) -> None:
         """The pid file is gone before ``live`` turns false (DESIGN §7)."""
-        self._s.files.remove_pid(self.pool.pool_id)
+        self._s.files.remove_pid(self.pool.instance_id)
         if self.pool.launch.prepared is not None and not self.pool.definition.announced:
-            self._s.files.remove_handoff(self.pool.pool_id, self.pool.launch.prepared.replica_id)
+            self._s.files.remove_handoff(self.pool.launch.prepared.instance_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
 from pool_managerd.core.handoff import Handoff
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.event_log import EventLog
@@ -11,8 +11,7 @@ from pool_managerd.supervision.pools import Pools
 
 
 def _is_ours(pool: Pool) -> bool:
-    submitted = pool.submitted
-    return pool.config is not None or pool.instance.has_process or (submitted is not None and submitted.attach_url is None)
+    return pool.config is not None or pool.instance.has_process or isinstance(pool.submitted, PreparedEngine)
 
 
 class HandoffIntake:
@@ -51,10 +50,9 @@ class HandoffIntake:
         self._events.emit("handoff", message, level="warn", outcome="error", duration_ms=0, path=path)
 
 
-def attached_engine(found: Handoff) -> PreparedEngine:
+def attached_engine(found: Handoff) -> AttachedEngine:
     """Its mask is stored, not validated (DESIGN §7)."""
-    return PreparedEngine(
-        pool_id=found.pool_id, binary_path="", attach_url=found.url, replica_id=found.replica_id, engine=found.engine,
-        engine_version=found.engine_version or "unknown", device_mask=found.device_mask, model_path=found.model_path,
-        slots_total=found.slots_total or 1, verbatim=True,
+    return AttachedEngine(
+        found.pool_id, found.url, found.engine, found.engine_version or "unknown", found.replica_id, model_path=found.model_path,
+        device_mask=found.device_mask, slots_total=found.slots_total or 1,
     )  # fmt: skip

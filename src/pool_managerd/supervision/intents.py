@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.supervision.pool import Pool
@@ -25,7 +25,7 @@ class SubmissionCodec(Protocol):
     """Submitted engines as JSON objects and back."""
 
     def parse_prepared(self, body: Mapping[str, Any], pool_id: str) -> PreparedEngine: ...
-    def prepared_to_json(self, engine: PreparedEngine) -> dict[str, Any] | None: ...
+    def prepared_to_json(self, engine: AnyEngine) -> dict[str, Any] | None: ...
 
 
 class Intents:
@@ -43,7 +43,7 @@ class Intents:
     def get(self, pool_id: str) -> StoredPool | None:
         return self._known.get(pool_id)
 
-    async def keep(self, pool: Pool, engine: PreparedEngine | None, desired: str | None = None, held: bool | None = None) -> None:
+    async def keep(self, pool: Pool, engine: AnyEngine | None, desired: str | None = None, held: bool | None = None) -> None:
         """``engine`` is the submitted one that the pool is to have; None of the others leaves what is so.
 
         Written once more when a preload failed meanwhile, which is written down too: what is asked for last is what stays.
@@ -67,7 +67,7 @@ class Intents:
         await self._store.remove_pool(pool_id)
         self._known.pop(pool_id, None)
 
-    def _intended(self, pool: Pool, engine: PreparedEngine | None, desired: str | None, held: bool | None) -> StoredPool:
+    def _intended(self, pool: Pool, engine: AnyEngine | None, desired: str | None, held: bool | None) -> StoredPool:
         old = self._known.get(pool.pool_id, StoredPool(pool.pool_id))
         if desired == "auto" and old.desired == "up":
             desired = "up"  # demand joins what a person wants up, and leaves it wanted

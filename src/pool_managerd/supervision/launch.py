@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.errors import PoolError
@@ -16,7 +16,7 @@ from pool_managerd.supervision.protocols import Process
 class Launch:
     """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total.
 
-    ``assignment`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
+    ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
     ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
     """
@@ -24,9 +24,9 @@ class Launch:
     epoch: int = 0
     step: str = ""
     progress: tuple[int, int] = (0, 0)
-    assignment: Allocation | None = None
+    allocation: Allocation | None = None
     sizing: LaunchEstimator | None = None
-    prepared: PreparedEngine | None = None
+    prepared: AnyEngine | None = None
     process: Process | None = None
     handoff_path: str | None = None
     cause: PoolError | None = None

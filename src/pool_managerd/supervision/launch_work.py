@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, exit_event, failure
@@ -59,18 +60,22 @@ class LaunchWork:
             still_waiting = partial(self._actor.post, ev.StagingProgress(epoch))
             await self._s.gate.queue(self._pool.pool_id, self._pool.definition.policy.staging_stall_s / 3, still_waiting)
         try:
-            assignment = await self._admit(epoch)
-            prepared = await self._prepare(epoch, assignment)
+            await self._s.epochs.reserve(self._pool.pool_id, epoch)
+            allocation = await self._admit(epoch)
+            prepared = await self._prepare(epoch, allocation)
         except PoolError as problem:
             self._actor.learn(epoch, cause=problem)
             self._actor.post(ev.StagingFailed(epoch, *failure(problem)))
             return
-        external = prepared.attach_url is not None
-        self._actor.learn(epoch, prepared=prepared, step="attach" if external else "starting")
-        for notice in (*prepared.warnings, *(assignment.notices if assignment is not None else ())):
+        if isinstance(prepared, AttachedEngine):
+            self._actor.learn(epoch, prepared=prepared, step="attach")
+            self._actor.post(ev.Staged(epoch, external=True))
+            return
+        self._actor.learn(epoch, prepared=prepared, step="starting")
+        for notice in (*prepared.warnings, *(allocation.notices if allocation is not None else ())):
             self._actor.emit("notice", notice, level="warn")
         warmable = not prepared.verbatim and prepared.warmup != "none"
-        self._actor.post(ev.Staged(epoch, external=external, uses_gpus=assignment is not None, warmable=warmable))
+        self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, warmable=warmable))
 
     async def _admit(self, epoch: int) -> Allocation | None:
         """May it run here, and on which GPUs. Raises PoolError."""
@@ -82,27 +87,27 @@ class LaunchWork:
         if pool.config is None and pool.submitted is None:
             return None
         self._actor.learn(epoch, step="memory")
-        assignment, sizing = await self._s.admission.admit(pool, epoch)
-        self._actor.learn(epoch, assignment=assignment, sizing=sizing)
-        return assignment
+        allocation, sizing = await self._s.admission.admit(pool, epoch)
+        self._actor.learn(epoch, allocation=allocation, sizing=sizing)
+        return allocation
 
-    async def _prepare(self, epoch: int, assignment: Allocation | None) -> PreparedEngine:
+    async def _prepare(self, epoch: int, allocation: Allocation | None) -> AnyEngine:
         """Model, then engine (SPEC §2.4). Raises PoolError."""
         pool, config, submitted = self._pool, self._pool.config, self._pool.submitted
         if submitted is not None:
-            return replace(_shown_its_devices(submitted, assignment), verbatim=True)
+            return _shown_its_devices(submitted, allocation)
         if config is None:
             why = "cannot start a pool that has neither a configuration nor a submitted engine"
             raise SpecError(why, code="POOL_NOT_CONFIGURED", status=409)
-        model = None
-        if not pool.definition.external:
-            self._actor.learn(epoch, step="model")
-            progress = partial(self._model_progress, epoch)
-            model = await self._s.models.ensure_present(config.model, config.checksums, progress=progress)
-            if not model.verified:
-                self._actor.emit("notice", f"Model of pool '{pool.pool_id}' is used unverified: no checksum is configured")
+        if pool.definition.external:
+            return self._s.engines.attach(config)
+        self._actor.learn(epoch, step="model")
+        progress = partial(self._model_progress, epoch)
+        model = await self._s.models.ensure_present(config.model, config.checksums, progress=progress)
+        if not model.verified:
+            self._actor.emit("notice", f"Model of pool '{pool.pool_id}' is used unverified: no checksum is configured")
         self._actor.learn(epoch, step="engine")
-        return await self._s.engines.prepare(config, model, assignment)
+        return await self._s.engines.prepare(config, model, allocation)
 
     def _model_progress(self, epoch: int, done: int, total: int) -> None:
         before = self._pool.launch.progress[0]
@@ -117,13 +122,18 @@ class LaunchWork:
     async def spawn(self, epoch: int) -> None:
         """Run the prepared engine and watch it from its first moment."""
         pool, prepared = self._pool, self._pool.launch.prepared
-        if prepared is None:
+        if not isinstance(prepared, PreparedEngine):
             return
-        mark = self._s.files.log_mark(pool.pool_id)
+        mark, now_ms = self._s.files.log_mark(pool.instance_id), self._s.clock.wall_ms()
         self._actor.learn(epoch, log_mark=mark)
-        pool.log_places.launched(self._s.clock.wall_ms(), place_of(mark))
+        pool.log_places.launched(now_ms, place_of(mark))
+        allocation, decided_s = pool.launch.allocation, pool.instance.launched_at or self._s.clock.monotonic()
         try:
-            process = await self._s.launcher.launch(prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms)
+            process = await self._s.launcher.launch(
+                prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms,
+                reserved_bytes=allocation.bytes_by_device if allocation is not None else {},
+                decided_at_ms=now_ms - round((self._s.clock.monotonic() - decided_s) * 1000),
+            )  # fmt: skip
         except PoolError as problem:
             self._actor.learn(epoch, cause=problem)
             self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
@@ -143,7 +153,7 @@ class LaunchWork:
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(self._pool.pool_id, log_mark)]
+        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(prepared.instance_id, log_mark)]
         self._actor.learn(epoch, log_tail=tuple(lines[-LOG_TAIL_LINES:]))
         told = exit_event(epoch, record, lines, prepared)
         if record.code and not told.port_conflict and self._pool.instance.last_good_at is None:
@@ -157,8 +167,8 @@ class LaunchWork:
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
         pool, external = self._pool, self._pool.definition.external
-        if not external:
-            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.pool_id)))
+        if pool.state.active.phase is Phase.READY:
+            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.instance_id)))
         result, conclusive = await self._ask()
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
         if external and result.outcome not in (ProbeOutcome.SUCCESS, ProbeOutcome.DISCARDED):
@@ -176,13 +186,12 @@ class LaunchWork:
         """One health probe, and whether it settles the matter. An answer counts only while the port is held by our own
         process (invariant 3).
         """
-        launch = self._pool.launch
-        if launch.prepared is None:
+        engine, process = self._pool.launch.prepared, self._pool.launch.process
+        if engine is None:
             return ProbeResult(ProbeOutcome.ERROR, "had no engine to ask"), False
-        url, port = launch.prepared.url + launch.prepared.health_path, launch.prepared.port
-        result = await self._s.prober.probe(url, self._pool.definition.policy.probe_timeout_s)
-        if launch.process is not None:
-            found = await self._s.listener(launch.process.pid, launch.prepared.host, port)
+        result = await self._s.prober.probe(engine.url + engine.health_path, self._pool.definition.policy.probe_timeout_s)
+        if isinstance(engine, PreparedEngine) and process is not None:
+            found, port = await self._s.listener(process.pid, engine.host, engine.port), engine.port
             if found.owner == "other":
                 why = f"was answered by another program: port {port} is not held by this engine but by {found.who}"
                 return ProbeResult(ProbeOutcome.ERROR, why), True
@@ -239,15 +248,16 @@ class LaunchWork:
             task.cancel()
 
 
-def _shown_its_devices(submitted: PreparedEngine, assignment: Allocation | None) -> PreparedEngine:
+def _shown_its_devices(submitted: AnyEngine, allocation: Allocation | None) -> AnyEngine:
     """A submitted engine runs verbatim, but sees the GPUs that it was given and no others (SPEC §6.1)."""
-    if submitted.attach_url is not None:
+    if isinstance(submitted, AttachedEngine):
         return submitted
-    if assignment is not None:
-        shown, given = assignment.environment(), submitted.env.get("CUDA_VISIBLE_DEVICES")
+    submitted = replace(submitted, verbatim=True)
+    if allocation is not None:
+        shown, given = allocation.environment(), submitted.env.get("CUDA_VISIBLE_DEVICES")
         replaced = f"CUDA_VISIBLE_DEVICES={given} was replaced: the engine sees the GPUs that were reserved for it"
         return replace(
-            submitted, env={**submitted.env, **shown}, device_uuids=tuple(d.uuid for d in assignment.devices),
+            submitted, env={**submitted.env, **shown}, device_uuids=tuple(d.uuid for d in allocation.devices),
             warnings=(*submitted.warnings, *((replaced,) if given else ())),
         )  # fmt: skip
     if submitted.device_mask is None:

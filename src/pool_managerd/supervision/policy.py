@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 from pool_managerd.config import Config, HealthConfig, PoolConfig, is_pool_id, split_address
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.backoff import BackoffRules
 from pool_managerd.core.engines import startup_ms as startup_ms_of
 from pool_managerd.core.lifecycle import Policy
@@ -32,9 +32,7 @@ _CHANGES_THE_PROGRAM = re.compile(
 )
 
 
-def policy_for(
-    config: Config, pool_id: str, pool: PoolConfig | None, node_id: str, submitted: PreparedEngine | None = None
-) -> Policy:
+def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: str, submitted: AnyEngine | None = None) -> Policy:
     """The policy of one pool; ``pool`` is None for a ``submitted`` one, which follows the defaults and is not warmed up."""
     health, supervision, backoff = config.health, config.supervision, config.supervision.backoff
     engine = pool.engine if pool is not None else submitted.engine if submitted is not None else ""
@@ -105,7 +103,7 @@ def learn_secrets(redactor: Redactor, pool_id: str, definition: Definition) -> N
     if definition.config is not None:
         given = definition.config.provisioning
         found |= secrets_in(given.env, (*given.flags, given.url or ""))
-    if definition.submitted is not None:
+    if isinstance(definition.submitted, PreparedEngine):
         found |= secrets_in(definition.submitted.env, definition.submitted.flags)
     # What it had before stays known: its engine's log may hold it still.
     redactor.know(pool_id, found | set(redactor.known(pool_id, MAX_OLD_SECRETS)))
@@ -116,7 +114,7 @@ def check_startable(config: Config, pool: Pool) -> None:
     definition = pool.definition
     if definition.barred is not None:
         raise copy(definition.barred)
-    if definition.submitted is not None and not definition.external:
+    if isinstance(definition.submitted, PreparedEngine):
         check_submission(config, pool.pool_id, definition.submitted)
     if definition.submitted is None and definition.config is None:
         raise RequestError(
@@ -126,9 +124,11 @@ def check_startable(config: Config, pool: Pool) -> None:
         )  # fmt: skip
 
 
-def check_room(pool: Pool, engine: PreparedEngine, pools: Iterable[Pool]) -> None:
+def check_room(pool: Pool, engine: AnyEngine, pools: Iterable[Pool]) -> None:
     """Raises RequestError when all submitted engines together would take more than the node keeps for them."""
-    others = (other.submitted.size_chars for other in pools if other.submitted is not None and other is not pool)
+    if isinstance(engine, AttachedEngine):
+        return
+    others = (other.submitted.size_chars for other in pools if isinstance(other.submitted, PreparedEngine) and other is not pool)
     if sum(others) + engine.size_chars > MAX_SUBMITTED_CHARS:
         raise RequestError(
             f"cannot take the engine of pool {pool.pool_id}: the submitted engines have {MAX_SUBMITTED_CHARS >> 20} MiB of"

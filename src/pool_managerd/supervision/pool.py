@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.gpu.masks import DeviceMask
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Instance, Policy, PoolState
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.launch import Launch
@@ -28,14 +29,14 @@ class Definition:
 
     policy: Policy
     config: PoolConfig | None = None
-    submitted: PreparedEngine | None = None
+    submitted: AnyEngine | None = None
     barred: PoolError | None = None
 
     @property
     def external(self) -> bool:
         """True for an engine that somebody else runs."""
         if self.submitted is not None:
-            return self.submitted.attach_url is not None
+            return isinstance(self.submitted, AttachedEngine)
         return self.config is not None and self.config.provisioning.mode == "external"
 
     @property
@@ -54,7 +55,9 @@ class Definition:
     def required_mask(self) -> DeviceMask | None:
         """As ``mask``; raises SpecError for a text that is no mask."""
         if self.submitted is not None:
-            text = self.submitted.device_mask or self.submitted.env.get("CUDA_VISIBLE_DEVICES")
+            text = self.submitted.device_mask
+            if text is None and isinstance(self.submitted, PreparedEngine):
+                text = self.submitted.env.get("CUDA_VISIBLE_DEVICES")
             return None if text is None else DeviceMask.parse(text)
         return self.config.mask if self.config is not None else None
 
@@ -63,6 +66,7 @@ class Definition:
 class Pool:
     """One pool. ``last_drain`` is the outcome of the latest drain."""
 
+    pool_id: str
     definition: Definition
     state: PoolState
     launch: Launch
@@ -70,18 +74,20 @@ class Pool:
     last_drain: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def pool_id(self) -> str:
-        return self.state.pool_id
-
-    @property
     def instance(self) -> Instance:
         """The launch that runs, or the last one."""
         return self.state.active
+
+    @property
+    def instance_id(self) -> InstanceId:
+        """The replica that files, ports and reservations are kept by: the engine's own name for itself, where it has one."""
+        engine = self.launch.prepared or self.submitted
+        return self.state.active.id if engine is None else engine.instance_id
 
     @property
     def config(self) -> PoolConfig | None:
         return self.definition.config
 
     @property
-    def submitted(self) -> PreparedEngine | None:
+    def submitted(self) -> AnyEngine | None:
         return self.definition.submitted

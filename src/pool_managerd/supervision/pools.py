@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
@@ -17,7 +17,15 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, desired_of
 from pool_managerd.supervision.operations import Operation, Operations
-from pool_managerd.supervision.policy import check_room, check_startable, check_submission, learn_secrets, not_kept, policy_for
+from pool_managerd.supervision.policy import (
+    check_pool_id,
+    check_room,
+    check_startable,
+    check_submission,
+    learn_secrets,
+    not_kept,
+    policy_for,
+)
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, objection
@@ -97,7 +105,7 @@ class Pools:
             definition = self._recalled(pool_id, definition, stored.submitted)
         desired, barred = desired_of(stored, config), definition.barred
         state = replace(
-            PoolState.new(pool_id), desired=desired, held=stored.held,
+            PoolState.new(pool_id, self._s.epochs.first(pool_id)), desired=desired, held=stored.held,
             pending_start=stored.held and desired is Desired.WANTED and barred is None,
             crash_count=stored.crash_count, restart_count=stored.restart_count,
             last_error=None if barred is None else self._s.events.clean(barred.message),
@@ -119,7 +127,7 @@ class Pools:
             return replace(definition, barred=problem)
         return self._with_engine(pool_id, definition, engine)
 
-    def _with_engine(self, pool_id: str, definition: Definition, engine: PreparedEngine | None) -> Definition:
+    def _with_engine(self, pool_id: str, definition: Definition, engine: AnyEngine | None) -> Definition:
         policy = policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
         return Definition(policy, definition.config, engine)
 
@@ -136,7 +144,7 @@ class Pools:
             if pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None:
                 await self.request(pool, "start", ev.Start(origin="boot"), "up")
 
-    def announce(self, pool_id: str, engine: PreparedEngine) -> Pool:
+    def announce(self, pool_id: str, engine: AttachedEngine) -> Pool:
         """The pool of an external engine that a handoff file tells of: known, or new with what was stored of it.
 
         Raises RequestError TOO_MANY_POOLS.
@@ -165,6 +173,7 @@ class Pools:
                     f"cannot deregister pool {pool_id}: it is {view(pool.state).state}",
                     code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
                 )  # fmt: skip
+            await self._s.epochs.forget(pool_id)
             await self._intents.remove(pool_id)
             await self.discard(pool)
         self._s.events.emit("pool_removed", f"Pool '{pool_id}' is forgotten", pool_id=pool_id)
@@ -188,7 +197,7 @@ class Pools:
 
     async def change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, *, desired: str | None = None, held: bool | None = None,
-        engine: PreparedEngine | None = None,
+        engine: AnyEngine | None = None,
     ) -> Operation:  # fmt: skip
         """Make the intent durable, then ask the pool, then acknowledge. One at a time per pool. Raises PoolError.
 
@@ -199,7 +208,7 @@ class Pools:
 
     async def _change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
-        engine: PreparedEngine | None,
+        engine: AnyEngine | None,
     ) -> Operation:  # fmt: skip
         async with self._turn(pool):
             self._check_open(pool)
@@ -223,11 +232,31 @@ class Pools:
                 await self._intents.put(before or StoredPool(pool.pool_id))
                 raise
 
-    async def register(self, pool: Pool) -> None:
-        """Make a pool without an engine durable."""
-        async with self._turn(pool):
-            self._check_open(pool)
-            await self._intents.keep(pool, pool.submitted)
+    async def register(self, pool_id: str) -> bool:
+        """A pool without an engine, durably; true when it is new. Raises SpecError for an id that cannot name a pool."""
+        check_pool_id(pool_id)
+        if self.find(pool_id) is not None:
+            return False
+        pool = self.add(pool_id)
+        try:
+            async with self._turn(pool):
+                self._check_open(pool)
+                await self._intents.keep(pool, pool.submitted)
+        except PoolError:
+            await self.discard(pool)
+            raise
+        return True
+
+    async def deregister(self, pool_id: str) -> bool:
+        """Forget a pool that is down and not configured; true when it existed. Raises RequestError."""
+        pool = self.find(pool_id)
+        if pool is None:
+            return False
+        if pool.config is not None:
+            raise RequestError(
+                f"cannot deregister pool {pool_id}: it is configured", status=409, hint="remove it from the configuration"
+            )
+        return await self.remove(pool)
 
     def _turn(self, pool: Pool) -> asyncio.Lock:
         """Changes of one pool wait for each other: what is stored last is what was done last."""

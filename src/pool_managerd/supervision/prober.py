@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.health import ProbeOutcome, ProbeResult, judge_response
+from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.health import ProbeOutcome, ProbeResult, check_response
 
 BODY_LIMIT = 64 * 1024
 WARMUP_BODY_LIMIT = 256 * 1024
@@ -59,9 +59,9 @@ class HttpProber:
                 return ProbeResult(ProbeOutcome.ERROR, f"answered {response.status} with more than {BODY_LIMIT // 1024} KiB")
             if response.headers.get("Server") == "pool-managerd":
                 return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
-            return judge_response(response.status, response.headers.get("Content-Type", ""), body)
+            return check_response(response.status, response.headers.get("Content-Type", ""), body)
 
-    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """A short request of the kind that the engine serves: (first_token_ms, tokens_per_s).
 
         Of a completion the first token is timed as a client sees it; the rate is the engine's own figure when it gives one
@@ -97,7 +97,7 @@ class HttpProber:
                         raise ValueError("the engine streamed something that is nested too deeply") from None
         return meter.result()
 
-    async def _ask_once(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+    async def _ask_once(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """One embedding or ranking: how long it took in ms, and tokens read per second."""
         route, asked = _SINGLE_ANSWERS[engine.warmup]
         began = time.monotonic()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.lifecycle.events import Event
+from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
-from pool_managerd.supervision.gpu.admission import Admission
-from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import (
     Clock,
+    Emit,
     Engines,
     Files,
     Launcher,
@@ -22,6 +28,25 @@ from pool_managerd.supervision.protocols import (
     Prober,
     Records,
 )  # fmt: skip
+
+
+class Gpus(Protocol):
+    """The GPUs, as pools need them."""
+
+    def attach(self, pools: Callable[[], Iterable[Pool]], post: Callable[[str, Event], None]) -> None: ...
+    def wake(self) -> None: ...
+    def release(self, instance_id: InstanceId, epoch: int) -> None: ...
+    def forget(self, pool_id: str) -> None: ...
+    async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None: ...
+
+
+class Admission(Protocol):
+    """May a start go ahead, and on which GPUs. Raises PoolError where it may not."""
+
+    async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]: ...
+    async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]: ...
+    def restore(self) -> None: ...
+    def forget(self, pool_id: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,7 @@ class Services:
     clock: Clock
     registry: Registry
     events: EventLog
+    epochs: Epochs
     baselines: Baselines
     launcher: Launcher
     models: Models

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE, LOADING
@@ -25,7 +26,7 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
     seen, entry, prepared, process = view(state), registry.get(pool.pool_id), launch.prepared, launch.process
     if entry is None:
         raise LookupError(pool.pool_id)
-    on_cpu = profile == "dev" and prepared is not None and prepared.attach_url is None and launch.assignment is None
+    on_cpu = profile == "dev" and isinstance(prepared, PreparedEngine) and launch.allocation is None
     return {
         "pool_id": pool.pool_id, "state": seen.state, "live": seen.live, "ready": seen.ready, "draining": seen.draining,
         "active_leases": entry.active_leases, "slots_total": entry.slots_total, "slots_free": entry.slots_free,
@@ -40,9 +41,9 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
         "last_probe_age_ms": None if i.last_good_at is None else round((now - i.last_good_at) * 1000),
         "pid": process.pid if process and i.has_process else None,
         "last_probe": i.probe_reason or None,
-        "url": masked_text(prepared.url) if prepared and (seen.live or prepared.attach_url) else None,
+        "url": masked_text(prepared.url) if prepared and (seen.live or isinstance(prepared, AttachedEngine)) else None,
         "isolation": process.isolation if process and i.has_process else None,
-        "compute": "cpu" if on_cpu else "gpu" if launch.assignment is not None else None,
+        "compute": "cpu" if on_cpu else "gpu" if launch.allocation is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase is Phase.BACKOFF and i.deadline else None,
         "preload": _preload(pool, now, wall_ms),
@@ -102,11 +103,11 @@ def command_of(pool: Pool, redactor: Redactor) -> dict[str, Any]:
             f"cannot show the command of pool {pool.pool_id}: its engine was not prepared yet",
             code="POOL_UNREADY", status=409, pool_id=pool.pool_id, hint="start the pool once",
         )  # fmt: skip
-    redact = redactor.text
-    argv = [] if prepared.attach_url is not None else [redact(word) for word in masked_argv(prepared.argv)]
-    env = {name: redact(value) for name, value in masked_env(prepared.env).items()}
-    url = prepared.attach_url and masked_text(prepared.attach_url)
-    return {"pool_id": pool.pool_id, "argv": argv, "env": env, "attached_to": url}
+    if isinstance(prepared, AttachedEngine):
+        return {"pool_id": pool.pool_id, "argv": [], "env": {}, "attached_to": masked_text(prepared.url)}
+    argv = [redactor.text(word) for word in masked_argv(prepared.argv)]
+    env = {name: redactor.text(value) for name, value in masked_env(prepared.env).items()}
+    return {"pool_id": pool.pool_id, "argv": argv, "env": env, "attached_to": None}
 
 
 def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def _placing(answer: Report | tuple[str, tuple[str, ...]]) -> list[dict[str, str
 
 def _reserved(pool: Pool) -> list[dict[str, str]]:
     """What was reserved for the running engine, and by which sum."""
-    found, sizing = pool.launch.assignment, pool.launch.sizing
+    found, sizing = pool.launch.allocation, pool.launch.sizing
     if found is None or sizing is None:
         return []
     parts = (f"{size(found.bytes_by_device[d.uuid])} reserved on GPU {d.label} ({d.name})" for d in found.devices)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
@@ -23,6 +24,7 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
@@ -80,7 +82,10 @@ class FakeLauncher:
         self.ignores_term = False
         self.forgotten: list[str] = []
 
-    async def launch(self, engine: PreparedEngine, *, epoch: int, grace_ms: int) -> FakeProcess:
+    async def launch(
+        self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] | None = None,
+        decided_at_ms: int | None = None,
+    ) -> FakeProcess:  # fmt: skip
         if self.refuse is not None:
             raise self.refuse
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
@@ -118,13 +123,15 @@ class FakeEngines:
     """Prepares an engine for any pool."""
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, assignment: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
     ) -> PreparedEngine:
-        attach_url = pool.provisioning.url if pool.provisioning.mode == "external" else None
         return PreparedEngine(
-            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1", attach_url=attach_url,
-            model_id=model.id if model else None, env=assignment.environment() if assignment else {},
+            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1",
+            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
         )  # fmt: skip
+
+    def attach(self, pool: PoolConfig) -> AttachedEngine:
+        return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
 
     def release(self, pool_id: str) -> None:
         """There are no ports to give back."""
@@ -142,7 +149,7 @@ class FakeProber:
         self.probes += 1
         return self.result
 
-    async def warm_up(self, engine: PreparedEngine, timeout_s: float) -> tuple[float, float]:
+    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         if self.first_token_ms is None:
             raise ValueError("no token")
         return self.first_token_ms, 50.0
@@ -152,34 +159,34 @@ class FakeFiles:
     """Remembers which files there would be, and in which order they came and went."""
 
     def __init__(self) -> None:
-        self.pids: dict[str, int] = {}
-        self.handoffs: set[str] = set()
+        self.pids: dict[InstanceId, int] = {}
+        self.handoffs: set[InstanceId] = set()
         self.history: list[str] = []
         self.log: list[str] = []
 
-    def write_pid(self, pool_id: str, pid: int) -> None:
-        self.pids[pool_id] = pid
+    def write_pid(self, instance: InstanceId, pid: int) -> None:
+        self.pids[instance] = pid
         self.history.append(f"pid {pid}")
 
-    def remove_pid(self, pool_id: str) -> None:
-        if self.pids.pop(pool_id, None) is not None:
+    def remove_pid(self, instance: InstanceId) -> None:
+        if self.pids.pop(instance, None) is not None:
             self.history.append("no pid")
 
-    def write_handoff(self, engine: PreparedEngine, pid: int, *, written_at_ms: int) -> Path:
-        self.handoffs.add(engine.pool_id)
+    def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
+        self.handoffs.add(engine.instance_id)
         self.history.append("handoff")
         return Path("/run/engines/engine.json")
 
-    def remove_handoff(self, pool_id: str, replica_id: str) -> None:
-        self.handoffs.discard(pool_id)
+    def remove_handoff(self, instance: InstanceId) -> None:
+        self.handoffs.discard(instance)
 
-    def tail_log(self, pool_id: str, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
+    def tail_log(self, instance: InstanceId, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         return self.log[-max_lines:]
 
-    def log_mark(self, pool_id: str) -> dict[int, int]:
+    def log_mark(self, instance: InstanceId) -> dict[int, int]:
         return {0: len(self.log)}
 
-    def launch_log(self, pool_id: str, mark: Mapping[int, int]) -> list[str]:
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> list[str]:
         return self.log[mark.get(0, 0) :]
 
 
@@ -272,7 +279,8 @@ class FakeNode:
 
     def services(self, **changes: Any) -> Services:
         parts: dict[str, Any] = {
-            "clock": self.clock, "registry": self.registry, "events": self.events, "baselines": Baselines(),
+            "clock": self.clock, "registry": self.registry, "events": self.events,
+            "epochs": Epochs(self.records), "baselines": Baselines(),
             "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
             "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
             "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 
 
-class ManualAlarm:
+class ManualTimer:
     """A call that has not been made yet."""
 
     def __init__(self, call: Callable[[], None]) -> None:
@@ -17,18 +17,18 @@ class ManualAlarm:
     def cancel(self) -> None:
         self._call = None
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         if self._call is not None:
             self._call()
 
 
 class ManualClock:
-    """A clock for drivers under test. ``advance`` rings what falls due, in order, letting tasks run in between."""
+    """A clock for actors under test. ``advance`` fires what falls due, in order, letting tasks run in between."""
 
     def __init__(self, start: float = 1_000.0) -> None:
         self._now = start
         self._start = start
-        self._due: list[tuple[float, int, ManualAlarm]] = []
+        self._due: list[tuple[float, int, ManualTimer]] = []
         self._order = itertools.count()
 
     def monotonic(self) -> float:
@@ -38,19 +38,19 @@ class ManualClock:
         """Unix milliseconds that advance with the clock, from a fixed day."""
         return 1_700_000_000_000 + round((self._now - self._start) * 1000)
 
-    def call_at(self, when: float, call: Callable[[], None]) -> ManualAlarm:
-        alarm = ManualAlarm(call)
-        heapq.heappush(self._due, (when, next(self._order), alarm))
-        return alarm
+    def call_at(self, when: float, call: Callable[[], None]) -> ManualTimer:
+        timer = ManualTimer(call)
+        heapq.heappush(self._due, (when, next(self._order), timer))
+        return timer
 
     async def advance(self, seconds: float) -> None:
         """Move on by ``seconds``."""
         end = self._now + seconds
         await settle()
         while self._due and self._due[0][0] <= end:
-            when, _, alarm = heapq.heappop(self._due)
+            when, _, timer = heapq.heappop(self._due)
             self._now = max(self._now, when)
-            alarm.ring()
+            timer.fire()
             await settle()
         self._now = end
 

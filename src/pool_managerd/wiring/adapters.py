@@ -34,11 +34,12 @@ from pool_managerd.store.journal import Journal
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
-from pool_managerd.wiring.preflight import user_rules
+from pool_managerd.wiring.setups import user_rules
 
 OnHandoff = Callable[[Handoff, float], None]
 OnError = Callable[[str, str], None]
@@ -89,7 +90,14 @@ class Adapters:
         ]
         means = PreflightMeans(self._own_ports, self.models, self.engines)
         self.gpu_parts = GpuParts(config, self.clock, self.events, self.store, means)
-        self._services: Services | None = None
+        self.gpus = self.gpu_parts.gpus(self.registry)
+        self.services = Services(
+            clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store), baselines=Baselines(),
+            launcher=self._launcher, models=self.models, engines=self.engines, files=self.files, prober=self.prober,
+            listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+            preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
+            node_id=self.node_id, on_fatal=self._on_fatal,
+        )  # fmt: skip
 
     def claim(self) -> None:
         """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
@@ -160,22 +168,6 @@ class Adapters:
         await self.store.close()
         await self.journal.close()
         self.unclaim()
-
-    def services(self) -> Services:
-        """What every pool's driver shares."""
-        if self._services is None:
-            config, gpus = self.config, self.gpu_parts.gpus(self.registry)
-            self._services = Services(
-                clock=self.clock, registry=self.registry, events=self.events, baselines=Baselines(),
-                launcher=self._launcher,
-                models=self.models, engines=self.engines,
-                files=self.files, prober=self.prober,
-                listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
-                preflight=self.gpu_parts.require, gpus=gpus,
-                admission=self.gpu_parts.admission(gpus),
-                node_id=self.node_id, on_fatal=self._on_fatal,
-            )  # fmt: skip
-        return self._services
 
     def _on_fatal(self, problem: BaseException) -> None:
         self.fatal(problem)

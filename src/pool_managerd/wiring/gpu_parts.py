@@ -28,10 +28,10 @@ from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.wiring.launch_sizer import StartSizer
+from pool_managerd.wiring.setups import Setups
 
 if TYPE_CHECKING:
     from pool_managerd.core.preflight import HostFacts, Report
-    from pool_managerd.wiring.preflight import Setups
 
 BARS_A_START = frozenset({
     "gpu_required", "missing_tool", "container_gpu", "port_taken", "driver_too_old", "compute_capability", "nvidia_uvm",
@@ -83,9 +83,9 @@ class GpuParts:
         settings = WatchSettings(config.gpu.rescan_interval_ms / 1000, boot_id())
         self.watch = GpuWatch(self.monitor, clock, events, store, settings)
         self._facts: tuple[float, HostFacts] | None = None
-        self._survey: asyncio.Task[HostFacts] | None = None
+        self._gathering: asyncio.Task[HostFacts] | None = None
         self._told: set[str] = set()
-        self._setups: Setups | None = None
+        self._setups = Setups(config, means.models, means.engines)
         self._topology: tuple[object, tuple[str, ...]] = (None, ())
         self.watch.listen(self._tell_notes)
 
@@ -109,19 +109,19 @@ class GpuParts:
         return available_ram_bytes(), total_ram_bytes()
 
     async def preflight(self) -> Report:
-        """The judgement over this machine for the whole configuration."""
-        facts = await self._surveyed()
+        """The report over this machine for the whole configuration."""
+        facts = await self._gathered()
         # Engines are loaded to see whether they can be: no start waits for that.
-        return self._judge(replace(facts, setup_problems=await asyncio.to_thread(self._setups_now)), None)
+        return self._report(replace(facts, setup_problems=await asyncio.to_thread(self._setups.problems)), None)
 
-    async def _surveyed(self) -> HostFacts:
+    async def _gathered(self) -> HostFacts:
         """Fresh facts; who asks while they are gathered gets the same."""
-        return await asyncio.shield(self._begin_survey())
+        return await asyncio.shield(self._begin_gathering())
 
-    def _begin_survey(self) -> asyncio.Task[HostFacts]:
-        if self._survey is None:
-            self._survey = asyncio.create_task(self._gather(), name="survey")
-        return self._survey
+    def _begin_gathering(self) -> asyncio.Task[HostFacts]:
+        if self._gathering is None:
+            self._gathering = asyncio.create_task(self._gather(), name="preflight")
+        return self._gathering
 
     async def _gather(self) -> HostFacts:
         try:
@@ -129,7 +129,7 @@ class GpuParts:
             self._facts = self._clock.monotonic(), found
             return found
         finally:
-            self._survey = None
+            self._gathering = None
 
     def _facts_now(self) -> HostFacts:
         """Imports what it needs in its thread: the node answers a tenth of a second sooner."""
@@ -137,17 +137,10 @@ class GpuParts:
 
         return machine_of(self._config, os.environ)
 
-    def _setups_now(self) -> tuple[tuple[str, str, str], ...]:
-        from pool_managerd.wiring.preflight import Setups
+    def _report(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
+        from pool_managerd.wiring.preflight import report_of
 
-        if self._setups is None:
-            self._setups = Setups(self._config, self._means.models, self._means.engines)
-        return self._setups.problems()
-
-    def _judge(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
-        from pool_managerd.wiring.preflight import judged
-
-        return judged(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports())
+        return report_of(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports())
 
     async def announce(self) -> None:
         """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
@@ -165,13 +158,13 @@ class GpuParts:
         """What was overridden for the pool. Raises NodeError (GPU_REQUIRED, PREFLIGHT_FAILED) when it cannot run here."""
         if self.watch.scan is NOT_SCANNED:  # nobody looked yet, and without GPUs nothing about them can be found wrong
             await self.watch.rescan()
-        at, facts = self._facts or (self._clock.monotonic(), await self._surveyed())
+        at, facts = self._facts or (self._clock.monotonic(), await self._gathered())
         barring = self._barring(facts, pool_id)
         if barring.ok:
             if self._clock.monotonic() - at > FACTS_FRESH_S:
-                self._begin_survey()
+                self._begin_gathering()
             return barring
-        barring = self._barring(await self._surveyed(), pool_id)  # perhaps the machine has changed
+        barring = self._barring(await self._gathered(), pool_id)  # perhaps the machine has changed
         if not barring.ok:
             from pool_managerd.core.preflight import assert_passed
 
@@ -179,7 +172,7 @@ class GpuParts:
         return barring
 
     def _barring(self, facts: HostFacts, pool_id: str) -> Report:
-        report = self._judge(facts, (pool_id,))
+        report = self._report(facts, (pool_id,))
         return type(report)(report.profile, tuple(f for f in report.findings if f.code in BARS_A_START))
 
     def _tell_notes(self) -> None:

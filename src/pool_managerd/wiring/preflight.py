@@ -1,4 +1,4 @@
-"""Preflight of this machine for a configuration: its facts, its wants, and the judgement over both."""
+"""Preflight of this machine for a configuration: its facts, its wants, and the report over both."""
 
 from __future__ import annotations
 
@@ -6,155 +6,47 @@ import asyncio
 import os
 import re
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, DaemonConfig, PoolConfig, ProvisioningConfig, split_address
-from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu.visibility import restrictions
-from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, judge
+from pool_managerd.core.preflight import HostFacts, PoolWants, Report, Wants, check
 from pool_managerd.engines.modes import mode_of
 from pool_managerd.engines.ports import PortAllocator
-from pool_managerd.engines.programs import Run, package_installed
+from pool_managerd.engines.programs import package_installed
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
-from pool_managerd.host.facts import FOLDER_TIMEOUT_S, gather
+from pool_managerd.host.facts import gather
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions
-from pool_managerd.models.provisioner import ModelProvisioner
-from pool_managerd.runtime.confined import ConfinedRun
-from pool_managerd.runtime.engine_users import EngineUsers, UserRules, check_users, shared_user, usual_user
-from pool_managerd.runtime.files import RuntimeFiles
-from pool_managerd.runtime.isolation import interpreter_needs, require_reach
+from pool_managerd.runtime.engine_users import check_users, shared_user
+from pool_managerd.runtime.isolation import interpreter_needs
 from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
+from pool_managerd.wiring.setups import probing, setups_of, user_rules
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
-ASK_AT_ONCE = 8
-ENGINE_TIMEOUT_S = 25.0
 _SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
-class Setups:
-    """What each pool's start would refuse before it asks for any GPU, all of it at once. No engine is started, and no model is
-    read beyond its header.
-
-    A pool whose disk does not answer is not asked again while it is still being asked. Without ``engines`` only the models'
-    files are looked for. ``model_bytes`` are their sizes by pool, as far as they were found.
-    """
-
-    def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner | None) -> None:
-        self._config, self._models, self._engines = config, models, engines
-        self.model_bytes: dict[str, int] = {}
-        self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
-        self._asking: dict[str, str] = {}
-        self._found: dict[str, list[tuple[str, str, str]]] = {}
-        self._changed = threading.Condition()
-
-    def problems(self) -> tuple[tuple[str, str, str], ...]:
-        """Pool, message and remedy of each. Blocks, for a bounded time: disks get less of it than engines."""
-        waiting: SimpleQueue[PoolConfig] = SimpleQueue()
-        for pool in self._pools:
-            if pool.id not in self._asking:
-                self._found.pop(pool.id, None)
-                waiting.put(pool)
-        for _ in range(min(ASK_AT_ONCE, waiting.qsize())):
-            threading.Thread(target=self._ask_all, args=(waiting,), daemon=True, name="preflight").start()
-        began = time.monotonic()
-        with self._changed:
-            self._changed.wait_for(self._all_found, FOLDER_TIMEOUT_S)
-            while not self._all_found() and "engine" in self._asking.values():
-                if (left := began + ENGINE_TIMEOUT_S - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
-        return tuple(found for pool in self._pools for found in self._found.get(pool.id) or self._unanswered(pool.id))
-
-    def _all_found(self) -> bool:
-        return all(pool.id in self._found for pool in self._pools)
-
-    def _unanswered(self, pool_id: str) -> list[tuple[str, str, str]]:
-        if pool_id in self._found:
-            return []
-        if self._asking.get(pool_id) == "engine":
-            return [(pool_id, f"cannot load its engine: it gave no answer within {ENGINE_TIMEOUT_S:g} s", "")]
-        return [(pool_id, "cannot look at its model and engine: the disk does not answer", "")]
-
-    def _ask_all(self, waiting: SimpleQueue[PoolConfig]) -> None:
-        with suppress(Empty):
-            while True:
-                pool = waiting.get_nowait()
-                self._tell(pool.id, "disk")
-                found: list[tuple[str, str, str]] | None = None
-                try:
-                    found = list(dict.fromkeys(self._ask(pool)))
-                finally:
-                    self._tell(pool.id, None, found)
-
-    def _tell(self, pool_id: str, stage: str | None, found: list[tuple[str, str, str]] | None = None) -> None:
-        with self._changed:
-            if stage is None:
-                self._asking.pop(pool_id, None)
-            else:
-                self._asking[pool_id] = stage
-            if found is not None:
-                self._found[pool_id] = found
-            self._changed.notify_all()
-
-    def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
-        path = None
-        try:
-            model = self._models.check(pool.model, pool.checksums)
-            path, self.model_bytes[pool.id] = model.local_path, model.size_bytes
-        except PoolError as error:
-            yield pool.id, error.message, error.hint or ""
-        if self._engines is None:
-            return
-        self._tell(pool.id, "engine")
-        problems = self._engines.problems(pool, path)
-        for problem in problems:
-            yield pool.id, problem.message, problem.hint or ""
-        if path is not None and not problems:
-            try:
-                self._require_reach(pool, path, self._engines.program_path(pool))
-            except PoolError as error:
-                yield pool.id, error.message, error.hint or ""
-
-    def _require_reach(self, pool: PoolConfig, model: str, program: str) -> None:
-        user = usual_user(user_rules(self._config))
-        if user is not None:
-            engine = PreparedEngine(pool.id, program, model_path=model, env=pool.provisioning.env)
-            require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
-
-
-def setups_of(config: Config, run: Run | None = None, *, engines: bool = True) -> Setups:
-    """The setups of ``config`` where there is no node, whose provisioners would do. ``run`` asks binaries what they are."""
-    models = ModelProvisioner(config.base_dir, config.policy)
-    ports = PortAllocator(config.daemon.engine_ports)
-    found = EngineProvisioner(config, ports, check_model=models.shapes.of_gguf, run=run) if engines else None
-    return Setups(config, models, found)
-
-
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
-    """Judge this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
-    return judged(config, replace(facts_of(config, env), scan=scan()))
+    """Check this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
+    return report_of(config, replace(facts_of(config, env), scan=scan()))
 
 
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
-    """The judgement without a configuration: the home profile, neither the current folder nor any daemon."""
+    """The report without a configuration: the home profile, neither the current folder nor any daemon."""
     config = Config(base_dir=Path("/"), daemon=DaemonConfig(runtime_dir=Path(os.devnull)))  # it has no directory yet
     engines = EngineProvisioner(config, PortAllocator(config.daemon.engine_ports), run=probing(config))
     found = replace(
         _with_ram(gather(scan(), [("tmp", _temporary())], env=env)), package_problems=tuple(_package_problems(engines))
     )
-    return Report(config.profile, judge(found, replace(wants_of(config), control_port=None)))
+    return Report(config.profile, check(found, replace(wants_of(config), control_port=None)))
 
 
 def _package_problems(engines: EngineProvisioner) -> Iterator[tuple[str, str, str]]:
@@ -192,17 +84,6 @@ def _users_of(config: Config) -> tuple[str | None, str | None]:
         return None, error.message
 
 
-def user_rules(config: Config) -> UserRules:
-    """As whom the configuration wants engines to run."""
-    low, _, high = config.daemon.engine_uids.partition("-")
-    return UserRules(config.daemon.engine_user, (int(low), int(high)), config.daemon.engine_groups)
-
-
-def probing(config: Config) -> ConfinedRun:
-    """Runs a pool's binary to ask it what it is, where no daemon does."""
-    return ConfinedRun(EngineUsers(user_rules(config), RuntimeFiles(config.daemon.runtime_dir)))
-
-
 def needs_root(model: Path, runtime_dir: Path) -> str | None:
     """What keeps an unprivileged engine from this interpreter, the package and these two paths; None when nothing does.
 
@@ -214,15 +95,15 @@ def needs_root(model: Path, runtime_dir: Path) -> str | None:
     return None if obstacle is None else str(obstacle)
 
 
-def judged(
+def report_of(
     config: Config, facts: HostFacts, *, pools: Iterable[str] | None = None, own_ports: frozenset[int] = frozenset()
 ) -> Report:
-    """The judgement over ``facts`` for ``config``, or for some of its ``pools``.
+    """The report over ``facts`` for ``config``, or for some of its ``pools``.
 
     ``own_ports`` are held by this daemon and its engines, so they count as free.
     """
     free = replace(facts, ports_taken=facts.ports_taken - own_ports)
-    return Report(config.profile, judge(free, wants_of(config, pools)))
+    return Report(config.profile, check(free, wants_of(config, pools)))
 
 
 def scan_once(config: Config | None = None) -> DeviceScan:

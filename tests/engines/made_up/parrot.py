@@ -24,7 +24,7 @@ class Parrot:
     def recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
         python = runnable(self._host.config, pool)
 
-        def flags(assignment: Allocation | None, port: int) -> tuple[str, ...]:
+        def flags(allocation: Allocation | None, port: int) -> tuple[str, ...]:
             return ("--port", str(port), "--parallel", str(pool.slots), "--model-id", model.id, *pool.provisioning.flags)
 
         program = Program((str(python), "-I", fake_engine.__file__), "parrot-1")

@@ -284,8 +284,8 @@ async def test_a_gpu_replaced_in_its_slot_is_used_by_the_running_daemon(made: li
     for _ in range(2):
         await world.see(TWO[0], new)
         await world.fakes.clock.advance(5)
-    assert view(a.state).ready and a.launch.assignment is not None
-    assert [d.uuid for d in a.launch.assignment.devices] == ["GPU-new"]
+    assert view(a.state).ready and a.launch.allocation is not None
+    assert [d.uuid for d in a.launch.allocation.devices] == ["GPU-new"]
 
 
 async def test_a_pool_whose_gpu_is_barred_while_it_loads_says_why_it_is_not_ready(made: list[GpuWorld]) -> None:

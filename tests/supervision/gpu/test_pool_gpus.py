@@ -26,7 +26,7 @@ async def test_a_pool_without_a_mask_gets_the_gpu_with_most_room_and_sees_it_alo
     assert (world.runs_on("a"), world.runs_on("b")) == ([0], [0])
     await world.begin("c")
     assert world.runs_on("c") == [1]
-    assert a.launch.prepared is not None and a.launch.prepared.env == {
+    assert isinstance(a.launch.prepared, PreparedEngine) and a.launch.prepared.env == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000000",
     }  # fmt: skip
     assert view(b.state).ready
@@ -77,7 +77,7 @@ async def test_a_pool_stays_on_its_gpu_when_the_numbering_changes(made: list[Gpu
     later.fakes.records.known = world.fakes.records.known
     later.fakes.gpus.mask_gpus.restore()
     b = await later.begin("a")
-    assert b.launch.assignment is not None and [d.uuid for d in b.launch.assignment.devices] == ["GPU-00000001"]
+    assert b.launch.allocation is not None and [d.uuid for d in b.launch.allocation.devices] == ["GPU-00000001"]
 
 
 async def test_mig_on_and_off_never_misplaces_a_pool(made: list[GpuWorld]) -> None:
@@ -85,7 +85,7 @@ async def test_mig_on_and_off_never_misplaces_a_pool(made: list[GpuWorld]) -> No
     world = GpuWorld(parent, mig(parent, 1), mig(parent, 2), gib=5, pool={"devices": ["MIG-0-2"]})
     made.append(world)
     a = await world.begin("a")
-    assert a.launch.prepared is not None and a.launch.prepared.env["CUDA_VISIBLE_DEVICES"] == "MIG-0-2"
+    assert isinstance(a.launch.prepared, PreparedEngine) and a.launch.prepared.env["CUDA_VISIBLE_DEVICES"] == "MIG-0-2"
     await world.see(gpu(0, 80))
     await world.fakes.clock.advance(60)
     assert a.state.quarantined and not view(a.state).ready
@@ -108,7 +108,7 @@ async def test_a_submitted_engine_sees_the_gpus_that_it_was_given(made: list[Gpu
     engine = PreparedEngine("x", "/engine", port=9000, device_mask="GPU1", env={"A": "b"}, verbatim=True)
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    assert pool.launch.prepared is not None and pool.launch.prepared.env == {
+    assert isinstance(pool.launch.prepared, PreparedEngine) and pool.launch.prepared.env == {
         "A": "b", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000001",
     }  # fmt: skip
 
@@ -118,7 +118,7 @@ async def test_without_gpus_a_cpu_is_used_only_where_that_is_allowed(made: list[
     made.append(world)
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
     a = await world.begin("a")
-    assert view(a.state).ready and a.launch.assignment is None
+    assert view(a.state).ready and a.launch.allocation is None
     strict = GpuWorld()
     made.append(strict)
     fakes = strict.fakes

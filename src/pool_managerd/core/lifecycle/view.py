@@ -45,6 +45,15 @@ def view(pool: PoolState) -> View:
     return View(state, live, ready, draining)
 
 
+def outline(pool: PoolState) -> tuple[object, ...]:
+    """What anybody but the lifecycle itself goes by. While two states have the same outline, only timers have moved."""
+    i = pool.active
+    return (
+        i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.drain_since, pool.desired, pool.held,
+        pool.quarantined, pool.pending_start, pool.crash_count, pool.restart_count, pool.reason, pool.last_error,
+    )  # fmt: skip
+
+
 def validate(pool: PoolState, now: float, p: Policy) -> None:
     """The invariants of one pool; raises AssertionError. Run after every step in tests (DESIGN §8)."""
     i, seen = pool.active, view(pool)

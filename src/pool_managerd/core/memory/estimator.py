@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.core.memory.estimate import NOTHING, DeviceFraction, EngineSettings, EstimatePart, MemoryEstimate, estimate
 from pool_managerd.core.memory.measurements import MeasurementKey, Measurements
 from pool_managerd.core.memory.model_shape import ModelShape
 
 GUESS = 0.5
 """How far an estimate may be off that knows the size of the weights alone."""
+
+
+class Gpu(Protocol):
+    """What an estimate goes by: its kind and its size."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vram_total_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class LaunchEstimator:
         """On any ``n_devices`` GPUs, as it is known before they are chosen; 0: on the CPU."""
         return self._estimate(n_devices, split, (), "")
 
-    def estimate_on(self, devices: Sequence[DeviceSnapshot], split: tuple[float, ...] = ()) -> MemoryEstimate:
+    def estimate_on(self, devices: Sequence[Gpu], split: tuple[float, ...] = ()) -> MemoryEstimate:
         """On these GPUs. Launches on another kind of GPU (of the first) are not alike."""
         return self._estimate(len(devices), split, tuple(d.vram_total_bytes for d in devices), devices[0].name)
 

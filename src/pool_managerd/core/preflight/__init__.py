@@ -1,8 +1,8 @@
 """May it run here? Facts and wants go in, findings with their remedies come out; nothing is looked up (SPEC §7)."""
 
+from pool_managerd.core.preflight.check import check
 from pool_managerd.core.preflight.facts import Folder, HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import Finding, Report, assert_gpu_only, assert_passed
-from pool_managerd.core.preflight.judging import judge
 from pool_managerd.core.preflight.tools import MissingTool, missing_tools
 
 __all__ = [
@@ -15,6 +15,6 @@ __all__ = [
     "Wants",
     "assert_gpu_only",
     "assert_passed",
-    "judge",
+    "check",
     "missing_tools",
 ]

@@ -84,7 +84,7 @@ class PoolWants:
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What this machine is judged for. ``allow``: codes, or ``code:subject``, of findings that may fail."""
+    """What this machine is checked for. ``allow``: codes, or ``code:subject``, of findings that may fail."""
 
     profile: str = "home"
     pools: tuple[PoolWants, ...] = ()

@@ -56,8 +56,8 @@ class Report:
 
 def settled(findings: list[Finding], allow: frozenset[str]) -> tuple[Finding, ...]:
     """The findings with what ``allow`` names overridden, sorted by level, code and subject."""
-    judged = {_allowed(finding, allow) for finding in findings}
-    return tuple(sorted(judged, key=lambda f: (LEVELS.index(f.level), f.code, f.subject, f.message)))
+    found = {_allowed(finding, allow) for finding in findings}
+    return tuple(sorted(found, key=lambda f: (LEVELS.index(f.level), f.code, f.subject, f.message)))
 
 
 def assert_gpu_only(cuda_available: bool) -> None:

@@ -59,7 +59,7 @@ class PoolSnapshot:
 
     @property
     def vram_room_bytes(self) -> int | None:
-        """What is free for this pool: what may still be reserved, and what it was promised and does not use yet."""
+        """What is free for this pool: what may still be reserved, and what was reserved for it and is not used yet."""
         if self.vram_available_bytes is None:
             return self.vram_free_bytes
         if self.vram_reserved_bytes is None or self.vram_used_bytes is None:

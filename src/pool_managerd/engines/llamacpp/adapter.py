@@ -46,11 +46,11 @@ class LlamaCpp:
             around = replace(around, encoder=shape.encoder, task=shape.task)
         own = own_flags(pool, path, table, around)
 
-        def flags(assignment: Allocation | None, port: int, *, on_gpu: bool = False) -> tuple[str, ...]:
+        def flags(allocation: Allocation | None, port: int, *, on_gpu: bool = False) -> tuple[str, ...]:
             split = pool.tensor_split if isinstance(pool.tensor_split, tuple) else None
-            if assignment is not None:
-                split = assignment.shares if len(assignment.devices) > 1 else None
-            gpu = on_gpu or assignment is not None or self._host.has_gpu()
+            if allocation is not None:
+                split = allocation.shares if len(allocation.devices) > 1 else None
+            gpu = on_gpu or allocation is not None or self._host.has_gpu()
             return build_flags(pool, own, path, port, table, replace(around, gpu_present=gpu, tensor_split=split))
 
         sized = flags(None, 0, on_gpu=True)  # what it needs on GPUs, whichever they will be

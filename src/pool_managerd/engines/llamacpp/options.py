@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from pool_managerd.engines.flags import Option, OptionTable
+from pool_managerd.engines.llamacpp.rules import LISTS
 from pool_managerd.engines.llamacpp.server import OPTIONS, missing_library
 from pool_managerd.engines.programs import ProgramProbe
 
@@ -100,16 +101,11 @@ def _option(names: Sequence[str], values: int) -> Option:
     return Option(tuple(name for name in names if name not in negated), tuple(negated), values)
 
 
-def options_to_json(options: Sequence[Option]) -> str:
-    """The compact form kept in ``data/``: one line per option."""
-    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
-    return "[\n" + ",\n".join(rows) + "\n]\n"
-
-
 def recorded_options() -> OptionTable:
     """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
     text = resources.files("pool_managerd.engines").joinpath("data/llama_server_options.json").read_text(encoding="utf-8")
-    return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in json.loads(text)), ALIASES)
+    rows = json.loads(text)
+    return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in rows), ALIASES, lists=LISTS)
 
 
 def launcher_options() -> OptionTable:
@@ -118,7 +114,7 @@ def launcher_options() -> OptionTable:
     own = [Option(option.names, option.negated, option.values) for option in OPTIONS]
     known = {name for option in own for name in (*option.names, *option.negated)}
     missing = frozenset(name for option in recorded.options for name in (*option.names, *option.negated)) - known
-    return OptionTable(own, ALIASES, elsewhere=missing)
+    return OptionTable(own, ALIASES, lists=LISTS, elsewhere=missing)
 
 
 class ServerBinaries:
@@ -151,7 +147,7 @@ class ServerBinaries:
         missing = missing_library(help_text) if problem else None
         options = parse_help(help_text)
         if len(options) >= MIN_OPTIONS:
-            table = OptionTable(options, ALIASES)
+            table = OptionTable(options, ALIASES, lists=LISTS)
         else:
             table = recorded_options()
             warnings.append(f"{path.name} --help {problem or 'lists no options'}; flags are checked against llama-server b10068")

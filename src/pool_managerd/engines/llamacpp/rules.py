@@ -67,6 +67,13 @@ REFUSED: dict[str, str] = {
 REFUSED_PATTERN = (r"--[\w.-]+-(default|spec)", _DOWNLOAD)
 """Presets such as ``--gpt-oss-20b-default`` fetch weights; only ``--spec-default`` does not."""
 
+LISTS = frozenset({
+    "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
+    "--override-tensor-draft", "--spec-draft-override-tensor", "--logit-bias", "--dry-sequence-breaker", "--reverse-prompt",
+    "--alias",
+})  # fmt: skip
+"""Options of which every use counts. Of others the last one does."""
+
 FILES: tuple[str, ...] = (
     "--mmproj",
     "--model-draft",

@@ -1,6 +1,6 @@
 """Runs the llama.cpp server of the ``xllamacpp`` package as its own process, with llama-server's own flags.
 
-Started by path (``python -I …/llamacpp_server.py --model …``), so it imports nothing of this package: an engine
+Started by path (``python -I …/llamacpp/server.py --model …``), so it imports nothing of this package: an engine
 starts without paying for the daemon's libraries. ``OPTIONS`` is also what configured flags are checked against.
 
 Exit codes: 0 after SIGTERM or SIGINT, 1 when the server cannot start, 2 for flags it does not know. While the model

@@ -37,8 +37,8 @@ class Vllm:
         around = command.Around(options, config.base_dir, grace_ms, version)
         own = command.own_flags(pool, around)
 
-        def flags(assignment: Allocation | None, port: int) -> tuple[str, ...]:
-            return command.build_flags(pool, own, model, port, assignment, around)
+        def flags(allocation: Allocation | None, port: int) -> tuple[str, ...]:
+            return command.build_flags(pool, own, model, port, allocation, around)
 
         return Recipe(program, env, flags, LaunchMemory(command.settings_of(pool)), command.warmup_of(own, folder))
 

@@ -1,7 +1,7 @@
 """Argv and environment of one ``vllm serve``, from one pool. Its flags are in `flags`.
 
 vLLM divides every layer among its GPUs (tensor parallel) and takes a fraction of each, whatever the model needs: it is told
-to keep to what the pool was promised. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
+to keep to what was reserved for the pool. ``pools[].ctx`` is the total over all slots, so one request may use ctx / slots.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def build_flags(
     own: Mapping[str, FlagUse],
     model: ResolvedModel,
     port: int,
-    assignment: Allocation | None,
+    allocation: Allocation | None,
     around: Around,
 ) -> tuple[str, ...]:
     """argv items after the program: the pool's ``own`` flags and those the daemon sets. Deterministic.
@@ -105,10 +105,10 @@ def build_flags(
     given = [("--host", "127.0.0.1"), ("--port", str(port)), ("--max-num-seqs", str(pool.slots))]
     if pool.ctx is not None:
         given.append(("--max-model-len", str(_request_ctx(pool))))
-    if assignment is not None:
+    if allocation is not None:
         given += [
-            ("--tensor-parallel-size", str(len(assignment.devices))),
-            ("--gpu-memory-utilization", f"{_utilization(pool.id, assignment):g}"),
+            ("--tensor-parallel-size", str(len(allocation.devices))),
+            ("--gpu-memory-utilization", f"{_utilization(pool.id, allocation):g}"),
         ]
     for name, value in given:
         use = table.use(name, value)
@@ -270,9 +270,9 @@ def _request_ctx(pool: PoolConfig) -> int:
     return max(1, (pool.ctx or 0) // pool.slots)
 
 
-def _utilization(pool_id: str, assignment: Allocation) -> float:
-    """One figure for all GPUs, rounded down: the least of what each was promised. Raises NodeError for next to nothing."""
-    least = min(assignment.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in assignment.devices)
+def _utilization(pool_id: str, allocation: Allocation) -> float:
+    """One figure for all GPUs, rounded down: the least of what was reserved on each. Raises NodeError for next to nothing."""
+    least = min(allocation.bytes_by_device[d.uuid] / max(1, d.vram_total_bytes) for d in allocation.devices)
     rounded = math.floor(least * 1e4 + 1e-3) / 1e4
     if rounded < _LEAST_FRACTION:
         raise NodeError(

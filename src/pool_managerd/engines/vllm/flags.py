@@ -83,6 +83,9 @@ REFUSED: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """Never allowed, in any profile."""
 
+LISTS = frozenset({"--middleware"})
+"""Every use counts."""
+
 UNLISTED = frozenset({"--worker-cls", "--worker-extension-cls"})
 """Flags that name code to be run in every worker: as if the engine had them not."""
 
@@ -133,7 +136,7 @@ def _parse_line(line: str) -> tuple[Option, list[str]]:
 
 def table_of(options: Iterable[Option], aliases: Mapping[str, str]) -> OptionTable:
     """The options as a table: keys of a JSON value may be written behind a dot, as ``--compilation-config.mode 3``."""
-    return OptionTable((option for option in options if UNLISTED.isdisjoint(option.names)), aliases, dotted=True)
+    return OptionTable((option for option in options if UNLISTED.isdisjoint(option.names)), aliases, lists=LISTS, dotted=True)
 
 
 def recorded_options() -> OptionTable:
@@ -141,9 +144,3 @@ def recorded_options() -> OptionTable:
     text = resources.files("pool_managerd.engines").joinpath("data/vllm_options.json").read_text(encoding="utf-8")
     rows, aliases = json.loads(text)
     return table_of((Option(tuple(names), tuple(negated), values) for names, negated, values in rows), aliases)
-
-
-def options_to_json(options: Iterable[Option], aliases: Mapping[str, str]) -> str:
-    """The form kept in ``data/``: one line per option, and the further names."""
-    rows = [json.dumps([list(option.names), list(option.negated), option.values]) for option in options]
-    return "[[\n" + ",\n".join(rows) + "\n],\n" + json.dumps(dict(sorted(aliases.items()))) + "]\n"

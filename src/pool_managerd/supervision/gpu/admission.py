@@ -25,7 +25,7 @@ from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Facts
 
-FOOTPRINT = "footprint"
+MEASUREMENT = "footprint"
 
 
 class Sizer(Protocol):
@@ -53,7 +53,7 @@ class Admission:
 
     def restore(self) -> None:
         """What an earlier daemon learnt; after the state was opened."""
-        rows = self._facts.facts(FOOTPRINT).get("all", {}).get("rows", [])
+        rows = self._facts.facts(MEASUREMENT).get("all", {}).get("rows", [])
         self._known = Measurements.from_rows(row for row in rows if isinstance(row, list))
 
     async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]:
@@ -70,7 +70,7 @@ class Admission:
         if found is not None:
             if mask is not None and not self._missing(scan):
                 self._gpus.mask_gpus.remember(pool.pool_id, mask)
-            memory.begin(pool.instance.id, epoch)
+            memory.begin(pool.instance_id, epoch)
             self._gpus.refresh()
         return found, sizing
 
@@ -131,7 +131,8 @@ class Admission:
         return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
     async def _size(self, pool: Pool) -> LaunchEstimator:
-        inputs = await self._sizer(pool.config, pool.submitted)
+        submitted = pool.submitted if isinstance(pool.submitted, PreparedEngine) else None
+        inputs = await self._sizer(pool.config, submitted)
         if self._rules.fit == "off" and not inputs.divides_equally:  # what such an engine takes is a setting, no estimate
             nothing = LaunchInputs(inputs.engine_version, inputs.model_key, inputs.settings, overhead_bytes=0)
             return LaunchEstimator(nothing, Measurements())
@@ -153,19 +154,19 @@ class Admission:
             if self._gpus.watch.scan.taken_at >= i.ready_since:  # an older scan may have seen it half loaded
                 new = self._observe(pool.pool_id, pool.launch, held) or new
         if new:
-            self._facts.note_fact(FOOTPRINT, "all", {"rows": self._known.to_rows()})
+            self._facts.note_fact(MEASUREMENT, "all", {"rows": self._known.to_rows()})
 
     def _observe(self, pool_id: str, launch: Launch, held: dict[str, int]) -> bool:
         """True when that was news."""
-        assignment, sizing = launch.assignment, launch.sizing
-        if assignment is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
+        allocation, sizing = launch.allocation, launch.sizing
+        if allocation is None or sizing is None or sizing.inputs.configured_bytes is not None or sizing.inputs.divides_equally:
             return False
-        per_gpu = [held.get(d.uuid, 0) for d in assignment.devices]
+        per_gpu = [held.get(d.uuid, 0) for d in allocation.devices]
         if not all(per_gpu):
             return False
         loaded = self._held.get(pool_id, (0, {}))[0] != launch.epoch
         self._held[pool_id] = launch.epoch, held
-        key = sizing.key(assignment.shares, assignment.devices[0].name)
+        key = sizing.key(allocation.shares, allocation.devices[0].name)
         before = self._known.get(key)
         return self._known.observe(key, per_gpu, loaded=loaded) != before
 
@@ -217,7 +218,7 @@ class Admission:
         elif pool.config is None and devices is not None and len(shares := sizing.inputs.shares) == len(devices) > 1:
             devices, split = in_pci_order(devices), shares  # as the engine will see them
         return AllocationRequest(
-            pool.instance.id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
+            pool.instance_id, epoch, usable, devices, split, exclusive, enforce=self._rules.fit == "enforce",
             reserved_by_masks=self._gpus.reserved_by_masks(pool),
         )  # fmt: skip
 

@@ -54,6 +54,10 @@ class Gpus:
         """The pools of this node."""
         return self._pools()
 
+    def wake(self) -> None:
+        """Something has come or gone: scan now."""
+        self.watch.wake()
+
     def release(self, instance_id: InstanceId, epoch: int) -> None:
         """Give a launch's reservation back; what others see free changes at once."""
         if self.memory.ledger.release(instance_id, epoch):
@@ -82,7 +86,7 @@ class Gpus:
 
         while pool.instance.epoch == epoch and pool.instance.vram_pending:
             scanned = await self._scan_unless(impatient)
-            left = self.memory.leftover(pool.instance.id, epoch) if scanned else Leftover("the GPU driver does not answer")
+            left = self.memory.leftover(pool.instance_id, epoch) if scanned else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 _tell_uncertain(pool, left, emit)
                 self._post(pool.pool_id, ev.VramFree(epoch))
@@ -178,23 +182,23 @@ class Gpus:
 
     def devices_of(self, pool: Pool) -> tuple[str, ...]:
         """UUIDs that the pool runs on; while it does not run, those that its mask demands. Empty: it is free to choose."""
-        assignment = pool.launch.assignment
-        if assignment is not None and pool.instance.phase not in IDLE:
-            return tuple(d.uuid for d in assignment.devices)
+        allocation = pool.launch.allocation
+        if allocation is not None and pool.instance.phase not in IDLE:
+            return tuple(d.uuid for d in allocation.devices)
         mask = pool.definition.mask
         if mask is None or pool.config is None:  # a submitted engine may come with another mask: its start will tell
             return ()
         try:
             return tuple(d.uuid for d in self.mask_gpus.resolve(pool.pool_id, mask, self.watch.scan.devices).devices)
         except PoolError:  # a GPU that it ran on is gone, or its start will say what is wrong with the mask
-            return tuple(d.uuid for d in assignment.devices) if assignment is not None else ()
+            return tuple(d.uuid for d in allocation.devices) if allocation is not None else ()
 
     def reserved_by_masks(self, pool: Pool) -> frozenset[str]:
         """Devices in masks of other pools that have reserved nothing yet and are to run: left to them where others will do."""
         found: set[str] = set()
         for other in self._pools():
             state, definition = other.state, other.definition
-            waiting = self.memory.ledger.get(other.instance.id) is None and not (state.held or state.desired.stays_down)
+            waiting = self.memory.ledger.get(other.instance_id) is None and not (state.held or state.desired.stays_down)
             if other is not pool and waiting and definition.mask is not None and not definition.external:
                 found.update(self.devices_of(other))
         return frozenset(found)

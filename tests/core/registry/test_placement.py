@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.gpu.masks import DeviceMask
-from pool_managerd.core.placement import PlacementRequest, decide, objection
 from pool_managerd.core.registry import DeviceShare, PoolSnapshot, Registry
+from pool_managerd.core.registry.placement import PlacementRequest, decide, objection
 from tests.core.gpus import GIB
 
 ANY = PlacementRequest()

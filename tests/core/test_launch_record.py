@@ -1,0 +1,58 @@
+"""A launch as one value: complete, without secrets, and readable by versions before and after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import MAX_ARGV_BYTES, LaunchRecord, argv_digest, env_digest, record_of
+
+ENGINE = PreparedEngine(
+    "p", "/bin/engine", ("--port", "8080", "--api-key", "hunter22"), port=8080, model_path="/m.gguf", model_id="file:m.gguf",
+    engine_version="b1", slots_total=4, replica_id="r1", device_uuids=("GPU-1",), env={"HF_TOKEN": "hf_secret", "LANG": "C"},
+)  # fmt: skip
+
+
+def record(engine: PreparedEngine = ENGINE) -> LaunchRecord:
+    return record_of(engine, epoch=7, reserved_bytes={"GPU-1": 5 << 30}, log_mark={11: 12}, decided_at_ms=1, order_at_ms=2)
+
+
+def test_it_survives_json_and_what_a_later_version_adds() -> None:
+    written = json.loads(json.dumps(record().to_json()))
+    assert LaunchRecord.from_json({**written, "of a later version": {"x": 1}}) == record()
+    assert record().instance == InstanceId("p", "r1") and record().log_mark == {11: 12}
+    bare = record(PreparedEngine("p", "/bin/engine"))
+    assert LaunchRecord.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+def test_secrets_are_in_its_digests_alone() -> None:
+    text = json.dumps(record().to_json())
+    assert "hunter22" not in text and "hf_secret" not in text and "HF_TOKEN" not in text
+    assert record().argv == ("/bin/engine", "--port", "8080", "--api-key", "***")
+    others = [replace(ENGINE, flags=(*ENGINE.flags[:3], "hunter23")), replace(ENGINE, flags=("--port 8080", *ENGINE.flags[2:]))]
+    assert len({argv_digest(engine.argv) for engine in (ENGINE, *others)}) == 3
+    assert env_digest({"B": "2", "A": "1"}) == env_digest({"A": "1", "B": "2"}) != env_digest({"A": "1", "B": "3"})
+
+
+@pytest.mark.parametrize("word", ["x" * 500, "\N{GRINNING FACE}" * 500])
+def test_it_stays_small_however_long_the_command_line_is(word: str) -> None:
+    long = record(replace(ENGINE, flags=(word,) * 1_000))
+    assert len(json.dumps(long.to_json())) < MAX_ARGV_BYTES + 2_000 and long.argv[0] == "/bin/engine"
+    assert long.argv_digest == argv_digest(("/bin/engine", *(word,) * 1_000))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schema_version": 2}, {"schema_version": None}, {"epoch": "7"}, {"epoch": True}, {"argv": "words"}, {"argv": [1]},
+        {"model_id": 5}, {"reserved_bytes": {"GPU-1": "x"}}, {"log_mark": {"x": 1}}, {"url": None}, {"device_uuids": None},
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="cannot use a launch record"):
+        LaunchRecord.from_json({**record().to_json(), **wrong})
