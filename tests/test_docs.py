@@ -64,3 +64,12 @@ def test_the_site_leads_to_every_page() -> None:
     nav = (REPOSITORY / "mkdocs.yml").read_text("utf-8").partition("nav:")[2]
     pages = {str(page.relative_to(REPOSITORY / "docs")) for page in (REPOSITORY / "docs").rglob("*.md")}
     assert pages == set(re.findall(r"[\w/-]+\.md", nav))
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    source = REPOSITORY / "src/pool_managerd"
+    text = (REPOSITORY / "docs/explanation/architecture.md").read_text("utf-8")
+    named = {name for name in re.findall(r"`([a-z_/]+(?:\.py|/))`", text) if name not in ("docs/",)}
+    files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix == ".py" or path.is_dir()]
+    missing = [n for n in named if not any(f == n.rstrip("/") or f.endswith("/" + n.rstrip("/")) for f in files)]
+    assert len(named) > 40 and missing == []
