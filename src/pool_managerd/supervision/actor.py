@@ -15,7 +15,7 @@ from typing import Any
 from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, outline, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import LOADING
+from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
@@ -26,6 +26,8 @@ from pool_managerd.supervision.publishing import log_context, registry_fields
 from pool_managerd.supervision.services import Services
 
 MAX_TASK_FAILURES = 5
+_LEASED = SERVING | {Phase.DRAINING}
+"""Where leases may be in flight: those of any other phase have ended with their launch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,9 @@ class PoolActor:
         if message.definition is not None:
             self.pool.definition = message.definition
         self.pool.state, effects = step(before, event, now, self.pool.definition.policy)
-        refused = refusal(self.pool.pool_id, effects) if effects else None
+        refused = None
+        if any(isinstance(effect, do.Refuse) for effect in effects):
+            refused = refusal(self.pool.pool_id, effects)
         if refused is not None:
             self.pool.definition = defined
         try:
@@ -155,7 +159,7 @@ class PoolActor:
 
     def _completed(self, event: ev.Event, now: float) -> ev.Event:
         """What only holds at this moment: the leases in flight."""
-        if isinstance(event, ev.Tick):
+        if isinstance(event, ev.Tick) and self.pool.state.active.phase in _LEASED:
             self._expire_leases(now)
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
@@ -184,8 +188,10 @@ class PoolActor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        times = (next_timer(self.pool.state, self.pool.definition.policy), self._s.registry.next_expiry(self.pool.pool_id))
-        due = min((t for t in times if t is not None), default=None)
+        due = next_timer(self.pool.state, self.pool.definition.policy)
+        if self.pool.state.active.phase in _LEASED:
+            expiry = self._s.registry.next_expiry(self.pool.pool_id)
+            due = min((t for t in (due, expiry) if t is not None), default=None)
         if due is not None:
             self._timer = self._s.clock.call_at(due, self._fire)
 

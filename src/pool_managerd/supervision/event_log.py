@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from pool_managerd.core.event import Event
-from pool_managerd.core.narration import bounded, shortened
+from pool_managerd.core.narration import MAX_WORD_CHARS, bounded, shortened
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.protocols import Journal
@@ -138,7 +138,8 @@ class EventLog:
 
     def clean(self, text: str) -> str:
         """``text`` as it may be told: no secrets, no endless words."""
-        return shortened(self.redactor.text(text))
+        text = self.redactor.text(text)
+        return text if len(text) <= MAX_WORD_CHARS else shortened(text)
 
     def clean_error(self, problem: PoolError) -> PoolError:
         """``problem`` itself, as it may be told."""

@@ -166,21 +166,22 @@ class LaunchWork:
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
-        pool, external = self._pool, self._pool.definition.external
+        pool, silent = self._pool, self._s.silent
         if pool.state.active.phase is Phase.READY:
             pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.instance_id)))
         result, conclusive = await self._ask()
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
-        if external and result.outcome not in (ProbeOutcome.SUCCESS, ProbeOutcome.DISCARDED):
-            self._s.silent.add(pool.pool_id)
+        failed = result.outcome in (ProbeOutcome.ERROR, ProbeOutcome.TIMEOUT)
+        if failed and isinstance(pool.launch.prepared, AttachedEngine):
+            silent.add(pool.pool_id)
         else:
-            self._s.silent.discard(pool.pool_id)
-        if result.ok:
-            self._actor.post(ev.ProbeSucceeded(epoch))
+            silent.discard(pool.pool_id)
+        if failed:
+            self._actor.post(ev.ProbeFailed(epoch, result.reason, conclusive, silent=max(1, len(silent))))
         elif result.outcome is ProbeOutcome.DISCARDED:
             self._actor.post(ev.ProbeDiscarded(epoch))
         else:
-            self._actor.post(ev.ProbeFailed(epoch, result.reason, conclusive, silent=max(1, len(self._s.silent))))
+            self._actor.post(ev.ProbeSucceeded(epoch))
 
     async def _ask(self) -> tuple[ProbeResult, bool]:
         """One health probe, and whether it settles the matter. An answer counts only while the port is held by our own
@@ -195,7 +196,7 @@ class LaunchWork:
             if found.owner == "other":
                 why = f"was answered by another program: port {port} is not held by this engine but by {found.who}"
                 return ProbeResult(ProbeOutcome.ERROR, why), True
-            if result.ok and found.owner == "nobody":
+            if found.owner == "nobody" and result.ok:
                 result = ProbeResult(ProbeOutcome.ERROR, f"was answered, but nothing listens on port {port} any more")
         return result, False
 

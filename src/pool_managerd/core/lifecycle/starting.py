@@ -85,9 +85,10 @@ def starting_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Polic
 
 
 def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
-    i, limit = pool.active, narration.duration(p.startup_timeout_s)
+    i = pool.active
     if i.deadline is None or now < i.deadline:
         return send_due_probe(pool, now)
+    limit = narration.duration(p.startup_timeout_s)
     if not i.has_process:
         error = f"cannot launch the engine: nothing was heard of its launch for {limit}"
         return fail_start(pool, now, p, error, retriable=True, reason="preload_failed")

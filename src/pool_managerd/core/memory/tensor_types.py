@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 GGML_TYPES: Mapping[int, tuple[str, int, int]] = MappingProxyType({
@@ -21,6 +22,7 @@ _BY_NAME: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 
 
+@lru_cache(maxsize=256)
 def row_bytes(type_name: str, values: int) -> int | None:
     """Bytes of a row of ``values`` numbers, whole blocks; None for an unknown type."""
     known = _BY_NAME.get(type_name.lower())
