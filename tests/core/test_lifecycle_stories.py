@@ -698,3 +698,10 @@ def test_a_backoff_that_is_evicted_is_not_started_by_itself_any_more() -> None:
     assert story.phase() is Phase.BACKOFF
     story.tell(ev.Evict())
     assert story.phase() is Phase.DOWN and next_timer(story.i, POLICY) is None
+
+
+def test_what_holds_no_room_is_not_evicted() -> None:
+    story = Story()
+    story.tell(ev.Start(retry=False), ev.StagingFailed(1, "no model", retriable=False))
+    assert story.phase() is Phase.FAILED
+    assert story.tell(ev.Evict()) == [] and story.phase() is Phase.FAILED and story.i.last_error == "no model"

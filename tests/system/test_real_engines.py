@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, execute_drain
+from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, PreparedEngine, RequestError, execute_drain
 from pool_managerd.engines import ports
 from pool_managerd.errors import PoolError
+from pool_managerd.testing import fake_engine
 from tests.models.made_models import write_bert
 from tests.system.nodes import alive, config, left_behind, mentioning, until
 
@@ -142,6 +144,52 @@ async def test_a_real_server_that_ends_with_exit_code_0_unasked_has_failed_and_c
         assert node.crashes("p")[0]["exit_code"] == 0
         await until(lambda: node.status("p")["ready"], "the pool to be ready again")
         assert node.status("p")["pid"] != first["pid"] and node.status("p")["restart_count"] == 1
+
+
+async def test_an_evicted_pool_comes_back_on_demand_and_a_stopped_one_does_not(open_dir: Path, tiny_model: Path) -> None:
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, "preload": False, **ONE_THREAD}
+    async with PoolManager(config(open_dir, pool)) as node:
+        assert node.status("p")["desired"] == "on_demand"
+        first = await node.ensure_ready("p")
+        lease = node.allocate_lease("p")
+        with pytest.raises(RequestError) as in_use:
+            await node.evict("p")
+        assert in_use.value.code == "POOL_IN_USE" and node.status("p")["ready"]
+        node.release_lease("p", lease["lease_id"])
+        await (await node.evict("p")).wait()
+        status = node.status("p")
+        assert (status["desired"], status["drained"], status["live"], status["crash_count"]) == ("evicted", False, False, 0)
+        again = await node.ensure_ready("p")
+        assert again["desired"] == "wanted" and again["pid"] != first["pid"] and again["epoch"] == first["epoch"] + 1
+        await (await node.stop("p")).wait()
+        status = node.status("p")
+        assert (status["desired"], status["drained"]) == ("stopped", False)
+        with pytest.raises(RequestError) as stopped:
+            await node.ensure_ready("p")
+        assert stopped.value.code == "POOL_STOPPED"
+        await (await node.drain("p")).wait()
+        assert (node.status("p")["desired"], node.status("p")["drained"]) == ("drained", True)
+        await (await node.start("p")).wait()
+        assert node.status("p")["ready"] and node.status("p")["desired"] == "wanted"
+
+
+async def test_the_number_of_a_launch_never_goes_back_over_restarts_and_over_pools_that_were_forgotten(
+    open_dir: Path, tiny_model: Path
+) -> None:
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, "preload": False, **ONE_THREAD}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = PreparedEngine("s", sys.executable, ("-I", "-S", fake_engine.__file__, "--port", str(port)), port=port)
+    seen: dict[str, list[int]] = {"p": [], "s": []}
+    for _ in range(2):
+        async with PoolManager(config(open_dir, pool)) as node:
+            seen["p"].append((await node.ensure_ready("p"))["epoch"])
+            await (await node.preload("s", engine)).wait()
+            seen["s"].append(node.status("s")["epoch"])
+            await (await node.stop("s")).wait()
+            await node.deregister("s")
+    assert seen["p"][0] < seen["p"][1] and seen["s"][0] < seen["s"][1]
 
 
 async def test_a_real_engine_is_attached_to_and_never_signalled(open_dir: Path, tiny_model: Path) -> None:

@@ -127,15 +127,13 @@ class PoolActor:
     def _apply(self, message: Message) -> None:
         now = self._s.clock.monotonic()
         before, defined = self.pool.state, self.pool.definition
-        event = self._completed(self._clean(message.event), now)
-        if message.definition is not None:
-            self.pool.definition = message.definition
-        self.pool.state, effects = step(before, event, now, self.pool.definition.policy)
+        event, definition = self._completed(self._clean(message.event), now), message.definition or defined
+        self.pool.state, effects = step(before, event, now, definition.policy)
         refused = None
         if any(isinstance(effect, do.Refuse) for effect in effects):
             refused = refusal(self.pool.pool_id, effects)
-        if refused is not None:
-            self.pool.definition = defined
+        if refused is None:
+            self.pool.definition = definition
         try:
             for effect in effects:
                 self._start(effect)

@@ -69,7 +69,7 @@ class Pools:
         """Raises RequestError POOL_NOT_FOUND."""
         actor = self._actors.get(pool_id)
         if actor is None:
-            raise RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404)
+            raise _not_found(pool_id)
         return actor.pool
 
     # --- to one pool ---
@@ -265,13 +265,16 @@ class Pools:
         if self.closing:
             raise RequestError("cannot change anything: the daemon is shutting down", code="NODE_UNAVAILABLE", status=503)
         if self.find(pool.pool_id) is not pool:
-            raise RequestError(f"pool {pool.pool_id} not found", code="POOL_NOT_FOUND", status=404)
+            raise _not_found(pool.pool_id)
 
     async def request(self, pool: Pool, kind: str, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
         """Ask the pool, without making anything durable. Raises the RequestError of a refusal."""
+        actor = self._actors.get(pool.pool_id)
+        if actor is None or actor.pool is not pool:
+            raise _not_found(pool.pool_id)
         operation = self.operations.begin(kind, pool.pool_id)
         waiting = Waiting(operation, goal, self._on_end)
-        self._actors[pool.pool_id].post(event, waiting, definition)
+        actor.post(event, waiting, definition)
         try:
             await waiting.answer
         except PoolError:
@@ -303,8 +306,9 @@ class Pools:
                 operation = await self.request(pool, "shutdown", ev.Stop(), "down")
             await operation.wait()
         except PoolError as problem:
-            human = f"Pool '{pool.pool_id}' could not be stopped: {problem.message}"
-            self._s.events.emit("notice", human, level="error", pool_id=pool.pool_id)
+            if self.find(pool.pool_id) is pool:  # else it was forgotten meanwhile
+                human = f"Pool '{pool.pool_id}' could not be stopped: {problem.message}"
+                self._s.events.emit("notice", human, level="error", pool_id=pool.pool_id)
         finally:
             late.cancel()
 
@@ -334,3 +338,7 @@ async def _carried_through(work: Coroutine[Any, Any, _T]) -> _T:
 def _from_configuration(pool: Pool, event: ev.Event) -> bool:
     """True for a start of a configured pool that begins anew: what its configuration says holds again."""
     return isinstance(event, ev.Start) and pool.config is not None and pool.instance.phase in _AT_REST
+
+
+def _not_found(pool_id: str) -> RequestError:
+    return RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404)

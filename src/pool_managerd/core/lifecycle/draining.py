@@ -65,7 +65,7 @@ def draining_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
 
 def stop_draining(pool: PoolState, e: ev.Stop, now: float, p: Policy) -> Step:
     """Whoever asks to stop does not want to wait for leases any longer."""
-    return _force(pool, now, p)
+    return _force(replace(pool, desired=Desired.STOPPED), now, p)
 
 
 def undrain(pool: PoolState, e: ev.Undrain, now: float, p: Policy) -> Step:

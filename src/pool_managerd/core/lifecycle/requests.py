@@ -142,6 +142,12 @@ def stop_stopping(pool: PoolState, e: Down, now: float, p: Policy) -> Step:
     return on(_unwanted(pool, e), after=After.STAY), ()
 
 
+def evict_idle(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
+    """A restart that is due would take the room again, and what would not go still has it. Anything else holds none."""
+    held = pool.active.has_process or pool.active.vram_pending
+    return stop_idle(pool, e, now, p) if held or pool.active.phase is Phase.BACKOFF else (pool, ())
+
+
 def evict_serving(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
     """What is in flight is never cut off to make room."""
     if e.active_leases:

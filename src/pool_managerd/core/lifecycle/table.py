@@ -79,7 +79,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
         (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Evict: _row(
-        (IDLE, requests.stop_idle), (P.STAGING, requests.stop_staging), (SERVING, requests.evict_serving), (P.DRAINING, ignore),
+        (IDLE, requests.evict_idle), (P.STAGING, requests.stop_staging), (SERVING, requests.evict_serving), (P.DRAINING, ignore),
         (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Drain: _row(
