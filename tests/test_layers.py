@@ -115,6 +115,18 @@ def test_a_circle_would_be_found() -> None:
     assert circle(graph) == ["b", "c", "b"]
 
 
+def test_only_its_actor_writes_to_the_record_of_a_pool() -> None:
+    fields = {"definition", "state", "launch", "last_drain", "log_places"}
+    written = {
+        (path.stem, node.attr)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
+        if node.attr in fields and ast.unparse(node.value).split(".")[-1] == "pool"
+    }
+    assert written == {("actor", name) for name in fields - {"log_places"}}
+
+
 def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [path for path in sources() if path.stem in FORBIDDEN_NAMES] == []
 

@@ -19,6 +19,7 @@ from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
+from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.operations import Waiting, refusal, settle
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.protocols import Timer
@@ -224,8 +225,13 @@ class PoolActor:
                 self.pool.launch = self.pool.launch.next(epoch, "queue" if queue else "")
                 self._work.run(self._work.stage(epoch, queue=queue), epoch, "the preparation")
             case do.SpawnEngine(epoch):
+                self.learn(epoch, log_mark=self._s.files.log_mark(self.pool.instance_id))
+                self.pool.log_places.launched(self._s.clock.wall_ms(), place_of(self.pool.launch.log_mark))
                 self._work.run(self._work.spawn(epoch), epoch, "the launch")
             case do.SendProbe(epoch):
+                if self.pool.state.active.phase is Phase.READY:
+                    mark = self._s.files.log_mark(self.pool.instance_id)
+                    self.pool.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
                 self._work.run(self._work.probe(epoch), epoch, "the probe")
             case do.SendWarmup(epoch):
                 self._work.run(self._work.warm_up(epoch), epoch, "the warm-up")

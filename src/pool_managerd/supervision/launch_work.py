@@ -7,7 +7,7 @@ one that writes it down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +19,9 @@ from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngi
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
-from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, exit_event, failure
-from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
@@ -124,9 +122,7 @@ class LaunchWork:
         pool, prepared = self._pool, self._pool.launch.prepared
         if not isinstance(prepared, PreparedEngine):
             return
-        mark, now_ms = self._s.files.log_mark(pool.instance_id), self._s.clock.wall_ms()
-        self._actor.learn(epoch, log_mark=mark)
-        pool.log_places.launched(now_ms, place_of(mark))
+        mark, now_ms = pool.launch.log_mark, self._s.clock.wall_ms()
         allocation, decided_s = pool.launch.allocation, pool.instance.launched_at or self._s.clock.monotonic()
         try:
             process = await self._s.launcher.launch(
@@ -149,7 +145,7 @@ class LaunchWork:
             self._actor.emit("notice", process.notice, level="warn")
         self._actor.post(ev.Spawned(epoch, process.pid))
 
-    async def _watch(self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: dict[int, int]) -> None:
+    async def _watch(self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int]) -> None:
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
@@ -167,8 +163,6 @@ class LaunchWork:
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
         pool, silent = self._pool, self._s.silent
-        if pool.state.active.phase is Phase.READY:
-            pool.log_places.seen(self._s.clock.wall_ms(), place_of(self._s.files.log_mark(pool.instance_id)))
         result, conclusive = await self._ask()
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
         failed = result.outcome in (ProbeOutcome.ERROR, ProbeOutcome.TIMEOUT)
