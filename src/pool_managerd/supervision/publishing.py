@@ -24,7 +24,7 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
         "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
         "last_error": state.last_error, "crash_count": state.crash_count, "restart_count": state.restart_count,
         "circuit_state": "open" if state.active.phase is Phase.OPEN else "closed", "last_heartbeat_ms": wall_ms,
-        "node_id": node_id, "replica_id": state.active.id.replica_id, "epoch": state.active.epoch,
+        "node_id": node_id, "replica_id": pool.instance_id.replica_id, "epoch": state.active.epoch,
     }  # fmt: skip
     quant = shape.quantization if shape is not None else None
     if config is not None:

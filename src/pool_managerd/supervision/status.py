@@ -32,7 +32,7 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
         "active_leases": entry.active_leases, "slots_total": entry.slots_total, "slots_free": entry.slots_free,
         "engine": entry.engine, "engine_version": entry.engine_version, "engine_digest": entry.engine_digest,
         "model_id": entry.model_id, "model_ref": entry.model_ref, "model_path": prepared.model_path if prepared else None,
-        "device_mask": entry.device_mask, "ctx_max": entry.ctx_max, "replica_id": i.id.replica_id, "epoch": i.epoch,
+        "device_mask": entry.device_mask, "ctx_max": entry.ctx_max, "replica_id": pool.instance_id.replica_id, "epoch": i.epoch,
         "phase": i.phase.value, "reason": state.reason, "last_error": state.last_error,
         "crash_count": state.crash_count, "restart_count": state.restart_count, "circuit_state": entry.circuit_state,
         "desired": state.desired.value, "drained": state.desired is Desired.DRAINED and not seen.draining, "held": state.held,

@@ -83,6 +83,24 @@ async def test_grandchildren_that_hold_memory_are_waited_for(made: list[GpuWorld
     assert world.phase("a") is Phase.STOPPING and a.instance.vram_pending
 
 
+async def test_an_engine_with_a_replica_id_of_its_own_holds_its_memory_under_it(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24))
+    made.append(world)
+    world.needs("x", 6)
+    pool = world.pools.add("x")
+    engine = PreparedEngine("x", "/engine", port=9000, replica_id="r7", device_mask="0", verbatim=True)
+    await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
+    await settle()
+    await world.see(gpu(0, 24, processes=(process(4000, 5),)))
+    own = InstanceId("x", "r7")
+    assert [r.instance_id for r in world.fakes.gpus.memory.ledger.all()] == [own]
+    assert world.fakes.gpus.memory.measured() == {own: {"GPU-00000000": 5 * GIB}}
+    await world.pools.change(pool, "stop", ev.Stop(), "down", desired="down")
+    await world.see(gpu(0, 24))
+    await world.fakes.clock.advance(1)
+    assert pool.instance.phase is Phase.DOWN and world.fakes.gpus.memory.ledger.all() == []
+
+
 # --- a GPU that is not to be used ---
 
 

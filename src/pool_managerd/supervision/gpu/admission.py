@@ -79,7 +79,7 @@ class Admission:
         sizing = await self._size(pool)
         scan = await self._scan()
         memory, i = self._gpus.memory, pool.instance
-        accounts = memory.accounts_without(i.id) if i.vram_pending else memory.accounts()
+        accounts = memory.accounts_without(pool.instance_id) if i.vram_pending else memory.accounts()
         found, _ = self._decide(pool, i.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
         if found is None:
             return "on the CPU, as there is no GPU", sizing.estimate(0).explain()
@@ -143,7 +143,7 @@ class Admission:
         measured, new = self._gpus.memory.measured(), False
         for pool in self._gpus.pools():
             i = pool.instance
-            held = measured.get(i.id)
+            held = measured.get(pool.instance_id)
             if (
                 held is None
                 or i.phase is not Phase.READY

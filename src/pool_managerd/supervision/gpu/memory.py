@@ -193,7 +193,7 @@ class GpuMemory:
 
     def _engines(self) -> tuple[tuple[EngineMark, bool], ...]:
         return tuple(
-            (EngineMark(i.id, i.epoch, process.pid, process.nonce, process.shim_pid), i.has_process)
+            (EngineMark(pool.instance_id, i.epoch, process.pid, process.nonce, process.shim_pid), i.has_process)
             for pool in self._pools()
             if (process := pool.launch.process) is not None
             and ((i := pool.instance).has_process or i.phase is Phase.STOPPING or i.vram_pending)

@@ -135,7 +135,7 @@ class Gpus:
         for pool in self._pools():
             state, i = pool.state, pool.instance
             self._reconsider(pool, objections)
-            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(i.id, i.epoch).holder is None:
+            if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(pool.instance_id, i.epoch).holder is None:
                 self._post(pool.pool_id, ev.VramFree(i.epoch))
             waits = i.phase is Phase.FAILED and state.retry and state.reason in ("gpu_required", "config_error")
             if waits and appeared and self._may_start_now(pool, appeared):
