@@ -245,7 +245,7 @@ def _check(case: Foreign, make: Callable[[int], str], n: int) -> None:
     most = ratio = float("inf")
     gc.disable()
     try:
-        for _ in range(3):
+        for _ in range(6):
             most = _best(case, make(n))
             ratio = most / max(_best(case, make(n // 4)), FLOOR_S)
             if ratio <= MOST:
