@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pool_managerd.api import devices, leases, node_reads, placement_schemas, pool_changes, pool_reads, schemas, streams
+from pool_managerd.api import devices, leases, node_reads, pool_changes, pool_reads, schemas, streams
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -154,7 +154,7 @@ READ_ROUTES = (
         "/snapshots",
         "What placement reads: all pools at one moment",
         node_reads.snapshots,
-        {200: placement_schemas.Snapshots},
+        {200: schemas.Snapshots},
     ),
     Route("GET", "/capabilities", "What this daemon can do", node_reads.capabilities, {200: schemas.Capabilities}),
     Route("GET", "/meta/capabilities", "What this daemon can do", node_reads.capabilities, {200: schemas.Capabilities}),
