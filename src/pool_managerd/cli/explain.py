@@ -11,13 +11,11 @@ import typer
 from pool_managerd.cli import output as shown
 from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
-from pool_managerd.cli.output import Format, show, span
+from pool_managerd.cli.output import Format, Json, show, span
 
 if TYPE_CHECKING:
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.core.registry.placement import Decision, PlacementRequest
-
-Json = dict[str, Any]
 
 
 def _wish(name: str, meaning: str) -> Any:

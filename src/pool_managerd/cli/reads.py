@@ -11,11 +11,10 @@ import typer
 from pool_managerd.cli import completion
 from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, PoolId, PoolIds, Url, chosen, daemon
-from pool_managerd.cli.output import Format, moment, show
+from pool_managerd.cli.output import Format, Json, moment, show
 from pool_managerd.cli.table import Column, facts, table
 from pool_managerd.core.narration import duration
 
-Json = dict[str, Any]
 OperationId = Annotated[
     str | None,
     typer.Argument(metavar="[ID]", help="The operation's id.", show_default=False, autocompletion=completion.operation_ids),
