@@ -119,6 +119,12 @@ def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
     assert invoke("status", "../../etc/passwd")[0] == 4
 
 
+def test_each_pool_that_is_not_known_is_told(invoke: Invoke) -> None:
+    code, out, err = invoke("status", "nope", "demo", "neither")
+    assert code == 4 and "demo" in out
+    assert [line for line in err.splitlines() if "not found" in line] == ["pool nope not found", "pool neither not found"]
+
+
 @pytest.mark.parametrize(
     "command", [["command", "demo"], ["leases", "demo"], ["crashes"], ["crashes", "demo"], ["explain"], ["explain", "demo"]]
 )

@@ -115,7 +115,7 @@ class Gate:
         self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
         if label in self._paths.exempt and request.method in _READS:
             return
-        uid = _nobody if guarded is None else guarded.peer_uid
+        uid: Callable[[], int | None] = (lambda: None) if guarded is None else guarded.peer_uid
         try:
             self._access.check_token(token, peer_is_loopback=near)
             if self._access.open_to(peer_is_loopback=near):
@@ -139,11 +139,6 @@ class Gate:
                 method=request.method,
                 reason=error.code,
             )
-
-
-def _nobody() -> int | None:
-    """A connection of which nothing is known."""
-    return None
 
 
 def _placed(error: PoolError, request: web.Request) -> PoolError:

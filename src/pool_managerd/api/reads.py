@@ -8,7 +8,7 @@ from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import CORRELATION_KEY, TRUSTED_KEY, envelope, json_response
-from pool_managerd.api.requests import number, pool_id, token_id
+from pool_managerd.api.requests import number, pool_id, possible_pool_id, token_id
 from pool_managerd.errors import NodeError, RequestError
 from pool_managerd.telemetry.metrics import CONTENT_TYPE
 
@@ -92,7 +92,8 @@ async def explain(context: ApiContext, request: web.Request) -> web.Response:
 
 
 async def crashes(context: ApiContext, request: web.Request) -> web.Response:
-    return json_response(context.node.crashes(request.query.get("pool_id")))
+    wanted = request.query.get("pool_id")
+    return json_response(context.node.crashes(None if wanted is None else possible_pool_id(wanted)))
 
 
 async def pool_crashes(context: ApiContext, request: web.Request) -> web.Response:

@@ -25,7 +25,11 @@ _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 def pool_id(request: web.Request) -> str:
     """The pool id of the path. What cannot be one is answered like any unknown pool: 404."""
-    given = request.match_info["pool_id"]
+    return possible_pool_id(request.match_info["pool_id"])
+
+
+def possible_pool_id(given: str) -> str:
+    """``given``, which may name a pool. Raises RequestError 404 for what cannot."""
     if is_pool_id(given):
         return given
     raise RequestError(f"pool {_safe(given)} not found", code="POOL_NOT_FOUND", status=404)

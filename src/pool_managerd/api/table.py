@@ -80,7 +80,10 @@ READ_ROUTES = (
         f"{_POOL}/operations/{{operation_id}}", "An operation of a pool", reads.pool_operation, schemas.OperationAnswer,
         404, private=True,
     ),
-    _read("/crashes", "Crash reports of all pools", reads.crashes, schemas.Crash, many=True, private=True),
+    _read(
+        "/crashes", "Crash reports of all pools", reads.crashes, schemas.Crash, 404, many=True, private=True,
+        query=(Query("pool_id", "Only those of this pool.", {"type": "string"}),),
+    ),
     _read(
         "/operations", "Operations, running and recent", reads.operations, schemas.OperationAnswer, 400, 404,
         many=True, private=True,

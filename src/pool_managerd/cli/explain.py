@@ -79,10 +79,7 @@ def explain(
 def _starts(node: Any, pool_id: str | None, output: Format) -> None:
     wanted = [pool["pool_id"] for pool in node.get("pools")] if pool_id is None else [pool_id]
     found = [node.get("pools", one, "explain") for one in wanted]
-    if output is Format.JSON:
-        show(found[0] if pool_id is not None else found, output, _steps)
-    else:
-        _steps(found)
+    show(found[0] if pool_id is not None else found, output, lambda _: _steps(found))
     raise typer.Exit(NO if any(answer.get("blockers") or answer.get("problems") for answer in found) else OK)
 
 

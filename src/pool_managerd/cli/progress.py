@@ -36,7 +36,8 @@ class Progress:
     def _draw(self, sentence: str) -> None:
         self._frame = (self._frame + 1) % len(_FRAMES)
         elapsed = span(round((time.monotonic() - self._began) * 1000))
-        text = cut(" ".join(printable(f"{_FRAMES[self._frame]} {elapsed:>5}  {sentence}").split("\n")), _columns() - 1)
+        room = max(20, shutil.get_terminal_size().columns) - 1
+        text = cut(" ".join(printable(f"{_FRAMES[self._frame]} {elapsed:>5}  {sentence}").split("\n")), room)
         sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
 
@@ -68,7 +69,3 @@ def sentence(pool: Json) -> str:
     percent = f" ({100 * done // total} %)" if done and total else ""
     leases = f", {pool['active_leases']} leases" if pool.get("draining") else ""
     return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{leases}"
-
-
-def _columns() -> int:
-    return max(20, shutil.get_terminal_size().columns)
