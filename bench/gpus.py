@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from bench.cold_start import bundled_model
@@ -111,7 +112,7 @@ def _pool(number: int) -> PoolSnapshot:
     found = PoolSnapshot.from_dict(
         {**facts, "quant": "Q4_K_M", "slots_total": 4, "slots_free": 4, "vram_free_bytes": free, "devices": []}
     )
-    return PoolSnapshot(**{**{name: getattr(found, name) for name in PoolSnapshot.__dataclass_fields__}, "devices": (share,)})
+    return replace(found, devices=(share,))
 
 
 def _estimates(settings: Settings) -> Iterator[Row]:

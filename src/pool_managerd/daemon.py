@@ -90,13 +90,14 @@ async def serve(config: Config, env: Mapping[str, str]) -> int:
     Raises what ``serving`` raises.
     """
     _close_to_others()
-    access, token = _access(config, env)
-    logs = configure_logging(_log_options(config, token))
+    logs = configure_logging(LogOptions(__version__, config.telemetry.log_format, config.telemetry.labels))
     try:
-        _first_lines(logs, config, access, token)
+        _first_lines(logs, config, *resolve_access(config, env))
         return await _serve(config, env, logs)
     except PoolError as error:
-        logs.write("error", "refused", error.message, fields={"code": error.code, "hint": error.hint})
+        action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"  # audited: SEC-AUTH-5002
+        fields = {"code": error.code, "hint": error.hint, "bind": config.daemon.bind}
+        logs.write("error", action, error.message, fields=fields)
         raise
     finally:
         logs.close()
@@ -175,18 +176,6 @@ class StopSignals:
         (self.second if again else self.first).set()
 
 
-def _access(config: Config, env: Mapping[str, str]) -> tuple[Access, Token | None]:
-    """The access rules; a refusal is an audit event in the log, too (SEC-AUTH-5002)."""
-    try:
-        return resolve_access(config, env)
-    except SpecError as error:
-        logs = configure_logging(_log_options(config, None))
-        action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"
-        logs.write("error", action, error.message, fields={"code": error.code, "bind": config.daemon.bind})
-        logs.close()
-        raise
-
-
 def _close_to_others() -> None:
     """An engine that shares our uid can then read neither our memory nor our environment, nor trace us.
 
@@ -205,11 +194,6 @@ def _first_lines(logs: Logging, config: Config, access: Access, token: Token | N
             human = f"Other users can read the token in {loose}: chmod 600 {loose}"
             logs.write("warn", "auth", human, fields={"token_file": str(loose)})
         logs.write("info", "auth", f"The control API asks for a token{optional}", fields={"token_fp6": token.fp6})
-
-
-def _log_options(config: Config, token: Token | None) -> LogOptions:
-    secrets = () if token is None else (token.value,)
-    return LogOptions(__version__, config.telemetry.log_format, config.telemetry.labels, secrets)
 
 
 @contextlib.contextmanager

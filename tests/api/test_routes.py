@@ -177,6 +177,12 @@ async def test_the_other_reads_answer(api: Served) -> None:
         assert (await api.call("GET", path))[0] == 200, path
 
 
+async def test_crashes_of_what_cannot_be_a_pool_are_not_found_and_its_name_is_not_repeated_as_it_came(api: Served) -> None:
+    assert (await api.call("GET", "/v1/crashes", params={"pool_id": "demo"}))[0] == 200
+    status, body = await api.call("GET", "/v1/crashes", params={"pool_id": "\x1b[2J" + "x" * 999})
+    assert (status, body["code"], body["message"]) == (404, "POOL_NOT_FOUND", f"pool ?[2J{'x' * 60}... not found")
+
+
 async def test_pools_are_registered_and_deregistered(api: Served) -> None:
     assert (await api.call("POST", "/v1/pools/fresh"))[1] == {"pool_id": "fresh", "registered": True}
     assert (await api.call("DELETE", "/v1/pools/fresh"))[1] == {"pool_id": "fresh", "registered": False}

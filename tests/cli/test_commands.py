@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from pool_managerd.api.auth import Access, Token
 from pool_managerd.cli.client import find_daemon
-from pool_managerd.cli.exits import CommandFailed
 from pool_managerd.cli.follow import sse_events
 from pool_managerd.cli.main import app, run
 from pool_managerd.errors import EngineError
@@ -118,6 +117,12 @@ def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
         code, _, err = invoke(command, "nope")
         assert (code, err.splitlines()[0]) == (4, "pool nope not found"), command
     assert invoke("status", "../../etc/passwd")[0] == 4
+
+
+def test_each_pool_that_is_not_known_is_told(invoke: Invoke) -> None:
+    code, out, err = invoke("status", "nope", "demo", "neither")
+    assert code == 4 and "demo" in out
+    assert [line for line in err.splitlines() if "not found" in line] == ["pool nope not found", "pool neither not found"]
 
 
 @pytest.mark.parametrize(
@@ -261,9 +266,11 @@ def test_the_daemon_is_found_by_flag_environment_config_or_default(monkeypatch: 
     assert find_daemon(None, config, env).url == "http://example:1"
     assert find_daemon("http://flag:2", config, env).url == "http://flag:2"
     config.write_text("daemon: {bnd: x}\n")
-    with pytest.raises(CommandFailed) as caught:
-        find_daemon(None, None, {})
-    assert caught.value.exit_code == 2
+    monkeypatch.delenv("POOL_MANAGERD_URL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["pool-managerd", "pools"])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert caught.value.code == 2
 
 
 def test_a_configuration_is_checked(invoke: Invoke, tmp_path: Path) -> None:

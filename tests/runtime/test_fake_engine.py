@@ -46,9 +46,9 @@ async def test_it_answers_like_llama_cpp(bench: Bench) -> None:
 
 async def test_it_streams_a_completion_with_timings(bench: Bench) -> None:
     port = await start(bench)
-    answer = await request(port, "POST /completion", {"prompt": "x", "n_predict": 3, "stream": True})
+    answer = await request(port, "POST /v1/completions", {"prompt": "x", "max_tokens": 3, "stream": True})
     events = [json.loads(line[6:]) for line in answer.split(b"\n") if line.startswith(b"data: {")]
-    assert [event["stop"] for event in events] == [False, False, False, True]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, None, "stop"]
     assert events[-1]["timings"]["predicted_n"] == 3
     chat = await request(port, "POST /v1/chat/completions", {"messages": [], "stream": True})
     assert b"Paris" in chat

@@ -101,7 +101,7 @@ async def test_the_pid_file_comes_before_the_first_probe_and_the_handoff_after_i
     await world.up()
     assert world.fakes.files.history == ["pid 4000", "handoff"]
     entry = world.fakes.registry.get("p")
-    assert entry is not None and entry.health.ready and entry.engine_version == "fake-1" and entry.slots_total == 2
+    assert entry is not None and entry.ready and entry.engine_version == "fake-1" and entry.slots_total == 2
     assert entry.perf_hints is not None and entry.perf_hints.first_token_ms == 20.0
 
 
@@ -120,7 +120,7 @@ async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> Non
     def remove_and_look(instance: InstanceId) -> None:
         remove(instance)
         entry = world.fakes.registry.get(instance.pool_id)
-        assert entry is not None and entry.health.live, "live may turn false only after this"
+        assert entry is not None and entry.live, "live may turn false only after this"
 
     world.fakes.files.remove_pid = remove_and_look  # type: ignore[method-assign]
     world.fakes.launcher.processes[0].end(ExitRecord(signal=9))

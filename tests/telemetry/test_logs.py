@@ -98,7 +98,8 @@ def test_structlog_and_the_standard_library_come_out_in_the_same_form(start: Sta
 
 
 def test_no_secret_reaches_a_line_by_value_or_by_name(start: Start, tmp_path: Path) -> None:
-    output = start(secrets=(SECRET,))
+    output = start()
+    output.redactor.know("auth", [SECRET])
     output.write("info", "x", f"Using {SECRET}", "p", {
         "argv": ["--key", SECRET], "nested": {"deep": [{"Authorization": "Bearer abc"}]}, "HF_TOKEN": "hf_abc",
         "db_password": "pw",
@@ -165,7 +166,6 @@ def test_a_reader_that_is_stuck_costs_lines_and_not_time() -> None:
     for _ in range(500):
         sink.write("x" * 10_000)
     assert time.monotonic() - began < 1
-    assert sink.dropped_total > 300
     os.set_blocking(reader, False)
     received = b""
     deadline = time.monotonic() + 5
@@ -175,7 +175,8 @@ def test_a_reader_that_is_stuck_costs_lines_and_not_time() -> None:
             received += os.read(reader, 1 << 20)
         except BlockingIOError:
             time.sleep(0.005)
-    assert b'"action":"log_dropped"' in received
+    (dropped,) = [json.loads(line)["lines"] for line in received.splitlines() if b'"action":"log_dropped"' in line]
+    assert dropped > 300
     os.close(reader)
     sink.close(1)
     os.close(writer)

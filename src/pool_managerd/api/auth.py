@@ -98,7 +98,7 @@ class Access:
 
         ``tokenless``: a loopback peer that carries no token; a page in a browser on this machine may be that.
         """
-        if host is not None and (self.loopback_bind or tokenless) and not _names_loopback(host):
+        if host is not None and (self.loopback_bind or tokenless) and not is_loopback(_without_port(host)):
             raise RequestError(
                 "cannot serve the request: its Host header does not name this machine's loopback address",
                 code="HOST_REFUSED",
@@ -107,11 +107,6 @@ class Access:
             )
         if origin is not None and (host is None or origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")):
             raise RequestError("cannot serve a request of another web origin", code="ORIGIN_REFUSED", status=403)
-
-
-def _names_loopback(host: str) -> bool:
-    name = _without_port(host)
-    return name is not None and is_loopback(name)
 
 
 def _bearer(header: str | None) -> str | None:
@@ -195,29 +190,32 @@ def resolve_access(config: Config, env: Mapping[str, str]) -> tuple[Access, Toke
                 code="CONFIG_ERROR",
                 hint="make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
             )
-    optional = _flag(env, "AUTH_OPTIONAL")
-    return Access(host, None if token is None else token.digest, optional), token
+    return Access(host, None if token is None else token.digest, _is_optional(env)), token
 
 
 def readable_token_file(config: Config) -> Path | None:
     """The configured token's file, when other users of this machine can read it; a container's secret often can be."""
-    path = config.auth.token_file
-    place = None if path is None else path if path.is_absolute() else config.base_dir / path
+    place = _token_file(config)
     return place if place is not None and place.stat().st_mode & 0o044 else None
 
 
-def _without_port(host: str) -> str | None:
+def _token_file(config: Config) -> Path | None:
+    return None if config.auth.token_file is None else config.base_dir / config.auth.token_file
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header; empty where it cannot be one."""
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")
-        return name if bracket and (not rest or (rest.startswith(":") and rest[1:].isdigit())) else None
+        return name if bracket and (not rest or (rest.startswith(":") and rest[1:].isdigit())) else ""
     name, colon, port = host.partition(":")
-    return name if not colon or port.isdigit() else None
+    return name if not colon or port.isdigit() else ""
 
 
 def _token(config: Config, env: Mapping[str, str]) -> Token | None:
     found: dict[str, str] = {}
-    if config.auth.token_file is not None:
-        found["auth.token_file"] = _read_token(config.auth.token_file, config.base_dir)
+    if (place := _token_file(config)) is not None:
+        found["auth.token_file"] = _read_token(place)
     for name in ("AUTH_TOKEN", "LLORCH_API_TOKEN"):
         if env.get(name, "").strip():
             found[name] = env[name].strip()
@@ -232,8 +230,7 @@ def _token(config: Config, env: Mapping[str, str]) -> Token | None:
     return None
 
 
-def _read_token(path: Path, base_dir: Path) -> str:
-    place = path if path.is_absolute() else base_dir / path
+def _read_token(place: Path) -> str:
     try:
         with place.open("rb") as file:
             raw = file.read(_MAX_TOKEN_BYTES + 1)
@@ -254,8 +251,8 @@ def _read_token(path: Path, base_dir: Path) -> str:
     return value
 
 
-def _flag(env: Mapping[str, str], name: str) -> bool:
-    value = env.get(name, "").strip().lower()
+def _is_optional(env: Mapping[str, str]) -> bool:
+    value = env.get("AUTH_OPTIONAL", "").strip().lower()
     if value not in ("", "0", "1", "true", "false", "yes", "no", "on", "off"):
-        raise SpecError(f"cannot use {name}={value[:32]!r}: it is neither true nor false", code="CONFIG_ERROR")
+        raise SpecError(f"cannot use AUTH_OPTIONAL={value[:32]!r}: it is neither true nor false", code="CONFIG_ERROR")
     return value in ("1", "true", "yes", "on")

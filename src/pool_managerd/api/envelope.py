@@ -16,20 +16,17 @@ TRUSTED_KEY = web.RequestKey("trusted", bool)
 
 CORRELATION_HEADER = "X-Correlation-Id"
 _encode = json.JSONEncoder(separators=(",", ":"), default=str, allow_nan=False).encode
-_HTTP_CODES = {
-    404: "NOT_FOUND",
-    405: "METHOD_NOT_ALLOWED",
-    413: "BODY_TOO_LARGE",
-    415: "UNSUPPORTED_MEDIA_TYPE",
-    400: "INVALID_PARAMS",
+_HTTP_REFUSALS = {
+    404: ("NOT_FOUND", "cannot find this path"),
+    405: ("METHOD_NOT_ALLOWED", "cannot use this method on this path"),
+    413: ("BODY_TOO_LARGE", "cannot take a request body of more than 1 MiB"),
 }
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """``value`` as compact JSON."""
-    response = web.Response(body=_encode(value).encode("ascii"), status=status, headers=headers)
-    response.headers["Content-Type"] = "application/json"
-    return response
+    body = _encode(value).encode("ascii")
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 def envelope(error: PoolError, correlation_id: str) -> dict[str, Any]:
@@ -65,12 +62,8 @@ def error_response(error: PoolError, correlation_id: str) -> web.Response:
 
 def from_http_exception(error: web.HTTPException, correlation_id: str) -> web.Response:
     """aiohttp's own refusals (unknown route, wrong method, body too large) in the same shape."""
-    message = {
-        404: "cannot find this path",
-        405: "cannot use this method on this path",
-        413: "cannot take a request body of more than 1 MiB",
-    }.get(error.status, f"cannot serve the request: {error.reason}")
-    code = _HTTP_CODES.get(error.status, "INVALID_PARAMS" if error.status < 500 else "INTERNAL")
+    other = ("INVALID_PARAMS" if error.status < 500 else "INTERNAL", f"cannot serve the request: {error.reason}")
+    code, message = _HTTP_REFUSALS.get(error.status, other)
     hint = "GET /openapi.json lists what is served" if error.status in (404, 405) else None
     failure = PoolError(message, code=code, status=error.status, hint=hint, retriable=False)
     response = error_response(failure, correlation_id)

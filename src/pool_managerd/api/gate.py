@@ -47,9 +47,7 @@ class Gate:
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._labels = paths.labels
-        self._exempt = paths.exempt
-        self._private = paths.private
+        self._paths = paths
         self._clean = clean
         self._max_requests = max_requests
         self._running = 0
@@ -87,7 +85,7 @@ class Gate:
         request[CORRELATION_KEY] = correlation
         correlation_id.set(correlation)
         resource = request.match_info.route.resource
-        label = UNMATCHED if resource is None else self._labels.get(resource.canonical, UNMATCHED)
+        label = UNMATCHED if resource is None else self._paths.labels.get(resource.canonical, UNMATCHED)
         response: web.StreamResponse
         try:
             self._admit(request, label, guarded)
@@ -115,13 +113,13 @@ class Gate:
         near = guarded is not None and guarded.peer_is_loopback
         tokenless = near and not self._access.loopback_bind and not self._access.bears_token(token)
         self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
-        if label in self._exempt and request.method in _READS:
+        if label in self._paths.exempt and request.method in _READS:
             return
-        uid = _nobody if guarded is None else guarded.peer_uid
+        uid: Callable[[], int | None] = (lambda: None) if guarded is None else guarded.peer_uid
         try:
             self._access.check_token(token, peer_is_loopback=near)
             if self._access.open_to(peer_is_loopback=near):
-                if request.method not in _READS or label in self._private:
+                if request.method not in _READS or label in self._paths.private:
                     self._access.check_owner(token, uid)
                 request[TRUSTED_KEY] = self._access.trusts(token, uid)
         except RequestError as error:
@@ -141,11 +139,6 @@ class Gate:
                 method=request.method,
                 reason=error.code,
             )
-
-
-def _nobody() -> int | None:
-    """A connection of which nothing is known."""
-    return None
 
 
 def _placed(error: PoolError, request: web.Request) -> PoolError:

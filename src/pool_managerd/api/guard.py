@@ -8,8 +8,6 @@ from typing import Any, cast
 
 from pool_managerd.api.peers import is_loopback, uid_of_peer
 
-HEAD_TIMEOUT_S = 10.0
-WRITE_TIMEOUT_S = 30.0
 MAX_STUCK = 64
 CROWDED_TIMEOUT_S = 2.0
 _REFUSAL_BODY = (
@@ -32,10 +30,7 @@ class Connections:
     seconds, and sooner where many do.
     """
 
-    def __init__(
-        self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float = HEAD_TIMEOUT_S,
-        write_timeout: float = WRITE_TIMEOUT_S,
-    ) -> None:  # fmt: skip
+    def __init__(self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float, write_timeout: float) -> None:
         self._protocol = protocol
         self.limit = limit
         self.head_timeout = head_timeout

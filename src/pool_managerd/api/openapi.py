@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,15 +24,14 @@ _PHRASES = {
 """RFC 9110's own; those of the standard library differ from one Python to the next."""
 
 
-def document(routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
+def document() -> dict[str, Any]:
     """Everything that is served, as OpenAPI 3.1. The same table always gives the same document."""
-    routes = tuple(routes)
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
+    for route in ROUTES:
         for index, path in enumerate(route.paths):
             paths.setdefault(path, {})[route.method.lower()] = _operation(route, path, canonical=index == 0)
     models: set[type[BaseModel]] = {ErrorEnvelope}
-    for route in routes:
+    for route in ROUTES:
         models |= {model for model in (*route.answers.values(), route.body) if model is not None}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, schemas = models_json_schema([(model, "validation") for model in ordered], ref_template=_REF)
@@ -52,7 +50,7 @@ def document(routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
     }
 
 
-def markdown(routes: Iterable[Route] = ROUTES) -> str:
+def markdown() -> str:
     """The reference page of the HTTP API."""
     lines = [
         "# HTTP API",
@@ -69,7 +67,7 @@ def markdown(routes: Iterable[Route] = ROUTES) -> str:
         "| Method | Path | What | Answers | Errors | |",
         "|---|---|---|---|---|---|",
     ]
-    for route in routes:
+    for route in ROUTES:
         marks = ", ".join(mark for mark, on in (("bare", route.bare), ("open", route.exempt), ("owner", route.private)) if on)
         query = "".join(f" `?{q.name}=`" for q in route.query)
         answers = ", ".join(f"{status}" for status in sorted(route.answers))

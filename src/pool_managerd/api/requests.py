@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,11 @@ _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 def pool_id(request: web.Request) -> str:
     """The pool id of the path. What cannot be one is answered like any unknown pool: 404."""
-    given = request.match_info["pool_id"]
+    return possible_pool_id(request.match_info["pool_id"])
+
+
+def possible_pool_id(given: str) -> str:
+    """``given``, which may name a pool. Raises RequestError 404 for what cannot."""
     if is_pool_id(given):
         return given
     raise RequestError(f"pool {_safe(given)} not found", code="POOL_NOT_FOUND", status=404)
@@ -43,12 +47,12 @@ def new_pool_id(request: web.Request) -> str:
     )
 
 
-def token_id(request: web.Request, name: str, code: str, what: str) -> str:
-    """An id that the node has given (lease, operation); anything else was never given: 404 ``code``."""
-    given = request.match_info[name]
+def token_id(request: web.Request, what: Literal["lease", "operation"]) -> str:
+    """An id that the node has given; anything else was never given: 404."""
+    given = request.match_info[f"{what}_id"]
     if _TOKEN_ID.match(given):
         return given
-    raise RequestError(f"{what} {_safe(given)} not found", code=code, status=404)
+    raise RequestError(f"{what} {_safe(given)} not found", code=f"{what.upper()}_NOT_FOUND", status=404)
 
 
 def device_id(request: web.Request) -> str:

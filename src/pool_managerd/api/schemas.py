@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.registry import PoolSnapshot
 
 MAX_DEADLINE_MS = 86_400_000
 MAX_TTL_MS = 604_800_000
@@ -96,9 +97,7 @@ class Ready(Answer):
     pools: list[PoolProblem] = Field(description="The pools that are not ready.")
 
 
-class PoolHead(Answer):
-    """What every view of a pool begins with."""
-
+class PoolStatus(Answer):
     pool_id: str
     state: str
     live: bool
@@ -111,9 +110,6 @@ class PoolHead(Answer):
     engine_version: str | None = None
     model_id: str | None = None
     model_ref: str | None = None
-
-
-class PoolStatus(PoolHead):
     model_path: str | None = None
     device_mask: str | None = None
     replica_id: str | None = None
@@ -216,6 +212,20 @@ class ScanTrouble(Answer):
     code: str
     message: str
     hint: str | None = None
+
+
+class Snapshots(Answer):
+    """Every pool at one instant. What it says of devices is of ``devices_taken_at_ms``; stale ones are the last known."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # of the registry's own types
+
+    version: int = Field(description="Grows with every change.")
+    taken_at_ms: int
+    devices_stale: bool = Field(description="True while the GPUs of this node cannot be scanned.")
+    devices_taken_at_ms: int | None = None
+    devices_age_ms: int | None = None
+    devices_problem: ScanTrouble | None = None
+    pools: list[PoolSnapshot]
 
 
 class DeviceReservation(Answer):

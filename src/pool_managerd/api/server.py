@@ -15,12 +15,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from pool_managerd.api import node_reads, openapi
+from pool_managerd.api import openapi, reads
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import ApiContext, StreamLimits
 from pool_managerd.api.envelope import error_response, json_response
 from pool_managerd.api.gate import Gate, Paths
-from pool_managerd.api.guard import HEAD_TIMEOUT_S, Connections
+from pool_managerd.api.guard import Connections
 from pool_managerd.api.requests import MAX_BODY_BYTES
 from pool_managerd.api.routing import Handler
 from pool_managerd.api.table import ROUTES
@@ -38,7 +38,7 @@ class ServerLimits:
 
     max_connections: int = 1024
     max_requests: int = 512
-    head_timeout_s: float = HEAD_TIMEOUT_S
+    head_timeout_s: float = 10.0
     keepalive_s: float = 75.0
     shutdown_s: float = 2.0
     streams: StreamLimits = field(default_factory=StreamLimits)
@@ -148,7 +148,7 @@ def _metrics_application(context: ApiContext, limits: ServerLimits) -> web.Appli
     paths = Paths({"/metrics": "/metrics"}, frozenset({"/metrics"}))
     gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
     app = web.Application(middlewares=[gate.middleware()], client_max_size=1024)
-    app.router.add_get("/metrics", _bind(context, node_reads.metrics))
+    app.router.add_get("/metrics", _bind(context, reads.metrics))
     app.freeze()
     return app
 

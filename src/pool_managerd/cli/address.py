@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pool_managerd.cli.exits import USAGE, CommandFailed
-
 _BIND = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -34,7 +32,7 @@ class Address:
 
 
 def of_config(path: Path | None, env: Mapping[str, str]) -> Address:
-    """The address in the file at ``path``, or the default one. Raises CommandFailed (2) for a file that cannot be used."""
+    """The address in the file at ``path``, or the default one. Raises SpecError for a file that cannot be used."""
     overridden = env.get("POOL_MANAGERD_ADDR") or any(name.startswith("POOL_MANAGERD__") for name in env)
     if path is not None and not overridden and (found := _plain(path)) is not None:
         return found
@@ -66,11 +64,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def _loaded(path: Path | None, env: Mapping[str, str]) -> Address:
     from pool_managerd.config import split_address
     from pool_managerd.config.load import load_config
-    from pool_managerd.errors import PoolError
 
-    try:
-        config = load_config(path, env=env)
-    except PoolError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint) from error
+    config = load_config(path, env=env)
     host, port = split_address(config.daemon.bind)
     return Address(host, port, config.auth.token_file, config.daemon.state_dir)

@@ -15,11 +15,10 @@ from pool_managerd.cli import output as shown
 from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import NO, UNREACHABLE, USAGE, CommandFailed
 from pool_managerd.cli.options import All, ConfigFile, Output, PoolId, PoolIds, Url, chosen, daemon
-from pool_managerd.cli.output import Format, show
+from pool_managerd.cli.output import Format, Json, show
 from pool_managerd.cli.progress import sentence, wait_for
 from pool_managerd.cli.table import facts
 
-Json = dict[str, Any]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait; `operations ID` tells how it ended.")]
 Prepared = Annotated[
     Path | None,

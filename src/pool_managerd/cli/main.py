@@ -11,7 +11,8 @@ import typer
 
 from pool_managerd._version import __version__
 from pool_managerd.cli import changes, devices, explain, follow, output, preflight, reads, serving, streams, waiting
-from pool_managerd.cli.exits import CommandFailed
+from pool_managerd.cli.exits import NO, USAGE, CommandFailed
+from pool_managerd.errors import PoolError, SpecError
 
 _HELP = "Supervised inference engines on this machine."
 app = typer.Typer(
@@ -72,8 +73,8 @@ def run() -> None:
     try:
         try:
             app()
-        except CommandFailed as failure:
-            code = failure.exit_code
+        except (CommandFailed, PoolError) as failure:
+            code = failure.exit_code if isinstance(failure, CommandFailed) else USAGE if isinstance(failure, SpecError) else NO
             output.error(failure.message, failure.hint)
             sys.exit(code)
         finally:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]
 _NAME = "pool-managerd"
 _COMMAND = re.compile(r"(?<!runpip )(?<![\w./-])pool-managerd(?= [a-z])")
 
@@ -57,7 +58,11 @@ def program() -> str:
         return _NAME
     if not called.is_file():
         return _NAME
-    path = Path(os.path.abspath(called))  # noqa: PTH100 - a venv's links are not followed
+    return from_here(Path(os.path.abspath(called)))  # noqa: PTH100 - a venv's links are not followed
+
+
+def from_here(path: Path) -> str:
+    """``path`` as a person would type it here."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) and here != Path("/") else path))
 

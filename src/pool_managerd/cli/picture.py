@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pool_managerd.cli.output import plain
+from pool_managerd.cli.table import cut
 
 Row = Mapping[str, Any]
 
@@ -74,7 +75,7 @@ def header(device: Row, driver_version: str | None, width: int) -> Line:
     tail = "".join(f"  {fact}" for fact in facts if fact)
     room = max(12, width - len(title) - len(state) - len(tail) - 4)
     style = "green" if device["state"] == "ok" and not device.get("cordoned") else "bold red"
-    return Line(((title, "bold"), (f"  {_cut(plain(device['name']), room)}  ", ""), (state, style), (tail, "")))
+    return Line(((title, "bold"), (f"  {cut(plain(device['name']), room)}  ", ""), (state, style), (tail, "")))
 
 
 def parts_of(device: Row) -> Iterator[Part]:
@@ -140,7 +141,7 @@ def _legend_rows(device: Row) -> Iterator[tuple[str, str, str, str, str]]:
         name = f"{plain(process.get('name') or 'a process')} (pid {process['pid']})"
         note = "not ours" if process.get("certain", True) else "not ours; the pid is the driver's own number"
         note = "has ended, and its memory was not given back" if process.get("ended") else note
-        yield digit, _cut(name, 40), _mib(process["vram_bytes"]), note, "magenta"
+        yield digit, cut(name, 40), _mib(process["vram_bytes"]), note, "magenta"
     if (unknown := _unknown_bytes(device)) > 0:
         yield UNKNOWN, "others", _mib(unknown), "the driver does not say who", "magenta"
     if device.get("vram_driver_bytes"):
@@ -198,7 +199,3 @@ def _style(letter: str) -> str:
 
 def _mib(size: int | None) -> str:
     return "-" if size is None else f"{size / _MIB:,.0f}"
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pool_managerd.cli.exits import NO, OK, USAGE, CommandFailed
-from pool_managerd.cli.output import Format, printable, show
+from pool_managerd.cli.output import Format, Json, printable, show
 
 if TYPE_CHECKING:
     from pool_managerd.config import Config
 
-Json = dict[str, Any]
 PreflightConfig = Annotated[
     Path | None,
     typer.Option("--config", help="Check this configuration; without it the home profile is checked.", show_default=False),
@@ -41,7 +40,7 @@ def preflight(config: PreflightConfig = None, simulate_gpus: Simulated = None, o
 
 
 def _report(path: Path | None, topology: Path | None) -> Json:
-    from pool_managerd.errors import PoolError
+    from pool_managerd.errors import NodeError
     from pool_managerd.wiring import preflight as machine
 
     try:
@@ -49,8 +48,8 @@ def _report(path: Path | None, topology: Path | None) -> Json:
             return machine.home_report(machine.scan_once, os.environ).to_dict()
         config = _load(path, topology)
         return machine.preflight_report(config, lambda: machine.scan_once(config), os.environ).to_dict()
-    except PoolError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
+    except NodeError as error:  # this command's 1 means that it has looked
+        raise CommandFailed(error.message, USAGE, hint=error.hint) from error
 
 
 def _load(path: Path | None, topology: Path | None) -> Config:

@@ -6,11 +6,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
-from pool_managerd.cli.output import printable, span
+from pool_managerd.cli.output import Json, printable, span
+from pool_managerd.cli.table import cut
 
-Json = dict[str, Any]
 POLL_S = 0.15
 _FRAMES = "|/-\\"
 
@@ -35,11 +34,10 @@ class Progress:
         self._last = sentences
 
     def _draw(self, sentence: str) -> None:
-        from pool_managerd.cli.table import cut
-
         self._frame = (self._frame + 1) % len(_FRAMES)
         elapsed = span(round((time.monotonic() - self._began) * 1000))
-        text = cut(" ".join(printable(f"{_FRAMES[self._frame]} {elapsed:>5}  {sentence}").split("\n")), _columns() - 1)
+        room = max(20, shutil.get_terminal_size().columns) - 1
+        text = cut(" ".join(printable(f"{_FRAMES[self._frame]} {elapsed:>5}  {sentence}").split("\n")), room)
         sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
 
@@ -71,7 +69,3 @@ def sentence(pool: Json) -> str:
     percent = f" ({100 * done // total} %)" if done and total else ""
     leases = f", {pool['active_leases']} leases" if pool.get("draining") else ""
     return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{leases}"
-
-
-def _columns() -> int:
-    return max(20, shutil.get_terminal_size().columns)

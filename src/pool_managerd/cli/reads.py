@@ -11,11 +11,10 @@ import typer
 from pool_managerd.cli import completion
 from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, PoolId, PoolIds, Url, chosen, daemon
-from pool_managerd.cli.output import Format, moment, show
+from pool_managerd.cli.output import Format, Json, error, moment, show
 from pool_managerd.cli.table import Column, facts, table
 from pool_managerd.core.narration import duration
 
-Json = dict[str, Any]
 OperationId = Annotated[
     str | None,
     typer.Argument(metavar="[ID]", help="The operation's id.", show_default=False, autocompletion=completion.operation_ids),
@@ -62,14 +61,14 @@ def status(ids: PoolIds = None, url: Url = None, config: ConfigFile = None, outp
     node = daemon(url, config)
     wanted = chosen(node, ids, False, default_all=True)
     found: list[Json] = []
-    missing: CommandFailed | None = None
+    missing: list[CommandFailed] = []
     for pool_id in wanted:
         try:
             found.append(node.get("pools", pool_id, "status"))
         except CommandFailed as failure:
             if len(wanted) == 1 or failure.exit_code == UNREACHABLE:
                 raise
-            missing = failure
+            missing.append(failure)
 
     def blocks(_: Any) -> None:
         for number, pool in enumerate(found):
@@ -79,8 +78,10 @@ def status(ids: PoolIds = None, url: Url = None, config: ConfigFile = None, outp
             sys.stdout.write("no pools\n")
 
     show(found[0] if ids and len(wanted) == 1 else found, output, blocks)
-    if missing is not None:
-        raise missing
+    for other in missing[:-1]:
+        error(other.message, other.hint)
+    if missing:
+        raise missing[-1]
     raise typer.Exit(OK if all(pool.get("ready") for pool in found) else NO)
 
 

@@ -15,7 +15,7 @@ from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output
 from pool_managerd.cli.output import Format, printable, show
 from pool_managerd.cli.table import facts
-from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.errors import SpecError
 
 if TYPE_CHECKING:
     from pool_managerd.config import Config
@@ -61,13 +61,7 @@ def serve(
 
     from pool_managerd import daemon
 
-    try:
-        code = asyncio.run(daemon.serve(loaded, os.environ))
-    except SpecError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
-    except PoolError as error:
-        raise CommandFailed(error.message, NO, hint=error.hint, code=error.code) from error
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(daemon.serve(loaded, os.environ)))
 
 
 def demo(model: Model = None) -> None:
@@ -96,8 +90,6 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
         answer |= {"profile": loaded.profile, "bind": loaded.daemon.bind, "pools": [pool.id for pool in loaded.pools]}
         failure = _look_at_pools(loaded, deep, answer)
     except SpecError as error:
-        failure = CommandFailed(error.message, NO, hint=error.hint)
-    except CommandFailed as error:
         failure = CommandFailed(error.message, NO, hint=error.hint)
     if failure is not None:
         answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
@@ -130,16 +122,41 @@ def config_show(file: CheckedFile = None, config: ConfigFile = None, output: Out
 
     That is the file with the environment applied and every default filled in, as YAML or with -o json.
     """
-    from pool_managerd.cli.config_view import effective, yaml_text
-
     path = file or config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     if path is not None and not path.is_file():
         raise CommandFailed(f"cannot read {path}: no such file", USAGE)
 
-    def as_yaml(found: dict[str, Any]) -> None:
-        sys.stdout.write(yaml_text(found))
+    show(_effective(_load(path, {})), output, _write_yaml)
 
-    show(effective(_load(path, {})), output, as_yaml)
+
+def _effective(config: Config) -> dict[str, Any]:
+    """Every key with the value that holds. What is secret in environments, flags and URLs is masked."""
+    from pool_managerd.core.redaction import masked_argv, masked_env, masked_text
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, str):
+            return masked_text(value)
+        if isinstance(value, list):
+            return [masked(item) for item in value]
+        return {key: masked(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    found: dict[str, Any] = config.model_dump(mode="json", exclude={"base_dir"})
+    for pool in found["pools"]:
+        provisioning = pool["provisioning"]
+        provisioning["env"] = masked_env(provisioning.get("env") or {})
+        provisioning["flags"] = masked_argv(provisioning.get("flags") or [])
+    return {key: masked(item) for key, item in found.items()}
+
+
+def _write_yaml(found: dict[str, Any]) -> None:
+    """As YAML that can be read back."""
+    from ruamel.yaml import YAML
+
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # in the order of the reference
+    writer.width = 4096
+    writer.dump(found, sys.stdout)
 
 
 def config_schema() -> None:
@@ -169,7 +186,4 @@ def _config_path(given: Path | None) -> Path:
 def _load(path: Path | None, overrides: dict[str, Any]) -> Config:
     from pool_managerd.config.load import load_config
 
-    try:
-        return load_config(path, env=os.environ, overrides=overrides)
-    except SpecError as error:
-        raise CommandFailed(error.message, USAGE, hint=error.hint, code=error.code) from error
+    return load_config(path, env=os.environ, overrides=overrides)

@@ -38,10 +38,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: st
         sys.stdout.write(empty + "\n")
         return
     room = None if wide or not sys.stdout.isatty() else max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)
-    natural = [max(width(text) for text in (column.head, *_texts(found, i))) for i, column in enumerate(columns)]
+    natural = [max(map(width, (column.head, *(line for row in found for line in row[i])))) for i, column in enumerate(columns)]
     shown = widths(columns, natural, room)
-    heads = {i: [column.head] for i, column in enumerate(columns)}
-    sys.stdout.write(paint(_line(columns, {i: heads[i][0] for i in shown}, shown), "1") + "\n")
+    sys.stdout.write(paint(_line(columns, {i: columns[i].head for i in shown}, shown), "1") + "\n")
     for row in found:
         for number in range(max(len(row[i]) for i in shown)):
             cells = {i: row[i][number] if number < len(row[i]) else "" for i in shown}
@@ -104,10 +103,6 @@ def wrapped(text: str, indent: int) -> str:
     return ("\n" + " " * indent).join(lines)
 
 
-def pad(text: str, room: int) -> str:
-    return text + " " * max(0, room - width(text))
-
-
 def _cells(sign: str) -> int:
     if unicodedata.combining(sign) or unicodedata.category(sign) in ("Mn", "Me"):
         return 0
@@ -129,17 +124,12 @@ def _lines(cell: Any) -> list[str]:
     return [plain(part) for part in cell] if isinstance(cell, list) else [plain(cell)]
 
 
-def _texts(rows: Iterable[Sequence[list[str]]], index: int) -> Iterable[str]:
-    return (line for row in rows for line in row[index])
-
-
 def _line(columns: Sequence[Column], cells: dict[int, str], shown: dict[int, int]) -> str:
     parts = []
     for i, room in shown.items():
         text = cut(cells[i], room, middle=columns[i].middle)
-        padded = pad(text, room)
         style = state_style(text) if columns[i].head == "STATE" else ""
-        parts.append(paint(text, style) + padded[len(text) :] if style else padded)
+        parts.append(paint(text, style) + " " * (room - width(text)))
     return (" " * _GAP).join(parts).rstrip()
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pool_managerd.cli.exits import NO, CommandFailed
 from pool_managerd.cli.options import All, ConfigFile, Output, PoolIds, Url, chosen, daemon, seconds
-from pool_managerd.cli.output import Format, show
+from pool_managerd.cli.output import Format, Json, show
 from pool_managerd.cli.progress import sentence, wait_for
-
-Json = dict[str, Any]
 
 
 class Goal(enum.StrEnum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import PerfHints
@@ -21,7 +20,7 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
     seen, prepared = view(state), launch.prepared
     shape = launch.sizing.inputs.shape if launch.sizing is not None else None
     fields: dict[str, Any] = {
-        "health": HealthStatus(seen.live, seen.ready), "state": seen.state, "draining": seen.draining,
+        "live": seen.live, "ready": seen.ready, "state": seen.state, "draining": seen.draining,
         "last_error": state.last_error, "crash_count": state.crash_count, "restart_count": state.restart_count,
         "circuit_state": "open" if state.active.phase is Phase.OPEN else "closed", "last_heartbeat_ms": wall_ms,
         "node_id": node_id, "replica_id": pool.instance_id.replica_id, "epoch": state.active.epoch,

@@ -35,34 +35,26 @@ _PLAIN = "\x1b[0m"
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """``format`` auto = pretty on a terminal, else JSON. ``labels`` go on every line; ``secrets`` on none."""
+    """``format`` auto = pretty on a terminal, else JSON. ``labels`` go on every line."""
 
     version: str
     format: Literal["auto", "json", "pretty"] = "auto"
     labels: Mapping[str, str] | None = None
-    secrets: tuple[str, ...] = ()
     level: str = "info"
 
 
 class Logging:
-    """The configured logging of this process. ``close`` flushes it; ``log_event`` is a listener of the node's events."""
+    """The configured logging of this process. ``close`` flushes it; ``log_event`` is a listener of the node's events.
+
+    ``redactor`` keeps secrets out of the lines; whoever learns of one tells it.
+    """
 
     def __init__(self, options: LogOptions, sink: LogSink, *, pretty: bool, colour: bool) -> None:
         self._options = options
         self._sink = sink
-        self._redactor = Redactor(options.secrets)
+        self.redactor = Redactor()
         self._render: Callable[[dict[str, Any]], str] = _pretty(colour) if pretty else _json_line
         self._floor = _LEVELS.get(options.level, 20)
-
-    @property
-    def redactor(self) -> Redactor:
-        """What keeps secrets out of the lines; whoever learns of one tells it."""
-        return self._redactor
-
-    @property
-    def dropped_total(self) -> int:
-        """Lines lost because the reader of the log was too slow."""
-        return self._sink.dropped_total
 
     def log_event(self, event: Event) -> None:
         """Write a journalled event as one line; probes and leases (``journal=False``) are for metrics only."""
@@ -83,7 +75,7 @@ class Logging:
         level = "warn" if level == "warning" else level
         if _LEVELS.get(level, 20) < self._floor:
             return
-        line: dict[str, Any] = dict(self._redactor.mapping(fields or {}))
+        line: dict[str, Any] = dict(self.redactor.mapping(fields or {}))
         line.update(self._options.labels or {})
         line |= {
             "ts": _timestamp(ts_ms),
@@ -94,18 +86,27 @@ class Logging:
             "actor": SERVICE,
             "action": action,
             "target": pool_id or line.get("target") or SERVICE,
-            "human": _clip(self._redactor.text(human)),
+            "human": _clip(self.redactor.text(human)),
         }
         if len(human) > HUMAN_MAX_CHARS:
-            line.setdefault("message", self._redactor.text(human)[:_MESSAGE_MAX_CHARS])
+            line.setdefault("message", self.redactor.text(human)[:_MESSAGE_MAX_CHARS])
         if pool_id is not None:
             line["pool_id"] = pool_id
         if "correlation_id" not in line and (request := correlation_id.get()) is not None:
             line["correlation_id"] = request
         self._sink.write(self._render(line))
 
-    def close(self, timeout: float = 2.0) -> None:
-        self._sink.close(timeout)
+    def take_event(self, _logger: Any, method: str, event: EventDict) -> EventDict:
+        """The last structlog processor: writes the line and drops the event, so that nothing else prints it."""
+        fields = dict(event)
+        human = str(fields.pop("event", ""))
+        action = str(fields.pop("action", "log"))
+        pool_id = fields.pop("pool_id", None)
+        self.write(method, action, human, None if pool_id is None else str(pool_id), fields)
+        raise structlog.DropEvent
+
+    def close(self) -> None:
+        self._sink.close()
 
 
 def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logging:
@@ -116,7 +117,7 @@ def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logg
     # An own descriptor: whoever closes or replaces sys.stderr does not take the log with it.
     output = Logging(options, LogSink(os.dup(stream.fileno())), pretty=pretty, colour=colour)
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, _StructlogTail(output)],
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, output.take_event],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(options.level, 20)),
         logger_factory=structlog.ReturnLoggerFactory(),
         cache_logger_on_first_use=False,
@@ -125,21 +126,6 @@ def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logg
     root.handlers[:] = [_StdlibBridge(output)]
     root.setLevel(logging.WARNING)
     return output
-
-
-class _StructlogTail:
-    """The last structlog processor: hands the line over and drops the event, so that nothing else prints it."""
-
-    def __init__(self, output: Logging) -> None:
-        self._output = output
-
-    def __call__(self, _logger: Any, method: str, event: EventDict) -> EventDict:
-        fields = dict(event)
-        human = str(fields.pop("event", ""))
-        action = str(fields.pop("action", "log"))
-        pool_id = fields.pop("pool_id", None)
-        self._output.write(method, action, human, None if pool_id is None else str(pool_id), fields)
-        raise structlog.DropEvent
 
 
 class _StdlibBridge(logging.Handler):
@@ -162,7 +148,7 @@ class _StdlibBridge(logging.Handler):
 
 def _timestamp(ts_ms: int) -> str:
     moment = datetime.fromtimestamp(ts_ms / 1000, UTC) if ts_ms else datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _clip(text: str) -> str:

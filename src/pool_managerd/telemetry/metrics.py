@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from pool_managerd._version import __version__
 from pool_managerd.core.event import Event
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
-from pool_managerd.telemetry.device_metrics import device_metrics
+from pool_managerd.telemetry.gauges import Gauges
 from pool_managerd.telemetry.series import Series
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,43 +36,26 @@ class Metrics:
         self._constant = _checked(labels or {})
         self._registry = CollectorRegistry(auto_describe=False)
         self._families = {spec.name: _Family(spec, self._constant, self._registry) for spec in series.COUNTED}
-        self._statuses: Callable[[], list[dict[str, Any]]] | None = None
-        self._devices: Callable[[], dict[str, Any]] | None = None
-        self._degraded: Callable[[], bool] | None = None
+        self._gauges = Gauges(self._constant)
         self._http: dict[tuple[str, str, int], Counter] = {}
-        self._registry.register(_Gauges(self))
-
-    @property
-    def constant_labels(self) -> dict[str, str]:
-        return dict(self._constant)
+        self.attach(list)
 
     def attach(
-        self, statuses: Callable[[], list[dict[str, Any]]], devices: Callable[[], dict[str, Any]] | None = None,
-        degraded: Callable[[], bool] | None = None,
+        self, statuses: Callable[[], list[dict[str, Any]]], devices: Callable[[], dict[str, Any] | None] = lambda: None,
+        degraded: Callable[[], bool | None] = lambda: None,
     ) -> None:  # fmt: skip
         """Show these pools and devices, and whether the state cannot be written, from the next scrape on."""
         self._statuses, self._devices, self._degraded = statuses, devices, degraded
 
-    def statuses(self) -> list[dict[str, Any]]:
-        return [] if self._statuses is None else self._statuses()
-
-    def devices(self) -> dict[str, Any] | None:
-        return None if self._devices is None else self._devices()
-
-    def degraded(self) -> bool | None:
-        return None if self._degraded is None else self._degraded()
-
     def render(self) -> bytes:
-        """The exposition text."""
-        if self._statuses is not None:
-            live = {str(status["pool_id"]) for status in self._statuses()}
-            for family in self._families.values():
-                family.keep("pool_id", live)
-        if (devices := self.devices()) is not None:
-            present = {str(row["device"]) for row in devices["devices"]}
-            for family in self._families.values():
-                family.keep("device", present)
-        return generate_latest(_ContractOnly(self._registry))
+        """The exposition text. Pools and devices are read once, so that a series never outlives what it shows."""
+        statuses, devices = self._statuses(), self._devices()
+        gauges = [*self._gauges.of_node(statuses, self._degraded())]
+        self._keep("pool_id", {str(status["pool_id"]) for status in statuses})
+        if devices is not None:
+            gauges += self._gauges.of_devices(devices, statuses)
+            self._keep("device", {str(row["device"]) for row in devices["devices"]})
+        return generate_latest(_Scrape(self._registry, gauges))
 
     def http_request(self, route: str, method: str, status: int) -> None:
         """Count one answered request; ``route`` is the template, never the path itself."""
@@ -82,7 +63,7 @@ class Metrics:
         child = self._http.get(key)
         if child is None:
             known = method if method in _METHODS else "OTHER"
-            child = self._families[series.HTTP_REQUESTS.name].counter(route=route, method=known, status=str(status))
+            child = self._families[series.HTTP_REQUESTS.name].child(route=route, method=known, status=str(status))
             if known == method:
                 self._http[key] = child
         child.inc()
@@ -117,23 +98,31 @@ class Metrics:
                 self._count(series.DRIVER_RESETS, device=fields.get("device"))
             case "pool_removed":
                 for family in self._families.values():
-                    family.drop_pool(pool)
+                    family.drop("pool_id", lambda value: value == pool)
             case _:
                 pass
 
+    def _keep(self, label: str, live: set[str]) -> None:
+        """Show ``live`` values of ``label`` from the start, so that the first increase is seen as one, and drop all others."""
+        for family in self._families.values():
+            if family.spec.kind == "counter" and family.spec.labels == (label,):
+                for value in live:
+                    family.child(**{label: value})
+            family.drop(label, lambda value: value not in live and value != NO_POOL)
+
     def _count(self, spec: Series, **labels: Any) -> None:
-        self._families[spec.name].counter(**labels).inc()
+        self._families[spec.name].child(**labels).inc()
 
     def _observe(self, spec: Series, value: Any, **labels: Any) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            self._families[spec.name].histogram(**labels).observe(value)
+            self._families[spec.name].child(**labels).observe(value)
 
 
 class _Family:
     """One counter or histogram family with the constant labels filled in and its label values bounded."""
 
     def __init__(self, spec: Series, constant: Mapping[str, str], registry: CollectorRegistry) -> None:
-        self._spec = spec
+        self.spec = spec
         self._constant = tuple(constant.values())
         names = (*spec.labels, *constant)
         self._metric: Counter | Histogram
@@ -144,16 +133,9 @@ class _Family:
         self._seen: dict[str, set[str]] = {label: set() for label in spec.labels if label in series.LABEL_BUDGETS}
         self._children: dict[tuple[str, ...], Any] = {}
 
-    def counter(self, **labels: Any) -> Counter:
-        child: Counter = self._child(labels)
-        return child
-
-    def histogram(self, **labels: Any) -> Histogram:
-        child: Histogram = self._child(labels)
-        return child
-
-    def _child(self, labels: Mapping[str, Any]) -> Any:
-        values = tuple(self._bounded(label, labels.get(label)) for label in self._spec.labels)
+    def child(self, **labels: Any) -> Any:
+        """The counter or histogram with these labels."""
+        values = tuple(self._bounded(label, labels.get(label)) for label in self.spec.labels)
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = self._metric.labels(*values, *self._constant)
@@ -171,71 +153,28 @@ class _Family:
             seen.add(text)
         return text
 
-    def keep(self, label: str, live: set[str]) -> None:
-        """Show ``live`` values of ``label`` from the start, so that the first increase is seen as one, and drop all others."""
-        if label not in self._spec.labels:
+    def drop(self, label: str, gone: Callable[[str], bool]) -> None:
+        """Show nothing any more with those values of ``label``."""
+        if label not in self.spec.labels:
             return
-        if self._spec.kind == "counter" and self._spec.labels == (label,):
-            for value in live:
-                self.counter(**{label: value})
-        at = self._spec.labels.index(label)
-        self._drop([values for values in self._children if values[at] not in live and values[at] != NO_POOL])
-
-    def drop_pool(self, pool_id: str) -> None:
-        if "pool_id" in self._spec.labels:
-            at = self._spec.labels.index("pool_id")
-            self._drop([values for values in self._children if values[at] == pool_id])
-
-    def _drop(self, gone: Iterable[tuple[str, ...]]) -> None:
-        for values in gone:
+        at = self.spec.labels.index(label)
+        for values in [values for values in self._children if gone(values[at])]:
             del self._children[values]
             self._metric.remove(*values, *self._constant)
 
 
-class _ContractOnly(Collector):
-    """A registry without the client's own ``*_created`` gauges, which are no part of the contract."""
+class _Scrape(Collector):
+    """What is counted, without the client's own ``*_created`` gauges, which are no part of the contract; then ``gauges``."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, gauges: Iterable[Metric]) -> None:
         self._registry = registry
+        self._gauges = gauges
 
     def collect(self) -> Iterable[Metric]:
         for metric in self._registry.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
-
-
-class _Gauges(Collector):
-    """Reads the pools and the devices once per scrape, so that a gauge never outlives what it shows."""
-
-    def __init__(self, owner: Metrics) -> None:
-        self._owner = owner
-
-    def collect(self) -> Iterable[Metric]:
-        constant = self._owner.constant_labels
-        extra = list(constant.values())
-        build = GaugeMetricFamily(series.BUILD_INFO.name, series.BUILD_INFO.help, labels=[*series.BUILD_INFO.labels, *constant])
-        build.add_metric([__version__, platform.python_version(), *extra], 1.0)
-        yield build
-        statuses = self._owner.statuses()
-        for spec in series.GAUGES:
-            family = GaugeMetricFamily(spec.name, spec.help, labels=[*spec.labels, *constant])
-            for status in statuses:
-                value = status.get(spec.source_key or "")
-                if value is not None:
-                    family.add_metric([str(status["pool_id"]), *extra], float(value))
-            yield family
-        state = GaugeMetricFamily(series.POOL_STATE.name, series.POOL_STATE.help, labels=[*series.POOL_STATE.labels, *constant])
-        for status in statuses:
-            state.add_metric([str(status["pool_id"]), str(status["state"]), *extra], 1.0)
-        yield state
-        if (degraded := self._owner.degraded()) is not None:
-            spec = series.STATE_DEGRADED
-            family = GaugeMetricFamily(spec.name, spec.help, labels=[*constant])
-            family.add_metric(extra, float(degraded))
-            yield family
-        devices = self._owner.devices()
-        if devices is not None:
-            yield from device_metrics(devices, statuses, constant)
+        yield from self._gauges
 
 
 def _checked(labels: Mapping[str, str]) -> dict[str, str]:

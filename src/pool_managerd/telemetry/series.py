@@ -23,18 +23,14 @@ class Series:
     kind: Kind
     labels: tuple[str, ...]
     help: str
-    source_key: str | None = None
-    buckets: tuple[int, ...] = ()
+    source_key: str = ""
+    buckets: tuple[int, ...] = DURATION_BUCKETS_MS
 
 
 PRELOAD_SUCCESS = Series("preload_success_total", "counter", ("pool_id", "engine"), "Preloads that ended with a ready pool.")
 PRELOAD_FAILURE = Series("preload_failure_total", "counter", ("pool_id", "reason"), "Preloads that failed, by reason.")
 PRELOAD_DURATION = Series(
-    "preload_duration_ms",
-    "histogram",
-    ("pool_id", "outcome"),
-    "From the start of a preload to its end, in ms.",
-    buckets=DURATION_BUCKETS_MS,
+    "preload_duration_ms", "histogram", ("pool_id", "outcome"), "From the start of a preload to its end, in ms."
 )
 RESTARTS = Series("restart_total", "counter", ("pool_id",), "Times a pool's engine was started again; the first start is none.")
 RESTARTS_SCHEDULED = Series(
@@ -47,19 +43,13 @@ BACKOFF_DELAY = Series(
     "Delay before a scheduled restart, in ms.",
     buckets=BACKOFF_BUCKETS_MS,
 )
-DRAIN_DURATION = Series(
-    "drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.", buckets=DURATION_BUCKETS_MS
-)
+DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
 HEALTH_CHECKS = Series("pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error or timeout.")
 HANDOFF_FILES = Series(
     "pool_handoff_files_processed_total", "counter", ("pool_id", "outcome"), "Handoff files read from the runtime directory."
 )
 HANDOFF_DURATION = Series(
-    "pool_handoff_processing_duration_ms",
-    "histogram",
-    ("pool_id",),
-    "Time to process one handoff file, in ms.",
-    buckets=DURATION_BUCKETS_MS,
+    "pool_handoff_processing_duration_ms", "histogram", ("pool_id",), "Time to process one handoff file, in ms."
 )
 HTTP_REQUESTS = Series("http_requests_total", "counter", ("route", "method", "status"), "Requests answered by the control API.")
 

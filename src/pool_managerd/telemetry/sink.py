@@ -22,8 +22,7 @@ class LogSink:
         self._fd = fd
         self._queue: queue.Queue[bytes | None] = queue.Queue(max_lines)
         self._dropped_lock = threading.Lock()
-        self._unreported = 0
-        self.dropped_total = 0
+        self._dropped = 0  # since the last line that got through
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -36,8 +35,7 @@ class LogSink:
             self._queue.put_nowait(line.encode("utf-8", "backslashreplace") + b"\n")
         except queue.Full:
             with self._dropped_lock:
-                self._unreported += 1
-                self.dropped_total += 1
+                self._dropped += 1
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what is queued, waiting at most ``timeout`` seconds; what a stuck reader leaves is given up."""
@@ -52,7 +50,7 @@ class LogSink:
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
             with self._dropped_lock:
-                missed, self._unreported = self._unreported, 0
+                missed, self._dropped = self._dropped, 0
             if missed:
                 line = b'{"level":"warn","action":"log_dropped","lines":%d}\n' % missed + line
             if not self._write_all(line):

@@ -30,7 +30,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     flags.add_argument("--parallel", type=int, default=1, help="slots, as /props and /slots tell them")
     flags.add_argument("--model-id", default="fake-model")
     flags.add_argument("--ready-after", type=float, default=0.0, metavar="S", help="/health answers 503 until then")
-    modes = ["ok", "503", "hang", "drip", "garbage", "big", "redirect", "close", "flap"]
+    modes = ["ok", "503", "hang", "drip", "garbage", "big", "redirect", "close"]
     flags.add_argument("--health", choices=modes, default="ok")
     flags.add_argument("--ignore-term", action="store_true")
     flags.add_argument("--fork-grandchildren", type=int, default=0, metavar="N")
@@ -43,7 +43,6 @@ def options(argv: list[str]) -> argparse.Namespace:
     flags.add_argument("--signal-after", type=float, default=None, metavar="S", help="kill itself with --signal")
     flags.add_argument("--signal", type=int, default=int(signal.SIGSEGV))
     flags.add_argument("--close-port-after", type=float, default=None, metavar="S")
-    flags.add_argument("--grow-mem", action="store_true", help="10 MB more each 100 ms, up to 2 GB")
     flags.add_argument("--print-env", action="store_true")
     flags.add_argument("--token-ms", type=float, default=1.0, metavar="MS", help="time between streamed tokens")
     known, _ = flags.parse_known_args(argv)
@@ -56,7 +55,6 @@ class FakeEngine:
     def __init__(self, script: argparse.Namespace) -> None:
         self._script = script
         self._started = time.monotonic()
-        self._health_calls = 0
         self._listener: socket.socket | None = None
 
     def run(self) -> NoReturn:
@@ -76,8 +74,6 @@ class FakeEngine:
         self._after(script.close_port_after, self._close_port)
         if script.spam_mb_s:
             threading.Thread(target=self._spam, daemon=True).start()
-        if script.grow_mem:
-            threading.Thread(target=self._grow, daemon=True).start()
         self._serve()
 
     def _after(self, seconds: float | None, action: Any) -> None:
@@ -106,12 +102,6 @@ class FakeEngine:
             sys.stdout.buffer.write(burst)
             sys.stdout.buffer.flush()
             time.sleep(0.01)
-
-    def _grow(self) -> None:
-        held: list[bytearray] = []
-        while len(held) < 200:
-            held.append(bytearray(os.urandom(1024)) * 10_240)
-            time.sleep(0.1)
 
     def _close_port(self) -> None:
         if self._listener is not None:
@@ -166,8 +156,8 @@ class FakeEngine:
             _reply(connection, 200, reads[path])
         elif method == "GET" and path == "/metrics":
             _reply(connection, 200, b"llamacpp:requests_processing 0\nllamacpp:tokens_predicted_total 0\n", "text/plain")
-        elif method == "POST" and path in ("/completion", "/completions", "/v1/completions", "/v1/chat/completions"):
-            self._complete(connection, body, openai=path.startswith("/v1/"))
+        elif method == "POST" and path in ("/v1/completions", "/v1/chat/completions"):
+            self._complete(connection, body)
         else:
             _reply(connection, 404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}})
 
@@ -175,10 +165,7 @@ class FakeEngine:
         return bool(time.monotonic() - self._started >= self._script.ready_after)
 
     def _answer_health(self, connection: socket.socket) -> None:
-        self._health_calls += 1
         mode = self._script.health
-        if mode == "flap":
-            mode = "ok" if self._health_calls % 2 else "503"
         if mode == "ok" and not self._is_ready():
             mode = "503"
         if mode == "ok":
@@ -200,8 +187,8 @@ class FakeEngine:
         elif mode == "redirect":
             connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/health\r\nContent-Length: 0\r\n\r\n")
 
-    def _complete(self, connection: socket.socket, body: dict[str, Any], *, openai: bool) -> None:
-        limit = body.get("n_predict", body.get("max_tokens"))
+    def _complete(self, connection: socket.socket, body: dict[str, Any]) -> None:
+        limit = body.get("max_tokens")
         words = [_WORDS[index % len(_WORDS)] for index in range(limit if isinstance(limit, int) and limit > 0 else len(_WORDS))]
         each = self._script.token_ms
         timings = {
@@ -212,40 +199,29 @@ class FakeEngine:
             "predicted_per_second": 1000 / each if each else 1e6,
         }
         if not body.get("stream"):
-            _reply(connection, 200, _whole("".join(words), timings, self._script.model_id, openai=openai))
+            _reply(connection, 200, _whole("".join(words), timings, self._script.model_id))
             return
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        for index, word in enumerate(words):
+        for word in words:
             time.sleep(each / 1000)
-            _send_event(connection, _piece(word, index, self._script.model_id, openai=openai))
-        _send_event(connection, _last(timings, self._script.model_id, openai=openai))
-        if openai:
-            connection.sendall(b"data: [DONE]\n\n")
+            _send_event(connection, _piece(word, self._script.model_id))
+        _send_event(connection, _piece("", self._script.model_id) | {"timings": timings})
+        connection.sendall(b"data: [DONE]\n\n")
 
 
 def _loading() -> dict[str, Any]:
     return {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
-def _whole(text: str, timings: dict[str, Any], model: str, *, openai: bool) -> dict[str, Any]:
-    if not openai:
-        return {"content": text, "stop": True, "timings": timings, "model": model}
+def _whole(text: str, timings: dict[str, Any], model: str) -> dict[str, Any]:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": "stop"}
     return {"object": "chat.completion", "model": model, "choices": [choice], "timings": timings}
 
 
-def _piece(word: str, index: int, model: str, *, openai: bool) -> dict[str, Any]:
-    if not openai:
-        return {"index": 0, "content": word, "tokens": [index], "stop": False}
-    choice = {"index": 0, "delta": {"content": word}, "text": word, "finish_reason": None}
+def _piece(word: str, model: str) -> dict[str, Any]:
+    """One chunk of a stream; the last one has no word."""
+    choice = {"index": 0, "delta": {"content": word} if word else {}, "text": word, "finish_reason": None if word else "stop"}
     return {"object": "chat.completion.chunk", "model": model, "choices": [choice]}
-
-
-def _last(timings: dict[str, Any], model: str, *, openai: bool) -> dict[str, Any]:
-    if not openai:
-        return {"index": 0, "content": "", "tokens": [], "stop": True, "stop_type": "limit", "timings": timings}
-    choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}
-    return {"object": "chat.completion.chunk", "model": model, "choices": [choice], "timings": timings}
 
 
 def _send_event(connection: socket.socket, event: dict[str, Any]) -> None:

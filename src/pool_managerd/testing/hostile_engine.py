@@ -27,7 +27,6 @@ def options() -> argparse.Namespace:
     flags.add_argument("--other", type=int, default=0, metavar="PID", help="another pool's engine")
     flags.add_argument("--state", type=Path, default=Path("/nonexistent"))
     flags.add_argument("--runtime", type=Path, default=Path("/nonexistent"))
-    flags.add_argument("--other-pool", default="other")
     flags.add_argument("--secret-file", type=Path, default=Path("/etc/shadow"))
     flags.add_argument("--keep-grandchild", action="store_true", help="one that leaves session and parent and has no environment")
     known, _ = flags.parse_known_args()
@@ -46,7 +45,7 @@ def walls(given: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "write_handoff": lambda: _make(run / "engines/.planted"),
         "write_log": lambda: (run / "engine-hostile.log").open("ab").close(),
         "move_directories": lambda: (run / "shims").rename(run / "moved").rename(run / "shims"),
-        "read_others_files": lambda: list((run / "work" / given.other_pool).iterdir()),
+        "read_others_files": lambda: list((run / "work/other").iterdir()),
         "read_secret_file": given.secret_file.read_bytes,
         "become_root": lambda: os.setresuid(0, 0, 0),
         "raise_limits": _raise_limits,

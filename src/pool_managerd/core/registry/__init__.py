@@ -1,8 +1,7 @@
 """What placement reads: per pool health, capacity, leases and versions (ORCH-3501, SPEC §3–4)."""
 
-from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.core.registry.registry import Registry
 from pool_managerd.core.registry.snapshot import PoolSnapshot
 from pool_managerd.core.registry.types import DeviceShare, Handoff, Lease, PerfHints
 
-__all__ = ["DeviceShare", "Handoff", "Lease", "PerfHints", "PoolEntry", "PoolSnapshot", "Registry"]
+__all__ = ["DeviceShare", "Handoff", "Lease", "PerfHints", "PoolSnapshot", "Registry"]

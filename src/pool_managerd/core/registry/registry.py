@@ -12,7 +12,7 @@ from typing import Any
 
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.registry.entry import LaunchLeases, PoolEntry
-from pool_managerd.core.registry.snapshot import PoolSnapshot, snapshot_of
+from pool_managerd.core.registry.snapshot import PoolSnapshot, unknown
 from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
 from pool_managerd.errors import RequestError, SpecError
 
@@ -52,125 +52,112 @@ class Registry:
         self._revision += existed
         return existed
 
-    def get(self, pool_id: str) -> PoolEntry | None:
-        return self._entries.get(pool_id)
+    def get(self, pool_id: str) -> PoolSnapshot | None:
+        entry = self._entries.get(pool_id)
+        return None if entry is None else entry.snapshot()
 
     def pool_ids(self) -> list[str]:
         return sorted(self._entries)
 
     def snapshots(self) -> list[PoolSnapshot]:
         """Every pool, sorted by id (B-REG-120)."""
-        return [snapshot_of(self._entries[pool_id]) for pool_id in sorted(self._entries)]
+        return [self._entries[pool_id].snapshot() for pool_id in sorted(self._entries)]
 
     def update(self, pool_id: str, fields: Mapping[str, Any]) -> None:
         """Merge only the given fields (B-REG-110). Raises SpecError for a field that cannot be updated."""
         unknown = sorted(set(fields) - set(_UPDATABLE))
         if unknown:
             raise SpecError(f"cannot update {', '.join(unknown)}: only {', '.join(_UPDATABLE)} can be")
-        entry = self._change(pool_id)
+        known = self._known(pool_id)
+        self.publish(
+            pool_id, **{name: fields[name] for name in ("engine_version", "device_mask", "perf_hints") if name in fields}
+        )
         if "slots_total" in fields or "slots_free" in fields:
-            self.set_slots(pool_id, fields.get("slots_total", entry.slots_total), fields.get("slots_free", entry.reported_free))
-        for name in ("engine_version", "device_mask", "perf_hints"):
-            if name in fields:
-                setattr(entry, name, fields[name])
+            self.set_slots(pool_id, fields.get("slots_total", known.slots_total), fields.get("slots_free", known.slots_free))
 
-    def publish(self, pool_id: str, **fields: Any) -> PoolEntry:
-        """Set several fields at once, atomically for every reader of this loop."""
+    def publish(self, pool_id: str, **fields: Any) -> None:
+        """Set several fields at once, atomically for every reader of this loop; ``epoch`` is the launch of the leases to come."""
         entry = self._change(pool_id)
-        for name, value in fields.items():
-            setattr(entry, name, value)
-        return entry
+        entry.epoch = fields.pop("epoch", entry.epoch)
+        entry.known = replace(entry.known, **fields)
 
     # --- fields ---
 
     def set_health(self, pool_id: str, live: bool | HealthStatus, ready: bool = False) -> None:
         status = live if isinstance(live, HealthStatus) else HealthStatus(live, ready)
-        self._change(pool_id).health = status
+        self.publish(pool_id, live=status.live, ready=status.ready)
 
     def get_health(self, pool_id: str) -> HealthStatus | None:
-        entry = self._entries.get(pool_id)
-        return entry.health if entry else None
+        known = self._known(pool_id)
+        return HealthStatus(known.live, known.ready) if pool_id in self._entries else None
 
     def set_last_error(self, pool_id: str, error: str | None) -> None:
-        self._change(pool_id).last_error = error
+        self.publish(pool_id, last_error=error)
 
     def get_last_error(self, pool_id: str) -> str | None:
-        entry = self._entries.get(pool_id)
-        return entry.last_error if entry else None
+        return self._known(pool_id).last_error
 
     def set_heartbeat(self, pool_id: str, unix_ms: int) -> None:
-        self._change(pool_id).last_heartbeat_ms = unix_ms
+        self.publish(pool_id, last_heartbeat_ms=unix_ms)
 
     def get_heartbeat(self, pool_id: str) -> int | None:
-        entry = self._entries.get(pool_id)
-        return entry.last_heartbeat_ms if entry else None
+        return self._known(pool_id).last_heartbeat_ms
 
     def set_version(self, pool_id: str, version: str) -> None:
-        self._change(pool_id).version = version
+        self.publish(pool_id, version=version)
 
     def get_version(self, pool_id: str) -> str | None:
-        entry = self._entries.get(pool_id)
-        return entry.version if entry else None
+        return self._known(pool_id).version
 
     def set_engine_version(self, pool_id: str, engine_version: str) -> None:
-        self._change(pool_id).engine_version = engine_version
+        self.publish(pool_id, engine_version=engine_version)
 
     def get_engine_version(self, pool_id: str) -> str | None:
-        entry = self._entries.get(pool_id)
-        return entry.engine_version if entry else None
+        return self._known(pool_id).engine_version
 
     def set_engine_meta(
         self, pool_id: str, version: str | None = None, digest: str | None = None, catalog_id: str | None = None
     ) -> None:
         """Overwrites only what is supplied (B-REG-040..045)."""
-        entry = self._change(pool_id)
-        entry.engine_version = version if version is not None else entry.engine_version
-        entry.engine_digest = digest if digest is not None else entry.engine_digest
-        entry.engine_catalog_id = catalog_id if catalog_id is not None else entry.engine_catalog_id
+        given = {"engine_version": version, "engine_digest": digest, "engine_catalog_id": catalog_id}
+        self.publish(pool_id, **{name: value for name, value in given.items() if value is not None})
 
     def set_device_mask(self, pool_id: str, device_mask: str | None) -> None:
         """None means no restriction (B-REG-052)."""
-        self._change(pool_id).device_mask = device_mask
+        self.publish(pool_id, device_mask=device_mask)
 
     def get_device_mask(self, pool_id: str) -> str | None:
-        entry = self._entries.get(pool_id)
-        return entry.device_mask if entry else None
+        return self._known(pool_id).device_mask
 
     def set_slots(self, pool_id: str, total: int | None, free: int | None) -> None:
         """``free`` is clamped into 0..``total`` (B-REG-060..064)."""
-        entry = self._change(pool_id)
-        entry.slots_total = None if total is None else max(0, total)
-        bounded = free if free is None or entry.slots_total is None else min(free, entry.slots_total)
-        entry.reported_free = None if bounded is None else max(0, bounded)
+        total = None if total is None else max(0, total)
+        bounded = free if free is None or total is None else min(free, total)
+        self.publish(pool_id, slots_total=total, slots_free=None if bounded is None else max(0, bounded))
 
     def get_slots(self, pool_id: str) -> tuple[int | None, int | None]:
         """(total, free), (None, None) for an unknown pool."""
         entry = self._entries.get(pool_id)
-        return (entry.slots_total, entry.slots_free) if entry else (None, None)
+        return (entry.known.slots_total, entry.slots_free) if entry else (None, None)
 
     def set_perf_hints(self, pool_id: str, hints: PerfHints | None) -> None:
-        self._change(pool_id).perf_hints = hints
+        self.publish(pool_id, perf_hints=hints)
 
     def set_draining(self, pool_id: str, draining: bool) -> None:
-        self._change(pool_id).draining = draining
+        self.publish(pool_id, draining=draining)
 
     def get_draining(self, pool_id: str) -> bool:
         """False for an unknown pool."""
-        entry = self._entries.get(pool_id)
-        return entry.draining if entry else False
+        return self._known(pool_id).draining
 
     def register_ready_from_handoff(self, pool_id: str, handoff: Handoff | Mapping[str, Any]) -> None:
         """A healthy engine announced itself: live and ready, last_error and draining cleared (B-REG-100..107)."""
         note = handoff if isinstance(handoff, Handoff) else Handoff.from_mapping(handoff)
-        entry = self._change(pool_id)
-        entry.health = HealthStatus(live=True, ready=True)
-        entry.state = "ready"
-        entry.draining = False
-        entry.last_error = None
-        entry.last_heartbeat_ms = self._clock_ms()
-        for name in ("engine", "engine_version", "device_mask"):
-            if (value := getattr(note, name)) is not None:
-                setattr(entry, name, value)
+        told = {"engine": note.engine, "engine_version": note.engine_version, "device_mask": note.device_mask}
+        self.publish(
+            pool_id, live=True, ready=True, state="ready", draining=False, last_error=None, last_heartbeat_ms=self._clock_ms(),
+            **{name: value for name, value in told.items() if value is not None},
+        )  # fmt: skip
         if note.slots_total is not None or note.slots_free is not None:
             self.set_slots(pool_id, note.slots_total, note.slots_free)
 
@@ -250,16 +237,17 @@ class Registry:
         return ended
 
     def _admit(self, entry: PoolEntry) -> None:
-        if entry.draining:
+        known = entry.known
+        if known.draining:
             raise RequestError(
-                f"cannot lease pool {entry.pool_id}: it is draining", code="POOL_DRAINING", status=409, pool_id=entry.pool_id,
+                f"cannot lease pool {known.pool_id}: it is draining", code="POOL_DRAINING", status=409, pool_id=known.pool_id,
                 hint="use another pool, or undrain this one",
             )  # fmt: skip
-        limit = entry.slots_total if entry.slots_total is not None else INT32_MAX
+        limit = known.slots_total if known.slots_total is not None else INT32_MAX
         if entry.leases_on(entry.epoch) >= limit:
             raise RequestError(
-                f"cannot lease pool {entry.pool_id}: all {limit} slots are in use", code="NO_FREE_SLOTS", status=409,
-                pool_id=entry.pool_id, retriable=True, hint="wait for a lease to end, or raise 'slots' of the pool",
+                f"cannot lease pool {known.pool_id}: all {limit} slots are in use", code="NO_FREE_SLOTS", status=409,
+                pool_id=known.pool_id, retriable=True, hint="wait for a lease to end, or raise 'slots' of the pool",
             )  # fmt: skip
 
     def _was_given(self, entry: PoolEntry, lease_id: str) -> bool:
@@ -277,11 +265,16 @@ class Registry:
         )
 
     def _prefix(self, entry: PoolEntry) -> str:
-        return hashlib.blake2b(f"{self._salt}:{entry.pool_id}:{entry.born}".encode(), digest_size=6).hexdigest()
+        return hashlib.blake2b(f"{self._salt}:{entry.known.pool_id}:{entry.born}".encode(), digest_size=6).hexdigest()
 
     def _change(self, pool_id: str) -> PoolEntry:
         self._revision += 1
         entry = self._entries.get(pool_id)
         if entry is None:
-            entry = self._entries[pool_id] = PoolEntry(pool_id, born=self._revision)
+            entry = self._entries[pool_id] = PoolEntry(unknown(pool_id), born=self._revision)
         return entry
+
+    def _known(self, pool_id: str) -> PoolSnapshot:
+        """What was set; nothing of an unknown pool."""
+        entry = self._entries.get(pool_id)
+        return unknown(pool_id) if entry is None else entry.known

@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.core.registry.types import DeviceShare, PerfHints
 from pool_managerd.errors import SpecError
 
 _PLAIN = {"str": str, "bool": bool, "int": int, "float": float}
 
 
-@dataclass(frozen=True, slots=True)
+# The one list of a pool's fields: the registry keeps them in it, and the API documents them from it, notes included.
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSnapshot:
-    """All that SPEC §3 and §5.5 name. Absent facts are None; readers tolerate fields added later.
+    """One pool, with all that SPEC §3 and §5.5 name. Of several devices these are sums.
 
-    ``max_tokens_out`` is None where an engine puts no limit of its own on an answer, which is so for all that run here.
+    Absent facts are None, null in JSON; readers tolerate fields added later.
     """
 
     pool_id: str
-    node_id: str | None
-    replica_id: str | None
+    node_id: str | None = None
+    """The node's host name."""
+    replica_id: str | None = None
     state: str
     live: bool
     ready: bool
     draining: bool
     active_leases: int
-    slots_total: int | None
-    slots_free: int | None
-    engine: str | None
-    engine_version: str | None
-    engine_digest: str | None
-    engine_catalog_id: str | None
-    model_id: str | None
-    model_ref: str | None
-    models_available: tuple[str, ...]
-    device_mask: str | None
-    vram_total_bytes: int | None
-    vram_free_bytes: int | None
-    vram_available_bytes: int | None
-    vram_reserved_bytes: int | None
-    vram_used_bytes: int | None
+    slots_total: int | None = None
+    slots_free: int | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    engine_digest: str | None = None
+    engine_catalog_id: str | None = None
+    model_id: str | None = None
+    model_ref: str | None = None
+    models_available: tuple[str, ...] = ()
+    """What a request may ask for here."""
+    device_mask: str | None = None
+    """The devices that the pool may use, as configured; null: all."""
+    vram_total_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    """Measured, of the devices that can be read."""
+    vram_available_bytes: int | None = None
+    """May still be reserved for this pool."""
+    vram_reserved_bytes: int | None = None
+    """Reserved for this pool."""
+    vram_used_bytes: int | None = None
+    """What its engine holds; null where the driver does not tell."""
     devices: tuple[DeviceShare, ...]
-    compute_capability: str | None
-    perf_hints: PerfHints | None
-    last_error: str | None
-    last_heartbeat_ms: int | None
-    version: str | None
-    crash_count: int
-    restart_count: int
-    circuit_state: str
-    ctx_max: int | None
-    max_tokens_out: int | None
-    quant: str | None
-    sampler_profile_version: str | None
+    compute_capability: str | None = None
+    """The least of its devices."""
+    perf_hints: PerfHints | None = None
+    last_error: str | None = None
+    last_heartbeat_ms: int | None = None
+    version: str | None = None
+    """Of the pool's configuration, where somebody counts them."""
+    crash_count: int = 0
+    restart_count: int = 0
+    circuit_state: str = "closed"
+    ctx_max: int | None = None
+    """Tokens of context, over all slots together."""
+    max_tokens_out: int | None = None
+    """The engine's own limit of an answer; null: none but what is left of the slot's context."""
+    quant: str | None = None
+    sampler_profile_version: str | None = None
 
     @property
     def vram_room_bytes(self) -> int | None:
@@ -79,20 +90,19 @@ class PoolSnapshot:
         pool_id = raw.get("pool_id")
         if not isinstance(pool_id, str):
             raise SpecError("cannot read a pool's snapshot: it has no pool_id")
-        blank = snapshot_of(PoolEntry(pool_id))
-        values = {name: getattr(blank, name) for name in cls.__dataclass_fields__}
         shares, hints = raw.get("devices"), raw.get("perf_hints")
-        values |= _typed(cls, raw)
+        values = _typed(cls, raw)
         values["devices"] = tuple(_share(s) for s in shares if isinstance(s, Mapping)) if isinstance(shares, list) else ()
         values["perf_hints"] = _hints(hints) if isinstance(hints, Mapping) else None
         values["models_available"] = _texts(raw.get("models_available"))
-        return cls(**values)
+        return replace(unknown(pool_id), **values)
 
 
-def snapshot_of(entry: PoolEntry) -> PoolSnapshot:
-    values: dict[str, Any] = {name: getattr(entry, name, None) for name in PoolSnapshot.__dataclass_fields__}
-    values |= {"live": entry.health.live, "ready": entry.health.ready}
-    return PoolSnapshot(**values)
+def unknown(pool_id: str) -> PoolSnapshot:
+    """A pool of which nothing is known yet."""
+    return PoolSnapshot(
+        pool_id=pool_id, state="uninitialized", live=False, ready=False, draining=False, active_leases=0, devices=()
+    )
 
 
 def _share(raw: Mapping[str, Any]) -> DeviceShare:

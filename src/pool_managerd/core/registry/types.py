@@ -19,7 +19,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class PerfHints:
-    """What placement may expect of the pool: metrics measured on this node, smoothed (EWMA), and the model's quantisations."""
+    """What may be expected of the pool: measured on this node and smoothed (EWMA), and the quantisations of its model."""
 
     perf_tokens_per_s: float | None = None
     first_token_ms: float | None = None
@@ -28,21 +28,23 @@ class PerfHints:
 
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
-    """One GPU that a pool runs on or may be placed on, as this pool meets it.
-
-    ``vram_free_bytes`` is measured, None where the GPU cannot be read; ``vram_available_bytes`` may still be reserved to the
-    pool. It has ``vram_reserved_bytes`` reserved and holds ``vram_used_bytes``, None where the driver does not tell.
-    """
+    """A device that the pool runs on or may be placed on, as this pool meets it."""
 
     id: int
+    """The index; a MIG instance has its GPU's."""
     device: str
+    """The index of a GPU, the UUID of a MIG instance."""
     uuid: str
     compute_capability: str | None
     vram_total_bytes: int
     vram_free_bytes: int | None
+    """Measured; null while the device cannot be read."""
     vram_available_bytes: int
+    """May still be reserved for this pool."""
     vram_reserved_bytes: int = 0
+    """Reserved for this pool."""
     vram_used_bytes: int | None = None
+    """What this pool's engine holds; null where the driver does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,21 @@
-"""Changes of pools: accepted durably and answered with an operation, or waited for."""
+"""Changes of pools, accepted durably and answered with an operation or waited for; of leases, and of devices."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
-from pool_managerd.api.requests import new_pool_id, pool_id, read_model, read_object, switch
+from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
-from pool_managerd.api.schemas import DrainBody, NoBody
+from pool_managerd.api.schemas import DrainBody, LeaseBody, NoBody, RenewBody
 from pool_managerd.errors import RequestError
 from pool_managerd.node import Operation, PoolManager
+
+# --- pools ---
 
 
 async def preload(context: ApiContext, request: web.Request) -> web.Response:
@@ -60,14 +62,14 @@ reset_breaker = change(lambda node, wanted: node.reset_breaker(wanted))
 async def register(context: ApiContext, request: web.Request) -> web.Response:
     wanted = new_pool_id(request)
     await read_model(request, NoBody)
-    await context.keep(_awaited(context.node.register(wanted)))
+    await context.keep(context.node.register(wanted))
     return json_response({"pool_id": wanted, "registered": True})
 
 
 async def deregister(context: ApiContext, request: web.Request) -> web.Response:
     wanted = pool_id(request)
     await read_model(request, NoBody)
-    if not await context.keep(_awaited(context.node.deregister(wanted))):
+    if not await context.keep(context.node.deregister(wanted)):
         raise RequestError(f"pool {wanted} not found", code="POOL_NOT_FOUND", status=404, pool_id=wanted)
     return json_response({"pool_id": wanted, "registered": False})
 
@@ -80,5 +82,58 @@ async def _finish(context: ApiContext, change: Coroutine[Any, Any, Operation], w
     return json_response(operation.to_dict())
 
 
-async def _awaited(call: Awaitable[bool]) -> bool:
-    return await call
+# --- leases: the hot path, so nothing here waits or builds more than it must ---
+
+
+async def allocate_lease(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = pool_id(request)
+    if not request.body_exists:
+        return json_response(context.node.allocate_lease(wanted), 201)
+    body = await read_model(request, LeaseBody)
+    return json_response(context.node.allocate_lease(wanted, body.holder, body.ttl_ms), 201)
+
+
+async def renew_lease(context: ApiContext, request: web.Request) -> web.Response:
+    wanted, lease = pool_id(request), token_id(request, "lease")
+    body = await read_model(request, RenewBody)
+    return json_response(context.node.renew_lease(wanted, lease, body.ttl_ms))
+
+
+async def release_lease(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.release_lease(pool_id(request), token_id(request, "lease")))
+
+
+# --- devices ---
+
+
+def device_change(call: Callable[[PoolManager, str], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
+    """The handler of a change of one device; it answers with the device's row."""
+
+    async def handler(context: ApiContext, request: web.Request) -> web.Response:
+        wanted = device_id(request)
+        await read_model(request, NoBody)
+        return json_response(await context.keep(call(context.node, wanted)))
+
+    return handler
+
+
+def node_change(call: Callable[[PoolManager], Coroutine[Any, Any, dict[str, Any]]]) -> Handler:
+    """The handler of a change that takes nothing."""
+
+    async def handler(context: ApiContext, request: web.Request) -> web.Response:
+        await read_model(request, NoBody)
+        return json_response(await context.keep(call(context.node)))
+
+    return handler
+
+
+cordon = device_change(lambda node, wanted: node.cordon(wanted))
+uncordon = device_change(lambda node, wanted: node.uncordon(wanted))
+release_devices = node_change(lambda node: node.release_devices())
+resume_devices = node_change(lambda node: node.resume_devices())
+
+
+async def preflight(context: ApiContext, request: web.Request) -> web.Response:
+    await read_model(request, NoBody)
+    found = await context.keep(context.node.preflight())
+    return json_response(context.node.events.redactor.mapping(found))

@@ -1,4 +1,4 @@
-"""Reads about pools: none of them waits for anything."""
+"""Reads of the node, its pools and devices: none of them waits for anything but ``explain``, which looks at the machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,54 @@ from typing import Any
 from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.envelope import TRUSTED_KEY, json_response
-from pool_managerd.api.requests import number, pool_id, token_id
-from pool_managerd.errors import RequestError
+from pool_managerd.api.envelope import CORRELATION_KEY, TRUSTED_KEY, envelope, json_response
+from pool_managerd.api.requests import number, pool_id, possible_pool_id, token_id
+from pool_managerd.errors import NodeError, RequestError
+from pool_managerd.telemetry.metrics import CONTENT_TYPE
 
 PAGE, MAX_PAGE = 100, 1_000
 WITHHELD = "shown to the daemon's own user, to root, and with the token"
 _TEXTS = ("last_error", "model_path")
+
+# --- the node ---
+
+
+async def health(context: ApiContext, _request: web.Request) -> web.Response:
+    """200 while the daemon serves at all; ``degraded`` while its state cannot be written and changes are refused."""
+    status = "ok" if context.node.events.state_trouble is None else "degraded"
+    return json_response({"status": status, "version": context.node.version})
+
+
+async def ready(context: ApiContext, request: web.Request) -> web.Response:
+    """200 when every pool that is to be preloaded is ready; else 503 with those that are not."""
+    is_ready, missing = context.node.readiness()
+    # No token is asked for here: ids and states alone, nothing that an engine or the configuration said.
+    answer = {"ready": is_ready, "pools": [{key: pool.get(key) for key in ("pool_id", "state")} for pool in missing]}
+    if is_ready:
+        return json_response(answer)
+    names = ", ".join(str(pool.get("pool_id")) for pool in missing[:8])
+    error = NodeError(f"cannot serve yet: not ready: {names}", code="POOL_UNREADY")
+    return json_response(envelope(error, request[CORRELATION_KEY]) | answer, 503)
+
+
+async def metrics(context: ApiContext, _request: web.Request) -> web.Response:
+    return web.Response(body=context.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def snapshots(context: ApiContext, request: web.Request) -> web.Response:
+    found = context.node.snapshots()
+    return json_response(found | {"pools": [shown(request, pool) for pool in found["pools"]]})
+
+
+async def capabilities(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.capabilities())
+
+
+async def devices(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.devices())
+
+
+# --- pools ---
 
 
 def shown(request: web.Request, status: dict[str, Any]) -> dict[str, Any]:
@@ -34,8 +75,12 @@ async def status(context: ApiContext, request: web.Request) -> web.Response:
     return json_response(shown(request, context.node.status(pool_id(request))))
 
 
-async def health(context: ApiContext, request: web.Request) -> web.Response:
+async def pool_health(context: ApiContext, request: web.Request) -> web.Response:
     return json_response(shown(request, context.node.health(pool_id(request))))
+
+
+async def leases(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(context.node.leases(pool_id(request)))
 
 
 async def command(context: ApiContext, request: web.Request) -> web.Response:
@@ -48,7 +93,7 @@ async def explain(context: ApiContext, request: web.Request) -> web.Response:
 
 async def crashes(context: ApiContext, request: web.Request) -> web.Response:
     wanted = request.query.get("pool_id")
-    return json_response(context.node.crashes(wanted))
+    return json_response(context.node.crashes(None if wanted is None else possible_pool_id(wanted)))
 
 
 async def pool_crashes(context: ApiContext, request: web.Request) -> web.Response:
@@ -73,16 +118,12 @@ async def operations(context: ApiContext, request: web.Request) -> web.Response:
 
 
 async def operation(context: ApiContext, request: web.Request) -> web.Response:
-    return json_response(context.node.operation(_operation_id(request)))
+    return json_response(context.node.operation(token_id(request, "operation")))
 
 
 async def pool_operation(context: ApiContext, request: web.Request) -> web.Response:
-    wanted, operation_id = pool_id(request), _operation_id(request)
+    wanted, operation_id = pool_id(request), token_id(request, "operation")
     found = context.node.operation(operation_id)
     if found.get("pool_id") != wanted:
         raise RequestError(f"operation {operation_id} of pool {wanted} not found", code="OPERATION_NOT_FOUND", status=404)
     return json_response(found)
-
-
-def _operation_id(request: web.Request) -> str:
-    return token_id(request, "operation_id", "OPERATION_NOT_FOUND", "operation")
