@@ -13,7 +13,7 @@ from typing import Any
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.registry.entry import LaunchLeases, PoolEntry
 from pool_managerd.core.registry.snapshot import PoolSnapshot, unknown
-from pool_managerd.core.registry.types import Handoff, Lease, PerfHints
+from pool_managerd.core.registry.types import Lease, PerfHints
 from pool_managerd.errors import RequestError, SpecError
 
 INT32_MAX = 2**31 - 1
@@ -150,16 +150,19 @@ class Registry:
         """False for an unknown pool."""
         return self._known(pool_id).draining
 
-    def register_ready_from_handoff(self, pool_id: str, handoff: Handoff | Mapping[str, Any]) -> None:
-        """A healthy engine announced itself: live and ready, last_error and draining cleared (B-REG-100..107)."""
-        note = handoff if isinstance(handoff, Handoff) else Handoff.from_mapping(handoff)
-        told = {"engine": note.engine, "engine_version": note.engine_version, "device_mask": note.device_mask}
+    def register_ready_from_handoff(self, pool_id: str, handoff: Mapping[str, Any]) -> None:
+        """A healthy engine announced itself: live and ready, last_error and draining cleared (B-REG-100..107).
+
+        ``handoff`` is its file's JSON object. Other keys are ignored, and a value of another type counts as absent.
+        """
+        texts = {name: handoff.get(name) for name in ("engine", "engine_version", "device_mask")}
         self.publish(
             pool_id, live=True, ready=True, state="ready", draining=False, last_error=None, last_heartbeat_ms=self._clock_ms(),
-            **{name: value for name, value in told.items() if value is not None},
+            **{name: value for name, value in texts.items() if isinstance(value, str)},
         )  # fmt: skip
-        if note.slots_total is not None or note.slots_free is not None:
-            self.set_slots(pool_id, note.slots_total, note.slots_free)
+        total, free = (n if type(n := handoff.get(name)) is int else None for name in ("slots_total", "slots_free"))
+        if total is not None or free is not None:
+            self.set_slots(pool_id, total, free)
 
     # --- leases ---
 

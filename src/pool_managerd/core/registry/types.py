@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +43,3 @@ class DeviceShare:
     """Reserved for this pool."""
     vram_used_bytes: int | None = None
     """What this pool's engine holds; null where the driver does not tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Handoff:
-    """What a handoff file says of a healthy engine. Absent fields stay None (B-REG-107)."""
-
-    url: str = ""
-    engine: str | None = None
-    engine_version: str | None = None
-    device_mask: str | None = None
-    slots_total: int | None = None
-    slots_free: int | None = None
-    replica_id: str | None = None
-    model_path: str | None = None
-
-    @classmethod
-    def from_mapping(cls, raw: Mapping[str, Any]) -> Handoff:
-        """From a handoff's JSON object; unknown keys are ignored and wrong types are taken as absent (reader rule)."""
-
-        def text(key: str) -> str | None:
-            value = raw.get(key)
-            return value if isinstance(value, str) else None
-
-        def number(key: str) -> int | None:
-            value = raw.get(key)
-            return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-        model = raw.get("model")
-        path = model.get("path") if isinstance(model, Mapping) else None
-        return cls(
-            url=text("url") or "",
-            engine=text("engine"),
-            engine_version=text("engine_version"),
-            device_mask=text("device_mask"),
-            slots_total=number("slots_total"),
-            slots_free=number("slots_free"),
-            replica_id=text("replica_id"),
-            model_path=path if isinstance(path, str) else None,
-        )
