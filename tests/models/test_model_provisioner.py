@@ -94,6 +94,8 @@ async def test_a_folder_is_a_model_until_a_digest_is_asked_for(folder: Path) -> 
     model = await provisioner(folder).ensure_present("file:models")
     assert model.local_path == str(folder / "models")
     assert "a digest belongs to a file" in (await refusal(folder, "file:models", DIGEST)).message
+    with pytest.raises(SpecError, match="a digest belongs to a file"):  # preflight says so, too
+        provisioner(folder).check("file:models", [DIGEST])
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])

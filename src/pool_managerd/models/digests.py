@@ -19,10 +19,6 @@ Progress = Callable[[int, int], None]
 _FileKey = tuple[int, int, int, int, int]
 
 
-class CancelledHash(Exception):
-    """The hashing thread was told to stop; it never leaves this module's caller as a result."""
-
-
 @dataclass(slots=True)
 class DigestCache:
     """Digests of files by (device, inode, size, mtime, ctime), in memory, bounded.
@@ -73,18 +69,15 @@ async def _hash_in_thread(fd: int, total: int, progress: Progress | None) -> str
 
 
 def _hash(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
+    """The digest; of as much as was read where it was told to stop, which nobody waits for."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     offset = 0
-    while True:
-        if stop.is_set():
-            raise CancelledHash
-        count = os.preadv(fd, [block], offset)
-        if count == 0:
-            return f"sha256:{digest.hexdigest()}"
+    while not stop.is_set() and (count := os.preadv(fd, [block], offset)):
         digest.update(block[:count])
         offset += count
         report(offset)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _key(info: os.stat_result) -> _FileKey:

@@ -10,10 +10,11 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from pool_managerd.core.memory.tensor_types import GGML_TYPES
 from pool_managerd.models.byte_reader import ByteReader, Refuse
-from pool_managerd.models.gguf import open_gguf, refused, version_in
+from pool_managerd.models.gguf import gguf_file, refused, version_in
 
 MAX_HEADER_BYTES = 512 << 20
 MAX_KEYS = 4_096
@@ -72,17 +73,13 @@ def read_gguf_header(path: str) -> GgufHeader:
     Raises SpecError for what is no GGUF model, is damaged, or whose tensors go beyond the end of the file: an
     incomplete download.
     """
-    fd = open_gguf(path)
-    try:
-        reader = ByteReader(fd, MAX_HEADER_BYTES, lambda reason: refused(path, reason))
+    refuse = partial(refused, path)
+    with gguf_file(path) as fd:
+        reader = ByteReader(fd, MAX_HEADER_BYTES, refuse)
         if reader.size < 24:
             version_in(path, os.pread(fd, 8, 0))
         version_in(path, reader.take(8))
-        return _Parser(reader, lambda reason: refused(path, reason)).header()
-    except OSError as error:
-        raise refused(path, f"it cannot be read ({error.strerror})") from error
-    finally:
-        os.close(fd)
+        return _Parser(reader, refuse).header()
 
 
 class _Parser:
