@@ -13,15 +13,13 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine, ResolvedModel
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.allocation import Allocation
-from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.engines.adapter import Adapter, Host, LaunchMemory, Recipe, adapter_of
-from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import attempt
-from pool_managerd.engines.modes import mode_of, require_mode, runs_here
+from pool_managerd.engines.modes import attach_url, attached, mode_of, require_mode, runs_here
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import ProgramProbe, Run, binary_path, package_version
 from pool_managerd.errors import EngineError, PoolError, SpecError
@@ -70,12 +68,12 @@ class EngineProvisioner:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
         recipe = self._sized_recipe(pool, model)
         if recipe is None:
-            recipe = await asyncio.to_thread(self._recipe, pool, mode, model)
-        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
+            recipe = await asyncio.to_thread(self._adapter(pool.engine).recipe, pool, mode, model)
+        port = self._ports.claim(pool.id, pool.provisioning.ports)
         try:
             flags = recipe.flags(allocation, port)
         except PoolError:
-            self._ports.release(InstanceId(pool.id))
+            self._ports.release(pool.id)
             raise
         program = recipe.program
         return PreparedEngine(
@@ -106,7 +104,7 @@ class EngineProvisioner:
         """
         mode = mode_of(pool)
         require_mode(pool, mode)
-        recipe = self._recipe(pool, mode, model)
+        recipe = self._adapter(pool.engine).recipe(pool, mode, model)
         self._sized[pool.id] = pool, model.id, model.local_path, recipe
         return recipe
 
@@ -160,11 +158,8 @@ class EngineProvisioner:
 
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
-        self._ports.forget(pool_id)
+        self._ports.release(pool_id)
         self._sized.pop(pool_id, None)
-
-    def _recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
-        return self._adapter(pool.engine).recipe(pool, mode, model)
 
     def _sized_recipe(self, pool: PoolConfig, model: ResolvedModel) -> Recipe | None:
         """What this very launch was sized by, once."""

@@ -17,10 +17,11 @@ from pool_managerd.config import PoolConfig, Profile
 from pool_managerd.core.artifacts import Warmup
 from pool_managerd.core.memory.model_shape import Task
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse
 from pool_managerd.engines.llamacpp import rules
 from pool_managerd.errors import PoolError, SpecError
 
+_SERVES: dict[str, Task] = {"--reranking": "rerank", "--embedding": "embed"}
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
 
 
@@ -42,16 +43,6 @@ class Surroundings:
         return self.profile != "dev"
 
 
-def own_flags(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> dict[str, FlagUse]:
-    """The pool's own flags by option. Blocks for a look at the files that they name.
-
-    Raises SpecError for flags that are unknown, malformed or not allowed, naming each and the remedy.
-    """
-    chosen, problems = _checked(pool, model_path, table, around)
-    raise_all(problems)
-    return chosen
-
-
 def build_flags(
     pool: PoolConfig, own: Mapping[str, FlagUse], model_path: str, port: int, table: OptionTable, around: Surroundings
 ) -> tuple[str, ...]:
@@ -66,15 +57,12 @@ def build_flags(
     return arrange(chosen.values())
 
 
-def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[PoolError, ...]:
-    """All that is wrong with the pool's flags, at once. Blocks for a look at the files that they name."""
-    return _checked(pool, model_path, table, around)[1]
-
-
-def _checked(
+def checked_flags(
     pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings
 ) -> tuple[dict[str, FlagUse], tuple[PoolError, ...]]:
-    """The pool's own flags by option, with the paths of their files, and what is wrong with them."""
+    """The pool's own flags by option, with the paths of their files, and all that is wrong with them: flags that are unknown,
+    malformed or not allowed. Blocks for a look at the files that they name.
+    """
     uses, wrong = table.sift(pool.provisioning.flags)
     chosen = collapse(uses)
     problems: list[PoolError] = list(wrong)
@@ -152,9 +140,9 @@ def _serve_encoder(chosen: dict[str, FlagUse], table: OptionTable, task: Task) -
 
 def _served_task(uses: Mapping[str, FlagUse], table: OptionTable) -> Task | None:
     """What the flags restrict the engine to."""
-    for name, task in (("--reranking", "rerank"), ("--embedding", "embed")):
+    for name, task in _SERVES.items():
         if any(table.names(use, name) for use in uses.values()):
-            return "rerank" if task == "rerank" else "embed"
+            return task
     return None
 
 

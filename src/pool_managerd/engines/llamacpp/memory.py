@@ -48,9 +48,6 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "main_gpu": ("-mg", "--main-gpu"),
     "tensor_split": ("-ts", "--tensor-split"),
 })  # fmt: skip
-_SEVERAL = frozenset({"lora", "lora_scaled", "control_vector", "control_vector_scaled", "tensor_places"})
-"""Each use of these counts; of others the last."""
-
 _SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType({
     "-kvu": ("kv_unified", True), "--kv-unified": ("kv_unified", True),
     "-no-kvu": ("kv_unified", False), "--no-kv-unified": ("kv_unified", False),
@@ -83,10 +80,14 @@ _IN_RAM = re.compile(r"CPU(?:_\w+)?|\w+_Host")
 class _Scanned:
     """What a command line says, as text."""
 
-    values: dict[str, str] = field(default_factory=dict)
-    several: dict[str, list[str]] = field(default_factory=dict)
+    every: dict[str, list[str]] = field(default_factory=dict)
     switches: dict[str, bool] = field(default_factory=dict)
     unmodelled: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The last use of each flag, which counts where not every use does."""
+        return {key: uses[-1] for key, uses in self.every.items()}
 
 
 def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
@@ -152,9 +153,7 @@ def _scan(flags: Sequence[str]) -> _Scanned:
             if not joined and position < len(flags) and not (_VALUED[name] == "flash_attn" and flags[position].startswith("-")):
                 value = flags[position]
                 position += 1
-            found.values[_VALUED[name]] = value.strip()
-            if _VALUED[name] in _SEVERAL:
-                found.several.setdefault(_VALUED[name], []).append(value.strip())
+            found.every.setdefault(_VALUED[name], []).append(value.strip())
     return found
 
 
@@ -162,7 +161,7 @@ def _files(found: _Scanned) -> Iterable[str]:
     """Files that are loaded whole, beside the model: a projector, adapters, control vectors."""
     yield from filter(None, found.values.get("mmproj", "").split(","))
     for key in ("lora", "control_vector", "lora_scaled", "control_vector_scaled"):
-        for paths in found.several.get(key, ()):
+        for paths in found.every.get(key, ()):
             for path in filter(None, paths.split(",")):
                 yield path.rpartition(":")[0] or path if key.endswith("_scaled") else path
 
@@ -170,7 +169,7 @@ def _files(found: _Scanned) -> Iterable[str]:
 def _rules(found: _Scanned) -> tuple[PlaceRule, ...]:
     """Which tensors stay in RAM; a rule that cannot be followed is noted."""
     rules: list[PlaceRule] = []
-    for text in found.several.get("tensor_places", ()):
+    for text in found.every.get("tensor_places", ()):
         for part in filter(None, text.split(",")):
             pattern, _, place = part.rpartition("=")
             if not readable(pattern) or len(rules) >= MAX_RULES:
