@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pool_managerd.config import PolicyConfig
+from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.digests import DigestCache, Progress
@@ -107,8 +107,7 @@ class ModelProvisioner:
                 hint=_fetch_it_yourself(model),
                 retriable=False,
             )
-        # Relative paths start at the configuration file's directory.
-        path = Path(os.path.normpath(self._base_dir.absolute() / Path(model.location).expanduser()))
+        path = self.path_of(model)
         size = _check_usable(path, model.id)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
         if len(parts) < 2:
@@ -119,6 +118,10 @@ class ModelProvisioner:
     async def ensure_present_str(self, ref: str) -> ResolvedModel:
         """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
         return await self.ensure_present(ref)
+
+    def path_of(self, model: ModelRef) -> Path:
+        """Where a ``file:`` model lies: relative paths start at the configuration file's directory."""
+        return Path(os.path.normpath(path_from(self._base_dir, model.location)))
 
     def _check_policy(self, model: ModelRef) -> None:
         if model.scheme == "sha256":

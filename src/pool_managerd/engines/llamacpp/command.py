@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.config import PoolConfig, Profile, path_from
 from pool_managerd.core.artifacts import Warmup
 from pool_managerd.core.memory.model_shape import Task
 from pool_managerd.engines.environment import pool_env
@@ -227,7 +227,7 @@ def _confined(use: FlagUse, text: str, roots: Sequence[Path], base_dir: Path) ->
     """The file (or files, between commas) of ``use`` as real absolute paths, when all lie under one of ``roots``."""
     paths: list[str] = []
     for part in text.split(","):
-        real = os.path.realpath(base_dir.absolute() / Path(part).expanduser())
+        real = os.path.realpath(path_from(base_dir, part))
         if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
             raise SpecError(
                 f"cannot use {use.name} {part}: {real} lies outside the model's and the configuration's directory",

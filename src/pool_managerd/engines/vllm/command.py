@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pool_managerd.config import PoolConfig
+from pool_managerd.config import PoolConfig, path_from
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
@@ -139,7 +139,7 @@ def _absolute(text: str, base_dir: Path) -> str:
     path, before = (value, f"{name}=") if equals and not text.startswith(("{", "/", ".")) else (text, "")
     if not path or len(path) > 1_024 or path.startswith(("{", "[")) or "\n" in path:
         return text
-    whole = base_dir.absolute() / Path(path).expanduser()
+    whole = path_from(base_dir, path)
     try:
         return f"{before}{os.path.normpath(whole)}" if whole.exists() else text
     except OSError:
