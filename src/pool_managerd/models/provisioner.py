@@ -58,7 +58,7 @@ class ModelProvisioner:
         parts, done = found.files or (found.local_path,), 0
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
-            done += await asyncio.to_thread(_size_of, part)
+            done += await asyncio.to_thread(size_of, part)
         for part, wanted in zip(parts[:-1], expected[:-1], strict=True):  # known, unless it changed while later ones were read
             await self._verify(Path(part), wanted, None)
         return replace(found, digest=",".join(expected), verified=True)
@@ -197,11 +197,12 @@ def _is_at(path: Path, fd: int) -> bool:
     return os.path.samestat(path.stat(), os.fstat(fd))
 
 
-def _size_of(path: str) -> int:
+def size_of(path: str) -> int:
+    """In bytes; 0 of what cannot be read, where nothing hangs on it."""
     try:
         return Path(path).stat().st_size
     except OSError:
-        return 0  # only for a percentage
+        return 0
 
 
 def _check_usable(path: Path, ref: str) -> int:

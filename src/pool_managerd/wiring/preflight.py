@@ -31,7 +31,6 @@ from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_o
 from pool_managerd.wiring.setups import probing, setups_of, user_rules
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
-_SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -187,7 +186,7 @@ def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
 def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     given = pool.provisioning
     scheme = pool.model.partition(":")[0].lower()
-    fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
+    fetched = scheme in config.policy.allow_schemes  # what the policy denies needs no tool
     cuda, capabilities = _built_for(pool)
     return PoolWants(
         pool.id, mode_of(pool), scheme if fetched else "file",
