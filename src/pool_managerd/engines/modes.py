@@ -31,9 +31,9 @@ def runs_here(pool: PoolConfig) -> bool:
     return ENGINES[pool.engine].modes != ("external",)
 
 
-def require_mode(pool: PoolConfig, mode: str) -> None:
-    """Raises SpecError for a mode that this version cannot provision, with one that it can."""
-    kind = ENGINES[pool.engine]
+def require_mode(pool: PoolConfig) -> str:
+    """``mode_of``. Raises SpecError for one that this version cannot provision, with one that it can."""
+    mode, kind = mode_of(pool), ENGINES[pool.engine]
     if mode not in kind.modes:
         default = ""
         if pool.provisioning.mode is None:
@@ -43,6 +43,7 @@ def require_mode(pool: PoolConfig, mode: str) -> None:
         raise SpecError(
             f"cannot run {pool.engine} in mode package: {kind.package} is not installed", pool_id=pool.id, hint=kind.install
         )
+    return mode
 
 
 def _instead(kind: EngineKind) -> str:

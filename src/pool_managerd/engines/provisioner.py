@@ -62,8 +62,7 @@ class EngineProvisioner:
         Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
-        mode = mode_of(pool)
-        require_mode(pool, mode)
+        mode = require_mode(pool)
         if model is None:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
         recipe = self._sized_recipe(pool, model)
@@ -102,9 +101,7 @@ class EngineProvisioner:
 
         Blocks. Raises as ``prepare``.
         """
-        mode = mode_of(pool)
-        require_mode(pool, mode)
-        recipe = self._adapter(pool.engine).recipe(pool, mode, model)
+        recipe = self._adapter(pool.engine).recipe(pool, require_mode(pool), model)
         self._sized[pool.id] = pool, model.id, model.local_path, recipe
         return recipe
 
@@ -123,9 +120,8 @@ class EngineProvisioner:
         """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
         known. Starts no engine; a llama.cpp build is loaded to see whether it can be. Blocks.
         """
-        mode = mode_of(pool)
-        found = attempt(partial(require_mode, pool, mode))
-        return found + self._adapter(pool.engine).problems(pool, mode, model_path) if runs_here(pool) else found
+        found = attempt(partial(require_mode, pool))
+        return found + self._adapter(pool.engine).problems(pool, mode_of(pool), model_path) if runs_here(pool) else found
 
     def program_path(self, pool: PoolConfig) -> str:
         """What would be executed. Runs nothing. Raises SpecError when none is configured."""
@@ -141,7 +137,7 @@ class EngineProvisioner:
         try:
             if mode == "external":
                 return _plan(pool, ("attach", attach_url(pool)))
-            require_mode(pool, mode)
+            require_mode(pool)
             path = None if mode == "package" else binary_path(self._config, pool)
             run = f"{package} {package_version(package or '')}" if path is None else str(path)
         except (SpecError, EngineError) as error:

@@ -16,6 +16,11 @@ Refuse = Callable[[str], SpecError]
 """Makes the error of a reason, naming the file."""
 
 
+def identity(info: os.stat_result) -> tuple[int, ...]:
+    """Equal as long as it is the same file: whoever replaces one can set its mtime, but not its ctime."""
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
 @contextmanager
 def regular_file(path: str, refuse: Refuse) -> Iterator[int]:
     """A descriptor of the regular file ``path``, never waiting for a pipe. Raises what ``refuse`` makes of the reason, also of

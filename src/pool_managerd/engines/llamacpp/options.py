@@ -28,6 +28,7 @@ ALIASES = {
 }
 """Names people write that a given llama-server may not know, and what they mean (SPEC §6.6, §20 no. 36)."""
 
+RECORDED = "llama_server_options.json"
 MIN_OPTIONS = 20
 MAX_LINE_CHARS = 2_000
 
@@ -101,7 +102,7 @@ def _option(names: Sequence[str], values: int) -> Option:
 
 def recorded_options() -> OptionTable:
     """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
-    return OptionTable(recorded("llama_server_options.json")[0], ALIASES, lists=LISTS)
+    return OptionTable(recorded(RECORDED)[0], ALIASES, lists=LISTS)
 
 
 def launcher_options() -> OptionTable:
