@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 from pool_managerd.errors import NodeError
 
@@ -28,7 +29,8 @@ class PortAllocator:
         """
         had = self._claimed.pop(pool_id, None)
         taken = self.all_claimed()
-        for port in self._candidates(had, preferred):
+        # The pool's own ports come first, in their order; without any the one it used last, so that its URL is steady.
+        for port in chain(preferred or ([] if had is None else [had]), self._range):
             if port not in taken and is_free(port):
                 self._claimed[pool_id] = port
                 return port
@@ -44,13 +46,6 @@ class PortAllocator:
 
     def all_claimed(self) -> frozenset[int]:
         return frozenset(self._claimed.values())
-
-    def _candidates(self, had: int | None, preferred: Sequence[int]) -> Iterator[int]:
-        # The pool's own ports come first, in their order; then the one it used last, so that its URL is steady.
-        yield from preferred
-        if had is not None and not preferred:
-            yield had
-        yield from self._range
 
 
 def is_free(port: int) -> bool:

@@ -95,12 +95,12 @@ class _Parser:
             key = self._name()
             if key in values:
                 raise self._refuse(f"its metadata key {key[:80]!r} appears twice")
-            value = self._value()
-            values[key] = value if value is not None else ArrayValue(0)
+            values[key] = self._value()
         raw = [self._tensor() for _ in range(n_tensors)]
         if len({name for name, *_ in raw}) != len(raw):
             raise self._refuse("a tensor's name appears twice")
-        start = _aligned(self._reader.position, self._alignment(values))
+        alignment = self._alignment(values)
+        start = -(-self._reader.position // alignment) * alignment
         data_bytes = max(0, self._reader.size - start)
         tensors = tuple(self._sized(raw, data_bytes))
         needed = max((t.offset + t.size_bytes for t in tensors), default=0)
@@ -112,14 +112,14 @@ class _Parser:
             raise self._refuse("its tensors overlap")
         return GgufHeader(values, tensors)
 
-    def _value(self) -> Value | None:
-        """One metadata value; None for a text that is too long to be a fact."""
+    def _value(self) -> Value:
+        """One metadata value; nothing of a text that is too long to be a fact."""
         kind = self._reader.unpack(_U32)
         if kind == _STRING:
             length = self._length(MAX_TEXT_BYTES)
             if length > MAX_KEPT:
                 self._reader.skip(length)
-                return None
+                return ArrayValue(0)
             return self._reader.take(length).decode("utf-8", "replace")
         if kind == _ARRAY:
             return self._array()
@@ -193,7 +193,3 @@ class _Parser:
         if form is None:
             raise self._refuse(f"a metadata value has the unknown type {kind}")
         return form
-
-
-def _aligned(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment

@@ -169,18 +169,14 @@ def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
     yield "runtime", config.daemon.runtime_dir
     yield "state", config.daemon.state_dir
     yield "tmp", _temporary()
-    seen: set[tuple[str, Path]] = set()
-    for pool in config.pools:
-        given = pool.provisioning
-        places = {
+    places: set[tuple[str, Path | None]] = set()
+    for given in (pool.provisioning for pool in config.pools):
+        places |= {
             ("model-cache", given.model.cache_dir if given.model else None),
             ("engine", given.binary.install_dir if given.binary else None),
             ("engine", given.source.build.cache_dir if given.source else None),
         }
-        for role, path in places:
-            if path is not None:
-                seen.add((role, path))
-    yield from sorted(seen)
+    yield from sorted((role, path) for role, path in places if path is not None)
 
 
 def _pool(pool: PoolConfig, config: Config) -> PoolWants:
