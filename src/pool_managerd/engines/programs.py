@@ -59,7 +59,6 @@ def package_installed(package: str) -> bool:
 
 
 def package_version(package: str) -> str:
-    """Of a Python package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -77,7 +77,8 @@ class GpuParts:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
         naming file and line when its topology file is wrong.
         """
-        self._workers.options = await asyncio.to_thread(_worker_options, self._config)
+        if self._config.gpu.simulate is not None:
+            self._workers.options = await asyncio.to_thread(_simulated, self._config)
 
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
@@ -171,11 +172,9 @@ class GpuParts:
             return ()
         seen = _changed_at(self._config.gpu.simulate)
         if seen != self._topology[0]:
-            from pool_managerd.wiring.preflight import check_simulation
-
             wrong: tuple[str, ...] = ()
             try:
-                check_simulation(self._config)
+                _simulated(self._config)
             except SpecError as error:
                 wrong = (f"The simulated GPUs stay as they were: {error.message}",)
             self._topology = seen, wrong
@@ -193,12 +192,8 @@ def _changed_at(path: Path) -> object:
     return info.st_ino, info.st_mtime_ns, info.st_size
 
 
-# Imported when they are first needed, in a thread: the node answers a tenth of a second sooner.
-
-
-def _worker_options(config: Config) -> WorkerOptions:
-    if config.gpu.simulate is None:
-        return WorkerOptions()
+def _simulated(config: Config) -> WorkerOptions:
+    """Imports what it needs when it is needed: the node answers a tenth of a second sooner."""
     from pool_managerd.wiring.preflight import worker_options
 
     return worker_options(config, config.daemon.state_dir)

@@ -107,10 +107,10 @@ def report_of(
 
 def scan_once(config: Config | None = None) -> DeviceScan:
     """One look at the GPUs of this machine, or at the simulated ones of the configuration. Blocks. Raises PoolError."""
+    config = config or Config()
 
     async def look(options: WorkerOptions) -> DeviceScan:
-        written = config.gpu.devices if config is not None else ()
-        only = restrictions(written, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options, only=only)
         try:
             return await monitor.scan()
@@ -118,16 +118,7 @@ def scan_once(config: Config | None = None) -> DeviceScan:
             await monitor.close()
 
     with tempfile.TemporaryDirectory(prefix="pool-managerd-") as scratch:
-        return asyncio.run(look(worker_options(config or Config(), Path(scratch))))
-
-
-def check_simulation(config: Config) -> None:
-    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described.
-
-    For a daemon that runs on them: the driver that it was built is asked.
-    """
-    if config.gpu.simulate is not None:
-        check_topology(build_simulated_driver(config.daemon.state_dir), config.gpu.simulate)
+        return asyncio.run(look(worker_options(config, Path(scratch))))
 
 
 def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
