@@ -38,17 +38,9 @@ class Shape:
         """True for a map whose keys the user invents, such as labels."""
         return any(isinstance(node.get("additionalProperties"), dict) for node in self.nodes)
 
-    @property
-    def takes_text(self) -> bool:
-        return any(node.get("type") == "string" for node in self.nodes)
-
-    @property
-    def takes_path(self) -> bool:
-        return any(node.get("format") == "path" for node in self.nodes)
-
-    @property
-    def takes_null(self) -> bool:
-        return any(node.get("type") == "null" for node in self.nodes)
+    def takes(self, kind: str) -> bool:
+        """Whether a value may be of the type ``kind``, as JSON Schema calls it, or a ``path``."""
+        return any(kind in (node.get("type"), node.get("format")) for node in self.nodes)
 
 
 def alternatives(node: dict[str, Any]) -> list[dict[str, Any]]:

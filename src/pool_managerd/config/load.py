@@ -159,8 +159,8 @@ def _env_path(text: str) -> KeyPath:
 def _typed(path: KeyPath, text: str) -> Any:
     """The value meant by ``text``: as it stands where the schema wants text, else read as a YAML scalar or JSON."""
     shape = Shape.at(path)
-    if shape.takes_text:
-        return None if shape.takes_null and text in ("", "null", "~") else text
+    if shape.takes("string"):
+        return None if shape.takes("null") and text in ("", "null", "~") else text
     return parse_scalar(text)
 
 
@@ -198,7 +198,7 @@ def _absolute(value: Any, path: KeyPath, base_dir: Path, here: Path) -> Any:
         return {key: _absolute(part, (*path, key), base_dir, here) for key, part in value.items()}
     if isinstance(value, list):
         return [_absolute(part, (*path, index), base_dir, here) for index, part in enumerate(value)]
-    if isinstance(value, str) and value and Shape.at(path).takes_path:
+    if isinstance(value, str) and value and Shape.at(path).takes("path"):
         return str(path_from(here if path in _CWD_PATHS else base_dir, value))
     return value
 

@@ -66,15 +66,11 @@ def _section(prefix: str, node: dict[str, Any]) -> str:
         kind = "section" if inner is not None and value.get("type") != "array" else _kind(value)
         default = "required" if name in required else "" if kind == "section" else f"`{_json(value.get('default'))}`"
         meaning = value.get("description") or (inner or {}).get("description", "")
-        example = "" if kind == "section" else f"`{name}: {_flow(_example(value))}`"
+        given = value.get("examples") or [value.get("default")]
+        example = "" if kind == "section" else f"`{name}: {_flow(given[0])}`"
         rows.append(f"| `{name}` | {kind} | {default} | {' '.join(meaning.split())} | {example} |")
     about = " ".join(node.get("description", "").split())
     return "\n".join([title, "", *([about, ""] if prefix else []), *rows, ""])
-
-
-def _example(value: dict[str, Any]) -> object:
-    """The given one; where there is none, the default."""
-    return value["examples"][0] if value.get("examples") else value.get("default")
 
 
 def _flow(value: object) -> str:

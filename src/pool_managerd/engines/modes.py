@@ -8,7 +8,6 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import AttachedEngine
 from pool_managerd.core.engines import ENGINES, EngineKind
 from pool_managerd.engines.programs import package_installed
 from pool_managerd.errors import SpecError
@@ -24,11 +23,6 @@ def mode_of(pool: PoolConfig) -> str:
     if package is None:
         return "container"
     return "package" if package_installed(package) else "source"
-
-
-def runs_here(pool: PoolConfig) -> bool:
-    """False for an engine that can only be attached to."""
-    return ENGINES[pool.engine].modes != ("external",)
 
 
 def require_mode(pool: PoolConfig) -> str:
@@ -49,20 +43,6 @@ def require_mode(pool: PoolConfig) -> str:
 def _instead(kind: EngineKind) -> str:
     ways = {"package": f"use mode package ({kind.install})", "binary": "use mode binary with provisioning.binary.path"}
     return ", or ".join([ways[mode] for mode in kind.modes if mode in ways] + [_ATTACH])
-
-
-def attached(pool: PoolConfig, health_path: str) -> AttachedEngine:
-    """The running engine of ``pool``. Raises SpecError for a URL that is none."""
-    return AttachedEngine(
-        pool_id=pool.id,
-        base_url=attach_url(pool),
-        model_id=pool.model,
-        engine=pool.engine,
-        device_mask=None if pool.mask is None else str(pool.mask),
-        slots_total=pool.slots,
-        ctx=pool.ctx,
-        health_path=health_path,
-    )
 
 
 def attach_url(pool: PoolConfig) -> str:

@@ -19,7 +19,7 @@ from pool_managerd.core.narration import count
 from pool_managerd.engines.adapter import Adapter, Host, LaunchMemory, Recipe, adapter_of
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import attempt
-from pool_managerd.engines.modes import attach_url, attached, mode_of, require_mode, runs_here
+from pool_managerd.engines.modes import attach_url, mode_of, require_mode
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import ProgramProbe, Run, binary_path, package_version
 from pool_managerd.errors import EngineError, PoolError, SpecError
@@ -114,14 +114,25 @@ class EngineProvisioner:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         """The running engine of a pool whose mode is external. Raises SpecError for a URL that is none."""
-        return attached(pool, _health_path(pool))
+        return AttachedEngine(
+            pool_id=pool.id,
+            base_url=attach_url(pool),
+            model_id=pool.model,
+            engine=pool.engine,
+            device_mask=None if pool.mask is None else str(pool.mask),
+            slots_total=pool.slots,
+            ctx=pool.ctx,
+            health_path=_health_path(pool),
+        )
 
     def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
         known. Starts no engine; a llama.cpp build is loaded to see whether it can be. Blocks.
         """
         found = attempt(partial(require_mode, pool))
-        return found + self._adapter(pool.engine).problems(pool, mode_of(pool), model_path) if runs_here(pool) else found
+        if ENGINES[pool.engine].modes == ("external",):  # it can only be attached to
+            return found
+        return found + self._adapter(pool.engine).problems(pool, mode_of(pool), model_path)
 
     def program_path(self, pool: PoolConfig) -> str:
         """What would be executed. Runs nothing. Raises SpecError when none is configured."""

@@ -45,11 +45,9 @@ class StartSizer:
     def _of_submitted(self, engine: PreparedEngine) -> LaunchInputs:
         shape, size = None, 0
         if engine.model_path is not None:
-            try:
-                size = Path(engine.model_path).stat().st_size
+            size = size_of(engine.model_path)
+            with suppress(OSError, PoolError):  # it runs verbatim: what cannot be read is only known less well
                 shape = self._models.shapes.of(Path(engine.model_path))
-            except (OSError, PoolError):
-                shape = None  # it runs verbatim: what cannot be read is only known less well
         settings = self._with_files(self._engines.memory_of(engine))
         return LaunchInputs(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 

@@ -129,13 +129,12 @@ def _serve_encoder(chosen: dict[str, FlagUse], table: OptionTable, task: Task) -
     """Without one of these flags the engine answers an encoder's every request with an error."""
     if _served_task(chosen, table) is not None:
         return
-    if task == "rerank":
+    if task == "rerank" and "--reranking" in table:
         _add_default(chosen, table, "--reranking")
-        if "--reranking" not in table:
-            _add_default(chosen, table, "--pooling", "rank")
-            _add_default(chosen, table, "--embedding")
-    else:
-        _add_default(chosen, table, "--embedding")
+        return
+    if task == "rerank":
+        _add_default(chosen, table, "--pooling", "rank")
+    _add_default(chosen, table, "--embedding")
 
 
 def _served_task(uses: Mapping[str, FlagUse], table: OptionTable) -> Task | None:

@@ -68,7 +68,7 @@ def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
     parallel = _number(values, "--parallel", -1)
     auto = parallel < 1
     batch, ubatch = _number(values, "--batch-size", 2_048), _number(values, "--ubatch-size", 512)
-    rules = _rules(found)
+    rules, cache_ram = _rules(found), _number(values, "--cache-ram", 8_192)
     if _snapshots(values) and "--spec-draft-model" not in values:
         found.unmodelled[f"--spec-type {values['--spec-type'][:80]}: a context of its own"] = None
     if values.get("--split-mode", "layer") in ("row", "tensor"):
@@ -84,7 +84,7 @@ def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
         kv_on_gpu=switches.get("--kv-offload", True),
         swa_full=switches.get("--swa-full", False),
         gpu_layers=0 if values.get("--device", "").lower() in ("none", "cpu") else _layers(values.get("--n-gpu-layers")),
-        cache_ram_bytes=_cache_ram(_number(values, "--cache-ram", 8_192)),
+        cache_ram_bytes=None if cache_ram < 0 else cache_ram << 20,
         all_logits=build is not None and 1 < build < FIRST_BUILD_WITH_FEW_LOGITS,
         draft_cache_type_k=values.get("--cache-type-k-draft", "f16"),
         draft_cache_type_v=values.get("--cache-type-v-draft", "f16"),
@@ -188,7 +188,3 @@ def _number(values: Mapping[str, str], key: str, default: int) -> int:
 def _layers(text: str | None) -> int | None:
     """How many layers are on the GPU; None is all of them, which `auto` and -1 aim at."""
     return int(text) if text is not None and re.fullmatch(r"[0-9]{1,15}", text) else None
-
-
-def _cache_ram(mib: int) -> int | None:
-    return None if mib < 0 else mib << 20
