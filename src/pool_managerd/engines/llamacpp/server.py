@@ -101,14 +101,6 @@ def _on_off(text: str) -> bool:
     return text == "on"
 
 
-def _hosts(text: str) -> list[str]:
-    return [text]
-
-
-def _aliases(text: str) -> set[str]:
-    return set(text.split(","))
-
-
 def _ratios(text: str) -> list[float]:
     ratios = [float(part) for part in text.replace("/", ",").split(",")]
     return ratios + [0.0] * (128 - len(ratios))
@@ -122,7 +114,7 @@ _KV_TYPE = Member("ggml_type", "GGML_TYPE_")
 
 OPTIONS: tuple[LaunchOption, ...] = (
     LaunchOption(("-m", "--model"), "model.path", str),
-    LaunchOption(("--host",), "hostnames", _hosts),
+    LaunchOption(("--host",), "hostnames", lambda text: [text]),
     LaunchOption(("--port",), "port", int),
     LaunchOption(("-c", "--ctx-size"), "n_ctx", int),
     LaunchOption(("-np", "--parallel"), "n_parallel", int),
@@ -154,7 +146,7 @@ OPTIONS: tuple[LaunchOption, ...] = (
     LaunchOption(("--rope-freq-base",), "rope_freq_base", float),
     LaunchOption(("--rope-freq-scale",), "rope_freq_scale", float),
     LaunchOption(("--pooling",), "pooling_type", Member("llama_pooling_type", "LLAMA_POOLING_TYPE_")),
-    LaunchOption(("-a", "--alias"), "model_alias", _aliases),
+    LaunchOption(("-a", "--alias"), "model_alias", lambda text: set(text.split(","))),
     LaunchOption(("-mm", "--mmproj"), "mmproj.path", str),
     LaunchOption(("--chat-template",), "chat_template", str),
     LaunchOption(
