@@ -15,7 +15,7 @@ from pool_managerd._version import __version__
 from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
-from pool_managerd.config.in_force import not_in_force
+from pool_managerd.config.schema import not_in_force
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager

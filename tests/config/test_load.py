@@ -111,6 +111,11 @@ def test_paths_are_relative_to_the_file_or_to_the_current_directory(
     assert config.pools[0].model == "file:m"
 
 
+def test_the_home_of_an_unknown_user_is_a_name_like_any_other(write: Write, tmp_path: Path) -> None:
+    config = load_config(write("auth: {token_file: ~no-such-user/tok}\n"), env={})
+    assert config.auth.token_file == tmp_path / "~no-such-user/tok"
+
+
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file(write: Write) -> None:
     path = write(
         "supervisoin: {}\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.config.parse import MAX_FILE_BYTES, UnreadableError, parse_scalar, parse_toml, parse_yaml, read_bounded
+from pool_managerd.config.parse import MAX_FILE_BYTES, parse_scalar, parse_toml, parse_yaml, read_bounded
 
 
 def test_keys_and_values_know_where_they_were_written() -> None:
@@ -130,7 +130,7 @@ def test_absurd_nesting_in_toml_is_refused() -> None:
 def test_a_file_beyond_the_limit_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("big") / "big.yaml"
     path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
-    with pytest.raises(UnreadableError, match="larger than"):
+    with pytest.raises(ValueError, match="larger than"):
         read_bounded(path)
 
 

@@ -86,3 +86,12 @@ def test_what_names_a_thing_is_left_alone_and_an_error_is_redacted_throughout() 
     assert (error.message, str(error), error.hint, error.details) == (
         f"it said {MASK}", f"it said {MASK}", f"not {MASK}", {"log_tail": [MASK]},
     )  # fmt: skip
+
+
+def test_a_number_that_json_has_not_is_told_as_text_wherever_it_stands() -> None:
+    nan = float("nan")
+    assert Redactor().mapping({"a": nan, "b": [nan, 1.5], "c": {"d": -float("inf")}}) == {
+        "a": "nan",
+        "b": ["nan", 1.5],
+        "c": {"d": "-inf"},
+    }

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.engines.environment import device_env
-from pool_managerd.engines.flags import OptionTable
+from pool_managerd.engines.flags import OptionTable, raise_all
 from pool_managerd.engines.llamacpp import rules
-from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, own_flags, warmup_of
+from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, checked_flags, warmup_of
 from pool_managerd.engines.llamacpp.options import ALIASES, parse_help, recorded_options
 from pool_managerd.errors import SpecError
 from tests.core.gpus import gpu
@@ -35,7 +35,9 @@ def build(
     around: Surroundings, *flags: str, table: OptionTable = TABLE, model: str = "/m/x.gguf", **keys: object
 ) -> tuple[str, ...]:
     pool = pool_with(*flags, **keys)
-    return build_flags(pool, own_flags(pool, model, table, around), model, 8080, table, around)
+    own, wrong = checked_flags(pool, model, table, around)
+    raise_all(wrong)
+    return build_flags(pool, own, model, 8080, table, around)
 
 
 def refusal(around: Surroundings, *flags: str) -> SpecError:

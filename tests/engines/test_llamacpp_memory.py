@@ -61,6 +61,11 @@ def test_the_last_use_wins_and_odd_values_are_passed_over() -> None:
     assert settings_in(["-c", "9" * 15]).ctx == 1 << 40
 
 
+def test_a_flag_whose_effect_is_not_counted_is_named_as_it_was_written() -> None:
+    found = settings_in(["-otd", "x=CPU", "--spec-draft-ncmoe", "4", "--no_mmproj_offload", "--mmproj-offload", "-cd", "8"])
+    assert found.unmodelled == ("-otd", "--spec-draft-ncmoe", "--no-mmproj-offload", "-cd")
+
+
 def test_files_beside_the_model_are_named() -> None:
     found = settings_of(["--mmproj", "/m/p.gguf", "--lora", "/m/a.gguf,/m/b.gguf", "-md", "/m/draft.gguf"])
     assert (found.files, found.draft) == (("/m/p.gguf", "/m/a.gguf", "/m/b.gguf"), "/m/draft.gguf")

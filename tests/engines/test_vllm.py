@@ -12,6 +12,7 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
+from pool_managerd.engines.flags import raise_all
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.vllm import command as vllm
@@ -47,7 +48,8 @@ def flags_of(pool: PoolConfig, allocation: Allocation | None = TWO) -> tuple[str
 
 
 def built_with(pool: PoolConfig, around: vllm.Around, allocation: Allocation | None = None) -> tuple[str, ...]:
-    own = vllm.own_flags(pool, around)
+    own, wrong = vllm.checked_flags(pool, around)
+    raise_all(wrong)
     return vllm.build_flags(pool, own, ResolvedModel("file:/m", "/m"), 8000, allocation, around)
 
 
@@ -247,7 +249,7 @@ def test_the_first_request_is_one_that_the_model_answers(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     pool = make_pool(engine="vllm", provisioning={"flags": flags})
-    assert vllm.warmup_of(vllm.own_flags(pool, vllm.Around()), vllm.read_model(str(tmp_path))) == warmup
+    assert vllm.warmup_of(vllm.checked_flags(pool, vllm.Around())[0], vllm.read_model(str(tmp_path))) == warmup
 
 
 @pytest.mark.parametrize(

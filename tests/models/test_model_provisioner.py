@@ -42,6 +42,10 @@ async def test_a_local_file_is_resolved_against_the_base_directory(folder: Path)
     assert (await provisioner(folder).ensure_present_str(f"{folder}/models/tiny.gguf")).local_path == model.local_path
 
 
+async def test_the_home_of_an_unknown_user_is_a_name_like_any_other(folder: Path) -> None:
+    assert "there is no such file" in (await refusal(folder, "file:~no-such-user/m.gguf")).message
+
+
 async def test_a_matching_digest_verifies_whatever_its_case(folder: Path) -> None:
     model = await provisioner(folder).ensure_present("file:models/tiny.gguf", DIGEST.upper().replace("SHA256", "sha256"))
     assert (model.digest, model.verified) == (DIGEST, True)
@@ -94,6 +98,8 @@ async def test_a_folder_is_a_model_until_a_digest_is_asked_for(folder: Path) -> 
     model = await provisioner(folder).ensure_present("file:models")
     assert model.local_path == str(folder / "models")
     assert "a digest belongs to a file" in (await refusal(folder, "file:models", DIGEST)).message
+    with pytest.raises(SpecError, match="a digest belongs to a file"):  # preflight says so, too
+        provisioner(folder).check("file:models", [DIGEST])
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])

@@ -13,29 +13,29 @@ HEX = "0123456789abcdef" * 4
 
 
 @pytest.mark.parametrize(
-    ("text", "scheme", "ref_id", "repo", "path"),
+    ("text", "scheme", "ref_id", "location", "file"),
     [
-        ("file:/models/a.gguf", "file", "file:/models/a.gguf", "", ""),
-        ("file:///models/a.gguf", "file", "file:/models/a.gguf", "", ""),
-        ("  file:models//./a.gguf/ ", "file", "file:models/a.gguf", "", ""),
-        ("file:../a.gguf", "file", "file:../a.gguf", "", ""),
-        ("models/a.gguf", "file", "file:models/a.gguf", "", ""),
-        ("./a.gguf", "file", "file:a.gguf", "", ""),
-        ("C:odd.gguf", "file", "file:C:odd.gguf", "", ""),
+        ("file:/models/a.gguf", "file", "file:/models/a.gguf", "/models/a.gguf", ""),
+        ("file:///models/a.gguf", "file", "file:/models/a.gguf", "/models/a.gguf", ""),
+        ("  file:models//./a.gguf/ ", "file", "file:models/a.gguf", "models/a.gguf", ""),
+        ("file:../a.gguf", "file", "file:../a.gguf", "../a.gguf", ""),
+        ("models/a.gguf", "file", "file:models/a.gguf", "models/a.gguf", ""),
+        ("./a.gguf", "file", "file:a.gguf", "a.gguf", ""),
+        ("C:odd.gguf", "file", "file:C:odd.gguf", "C:odd.gguf", ""),
         ("hf:org/repo", "hf", "hf:org/repo", "org/repo", ""),
         ("hf:org/repo/", "hf", "hf:org/repo", "org/repo", ""),
         ("hf:org/repo/sub/a.gguf", "hf", "hf:org/repo/sub/a.gguf", "org/repo", "sub/a.gguf"),
-        ("https://example.org/a.gguf", "https", "https://example.org/a.gguf", "example.org", "a.gguf"),
-        ("HTTP://example.org:81/a/", "http", "http://example.org:81/a", "example.org:81", "a"),
-        ("s3://bucket/some/key", "s3", "s3://bucket/some/key", "bucket", "some/key"),
-        ("oci://registry:5000/a/b:v1", "oci", "oci://registry:5000/a/b:v1", "registry:5000", "a/b:v1"),
-        (f"oci://nvcr.io/x@sha256:{HEX}", "oci", f"oci://nvcr.io/x@sha256:{HEX}", "nvcr.io", f"x@sha256:{HEX}"),
-        (f"sha256:{HEX.upper()}", "sha256", f"sha256:{HEX}", "", ""),
+        ("https://example.org/a.gguf", "https", "https://example.org/a.gguf", "https://example.org/a.gguf", ""),
+        ("HTTP://example.org:81/a/", "http", "http://example.org:81/a", "http://example.org:81/a", ""),
+        ("s3://bucket/some/key", "s3", "s3://bucket/some/key", "s3://bucket/some/key", ""),
+        ("oci://registry:5000/a/b:v1", "oci", "oci://registry:5000/a/b:v1", "oci://registry:5000/a/b:v1", ""),
+        (f"oci://nvcr.io/x@sha256:{HEX}", "oci", f"oci://nvcr.io/x@sha256:{HEX}", f"oci://nvcr.io/x@sha256:{HEX}", ""),
+        (f"sha256:{HEX.upper()}", "sha256", f"sha256:{HEX}", HEX, ""),
     ],
 )
-def test_a_reference_has_a_scheme_a_stable_id_and_parts(text: str, scheme: str, ref_id: str, repo: str, path: str) -> None:
+def test_a_reference_has_a_scheme_a_stable_id_and_a_place(text: str, scheme: str, ref_id: str, location: str, file: str) -> None:
     ref = parse_ref(text)
-    assert (ref.scheme, ref.id, ref.repo, ref.path) == (scheme, ref_id, repo, path)
+    assert (ref.scheme, ref.id, ref.location, ref.file) == (scheme, ref_id, location, file)
 
 
 @pytest.mark.parametrize(

@@ -225,10 +225,10 @@ async def test_a_port_lost_between_choosing_and_binding_is_survived(
     squatters: list[socket.socket] = []
     is_free = ports.is_free
 
-    def free_and_lost(port: int, host: str = "127.0.0.1") -> bool:
-        found = is_free(port, host)
+    def free_and_lost(port: int) -> bool:
+        found = is_free(port)
         if found and not squatters:
-            squatters.append(socket.create_server((host, port)))
+            squatters.append(socket.create_server(("127.0.0.1", port)))
         return found
 
     monkeypatch.setattr(ports, "is_free", free_and_lost)

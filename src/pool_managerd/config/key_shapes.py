@@ -23,7 +23,7 @@ class Shape:
     @classmethod
     def at(cls, path: tuple[str | int, ...]) -> Shape:
         """The shape under ``path``; an unknown path has no alternatives."""
-        nodes = _alternatives(_schema())
+        nodes = alternatives(_schema())
         for part in path:
             nodes = [found for node in nodes for found in _step(node, part)]
         return cls(tuple(nodes))
@@ -38,27 +38,24 @@ class Shape:
         """True for a map whose keys the user invents, such as labels."""
         return any(isinstance(node.get("additionalProperties"), dict) for node in self.nodes)
 
-    @property
-    def takes_text(self) -> bool:
-        return any(node.get("type") == "string" for node in self.nodes)
-
-    @property
-    def takes_null(self) -> bool:
-        return any(node.get("type") == "null" for node in self.nodes)
+    def takes(self, kind: str) -> bool:
+        """Whether a value may be of the type ``kind``, as JSON Schema calls it, or a ``path``."""
+        return any(kind in (node.get("type"), node.get("format")) for node in self.nodes)
 
 
-def _alternatives(node: dict[str, Any]) -> list[dict[str, Any]]:
+def alternatives(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """What may stand where ``node`` says, references followed."""
     if "$ref" in node:
-        return _alternatives(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
+        return alternatives(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
     if "anyOf" in node:
-        return [found for part in node["anyOf"] for found in _alternatives(part)]
+        return [found for part in node["anyOf"] for found in alternatives(part)]
     return [node]
 
 
 def _step(node: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
     if isinstance(part, int):
-        return _alternatives(node["items"]) if isinstance(node.get("items"), dict) else []
+        return alternatives(node["items"]) if isinstance(node.get("items"), dict) else []
     if part in node.get("properties", {}):
-        return _alternatives(node["properties"][part])
+        return alternatives(node["properties"][part])
     extra = node.get("additionalProperties")
-    return _alternatives(extra) if isinstance(extra, dict) else []
+    return alternatives(extra) if isinstance(extra, dict) else []

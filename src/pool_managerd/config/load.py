@@ -7,7 +7,6 @@ directory, every other path to the directory of the configuration file, which be
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from itertools import islice
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pool_managerd.config import Config, json_schema
+from pool_managerd.config import Config, DaemonConfig, json_schema, path_from
 from pool_managerd.config.key_shapes import Shape
 from pool_managerd.config.parse import (
     EXTENSION,
@@ -36,13 +35,7 @@ ENV_PREFIX = "POOL_MANAGERD__"
 LEGACY_ENV = {"POOL_MANAGERD_ADDR": ("daemon", "bind"), "POOL_MANAGERD_RUNTIME_DIR": ("daemon", "runtime_dir")}
 
 MAX_LINE_CHARS = 600
-_CWD_PATHS: tuple[KeyPath, ...] = (("daemon", "runtime_dir"), ("daemon", "state_dir"))
-_POOL_PATHS: tuple[KeyPath, ...] = (
-    ("binary", "path"),
-    ("binary", "install_dir"),
-    ("model", "cache_dir"),
-    ("source", "build", "cache_dir"),
-)
+_CWD_PATHS: tuple[tuple[str, str], ...] = (("daemon", "runtime_dir"), ("daemon", "state_dir"))
 
 
 def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -60,7 +53,10 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
     if tree.problems:
         raise _error(tree.problems)
     base_dir = path.absolute().parent if path is not None else here
-    _resolve_paths(tree.values, base_dir)
+    daemon = tree.values.setdefault("daemon", {})
+    for _, key in _CWD_PATHS if isinstance(daemon, dict) else ():
+        daemon.setdefault(key, str(getattr(DaemonConfig(), key)))
+    tree.values = _absolute(tree.values, (), base_dir, here)
     return _validate(tree, base_dir)
 
 
@@ -163,8 +159,8 @@ def _env_path(text: str) -> KeyPath:
 def _typed(path: KeyPath, text: str) -> Any:
     """The value meant by ``text``: as it stands where the schema wants text, else read as a YAML scalar or JSON."""
     shape = Shape.at(path)
-    if shape.takes_text:
-        return None if shape.takes_null and text in ("", "null", "~") else text
+    if shape.takes("string"):
+        return None if shape.takes("null") and text in ("", "null", "~") else text
     return parse_scalar(text)
 
 
@@ -196,35 +192,20 @@ def _set(tree: Tree, path: KeyPath, value: Any, place: str) -> None:
         tree.places[known] = place
 
 
-def _resolve_paths(values: dict[str, Any], base_dir: Path) -> None:
-    for path in _CWD_PATHS:
-        default = Config.model_fields["daemon"].default.model_dump()[path[-1]]
-        section = values.setdefault("daemon", {})
-        if isinstance(section, dict):
-            section.setdefault(path[-1], str(default))
-        _absolute(values, path, Path.cwd())
-    _absolute(values, ("auth", "token_file"), base_dir)
-    _absolute(values, ("gpu", "simulate"), base_dir)
-    pools = values.get("pools")
-    for index in range(len(pools) if isinstance(pools, list) else 0):
-        for path in _POOL_PATHS:
-            _absolute(values, ("pools", index, "provisioning", *path), base_dir)
-
-
-def _absolute(values: Any, path: KeyPath, base: Path) -> None:
-    here = values
-    for part in path[:-1]:
-        if isinstance(here, list) and isinstance(part, int):
-            here = here[part]
-        else:
-            here = here.get(part) if isinstance(here, dict) else None
-    if isinstance(here, dict) and isinstance(here.get(path[-1]), str) and here[path[-1]]:
-        here[path[-1]] = str(base / Path(here[path[-1]]).expanduser())
+def _absolute(value: Any, path: KeyPath, base_dir: Path, here: Path) -> Any:
+    """``value`` of the key ``path``, every path in it absolute."""
+    if isinstance(value, dict):
+        return {key: _absolute(part, (*path, key), base_dir, here) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_absolute(part, (*path, index), base_dir, here) for index, part in enumerate(value)]
+    if isinstance(value, str) and value and Shape.at(path).takes("path"):
+        return str(path_from(here if path in _CWD_PATHS else base_dir, value))
+    return value
 
 
 def config_schema_text() -> str:
     """The JSON Schema of the configuration file as text: the same bytes every time (OC-CONFIG-6010)."""
-    schema = copy.deepcopy(json_schema())
+    schema = json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "pool-managerd configuration"
     schema["patternProperties"] = {f"^{EXTENSION}": {"description": "Not read: a place for YAML anchors."}}

@@ -58,34 +58,30 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
 
 
-class UnreadableError(Exception):
-    """The file cannot be read at all; the message is for the operator."""
-
-
 def read_bounded(path: Path) -> str:
-    """The text of a regular file of at most 1 MiB. Raises UnreadableError with the reason."""
+    """The text of a regular file of at most 1 MiB. Raises ValueError with the reason."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise UnreadableError(f"cannot read it: {error.strerror or error}") from error
+        raise ValueError(f"cannot read it: {error.strerror or error}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise UnreadableError("cannot read it: it is not a regular file")
+        raise ValueError("cannot read it: it is not a regular file")
     with os.fdopen(fd, "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise UnreadableError(f"cannot read it: it is larger than {MAX_FILE_BYTES} bytes")
+        raise ValueError(f"cannot read it: it is larger than {MAX_FILE_BYTES} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"cannot read it: byte {error.start} is not UTF-8") from error
+        raise ValueError(f"cannot read it: byte {error.start} is not UTF-8") from error
 
 
 def parse_file(path: Path) -> Tree:
     """Read ``path`` as TOML when it ends in ``.toml``, else as YAML. What is wrong is in ``Tree.problems``."""
     try:
         text = read_bounded(path)
-    except UnreadableError as error:
+    except ValueError as error:
         return Tree(problems=[Problem(str(path), "", str(error))])
     return parse_toml(text, str(path)) if path.suffix.lower() == ".toml" else parse_yaml(text, str(path))
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pool_managerd.config import json_schema
+from pool_managerd.config.key_shapes import alternatives
 
 _HEAD = """\
 # Configuration reference
@@ -41,15 +42,14 @@ An editor with the YAML language server completes and checks keys when the file 
 
 def reference_text() -> str:
     """The whole page: the same bytes every time."""
-    schema = json_schema()
     parts = [_HEAD]
-    todo: list[tuple[str, dict[str, Any]]] = [("", schema)]
+    todo: list[tuple[str, dict[str, Any]]] = [("", json_schema())]
     seen: set[str] = set()
     while todo:
         prefix, node = todo.pop(0)
-        parts.append(_section(prefix, node, schema))
+        parts.append(_section(prefix, node))
         for name, value in node["properties"].items():
-            inner, suffix = _section_of(value, schema)
+            inner, suffix = _section_of(value)
             path = f"{prefix}.{name}{suffix}".lstrip(".")
             if inner is not None and path not in seen:
                 seen.add(path)
@@ -57,24 +57,20 @@ def reference_text() -> str:
     return "\n".join(parts)
 
 
-def _section(prefix: str, node: dict[str, Any], schema: dict[str, Any]) -> str:
+def _section(prefix: str, node: dict[str, Any]) -> str:
     title = f"## `{prefix}`" if prefix else "## Top level"
     rows = ["| Key | Type | Default | Meaning | Example |", "|---|---|---|---|---|"]
     required = node.get("required", ())
     for name, value in node["properties"].items():
-        inner, _ = _section_of(value, schema)
-        kind = "section" if inner is not None and value.get("type") != "array" else _kind(value, schema)
+        inner, _ = _section_of(value)
+        kind = "section" if inner is not None and value.get("type") != "array" else _kind(value)
         default = "required" if name in required else "" if kind == "section" else f"`{_json(value.get('default'))}`"
         meaning = value.get("description") or (inner or {}).get("description", "")
-        example = "" if kind == "section" else f"`{name}: {_flow(_example(value))}`"
+        given = value.get("examples") or [value.get("default")]
+        example = "" if kind == "section" else f"`{name}: {_flow(given[0])}`"
         rows.append(f"| `{name}` | {kind} | {default} | {' '.join(meaning.split())} | {example} |")
     about = " ".join(node.get("description", "").split())
     return "\n".join([title, "", *([about, ""] if prefix else []), *rows, ""])
-
-
-def _example(value: dict[str, Any]) -> object:
-    """The given one; where there is none, the default."""
-    return value["examples"][0] if value.get("examples") else value.get("default")
 
 
 def _flow(value: object) -> str:
@@ -86,26 +82,25 @@ def _flow(value: object) -> str:
     return _json(value)
 
 
-def _section_of(value: dict[str, Any], schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def _section_of(value: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The section that a key leads to, if any, and ``[]`` when it is a list of them."""
-    for part in [value, *value.get("anyOf", [])]:
-        if "$ref" in part:
-            node = schema["$defs"][part["$ref"].rpartition("/")[2]]
-            return (node, "") if "properties" in node else (None, "")
-        if "$ref" in part.get("items", {}):
-            return _section_of(part["items"], schema)[0], "[]"
+    for node in alternatives(value):
+        if "properties" in node:
+            return node, ""
+        if "$ref" in node.get("items", {}):
+            return _section_of(node["items"])[0], "[]"
     return None, ""
 
 
-def _kind(value: dict[str, Any], schema: dict[str, Any]) -> str:
+def _kind(value: dict[str, Any]) -> str:
     if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_kind(part, schema) for part in value["anyOf"]))
+        return " or ".join(dict.fromkeys(_kind(part) for part in value["anyOf"]))
     if "enum" in value:
         return ", ".join(f"`{item}`" for item in value["enum"])
     if value.get("type") == "array":
-        return f"list of {_kind(value['items'], schema)}" if "$ref" not in value["items"] else "list of sections"
+        return f"list of {_kind(value['items'])}" if "$ref" not in value["items"] else "list of sections"
     if "additionalProperties" in value:
-        return f"map of {_kind(value['additionalProperties'], schema)}"
+        return f"map of {_kind(value['additionalProperties'])}"
     bounds = [f"{sign} {value[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤")) if key in value]
     names = {"string": "path" if value.get("format") == "path" else "text", "integer": "whole number", "boolean": "true or false"}
     return " ".join([names.get(value.get("type", ""), value.get("type", "any")), *bounds])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from pool_managerd.config.sections import (
     SupervisionConfig,
     TelemetryConfig,
 )
-from pool_managerd.config.values import Profile, Section
+from pool_managerd.config.values import NOT_IN_FORCE, Profile, Section
 
 
 class Config(Section):
@@ -64,3 +65,20 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     schema["properties"].pop("base_dir", None)
     return schema
+
+
+def not_in_force(section: Section, path: str = "") -> Iterator[str]:
+    """The paths that are set, in the file or from the environment, and have no effect in this version."""
+    for name in sorted(section.model_fields_set):
+        value, key = getattr(section, name), f"{path}.{name}" if path else name
+        said = type(section).model_fields[name].description or ""
+        if isinstance(value, Section):
+            said += type(value).__doc__ or ""
+        if NOT_IN_FORCE in said:
+            yield key
+        elif isinstance(value, Section):
+            yield from not_in_force(value, key)
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, Section):
+                    yield from not_in_force(item, f"{key}[{index}]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -59,6 +61,11 @@ class Section(BaseModel):
 def is_pool_id(text: str) -> bool:
     """True when ``text`` may name a pool: it becomes part of file names, so nothing but a safe slug passes."""
     return bool(re.fullmatch(POOL_ID_PATTERN, text)) and ".." not in text
+
+
+def path_from(base: Path, written: str | Path) -> Path:
+    """The absolute path that is ``written`` in a file of the folder ``base``; ``~`` is a home, of an unknown user only a name."""
+    return base.absolute() / os.path.expanduser(written)  # noqa: PTH111 - pathlib's raises for an unknown user
 
 
 def split_address(text: str) -> tuple[str, int]:

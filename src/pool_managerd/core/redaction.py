@@ -8,7 +8,6 @@ prints in another form: broken over lines, URL-encoded, in base64.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,11 +52,6 @@ _PARAMETER = re.compile(
 )
 _BEARER = re.compile(r"(?P<name>\b(?:bearer|basic)[ \t]{1,4})[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
 _ASSIGNED = re.compile(r"(?P<name>\b[A-Z][A-Z0-9_]{0,40}(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS)=)[^\s\"']+")
-
-
-def fingerprint(token: str) -> str:
-    """fp6: the first six hex digits of the token's SHA-256, the only form of it that is ever logged (AUTH-1008)."""
-    return hashlib.sha256(token.encode()).hexdigest()[:6]
 
 
 def is_secret_variable(name: str) -> bool:
@@ -182,18 +176,18 @@ class Redactor:
         return {str(key): self._field(str(key), value, depth) for key, value in fields.items()}
 
     def _field(self, key: str, value: Any, depth: int) -> Any:
-        plain = value is None or isinstance(value, (bool, int, float))
-        if isinstance(value, float) and not math.isfinite(value):
-            return str(value)  # NaN and infinities are no JSON
-        if plain or (key in _IDENTITIES and isinstance(value, str)):
+        if key in _IDENTITIES and isinstance(value, str):
             return value
-        if _SECRET_KEY.search(key) and not _HARMLESS_KEY.search(key):
+        plain = value is None or isinstance(value, (bool, int, float))
+        if not plain and _SECRET_KEY.search(key) and not _HARMLESS_KEY.search(key):
             return MASK
         return self._value(value, depth)
 
     def _value(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self.text(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)  # NaN and infinities are no JSON
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if depth >= _MAX_DEPTH:

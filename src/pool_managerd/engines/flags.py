@@ -8,8 +8,10 @@ It does not depend on the order in which different options were written, and nor
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 
 from pool_managerd.errors import PoolError, SpecError
 
@@ -75,7 +77,7 @@ class OptionTable:
     """The options an engine knows, by name. ``aliases`` are further names that the engine itself may not know, ``lists``
     names of options of which every use counts.
 
-    ``elsewhere`` are names that the usual llama-server has and this one lacks: they earn a better refusal. ``dotted``: a
+    ``elsewhere`` is what the usual llama-server knows: what this one lacks of it earns a better refusal. ``dotted``: a
     key of an option's value may be set behind a dot, as ``--compilation-config.mode 3``.
     """
 
@@ -85,12 +87,12 @@ class OptionTable:
         aliases: Mapping[str, str] | None = None,
         *,
         lists: frozenset[str] = frozenset(),
-        elsewhere: Collection[str] = (),
+        elsewhere: OptionTable | None = None,
         dotted: bool = False,
     ) -> None:
         self.options = tuple(replace(o, listed=not lists.isdisjoint(o.names)) for o in options)
         self._dotted = dotted
-        self._elsewhere = frozenset(elsewhere)
+        self._elsewhere = elsewhere
         self._by_name = {name: option for option in self.options for name in (*option.names, *option.negated)}
         known = self._by_name
         self._aliases = {alias: name for alias, name in (aliases or {}).items() if name in known and alias not in known}
@@ -101,11 +103,6 @@ class OptionTable:
     def _starts_here(self, text: str) -> bool:
         """True when ``text`` is a flag that is known, however it is written."""
         return text in self or hyphenated(text.partition("=")[0]) in self
-
-    def nearest(self, name: str) -> str | None:
-        """The known name that was probably meant."""
-        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
-        return near[0] if near else None
 
     def use(self, name: str, *values: str) -> FlagUse:
         """A use of a known option. Raises KeyError for an unknown one."""
@@ -192,20 +189,27 @@ class OptionTable:
 
     def _unknown(self, name: str) -> SpecError:
         shown = name if len(name) <= 80 else name[:77] + "…"
-        near = self.nearest(name)
+        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
         if not name.startswith("-"):
             return SpecError(
                 f"cannot use {shown!r} as a flag: flags begin with a dash", hint="write a flag and its value as two items"
             )
-        if name in self._elsewhere:
+        if self._elsewhere is not None and name in self._elsewhere:
             return SpecError(
                 f"cannot use the flag {name}: the embedded engine does not take it",
                 hint="use a llama-server binary (mode binary)",
             )
-        suggestion = f" (did you mean {near!r}?)" if near else ""
+        suggestion = f" (did you mean {near[0]!r}?)" if near else ""
         return SpecError(
             f"cannot use the flag {shown!r}: this engine does not know it{suggestion}", hint="see the engine's --help"
         )
+
+
+def recorded(file: str) -> tuple[list[Option], dict[str, str]]:
+    """The options that an engine listed when it was asked for this package, and its other names for them: ``data/FILE``."""
+    text = resources.files("pool_managerd.engines").joinpath("data", file).read_text(encoding="utf-8")
+    rows, aliases = json.loads(text)
+    return [Option(tuple(names), tuple(negated), values) for names, negated, values in rows], aliases
 
 
 def raise_all(problems: Sequence[PoolError]) -> None:

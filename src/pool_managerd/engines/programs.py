@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pool_managerd.config import Config, PoolConfig
+from pool_managerd.config import Config, PoolConfig, path_from
 from pool_managerd.core.artifacts import ProgramAnswer
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.errors import EngineError, SpecError
@@ -59,7 +59,6 @@ def package_installed(package: str) -> bool:
 
 
 def package_version(package: str) -> str:
-    """Of a Python package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +81,7 @@ def binary_path(config: Config, pool: PoolConfig) -> Path:
             pool_id=pool.id,
             hint=f"set provisioning.binary.path to a {ENGINES[pool.engine].program} on this machine",
         )
-    return Path(os.path.normpath(config.base_dir.absolute() / binary.path.expanduser()))
+    return Path(os.path.normpath(path_from(config.base_dir, binary.path)))
 
 
 def runnable(config: Config, pool: PoolConfig) -> Path:

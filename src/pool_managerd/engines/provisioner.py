@@ -13,15 +13,13 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine, ResolvedModel
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.allocation import Allocation
-from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
 from pool_managerd.engines.adapter import Adapter, Host, LaunchMemory, Recipe, adapter_of
-from pool_managerd.engines.attaching import attach_url, attached
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import attempt
-from pool_managerd.engines.modes import mode_of, require_mode, runs_here
+from pool_managerd.engines.modes import attach_url, mode_of, require_mode
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import ProgramProbe, Run, binary_path, package_version
 from pool_managerd.errors import EngineError, PoolError, SpecError
@@ -64,18 +62,17 @@ class EngineProvisioner:
         Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
-        mode = mode_of(pool)
-        require_mode(pool, mode)
+        mode = require_mode(pool)
         if model is None:
             raise SpecError(f"cannot prepare {pool.engine} without a model", pool_id=pool.id, hint="set pools[].model")
         recipe = self._sized_recipe(pool, model)
         if recipe is None:
-            recipe = await asyncio.to_thread(self._recipe, pool, mode, model)
-        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
+            recipe = await asyncio.to_thread(self._adapter(pool.engine).recipe, pool, mode, model)
+        port = self._ports.claim(pool.id, pool.provisioning.ports)
         try:
             flags = recipe.flags(allocation, port)
         except PoolError:
-            self._ports.release(InstanceId(pool.id))
+            self._ports.release(pool.id)
             raise
         program = recipe.program
         return PreparedEngine(
@@ -104,9 +101,7 @@ class EngineProvisioner:
 
         Blocks. Raises as ``prepare``.
         """
-        mode = mode_of(pool)
-        require_mode(pool, mode)
-        recipe = self._recipe(pool, mode, model)
+        recipe = self._adapter(pool.engine).recipe(pool, require_mode(pool), model)
         self._sized[pool.id] = pool, model.id, model.local_path, recipe
         return recipe
 
@@ -119,15 +114,25 @@ class EngineProvisioner:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         """The running engine of a pool whose mode is external. Raises SpecError for a URL that is none."""
-        return attached(pool, _health_path(pool))
+        return AttachedEngine(
+            pool_id=pool.id,
+            base_url=attach_url(pool),
+            model_id=pool.model,
+            engine=pool.engine,
+            device_mask=None if pool.mask is None else str(pool.mask),
+            slots_total=pool.slots,
+            ctx=pool.ctx,
+            health_path=_health_path(pool),
+        )
 
     def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         """All for which a start would be refused, at once: engine, flags, variables, and the model at ``model_path`` if it is
         known. Starts no engine; a llama.cpp build is loaded to see whether it can be. Blocks.
         """
-        mode = mode_of(pool)
-        found = attempt(partial(require_mode, pool, mode))
-        return found + self._adapter(pool.engine).problems(pool, mode, model_path) if runs_here(pool) else found
+        found = attempt(partial(require_mode, pool))
+        if ENGINES[pool.engine].modes == ("external",):  # it can only be attached to
+            return found
+        return found + self._adapter(pool.engine).problems(pool, mode_of(pool), model_path)
 
     def program_path(self, pool: PoolConfig) -> str:
         """What would be executed. Runs nothing. Raises SpecError when none is configured."""
@@ -143,7 +148,7 @@ class EngineProvisioner:
         try:
             if mode == "external":
                 return _plan(pool, ("attach", attach_url(pool)))
-            require_mode(pool, mode)
+            require_mode(pool)
             path = None if mode == "package" else binary_path(self._config, pool)
             run = f"{package} {package_version(package or '')}" if path is None else str(path)
         except (SpecError, EngineError) as error:
@@ -160,11 +165,8 @@ class EngineProvisioner:
 
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
-        self._ports.forget(pool_id)
+        self._ports.release(pool_id)
         self._sized.pop(pool_id, None)
-
-    def _recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
-        return self._adapter(pool.engine).recipe(pool, mode, model)
 
     def _sized_recipe(self, pool: PoolConfig, model: ResolvedModel) -> Recipe | None:
         """What this very launch was sized by, once."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from pool_managerd.config import Mode, is_pool_id
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
@@ -21,7 +21,6 @@ MAX_PATH = 4_096
 MAX_TOTAL = 128 * 1024
 MAX_SLOTS = 65_536
 
-_T = TypeVar("_T")
 _REQUIRED = ("binary_path", "port")
 _KNOWN = (
     "binary_path",
@@ -131,11 +130,8 @@ class _Reader:
         self._fields = fields
         self._pool_id = pool_id
 
-    def _get(self, key: str, default: _T, check: Callable[[Any], _T]) -> _T:
-        return check(self._fields[key]) if key in self._fields else default
-
     def text(self, key: str, default: str, *, longest: int = MAX_TEXT) -> str:
-        return self._get(key, default, lambda value: self._checked_text(key, value, longest))
+        return self._checked_text(key, self._fields[key], longest) if key in self._fields else default
 
     def optional_text(self, key: str, *, longest: int = MAX_TEXT) -> str | None:
         return None if self._fields.get(key) is None else self.text(key, "", longest=longest)

@@ -57,11 +57,12 @@ class PythonWorkers:
     """Starts nvml_worker.py. One thread does it, and stays: a worker is killed when the thread that made it ends.
 
     ``log_read`` is the last record of the kernel's log that a worker has read: the next one begins behind it.
+    ``options`` are those of the next one.
     """
 
     def __init__(self, options: WorkerOptions) -> None:
         self.log_read: int | None = None
-        self._options = options
+        self.options = options
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nvml-worker")
 
     async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker:
@@ -81,11 +82,11 @@ class PythonWorkers:
 
     def _popen(self) -> subprocess.Popen[bytes]:
         env = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-        kmsg = str(self._options.kmsg or "/dev/kmsg")
+        kmsg = str(self.options.kmsg or "/dev/kmsg")
         after = () if self.log_read is None else (str(self.log_read),)
         return subprocess.Popen(
             [sys.executable, "-I", str(_PROGRAM), str(os.getpid()), kmsg, *after],
-            env={**env, **(self._options.environment or {})}, cwd="/", start_new_session=True,
+            env={**env, **(self.options.environment or {})}, cwd="/", start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pool_managerd.errors import SpecError
 
@@ -15,8 +16,15 @@ Refuse = Callable[[str], SpecError]
 """Makes the error of a reason, naming the file."""
 
 
-def open_regular(path: str, refuse: Refuse) -> int:
-    """A descriptor of the regular file ``path``, never waiting for a pipe. Raises what ``refuse`` makes of the reason.
+def identity(info: os.stat_result) -> tuple[int, ...]:
+    """Equal as long as it is the same file: whoever replaces one can set its mtime, but not its ctime."""
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+@contextmanager
+def regular_file(path: str, refuse: Refuse) -> Iterator[int]:
+    """A descriptor of the regular file ``path``, never waiting for a pipe. Raises what ``refuse`` makes of the reason, also of
+    an OSError within.
 
     Links are followed: model caches are made of them, and nothing but numbers is taken out of what they lead to.
     """
@@ -24,16 +32,20 @@ def open_regular(path: str, refuse: Refuse) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise refuse(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise refuse("it is not a file")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise refuse("it is not a file")
+        yield fd
+    except OSError as error:
+        raise refuse(f"it cannot be read ({error.strerror})") from error
+    finally:
+        os.close(fd)
 
 
 class ByteReader:
     """Takes little-endian values from the start of ``fd``. It never reads past ``limit`` bytes, nor keeps more than a block.
 
-    Raises what ``refuse`` makes of the reason. The caller closes ``fd``.
+    Raises what ``refuse`` makes of the reason, and OSError. The caller closes ``fd``.
     """
 
     def __init__(self, fd: int, limit: int, refuse: Refuse) -> None:
@@ -93,7 +105,7 @@ class ByteReader:
         if count > BLOCK_BYTES:
             raise self._refuse(f"a part of its header is longer than {BLOCK_BYTES} bytes")
         at = self.position
-        block = _read(self._fd, min(BLOCK_BYTES, self._limit - at), at, self._refuse)
+        block = os.pread(self._fd, min(BLOCK_BYTES, self._limit - at), at)
         if len(block) < count:
             raise self._refuse("it ends within its header: the download is not complete")
         self._block, self._block_at, self._next = block, at, 0
@@ -104,10 +116,3 @@ class ByteReader:
             raise self._refuse("it ends within its header: the download is not complete, or a length in it is wrong")
         if end > self._limit:
             raise self._refuse(f"its header is longer than {self._limit} bytes")
-
-
-def _read(fd: int, count: int, at: int, refuse: Refuse) -> bytes:
-    try:
-        return os.pread(fd, count, at)
-    except OSError as error:
-        raise refuse(f"it cannot be read ({error.strerror})") from error

@@ -10,27 +10,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pool_managerd.models.byte_reader import identity
+
 BLOCK_BYTES = 4 * 1024 * 1024
 CACHE_ENTRIES = 1024
 
 Progress = Callable[[int, int], None]
 """Called in the event loop with (bytes hashed so far, bytes in all)."""
 
-_FileKey = tuple[int, int, int, int, int]
-
-
-class CancelledHash(Exception):
-    """The hashing thread was told to stop; it never leaves this module's caller as a result."""
-
 
 @dataclass(slots=True)
 class DigestCache:
-    """Digests of files by (device, inode, size, mtime, ctime), in memory, bounded.
+    """Digests of files by their identity, in memory, bounded."""
 
-    ctime is part of the key because a program may set mtime back but not ctime.
-    """
-
-    _known: OrderedDict[_FileKey, str] = field(default_factory=OrderedDict)
+    _known: OrderedDict[tuple[int, ...], str] = field(default_factory=OrderedDict)
 
     async def sha256(self, fd: int, progress: Progress | None = None) -> str:
         """``sha256:<hex>`` of the open file ``fd``, hashed in a worker thread unless known.
@@ -39,13 +32,14 @@ class DigestCache:
         again once; raises OSError when it will not hold still. The caller keeps ``fd`` open until this returns.
         """
         for _ in range(2):
-            before = _key(os.fstat(fd))
+            info = os.fstat(fd)
+            before = identity(info)
             known = self._known.get(before)
             if known is not None:
                 self._known.move_to_end(before)
                 return known
-            digest = await _hash_in_thread(fd, before[2], progress)
-            if _key(os.fstat(fd)) == before:
+            digest = await _hash_in_thread(fd, info.st_size, progress)
+            if identity(os.fstat(fd)) == before:
                 self._known[before] = digest
                 while len(self._known) > CACHE_ENTRIES:
                     self._known.popitem(last=False)
@@ -73,19 +67,12 @@ async def _hash_in_thread(fd: int, total: int, progress: Progress | None) -> str
 
 
 def _hash(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
+    """The digest; of as much as was read where it was told to stop, which nobody waits for."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     offset = 0
-    while True:
-        if stop.is_set():
-            raise CancelledHash
-        count = os.preadv(fd, [block], offset)
-        if count == 0:
-            return f"sha256:{digest.hexdigest()}"
+    while not stop.is_set() and (count := os.preadv(fd, [block], offset)):
         digest.update(block[:count])
         offset += count
         report(offset)
-
-
-def _key(info: os.stat_result) -> _FileKey:
-    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    return f"sha256:{digest.hexdigest()}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import AbstractContextManager
+from functools import partial
 
 from pool_managerd.errors import SpecError
-from pool_managerd.models.byte_reader import open_regular
+from pool_managerd.models.byte_reader import regular_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -14,11 +16,8 @@ VERSIONS = (2, 3)
 
 def check_gguf(path: str) -> int:
     """The GGUF version of ``path``. Blocks for one small read. Raises SpecError when it is not a GGUF model."""
-    fd = open_gguf(path)
-    try:
+    with gguf_file(path) as fd:
         return version_in(path, os.pread(fd, 8, 0))
-    finally:
-        os.close(fd)
 
 
 def is_gguf(path: str) -> bool:
@@ -29,20 +28,15 @@ def is_gguf(path: str) -> bool:
 def head_of(path: str) -> bytes:
     """The first bytes of a regular file; b"" of anything else. Blocks for one small read."""
     try:
-        fd = open_gguf(path)
+        with gguf_file(path) as fd:
+            return os.pread(fd, 16, 0)
     except SpecError:
         return b""
-    try:
-        return os.pread(fd, 16, 0)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
 
 
-def open_gguf(path: str) -> int:
-    """A descriptor of ``path``, which may turn out to be anything. Raises SpecError when it is no file."""
-    return open_regular(path, lambda reason: refused(path, reason))
+def gguf_file(path: str) -> AbstractContextManager[int]:
+    """A descriptor of ``path``, which may turn out to be anything. Raises SpecError when it is no file or cannot be read."""
+    return regular_file(path, partial(refused, path))
 
 
 def version_in(path: str, head: bytes) -> int:

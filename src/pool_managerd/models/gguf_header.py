@@ -10,10 +10,11 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from pool_managerd.core.memory.tensor_types import GGML_TYPES
 from pool_managerd.models.byte_reader import ByteReader, Refuse
-from pool_managerd.models.gguf import open_gguf, refused, version_in
+from pool_managerd.models.gguf import gguf_file, refused, version_in
 
 MAX_HEADER_BYTES = 512 << 20
 MAX_KEYS = 4_096
@@ -72,17 +73,13 @@ def read_gguf_header(path: str) -> GgufHeader:
     Raises SpecError for what is no GGUF model, is damaged, or whose tensors go beyond the end of the file: an
     incomplete download.
     """
-    fd = open_gguf(path)
-    try:
-        reader = ByteReader(fd, MAX_HEADER_BYTES, lambda reason: refused(path, reason))
+    refuse = partial(refused, path)
+    with gguf_file(path) as fd:
+        reader = ByteReader(fd, MAX_HEADER_BYTES, refuse)
         if reader.size < 24:
             version_in(path, os.pread(fd, 8, 0))
         version_in(path, reader.take(8))
-        return _Parser(reader, lambda reason: refused(path, reason)).header()
-    except OSError as error:
-        raise refused(path, f"it cannot be read ({error.strerror})") from error
-    finally:
-        os.close(fd)
+        return _Parser(reader, refuse).header()
 
 
 class _Parser:
@@ -98,12 +95,12 @@ class _Parser:
             key = self._name()
             if key in values:
                 raise self._refuse(f"its metadata key {key[:80]!r} appears twice")
-            value = self._value()
-            values[key] = value if value is not None else ArrayValue(0)
+            values[key] = self._value()
         raw = [self._tensor() for _ in range(n_tensors)]
         if len({name for name, *_ in raw}) != len(raw):
             raise self._refuse("a tensor's name appears twice")
-        start = _aligned(self._reader.position, self._alignment(values))
+        alignment = self._alignment(values)
+        start = -(-self._reader.position // alignment) * alignment
         data_bytes = max(0, self._reader.size - start)
         tensors = tuple(self._sized(raw, data_bytes))
         needed = max((t.offset + t.size_bytes for t in tensors), default=0)
@@ -115,14 +112,14 @@ class _Parser:
             raise self._refuse("its tensors overlap")
         return GgufHeader(values, tensors)
 
-    def _value(self) -> Value | None:
-        """One metadata value; None for a text that is too long to be a fact."""
+    def _value(self) -> Value:
+        """One metadata value; nothing of a text that is too long to be a fact."""
         kind = self._reader.unpack(_U32)
         if kind == _STRING:
             length = self._length(MAX_TEXT_BYTES)
             if length > MAX_KEPT:
                 self._reader.skip(length)
-                return None
+                return ArrayValue(0)
             return self._reader.take(length).decode("utf-8", "replace")
         if kind == _ARRAY:
             return self._array()
@@ -196,7 +193,3 @@ class _Parser:
         if form is None:
             raise self._refuse(f"a metadata value has the unknown type {kind}")
         return form
-
-
-def _aligned(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment

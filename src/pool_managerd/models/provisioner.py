@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pool_managerd.config import PolicyConfig
+from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.digests import DigestCache, Progress
@@ -52,22 +52,13 @@ class ModelProvisioner:
         disk fails.
         """
         expected = _expected(expected_digest)
-        found = await asyncio.to_thread(self.locate, ref)
+        found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
             return found
-        path = Path(found.local_path)
-        if await asyncio.to_thread(path.is_dir):
-            raise SpecError(
-                f"cannot verify {path}: a digest belongs to a file and this is a directory",
-                hint="name the file inside it in `model`, or remove the checksum",
-            )
-        parts = found.files or (found.local_path,)
-        if len(expected) != len(parts):
-            raise _not_for_each_part(path, len(parts), len(expected))
-        done = 0
+        parts, done = found.files or (found.local_path,), 0
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
-            done += await asyncio.to_thread(_size_of, part)
+            done += await asyncio.to_thread(size_of, part)
         for part, wanted in zip(parts[:-1], expected[:-1], strict=True):  # known, unless it changed while later ones were read
             await self._verify(Path(part), wanted, None)
         return replace(found, digest=",".join(expected), verified=True)
@@ -92,8 +83,14 @@ class ModelProvisioner:
     def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
         """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
         found = self.locate(ref)
-        if digests and len(digests) != max(1, len(found.files)):
-            raise _not_for_each_part(Path(found.local_path), max(1, len(found.files)), len(digests))
+        path, parts = Path(found.local_path), max(1, len(found.files))
+        if digests and path.is_dir():
+            raise SpecError(
+                f"cannot verify {path}: a digest belongs to a file and this is a directory",
+                hint="name the file inside it in `model`, or remove the checksum",
+            )
+        if digests and len(digests) != parts:
+            raise _not_for_each_part(path, parts, len(digests))
         return found
 
     def locate(self, ref: str) -> ResolvedModel:
@@ -124,15 +121,15 @@ class ModelProvisioner:
 
     def path_of(self, model: ModelRef) -> Path:
         """Where a ``file:`` model lies: relative paths start at the configuration file's directory."""
-        return Path(os.path.normpath(self._base_dir.absolute() / Path(model.location).expanduser()))
+        return Path(os.path.normpath(path_from(self._base_dir, model.location)))
 
     def _check_policy(self, model: ModelRef) -> None:
-        if model.scheme == "sha256" or (model.scheme in self._policy.allow_schemes and not model.needs_network):
+        if model.scheme == "sha256":
             return
         if model.scheme not in self._policy.allow_schemes:
             allowed = ", ".join(self._policy.allow_schemes) or "none"
             reason = f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})"
-        elif not self._policy.allow_network:
+        elif model.scheme != "file" and not self._policy.allow_network:
             reason = "the network may not be used"
         else:
             return
@@ -166,7 +163,7 @@ def _fetch_it_yourself(model: ModelRef) -> str:
         return "add 'file' to allow_schemes under `policy`"
     fetch = "download it yourself"
     if model.scheme == "hf":
-        fetch += f" (hf download {model.repo}{f' {model.path}' if model.path else ''} --local-dir models)"
+        fetch += f" (hf download {model.location}{f' {model.file}' if model.file else ''} --local-dir models)"
     elif model.scheme in ("http", "https"):
         fetch += f" (curl -fLO {model.location})"
     return f"{fetch} and refer to it as file:/path/to/model: this version fetches no models, whatever `policy` allows"
@@ -200,11 +197,12 @@ def _is_at(path: Path, fd: int) -> bool:
     return os.path.samestat(path.stat(), os.fstat(fd))
 
 
-def _size_of(path: str) -> int:
+def size_of(path: str) -> int:
+    """In bytes; 0 of what cannot be read, where nothing hangs on it."""
     try:
         return Path(path).stat().st_size
     except OSError:
-        return 0  # only for a percentage
+        return 0
 
 
 def _check_usable(path: Path, ref: str) -> int:

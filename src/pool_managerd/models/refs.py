@@ -5,22 +5,16 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import urlsplit
 
 from pool_managerd.errors import SpecError
 
-Scheme = Literal["file", "hf", "http", "https", "s3", "oci", "sha256"]
-
 MAX_REF_CHARS = 4096
-NETWORK_SCHEMES = frozenset({"hf", "http", "https", "s3", "oci"})
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_OCI = re.compile(
-    r"(?P<registry>[A-Za-z0-9.-]+(?::\d{1,5})?)/(?P<repo>[a-z0-9._/-]+)(?P<version>:[\w.-]{1,128}|@sha256:[0-9a-f]{64})"
-)
+_OCI = re.compile(r"oci://[A-Za-z0-9.-]+(?::\d{1,5})?/[a-z0-9._/-]+(?::[\w.-]{1,128}|@sha256:[0-9a-f]{64})")
 _FORMS = "file:PATH, hf:ORG/REPO[/FILE], https://…, s3://BUCKET/KEY, oci://REGISTRY/REPO:TAG or sha256:HEX"
 
 
@@ -28,23 +22,14 @@ _FORMS = "file:PATH, hf:ORG/REPO[/FILE], https://…, s3://BUCKET/KEY, oci://REG
 class ModelRef:
     """A parsed reference. ``id`` is stable: the same model is never known by two ids because of how it was spelt.
 
-    ``location`` is the path of ``file``, the hex of ``sha256``, the url of the rest. For ``hf``, ``repo`` is
-    ``org/repo`` and ``path`` the file inside (empty: the whole repository); for ``s3`` and ``oci`` they are bucket
-    and key, registry and repository with its tag.
+    ``location`` is the path of ``file``, the hex of ``sha256``, ``org/repo`` of ``hf``, the url of the rest. ``file`` is the
+    one inside an ``hf`` repository; empty: all of it.
     """
 
-    scheme: Scheme
+    scheme: str
     id: str
     location: str
-    repo: str = ""
-    path: str = ""
-
-    @property
-    def needs_network(self) -> bool:
-        return self.scheme in NETWORK_SCHEMES
-
-    def __str__(self) -> str:
-        return self.id
+    file: str = ""
 
 
 def parse_ref(text: str) -> ModelRef:
@@ -92,8 +77,7 @@ def _hf_ref(text: str, rest: str) -> ModelRef:
     if any(part in ("", ".", "..") for part in path.split("/")) and path:
         raise _malformed(text, "the file must be a plain path inside the repository")
     name = f"{org}/{repo}"
-    ref_id = f"hf:{name}/{path}" if path else f"hf:{name}"
-    return ModelRef("hf", ref_id, ref_id, repo=name, path=path)
+    return ModelRef("hf", f"hf:{name}/{path}" if path else f"hf:{name}", name, path)
 
 
 def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:
@@ -107,19 +91,13 @@ def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:
         raise _malformed("a URL with a password", "keep credentials out of model references: they end up in logs")
     if not parts.hostname:
         raise _malformed(text, "the host is missing")
-    if scheme in ("http", "https"):
-        return ModelRef("https" if scheme == "https" else "http", url, url, repo=parts.netloc, path=parts.path.lstrip("/"))
-    if scheme == "s3":
-        key = parts.path.lstrip("/")
-        if not key:
-            raise _malformed(text, "it must be s3://BUCKET/KEY")
-        return ModelRef("s3", url, url, repo=parts.netloc, path=key)
-    if scheme == "oci":
-        found = _OCI.fullmatch(url.removeprefix("oci://"))
-        if not found:
-            raise _malformed(text, "it must be oci://REGISTRY/REPO:TAG or oci://REGISTRY/REPO@sha256:HEX")
-        return ModelRef("oci", url, url, repo=found["registry"], path=found["repo"] + found["version"])
-    raise _malformed(text, f"the scheme {scheme!r} is unknown")
+    if scheme == "s3" and not parts.path.lstrip("/"):
+        raise _malformed(text, "it must be s3://BUCKET/KEY")
+    if scheme == "oci" and not _OCI.fullmatch(url):
+        raise _malformed(text, "it must be oci://REGISTRY/REPO:TAG or oci://REGISTRY/REPO@sha256:HEX")
+    if scheme not in ("http", "https", "s3", "oci"):
+        raise _malformed(text, f"the scheme {scheme!r} is unknown")
+    return ModelRef(scheme, url, url)
 
 
 def _malformed(text: str, reason: str) -> SpecError:

@@ -9,13 +9,14 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.core.memory.model_shape import ModelShape, SlidingWindow
 from pool_managerd.errors import SpecError
-from pool_managerd.models.byte_reader import open_regular
+from pool_managerd.models.byte_reader import regular_file
 from pool_managerd.models.gguf import head_of
 
 MAX_HEADER_BYTES = 16 << 20
@@ -95,8 +96,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _header(path: str) -> Iterable[tuple[str, str, int]]:
     """Name, type and size in bytes of each tensor of one file, checked against the file's own size."""
-    fd = open_regular(path, lambda reason: _refused(path, reason))
-    try:
+    with regular_file(path, partial(_refused, path)) as fd:
         size = os.fstat(fd).st_size
         head = os.pread(fd, 8, 0)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -105,10 +105,6 @@ def _header(path: str) -> Iterable[tuple[str, str, int]]:
         if 8 + length > size:
             raise _refused(path, "it ends within its header: the download is not complete")
         header = _parse(path, os.pread(fd, length, 8))
-    except OSError as error:
-        raise _refused(path, f"it cannot be read ({error.strerror})") from error
-    finally:
-        os.close(fd)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise _refused(path, f"it has {len(header)} tensors, more than {MAX_TENSORS}")
@@ -157,16 +153,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def _object(path: str, limit: int) -> dict[str, Any]:
-    fd = open_regular(path, lambda reason: _refused(path, reason))
-    try:
+    with regular_file(path, partial(_refused, path)) as fd:
         if os.fstat(fd).st_size > limit:
             raise _refused(path, f"it is longer than {limit} bytes")
-        raw = os.pread(fd, limit, 0)
-    except OSError as error:
-        raise _refused(path, f"it cannot be read ({error.strerror})") from error
-    finally:
-        os.close(fd)
-    return _parse(path, raw)
+        return _parse(path, os.pread(fd, limit, 0))
 
 
 def _parse(path: str, raw: bytes) -> dict[str, Any]:

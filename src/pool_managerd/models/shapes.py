@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pool_managerd.core.memory.model_shape import ModelShape
+from pool_managerd.models.byte_reader import identity
 from pool_managerd.models.gguf import check_gguf, is_gguf
 from pool_managerd.models.gguf_parts import model_parts, parts_beside
 
@@ -15,11 +16,11 @@ class Shapes:
     """A bounded cache of headers, by what file it is. Blocking; used from threads."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str | int, ...], ModelShape | None] = {}
+        self._known: dict[tuple[object, ...], ModelShape | None] = {}
 
     def of(self, path: Path) -> ModelShape | None:
         """From the headers of a GGUF file, or of safetensors; None for any other model. Raises OSError and SpecError."""
-        key = _identity(path)
+        key = (str(path), *identity(path.stat()))
         if key in self._known and not path.is_dir():  # what is in a folder may change without it
             return self._known[key]
         if len(self._known) >= MAX_SHAPES:
@@ -34,14 +35,8 @@ class Shapes:
 
     def parts_of(self, path: Path) -> tuple[str, ...]:
         """Every file of a GGUF model, the first part first. Raises SpecError for another part, or when some are missing."""
-        known = self._known.get(_identity(path))
+        known = self._known.get((str(path), *identity(path.stat())))
         return model_parts(str(path)) if known is None else (str(path), *parts_beside(str(path), known.parts))
-
-
-def _identity(path: Path) -> tuple[str | int, ...]:
-    """Whoever replaces a file can set its mtime, but not its ctime."""
-    info = path.stat()
-    return (str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
 # The readers are imported when they are first needed, in a thread: the node answers sooner.

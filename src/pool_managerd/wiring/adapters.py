@@ -12,7 +12,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
-from pool_managerd.config.in_force import not_in_force
+from pool_managerd.config.schema import not_in_force
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.intent import StoredPool

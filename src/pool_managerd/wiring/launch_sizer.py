@@ -16,7 +16,7 @@ from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
-from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.provisioner import ModelProvisioner, size_of
 
 
 class StartSizer:
@@ -45,11 +45,9 @@ class StartSizer:
     def _of_submitted(self, engine: PreparedEngine) -> LaunchInputs:
         shape, size = None, 0
         if engine.model_path is not None:
-            try:
-                size = Path(engine.model_path).stat().st_size
+            size = size_of(engine.model_path)
+            with suppress(OSError, PoolError):  # it runs verbatim: what cannot be read is only known less well
                 shape = self._models.shapes.of(Path(engine.model_path))
-            except (OSError, PoolError):
-                shape = None  # it runs verbatim: what cannot be read is only known less well
         settings = self._with_files(self._engines.memory_of(engine))
         return LaunchInputs(engine.engine_version, _fingerprint(shape, size), settings, shape, size, self._overhead)
 
@@ -60,14 +58,7 @@ class StartSizer:
         draft = None
         with suppress(PoolError, OSError):
             draft = self._models.shapes.of(Path(memory.draft)) if memory.draft else None
-        return replace(memory.settings, file_bytes=sum(map(_size, memory.files)), draft=draft)
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
+        return replace(memory.settings, file_bytes=sum(map(size_of, memory.files)), draft=draft)
 
 
 def _fingerprint(shape: ModelShape | None, size_bytes: int) -> str:

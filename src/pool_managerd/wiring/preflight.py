@@ -31,7 +31,6 @@ from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_o
 from pool_managerd.wiring.setups import probing, setups_of, user_rules
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
-_SCHEMES = ("file", "hf", "https", "http", "s3", "oci", "sha256")
 
 
 def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -108,10 +107,10 @@ def report_of(
 
 def scan_once(config: Config | None = None) -> DeviceScan:
     """One look at the GPUs of this machine, or at the simulated ones of the configuration. Blocks. Raises PoolError."""
+    config = config or Config()
 
     async def look(options: WorkerOptions) -> DeviceScan:
-        written = config.gpu.devices if config is not None else ()
-        only = restrictions(written, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options, only=only)
         try:
             return await monitor.scan()
@@ -119,16 +118,7 @@ def scan_once(config: Config | None = None) -> DeviceScan:
             await monitor.close()
 
     with tempfile.TemporaryDirectory(prefix="pool-managerd-") as scratch:
-        return asyncio.run(look(worker_options(config or Config(), Path(scratch))))
-
-
-def check_simulation(config: Config) -> None:
-    """Raises SpecError naming file and line when the simulated GPUs of ``config`` are not well described.
-
-    For a daemon that runs on them: the driver that it was built is asked.
-    """
-    if config.gpu.simulate is not None:
-        check_topology(build_simulated_driver(config.daemon.state_dir), config.gpu.simulate)
+        return asyncio.run(look(worker_options(config, Path(scratch))))
 
 
 def worker_options(config: Config, build_dir: Path) -> WorkerOptions:
@@ -170,24 +160,20 @@ def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
     yield "runtime", config.daemon.runtime_dir
     yield "state", config.daemon.state_dir
     yield "tmp", _temporary()
-    seen: set[tuple[str, Path]] = set()
-    for pool in config.pools:
-        given = pool.provisioning
-        places = {
+    places: set[tuple[str, Path | None]] = set()
+    for given in (pool.provisioning for pool in config.pools):
+        places |= {
             ("model-cache", given.model.cache_dir if given.model else None),
             ("engine", given.binary.install_dir if given.binary else None),
             ("engine", given.source.build.cache_dir if given.source else None),
         }
-        for role, path in places:
-            if path is not None:
-                seen.add((role, path))
-    yield from sorted(seen)
+    yield from sorted((role, path) for role, path in places if path is not None)
 
 
 def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     given = pool.provisioning
     scheme = pool.model.partition(":")[0].lower()
-    fetched = scheme in _SCHEMES and scheme in config.policy.allow_schemes  # what the policy denies needs no tool
+    fetched = scheme in config.policy.allow_schemes  # what the policy denies needs no tool
     cuda, capabilities = _built_for(pool)
     return PoolWants(
         pool.id, mode_of(pool), scheme if fetched else "file",

@@ -3,13 +3,12 @@
 from pool_managerd.core.preflight.check import check
 from pool_managerd.core.preflight.facts import Folder, HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import Finding, Report, assert_gpu_only, assert_passed
-from pool_managerd.core.preflight.tools import MissingTool, missing_tools
+from pool_managerd.core.preflight.tools import missing_tools
 
 __all__ = [
     "Finding",
     "Folder",
     "HostFacts",
-    "MissingTool",
     "PoolWants",
     "Report",
     "Wants",

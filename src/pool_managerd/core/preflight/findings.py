@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pool_managerd.errors import NodeError
@@ -22,11 +22,6 @@ class Finding:
     subject: str
     message: str
     remedy: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "code": self.code, "level": self.level, "subject": self.subject, "message": self.message, "remedy": list(self.remedy),
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +46,7 @@ class Report:
         return tuple(finding for finding in self.findings if finding.level == OVERRIDDEN)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "profile": self.profile, "findings": [finding.to_dict() for finding in self.findings]}
-
-
-def settled(findings: list[Finding], allow: frozenset[str]) -> tuple[Finding, ...]:
-    """The findings with what ``allow`` names overridden, sorted by level, code and subject."""
-    found = {_allowed(finding, allow) for finding in findings}
-    return tuple(sorted(found, key=lambda f: (LEVELS.index(f.level), f.code, f.subject, f.message)))
+        return {"ok": self.ok, "profile": self.profile, "findings": [asdict(finding) for finding in self.findings]}
 
 
 def assert_gpu_only(cuda_available: bool) -> None:
@@ -78,12 +67,5 @@ def assert_passed(report: Report, pool_id: str | None = None) -> None:
         "cannot start it on this machine: " + "; ".join(finding.message for finding in report.failed),
         code="GPU_REQUIRED" if gpu else "PREFLIGHT_FAILED", status=503, retriable=not gpu, pool_id=pool_id,
         hint="; ".join(line for finding in report.failed for line in finding.remedy) or None,
-        details={"findings": [finding.to_dict() for finding in report.failed]},
+        details={"findings": [asdict(finding) for finding in report.failed]},
     )  # fmt: skip
-
-
-def _allowed(finding: Finding, allow: frozenset[str]) -> Finding:
-    named = not allow.isdisjoint({finding.code, f"{finding.code}:{finding.subject}"})
-    if finding.level == FAIL and named and finding.code != GPU_REQUIRED:
-        return replace(finding, level=OVERRIDDEN)
-    return finding

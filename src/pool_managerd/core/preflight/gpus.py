@@ -68,9 +68,8 @@ def _scan(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
         names = ", ".join(f"{device.label} ({device.name or device.uuid})" for device in facts.scan.devices)
         versions = f"; driver {facts.scan.driver_version}, CUDA {facts.scan.cuda_version}" if facts.scan.driver_version else ""
         simulated = "simulated: " if wants.simulated else ""
-        yield Finding(
-            "gpus", OK, f"{len(facts.gpus)} GPU" + ("s" if len(facts.gpus) > 1 else ""), f"{simulated}{names}{versions}"
-        )
+        subject = f"{len(facts.gpus)} GPU" + ("s" if len(facts.gpus) > 1 else "")
+        yield Finding("gpus", OK, subject, f"{simulated}{names}{versions}")
 
 
 def _pool(pool: PoolWants, facts: HostFacts) -> Iterator[Finding]:
@@ -94,9 +93,8 @@ def _pool(pool: PoolWants, facts: HostFacts) -> Iterator[Finding]:
         if pool.engine_capabilities and has and not _runs_on(pool.engine_capabilities, has):
             built = ", ".join(pool.engine_capabilities)
             message = f"cannot run the engine on GPU {device.label}: it has compute capability {has}, the build is for {built}"
-            remedy = (
-                f'provisioning: {{source: {{build: {{cmake_flags: ["-DCMAKE_CUDA_ARCHITECTURES={has.replace(".", "")}"]}}}}}}'
-            )
+            flag = f"-DCMAKE_CUDA_ARCHITECTURES={has.replace('.', '')}"
+            remedy = f'provisioning: {{source: {{build: {{cmake_flags: ["{flag}"]}}}}}}'
             yield Finding("compute_capability", FAIL, subject, message, (remedy,))
 
 
@@ -119,13 +117,8 @@ def _around(facts: HostFacts) -> Iterator[Finding]:
     if off:
         names = ", ".join(device.label for device in off)
         message = f"persistence mode is off on GPU {names}: each first use waits for the driver to load"
-        yield Finding(
-            "persistence_mode",
-            WARN,
-            f"GPU {names}",
-            message,
-            ("sudo systemctl enable --now nvidia-persistenced", "sudo nvidia-smi -pm 1"),
-        )
+        remedy = ("sudo systemctl enable --now nvidia-persistenced", "sudo nvidia-smi -pm 1")
+        yield Finding("persistence_mode", WARN, f"GPU {names}", message, remedy)
     if not {"nvidia-uvm", "dxg"} & facts.device_nodes:  # WSL has /dev/dxg for all of it
         message = "cannot start CUDA in an engine: /dev/nvidia-uvm is missing, and engines may not create it (no_new_privs)"
         yield Finding("nvidia_uvm", FAIL, "/dev/nvidia-uvm", message, ("sudo nvidia-modprobe -u -c=0",))

@@ -16,6 +16,7 @@ LEAST_SHM_BYTES = _GIB
 LEAST_MEMLOCK_BYTES = 64 * _MIB
 LOW_RAM_BYTES = _GIB
 _FILES, _FILES_PER_POOL = 256, 32
+_RAM_USE = ("free -h", "ps -eo rss,pid,comm --sort=-rss | head")
 _AS_ROOT = ("sudo systemctl edit pool-managerd  # User=root; without daemon.engine_user each pool gets a uid of its own",)
 
 
@@ -66,21 +67,15 @@ def _folder(folder: Folder) -> Finding | None:
         return Finding("not_writable", FAIL, folder.path, message, remedy)
     if folder.free_bytes is None:
         return None
-    least = LEAST_FREE_BYTES.get(folder.role, DEFAULT_LEAST_FREE_BYTES)
+    least, usage = LEAST_FREE_BYTES.get(folder.role, DEFAULT_LEAST_FREE_BYTES), f"df -h {_quoted(folder.path)}"
     if folder.free_bytes < least:
         message = (
             f"cannot use the {folder.role} directory {folder.path}: {_mib(folder.free_bytes)} are free, {_mib(least)} are needed"
         )
-        return Finding(
-            "disk_full",
-            FAIL,
-            folder.path,
-            message,
-            (f"df -h {_quoted(folder.path)}", f"du -xh {_quoted(folder.path)} | sort -h | tail"),
-        )
+        return Finding("disk_full", FAIL, folder.path, message, (usage, f"du -xh {_quoted(folder.path)} | sort -h | tail"))
     if folder.free_bytes < LOW_FREE_BYTES:
         message = f"the disk of the {folder.role} directory {folder.path} is nearly full: {_mib(folder.free_bytes)} are free"
-        return Finding("disk_low", WARN, folder.path, message, (f"df -h {_quoted(folder.path)}",))
+        return Finding("disk_low", WARN, folder.path, message, (usage,))
     return None
 
 
@@ -93,15 +88,9 @@ def _memory(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     largest, pool_id = max(sizes, default=(0, ""))
     if on_cpu and largest > available:
         message = f"cannot load the model of pool {pool_id} into RAM: it has {_mib(largest)}, {_mib(available)} are available"
-        yield Finding("ram", FAIL, f"pool {pool_id}", message, ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"))
+        yield Finding("ram", FAIL, f"pool {pool_id}", message, _RAM_USE)
     elif available < LOW_RAM_BYTES:
-        yield Finding(
-            "ram",
-            WARN,
-            "RAM",
-            f"only {_mib(available)} of RAM are available",
-            ("free -h", "ps -eo rss,pid,comm --sort=-rss | head"),
-        )
+        yield Finding("ram", WARN, "RAM", f"only {_mib(available)} of RAM are available", _RAM_USE)
     else:
         total = f" of {_mib(facts.ram_total_bytes)}" if facts.ram_total_bytes else ""
         yield Finding("ram", OK, "RAM", f"{_mib(available)}{total} are available")
@@ -111,13 +100,8 @@ def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     needed = _FILES + _FILES_PER_POOL * len(wants.pools)
     if facts.open_files is not None and facts.open_files < needed:
         message = f"only {facts.open_files} files may be open at once, {needed} are needed for {len(wants.pools)} pools"
-        yield Finding(
-            "open_files",
-            WARN,
-            "ulimit -n",
-            message,
-            (f"ulimit -n {needed}", f"LimitNOFILE={max(65536, needed)}  # in the systemd unit"),
-        )
+        remedy = (f"ulimit -n {needed}", f"LimitNOFILE={max(65536, needed)}  # in the systemd unit")
+        yield Finding("open_files", WARN, "ulimit -n", message, remedy)
     several = len(facts.gpus) > 1
     if facts.memlock_bytes is not None:
         locked = max((facts.model_bytes.get(pool.pool_id, 0) for pool in wants.local_pools if pool.mlock), default=0)
@@ -126,9 +110,8 @@ def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
             message = (
                 f"only {_mib(facts.memlock_bytes)} may be locked in memory: --mlock and GPU to GPU transfers need {_mib(least)}"
             )
-            yield Finding(
-                "memlock", WARN, "ulimit -l", message, ("ulimit -l unlimited", "LimitMEMLOCK=infinity  # in the systemd unit")
-            )
+            remedy = ("ulimit -l unlimited", "LimitMEMLOCK=infinity  # in the systemd unit")
+            yield Finding("memlock", WARN, "ulimit -l", message, remedy)
     if several and facts.shm_total_bytes is not None and facts.shm_total_bytes < LEAST_SHM_BYTES:
         has, needs = _mib(facts.shm_total_bytes), _mib(LEAST_SHM_BYTES)
         message = f"{SHM} has {has}: engines on several GPUs exchange data there and need {needs}"
@@ -150,9 +133,8 @@ def _ports(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
         needed = len([pool for pool in wants.local_pools if not pool.ports])
         if free < needed:
             message = f"cannot find ports for {needed} pools: {free} of {low}-{high} are free"
-            yield Finding(
-                "engine_ports", FAIL, f"ports {low}-{high}", message, ('daemon: {engine_ports: "20000-29999"}', "ss -ltn")
-            )
+            remedy = ('daemon: {engine_ports: "20000-29999"}', "ss -ltn")
+            yield Finding("engine_ports", FAIL, f"ports {low}-{high}", message, remedy)
 
 
 def _mib(size: int) -> str:

@@ -15,9 +15,9 @@ from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
 from pool_managerd.engines.environment import env_problems
-from pool_managerd.engines.flags import OptionTable, attempt
+from pool_managerd.engines.flags import OptionTable, attempt, raise_all
 from pool_managerd.engines.llamacpp import server
-from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, flag_problems, own_flags, warmup_of
+from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, checked_flags, warmup_of
 from pool_managerd.engines.llamacpp.memory import settings_of
 from pool_managerd.engines.llamacpp.options import ServerBinaries, launcher_options, recorded_options
 from pool_managerd.engines.programs import package_changed_ns, package_installed, package_version, runnable
@@ -44,7 +44,8 @@ class LlamaCpp:
         around = Surroundings(config.profile, config.base_dir, gpu_present=True)
         if shape is not None:
             around = replace(around, encoder=shape.encoder, task=shape.task)
-        own = own_flags(pool, path, table, around)
+        own, wrong = checked_flags(pool, path, table, around)
+        raise_all(wrong)
 
         def flags(allocation: Allocation | None, port: int, *, on_gpu: bool = False) -> tuple[str, ...]:
             split = pool.tensor_split if isinstance(pool.tensor_split, tuple) else None
@@ -67,7 +68,7 @@ class LlamaCpp:
         except PoolError:  # which is said already
             table = recorded_options()
         around = Surroundings(config.profile, config.base_dir, gpu_present=True)
-        found += flag_problems(pool, model_path or "", table, around)
+        found += checked_flags(pool, model_path or "", table, around)[1]
         return found + env_problems(pool, lambda alone: build_env(alone, config.profile))
 
     def memory_of(self, flags: Sequence[str], version: str) -> LaunchMemory:

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pool_managerd.config import PoolConfig, Profile
+from pool_managerd.config import PoolConfig, Profile, path_from
 from pool_managerd.core.artifacts import Warmup
 from pool_managerd.core.memory.model_shape import Task
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse
 from pool_managerd.engines.llamacpp import rules
 from pool_managerd.errors import PoolError, SpecError
 
+_SERVES: dict[str, Task] = {"--reranking": "rerank", "--embedding": "embed"}
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
 
 
@@ -42,16 +43,6 @@ class Surroundings:
         return self.profile != "dev"
 
 
-def own_flags(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> dict[str, FlagUse]:
-    """The pool's own flags by option. Blocks for a look at the files that they name.
-
-    Raises SpecError for flags that are unknown, malformed or not allowed, naming each and the remedy.
-    """
-    chosen, problems = _checked(pool, model_path, table, around)
-    raise_all(problems)
-    return chosen
-
-
 def build_flags(
     pool: PoolConfig, own: Mapping[str, FlagUse], model_path: str, port: int, table: OptionTable, around: Surroundings
 ) -> tuple[str, ...]:
@@ -66,15 +57,12 @@ def build_flags(
     return arrange(chosen.values())
 
 
-def flag_problems(pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings) -> tuple[PoolError, ...]:
-    """All that is wrong with the pool's flags, at once. Blocks for a look at the files that they name."""
-    return _checked(pool, model_path, table, around)[1]
-
-
-def _checked(
+def checked_flags(
     pool: PoolConfig, model_path: str, table: OptionTable, around: Surroundings
 ) -> tuple[dict[str, FlagUse], tuple[PoolError, ...]]:
-    """The pool's own flags by option, with the paths of their files, and what is wrong with them."""
+    """The pool's own flags by option, with the paths of their files, and all that is wrong with them: flags that are unknown,
+    malformed or not allowed. Blocks for a look at the files that they name.
+    """
     uses, wrong = table.sift(pool.provisioning.flags)
     chosen = collapse(uses)
     problems: list[PoolError] = list(wrong)
@@ -141,20 +129,19 @@ def _serve_encoder(chosen: dict[str, FlagUse], table: OptionTable, task: Task) -
     """Without one of these flags the engine answers an encoder's every request with an error."""
     if _served_task(chosen, table) is not None:
         return
-    if task == "rerank":
+    if task == "rerank" and "--reranking" in table:
         _add_default(chosen, table, "--reranking")
-        if "--reranking" not in table:
-            _add_default(chosen, table, "--pooling", "rank")
-            _add_default(chosen, table, "--embedding")
-    else:
-        _add_default(chosen, table, "--embedding")
+        return
+    if task == "rerank":
+        _add_default(chosen, table, "--pooling", "rank")
+    _add_default(chosen, table, "--embedding")
 
 
 def _served_task(uses: Mapping[str, FlagUse], table: OptionTable) -> Task | None:
     """What the flags restrict the engine to."""
-    for name, task in (("--reranking", "rerank"), ("--embedding", "embed")):
+    for name, task in _SERVES.items():
         if any(table.names(use, name) for use in uses.values()):
-            return "rerank" if task == "rerank" else "embed"
+            return task
     return None
 
 
@@ -239,7 +226,7 @@ def _confined(use: FlagUse, text: str, roots: Sequence[Path], base_dir: Path) ->
     """The file (or files, between commas) of ``use`` as real absolute paths, when all lie under one of ``roots``."""
     paths: list[str] = []
     for part in text.split(","):
-        real = os.path.realpath(base_dir.absolute() / Path(part).expanduser())
+        real = os.path.realpath(path_from(base_dir, part))
         if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
             raise SpecError(
                 f"cannot use {use.name} {part}: {real} lies outside the model's and the configuration's directory",

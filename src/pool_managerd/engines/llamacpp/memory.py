@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 
 from pool_managerd.core.memory.llamacpp_buffers import EngineSettings
 from pool_managerd.core.memory.tensor_places import EXPERTS, PlaceRule, first_layers, readable
 from pool_managerd.engines.adapter import LaunchMemory
-from pool_managerd.engines.flags import hyphenated
+from pool_managerd.engines.flags import OptionTable, hyphenated, recorded
+from pool_managerd.engines.llamacpp.options import RECORDED
 
 MAX_COUNT = 1 << 40
 MAX_RULES = 64
@@ -21,53 +23,15 @@ AUTO_PARALLEL = 4
 FIRST_BUILD_WITH_FEW_LOGITS = 9_450
 """From about here on llama-server reserves logits for its slots only, not for a whole micro-batch."""
 
-_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "ctx": ("-c", "--ctx-size"),
-    "parallel": ("-np", "--parallel"),
-    "batch": ("-b", "--batch-size"),
-    "ubatch": ("-ub", "--ubatch-size"),
-    "cache_type_k": ("-ctk", "--cache-type-k"),
-    "cache_type_v": ("-ctv", "--cache-type-v"),
-    "draft_type_k": ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
-    "draft_type_v": ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"),
-    "flash_attn": ("-fa", "--flash-attn"),
-    "gpu_layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
-    "cache_ram": ("-cram", "--cache-ram"),
-    "mmproj": ("-mm", "--mmproj"),
-    "lora": ("--lora",),
-    "lora_scaled": ("--lora-scaled",),
-    "control_vector": ("--control-vector",),
-    "control_vector_scaled": ("--control-vector-scaled",),
-    "draft": ("-md", "--model-draft", "--spec-draft-model"),
-    "spec_type": ("--spec-type",),
-    "draft_tokens": ("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"),
-    "experts_in_ram": ("-ncmoe", "--n-cpu-moe"),
-    "tensor_places": ("-ot", "--override-tensor"),
-    "device": ("-dev", "--device"),
-    "split_mode": ("-sm", "--split-mode"),
-    "main_gpu": ("-mg", "--main-gpu"),
-    "tensor_split": ("-ts", "--tensor-split"),
-})  # fmt: skip
-_SEVERAL = frozenset({"lora", "lora_scaled", "control_vector", "control_vector_scaled", "tensor_places"})
-"""Each use of these counts; of others the last."""
-
-_SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType({
-    "-kvu": ("kv_unified", True), "--kv-unified": ("kv_unified", True),
-    "-no-kvu": ("kv_unified", False), "--no-kv-unified": ("kv_unified", False),
-    "-kvo": ("kv_on_gpu", True), "--kv-offload": ("kv_on_gpu", True),
-    "-nkvo": ("kv_on_gpu", False), "--no-kv-offload": ("kv_on_gpu", False),
-    "--swa-full": ("swa_full", True),
-    "-cmoe": ("all_experts_in_ram", True), "--cpu-moe": ("all_experts_in_ram", True),
-})  # fmt: skip
-_VALUED = MappingProxyType({name: key for key, names in _SYNONYMS.items() for name in names})
+OLD_NAMES: Mapping[str, str] = MappingProxyType(dict.fromkeys(("--draft", "--draft-n", "--draft-max"), "--spec-draft-n-max"))
+"""Names that older builds take, and what they mean."""
 
 UNMODELLED = frozenset({
-    "--override-kv", "--no-mmproj-offload", "--image-max-tokens", "--mtmd-batch-max-tokens", "-otd", "--override-tensor-draft",
-    "--spec-draft-override-tensor", "-cmoed", "--cpu-moe-draft", "--spec-draft-cpu-moe", "-ncmoed", "--n-cpu-moe-draft",
-    "--spec-draft-n-cpu-moe", "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl", "-devd",
-    "--device-draft", "--spec-draft-device", "-cd", "--ctx-size-draft", "--spec-draft-ctx-size",
-    "--rpc", "--no-host", "-dt", "--defrag-thold",
-    "--model-vocoder", "-mv",
+    "--override-kv", "--no-mmproj-offload", "--image-max-tokens", "--mtmd-batch-max-tokens", "--spec-draft-override-tensor",
+    "--spec-draft-cpu-moe", "--spec-draft-n-cpu-moe", "--n-gpu-layers-draft", "--spec-draft-device",
+    "-cd", "--ctx-size-draft", "--spec-draft-ctx-size",
+    "--rpc", "--no-host", "--defrag-thold",
+    "--model-vocoder",
 })  # fmt: skip
 """Flags that change how much memory is used, or where, and that the estimate does not follow: it says so."""
 
@@ -81,12 +45,16 @@ _IN_RAM = re.compile(r"CPU(?:_\w+)?|\w+_Host")
 
 @dataclass(slots=True)
 class _Scanned:
-    """What a command line says, as text."""
+    """What a command line says, as text by the longest name of each option."""
 
-    values: dict[str, str] = field(default_factory=dict)
-    several: dict[str, list[str]] = field(default_factory=dict)
+    every: dict[str, list[str]] = field(default_factory=dict)
     switches: dict[str, bool] = field(default_factory=dict)
     unmodelled: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The last use of each flag, which counts where not every use does."""
+        return {key: uses[-1] for key, uses in self.every.items()}
 
 
 def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
@@ -97,36 +65,36 @@ def settings_of(flags: Sequence[str], *, version: str = "") -> LaunchMemory:
     """
     found, build = _scan(flags), build_of(version)
     values, switches = found.values, found.switches
-    parallel = _number(values, "parallel", -1)
+    parallel = _number(values, "--parallel", -1)
     auto = parallel < 1
-    batch, ubatch = _number(values, "batch", 2_048), _number(values, "ubatch", 512)
-    rules = _rules(found)
-    if _snapshots(values) and "draft" not in values:
-        found.unmodelled[f"--spec-type {values['spec_type'][:80]}: a context of its own"] = None
-    if values.get("split_mode", "layer") in ("row", "tensor"):
-        found.unmodelled["--split-mode " + values["split_mode"]] = None
+    batch, ubatch = _number(values, "--batch-size", 2_048), _number(values, "--ubatch-size", 512)
+    rules, cache_ram = _rules(found), _number(values, "--cache-ram", 8_192)
+    if _snapshots(values) and "--spec-draft-model" not in values:
+        found.unmodelled[f"--spec-type {values['--spec-type'][:80]}: a context of its own"] = None
+    if values.get("--split-mode", "layer") in ("row", "tensor"):
+        found.unmodelled["--split-mode " + values["--split-mode"]] = None
     settings = EngineSettings(
-        ctx=max(0, _number(values, "ctx", 0)),
+        ctx=max(0, _number(values, "--ctx-size", 0)),
         parallel=AUTO_PARALLEL if auto else parallel,
-        cache_type_k=values.get("cache_type_k", "f16"),
-        cache_type_v=values.get("cache_type_v", "f16"),
+        cache_type_k=values.get("--cache-type-k", "f16"),
+        cache_type_v=values.get("--cache-type-v", "f16"),
         ubatch=max(1, min(batch, ubatch) if batch > 0 and ubatch > 0 else ubatch or batch),
-        flash_attn=values.get("flash_attn", "auto").lower() not in ("off", "0", "false", "disabled"),
-        kv_unified=switches.get("kv_unified", auto),
-        kv_on_gpu=switches.get("kv_on_gpu", True),
-        swa_full=switches.get("swa_full", False),
-        gpu_layers=0 if values.get("device", "").lower() in ("none", "cpu") else _layers(values.get("gpu_layers")),
-        cache_ram_bytes=_cache_ram(_number(values, "cache_ram", 8_192)),
+        flash_attn=values.get("--flash-attn", "auto").lower() not in ("off", "0", "false", "disabled"),
+        kv_unified=switches.get("--kv-unified", auto),
+        kv_on_gpu=switches.get("--kv-offload", True),
+        swa_full=switches.get("--swa-full", False),
+        gpu_layers=0 if values.get("--device", "").lower() in ("none", "cpu") else _layers(values.get("--n-gpu-layers")),
+        cache_ram_bytes=None if cache_ram < 0 else cache_ram << 20,
         all_logits=build is not None and 1 < build < FIRST_BUILD_WITH_FEW_LOGITS,
-        draft_cache_type_k=values.get("draft_type_k", "f16"),
-        draft_cache_type_v=values.get("draft_type_v", "f16"),
+        draft_cache_type_k=values.get("--cache-type-k-draft", "f16"),
+        draft_cache_type_v=values.get("--cache-type-v-draft", "f16"),
         state_copies=1 + _snapshots(values),
         rules=rules,
         only_device=_only_device(values),
-        shares=_shares(values.get("tensor_split", "")),
+        shares=_shares(values.get("--tensor-split", "")),
         unmodelled=tuple(found.unmodelled),
     )
-    return LaunchMemory(settings, tuple(_files(found)), values.get("draft"))
+    return LaunchMemory(settings, tuple(_files(found)), values.get("--spec-draft-model"))
 
 
 def build_of(version: str) -> int | None:
@@ -135,60 +103,63 @@ def build_of(version: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@cache
+def _table() -> OptionTable:
+    return OptionTable(recorded(RECORDED)[0], OLD_NAMES)
+
+
 def _scan(flags: Sequence[str]) -> _Scanned:
-    found = _Scanned()
+    found, table = _Scanned(), _table()
     position = 0
     while position < len(flags):
         name, joined, value = flags[position].partition("=")
         position += 1
         name = hyphenated(name)
-        if name in _SWITCHES:
-            key, state = _SWITCHES[name]
-            found.switches[key] = state
-        elif name in UNMODELLED:
+        use = table.use(name) if name in table else None
+        if (name if use is None else use.name) in UNMODELLED:
             found.unmodelled[name] = None
-        elif name in _VALUED:
-            # Old builds take --flash-attn without a value.
-            if not joined and position < len(flags) and not (_VALUED[name] == "flash_attn" and flags[position].startswith("-")):
+        elif use is not None and use.option.values:
+            # Old builds take --flash-attn and others without a value.
+            if not joined and position < len(flags) and flags[position] not in table:
                 value = flags[position]
                 position += 1
-            found.values[_VALUED[name]] = value.strip()
-            if _VALUED[name] in _SEVERAL:
-                found.several.setdefault(_VALUED[name], []).append(value.strip())
+            found.every.setdefault(use.option.canonical, []).append(value.strip())
+        elif use is not None:
+            found.switches[use.option.canonical] = name not in use.option.negated
     return found
 
 
 def _files(found: _Scanned) -> Iterable[str]:
     """Files that are loaded whole, beside the model: a projector, adapters, control vectors."""
-    yield from filter(None, found.values.get("mmproj", "").split(","))
-    for key in ("lora", "control_vector", "lora_scaled", "control_vector_scaled"):
-        for paths in found.several.get(key, ()):
+    yield from filter(None, found.values.get("--mmproj", "").split(","))
+    for key in ("--lora", "--control-vector", "--lora-scaled", "--control-vector-scaled"):
+        for paths in found.every.get(key, ()):
             for path in filter(None, paths.split(",")):
-                yield path.rpartition(":")[0] or path if key.endswith("_scaled") else path
+                yield path.rpartition(":")[0] or path if key.endswith("-scaled") else path
 
 
 def _rules(found: _Scanned) -> tuple[PlaceRule, ...]:
     """Which tensors stay in RAM; a rule that cannot be followed is noted."""
     rules: list[PlaceRule] = []
-    for text in found.several.get("tensor_places", ()):
+    for text in found.every.get("--override-tensor", ()):
         for part in filter(None, text.split(",")):
             pattern, _, place = part.rpartition("=")
             if not readable(pattern) or len(rules) >= MAX_RULES:
                 found.unmodelled["--override-tensor"] = None
             else:
                 rules.append(PlaceRule(pattern, _IN_RAM.fullmatch(place.strip()) is not None))
-    if found.switches.get("all_experts_in_ram"):
+    if found.switches.get("--cpu-moe"):
         rules.append(PlaceRule(EXPERTS))
-    rules += first_layers(_number(found.values, "experts_in_ram", 0))
+    rules += first_layers(_number(found.values, "--n-cpu-moe", 0))
     if any(not rule.in_ram for rule in rules):
         found.unmodelled["--override-tensor"] = None
     return tuple(rules)
 
 
 def _snapshots(values: Mapping[str, str]) -> int:
-    if _SNAPSHOT_TYPES.isdisjoint(values.get("spec_type", "").split(",")):
+    if _SNAPSHOT_TYPES.isdisjoint(values.get("--spec-type", "").split(",")):
         return 0
-    return max(0, min(1_024, _number(values, "draft_tokens", _DRAFT_TOKENS)))
+    return max(0, min(1_024, _number(values, "--spec-draft-n-max", _DRAFT_TOKENS)))
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -202,10 +173,10 @@ def _shares(text: str) -> tuple[float, ...]:
 
 def _only_device(values: Mapping[str, str]) -> int | None:
     """The one of the GPUs it is shown that it uses alone, by its place; None when it uses all."""
-    named = re.fullmatch(r"[A-Za-z]+(\d{1,3})", values.get("device", ""))
+    named = re.fullmatch(r"[A-Za-z]+(\d{1,3})", values.get("--device", ""))
     if named is not None:
         return int(named[1])
-    return max(0, min(999, _number(values, "main_gpu", 0))) if values.get("split_mode") == "none" else None
+    return max(0, min(999, _number(values, "--main-gpu", 0))) if values.get("--split-mode") == "none" else None
 
 
 def _number(values: Mapping[str, str], key: str, default: int) -> int:
@@ -217,7 +188,3 @@ def _number(values: Mapping[str, str], key: str, default: int) -> int:
 def _layers(text: str | None) -> int | None:
     """How many layers are on the GPU; None is all of them, which `auto` and -1 aim at."""
     return int(text) if text is not None and re.fullmatch(r"[0-9]{1,15}", text) else None
-
-
-def _cache_ram(mib: int) -> int | None:
-    return None if mib < 0 else mib << 20

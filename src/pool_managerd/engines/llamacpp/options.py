@@ -5,14 +5,12 @@ The answers are kept per file as long as it is unchanged, so a restart asks noth
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from pool_managerd.engines.flags import Option, OptionTable
+from pool_managerd.engines.flags import Option, OptionTable, recorded
 from pool_managerd.engines.llamacpp.rules import LISTS
 from pool_managerd.engines.llamacpp.server import OPTIONS, missing_library
 from pool_managerd.engines.programs import ProgramProbe
@@ -30,6 +28,7 @@ ALIASES = {
 }
 """Names people write that a given llama-server may not know, and what they mean (SPEC §6.6, §20 no. 36)."""
 
+RECORDED = "llama_server_options.json"
 MIN_OPTIONS = 20
 MAX_LINE_CHARS = 2_000
 
@@ -103,18 +102,13 @@ def _option(names: Sequence[str], values: int) -> Option:
 
 def recorded_options() -> OptionTable:
     """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
-    text = resources.files("pool_managerd.engines").joinpath("data/llama_server_options.json").read_text(encoding="utf-8")
-    rows = json.loads(text)
-    return OptionTable((Option(tuple(names), tuple(negated), values) for names, negated, values in rows), ALIASES, lists=LISTS)
+    return OptionTable(recorded(RECORDED)[0], ALIASES, lists=LISTS)
 
 
 def launcher_options() -> OptionTable:
     """The flags that the embedded engine's launcher takes, with llama-server's own other names for them."""
-    recorded = recorded_options()
     own = [Option(option.names, option.negated, option.values) for option in OPTIONS]
-    known = {name for option in own for name in (*option.names, *option.negated)}
-    missing = frozenset(name for option in recorded.options for name in (*option.names, *option.negated)) - known
-    return OptionTable(own, ALIASES, lists=LISTS, elsewhere=missing)
+    return OptionTable(own, ALIASES, lists=LISTS, elsewhere=recorded_options())
 
 
 class ServerBinaries:

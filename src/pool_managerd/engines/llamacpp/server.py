@@ -15,8 +15,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 USAGE = 2
@@ -56,15 +56,33 @@ def missing_library(text: str) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A converter from ``layer`` to ``LLAMA_SPLIT_MODE_LAYER`` of one of the module's enums."""
+
+    enum: str
+    prefix: str
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, module: Any, text: str) -> Any:
+        word = self.synonyms.get(text, text).replace("-", "_").upper()
+        members = getattr(module, self.enum)
+        member = getattr(members, self.prefix + word, None)
+        if member is None:
+            known = [name.removeprefix(self.prefix).lower() for name in dir(members) if name.startswith(self.prefix)]
+            raise ValueError(f"it must be one of {', '.join(sorted({*known, *self.synonyms}))}")
+        return member
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchOption:
     """One flag: its names, the names that negate it, how many values follow, and what it sets.
 
-    ``attr`` is a dotted attribute of ``CommonParams``; ``convert`` makes its value out of the text, given the module.
+    ``attr`` is a dotted attribute of ``CommonParams``; ``convert`` makes its value out of the text.
     """
 
     names: tuple[str, ...]
     attr: str
-    convert: Callable[[Any, str], Any] | None = None
+    convert: Callable[[str], Any] | Member | None = None
     negated: tuple[str, ...] = ()
     inverted: bool = False
 
@@ -73,109 +91,75 @@ class LaunchOption:
         return 0 if self.convert is None else 1
 
 
-def _text(module: Any, text: str) -> str:
-    return text
-
-
-def _whole(module: Any, text: str) -> int:
-    return int(text)
-
-
-def _number(module: Any, text: str) -> float:
-    return float(text)
-
-
-def _layers(module: Any, text: str) -> int:
+def _layers(text: str) -> int:
     return {"auto": -1, "all": 999}[text] if text in ("auto", "all") else int(text)
 
 
-def _on_off(module: Any, text: str) -> bool:
+def _on_off(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError("it must be on or off")
     return text == "on"
 
 
-def _hosts(module: Any, text: str) -> list[str]:
-    return [text]
-
-
-def _aliases(module: Any, text: str) -> set[str]:
-    return set(text.split(","))
-
-
-def _ratios(module: Any, text: str) -> list[float]:
+def _ratios(text: str) -> list[float]:
     ratios = [float(part) for part in text.replace("/", ",").split(",")]
     return ratios + [0.0] * (128 - len(ratios))
-
-
-def _member(enum: str, prefix: str, **synonyms: str) -> Callable[[Any, str], Any]:
-    """A converter from ``layer`` to ``LLAMA_SPLIT_MODE_LAYER`` of the module's enum."""
-
-    def convert(module: Any, text: str) -> Any:
-        word = synonyms.get(text, text).replace("-", "_").upper()
-        member = getattr(getattr(module, enum), prefix + word, None)
-        if member is None:
-            known = [name.removeprefix(prefix).lower() for name in dir(getattr(module, enum)) if name.startswith(prefix)]
-            raise ValueError(f"it must be one of {', '.join(sorted({*known, *synonyms}))}")
-        return member
-
-    return convert
 
 
 def _switch(attr: str, *names: str, no: tuple[str, ...] = (), inverted: bool = False) -> LaunchOption:
     return LaunchOption(names, attr, negated=no, inverted=inverted)
 
 
-_KV_TYPE = _member("ggml_type", "GGML_TYPE_")
+_KV_TYPE = Member("ggml_type", "GGML_TYPE_")
 
 OPTIONS: tuple[LaunchOption, ...] = (
-    LaunchOption(("-m", "--model"), "model.path", _text),
-    LaunchOption(("--host",), "hostnames", _hosts),
-    LaunchOption(("--port",), "port", _whole),
-    LaunchOption(("-c", "--ctx-size"), "n_ctx", _whole),
-    LaunchOption(("-np", "--parallel"), "n_parallel", _whole),
+    LaunchOption(("-m", "--model"), "model.path", str),
+    LaunchOption(("--host",), "hostnames", lambda text: [text]),
+    LaunchOption(("--port",), "port", int),
+    LaunchOption(("-c", "--ctx-size"), "n_ctx", int),
+    LaunchOption(("-np", "--parallel"), "n_parallel", int),
     LaunchOption(("-ngl", "--gpu-layers", "--n-gpu-layers"), "n_gpu_layers", _layers),
-    LaunchOption(("-t", "--threads"), "cpuparams.n_threads", _whole),
-    LaunchOption(("-tb", "--threads-batch"), "cpuparams_batch.n_threads", _whole),
-    LaunchOption(("--threads-http",), "n_threads_http", _whole),
-    LaunchOption(("-b", "--batch-size"), "n_batch", _whole),
-    LaunchOption(("-ub", "--ubatch-size"), "n_ubatch", _whole),
-    LaunchOption(("-n", "--predict", "--n-predict"), "n_predict", _whole),
-    LaunchOption(("--keep",), "n_keep", _whole),
+    LaunchOption(("-t", "--threads"), "cpuparams.n_threads", int),
+    LaunchOption(("-tb", "--threads-batch"), "cpuparams_batch.n_threads", int),
+    LaunchOption(("--threads-http",), "n_threads_http", int),
+    LaunchOption(("-b", "--batch-size"), "n_batch", int),
+    LaunchOption(("-ub", "--ubatch-size"), "n_ubatch", int),
+    LaunchOption(("-n", "--predict", "--n-predict"), "n_predict", int),
+    LaunchOption(("--keep",), "n_keep", int),
     LaunchOption(
         ("-fa", "--flash-attn"),
         "flash_attn_type",
-        _member("llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_", on="enabled", off="disabled"),
+        Member("llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_", {"on": "enabled", "off": "disabled"}),
     ),
     LaunchOption(("-ctk", "--cache-type-k"), "cache_type_k", _KV_TYPE),
     LaunchOption(("-ctv", "--cache-type-v"), "cache_type_v", _KV_TYPE),
     LaunchOption(("-ts", "--tensor-split"), "tensor_split", _ratios),
     LaunchOption(("-fit", "--fit"), "fit_params", _on_off),
-    LaunchOption(("-mg", "--main-gpu"), "main_gpu", _whole),
-    LaunchOption(("-sm", "--split-mode"), "split_mode", _member("llama_split_mode", "LLAMA_SPLIT_MODE_")),
-    LaunchOption(("-s", "--seed"), "sampling.seed", _whole),
-    LaunchOption(("--temp", "--temperature"), "sampling.temp", _number),
-    LaunchOption(("--top-k",), "sampling.top_k", _whole),
-    LaunchOption(("--top-p",), "sampling.top_p", _number),
-    LaunchOption(("--min-p",), "sampling.min_p", _number),
-    LaunchOption(("--repeat-penalty",), "sampling.penalty_repeat", _number),
-    LaunchOption(("--rope-freq-base",), "rope_freq_base", _number),
-    LaunchOption(("--rope-freq-scale",), "rope_freq_scale", _number),
-    LaunchOption(("--pooling",), "pooling_type", _member("llama_pooling_type", "LLAMA_POOLING_TYPE_")),
-    LaunchOption(("-a", "--alias"), "model_alias", _aliases),
-    LaunchOption(("-mm", "--mmproj"), "mmproj.path", _text),
-    LaunchOption(("--chat-template",), "chat_template", _text),
+    LaunchOption(("-mg", "--main-gpu"), "main_gpu", int),
+    LaunchOption(("-sm", "--split-mode"), "split_mode", Member("llama_split_mode", "LLAMA_SPLIT_MODE_")),
+    LaunchOption(("-s", "--seed"), "sampling.seed", int),
+    LaunchOption(("--temp", "--temperature"), "sampling.temp", float),
+    LaunchOption(("--top-k",), "sampling.top_k", int),
+    LaunchOption(("--top-p",), "sampling.top_p", float),
+    LaunchOption(("--min-p",), "sampling.min_p", float),
+    LaunchOption(("--repeat-penalty",), "sampling.penalty_repeat", float),
+    LaunchOption(("--rope-freq-base",), "rope_freq_base", float),
+    LaunchOption(("--rope-freq-scale",), "rope_freq_scale", float),
+    LaunchOption(("--pooling",), "pooling_type", Member("llama_pooling_type", "LLAMA_POOLING_TYPE_")),
+    LaunchOption(("-a", "--alias"), "model_alias", lambda text: set(text.split(","))),
+    LaunchOption(("-mm", "--mmproj"), "mmproj.path", str),
+    LaunchOption(("--chat-template",), "chat_template", str),
     LaunchOption(
         ("--reasoning-format",),
         "reasoning_format",
-        _member("common_reasoning_format", "COMMON_REASONING_FORMAT_"),
+        Member("common_reasoning_format", "COMMON_REASONING_FORMAT_"),
     ),
-    LaunchOption(("--cache-reuse",), "n_cache_reuse", _whole),
-    LaunchOption(("-cram", "--cache-ram"), "cache_ram_mib", _whole),
-    LaunchOption(("--cors-origins",), "cors_origins", _text),
-    LaunchOption(("-sps", "--slot-prompt-similarity"), "slot_prompt_similarity", _number),
-    LaunchOption(("--sleep-idle-seconds",), "sleep_idle_seconds", _whole),
-    LaunchOption(("-lv", "--verbosity", "--log-verbosity"), "verbosity", _whole),
+    LaunchOption(("--cache-reuse",), "n_cache_reuse", int),
+    LaunchOption(("-cram", "--cache-ram"), "cache_ram_mib", int),
+    LaunchOption(("--cors-origins",), "cors_origins", str),
+    LaunchOption(("-sps", "--slot-prompt-similarity"), "slot_prompt_similarity", float),
+    LaunchOption(("--sleep-idle-seconds",), "sleep_idle_seconds", int),
+    LaunchOption(("-lv", "--verbosity", "--log-verbosity"), "verbosity", int),
     _switch("endpoint_metrics", "--metrics"),
     _switch("endpoint_slots", "--slots", no=("--no-slots",)),
     _switch("ui", "--ui", "--webui", no=("--no-ui", "--no-webui")),
@@ -219,7 +203,7 @@ def apply_flags(flags: Sequence[str], params: Any, module: Any) -> bool:
                 raise FlagError(f"the flag {name} needs a value")
             text = rest.pop(0)
             try:
-                value = option.convert(module, text)
+                value = option.convert.of(module, text) if isinstance(option.convert, Member) else option.convert(text)
             except ValueError as error:
                 raise FlagError(f"cannot use {text!r} for {name}: {error}") from error
         target, _, attr = option.attr.rpartition(".")

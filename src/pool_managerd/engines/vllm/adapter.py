@@ -11,7 +11,7 @@ from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.engines.adapter import Host, LaunchMemory, Program, Recipe
 from pool_managerd.engines.environment import env_problems
-from pool_managerd.engines.flags import OptionTable, attempt
+from pool_managerd.engines.flags import OptionTable, attempt, raise_all
 from pool_managerd.engines.programs import runnable
 from pool_managerd.engines.vllm import command
 from pool_managerd.engines.vllm.flags import SET_BY_DAEMON, parse_argparse_help, table_of
@@ -29,13 +29,13 @@ class Vllm:
         self._helps: dict[tuple[str, str], OptionTable] = {}
 
     def recipe(self, pool: PoolConfig, mode: str, model: ResolvedModel) -> Recipe:
-        config, folder = self._host.config, command.read_model(model.local_path)
-        command.check_ctx(pool, folder)
+        config, folder = self._host.config, self._checked_model(pool, model.local_path)
         program, options = self._program(pool)
         env = command.build_env(pool)
         grace_ms, version = config.supervision.stop_grace_ms, command.numbers_of(program.version)
         around = command.Around(options, config.base_dir, grace_ms, version)
-        own = command.own_flags(pool, around)
+        own, wrong = command.checked_flags(pool, around)
+        raise_all(wrong)
 
         def flags(allocation: Allocation | None, port: int) -> tuple[str, ...]:
             return command.build_flags(pool, own, model, port, allocation, around)
@@ -50,14 +50,16 @@ class Vllm:
         except PoolError as error:
             found = (error,) if mode == "binary" else ()
         if model_path is not None:
-            found += attempt(partial(self._check_model, pool, model_path))
-        return found + command.flag_problems(pool, options) + env_problems(pool, command.build_env)
+            found += attempt(partial(self._checked_model, pool, model_path))
+        return found + command.checked_flags(pool, command.Around(options))[1] + env_problems(pool, command.build_env)
 
     def memory_of(self, flags: Sequence[str], version: str) -> LaunchMemory:
         return LaunchMemory(command.submitted_settings(flags))
 
-    def _check_model(self, pool: PoolConfig, path: str) -> None:
-        command.check_ctx(pool, command.read_model(path))
+    def _checked_model(self, pool: PoolConfig, path: str) -> command.ModelFolder:
+        folder = command.read_model(path)
+        command.check_ctx(pool, folder)
+        return folder
 
     def _program(self, pool: PoolConfig) -> tuple[Program, OptionTable]:
         """What runs ``pool``, and the flags it knows. Raises SpecError and EngineError for a command that cannot be run."""

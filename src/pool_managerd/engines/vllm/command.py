@@ -17,12 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pool_managerd.config import PoolConfig
+from pool_managerd.config import PoolConfig, path_from
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.environment import pool_env
-from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse, raise_all
+from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse
 from pool_managerd.engines.vllm.flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
 from pool_managerd.errors import NodeError, PoolError, SpecError
 
@@ -77,16 +77,18 @@ class ModelFolder:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def own_flags(pool: PoolConfig, around: Around) -> dict[str, FlagUse]:
-    """The pool's own flags by option. Raises SpecError for flags that are unknown, malformed or not allowed."""
+def checked_flags(pool: PoolConfig, around: Around) -> tuple[dict[str, FlagUse], tuple[PoolError, ...]]:
+    """The pool's own flags by option, and all that is wrong with them: flags that are unknown, malformed or not allowed."""
     table = around.options
-    raise_all(flag_problems(pool, table))
-    chosen = collapse(table.parse(pool.provisioning.flags))
+    uses, wrong = table.sift(pool.provisioning.flags)
+    chosen, problems = collapse(uses), list[PoolError](wrong)
+    for use in chosen.values():
+        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
     for name in PATHS:
         if name in table and (found := chosen.get(table.use(name).option.canonical)):
             values = (_absolute(value, around.base_dir) for value in found.values)
             chosen[found.option.canonical] = table.use(found.name, *values)
-    return chosen
+    return chosen, tuple(problems)
 
 
 def build_flags(
@@ -121,15 +123,6 @@ def build_flags(
     return ("serve", model.local_path, *arrange(chosen.values()), "--served-model-name", *names)
 
 
-def flag_problems(pool: PoolConfig, table: OptionTable) -> tuple[PoolError, ...]:
-    """All that is wrong with the pool's flags, at once."""
-    uses, wrong = table.sift(pool.provisioning.flags)
-    problems: tuple[PoolError, ...] = wrong
-    for use in collapse(uses).values():
-        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
-    return problems
-
-
 def _defaults(around: Around) -> Iterator[tuple[str, str]]:
     """Probes stay out of the log, and running requests may end within the time that a stop gives; the pool may say otherwise."""
     if around.version < KNOWN_SINCE:
@@ -146,7 +139,7 @@ def _absolute(text: str, base_dir: Path) -> str:
     path, before = (value, f"{name}=") if equals and not text.startswith(("{", "/", ".")) else (text, "")
     if not path or len(path) > 1_024 or path.startswith(("{", "[")) or "\n" in path:
         return text
-    whole = base_dir.absolute() / Path(path).expanduser()
+    whole = path_from(base_dir, path)
     try:
         return f"{before}{os.path.normpath(whole)}" if whole.exists() else text
     except OSError:

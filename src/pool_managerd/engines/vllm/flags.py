@@ -6,13 +6,11 @@ flag that is not in it is looked up in the help of the pool's own engine.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from types import MappingProxyType
 
-from pool_managerd.engines.flags import MANY, Option, OptionTable
+from pool_managerd.engines.flags import MANY, Option, OptionTable, recorded
 
 SET_BY_DAEMON: Mapping[str, str] = MappingProxyType({
     "--model": "pools[].model",
@@ -141,6 +139,4 @@ def table_of(options: Iterable[Option], aliases: Mapping[str, str]) -> OptionTab
 
 def recorded_options() -> OptionTable:
     """The options of vLLM 0.32 as recorded in this package."""
-    text = resources.files("pool_managerd.engines").joinpath("data/vllm_options.json").read_text(encoding="utf-8")
-    rows, aliases = json.loads(text)
-    return table_of((Option(tuple(names), tuple(negated), values) for names, negated, values in rows), aliases)
+    return table_of(*recorded("vllm_options.json"))

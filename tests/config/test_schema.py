@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pool_managerd.config import Config
-from pool_managerd.config.in_force import not_in_force
+from pool_managerd.config.schema import not_in_force
 from pool_managerd.daemon import check
 from pool_managerd.errors import SpecError
 
