@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.engines.ports import PortAllocator, is_free
 from pool_managerd.errors import NodeError
 
@@ -33,34 +34,34 @@ def three() -> int:
 
 def test_ports_are_handed_out_from_the_bottom_and_never_twice(three: int) -> None:
     ports = PortAllocator(f"{three}-{three + 2}")
-    assert [ports.claim(name) for name in "abc"] == [three, three + 1, three + 2]
+    assert [ports.claim(InstanceId(name)) for name in "abc"] == [three, three + 1, three + 2]
     with pytest.raises(NodeError, match="cannot find a free port for pool d") as caught:
-        ports.claim("d")
+        ports.claim(InstanceId("d"))
     assert caught.value.hint is not None
     assert "daemon.engine_ports" in caught.value.hint
-    ports.release("b")
-    assert ports.claim("d") == three + 1
+    ports.release(InstanceId("b"))
+    assert ports.claim(InstanceId("d")) == three + 1
 
 
 def test_a_pool_keeps_its_port_over_a_restart(three: int) -> None:
     ports = PortAllocator(f"{three}-{three + 2}")
-    ports.claim("a")
-    assert ports.claim("b") == three + 1
-    ports.release("a")
-    assert ports.claim("b") == three + 1
+    ports.claim(InstanceId("a"))
+    assert ports.claim(InstanceId("b")) == three + 1
+    ports.release(InstanceId("a"))
+    assert ports.claim(InstanceId("b")) == three + 1
     assert ports.all_claimed() == {three + 1}
 
 
 def test_the_pools_own_ports_come_first(three: int) -> None:
     ports = PortAllocator(f"{three}-{three + 1}")
-    assert ports.claim("a", [three + 2]) == three + 2
-    assert ports.claim("b", [three + 2, three + 1]) == three + 1
+    assert ports.claim(InstanceId("a"), [three + 2]) == three + 2
+    assert ports.claim(InstanceId("b"), [three + 2, three + 1]) == three + 1
 
 
 def test_a_port_that_something_listens_on_is_passed_over(listener: int, three: int) -> None:
     assert not is_free(listener)
     ports = PortAllocator(f"{three}-{three + 2}")
-    assert ports.claim("a", [listener]) == three
+    assert ports.claim(InstanceId("a"), [listener]) == three
 
 
 def test_a_lingering_connection_does_not_make_a_port_taken() -> None:
@@ -78,12 +79,16 @@ def test_a_lingering_connection_does_not_make_a_port_taken() -> None:
 
 
 def test_releasing_what_was_never_claimed_is_no_error() -> None:
-    PortAllocator("8080-8999").release("nobody")
+    PortAllocator("8080-8999").release(InstanceId("nobody"))
 
 
-def test_a_pool_keeps_its_port_until_it_is_released(three: int) -> None:
+def test_two_replicas_of_a_pool_have_a_port_each_until_the_pool_is_forgotten(three: int) -> None:
     ports = PortAllocator(f"{three}-{three + 2}")
-    assert [ports.claim("p"), ports.claim("q"), ports.claim("p")] == [three, three + 1, three]
+    first, second = InstanceId("p"), InstanceId("p", "r1")
+    assert [ports.claim(first), ports.claim(second), ports.claim(first)] == [three, three + 1, three]
     assert ports.all_claimed() == {three, three + 1}
-    ports.release("p")
-    assert ports.all_claimed() == {three + 1} and ports.claim("r") == three
+    ports.release(first)
+    assert ports.all_claimed() == {three + 1} and ports.claim(InstanceId("q")) == three
+    ports.claim(first)
+    ports.forget("p")
+    assert ports.all_claimed() == {three}

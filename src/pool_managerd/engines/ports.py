@@ -1,59 +1,73 @@
-"""Ports for engines: each pool keeps its own, and none is handed out while something listens on it."""
+"""Ports for engines: each replica of a pool keeps its own, and none is handed out while something listens on it."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError
+
+LOOPBACK = "127.0.0.1"
 
 
 class PortAllocator:
     """Hands out ports of a range such as ``8080-8999``, from the bottom up.
 
-    A port stays claimed until it is released, so two pools never share one. Between the check and the engine's bind
+    A port stays claimed until it is released, so two instances never share one. Between the check and the engine's bind
     another program may still take it.
     """
 
     def __init__(self, ports: str) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
-        self._claimed: dict[str, int] = {}
+        self._claimed: dict[InstanceId, int] = {}
 
-    def claim(self, pool_id: str, preferred: Sequence[int] = ()) -> int:
-        """A free port for the pool, from ``preferred`` first; it replaces the pool's earlier claim.
+    def claim(self, instance: InstanceId, preferred: Sequence[int] = ()) -> int:
+        """A free port for ``instance``, from ``preferred`` first; it replaces the instance's earlier claim.
 
         The port it had is taken again when it is still free. Raises NodeError when no port is left.
         """
-        had = self._claimed.pop(pool_id, None)
+        had = self._claimed.pop(instance, None)
         taken = self.all_claimed()
-        # The pool's own ports come first, in their order; without any the one it used last, so that its URL is steady.
-        for port in chain(preferred or ([] if had is None else [had]), self._range):
+        for port in self._candidates(had, preferred):
             if port not in taken and is_free(port):
-                self._claimed[pool_id] = port
+                self._claimed[instance] = port
                 return port
         raise NodeError(
-            f"cannot find a free port for pool {pool_id}: all of {self._range.start}-{self._range.stop - 1} are in use",
-            pool_id=pool_id,
+            f"cannot find a free port for pool {instance.pool_id}: all of {self._range.start}-{self._range.stop - 1} are in use",
+            pool_id=instance.pool_id,
             hint="widen daemon.engine_ports, or stop what listens there (ss -ltnp shows it)",
         )
 
-    def release(self, pool_id: str) -> None:
-        """Give the pool's port back; one without a port is no error."""
-        self._claimed.pop(pool_id, None)
+    def release(self, instance: InstanceId) -> None:
+        """Give the instance's port back; one without a port is no error."""
+        self._claimed.pop(instance, None)
+
+    def forget(self, pool_id: str) -> None:
+        """Give back what every replica of a pool has."""
+        for instance in [instance for instance in self._claimed if instance.pool_id == pool_id]:
+            self.release(instance)
 
     def all_claimed(self) -> frozenset[int]:
+        """The ports of all instances."""
         return frozenset(self._claimed.values())
 
+    def _candidates(self, had: int | None, preferred: Sequence[int]) -> Iterator[int]:
+        # The pool's own ports come first, in their order; then the one it used last, so that its URL is steady.
+        yield from preferred
+        if had is not None and not preferred:
+            yield had
+        yield from self._range
 
-def is_free(port: int) -> bool:
-    """True when nothing listens on the loopback port now. A connection that lingers from an earlier listener does not count."""
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """True when nothing listens on the port now. A connection that lingers from an earlier listener does not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False

@@ -13,6 +13,7 @@ from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine, ResolvedModel
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
@@ -68,11 +69,11 @@ class EngineProvisioner:
         recipe = self._sized_recipe(pool, model)
         if recipe is None:
             recipe = await asyncio.to_thread(self._adapter(pool.engine).recipe, pool, mode, model)
-        port = self._ports.claim(pool.id, pool.provisioning.ports)
+        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
         try:
             flags = recipe.flags(allocation, port)
         except PoolError:
-            self._ports.release(pool.id)
+            self._ports.release(InstanceId(pool.id))
             raise
         program = recipe.program
         return PreparedEngine(
@@ -165,7 +166,7 @@ class EngineProvisioner:
 
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
-        self._ports.release(pool_id)
+        self._ports.forget(pool_id)
         self._sized.pop(pool_id, None)
 
     def _sized_recipe(self, pool: PoolConfig, model: ResolvedModel) -> Recipe | None:
