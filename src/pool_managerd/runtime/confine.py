@@ -66,7 +66,6 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
         ("session", os.setsid),
         ("signals", _reset_signals),
         ("limits", lambda: _limit(order.get("limits", {}))),
-        ("cgroup", lambda: _enter_cgroup(order.get("cgroup", ""))),
         ("descriptors", lambda: _connect(output, status)),
         ("user", lambda: _change_user(order["credentials"])),
         ("capabilities", _drop_capabilities),
@@ -93,10 +92,6 @@ def _limit(limits: dict[str, int]) -> None:
             os.close(fd)
     except OSError:
         pass  # only a preference: without it the kernel chooses by size alone
-
-
-def _enter_cgroup(path: str) -> None:
-    """The place where the engine's own cgroup is entered; engines have none yet, ``path`` is empty."""
 
 
 def _connect(output: int, status: int) -> None:

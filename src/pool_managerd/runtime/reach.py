@@ -65,11 +65,7 @@ class Obstacle:
 
 def first_obstacle(needs: Iterable[Need], user: User) -> Obstacle | None:
     """What keeps ``user`` from the first of ``needs`` that is out of reach; None when all are within."""
-    for need in needs:
-        found = _walk(need, user)
-        if found is not None:
-            return found
-    return None
+    return next((found for need in needs if (found := _walk(need, user)) is not None), None)
 
 
 def _walk(need: Need, user: User) -> Obstacle | None:

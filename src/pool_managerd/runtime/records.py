@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ class InstanceRecords:
 
     def prepare(self) -> list[str]:
         """Create the directory; what was put right. Raises NodeError, also when it belongs to somebody else."""
-        with self._directory.opened():
-            repaired, self._directory.repaired = self._directory.repaired, []
+        repaired = self._directory.claim()
         if repaired and self._directory.names(".json"):
             self._doubtful = True
             repaired.append(f"The records in {self._directory.path} are not believed: engines of an earlier daemon may still run")
@@ -67,22 +67,13 @@ class InstanceRecords:
                 continue  # not a shim's; it stays for whoever wants to look
         return found
 
-    def exit_of(self, identity: Identity) -> ExitRecord | None:
-        """How this instance ended; None while it runs, and when the record is missing or damaged."""
-        record = self._of(identity)
-        return None if record is None else record.exit
-
-    def descendants_of(self, identity: Identity) -> frozenset[tuple[int, int]]:
-        """What this instance had started when its shim last looked; nothing when its record is missing or damaged."""
-        record = self._of(identity)
-        return frozenset() if record is None else record.descendants
-
-    def _of(self, identity: Identity) -> InstanceRecord | None:
-        try:
+    def of(self, identity: Identity) -> InstanceRecord:
+        """What the shim of this instance wrote down: nothing but who it is when the record is missing or damaged."""
+        with suppress(ValueError, TypeError, OSError, NodeError):
             record = self._read(Path(identity.record_path).name)
-        except (ValueError, TypeError, OSError, NodeError):
-            return None
-        return record if record.identity.nonce == identity.nonce else None
+            if record.identity.nonce == identity.nonce:
+                return record
+        return InstanceRecord(identity)
 
     def forget(self, identity: Identity) -> None:
         """Remove the record of an instance whose end was read. Raises NodeError."""

@@ -12,9 +12,9 @@ import signal
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pool_managerd.runtime import procfs, sweeping, wire
+from pool_managerd.runtime import procfs, wire
 from pool_managerd.runtime.identity import Identity
-from pool_managerd.runtime.sweeping import TEMPORARY
+from pool_managerd.runtime.removal import TEMPORARY, sweep
 from pool_managerd.runtime.waiting import in_own_thread
 
 _ROUNDS = 20
@@ -41,7 +41,7 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
             break
         killed.update(dict.fromkeys(new))
     workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
-    sweeping.sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
+    sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
     return list(killed)
 
 
