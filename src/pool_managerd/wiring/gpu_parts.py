@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pool_managerd.config import Config
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident
@@ -17,7 +17,7 @@ from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
-from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerOptions, Workers
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.store.state import StateStore
@@ -46,22 +46,6 @@ tour of the machine. A start that they would bar waits for fresh ones. The GPUs 
 """
 
 
-class LateWorkers:
-    """NVML workers that are only known once the state directory is ours: a simulated driver is built there."""
-
-    def __init__(self) -> None:
-        self.found: Workers | None = None
-
-    async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker:
-        if self.found is None:
-            raise OSError("the node is not open yet")
-        return await self.found.start(on_incident)
-
-    def close(self) -> None:
-        if self.found is not None:
-            self.found.close()
-
-
 @dataclass(frozen=True, slots=True)
 class PreflightMeans:
     """What preflight and admission use of the node: the ports that it and its engines hold, and its provisioners."""
@@ -76,7 +60,7 @@ class GpuParts:
 
     def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
         self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
-        self._workers = LateWorkers()
+        self._workers = Workers()
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
         self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic, only=only)
@@ -93,8 +77,7 @@ class GpuParts:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
         naming file and line when its topology file is wrong.
         """
-        options = await asyncio.to_thread(_worker_options, self._config)
-        self._workers.found = PythonWorkers(options)
+        self._workers.options = await asyncio.to_thread(_worker_options, self._config)
 
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
