@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.gpu.devices import DeviceIncident
-from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.kernel_log import follow, xid_of
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.nvml_worker import EventWatch, Output, watch_kernel_log
+from pool_managerd.host.scan_reply import IncidentFilter
 from pool_managerd.host.worker_process import Workers
 from tests.host.conftest import QUICK, Bench
 from tests.host.simulated import MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80, gpu_uuid

@@ -12,8 +12,7 @@ from typing import Any
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident, DeviceScan, ScanProblem
 from pool_managerd.core.gpu.visibility import Restriction, visible
 from pool_managerd.errors import NodeError
-from pool_managerd.host.incidents import IncidentFilter
-from pool_managerd.host.scan_reply import incident_of, problem_of, scan_of, wants_renewal
+from pool_managerd.host.scan_reply import IncidentFilter, incident_of, problem_of, scan_of, wants_renewal
 from pool_managerd.host.worker_process import Worker, WorkerDied, Workers
 
 _SEE_DMESG = "see dmesg | grep -i nvrm and run nvidia-smi; devices release releases the driver"

@@ -69,6 +69,10 @@ class Identity:
             self.shim_pid > 1
             and self.is_this_boot()
             and procfs.is_running(self.shim_pid, self.shim_start_ticks)
-            and procfs.name(self.shim_pid) == wire.SHIM_NAME
-            and procfs.uids(self.shim_pid) == {os.geteuid()}
+            and is_shim(self.shim_pid)
         )
+
+
+def is_shim(pid: int) -> bool:
+    """True when ``pid`` is a shim of this user's."""
+    return procfs.name(pid) == wire.SHIM_NAME and procfs.uids(pid) == {os.geteuid()}

@@ -53,7 +53,8 @@ def choose(engine: PreparedEngine, program: str, runtime_dir: Path, users: Engin
 def require_reach(engine: PreparedEngine, program: str, runtime_dir: Path, user: User) -> None:
     """Raises EngineError naming the first path of all that the engine needs which ``user`` cannot reach."""
     obstacle = first_obstacle(_needs(engine, program, runtime_dir), user)
-    obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, _library_path(engine))
+    library_path = engine.env.get("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
+    obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, library_path)
     if obstacle is not None:
         raise _unreachable(engine, user, obstacle)
 
@@ -126,10 +127,6 @@ def interpreter_needs() -> Iterator[Need]:
     yield Need(os.path.abspath(sys.executable), ENTER)
     for folder in (str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")):
         yield Need(folder, READ | ENTER)
-
-
-def _library_path(engine: PreparedEngine) -> str:
-    return engine.env.get("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
 
 
 def _interpreter(program: str) -> str | None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
-from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.identity import is_shim
 from pool_managerd.runtime.isolation import user_name
 from pool_managerd.runtime.waiting import in_own_thread
 
@@ -116,8 +117,7 @@ def _family(pid: int) -> list[int]:
     seen = procfs.stat(pid)
     if seen is None:
         return []
-    has_shim = procfs.name(seen.parent_pid) == wire.SHIM_NAME and procfs.uids(seen.parent_pid) == {os.geteuid()}
-    return list(procfs.descendants(seen.parent_pid if has_shim else pid))
+    return list(procfs.descendants(seen.parent_pid if is_shim(seen.parent_pid) else pid))
 
 
 def _descriptors(pid: int) -> set[str] | None:

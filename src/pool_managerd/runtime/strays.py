@@ -12,8 +12,8 @@ import signal
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pool_managerd.runtime import procfs, wire
-from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.identity import Identity, is_shim
 from pool_managerd.runtime.removal import TEMPORARY, sweep
 from pool_managerd.runtime.waiting import in_own_thread
 
@@ -48,7 +48,7 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
 def _find(identity: Identity, recorded: frozenset[tuple[int, int]]) -> dict[int, int]:
     """Pid and start ticks of every process that is to be killed. Each was seen alive."""
     stats = {pid: seen for pid in procfs.pids() if (seen := procfs.stat(pid)) is not None}
-    shims = {pid for pid in stats if procfs.name(pid) == wire.SHIM_NAME and procfs.uids(pid) == {os.geteuid()}}
+    shims = {pid for pid in stats if is_shim(pid)}
     own = {pid for pid, seen in stats.items() if procfs.nonce(pid) == identity.nonce or (pid, seen.start_ticks) in recorded}
     spared = {0, 1, os.getpid(), *shims}
 

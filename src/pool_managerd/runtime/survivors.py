@@ -50,7 +50,9 @@ async def _stop(identity: Identity, grace_ms: int) -> Survivor:
     with _hold(identity.shim_pid, identity.shim_runs) as shim, _hold(identity.pid, identity.engine_runs) as engine:
         if shim is None and engine is None:
             strays = await kill_strays(identity, recorded)
-            return _left_behind(identity, strays) if strays else _absent(identity)
+            if not strays:
+                return _absent(identity)
+            return _survivor(identity, "killed", f"it had ended, but left {len(strays)} processes behind, which were killed")
         killed = False
         if shim is not None:
             killed = await _stop_through_shim(shim, identity, grace_ms)
@@ -111,17 +113,11 @@ def _record_of(identity: Identity) -> InstanceRecord:
 
 def _absent(identity: Identity) -> Survivor:
     ticks = procfs.start_ticks(identity.pid) if identity.pid > 1 else None
-    if ticks is None:
-        return _survivor(identity, "gone", "it had ended already")
-    if ticks != identity.start_ticks:
+    if ticks is not None and ticks != identity.start_ticks:
         return _survivor(identity, "gone", "it had ended, and its pid is another process's now, which was left alone")
-    if procfs.is_running(identity.pid, ticks):
+    if ticks is not None and procfs.is_running(identity.pid, ticks):
         return _survivor(identity, "not ours", "nothing proves that the process with its pid is its own, so it was left alone")
     return _survivor(identity, "gone", "it had ended already")
-
-
-def _left_behind(identity: Identity, strays: list[int]) -> Survivor:
-    return _survivor(identity, "killed", f"it had ended, but left {len(strays)} processes behind, which were killed")
 
 
 def _survivor(identity: Identity, outcome: Outcome, human: str) -> Survivor:

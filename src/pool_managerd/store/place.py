@@ -96,10 +96,9 @@ class StatePlace:
 
     def finish_replacement(self) -> None:
         """Complete a ``replace`` that the daemon's death cut short. Raises OSError."""
-        if not self.path.exists() and self._fresh.exists() and not self._journal_of_fresh():
-            for part in parts_of(self.path)[1:]:
-                part.unlink(missing_ok=True)
-            self._fresh.replace(self.path)
+        unfinished = self._fresh.with_name(self._fresh.name + "-journal").exists()
+        if not self.path.exists() and self._fresh.exists() and not unfinished:
+            self.take_fresh()
 
     def write_fresh(self, contents: Contents) -> None:
         """A complete new file beside the old one, on disk when this returns. Raises sqlite3.Error or OSError."""
@@ -142,10 +141,6 @@ class StatePlace:
             if part.exists():
                 part.replace(kept_part)  # its journal keeps the name that SQLite looks for
         return kept.name
-
-    def _journal_of_fresh(self) -> bool:
-        """A fresh file that still has a journal was not finished."""
-        return self._fresh.with_name(self._fresh.name + "-journal").exists()
 
     def _look(self) -> list[_Seen | None]:
         file, journal = (_stat(part) for part in parts_of(self.path)[:2])

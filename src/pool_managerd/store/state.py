@@ -37,10 +37,6 @@ Change = Callable[[Contents], None]
 _Order = tuple[Change, Future[None] | None]
 
 
-def _nobody_listens(trouble: str | None, told: str | None) -> None:
-    """Where nobody asked to be told."""
-
-
 class StateStore:
     """``state.db`` in the state directory.
 
@@ -54,7 +50,7 @@ class StateStore:
         self._check_s = check_s
         self.degraded: str | None = None
         self.last_error: str | None = None
-        self.listener: Callable[[str | None, str | None], None] = _nobody_listens
+        self.listener: Callable[[str | None, str | None], None] = lambda _trouble, _told: None
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
