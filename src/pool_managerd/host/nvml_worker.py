@@ -139,7 +139,6 @@ class Worker:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._nvml: Any = None
         self._reader: Any = None
 
     def answer(self) -> dict[str, Any]:

@@ -85,11 +85,8 @@ def _limit(limits: dict[str, int]) -> None:
     os.umask(0o077)
     try:
         prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, _MORE_LIKELY_OOM_VICTIM)
-        finally:
-            os.close(fd)
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+            file.write(_MORE_LIKELY_OOM_VICTIM)
     except OSError:
         pass  # only a preference: without it the kernel chooses by size alone
 

@@ -110,7 +110,7 @@ class ConfinedDirectory:
             except OSError as error:
                 raise cannot("remove", self.path / name, error) from error
 
-    def read(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> bytes:
+    def read(self, name: str, max_bytes: int, *, ours: bool = False) -> bytes:
         """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError.
 
         ``ours``: ValueError too for one that another user owns or can write.
@@ -142,10 +142,10 @@ class ConfinedDirectory:
         except (OSError, NodeError):
             return b""
 
-    def read_object(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file. Raises OSError, ValueError with what is wrong with it, NodeError."""
+    def read_object(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> dict[str, Any]:
+        """The JSON object in the file, as ``read``. Raises OSError, ValueError with what is wrong with it, NodeError."""
         try:
-            content = json.loads(self.read(name))
+            content = json.loads(self.read(name, max_bytes, ours=ours))
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         if not isinstance(content, dict):

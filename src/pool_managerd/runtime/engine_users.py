@@ -128,7 +128,7 @@ class EngineUsers:
         size = high - low + 1
         seed = f"{self._files.root}\0{pool_id}".encode()
         first = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) % size
-        running = _uids_of_processes()
+        running = {uid for pid in procfs.pids() for uid in procfs.uids(pid)}
         candidates = (low + (first + step) % size for step in range(size))
         return next((uid for uid in candidates if uid not in taken and uid not in running and _is_free(uid)), None)
 
@@ -181,10 +181,6 @@ def _is_mapped(kind: str, number: int) -> bool:
         return True  # a kernel without user namespaces
     ranges = ((int(first), int(size)) for first, _, size in (line.split() for line in lines))
     return any(first <= number < first + size for first, size in ranges)
-
-
-def _uids_of_processes() -> set[int]:
-    return {uid for pid in procfs.pids() for uid in procfs.uids(pid)}
 
 
 def _require_capabilities(rules: UserRules, pool_id: str | None) -> None:

@@ -112,9 +112,7 @@ def parse_handoff(content: Mapping[str, Any], path: str) -> Handoff | None:
         url=_base_url(url),
         engine=_text(content, "engine") or DEFAULT_ENGINE,
         engine_version=_text(content, "engine_version"),
-        device_mask=str(mask)
-        if isinstance(mask, int) and not isinstance(mask, bool)
-        else _text(content, "device_mask", "gpu_device"),
+        device_mask=str(mask) if type(mask) is int else _text(content, "device_mask", "gpu_device"),
         slots_total=_count(content, "slots_total", "slots"),
         slots_free=_count(content, "slots_free"),
         model_path=_text(model, "path") if isinstance(model, Mapping) else _text(content, "model_path"),

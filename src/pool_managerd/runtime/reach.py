@@ -56,11 +56,8 @@ class Obstacle:
     group: str | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.path} {self.reason}"
-            if self.path == self.wanted
-            else f"{self.path} {self.reason} (on the way to {self.wanted})"
-        )
+        way = "" if self.path == self.wanted else f" (on the way to {self.wanted})"
+        return f"{self.path} {self.reason}{way}"
 
 
 def first_obstacle(needs: Iterable[Need], user: User) -> Obstacle | None:

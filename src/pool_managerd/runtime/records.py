@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -85,19 +84,15 @@ class InstanceRecords:
             self._directory.remove(name)
 
     def _read(self, name: str) -> InstanceRecord:
-        return parse_record(self._directory.read(name, MAX_RECORD_BYTES, ours=True), str(self._directory.path / name))
+        return parse_record(self._directory.read_object(name, MAX_RECORD_BYTES, ours=True), str(self._directory.path / name))
 
 
-def parse_record(data: bytes, record_path: str) -> InstanceRecord:
+def parse_record(content: Mapping[str, Any], record_path: str) -> InstanceRecord:
     """Read a shim's record of any released version. Raises ValueError when it is none, or newer than this version knows.
 
     The path is where it was found, whatever the record says: it is used to delete it.
     """
-    try:
-        content = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("cannot use an instance record: it is nested too deeply") from error
-    if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
+    if not isinstance(content.get("identity"), dict):
         raise ValueError("cannot use an instance record: no identity in it")
     if content.get("schema_version") not in range(1, wire.RECORD_VERSION + 1):
         raise ValueError(f"cannot use an instance record of version {content.get('schema_version')!r}")

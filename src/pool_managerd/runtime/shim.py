@@ -94,14 +94,7 @@ class Shim:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         directory = os.open(self._order["runtime_dir"], flags)
         self._records = os.open("shims", flags | os.O_NOFOLLOW, dir_fd=directory)
-        limits = self._order["log"]
-        self._log = LogFile(
-            directory,
-            limits["name"],
-            max_bytes=limits["max_bytes"],
-            keep=limits["keep"],
-            bytes_per_second=limits["bytes_per_second"],
-        )
+        self._log = LogFile(directory, **self._order["log"])
         try:
             self._log.open()
         except OSError as error:
