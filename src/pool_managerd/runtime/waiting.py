@@ -64,16 +64,20 @@ async def in_own_thread(work: Callable[..., _T], *given: Any) -> _T:
 
     Cancelled, the work goes on unheard. It does not keep the program from ending.
     """
+    return await asyncio.wrap_future(_begin(work, given))
+
+
+def _begin(work: Callable[..., _T], given: tuple[Any, ...]) -> Future[_T]:
     outcome: Future[_T] = Future()
     outcome.set_running_or_notify_cancel()  # who waits may be cancelled, the work cannot
+    name = getattr(work, "__name__", "work")
+    threading.Thread(target=_answer, args=(outcome, work, given), daemon=True, name=name).start()
+    return outcome
 
-    def run() -> None:
-        try:
-            result = work(*given)
-        except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)
 
-    threading.Thread(target=run, daemon=True, name=getattr(work, "__name__", "work")).start()
-    return await asyncio.wrap_future(outcome)
+def _answer(outcome: Future[_T], work: Callable[..., _T], given: tuple[Any, ...]) -> None:
+    try:
+        outcome.set_result(work(*given))
+    except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
+        outcome.set_exception(error)
+        del outcome  # an error that holds on to itself stays until the next collection, with all that its frames know
