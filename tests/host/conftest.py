@@ -8,7 +8,7 @@ import pytest
 from pool_managerd.core.gpu.devices import DeviceIncident
 from pool_managerd.host.monitor import MonitorLimits, NvmlMonitor
 from pool_managerd.host.simulation import simulated_environment
-from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 from tests.host.simulated import ONE_24, topology
 
 QUICK = MonitorLimits(first_s=5.0, later_s=1.0, death_s=2.0, backoff_s=0.05)
@@ -21,7 +21,7 @@ class Bench:
         self.file = file
         self.incidents: list[DeviceIncident] = []
         self.options = WorkerOptions(simulated_environment(library, file), kmsg)
-        self.monitor = NvmlMonitor(on_incident=self.incidents.append, workers=self.options, limits=limits)
+        self.monitor = NvmlMonitor(on_incident=self.incidents.append, workers=Workers(self.options), limits=limits)
 
     def becomes(self, text: str, *lines: str) -> None:
         topology(self.file, text, *lines)

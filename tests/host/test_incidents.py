@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.gpu.devices import DeviceIncident
-from pool_managerd.host.incidents import IncidentFilter
 from pool_managerd.host.kernel_log import follow, xid_of
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.nvml_worker import EventWatch, Output, watch_kernel_log
-from pool_managerd.host.worker_process import PythonWorkers
+from pool_managerd.host.scan_reply import IncidentFilter
+from pool_managerd.host.worker_process import Workers
 from tests.host.conftest import QUICK, Bench
 from tests.host.simulated import MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80, gpu_uuid
 
@@ -203,7 +203,7 @@ def test_the_kernels_own_log_can_be_followed_from_an_earlier_record() -> None:
     assert number == last and line.split(",")[1] == str(last)
 
 
-async def log_read(bench: Bench, workers: PythonWorkers, number: int) -> None:
+async def log_read(bench: Bench, workers: Workers, number: int) -> None:
     """A worker scans the GPUs, and has read the log up to ``number``."""
     deadline = time.monotonic() + 5
     await bench.monitor.scan()
@@ -216,7 +216,7 @@ async def test_what_was_logged_between_two_workers_is_told_by_the_next_and_once(
     log = tmp_path / "log"  # a plain file keeps its records as the kernel's log does
     log.write_text(record(5, FELL_OFF))
     bench = make_bench(ONE_24, kmsg=log)
-    workers = PythonWorkers(bench.options)
+    workers = Workers(bench.options)
     bench.monitor = NvmlMonitor(on_incident=bench.incidents.append, workers=workers, limits=QUICK)
     await log_read(bench, workers, 5)
     with log.open("a") as more:

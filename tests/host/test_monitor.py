@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.host.monitor import NvmlMonitor
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 from tests.host.conftest import Bench
 from tests.host.simulated import A100, MIG, MIG_UUIDS, NONE, ONE_24, TWO_24_12, eight_80, gpu_uuid
 
@@ -16,7 +17,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 async def test_without_a_driver_library_there_are_no_gpus_and_the_scan_says_why(tmp_path: Path) -> None:
-    monitor = NvmlMonitor(on_incident=lambda _: None)
+    monitor = NvmlMonitor(on_incident=lambda _: None, workers=Workers(WorkerOptions()))
     scan = await monitor.scan()
     await monitor.close()
     if scan.problem is None or scan.problem.code != "nvml_unavailable":

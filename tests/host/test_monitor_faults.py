@@ -22,7 +22,7 @@ from pool_managerd.core.gpu.devices import DeviceIncident, DeviceScan
 from pool_managerd.errors import NodeError
 from pool_managerd.host.monitor import MonitorLimits, NvmlMonitor
 from pool_managerd.host.simulation import simulated_environment
-from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.host.worker_process import Worker, WorkerOptions, Workers
 from tests.conftest import REPOSITORY, wait_until
 from tests.host.conftest import QUICK, Bench
 from tests.host.simulated import A100, MIG, ONE_24, TWO_24_12, eight_80, topology
@@ -173,7 +173,7 @@ async def test_a_library_that_is_installed_later_is_found(tmp_path: Path, simula
     libraries = tmp_path / "lib"
     libraries.mkdir()
     env = simulated_environment(libraries, topology(tmp_path / "gpus", ONE_24))
-    monitor = NvmlMonitor(on_incident=lambda _: None, workers=WorkerOptions({**env, "LD_LIBRARY_PATH": str(libraries)}))
+    monitor = NvmlMonitor(on_incident=lambda _: None, workers=Workers(WorkerOptions({**env, "LD_LIBRARY_PATH": str(libraries)})))
     absent = await monitor.scan()
     shutil.copy(simulated_driver / "libnvidia-ml.so.1", libraries)
     present = await monitor.scan()
@@ -204,7 +204,7 @@ async def test_an_error_of_the_listener_costs_no_worker(make_bench: Make) -> Non
     def fail(_incident: DeviceIncident) -> None:
         raise ZeroDivisionError
 
-    bench.monitor = NvmlMonitor(on_incident=fail, workers=bench.options)
+    bench.monitor = NvmlMonitor(on_incident=fail, workers=Workers(bench.options))
     await bench.monitor.scan()
     pid = bench.monitor.pid
     bench.becomes(ONE_24, "xid gpu=0 code=79 serial=1")
@@ -226,13 +226,13 @@ async def test_release_does_not_wait_for_a_scan_that_hangs(make_bench: Make) -> 
 # --- what no simulated driver can do: processes that SIGKILL does not end, and nonsense ---
 
 
-class Wedged:
+class Wedged(Worker):
     """A worker in the kernel's hands: it does not answer and does not die, until the test says so."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.has_ended, self.kills = pid, False, 0
 
-    async def ask(self, op: str, timeout_s: float) -> dict[str, Any]:
+    async def scan(self, timeout_s: float) -> dict[str, Any]:
         await asyncio.sleep(0)
         raise TimeoutError
 
@@ -244,7 +244,7 @@ class Wedged:
         return self.has_ended
 
 
-class WedgedWorkers:
+class WedgedWorkers(Workers):
     def __init__(self) -> None:
         self.made: list[Wedged] = []
 
@@ -308,7 +308,7 @@ async def test_a_worker_that_speaks_nonsense_is_a_crash_and_no_exception() -> No
     class Babbling(Wedged):
         answers: tuple[Any, ...] = ({"ok": True, "scan": {}}, {"ok": True, "scan": {"devices": [{"no": 1}]}}, {})
 
-        async def ask(self, op: str, timeout_s: float) -> dict[str, Any]:
+        async def scan(self, timeout_s: float) -> dict[str, Any]:
             return dict(self.answers[self.pid % 3])
 
     class Babblers(WedgedWorkers):
@@ -337,7 +337,7 @@ async def test_a_driver_that_needs_seconds_for_each_answer_is_called_hung_once_a
     now, takes_s = [0.0], 1.0
 
     class Slow(Wedged):
-        async def ask(self, op: str, timeout_s: float) -> dict[str, Any]:
+        async def scan(self, timeout_s: float) -> dict[str, Any]:
             now[0] += min(takes_s, timeout_s)
             if timeout_s < takes_s:
                 raise TimeoutError
@@ -367,9 +367,9 @@ def test_the_worker_ends_with_the_daemon_even_inside_a_hanging_driver(tmp_path: 
     program = textwrap.dedent("""
         import asyncio, sys, json
         from pool_managerd.host.monitor import NvmlMonitor
-        from pool_managerd.host.worker_process import WorkerOptions
+        from pool_managerd.host.worker_process import WorkerOptions, Workers
         async def main():
-            monitor = NvmlMonitor(on_incident=print, workers=WorkerOptions(json.loads(sys.argv[1])))
+            monitor = NvmlMonitor(on_incident=print, workers=Workers(WorkerOptions(json.loads(sys.argv[1]))))
             task = asyncio.create_task(monitor.scan())
             while monitor.pid is None:
                 await asyncio.sleep(0.005)

@@ -62,11 +62,11 @@ def failing(*args):
         raise pynvml.NVMLError(code)
     return call(*args)
 
-sound = worker.answer({})
+sound = worker.answer()
 setattr(pynvml, name, failing)
-failed = worker.answer({})
+failed = worker.answer()
 setattr(pynvml, name, call)
-print(json.dumps([sound, failed, worker.answer({})]))
+print(json.dumps([sound, failed, worker.answer()]))
 """
 WITHOUT_ONE = eight_80() + "fault gpu=3 gone\n"
 BACKWARDS = (7, 6, 5, 4, 3, 2, 1, 0)

@@ -163,11 +163,11 @@ def test_in_the_initial_pid_namespace_a_real_drivers_pids_are_ours() -> None:
 _INSIDE = """
 import asyncio, json, os, subprocess, sys
 from pool_managerd.host.monitor import NvmlMonitor
-from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 
 async def main():
     engine = subprocess.Popen(["sleep", "60"], env={"CUDA_VISIBLE_DEVICES": sys.argv[3], "POOL_MANAGERD_NONCE": "cd"})
-    monitor = NvmlMonitor(on_incident=print, workers=WorkerOptions(json.loads(sys.argv[1])))
+    monitor = NvmlMonitor(on_incident=print, workers=Workers(WorkerOptions(json.loads(sys.argv[1]))))
     deadline = asyncio.get_running_loop().time() + 10
     while True:
         scan = await monitor.scan()

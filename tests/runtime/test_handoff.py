@@ -23,7 +23,7 @@ class Watched:
         self.handoffs: list[Handoff] = []
         self.errors: list[tuple[str, str]] = []
         self.durations: list[float] = []
-        self.watcher = HandoffWatcher(self.files, self._take, lambda *error: self.errors.append(error), interval_ms=100)
+        self.watcher = HandoffWatcher(self.files, self._take, lambda *error: self.errors.append(error))
 
     def _take(self, handoff: Handoff, duration_ms: float) -> None:
         self.handoffs.append(handoff)

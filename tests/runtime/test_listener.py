@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.runtime import listening
+from pool_managerd.runtime import listener
 from pool_managerd.runtime.listener import Listeners
 from tests.runtime.support import Bench, alive, fake
 
@@ -149,11 +149,11 @@ def test_the_kernel_and_the_tables_say_the_same(monkeypatch: pytest.MonkeyPatch,
     with socket.create_server(("127.0.0.1", 0)) as mine:
         port = mine.getsockname()[1]
         serve("::1", port)
-        asked = listening.listening_sockets(port)
-        assert asked == listening._read_tables(port) != []
+        asked = listener.listening_sockets(port)
+        assert asked == listener._read_tables(port) != []
 
         def refused(family: int, port: int) -> Any:
             raise PermissionError("no netlink here")
 
-        monkeypatch.setattr(listening, "_ask_kernel", refused)
-        assert listening.listening_sockets(port) == asked
+        monkeypatch.setattr(listener, "_ask_kernel", refused)
+        assert listener.listening_sockets(port) == asked

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
-from pool_managerd.runtime.elf import loads_of
 from pool_managerd.runtime.launcher import LaunchOptions
-from pool_managerd.runtime.loading import loader_obstacle
+from pool_managerd.runtime.loading import loader_obstacle, loads_of
 from pool_managerd.runtime.reach import UNPRIVILEGED
 from tests.runtime.support import Bench
 

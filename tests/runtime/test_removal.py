@@ -11,7 +11,8 @@ from pool_managerd.runtime.removal import remove_tree
 def removed(parent: Path, name: str) -> bool:
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return remove_tree(fd, name)
+        remove_tree(fd, name)
+        return not os.path.lexists(parent / name)
     finally:
         os.close(fd)
 

@@ -86,7 +86,7 @@ async def test_an_engine_outlives_its_daemon_and_the_next_one_stops_it(root: Pat
     assert outcome == "stopped"
     assert human == f"Engine of pool 'p' (pid {identity.pid}): it was stopped"
     assert not alive(identity.pid)
-    record = RuntimeFiles(root).records.exit_of(identity)
+    record = RuntimeFiles(root).records.of(identity).exit
     assert record is not None
     assert (record.signal, record.stopped_by_us) == (signal.SIGTERM, True)
 
@@ -179,7 +179,7 @@ async def test_the_next_daemon_ends_a_grandchild_that_erased_every_mark_too(benc
     child = await erased_grandchild_of(process.identity.shim_pid)
     records = bench.files.records
     if process.identity.uid == 0:
-        await eventually(lambda: (child, procfs.start_ticks(child)) in records.descendants_of(process.identity))
+        await eventually(lambda: (child, procfs.start_ticks(child)) in records.of(process.identity).descendants)
     process.close()
     await bench.spawner.close()
     end(process.identity.shim_pid)
@@ -295,11 +295,11 @@ async def test_another_engines_mark_means_not_ours(bench: Bench) -> None:
 
 def test_an_identity_survives_json() -> None:
     identity = Identity("n", 2, 3, "b", 4, 5, "p", "r0", 6, "/run/x.json")
-    assert Identity.from_json({**identity.to_json(), "of a later version": 1}) == identity
+    assert Identity.from_json({**dataclasses.asdict(identity), "of a later version": 1}) == identity
 
 
 @pytest.mark.parametrize("wrong", [{"pid": "2"}, {"pid": True}, {"pid": None}, {"nonce": 5}])
 def test_a_damaged_identity_is_refused(wrong: dict[str, object]) -> None:
     identity = Identity("n", 2, 3, "b", 4, 5, "p", "r0", 6, "/run/x.json")
     with pytest.raises(ValueError, match="cannot use an instance record"):
-        Identity.from_json({**identity.to_json(), **wrong})
+        Identity.from_json({**dataclasses.asdict(identity), **wrong})

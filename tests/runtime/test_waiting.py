@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
 from pool_managerd.runtime.waiting import in_own_thread
+from tests.runtime.support import eventually
 
 
 async def test_blocking_work_of_others_holds_nothing_up() -> None:
@@ -27,6 +30,25 @@ async def test_what_goes_wrong_in_it_is_raised_where_it_is_waited_for() -> None:
 
     with pytest.raises(ValueError, match="no"):
         await in_own_thread(broken)
+
+
+async def test_an_error_holds_on_to_nothing_once_it_was_told() -> None:
+    class Order:
+        """Something large."""
+
+    def broken(order: Order) -> None:
+        raise ValueError("no")
+
+    order = Order()
+    seen = weakref.ref(order)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no"):
+            await in_own_thread(broken, order)
+        del order
+        await eventually(lambda: seen() is None)
+    finally:
+        gc.enable()
 
 
 async def test_nobody_hears_of_work_that_was_given_up() -> None:

@@ -86,10 +86,10 @@ def test_directories_and_lock_have_their_modes_whatever_the_umask(tmp_path: Path
     try:
         for name, wanted in (("a/b/state", 0o700), ("c/run", 0o755)):
             lock = DirectoryLock(tmp_path / name, "state directory", wanted)
-            lock.acquire()
+            repaired = lock.acquire()
             lock.release()
             assert (mode(tmp_path / name), mode(tmp_path / name / "daemon.lock")) == (wanted, 0o600)
-            assert lock.repaired == []
+            assert repaired == []
     finally:
         os.umask(before)
     assert mode(tmp_path / "a") == mode(tmp_path / "a/b") == 0o755
@@ -104,27 +104,30 @@ def test_nobody_else_can_take_the_lock_of_an_older_version(lock: DirectoryLock, 
     lock.release()
 
 
-@pytest.mark.parametrize("loose", ["state", "state/state.db", "state/state.db-wal", "state/daemon.lock"])
+FILES = ("state.db", "state.db-wal", "state.db.new", "state.generation", "journal.ids", "daemon.lock")
+
+
+@pytest.mark.parametrize("loose", ["state", *(f"state/{name}" for name in FILES)])
 def test_what_is_ours_but_loose_is_closed_and_said(lock: DirectoryLock, tmp_path: Path, loose: str) -> None:
     (tmp_path / "state").mkdir(0o700)
-    for name in ("state.db", "state.db-wal", "daemon.lock"):
+    for name in FILES:
         (tmp_path / "state" / name).write_bytes(b"")
         (tmp_path / "state" / name).chmod(0o600)
     (tmp_path / loose).chmod(0o777)
-    lock.acquire()
+    repaired = lock.acquire()
     assert mode(tmp_path / loose) & 0o022 == 0
-    assert len(lock.repaired) == 1
-    assert f"{tmp_path / loose} could be written by other users (mode 0777)" in lock.repaired[0]
+    assert len(repaired) == 1
+    assert f"{tmp_path / loose} could be written by other users (mode 0777)" in repaired[0]
     lock.release()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("foreign", ["state", "state/state.db", "state/daemon.lock"])
+@pytest.mark.parametrize("foreign", ["state", *(f"state/{name}" for name in FILES)])
 def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(
     lock: DirectoryLock, tmp_path: Path, foreign: str
 ) -> None:
     (tmp_path / "state").mkdir(0o700)
-    for name in ("state.db", "daemon.lock"):
+    for name in FILES:
         (tmp_path / "state" / name).write_bytes(b"")
     os.chown(tmp_path / foreign, 65534, 65534)
     with pytest.raises(NodeError, match="belongs to uid 65534") as refused:
@@ -150,7 +153,7 @@ def test_a_parent_in_which_every_user_can_swap_the_directory_is_told(tmp_path: P
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     lock = DirectoryLock(tmp_path / "open/state", "state directory")
-    lock.acquire()
+    repaired = lock.acquire()
     lock.release()
-    assert len(lock.repaired) == 1
-    assert lock.repaired[0].endswith(f"chmod o-w {tmp_path / 'open'}")
+    assert len(repaired) == 1
+    assert repaired[0].endswith(f"chmod o-w {tmp_path / 'open'}")

@@ -222,3 +222,13 @@ async def test_a_failing_write_is_healed_by_itself_and_verified(store: StateStor
         while store.last_error:
             await asyncio.sleep(0.01)
     assert [trouble is None for trouble, _ in told] == [False, True]
+
+
+async def test_a_damaged_count_of_commits_stops_no_write(directory: Path) -> None:
+    (directory / "state.generation").write_text("9" * 20)
+    store = StateStore(directory)
+    store.open()
+    await store.put_pool(StoredPool("a", "up"))
+    await store.close()
+    pools, degraded = await reread(directory)
+    assert (pools, degraded, store.last_error) == ({"a"}, None, None)

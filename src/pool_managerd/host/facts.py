@@ -14,11 +14,12 @@ from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.preflight.facts import CUDA_TOOLS, Folder, HostFacts
 from pool_managerd.core.preflight.gpus import SWITCHES
 from pool_managerd.core.preflight.tools import ALL_TOOLS
+from pool_managerd.host.processes import text_of
 
 FOLDER_TIMEOUT_S = 2.0
 _LOCAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/cuda/bin"
 """Where tools are looked for when a directory on PATH does not answer."""
-_MAX_FILE_BYTES = 4 << 20
+_MAX_TABLE_BYTES = 4 << 20
 _MAX_PROCESSES = 65_536
 _FABRIC_MANAGER = "nv-fabricmanage"  # as long as the kernel keeps a name
 _LISTENING = "0A"
@@ -49,15 +50,15 @@ def gather(scan: DeviceScan, folders: Iterable[tuple[str, Path]], *, env: Mappin
 def listening_ports(proc: Path) -> Iterator[int]:
     """TCP ports that something listens on, on any address of this network namespace."""
     for table in ("net/tcp", "net/tcp6"):
-        for line in _text(proc / table).splitlines()[1:]:
+        for line in text_of(proc / table, _MAX_TABLE_BYTES).splitlines()[1:]:
             fields = line.split()
             if len(fields) > 3 and fields[3] == _LISTENING:
                 yield int(fields[1].rpartition(":")[2], 16)
 
 
 def _tools_in_time(env: Mapping[str, str]) -> dict[str, str]:
-    found: list[dict[str, str]] = _within(lambda: [_tools(env)], [])
-    return found[0] if found else _tools({"PATH": _LOCAL_PATH})
+    found = _within(lambda: _tools(env), None)
+    return _tools({"PATH": _LOCAL_PATH}) if found is None else found
 
 
 def _tools(env: Mapping[str, str]) -> dict[str, str]:
@@ -69,7 +70,7 @@ def _tools(env: Mapping[str, str]) -> dict[str, str]:
 def _fabric_manager(root: Path) -> bool | None:
     """Whether its process is here; None where it may be outside of this container."""
     pids = [name for name in _names(root / "proc") if name.isdigit()][:_MAX_PROCESSES]
-    if any(_text(root / "proc" / pid / "comm").strip() == _FABRIC_MANAGER for pid in pids):
+    if any(text_of(root / "proc" / pid / "comm") == _FABRIC_MANAGER for pid in pids):
         return True
     inside = any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io"))
     return None if inside or not pids else False
@@ -119,14 +120,6 @@ def _statvfs(path: Path) -> tuple[int, int] | None:
 def _limit(which: int) -> int | None:
     soft, _ = resource.getrlimit(which)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_FILE_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _within(call: Callable[[], _T], otherwise: _T) -> _T:

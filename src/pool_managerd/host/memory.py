@@ -49,12 +49,8 @@ def memory_groups(text: str) -> tuple[str | None, str | None]:
 
 def group_use(current: str, stat: str, *, inactive_file: str) -> int:
     """What of a group's use cannot be taken back at once: page cache that is not in use can."""
-    reclaimable = 0
-    for line in stat.splitlines():
-        key, _, value = line.partition(" ")
-        if key == inactive_file:
-            reclaimable = int(value)
-    return max(0, int(current) - reclaimable)
+    fields = dict(line.partition(" ")[::2] for line in stat.splitlines())
+    return max(0, int(current) - int(fields.get(inactive_file, 0)))
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:

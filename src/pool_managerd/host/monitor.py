@@ -12,9 +12,8 @@ from typing import Any
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident, DeviceScan, ScanProblem
 from pool_managerd.core.gpu.visibility import Restriction, visible
 from pool_managerd.errors import NodeError
-from pool_managerd.host.incidents import IncidentFilter
-from pool_managerd.host.scan_reply import incident_of, problem_of, scan_of, wants_renewal
-from pool_managerd.host.worker_process import PythonWorkers, Worker, WorkerDied, WorkerOptions, Workers
+from pool_managerd.host.scan_reply import IncidentFilter, incident_of, problem_of, scan_of, wants_renewal
+from pool_managerd.host.worker_process import Worker, WorkerDied, Workers
 
 _SEE_DMESG = "see dmesg | grep -i nvrm and run nvidia-smi; devices release releases the driver"
 _NO_PROCESS = "see that the limits on processes, files and memory (ulimit -a) leave room for one more process"
@@ -46,23 +45,20 @@ class MonitorLimits:
 class NvmlMonitor:
     """The GPUs of this machine (SPEC §5.1), as a DeviceMonitor.
 
-    ``on_incident`` is called in the loop for every Xid and ECC event, once a first scan was made. ``workers`` starts
-    the worker processes: by default nvml_worker.py with this process's library path. GPUs that ``only`` leaves out are not
-    there for anybody.
+    ``on_incident`` is called in the loop for every Xid and ECC event, once a first scan was made. GPUs that
+    ``only`` leaves out are not there for anybody.
     """
 
     def __init__(
         self,
         *,
         on_incident: Callable[[DeviceIncident], None],
-        workers: Workers | WorkerOptions | None = None,
+        workers: Workers,
         clock: Callable[[], float] = time.monotonic,
         limits: MonitorLimits | None = None,
         only: tuple[Restriction, ...] = (),
     ) -> None:
-        options = WorkerOptions() if workers is None else workers
-        self._workers: Workers = PythonWorkers(options) if isinstance(options, WorkerOptions) else options
-        self._on_incident, self._clock, self._limits = on_incident, clock, limits or MonitorLimits()
+        self._workers, self._on_incident, self._clock, self._limits = workers, on_incident, clock, limits or MonitorLimits()
         self._only = only
         self._filter = IncidentFilter()
         self._last = replace(NOT_SCANNED, problem=None)
@@ -155,7 +151,7 @@ class NvmlMonitor:
             limit_s = max(limit_s, self._limits.first_s)
         asked_at = self._clock()
         try:
-            reply = await worker.ask("scan", limit_s)
+            reply = await worker.scan(limit_s)
             self._learn(self._clock() - asked_at)
             return self._take(reply, taken_at)
         except TimeoutError:

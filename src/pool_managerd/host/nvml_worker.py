@@ -1,7 +1,7 @@
 """The process that talks to the GPU driver, so that nobody else has to: it may hang, crash or be killed.
 
 Run as ``python -I nvml_worker.py PARENT_PID KMSG [NUMBER]``; NUMBER is the last record of the log KMSG that was read before.
-A line ``{"id": 1, "op": "scan"}`` is answered with ``{"id": 1, "ok": true, "scan": {...}}`` or ``{"id": 1, "ok": false,
+A line ``{"id": 1}`` asks for a scan and is answered with ``{"id": 1, "ok": true, "scan": {...}}`` or ``{"id": 1, "ok": false,
 "nvml": 18, ...}``; ``{"incident": {...}}`` lines come on their own. ``log`` in any of them is the last record that was read.
 It ends when its input ends or its parent does. Standard library and pynvml only.
 """
@@ -139,10 +139,9 @@ class Worker:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._nvml: Any = None
         self._reader: Any = None
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         try:
             import pynvml  # type: ignore[import-untyped,unused-ignore]
         except ImportError as error:
@@ -217,7 +216,7 @@ def main() -> None:
     worker = Worker(output)
     while True:
         request = json.loads(requests.get())
-        output.send({"id": request["id"], **worker.answer(request), "log": output.log})
+        output.send({"id": request["id"], **worker.answer(), "log": output.log})
 
 
 if __name__ == "__main__":

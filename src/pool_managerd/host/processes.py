@@ -57,7 +57,7 @@ class Processes:
             found["start_ticks"] = stat[1]
             found["nonce"] = self._nonce(at, stat[1])
             found["ancestors"] = self._ancestors(stat[0])
-            found["name"] = _text(self._proc / at / "comm")
+            found["name"] = text_of(self._proc / at / "comm")
         else:
             found["ended"] = True
         return found
@@ -70,7 +70,7 @@ class Processes:
         return numbers[-1]
 
     def _nspid(self, at: str) -> list[int]:
-        for line in _text(self._proc / at / "status").splitlines():
+        for line in text_of(self._proc / at / "status").splitlines():
             if line.startswith("NSpid:"):
                 return [int(word) for word in line.split()[1:]]
         return []
@@ -78,7 +78,7 @@ class Processes:
     def _stat(self, at: str) -> tuple[str, int] | None:
         """Parent and start time, in clock ticks since boot; None for one that has ended."""
         if at not in self._stats:
-            fields = _text(self._proc / at / "stat").rpartition(")")[2].split()
+            fields = text_of(self._proc / at / "stat").rpartition(")")[2].split()
             self._stats[at] = (fields[1], int(fields[19])) if len(fields) > 19 else None
         return self._stats[at]
 
@@ -125,9 +125,10 @@ def _namespace(process: Path) -> int | None:
         return None
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path, max_bytes: int = 65_536) -> str:
+    """What the file says; nothing for one that cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(65_536).decode(errors="replace").rstrip("\n")
+            return file.read(max_bytes).decode(errors="replace").rstrip("\n")
     except OSError:
         return ""

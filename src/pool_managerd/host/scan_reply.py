@@ -19,6 +19,9 @@ from pool_managerd.core.gpu.devices import (
 
 _LIBRARY_NOT_FOUND, _MISMATCH, _NO_DRIVER, _UNKNOWN = 12, 18, 9, 999
 _MAY_BE_RETRIED = (_LIBRARY_NOT_FOUND, _NO_DRIVER)
+_SAME_EVENT_S = 3.0
+_NEEDS_ITS_TEXT = 154  # the recovery action that the driver asks for is in the text alone
+_MAX_REMEMBERED = 256
 
 
 def problem_of(reply: Mapping[str, Any]) -> ScanProblem:
@@ -126,3 +129,32 @@ def _silent(old: DeviceSnapshot, now: DeviceSnapshot) -> DeviceSnapshot:
     return replace(
         old, id=now.id, error=now.error, unreadable=now.unreadable, temperature_c=None, power_watts=None, utilization_percent=None
     )
+
+
+class IncidentFilter:
+    """One GPU error is told of twice, by NVML and by the kernel's log: it is passed on once.
+
+    It remembers who told of what: the same source may repeat itself, another one says nothing new.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, int], tuple[str, float]] = {}
+
+    def is_news(self, incident: DeviceIncident, now: float) -> bool:
+        """False for what another source told of a moment ago."""
+        if incident.xid is None or incident.pci_bus_id is None:
+            return True
+        key = (_slot(incident.pci_bus_id), incident.xid)
+        source, at = self._told.get(key, (incident.source, now))
+        if source != incident.source and now - at < _SAME_EVENT_S:
+            return incident.xid == _NEEDS_ITS_TEXT and bool(incident.text)
+        if len(self._told) >= _MAX_REMEMBERED:
+            self._told.clear()
+        self._told[key] = (incident.source, now)
+        return True
+
+
+def _slot(pci_bus_id: str) -> str:
+    """``00000000:01:00.0`` and ``0000:01:00`` are one slot."""
+    domain, _, rest = pci_bus_id.lower().partition(".")[0].partition(":")
+    return f"{domain.lstrip('0')}:{rest}"

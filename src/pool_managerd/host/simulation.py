@@ -60,7 +60,8 @@ def check_topology(library_dir: Path, topology: Path) -> None:
         with topology.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: the name holds a NUL
-        raise SpecError(f"cannot read the simulated GPUs of {_shown(topology)}: {getattr(error, 'strerror', None) or error}",
+        shown = str(topology).replace("\0", "\\0")
+        raise SpecError(f"cannot read the simulated GPUs of {shown}: {getattr(error, 'strerror', None) or error}",
                         hint="write a topology file first: docs/reference/simulated-gpus.md") from error  # fmt: skip
     if len(data) > _MAX_FILE_BYTES or b"\0" in data:
         raise SpecError(f"cannot simulate the GPUs of {topology}: it is no text file of at most {_MAX_FILE_BYTES // 1024} KiB")
@@ -87,7 +88,3 @@ def _compile(sources: list[str], target: Path) -> None:
         said = done.stderr.decode(errors="replace")[-400:].strip()
         raise NodeError(f"cannot build the simulated GPU driver: {compiler} said: {said}",
                         hint="apt-get install gcc libc6-dev")  # fmt: skip
-
-
-def _shown(path: Path) -> str:
-    return str(path).replace("\0", "\\0")

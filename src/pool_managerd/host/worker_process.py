@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 _PROGRAM = Path(__file__).with_name("nvml_worker.py")
 _CHUNK_BYTES = 65_536
@@ -26,25 +26,6 @@ class WorkerDied(Exception):
     """The worker ended, or spoke nonsense, before it answered; the words say how."""
 
 
-class Worker(Protocol):
-    """One worker process. ``ask`` raises WorkerDied, or TimeoutError after ``timeout_s``."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def has_ended(self) -> bool: ...
-    async def ask(self, op: str, timeout_s: float) -> dict[str, Any]: ...
-    def kill(self) -> None: ...
-    async def ended(self, timeout_s: float) -> bool: ...
-
-
-class Workers(Protocol):
-    """Where workers come from. ``start`` raises OSError."""
-
-    async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker: ...
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """``environment`` is added to the few variables that a worker needs; ``kmsg`` may be a FIFO instead."""
@@ -53,23 +34,26 @@ class WorkerOptions:
     kmsg: Path | None = None
 
 
-class PythonWorkers:
+class Workers:
     """Starts nvml_worker.py. One thread does it, and stays: a worker is killed when the thread that made it ends.
 
-    ``log_read`` is the last record of the kernel's log that a worker has read: the next one begins behind it.
-    ``options`` are those of the next one.
+    ``options`` None: they are not known yet, and none is started. ``log_read`` is the last record of the kernel's log that a
+    worker has read: the next one begins behind it.
     """
 
-    def __init__(self, options: WorkerOptions) -> None:
-        self.log_read: int | None = None
+    def __init__(self, options: WorkerOptions | None = None) -> None:
         self.options = options
+        self.log_read: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nvml-worker")
 
     async def start(self, on_incident: Callable[[Mapping[str, Any]], None]) -> Worker:
+        """Raises OSError."""
+        if self.options is None:
+            raise OSError("the node is not open yet")
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(self._thread, self._popen)
+        starting = loop.run_in_executor(self._thread, self._popen, self.options)
         try:
-            return PipedWorker(await asyncio.shield(starting), on_incident, self._on_log)
+            return Worker(await asyncio.shield(starting), on_incident, self._on_log)
         except asyncio.CancelledError:
             starting.add_done_callback(_end_unwanted)
             raise
@@ -80,18 +64,18 @@ class PythonWorkers:
     def _on_log(self, number: int) -> None:
         self.log_read = number
 
-    def _popen(self) -> subprocess.Popen[bytes]:
+    def _popen(self, options: WorkerOptions) -> subprocess.Popen[bytes]:
         env = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-        kmsg = str(self.options.kmsg or "/dev/kmsg")
+        kmsg = str(options.kmsg or "/dev/kmsg")
         after = () if self.log_read is None else (str(self.log_read),)
         return subprocess.Popen(
             [sys.executable, "-I", str(_PROGRAM), str(os.getpid()), kmsg, *after],
-            env={**env, **(self.options.environment or {})}, cwd="/", start_new_session=True,
+            env={**env, **(options.environment or {})}, cwd="/", start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
 
 
-class PipedWorker:
+class Worker:
     """A started worker, read by the running loop."""
 
     def __init__(
@@ -100,6 +84,7 @@ class PipedWorker:
         self._popen, self._on_incident, self._on_log = popen, on_incident, on_log
         self._loop = asyncio.get_running_loop()
         self._in, self._out, self._err = (cast("IO[bytes]", pipe) for pipe in (popen.stdin, popen.stdout, popen.stderr))
+        self.pid, self.has_ended = popen.pid, False
         self._pidfd = os.pidfd_open(popen.pid)
         self._end = asyncio.Event()
         self._rest, self._said = b"", b""
@@ -111,22 +96,15 @@ class PipedWorker:
         self._loop.add_reader(self._out.fileno(), self._on_output)
         self._loop.add_reader(self._err.fileno(), self._on_words)
 
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    @property
-    def has_ended(self) -> bool:
-        return self._end.is_set()
-
-    async def ask(self, op: str, timeout_s: float) -> dict[str, Any]:
+    async def scan(self, timeout_s: float) -> dict[str, Any]:
+        """What it answers. Raises WorkerDied, or TimeoutError after ``timeout_s``."""
         if self.has_ended:
             raise WorkerDied(self._how_it_ended())
         self._serial += 1
         awaited: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._awaited[self._serial] = awaited
         try:
-            os.write(self._in.fileno(), json.dumps({"id": self._serial, "op": op}).encode() + b"\n")
+            os.write(self._in.fileno(), json.dumps({"id": self._serial}).encode() + b"\n")
             async with asyncio.timeout(timeout_s):
                 return await awaited
         except BlockingIOError as error:  # it has not read what it was asked before
@@ -197,6 +175,7 @@ class PipedWorker:
         for stream in (self._in, self._out, self._err):
             stream.close()
         os.close(self._pidfd)
+        self.has_ended = True
         self._end.set()
         self._fail(self._how_it_ended())
 
@@ -216,4 +195,4 @@ def _end_unwanted(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
     """Its caller went away while it was being started."""
     if starting.cancelled() or starting.exception() is not None:
         return
-    PipedWorker(starting.result(), lambda _incident: None, lambda _number: None).kill()  # its pidfd collects it
+    Worker(starting.result(), lambda _incident: None, lambda _number: None).kill()  # its pidfd collects it

@@ -66,7 +66,6 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
         ("session", os.setsid),
         ("signals", _reset_signals),
         ("limits", lambda: _limit(order.get("limits", {}))),
-        ("cgroup", lambda: _enter_cgroup(order.get("cgroup", ""))),
         ("descriptors", lambda: _connect(output, status)),
         ("user", lambda: _change_user(order["credentials"])),
         ("capabilities", _drop_capabilities),
@@ -86,17 +85,10 @@ def _limit(limits: dict[str, int]) -> None:
     os.umask(0o077)
     try:
         prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, _MORE_LIKELY_OOM_VICTIM)
-        finally:
-            os.close(fd)
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+            file.write(_MORE_LIKELY_OOM_VICTIM)
     except OSError:
         pass  # only a preference: without it the kernel chooses by size alone
-
-
-def _enter_cgroup(path: str) -> None:
-    """The place where the engine's own cgroup is entered; engines have none yet, ``path`` is empty."""
 
 
 def _connect(output: int, status: int) -> None:

@@ -52,6 +52,12 @@ class ConfinedDirectory:
         finally:
             os.close(fd)
 
+    def claim(self) -> list[str]:
+        """Make it, and what had to be put right since it was last asked, a sentence each. Raises NodeError."""
+        with self.opened():
+            repaired, self.repaired = self.repaired, []
+        return repaired
+
     def _keep_ours(self, fd: int) -> None:
         info = os.fstat(fd)
         if info.st_uid != os.geteuid():
@@ -94,23 +100,22 @@ class ConfinedDirectory:
             except OSError as error:
                 raise cannot("write", path, error) from error
 
-    def remove(self, name: str) -> bool:
-        """Remove the file, or the link that has its place; False when there is none. Raises NodeError."""
+    def remove(self, name: str) -> None:
+        """Remove the file, or the link that has its place, if there is one. Raises NodeError."""
         with self.opened() as fd:
             try:
                 os.unlink(name, dir_fd=fd)
             except FileNotFoundError:
-                return False
+                return
             except OSError as error:
                 raise cannot("remove", self.path / name, error) from error
-        return True
 
-    def read(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> bytes:
+    def read(self, name: str, max_bytes: int, *, ours: bool = False) -> bytes:
         """The content of a regular file. Raises OSError, ValueError for a longer one, NodeError.
 
         ``ours``: ValueError too for one that another user owns or can write.
         """
-        with self.opened() as directory, _open_regular(directory, name) as fd:
+        with self.opened() as directory, open_regular(name, os.O_NOFOLLOW, directory) as fd:
             info = os.fstat(fd)
             if ours and (info.st_uid != os.geteuid() or info.st_mode & 0o022 or info.st_nlink != 1):
                 raise ValueError("another user could have written it")
@@ -122,34 +127,25 @@ class ConfinedDirectory:
     def identity(self, name: str) -> tuple[int, int] | None:
         """(inode, size in bytes) of a regular file; None when there is none."""
         try:
-            with self.opened() as directory, _open_regular(directory, name) as fd:
+            with self.opened() as directory, open_regular(name, os.O_NOFOLLOW, directory) as fd:
                 info = os.fstat(fd)
                 return info.st_ino, info.st_size
         except (OSError, NodeError):
             return None
 
     def read_part(self, name: str, start: int, count: int) -> bytes:
-        """``count`` bytes from ``start``, or as many as there are; b"" when there is no such regular file."""
+        """``count`` bytes from ``start`` (negative: from the end), or as many as there are; b"" without a regular file."""
         try:
-            with self.opened() as directory, _open_regular(directory, name) as fd:
-                os.lseek(fd, start, os.SEEK_SET)
+            with self.opened() as directory, open_regular(name, os.O_NOFOLLOW, directory) as fd:
+                os.lseek(fd, start if start >= 0 else max(0, os.fstat(fd).st_size + start), os.SEEK_SET)
                 return _read_fully(fd, count)
         except (OSError, NodeError):
             return b""
 
-    def read_end(self, name: str, count: int) -> bytes:
-        """The last ``count`` bytes; b"" when there is no such regular file."""
+    def read_object(self, name: str, max_bytes: int = MAX_READ_BYTES, *, ours: bool = False) -> dict[str, Any]:
+        """The JSON object in the file, as ``read``. Raises OSError, ValueError with what is wrong with it, NodeError."""
         try:
-            with self.opened() as directory, _open_regular(directory, name) as fd:
-                os.lseek(fd, max(0, os.fstat(fd).st_size - count), os.SEEK_SET)
-                return _read_fully(fd, count)
-        except (OSError, NodeError):
-            return b""
-
-    def read_object(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file. Raises OSError, ValueError with what is wrong with it, NodeError."""
-        try:
-            content = json.loads(self.read(name))
+            content = json.loads(self.read(name, max_bytes, ours=ours))
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         if not isinstance(content, dict):
@@ -180,12 +176,13 @@ def cannot(what: str, path: Path, error: OSError) -> NodeError:
 
 
 @contextmanager
-def _open_regular(directory: int, name: str) -> Iterator[int]:
+def open_regular(path: str, flags: int = 0, directory: int | None = None) -> Iterator[int]:
+    """A descriptor to read the regular file at ``path``, from the descriptor ``directory`` on. Never waits. Raises OSError."""
     # O_NONBLOCK: a planted FIFO must not hang the open.
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(f"{name} is no regular file")
+            raise OSError(f"{path} is no regular file")
         yield fd
     finally:
         os.close(fd)

@@ -12,7 +12,7 @@ import os
 import pwd
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pool_managerd.core.artifacts import PreparedEngine
@@ -60,11 +60,8 @@ def usual_user(rules: UserRules) -> User | None:
     """Somebody who reaches what any pool's engine does; None when engines are the daemon's own user. Raises EngineError."""
     if shared_user(rules) is not None:
         return None
-    groups = _named_groups(rules, None)
-    if rules.user is not None:
-        named = _look_up(rules.user, None)
-        return User(named.name, named.uid, named.gid, (*named.groups, *groups))
-    return User(UNPRIVILEGED.name, UNPRIVILEGED.uid, UNPRIVILEGED.gid, (*UNPRIVILEGED.groups, *groups))
+    user = UNPRIVILEGED if rules.user is None else _look_up(rules.user, None)
+    return replace(user, groups=(*user.groups, *_named_groups(rules, None)))
 
 
 class EngineUsers:
@@ -92,7 +89,7 @@ class EngineUsers:
         named = _look_up(self._rules.user, engine.pool_id)
         if named.uid == 0 and engine.verbatim:
             return self._own(engine.pool_id, groups)
-        return User(named.name, named.uid, named.gid, tuple({*named.groups, *groups})), None
+        return replace(named, groups=tuple({*named.groups, *groups})), None
 
     def of_probes(self) -> User:
         """Whom binaries are run as that are only asked what they are: a uid that no engine has. Raises EngineError."""
@@ -117,7 +114,7 @@ class EngineUsers:
                 self._given[pool_id] = uid
                 return User(str(uid), uid, uid, tuple(dict.fromkeys((uid, *groups)))), None
         nobody, notice = _fallback(self._rules, pool_id or None)
-        return User(nobody.name, nobody.uid, nobody.gid, tuple(dict.fromkeys((nobody.gid, *groups)))), notice
+        return replace(nobody, groups=tuple(dict.fromkeys((nobody.gid, *groups)))), notice
 
     def _uid(self, pool_id: str) -> int | None:
         """The pool's uid, a new one when it has none that is still good; None when there is none to be had."""
@@ -131,7 +128,7 @@ class EngineUsers:
         size = high - low + 1
         seed = f"{self._files.root}\0{pool_id}".encode()
         first = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) % size
-        running = _uids_of_processes()
+        running = {uid for pid in procfs.pids() for uid in procfs.uids(pid)}
         candidates = (low + (first + step) % size for step in range(size))
         return next((uid for uid in candidates if uid not in taken and uid not in running and _is_free(uid)), None)
 
@@ -184,13 +181,6 @@ def _is_mapped(kind: str, number: int) -> bool:
         return True  # a kernel without user namespaces
     ranges = ((int(first), int(size)) for first, _, size in (line.split() for line in lines))
     return any(first <= number < first + size for first, size in ranges)
-
-
-def _uids_of_processes() -> set[int]:
-    found = set()
-    for pid in procfs.pids():
-        found.update(procfs.uids(pid))
-    return found
 
 
 def _require_capabilities(rules: UserRules, pool_id: str | None) -> None:

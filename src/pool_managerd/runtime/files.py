@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from pool_managerd.core.redaction import masked_argv
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
-from pool_managerd.runtime.removal import remove_tree
-from pool_managerd.runtime.sweeping import TEMPORARY
+from pool_managerd.runtime.removal import TEMPORARY, remove_tree, remove_where
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
@@ -58,12 +56,8 @@ class RuntimeFiles:
 
         What was writable for others and is not any more is returned, a sentence each. Raises NodeError.
         """
-        repaired: list[str] = []
-        for directory in (self._top, self.engines, self._work, self._cache):
-            with directory.opened():
-                repaired += directory.repaired
-                directory.repaired = []
-        return repaired + self.records.prepare()
+        directories = (self._top, self.engines, self._work, self._cache)
+        return [told for directory in directories for told in directory.claim()] + self.records.prepare()
 
     def pid_path(self, instance: InstanceId) -> Path:
         """``{pool_id}.pid``; of another replica than ``r0`` ``{pool_id}@{replica_id}.pid``."""
@@ -101,18 +95,20 @@ class RuntimeFiles:
         if (latest.get("pool_id"), latest.get("replica_id")) == (instance.pool_id, instance.replica_id):
             self.engines.remove(LATEST_HANDOFF)
 
-    def remove_stale(self) -> list[str]:
-        """Forget a dead predecessor: its handoff, pid and temporary files. Returns the paths removed.
+    def remove_stale(self) -> None:
+        """Forget a dead predecessor: its handoff, pid and temporary files.
 
         Call it once no engine of this runtime directory runs any more, before the first launch.
         """
         handoffs = [name for name in self.engines.names(".json") if is_own_handoff(name, self._handoff(name))]
         pids = [name for name in self._top.names(".pid") if is_pool_id(name.removesuffix(".pid").partition(_REPLICA)[0])]
-        stale = [(self.engines, name) for name in (*handoffs, *self.engines.names(".tmp"))]
-        stale += [(self._top, name) for name in (*pids, *self._top.names(".tmp"))]
+        for name in (*handoffs, *self.engines.names(".tmp")):
+            self.engines.remove(name)
+        for name in (*pids, *self._top.names(".tmp")):
+            self._top.remove(name)
         self.records.remove_temporaries()
-        self._remove_temporary_directories()
-        return [str(directory.path / name) for directory, name in stale if directory.remove(name)]
+        for pool_id in self.workdir_owners():
+            remove_where(str(self._work.path / pool_id), lambda _, name: name.startswith(TEMPORARY))
 
     def workdir(self, pool_id: str, uid: int, gid: int) -> Path:
         """The engine's working directory ``work/{pool_id}``, mode 0700, owned by the user it runs as.
@@ -181,17 +177,6 @@ class RuntimeFiles:
                     if name.endswith(_REMOVED):
                         remove_tree(fd, name)
 
-    def _remove_temporary_directories(self) -> None:
-        for pool_id in self.workdir_owners():
-            with suppress(OSError):
-                fd = os.open(self._work.path / pool_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    for name in os.listdir(fd):
-                        if name.startswith(TEMPORARY):
-                            remove_tree(fd, name)
-                finally:
-                    os.close(fd)
-
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
         try:
             os.rename(name, f".{name}.{time.monotonic_ns()}{_REMOVED}", src_dir_fd=fd, dst_dir_fd=fd)
@@ -209,9 +194,10 @@ class RuntimeFiles:
     def tail_log(self, instance: InstanceId, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
         """The last lines of the engine's log, newest last, safe to show: control characters are escaped."""
         name = self.log_path(instance).name
-        data = self._top.read_end(name, max_bytes)
+        data = self._top.read_part(name, -max_bytes, max_bytes)
         if len(data) < max_bytes:  # just rotated, the newest lines may be in the previous part
-            data = self._top.read_end(f"{name}.1", max_bytes - len(data)) + data
+            missing = max_bytes - len(data)
+            data = self._top.read_part(f"{name}.1", -missing, missing) + data
         if len(data) >= max_bytes:
             cut, newline, rest = data.partition(b"\n")
             data = rest if newline and rest else cut  # a first line that is cut is left out, unless it is all there is

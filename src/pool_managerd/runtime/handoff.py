@@ -15,7 +15,7 @@ from pool_managerd.core.handoff import Handoff
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime.files import LATEST_HANDOFF, RuntimeFiles, is_own_handoff
 
-_MIN_INTERVAL_MS, _MAX_INTERVAL_MS = 100, 10_000
+_INTERVAL_S = 1.0
 _MAX_FILES = 1024
 _MAX_TEXT = 4096
 
@@ -23,7 +23,7 @@ _Key = tuple[int, int, int]
 
 
 class HandoffWatcher:
-    """Looks into ``engines/`` every ``interval_ms`` (100 to 10000) and tells about each new content once.
+    """Looks into ``engines/`` every second and tells about each new content once.
 
     Ignored: ``engine.json``, files of ours, names that start with a dot, objects without ``pool_id`` and a URL.
     ``on_handoff`` gets the handoff and how long reading it took, in ms; ``on_error`` a path and a sentence, once
@@ -35,13 +35,10 @@ class HandoffWatcher:
         files: RuntimeFiles,
         on_handoff: Callable[[Handoff, float], None],
         on_error: Callable[[str, str], None],
-        *,
-        interval_ms: int = 1_000,
     ) -> None:
         self._directory = files.engines
         self._on_handoff = on_handoff
         self._on_error = on_error
-        self._interval_ms = min(max(interval_ms, _MIN_INTERVAL_MS), _MAX_INTERVAL_MS)
         self._seen: dict[str, _Key] = {}
         self._trouble = ""
 
@@ -49,7 +46,7 @@ class HandoffWatcher:
         """Watch until cancelled."""
         while True:
             self.poll_once()
-            await asyncio.sleep(self._interval_ms / 1000)
+            await asyncio.sleep(_INTERVAL_S)
 
     def poll_once(self) -> None:
         """Look once, and tell about what is new or changed since the last look."""
@@ -115,9 +112,7 @@ def parse_handoff(content: Mapping[str, Any], path: str) -> Handoff | None:
         url=_base_url(url),
         engine=_text(content, "engine") or DEFAULT_ENGINE,
         engine_version=_text(content, "engine_version"),
-        device_mask=str(mask)
-        if isinstance(mask, int) and not isinstance(mask, bool)
-        else _text(content, "device_mask", "gpu_device"),
+        device_mask=str(mask) if type(mask) is int else _text(content, "device_mask", "gpu_device"),
         slots_total=_count(content, "slots_total", "slots"),
         slots_free=_count(content, "slots_free"),
         model_path=_text(model, "path") if isinstance(model, Mapping) else _text(content, "model_path"),

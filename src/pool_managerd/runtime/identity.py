@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from pool_managerd.runtime import procfs, wire
@@ -15,7 +15,7 @@ class Identity:
     """One engine process and its shim. Pids count only together with the start ticks and the boot id.
 
     ``nonce`` is in the environment of the engine and of what it forks, unless one wiped it. ``uid`` is the engine's
-    when nobody else runs as it, else 0. ``cgroup`` is empty: engines have none of their own yet.
+    when nobody else runs as it, else 0.
     """
 
     nonce: str
@@ -28,16 +28,11 @@ class Identity:
     replica_id: str
     epoch: int
     record_path: str
-    cgroup: str = ""
     uid: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Identity:
-        """The inverse of ``to_json``; unknown keys are ignored. Raises ValueError for a missing or mistyped one."""
+        """From its fields; unknown keys are ignored. Raises ValueError for a missing or mistyped one."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             value = data.get(field.name, None if field.default is MISSING else field.default)
@@ -74,6 +69,10 @@ class Identity:
             self.shim_pid > 1
             and self.is_this_boot()
             and procfs.is_running(self.shim_pid, self.shim_start_ticks)
-            and procfs.name(self.shim_pid) == wire.SHIM_NAME
-            and procfs.uids(self.shim_pid) == {os.geteuid()}
+            and is_shim(self.shim_pid)
         )
+
+
+def is_shim(pid: int) -> bool:
+    """True when ``pid`` is a shim of this user's."""
+    return procfs.name(pid) == wire.SHIM_NAME and procfs.uids(pid) == {os.geteuid()}

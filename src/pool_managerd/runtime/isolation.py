@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import stat
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.directory import open_regular
 from pool_managerd.runtime.engine_users import EngineUsers
 from pool_managerd.runtime.loading import loader_obstacle
 from pool_managerd.runtime.program import check_runnable
 from pool_managerd.runtime.reach import ENTER, READ, Need, Obstacle, User, first_obstacle
 
-NONE = "none"
 _MAX_SHEBANG_BYTES = 256
 
 
@@ -54,7 +53,8 @@ def choose(engine: PreparedEngine, program: str, runtime_dir: Path, users: Engin
 def require_reach(engine: PreparedEngine, program: str, runtime_dir: Path, user: User) -> None:
     """Raises EngineError naming the first path of all that the engine needs which ``user`` cannot reach."""
     obstacle = first_obstacle(_needs(engine, program, runtime_dir), user)
-    obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, _library_path(engine))
+    library_path = engine.env.get("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
+    obstacle = obstacle or loader_obstacle(_interpreter(program) or program, user, library_path)
     if obstacle is not None:
         raise _unreachable(engine, user, obstacle)
 
@@ -81,7 +81,7 @@ def read_back(pid: int) -> str:
         return "unknown"
     uids = {int(uid) for uid in status.get("Uid", "").split()}
     if os.geteuid() in uids or 0 in uids:
-        return NONE
+        return "none"
     sealed = status.get("NoNewPrivs") == "1"
     parts = [f"user:{user_name(uid)}" for uid in sorted(uids)]
     if sealed:
@@ -129,22 +129,13 @@ def interpreter_needs() -> Iterator[Need]:
         yield Need(folder, READ | ENTER)
 
 
-def _library_path(engine: PreparedEngine) -> str:
-    return engine.env.get("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
-
-
 def _interpreter(program: str) -> str | None:
     """What a script's first line names. The program may be a submitter's: never wait for what is no file."""
     try:
-        fd = os.open(program, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(program) as fd:
+            head = os.read(fd, _MAX_SHEBANG_BYTES)
     except OSError:
         return None
-    try:
-        head = os.read(fd, _MAX_SHEBANG_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     if not head.startswith(b"#!"):
         return None
     words = head[2:].split(b"\n", 1)[0].split()

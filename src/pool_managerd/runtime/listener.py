@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Collection, Iterable
+import socket
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
-from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.identity import is_shim
 from pool_managerd.runtime.isolation import user_name
-from pool_managerd.runtime.listening import ListeningSocket, listening_sockets
 from pool_managerd.runtime.waiting import in_own_thread
 
 _MAX_KNOWN = 4096
+_LISTEN = "0A"
+_TCP_LISTEN = 10
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLMSG = struct.Struct("=IHHII")
+_TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
 
 class Listeners:
@@ -35,10 +47,10 @@ class Listeners:
         sockets = listening_sockets(port)
         if sockets is None:
             return UNKNOWN
-        reached = [socket for address in _addresses(host) for socket in _reached(address, sockets)]
+        reached = [found for address in _addresses(host) for found in _reached(address, sockets)]
         if not reached:
             return NOBODY
-        inodes = frozenset(socket.inode for socket in reached)
+        inodes = frozenset(listening.inode for listening in reached)
         key = (pid, procfs.start_ticks(pid) or 0)
         if self._known.get(key) == inodes:
             return OURS
@@ -63,17 +75,17 @@ def _reached(address: ipaddress.IPv4Address | ipaddress.IPv6Address, sockets: It
     """The sockets of the most specific address that takes the connection; several when they share the port."""
     any4, any6 = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")  # noqa: S104 - nothing is bound here
     for wanted in (address, any4, any6) if address.version == 4 else (address, any6):
-        if found := [socket for socket in sockets if socket.address == wanted]:
+        if found := [listening for listening in sockets if listening.address == wanted]:
             return found
     return []
 
 
 def _owner(pid: int, reached: Iterable[ListeningSocket]) -> Listener:
     uids = procfs.uids(pid)
-    wanted = {f"socket:[{socket.inode}]": socket for socket in reached}
-    for link, socket in wanted.items():
-        if uids and socket.uid not in uids:  # an engine cannot have made it
-            return Listener("other", _who(_holder(link, ()), socket))
+    wanted = {f"socket:[{listening.inode}]": listening for listening in reached}
+    for link, listening in wanted.items():
+        if uids and listening.uid not in uids:  # an engine cannot have made it
+            return Listener("other", _who(_holder(link, ()), listening))
     missing, unreadable = set(wanted), False
     family = (pid, *_family(pid))
     for member in family:
@@ -94,9 +106,9 @@ def _holder(link: str, family: Collection[int]) -> int | None:
     return next((pid for pid in procfs.pids() if pid not in family and link in (_descriptors(pid) or ())), None)
 
 
-def _who(holder: int | None, socket: ListeningSocket) -> str:
+def _who(holder: int | None, listening: ListeningSocket) -> str:
     if holder is None:
-        return f"a process of user {user_name(socket.uid)}"
+        return f"a process of user {user_name(listening.uid)}"
     return f"pid {holder} ({procfs.name(holder) or 'gone'})"
 
 
@@ -105,8 +117,7 @@ def _family(pid: int) -> list[int]:
     seen = procfs.stat(pid)
     if seen is None:
         return []
-    has_shim = procfs.name(seen.parent_pid) == wire.SHIM_NAME and procfs.uids(seen.parent_pid) == {os.geteuid()}
-    return list(procfs.descendants(seen.parent_pid if has_shim else pid))
+    return list(procfs.descendants(seen.parent_pid if is_shim(seen.parent_pid) else pid))
 
 
 def _descriptors(pid: int) -> set[str] | None:
@@ -125,3 +136,72 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningSocket:
+    """One socket in this network namespace; ``uid`` is whose process made it."""
+
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    uid: int
+    inode: int
+
+
+def listening_sockets(port: int) -> list[ListeningSocket] | None:
+    """All that listen on ``port``; None when the kernel does not tell."""
+    try:
+        return [found for family in _TABLES for found in _ask_kernel(family, port)]
+    except OSError:
+        return _read_tables(port)  # a sandbox without netlink
+
+
+def _ask_kernel(family: int, port: int) -> Iterator[ListeningSocket]:
+    """From sock_diag(7), which lists listeners alone.
+
+    /proc/net/tcp has every connection that lingers, too: thousands on a busy machine, milliseconds per look.
+    Raises OSError.
+    """
+    wanted = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
+    head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as channel:
+        channel.settimeout(1.0)
+        channel.sendto(head + wanted, (0, 0))
+        while True:
+            data = channel.recv(65536)
+            at = 0
+            while at + _NLMSG.size <= len(data):
+                length, kind = _NLMSG.unpack_from(data, at)[:2]
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise OSError(-struct.unpack_from("=i", data, at + _NLMSG.size)[0], "sock_diag refused")
+                message = at + _NLMSG.size
+                if struct.unpack_from("!H", data, message + 4)[0] == port:
+                    size = 4 if data[message] == socket.AF_INET else 16
+                    uid, inode = struct.unpack_from("=II", data, message + 64)
+                    yield ListeningSocket(_address(data[message + 8 : message + 8 + size]), uid, inode)
+                at += (max(length, _NLMSG.size) + 3) & ~3
+
+
+def _read_tables(port: int) -> list[ListeningSocket] | None:
+    suffix = f":{port:04X}"
+    found: list[ListeningSocket] | None = None
+    for table in _TABLES.values():
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        found = found or []
+        for line in lines:
+            parts = line.split()
+            if len(parts) > 9 and parts[1].endswith(suffix) and parts[3] == _LISTEN:
+                words = bytes.fromhex(parts[1].partition(":")[0])
+                raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                found.append(ListeningSocket(_address(raw), int(parts[7]), int(parts[9])))
+    return found
+
+
+def _address(raw: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(raw)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -67,9 +67,7 @@ class LogFile:
     def close(self) -> None:
         """Note what was dropped last and close the file."""
         self._report_dropped(time.monotonic())
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._forget()
 
     def _drop(self, count: int) -> None:
         self.dropped_bytes += count

@@ -29,7 +29,7 @@ def main() -> None:
     confine.set_name("pm-probe")
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
     confine.prctl(confine.PR_SET_DUMPABLE, 0)
-    order = json.loads(_read_order())
+    order = json.loads(sys.stdin.buffer.readline(_MAX_ORDER_BYTES))
     output, output_of_child = os.pipe2(os.O_CLOEXEC)
     status, status_of_child = os.pipe2(os.O_CLOEXEC)
     wakeup, wakeup_of_handler = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,13 +48,6 @@ def main() -> None:
     reaper.kill_descendants(wakeup)
     answer = {"output": base64.b64encode(printed).decode(), "code": code if ended else None, "failed": failed}
     os.write(1, json.dumps(answer).encode() + b"\n")
-
-
-def _read_order() -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _MAX_ORDER_BYTES and (more := os.read(0, 65536)):
-        line += more
-    return line
 
 
 def _collect(pid: int, output: int, order: dict[str, Any]) -> tuple[bytes, bool]:

@@ -15,6 +15,7 @@ from pool_managerd.runtime import wire
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.records import InstanceRecords, parse_exit
 from pool_managerd.runtime.strays import kill_strays
+from pool_managerd.runtime.waiting import send
 
 # The shim gives leftovers 5 s to die and then writes its record. Beyond this it is stuck, or stopped by somebody.
 _SHIM_OVERDUE_SECONDS = 8.0
@@ -96,7 +97,7 @@ class EngineProcess:
         """Stop at once, even when the shim does not react."""
         self._tell({"op": "kill"}, signal.SIGUSR1)
         if self._connection is not None:
-            _send(self._connection.engine_pidfd, signal.SIGKILL)
+            send(self._connection.engine_pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Stop watching without touching the engine: it goes on under its shim."""
@@ -110,7 +111,7 @@ class EngineProcess:
         try:
             self._connection.channel.send(wire.encode(message))
         except OSError:
-            _send(self._connection.shim_pidfd, otherwise)
+            send(self._connection.shim_pidfd, otherwise)
 
     def _on_engine_end(self) -> None:
         if self._connection is not None:
@@ -127,11 +128,11 @@ class EngineProcess:
 
     def _give_up_shim(self) -> None:
         if self._connection is not None:
-            _send(self._connection.shim_pidfd, signal.SIGKILL)
+            send(self._connection.shim_pidfd, signal.SIGKILL)
 
     async def _end(self) -> ExitRecord:
         await self._shim_gone.wait()
-        record = self._records.exit_of(self.identity) or self._last_words()
+        record = self._records.of(self.identity).exit or self._last_words()
         if record is None:
             record = await self._end_without_shim()
         with suppress(NodeError):  # a broken disk must not cost the outcome
@@ -151,13 +152,13 @@ class EngineProcess:
 
     async def _end_without_shim(self) -> ExitRecord:
         if self._connection is not None:
-            _send(self._connection.engine_pidfd, signal.SIGKILL)
+            send(self._connection.engine_pidfd, signal.SIGKILL)
         try:
             async with asyncio.timeout(_ENGINE_OVERDUE_SECONDS):
                 await self._dead.wait()
         except TimeoutError:
             pass  # stuck in the kernel: nothing more can be done to it from here
-        await kill_strays(self.identity, self._records.descendants_of(self.identity))
+        await kill_strays(self.identity, self._records.of(self.identity).descendants)
         return ExitRecord()
 
     def _release(self) -> None:
@@ -168,8 +169,3 @@ class EngineProcess:
             connection.close()
         if self._overdue is not None:
             self._overdue.cancel()
-
-
-def _send(pidfd: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, number)

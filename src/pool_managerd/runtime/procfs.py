@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 NONCE_VARIABLE = "POOL_MANAGERD_NONCE"
 _MAX_BYTES = 4 << 20
+_MAX_DESCENDANTS = 4096
 
 
 class Stat(NamedTuple):
@@ -71,46 +72,27 @@ def uids(pid: int) -> set[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The pids of the processes whose parent is the single-threaded process ``pid``, zombies included."""
-    data = _read(pid, f"task/{pid}/children")
-    if data is not None:
-        return [int(child) for child in data.split()]
-    # A kernel without CONFIG_PROC_CHILDREN.
-    found = ((other, stat(other)) for other in pids())
-    return [other for other, it in found if it is not None and it.parent_pid == pid]
+    """The pids of the processes that any thread of ``pid`` started, zombies included."""
+    if _read(os.getpid(), f"task/{os.getpid()}/children") is None:  # a kernel without CONFIG_PROC_CHILDREN
+        return [other for other in pids() if (seen := stat(other)) is not None and seen.parent_pid == pid]
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    return [int(child) for task in tasks for child in (_read(pid, f"task/{task}/children") or b"").split()]
 
 
-def descendants(pid: int, limit: int = 4096) -> dict[int, int]:
+def descendants(pid: int) -> dict[int, int]:
     """Pid and start ticks of what ``pid`` forked, of every generation, the dead left out."""
-    if _read(os.getpid(), f"task/{os.getpid()}/children") is None:
-        return _descendants_by_parent(pid)
     found: dict[int, int] = {}
     pending = [pid]
-    while pending and len(found) < limit:
-        parent = pending.pop()
-        try:
-            tasks = os.listdir(f"/proc/{parent}/task")
-        except OSError:
-            continue
-        for task in tasks:
-            for word in (_read(parent, f"task/{task}/children") or b"").split():
-                child = int(word)
-                seen = stat(child)
-                if child not in found and seen is not None and seen.state not in "ZX":
-                    found[child] = seen.start_ticks
-                    pending.append(child)
+    while pending and len(found) < _MAX_DESCENDANTS:
+        for child in children(pending.pop()):
+            seen = stat(child)
+            if child not in found and seen is not None and seen.state not in "ZX":
+                found[child] = seen.start_ticks
+                pending.append(child)
     return found
-
-
-def _descendants_by_parent(pid: int) -> dict[int, int]:
-    """For a kernel without CONFIG_PROC_CHILDREN: by one look at every process."""
-    stats = {other: seen for other in pids() if (seen := stat(other)) is not None}
-    family, grown = {pid}, True
-    while grown:
-        more = {other for other, seen in stats.items() if seen.parent_pid in family} - family
-        family |= more
-        grown = bool(more)
-    return {other: stats[other].start_ticks for other in family - {pid} if stats[other].state not in "ZX"}
 
 
 def pids() -> list[int]:

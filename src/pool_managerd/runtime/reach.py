@@ -56,20 +56,13 @@ class Obstacle:
     group: str | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.path} {self.reason}"
-            if self.path == self.wanted
-            else f"{self.path} {self.reason} (on the way to {self.wanted})"
-        )
+        way = "" if self.path == self.wanted else f" (on the way to {self.wanted})"
+        return f"{self.path} {self.reason}{way}"
 
 
 def first_obstacle(needs: Iterable[Need], user: User) -> Obstacle | None:
     """What keeps ``user`` from the first of ``needs`` that is out of reach; None when all are within."""
-    for need in needs:
-        found = _walk(need, user)
-        if found is not None:
-            return found
-    return None
+    return next((found for need in needs if (found := _walk(need, user)) is not None), None)
 
 
 def _walk(need: Need, user: User) -> Obstacle | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,7 @@ class InstanceRecords:
 
     def prepare(self) -> list[str]:
         """Create the directory; what was put right. Raises NodeError, also when it belongs to somebody else."""
-        with self._directory.opened():
-            repaired, self._directory.repaired = self._directory.repaired, []
+        repaired = self._directory.claim()
         if repaired and self._directory.names(".json"):
             self._doubtful = True
             repaired.append(f"The records in {self._directory.path} are not believed: engines of an earlier daemon may still run")
@@ -67,22 +66,13 @@ class InstanceRecords:
                 continue  # not a shim's; it stays for whoever wants to look
         return found
 
-    def exit_of(self, identity: Identity) -> ExitRecord | None:
-        """How this instance ended; None while it runs, and when the record is missing or damaged."""
-        record = self._of(identity)
-        return None if record is None else record.exit
-
-    def descendants_of(self, identity: Identity) -> frozenset[tuple[int, int]]:
-        """What this instance had started when its shim last looked; nothing when its record is missing or damaged."""
-        record = self._of(identity)
-        return frozenset() if record is None else record.descendants
-
-    def _of(self, identity: Identity) -> InstanceRecord | None:
-        try:
+    def of(self, identity: Identity) -> InstanceRecord:
+        """What the shim of this instance wrote down: nothing but who it is when the record is missing or damaged."""
+        with suppress(ValueError, TypeError, OSError, NodeError):
             record = self._read(Path(identity.record_path).name)
-        except (ValueError, TypeError, OSError, NodeError):
-            return None
-        return record if record.identity.nonce == identity.nonce else None
+            if record.identity.nonce == identity.nonce:
+                return record
+        return InstanceRecord(identity)
 
     def forget(self, identity: Identity) -> None:
         """Remove the record of an instance whose end was read. Raises NodeError."""
@@ -94,19 +84,15 @@ class InstanceRecords:
             self._directory.remove(name)
 
     def _read(self, name: str) -> InstanceRecord:
-        return parse_record(self._directory.read(name, MAX_RECORD_BYTES, ours=True), str(self._directory.path / name))
+        return parse_record(self._directory.read_object(name, MAX_RECORD_BYTES, ours=True), str(self._directory.path / name))
 
 
-def parse_record(data: bytes, record_path: str) -> InstanceRecord:
+def parse_record(content: Mapping[str, Any], record_path: str) -> InstanceRecord:
     """Read a shim's record of any released version. Raises ValueError when it is none, or newer than this version knows.
 
     The path is where it was found, whatever the record says: it is used to delete it.
     """
-    try:
-        content = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("cannot use an instance record: it is nested too deeply") from error
-    if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
+    if not isinstance(content.get("identity"), dict):
         raise ValueError("cannot use an instance record: no identity in it")
     if content.get("schema_version") not in range(1, wire.RECORD_VERSION + 1):
         raise ValueError(f"cannot use an instance record of version {content.get('schema_version')!r}")

@@ -1,15 +1,49 @@
-"""Removing a tree that an engine filled as it liked: no link is followed, no depth and no number of names hurts."""
+"""Removing what an engine filled as it liked, and what its end leaves on memory disks. Stdlib only: it runs in the shim.
+
+No link is followed; no depth and no number of names hurts.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
+from pool_managerd.runtime import procfs
 
-def remove_tree(parent: int, name: str) -> bool:
-    """Remove ``name`` in the directory ``parent`` (a descriptor), whatever it is; False when something is left.
+TEMPORARY = "tmp."
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def sweep(workdir: str, temporary: str, uid: int) -> None:
+    """Remove the engine's directory ``temporary`` in ``workdir``, and the shared memory of ``uid`` when nothing runs as it.
+
+    With ``uid`` 0, which is no engine's own, shared memory stays. Never raises.
+    """
+    remove_where(workdir, lambda _, name: name == temporary)
+    if uid > 0 and not any(uid in procfs.uids(pid) for pid in procfs.pids()):
+        shared = os.path.realpath(SHARED_MEMORY)
+        remove_where(shared, lambda fd, name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == uid)
+
+
+def remove_where(directory: str, unwanted: Callable[[int, str], bool]) -> None:
+    """Remove what is ``unwanted`` in ``directory``; it is asked with the directory's descriptor and a name. Never raises."""
+    with suppress(OSError):
+        fd = os.open(directory, _DIRECTORY)
+        try:
+            for name in os.listdir(fd):
+                with suppress(OSError):
+                    if unwanted(fd, name):
+                        remove_tree(fd, name)
+        finally:
+            os.close(fd)
+
+
+def remove_tree(parent: int, name: str) -> None:
+    """Remove ``name`` in the directory ``parent`` (a descriptor), whatever it is.
 
     Nested directories are moved up beside it before they are looked into, so that every path stays one name long.
     Does not raise for what an engine may have done; blocks for as long as there is something to remove.
@@ -17,44 +51,37 @@ def remove_tree(parent: int, name: str) -> bool:
     if not _is_directory(parent, name):
         with suppress(OSError):
             os.unlink(name, dir_fd=parent)
-        return not _exists(parent, name)
-    pending, number, clean = deque([name]), 0, True
+        return
+    pending, number = deque([name]), 0
     while pending:
         current = pending.popleft()
         try:
             fd = _enter(parent, current)
         except OSError:
-            clean = False
             continue
         try:
             for entry in os.listdir(fd):
-                try:
-                    if _is_directory(fd, entry):
-                        moved = f".{name}.{os.getpid()}.{number}.removed"
-                        number += 1
-                        _open_up(fd, entry)  # its ".." is rewritten
-                        os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=parent)
-                        pending.append(moved)
-                    else:
+                with suppress(OSError):
+                    if not _is_directory(fd, entry):
                         os.unlink(entry, dir_fd=fd)
-                except OSError:
-                    clean = False
+                        continue
+                    moved = f".{name}.{os.getpid()}.{number}.removed"
+                    number += 1
+                    _open_up(fd, entry)  # its ".." is rewritten
+                    os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=parent)
+                    pending.append(moved)
         finally:
             os.close(fd)
-        try:
+        with suppress(OSError):
             os.rmdir(current, dir_fd=parent)
-        except OSError:
-            clean = False
-    return clean
 
 
 def _enter(parent: int, name: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(name, flags, dir_fd=parent)
+        return os.open(name, _DIRECTORY, dir_fd=parent)
     except PermissionError:
         _open_up(parent, name)
-        return os.open(name, flags, dir_fd=parent)
+        return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
 def _open_up(parent: int, name: str) -> None:
@@ -69,11 +96,3 @@ def _is_directory(parent: int, name: str) -> bool:
         return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
     except OSError:
         return False
-
-
-def _exists(parent: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except OSError:
-        return False
-    return True

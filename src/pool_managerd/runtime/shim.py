@@ -17,14 +17,13 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from pool_managerd.runtime import confine, procfs, reaper, sweeping, wire
-from pool_managerd.runtime.lineage import Lineage
+from pool_managerd.runtime import confine, procfs, reaper, removal, wire
 from pool_managerd.runtime.logfile import LogFile
 
 _ORDER_SECONDS = 10.0
 _EXEC_SECONDS = 10.0
 _READ_BYTES = 65536
-_DRAIN_BYTES = 1 << 20
+_DRAIN_READS = 16  # the most that a pipe holds
 _MOMENT_SECONDS = 1.5
 _FOREVER_MS = 3_600_000.0
 
@@ -95,14 +94,7 @@ class Shim:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         directory = os.open(self._order["runtime_dir"], flags)
         self._records = os.open("shims", flags | os.O_NOFOLLOW, dir_fd=directory)
-        limits = self._order["log"]
-        self._log = LogFile(
-            directory,
-            limits["name"],
-            max_bytes=limits["max_bytes"],
-            keep=limits["keep"],
-            bytes_per_second=limits["bytes_per_second"],
-        )
+        self._log = LogFile(directory, **self._order["log"])
         try:
             self._log.open()
         except OSError as error:
@@ -139,7 +131,7 @@ class Shim:
             shim_pid=shim_pid,
             shim_start_ticks=procfs.start_ticks(shim_pid) or 0,
         )
-        self._lineage = Lineage(shim_pid, pid)
+        self._lineage = reaper.Lineage(shim_pid, pid)
         return status
 
     def _await_exec(self, status: int) -> None:
@@ -304,20 +296,13 @@ class Shim:
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
-        sweeping.sweep(self._order["cwd"], self._order["temporary"], self._identity.get("uid", 0))
+        removal.sweep(self._order["cwd"], self._order["temporary"], self._identity.get("uid", 0))
 
     def _drain(self) -> None:
         """What is in the pipe already; whoever else still holds its other end is not waited for."""
-        left = _DRAIN_BYTES
-        while left > 0:
-            try:
-                data = os.read(self._output, _READ_BYTES)
-            except BlockingIOError:
+        for _ in range(_DRAIN_READS):
+            if not self._pump():
                 return
-            if not data:
-                return
-            left -= len(data)
-            self._log.write(data)
 
     def _write_record(self, content: dict[str, Any]) -> None:
         record = {"schema_version": wire.RECORD_VERSION, "identity": self._identity, "launch": self._order["launch"], **content}

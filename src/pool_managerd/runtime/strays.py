@@ -12,9 +12,9 @@ import signal
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pool_managerd.runtime import procfs, sweeping, wire
-from pool_managerd.runtime.identity import Identity
-from pool_managerd.runtime.sweeping import TEMPORARY
+from pool_managerd.runtime import procfs
+from pool_managerd.runtime.identity import Identity, is_shim
+from pool_managerd.runtime.removal import TEMPORARY, sweep
 from pool_managerd.runtime.waiting import in_own_thread
 
 _ROUNDS = 20
@@ -41,14 +41,14 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
             break
         killed.update(dict.fromkeys(new))
     workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
-    sweeping.sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
+    sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
     return list(killed)
 
 
 def _find(identity: Identity, recorded: frozenset[tuple[int, int]]) -> dict[int, int]:
     """Pid and start ticks of every process that is to be killed. Each was seen alive."""
     stats = {pid: seen for pid in procfs.pids() if (seen := procfs.stat(pid)) is not None}
-    shims = {pid for pid in stats if procfs.name(pid) == wire.SHIM_NAME and procfs.uids(pid) == {os.geteuid()}}
+    shims = {pid for pid in stats if is_shim(pid)}
     own = {pid for pid, seen in stats.items() if procfs.nonce(pid) == identity.nonce or (pid, seen.start_ticks) in recorded}
     spared = {0, 1, os.getpid(), *shims}
 

@@ -6,16 +6,16 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.identity import Identity
-from pool_managerd.runtime.records import InstanceRecords
+from pool_managerd.runtime.records import InstanceRecord, InstanceRecords
 from pool_managerd.runtime.strays import kill_strays
-from pool_managerd.runtime.waiting import ended_within, has_ended
+from pool_managerd.runtime.waiting import ended_within, has_ended, send
 
 # A shim that was told to kill gives leftovers 5 s and then writes its record.
 _SHIM_SECONDS = 8.0
@@ -46,11 +46,13 @@ async def stop_survivors(records: Iterable[Identity], grace_ms: int) -> list[Sur
 async def _stop(identity: Identity, grace_ms: int) -> Survivor:
     if not identity.is_this_boot():
         return _survivor(identity, "gone", "it belongs to an earlier boot of this machine")
-    recorded = InstanceRecords(Path(identity.record_path).parent).descendants_of(identity)
+    recorded = _record_of(identity).descendants
     with _hold(identity.shim_pid, identity.shim_runs) as shim, _hold(identity.pid, identity.engine_runs) as engine:
         if shim is None and engine is None:
             strays = await kill_strays(identity, recorded)
-            return _left_behind(identity, strays) if strays else _absent(identity)
+            if not strays:
+                return _absent(identity)
+            return _survivor(identity, "killed", f"it had ended, but left {len(strays)} processes behind, which were killed")
         killed = False
         if shim is not None:
             killed = await _stop_through_shim(shim, identity, grace_ms)
@@ -68,25 +70,25 @@ async def _stop(identity: Identity, grace_ms: int) -> Survivor:
 
 async def _stop_through_shim(shim: int, identity: Identity, grace_ms: int) -> bool:
     """True when it took a SIGKILL. The shim's own ladder may be shorter than ``grace_ms``, never longer."""
-    _send(shim, signal.SIGTERM)
-    _send(shim, signal.SIGCONT)
+    send(shim, signal.SIGTERM)
+    send(shim, signal.SIGCONT)
     if await ended_within(shim, grace_ms / 1000):
-        ending = InstanceRecords(Path(identity.record_path).parent).exit_of(identity)
+        ending = _record_of(identity).exit
         return ending is not None and ending.signal == signal.SIGKILL
-    _send(shim, signal.SIGUSR1)
+    send(shim, signal.SIGUSR1)
     if not await ended_within(shim, _SHIM_SECONDS):
-        _send(shim, signal.SIGKILL)  # the engine dies with it
+        send(shim, signal.SIGKILL)  # the engine dies with it
     return True
 
 
 async def _stop_directly(engine: int, grace_ms: int) -> bool:
     """For an engine whose shim is gone; True when it took a SIGKILL."""
     if grace_ms > 0:
-        _send(engine, signal.SIGTERM)
-        _send(engine, signal.SIGCONT)
+        send(engine, signal.SIGTERM)
+        send(engine, signal.SIGCONT)
         if await ended_within(engine, grace_ms / 1000):
             return False
-    _send(engine, signal.SIGKILL)
+    send(engine, signal.SIGKILL)
     await ended_within(engine, _ENGINE_SECONDS)
     return True
 
@@ -105,24 +107,17 @@ def _hold(pid: int, is_ours: Callable[[], bool]) -> Iterator[int | None]:
             os.close(pidfd)
 
 
-def _send(pidfd: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, number)
+def _record_of(identity: Identity) -> InstanceRecord:
+    return InstanceRecords(Path(identity.record_path).parent).of(identity)
 
 
 def _absent(identity: Identity) -> Survivor:
     ticks = procfs.start_ticks(identity.pid) if identity.pid > 1 else None
-    if ticks is None:
-        return _survivor(identity, "gone", "it had ended already")
-    if ticks != identity.start_ticks:
+    if ticks is not None and ticks != identity.start_ticks:
         return _survivor(identity, "gone", "it had ended, and its pid is another process's now, which was left alone")
-    if procfs.is_running(identity.pid, ticks):
+    if ticks is not None and procfs.is_running(identity.pid, ticks):
         return _survivor(identity, "not ours", "nothing proves that the process with its pid is its own, so it was left alone")
     return _survivor(identity, "gone", "it had ended already")
-
-
-def _left_behind(identity: Identity, strays: list[int]) -> Survivor:
-    return _survivor(identity, "killed", f"it had ended, but left {len(strays)} processes behind, which were killed")
 
 
 def _survivor(identity: Identity, outcome: Outcome, human: str) -> Survivor:

@@ -1,11 +1,13 @@
-"""Waiting inside the event loop: for a descriptor without threads or polling, for blocking work in a thread of its own."""
+"""Waiting inside the event loop: for a descriptor or a pidfd without threads, for blocking work in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import select
+import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -34,6 +36,12 @@ async def until_writable(fd: int) -> None:
         loop.remove_writer(fd)
 
 
+def send(pidfd: int, number: signal.Signals) -> None:
+    """Signal the process behind ``pidfd``, unless it was collected already."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
 def has_ended(pidfd: int) -> bool:
     """True when the process behind ``pidfd`` has ended; never waits."""
     poll = select.poll()
@@ -56,25 +64,20 @@ async def in_own_thread(work: Callable[..., _T], *given: Any) -> _T:
 
     Cancelled, the work goes on unheard. It does not keep the program from ending.
     """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[_T] = loop.create_future()
+    return await asyncio.wrap_future(_begin(work, given))
 
-    def tell(result: _T | None, problem: BaseException | None) -> None:
-        if outcome.done():
-            return
-        if problem is not None:
-            outcome.set_exception(problem)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]
 
-    def run() -> None:
-        result, problem = None, None
-        try:
-            result = work(*given)
-        except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
-            problem = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, result, problem)
+def _begin(work: Callable[..., _T], given: tuple[Any, ...]) -> Future[_T]:
+    outcome: Future[_T] = Future()
+    outcome.set_running_or_notify_cancel()  # who waits may be cancelled, the work cannot
+    name = getattr(work, "__name__", "work")
+    threading.Thread(target=_answer, args=(outcome, work, given), daemon=True, name=name).start()
+    return outcome
 
-    threading.Thread(target=run, daemon=True, name=getattr(work, "__name__", "work")).start()
-    return await outcome
+
+def _answer(outcome: Future[_T], work: Callable[..., _T], given: tuple[Any, ...]) -> None:
+    try:
+        outcome.set_result(work(*given))
+    except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
+        outcome.set_exception(error)
+        del outcome  # an error that holds on to itself stays until the next collection, with all that its frames know

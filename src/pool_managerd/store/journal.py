@@ -10,14 +10,13 @@ What is on disk has no holes: where events were lost between those that are ther
 
 Ids. An event may be told to a client and never reach the disk; its id must not be given again. So ``journal.ids`` holds a number
 that ids have not reached, and the next daemon goes on behind it; a clean end leaves the last id itself there. It is a file of
-its own because it must outlive a damaged database, and is written in place because that works on a full disk, too.
+its own because it must outlive a damaged database.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
 import threading
 from collections import deque
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.event import Event
+from pool_managerd.store.place import is_damage, parts_of, read_number, write_number
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -39,8 +39,6 @@ CREATE TABLE IF NOT EXISTS operations (begun INTEGER PRIMARY KEY, operation_id T
 ID_BLOCK = 10_000
 RETRY_S = 5.0
 MAX_PENDING = 4_000
-_PARTS = ("", "-wal", "-shm", "-journal")
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 _PUT_OPERATION = "INSERT INTO operations (operation_id, body) VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
 
@@ -88,7 +86,7 @@ class Journal:
             if not self._set_aside(problem):
                 self._failed(problem)
         newest = self._events[-1].id if self._events else 0
-        self.last_id = found if (found := self._read_ids()) >= newest else newest + ID_BLOCK
+        self.last_id = found if (found := read_number(self._ids)) >= newest else newest + ID_BLOCK
         self._newest_id, self._next_id = self.last_id, self.last_id + 1
         self._reserve_ids()
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
@@ -141,7 +139,7 @@ class Journal:
             self._write()
         self._write()
         with suppress(OSError):
-            self._write_ids(self._newest_id)
+            write_number(self._ids, self._newest_id, synced=True)
         self._disconnect()
 
     def _write(self) -> None:
@@ -209,7 +207,7 @@ class Journal:
                     return self._db
             self._disconnect()
             self._next_id = 0  # whatever is there now is not what was written
-        for part in self._parts():
+        for part in parts_of(self._path):
             if part.is_symlink():
                 raise ValueError(f"{part.name} is a symbolic link")
         db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=1)
@@ -234,9 +232,6 @@ class Journal:
         if db is not None:
             with suppress(sqlite3.Error):
                 db.close()
-
-    def _parts(self) -> list[Path]:
-        return [self._path.with_name(self._path.name + suffix) for suffix in _PARTS]
 
     def _read(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT * FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) ORDER BY id", (MAX_PENDING,))
@@ -264,11 +259,11 @@ class Journal:
 
     def _set_aside(self, problem: Exception) -> bool:
         """Make room for a new file where this one is damaged, which is kept until another one follows; false where it is not."""
-        if not isinstance(problem, sqlite3.Error) or (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGE:
+        if not is_damage(problem):
             return False
         self._disconnect()
         try:
-            for part in self._parts():
+            for part in parts_of(self._path):
                 if part.exists():
                     part.replace(part.with_name(part.name.replace(".db", ".db.corrupt", 1)))
         except OSError:
@@ -283,22 +278,8 @@ class Journal:
     def _reserve_ids(self) -> None:
         if self._newest_id + ID_BLOCK // 2 > self._reserved_id:
             with suppress(OSError):  # tried again with the next event
-                self._write_ids(self._newest_id + ID_BLOCK)
+                write_number(self._ids, self._newest_id + ID_BLOCK, synced=True)
                 self._reserved_id = self._newest_id + ID_BLOCK
-
-    def _read_ids(self) -> int:
-        with suppress(OSError, ValueError):
-            return max(0, min(int(self._ids.read_bytes()[:20]), 1 << 52))
-        return 0
-
-    def _write_ids(self, number: int) -> None:
-        """On disk when this returns. Raises OSError."""
-        fd = os.open(self._ids, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.pwrite(fd, b"%020d" % number, 0)
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
 
 
 def _unbroken(events: list[Event]) -> list[Event]:

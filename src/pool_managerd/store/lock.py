@@ -1,37 +1,44 @@
-"""One daemon per state directory and per runtime directory."""
+"""One daemon per state directory and per runtime directory, and what another user could write in them is not believed."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shlex
+import stat
 from pathlib import Path
 
 from pool_managerd.errors import NodeError
-from pool_managerd.store.ownership import claim_directory
+from pool_managerd.store.place import parts_of
+
+_LOOSE = 0o022
+_TEMPORARY = frozenset({"/tmp", "/var/tmp", "/dev/shm"})  # noqa: S108 - where nothing of the daemon's belongs
+_DATABASES = ("state.db", "state.db.new", "journal.db")
+_OTHERS = ("state.generation", "journal.ids", "daemon.lock")
 
 
 class DirectoryLock:
     """An exclusive lock that the kernel drops when its holder dies; the file names the holder's pid for people.
 
-    The directory is made with ``mode`` where it is missing; ``repaired`` says what had to be closed to other users.
+    The directory is made with ``mode`` where it is missing.
     """
 
     def __init__(self, directory: Path, what: str, mode: int = 0o700) -> None:
-        self.repaired: list[str] = []
         self._mode = mode
         self._path = directory / "daemon.lock"
         self._what = what
         self._fd: int | None = None
 
-    def acquire(self) -> None:
-        """Does nothing when it is held already.
+    def acquire(self) -> list[str]:
+        """What had to be closed to other users, a sentence each. Does nothing when it is held already.
 
         Raises NodeError: ALREADY_RUNNING with the holder's pid, DIRECTORY_NOT_OURS, or STATE_UNWRITABLE.
         """
         if self._fd is not None:
-            return
+            return []
         try:
-            self.repaired += claim_directory(self._path.parent, self._what, self._mode)
+            repaired = claim_directory(self._path.parent, self._what, self._mode)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
             os.fchmod(fd, 0o600)  # who may open it may lock it
         except OSError as problem:
@@ -53,6 +60,7 @@ class DirectoryLock:
             os.close(fd)
             raise unwritable(self._path.parent, self._what, problem) from problem
         self._fd = fd
+        return repaired
 
     def release(self) -> None:
         if self._fd is not None:
@@ -65,4 +73,80 @@ def unwritable(directory: Path, what: str, problem: OSError) -> NodeError:
         f"cannot write to {what} {directory}: {problem.strerror or problem}",
         code="STATE_UNWRITABLE", status=507, retriable=False,
         hint="make the directory writable and leave some space, or choose another one with --state-dir / --runtime-dir",
+    )  # fmt: skip
+
+
+def claim_directory(path: Path, what: str, mode: int) -> list[str]:
+    """Make ``path`` with ``mode`` where it is missing (parents with 0755), whatever the umask, and make sure it is ours.
+
+    What is ours but writable by others is closed to them. A sentence tells of each, and of parents in which everybody
+    could put another directory in its place. Raises NodeError with the command to type for what belongs to another user,
+    OSError for a directory that cannot be made.
+    """
+    _make(path, mode)
+    repaired = []
+    parts = (part for name in _DATABASES for part in parts_of(path / name))
+    for place in (path, *parts, *(path / name for name in _OTHERS)):
+        try:
+            info = place.stat() if place == path else place.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(info.st_mode):
+            continue  # refused where it is opened
+        repaired += _keep_ours(place, info, what)
+    return repaired + [_open_parent(path, parent) for parent in path.resolve().parents if _is_for_everybody(parent)]
+
+
+def _make(path: Path, mode: int) -> None:
+    missing = []
+    place = Path.cwd() / path
+    while not place.exists() and not place.is_symlink():
+        missing.append(place)
+        place = place.parent
+    for directory in reversed(missing):
+        try:
+            directory.mkdir(0o700)
+        except FileExistsError:
+            continue
+        directory.chmod(mode if directory == missing[0] else 0o755)
+    if not missing:
+        path.mkdir(exist_ok=True)  # something else may have its name
+
+
+def _keep_ours(place: Path, info: os.stat_result, what: str) -> list[str]:
+    mode = stat.S_IMODE(info.st_mode)
+    if info.st_uid != os.geteuid():
+        reason = f"{place} belongs to uid {info.st_uid}, who could change what this daemon believes"
+        raise _not_ours(what, reason, f"chown {os.geteuid()} {shlex.quote(str(place))}")
+    if not mode & _LOOSE:
+        return []
+    if str(place.resolve()) in _TEMPORARY:
+        raise _not_ours(what, f"{place} is a directory for everybody (mode {mode:04o})", "choose a directory of its own")
+    try:
+        place.chmod(mode & ~_LOOSE)
+    except OSError as error:
+        if error.errno == errno.EROFS:  # then nobody can
+            return []
+        reason = f"{place} can be written by other users (mode {mode:04o}), and closing it failed: {error.strerror}"
+        raise _not_ours(what, reason, f"chmod go-w {shlex.quote(str(place))}") from error
+    return [f"{place} could be written by other users (mode {mode:04o}); it has mode {mode & ~_LOOSE:04o} now"]
+
+
+def _is_for_everybody(directory: Path) -> bool:
+    """Everybody may rename what lies in it; a sticky one keeps it where it is."""
+    mode = directory.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def _open_parent(path: Path, parent: Path) -> str:
+    quoted = shlex.quote(str(parent))
+    return (
+        f"Every user, and so every engine, can write to {parent} and put another directory in place of {path}: chmod o-w {quoted}"
+    )
+
+
+def _not_ours(what: str, reason: str, remedy: str) -> NodeError:
+    return NodeError(
+        f"cannot use {what}: {reason}", code="DIRECTORY_NOT_OURS", status=503, retriable=False,
+        hint=f"{remedy}, or choose another one with --state-dir / --runtime-dir",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The state's files on disk: whether they are still the ones that we wrote, and a new one in their place when not."""
+"""The files of a database. The state's: whether they are still the ones that we wrote, and a new one in their place when not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,44 @@ from pathlib import Path
 
 from pool_managerd.store.contents import SCHEMA, Contents, read_generation
 
-PARTS = ("", "-wal", "-shm", "-journal")
+_PARTS = ("", "-wal", "-shm", "-journal")
+# The file's content is at fault. Anything else, such as a full or read-only disk, is the place's.
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_MOST = 1 << 52
 _Seen = tuple[int, int, int, int]
+
+
+def parts_of(database: Path) -> list[Path]:
+    """The database's file and the journals that it may have."""
+    return [database.with_name(database.name + suffix) for suffix in _PARTS]
+
+
+def is_damage(problem: Exception) -> bool:
+    """Whether the file itself is damaged."""
+    return isinstance(problem, sqlite3.Error) and code_of(problem) in _DAMAGE
+
+
+def code_of(problem: sqlite3.Error) -> int:
+    """SQLite's primary code; 0 for what the binding raises itself."""
+    return getattr(problem, "sqlite_errorcode", 0) & 0xFF
+
+
+def read_number(path: Path) -> int:
+    """What ``write_number`` wrote; 0 when that is not known."""
+    with suppress(OSError, ValueError):
+        return max(0, min(int(path.read_bytes()[:20]), _MOST))
+    return 0
+
+
+def write_number(path: Path, number: int, *, synced: bool) -> None:
+    """Written in place, because that works on a full disk, too; on disk when this returns where ``synced``. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, b"%020d" % number, 0)
+        if synced:
+            os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 class StatePlace:
@@ -24,9 +60,6 @@ class StatePlace:
         self._outside = path.with_name("state.generation")
         self._fresh = path.with_name(path.name + ".new")
         self._seen: list[_Seen | None] = []
-
-    def parts(self) -> list[Path]:
-        return [self.path.with_name(self.path.name + suffix) for suffix in PARTS]
 
     def remember(self) -> None:
         """The files as they are now are ours."""
@@ -54,25 +87,18 @@ class StatePlace:
 
     def acknowledged(self) -> int:
         """How many commits were acknowledged to the end; 0 when that is not known."""
-        with suppress(OSError, ValueError):
-            return int(self._outside.read_bytes()[:20])
-        return 0
+        return read_number(self._outside)
 
     def acknowledge(self, generation: int) -> None:
         """Best effort: without it an older copy is noticed only while the daemon runs."""
         with suppress(OSError):
-            fd = os.open(self._outside, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(fd, b"%020d" % generation, 0)
-            finally:
-                os.close(fd)
+            write_number(self._outside, generation, synced=False)
 
     def finish_replacement(self) -> None:
         """Complete a ``replace`` that the daemon's death cut short. Raises OSError."""
-        if not self.path.exists() and self._fresh.exists() and not self._journal_of_fresh():
-            for part in self.parts()[1:]:
-                part.unlink(missing_ok=True)
-            self._fresh.replace(self.path)
+        unfinished = self._fresh.with_name(self._fresh.name + "-journal").exists()
+        if not self.path.exists() and self._fresh.exists() and not unfinished:
+            self.take_fresh()
 
     def write_fresh(self, contents: Contents) -> None:
         """A complete new file beside the old one, on disk when this returns. Raises sqlite3.Error or OSError."""
@@ -95,7 +121,7 @@ class StatePlace:
     def take_fresh(self) -> str | None:
         """Put the new file in the old one's place; what had the name is kept: its new name. Raises OSError."""
         kept = self.set_aside("replaced") if self.path.exists() else None
-        for part in self.parts()[1:]:
+        for part in parts_of(self.path)[1:]:
             part.unlink(missing_ok=True)
         self._fresh.replace(self.path)
         fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -111,17 +137,13 @@ class StatePlace:
         name = f"{self.path.name}.{what}"
         while (kept := self.path.with_name(name if number == 1 else f"{name}.{number}")).exists():
             number += 1
-        for part, suffix in zip(self.parts(), PARTS, strict=True):
+        for part, kept_part in zip(parts_of(self.path), parts_of(kept), strict=True):
             if part.exists():
-                part.replace(kept.with_name(kept.name + suffix))  # its journal keeps the name that SQLite looks for
+                part.replace(kept_part)  # its journal keeps the name that SQLite looks for
         return kept.name
 
-    def _journal_of_fresh(self) -> bool:
-        """A fresh file that still has a journal was not finished."""
-        return self._fresh.with_name(self._fresh.name + "-journal").exists()
-
     def _look(self) -> list[_Seen | None]:
-        file, journal = (_stat(part) for part in self.parts()[:2])
+        file, journal = (_stat(part) for part in parts_of(self.path)[:2])
         return [file, None if journal is None else (*journal[:3], 0)]
 
 

@@ -26,21 +26,15 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import SCHEMA, Contents, read_contents
 from pool_managerd.store.lock import unwritable
-from pool_managerd.store.place import StatePlace
+from pool_managerd.store.place import StatePlace, code_of, is_damage, parts_of
 
 SCHEMA_VERSION = 2
 CHECK_S = 5.0
-# The file's content is at fault. Anything else, such as a full or read-only disk, is the place's.
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 # Room and locks come and go; after anything else the pages that SQLite remembers may not be on disk.
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 Change = Callable[[Contents], None]
 _Order = tuple[Change, Future[None] | None]
-
-
-def _nobody_listens(trouble: str | None, told: str | None) -> None:
-    """Where nobody asked to be told."""
 
 
 class StateStore:
@@ -56,7 +50,7 @@ class StateStore:
         self._check_s = check_s
         self.degraded: str | None = None
         self.last_error: str | None = None
-        self.listener: Callable[[str | None, str | None], None] = _nobody_listens
+        self.listener: Callable[[str | None, str | None], None] = lambda _trouble, _told: None
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
@@ -76,7 +70,7 @@ class StateStore:
             try:
                 self._db, self._contents = self._read()
             except (sqlite3.Error, ValueError) as problem:
-                if isinstance(problem, sqlite3.Error) and (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGE:
+                if isinstance(problem, sqlite3.Error) and not is_damage(problem):
                     raise
                 kept = self._place.set_aside("corrupt")
                 self.degraded = f"cannot read {self._path.name} ({problem}); it was set aside as {kept} and a new one begun"
@@ -95,7 +89,7 @@ class StateStore:
 
     def _refuse_what_is_not_ours(self) -> None:
         """Links, and the state of a newer version: looked at without writing, its journal included."""
-        for part in self._place.parts():
+        for part in parts_of(self._path):
             if part.is_symlink():
                 raise self._unwritable(f"{part.name} is a symbolic link")
         if not self._path.exists():
@@ -235,7 +229,7 @@ class StateStore:
             try:
                 wanted.write(self._db)
             except sqlite3.Error as problem:
-                if (getattr(problem, "sqlite_errorcode", 0) & 0xFF) not in _PASSING:
+                if code_of(problem) not in _PASSING:
                     self._suspect = f"the disk failed ({problem})"
                 raise
         self._suspect = "what was written could not be read back"  # until it was

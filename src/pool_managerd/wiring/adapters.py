@@ -104,9 +104,7 @@ class Adapters:
         """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
         try:
             for lock in self._locks:
-                lock.acquire()
-                self.notices += lock.repaired
-                lock.repaired = []
+                self.notices += lock.acquire()
         except BaseException:
             self.unclaim()
             raise

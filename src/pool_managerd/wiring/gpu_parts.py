@@ -17,7 +17,7 @@ from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
-from pool_managerd.host.worker_process import PythonWorkers, WorkerOptions
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.store.state import StateStore
@@ -60,7 +60,7 @@ class GpuParts:
 
     def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
         self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
-        self._workers = PythonWorkers(WorkerOptions())
+        self._workers = Workers()
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
         self.monitor = NvmlMonitor(on_incident=self._on_incident, workers=self._workers, clock=clock.monotonic, only=only)
@@ -77,8 +77,8 @@ class GpuParts:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
         naming file and line when its topology file is wrong.
         """
-        if self._config.gpu.simulate is not None:
-            self._workers.options = await asyncio.to_thread(_simulated, self._config)
+        simulated = self._config.gpu.simulate is not None
+        self._workers.options = await asyncio.to_thread(_simulated, self._config) if simulated else WorkerOptions()
 
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))

@@ -24,7 +24,7 @@ from pool_managerd.host.facts import gather
 from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
-from pool_managerd.host.worker_process import WorkerOptions
+from pool_managerd.host.worker_process import WorkerOptions, Workers
 from pool_managerd.runtime.engine_users import check_users, shared_user
 from pool_managerd.runtime.isolation import interpreter_needs
 from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
@@ -111,7 +111,7 @@ def scan_once(config: Config | None = None) -> DeviceScan:
 
     async def look(options: WorkerOptions) -> DeviceScan:
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=options, only=only)
+        monitor = NvmlMonitor(on_incident=lambda incident: None, workers=Workers(options), only=only)
         try:
             return await monitor.scan()
         finally:
