@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.registry import PoolSnapshot
 
 MAX_DEADLINE_MS = 86_400_000
@@ -123,7 +124,7 @@ class PoolStatus(Answer):
     isolation: str | None = None
     last_probe: str | None = None
     reason: str | None = None
-    desired: str = "wanted"
+    desired: Desired = Field(Desired.WANTED, description="What was asked for last; demand starts what is on_demand or evicted.")
     held: bool = False
     drained: bool = False
     next_restart_at_ms: int | None = None
