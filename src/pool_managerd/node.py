@@ -19,14 +19,13 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
-from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.errors import SpecError
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.policy import check_submission
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.wiring.adapters import Adapters, default_adapters
@@ -210,16 +209,7 @@ class PoolManager:
         """
         if engine is None:
             return await self._pools.change(self._pools.get(pool_id), "preload", ev.Start(join=False), "up", desired="up")
-        check_submission(self.config, pool_id, engine)
-        known = self._pools.find(pool_id)
-        pool = known or self._pools.add(pool_id)
-        try:
-            start = ev.Start(retry=False, join=False)
-            return await self._pools.change(pool, "preload", start, "up", desired="up", engine=engine)
-        except PoolError:
-            if known is None:
-                await self._pools.discard(pool)
-            raise
+        return await self._pools.submit(pool_id, engine)
 
     async def cancel_preload(self, pool_id: str) -> Operation:
         """Give up a start that is under way; the pool stays down. Raises RequestError when there is none."""

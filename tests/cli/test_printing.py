@@ -79,8 +79,9 @@ def test_ctrl_c_ends_what_follows_with_130_and_no_traceback(server: Server, comm
     server.soon(lambda: server.node.events.publish("crash", "demo"))
     env = os.environ | {"PYTHONPATH": SOURCE, "POOL_MANAGERD_URL": server.served.url}
     with subprocess.Popen(
-        [sys.executable, "-m", "pool_managerd.cli", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+        [sys.executable, "-m", "pool_managerd.cli", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell's background job ignores it
+    ) as running:  # fmt: skip
         assert running.stdout is not None and running.stderr is not None
         line = running.stdout.readline()
         assert line and (command[-1] != "json" or json.loads(line)["pool_id"] == "demo")

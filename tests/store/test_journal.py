@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def event(number: int) -> Event:
 
 def stored_ids(directory: Path) -> list[int]:
     """As another program reads them while the daemon runs."""
-    with sqlite3.connect(directory / "journal.db", timeout=5) as db, suppress(sqlite3.OperationalError):
+    with closing(sqlite3.connect(directory / "journal.db", timeout=5)) as db, db, suppress(sqlite3.OperationalError):
         return [row[0] for row in db.execute("SELECT id FROM events ORDER BY id")]
     return []  # a new file, not made yet
 
@@ -152,7 +152,7 @@ async def test_an_event_that_cannot_be_read_leaves_no_hole(tmp_path: Path) -> No
     first = Told(tmp_path)
     first.put(1, 2, 3)
     await first.journal.close()
-    with sqlite3.connect(tmp_path / "journal.db") as db:
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
         db.execute("UPDATE events SET fields = 'not json' WHERE id = 2")
     again = Told(tmp_path)
     assert again.events == [event(3)] and again.last_id == 3
@@ -211,11 +211,11 @@ async def test_a_link_is_not_followed_and_a_newer_journal_is_left_alone(tmp_path
     await linked.journal.close()
     assert target.read_bytes() == b"precious" and "symbolic link" in linked.sentences[0]
     (tmp_path / "newer").mkdir()
-    with sqlite3.connect(tmp_path / "newer/journal.db") as db:
+    with closing(sqlite3.connect(tmp_path / "newer/journal.db")) as db, db:
         db.execute("PRAGMA user_version=99")
     newer = Told(tmp_path / "newer")
     newer.put(1)
     await newer.journal.close()
     assert len(newer.sentences) == 1 and "newer version" in newer.sentences[0]
-    with sqlite3.connect(tmp_path / "newer/journal.db") as db:
+    with closing(sqlite3.connect(tmp_path / "newer/journal.db")) as db, db:
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)

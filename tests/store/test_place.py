@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def recreate_directory(directory: Path, old: Path) -> None:
 
 
 def write_with_another_program(directory: Path, old: Path) -> None:
-    with sqlite3.connect(directory / "state.db") as db:
+    with closing(sqlite3.connect(directory / "state.db")) as db, db:
         db.execute("DELETE FROM pools")
     db.close()
 
@@ -112,7 +113,7 @@ DONE = [remove_file, remove_all, remove_journal, cut_short, empty, empty_journal
 async def older_copy(directory: Path, place: Path) -> Path:
     """A whole file as it was before the last changes."""
     source = sqlite3.connect(directory / "state.db")
-    with sqlite3.connect(place) as copy:
+    with closing(sqlite3.connect(place)) as copy, copy:
         source.backup(copy)
     copy.close()
     source.close()

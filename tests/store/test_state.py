@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,7 @@ async def test_damaged_state_is_set_aside_whole_and_a_new_one_begun(tmp_path: Pa
         raw[4096:8192] = os.urandom(4096)
     place.write_bytes(raw)
     if damage in ("text that is no JSON", "other columns"):
-        with sqlite3.connect(place) as db:
+        with closing(sqlite3.connect(place)) as db, db:
             db.execute(
                 "UPDATE pools SET submitted = '{' " if "JSON" in damage else "ALTER TABLE pools RENAME COLUMN held TO hold"
             )
@@ -279,7 +280,7 @@ async def test_facts_come_back_by_kind_and_none_forgets(store: StateStore, tmp_p
 
 
 async def test_a_state_of_the_first_schema_is_taken_over_whole(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "state.db") as first:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as first, first:
         first.execute(
             "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, desired TEXT NOT NULL, held INTEGER NOT NULL DEFAULT 0,"
             " submitted TEXT,"
@@ -292,6 +293,6 @@ async def test_a_state_of_the_first_schema_is_taken_over_whole(tmp_path: Path) -
     assert store.open() == {"p": StoredPool("p", "up", held=True, crash_count=3, restart_count=4)}
     await store.put_fact("device", "GPU-1", {"cordoned": True})
     await store.close()
-    with sqlite3.connect(tmp_path / "state.db") as now:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as now, now:
         assert now.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION == 2
     now.close()

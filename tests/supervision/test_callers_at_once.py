@@ -11,7 +11,7 @@ from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError
+from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import BAD, World
@@ -201,3 +201,37 @@ async def test_the_failure_of_an_earlier_preload_does_not_undo_a_start_that_is_t
         await settle()
     assert preload.status == "failed" and q.instance.phase is Phase.BACKOFF
     assert world.store.pools["q"].desired == "up"
+
+
+async def test_a_pool_that_is_made_while_its_namesake_is_forgotten_is_made_when_that_is_gone(world: World) -> None:
+    """What is cleared away by its name must not be the new one's: registry entry, port, files, secrets."""
+    await world.pools.register("q")
+    forget, going_on, may_end = world.fakes.launcher.forget, asyncio.Event(), asyncio.Event()
+
+    async def slowly(pool_id: str) -> None:
+        going_on.set()
+        await may_end.wait()
+        await forget(pool_id)
+
+    world.fakes.launcher.forget = slowly  # type: ignore[method-assign]
+    removing = asyncio.create_task(world.pools.deregister("q"))
+    await going_on.wait()
+    engine = PreparedEngine("q", "/engine", ("--api-key", "Zq7SECRETzz991"), port=8080, verbatim=True)
+    registering, submitting = asyncio.create_task(world.pools.register("q")), asyncio.create_task(world.pools.submit("q", engine))
+    await settle()
+    assert world.pools.find("q") is None and not registering.done() and not submitting.done()
+    with pytest.raises(RequestError, match="just being forgotten"):
+        world.pools.add("q")
+    may_end.set()
+    assert await removing and await registering
+    await (await submitting).wait()
+    pool = world.pools.get("q")
+    assert view(pool.state).ready and world.fakes.registry.get("q") is not None
+    assert world.fakes.events.clean("it printed Zq7SECRETzz991") == "it printed ***"
+
+
+async def test_register_and_forget_at_once_end_in_one_or_the_other(world: World) -> None:
+    for _ in range(50):
+        calls = [world.pools.deregister("q"), *(world.pools.register("q") for _ in range(3)), world.pools.deregister("q")]
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert (world.pools.find("q") is None) is (world.fakes.registry.get("q") is None)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make
     daemon.preload()
     daemon.terminate()
     place = daemon.state / "state.db"
-    with sqlite3.connect(place) as db:
+    with closing(sqlite3.connect(place)) as db, db:
         db.execute("PRAGMA user_version=99")
     db.close()
     before = place.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
 from pool_managerd.core.handoff import Handoff
+from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.pool import Pool
@@ -30,12 +31,17 @@ class HandoffIntake:
             human = f"The handoff file of pool '{found.pool_id}' was ignored: the pool's engine is run here"
         else:
             try:
-                pool = self._pools.announce(found.pool_id, attached_engine(found))
+                pool = known or self._pools.add(found.pool_id)
             except PoolError as problem:
                 self.on_error(found.path, problem.message)
                 return
+            definition = self._pools.with_engine(found.pool_id, pool.definition, attached_engine(found))
             if pool.state.desired.stays_down or pool.state.held:
                 human = f"{human}; it stays down until it is started"
+                self._pools.post(found.pool_id, ev.Tick(), definition)
+            else:
+                self._pools.post(found.pool_id, ev.Stop())
+                self._pools.post(found.pool_id, ev.Start(origin="handoff"), definition)
         self._events.emit(
             "handoff",
             human,

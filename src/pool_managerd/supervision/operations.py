@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from pool_managerd.core.lifecycle import Phase, Policy, PoolState, step, view
 from pool_managerd.core.lifecycle.effects import Effect, Refuse
@@ -23,6 +23,8 @@ from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.failures import operation_error
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Journal
+
+_T = TypeVar("_T")
 
 KEPT = 1_000
 _STATUS = {"POOL_UNREADY": 503, "POOL_UNAVAILABLE": 503, "CIRCUIT_OPEN": 503}
@@ -151,6 +153,13 @@ def _unfinished(operation: Operation) -> NodeError:
         f"cannot tell how {what} ended: the daemon ended before it was finished", code="NODE_RESTARTED",
         hint=f"see what the pool does now (pool-managerd status {operation.pool_id}), and ask again if it is still wanted",
     )  # fmt: skip
+
+
+async def carried_through(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of ``work``, which goes on when the caller is cancelled."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to be told of it
+    return await asyncio.shield(task)
 
 
 # --- when it has ended -----------------------------------------------------------------------------------------------

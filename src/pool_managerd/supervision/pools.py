@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import AnyEngine, AttachedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, desired_of
-from pool_managerd.supervision.operations import Operation, Operations, Waiting, objection
-from pool_managerd.supervision.policy import (
-    check_pool_id,
-    check_room,
-    check_startable,
-    check_submission,
-    learn_secrets,
-    not_kept,
-    policy_for,
-)
+from pool_managerd.supervision.operations import Operation, Operations, Waiting, carried_through, objection
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
-
-_T = TypeVar("_T")
 
 MAX_SUBMITTED = 1_000
 _AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
@@ -49,6 +39,7 @@ class Pools:
         self._intents = Intents(store, codec)
         self._actors: dict[str, PoolActor] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        self._leaving: dict[str, asyncio.Future[None]] = {}
         services.gpus.attach(self.all, self.post)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
@@ -78,7 +69,7 @@ class Pools:
         """Let the pool know; one that is gone needs to know nothing."""
         if (actor := self._actors.get(pool_id)) is not None:
             if definition is not None:
-                learn_secrets(self._s.events.redactor, pool_id, definition)
+                policy.learn_secrets(self._s.events.redactor, pool_id, definition)
             actor.post(event, definition=definition)
 
     def leases_changed(self, pool_id: str, *, expiry: bool = False) -> None:
@@ -92,14 +83,25 @@ class Pools:
 
     # --- coming and going ---
 
+    async def find_or_add(self, pool_id: str) -> tuple[Pool, bool]:
+        """The pool, and whether it is new; one of this name that is just being forgotten is gone first. Raises as ``add``."""
+        while (leaving := self._leaving.get(pool_id)) is not None:
+            await asyncio.shield(leaving)
+        known = self.find(pool_id)
+        return (known, False) if known is not None else (self.add(pool_id), True)
+
     def add(self, pool_id: str, config: PoolConfig | None = None) -> Pool:
-        """A new pool, down, with what was stored of it. Raises RequestError TOO_MANY_POOLS."""
+        """A new pool, down, with what was stored of it. Raises RequestError TOO_MANY_POOLS, or that it is being forgotten."""
+        if pool_id in self._leaving:
+            raise RequestError(
+                f"cannot add pool {pool_id}: it is just being forgotten", code="OPERATION_IN_PROGRESS", status=409, retriable=True
+            )
         if len(self._actors) >= MAX_SUBMITTED + len(self._config.pools):
             raise RequestError(
                 f"cannot add pool {pool_id}: there are {len(self._actors)} already", code="TOO_MANY_POOLS", status=409
             )
         stored = self._intents.get(pool_id) or StoredPool(pool_id)
-        definition = Definition(policy_for(self._config, pool_id, config, self._s.node_id), config)
+        definition = Definition(policy.policy_for(self._config, pool_id, config, self._s.node_id), config)
         if config is None and stored.submitted is not None:
             definition = self._recalled(pool_id, definition, stored.submitted)
         desired, barred = desired_of(stored, config), definition.barred
@@ -109,7 +111,7 @@ class Pools:
             crash_count=stored.crash_count, restart_count=stored.restart_count,
             last_error=None if barred is None else self._s.events.clean(barred.message),
         )  # fmt: skip
-        learn_secrets(self._s.events.redactor, pool_id, definition)
+        policy.learn_secrets(self._s.events.redactor, pool_id, definition)
         actor = self._actors[pool_id] = PoolActor(definition, state, self._s)
         return actor.pool
 
@@ -117,18 +119,19 @@ class Pools:
         """With the engine that a request submitted to an earlier daemon; barred, and said so, when it cannot be used any more."""
         try:
             if withheld := submitted.get("withheld"):
-                raise not_kept(pool_id, withheld)
+                raise policy.not_kept(pool_id, withheld)
             engine = self._intents.codec.parse_prepared(submitted, pool_id)
-            check_submission(self._config, pool_id, engine)
+            policy.check_submission(self._config, pool_id, engine)
         except PoolError as problem:
             human = f"The stored engine of pool '{pool_id}' cannot be used any more: {problem.message}"
             self._s.events.emit("notice", human, level="error", pool_id=pool_id, hint=problem.hint)
             return replace(definition, barred=problem)
-        return self._with_engine(pool_id, definition, engine)
+        return self.with_engine(pool_id, definition, engine)
 
-    def _with_engine(self, pool_id: str, definition: Definition, engine: AnyEngine | None) -> Definition:
-        policy = policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
-        return Definition(policy, definition.config, engine)
+    def with_engine(self, pool_id: str, definition: Definition, engine: AnyEngine | None) -> Definition:
+        """``definition`` with this engine in the place of a submitted one."""
+        rules = policy.policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
+        return Definition(rules, definition.config, engine)
 
     async def boot(self, stored: dict[str, StoredPool]) -> None:
         """Bring back what the configuration and the stored intent say, in the order of pool ids."""
@@ -143,23 +146,9 @@ class Pools:
             if pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None:
                 await self.request(pool, "start", ev.Start(origin="boot"), "up")
 
-    def announce(self, pool_id: str, engine: AttachedEngine) -> Pool:
-        """The pool of an external engine that a handoff file tells of: known, or new with what was stored of it.
-
-        Raises RequestError TOO_MANY_POOLS.
-        """
-        pool = self.find(pool_id) or self.add(pool_id)
-        definition = self._with_engine(pool_id, pool.definition, engine)
-        if pool.state.desired.stays_down or pool.state.held:
-            self.post(pool_id, ev.Tick(), definition)
-        else:
-            self.post(pool_id, ev.Stop())
-            self.post(pool_id, ev.Start(origin="handoff"), definition)
-        return pool
-
     async def remove(self, pool: Pool) -> bool:
         """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
-        return await _carried_through(self._remove(pool))
+        return await carried_through(self._remove(pool))
 
     async def _remove(self, pool: Pool) -> bool:
         pool_id = pool.pool_id
@@ -179,11 +168,18 @@ class Pools:
         return True
 
     async def discard(self, pool: Pool) -> None:
-        """Drop a pool that is down and not stored, as if it had never been added."""
+        """Drop a pool that is down and not stored, as if it had never been added.
+
+        Nobody finds it from now on, and none of its name is made until all of it is gone: what is cleared away by its name
+        here must not be the next one's.
+        """
         pool_id = pool.pool_id
-        if self.find(pool_id) is pool:
-            actor = self._actors.pop(pool_id)
-            del self._turns[pool_id]
+        if self.find(pool_id) is not pool:
+            return
+        actor = self._actors.pop(pool_id)
+        self._turns.pop(pool_id, None)
+        gone = self._leaving[pool_id] = asyncio.get_running_loop().create_future()
+        try:
             await actor.close()
             self._s.engines.release(pool_id)
             self._s.gpus.forget(pool_id)
@@ -191,6 +187,9 @@ class Pools:
             self._s.registry.deregister(pool_id)
             self._s.events.redactor.know(pool_id, ())
             await self._s.launcher.forget(pool_id)
+        finally:
+            del self._leaving[pool_id]
+            gone.set_result(None)
 
     # --- changes ---
 
@@ -203,7 +202,7 @@ class Pools:
         What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
         A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
-        return await _carried_through(self._change(pool, kind, event, goal, desired, held, engine))
+        return await carried_through(self._change(pool, kind, event, goal, desired, held, engine))
 
     async def _change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
@@ -215,13 +214,13 @@ class Pools:
             if refused is not None:
                 raise refused
             if engine is not None:
-                check_room(pool, engine, self.all())
+                policy.check_room(pool, engine, self.all())
             elif not _from_configuration(pool, event):
                 if goal == "up":
-                    check_startable(self._config, pool)
+                    policy.check_startable(self._config, pool)
                 engine = pool.submitted
-            definition = None if engine is pool.submitted else self._with_engine(pool.pool_id, pool.definition, engine)
-            learn_secrets(self._s.events.redactor, pool.pool_id, definition or pool.definition)
+            definition = None if engine is pool.submitted else self.with_engine(pool.pool_id, pool.definition, engine)
+            policy.learn_secrets(self._s.events.redactor, pool.pool_id, definition or pool.definition)
             before = self._intents.get(pool.pool_id)
             await self._intents.keep(pool, engine, desired, held)
             try:
@@ -231,12 +230,24 @@ class Pools:
                 await self._intents.put(before or StoredPool(pool.pool_id))
                 raise
 
+    async def submit(self, pool_id: str, engine: PreparedEngine) -> Operation:
+        """Preload an engine of somebody's own, on a new pool where none has that id. Raises RequestError, SpecError."""
+        policy.check_submission(self._config, pool_id, engine)
+        pool, new = await self.find_or_add(pool_id)
+        try:
+            start = ev.Start(retry=False, join=False)
+            return await self.change(pool, "preload", start, "up", desired="up", engine=engine)
+        except PoolError:
+            if new and self._intents.get(pool_id) in (None, StoredPool(pool_id)):  # else another caller has made it theirs
+                await self.discard(pool)
+            raise
+
     async def register(self, pool_id: str) -> bool:
         """A pool without an engine, durably; true when it is new. Raises SpecError for an id that cannot name a pool."""
-        check_pool_id(pool_id)
-        if self.find(pool_id) is not None:
+        policy.check_pool_id(pool_id)
+        pool, new = await self.find_or_add(pool_id)
+        if not new:
             return False
-        pool = self.add(pool_id)
         try:
             async with self._turn(pool):
                 self._check_open(pool)
@@ -326,13 +337,6 @@ class Pools:
             "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,
             kind=operation.kind, status=operation.status,
         )  # fmt: skip
-
-
-async def _carried_through(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of ``work``, which goes on when the caller is cancelled."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to be told of it
-    return await asyncio.shield(task)
 
 
 def _from_configuration(pool: Pool, event: ev.Event) -> bool:
