@@ -192,7 +192,7 @@ class PoolManager:
         """What a start would do now, without doing it. Raises RequestError POOL_NOT_FOUND."""
         pool = self._pools.get(pool_id)
         steps = self._a.engines.plan(pool.config)["steps"] if pool.config is not None else []
-        return await explanation(pool, steps, self._a.services)
+        return await explanation(pool, self.config, steps, self._a.services)
 
     def subscribe(self, pool_id: str | None = None, *, after_id: int | None = None) -> Subscription:
         """What happens from now on, or after event ``after_id``: ``with node.subscribe() as events:`` and ``async for event in

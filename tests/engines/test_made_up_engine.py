@@ -17,6 +17,7 @@ from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import SpecError
 from pool_managerd.supervision.policy import policy_for
+from pool_managerd.wiring.setups import setups_of
 from tests.conftest import http_status
 
 HERE = Path(__file__).resolve().parent
@@ -62,3 +63,37 @@ async def test_it_runs_until_it_answers(open_dir: Path) -> None:
         assert (status["engine"], status["slots_total"], status["ready"]) == ("parrot", 3, True)
         assert http_status(f"{status['url']}/health") == 200
         assert node.capabilities()["engines"]["parrot"] == ["binary", "external"]
+
+
+async def test_a_line_without_its_file_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, dev_config: Config, open_dir: Path
+) -> None:
+    monkeypatch.setitem(ENGINES, "macaw", EngineKind(("binary", "external")))
+    provisioner, pool = (
+        EngineProvisioner(dev_config, PortAllocator("21000-28999")),
+        PoolConfig.model_validate(POOL | {"engine": "macaw"}),
+    )
+    with pytest.raises(SpecError, match="cannot run macaw: it has no adapter") as refused:
+        await provisioner.prepare(pool, ResolvedModel("file:words.txt", "/words.txt"))
+    assert "engines/macaw.py" in str(refused.value.hint)
+
+
+def test_an_adapter_that_breaks_is_a_finding_and_no_disk_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, open_dir: Path
+) -> None:
+    def broken(*_: object) -> tuple[object, ...]:
+        raise ZeroDivisionError("boom")
+
+    (open_dir / "words.txt").write_text("Pieces of eight!")
+    config = Config.model_validate({"profile": "dev", "base_dir": open_dir, "pools": [POOL]})
+    monkeypatch.setattr(EngineProvisioner, "problems", broken)
+    ((pool_id, message, _),) = setups_of(config).problems()
+    assert pool_id == "polly" and "an internal error" in message and "boom" in message
+
+
+async def test_explain_says_what_a_start_would_say(open_dir: Path) -> None:
+    daemon = {"runtime_dir": open_dir / "run", "state_dir": open_dir / "state"}
+    async with PoolManager(Config.model_validate({"profile": "dev", "base_dir": open_dir, "daemon": daemon})) as node:
+        await node.register("n")
+        told = await node.explain("n")
+        assert "would not start" in told["would"] and "neither a configuration nor a submitted engine" in told["blockers"][0]

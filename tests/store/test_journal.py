@@ -219,3 +219,25 @@ async def test_a_link_is_not_followed_and_a_newer_journal_is_left_alone(tmp_path
     assert len(newer.sentences) == 1 and "newer version" in newer.sentences[0]
     with closing(sqlite3.connect(tmp_path / "newer/journal.db")) as db, db:
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("harm", ["pipe", "directory", "link", "huge"])
+async def test_a_number_that_cannot_be_relied_on_neither_hangs_nor_counts(tmp_path: Path, harm: str) -> None:
+    first = Told(tmp_path)
+    first.put(1, 2, 3)
+    await first.journal.close()
+    ids = tmp_path / "journal.ids"
+    ids.unlink()
+    if harm == "pipe":
+        os.mkfifo(ids)
+    elif harm == "directory":
+        ids.mkdir()
+    elif harm == "link":
+        ids.symlink_to(tmp_path / "precious")
+    else:
+        ids.write_text(str(1 << 60))
+    again = Told(tmp_path)
+    assert 3 < again.journal.last_id < 1 << 20
+    told = [human for human in again.sentences if "cannot be reserved" in human]
+    assert bool(told) is (harm != "huge") and not (tmp_path / "precious").exists()
+    await again.journal.close()

@@ -140,6 +140,8 @@ async def test_what_was_acknowledged_is_there_after_sigkill(tmp_path: Path, afte
 
 async def test_a_full_disk_is_told_loses_nothing_and_heals(small_disk: Path) -> None:
     store = StateStore(small_disk)
+    accused: list[str | None] = []
+    store.listener = lambda trouble, done: accused.append(done)
     store.open()
     await store.put_pool(StoredPool("before", "up"))
     filler = small_disk / "filler"
@@ -151,7 +153,8 @@ async def test_a_full_disk_is_told_loses_nothing_and_heals(small_disk: Path) -> 
     assert told
     filler.unlink()
     await store.put_pool(StoredPool("after", "up"))
-    assert store.last_error is None
+    assert store.last_error is None and not any(accused), "nobody else has touched it"
+    assert not (small_disk / "state.db.replaced").exists()
     await store.close()
     found = await reread(small_disk)
     assert {"before", "after"} <= found.keys()

@@ -78,8 +78,7 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
     warned of; with --deep they are errors, as is all else for which a start would be refused.
     """
     path = _config_path(file or config)
-    if not path.is_file():
-        raise CommandFailed(f"cannot read {path}: no such file", USAGE)
+    _require_file(path)
     answer: dict[str, Any] = {"ok": True, "file": str(path)}
     failure: CommandFailed | None = None
     try:
@@ -123,8 +122,8 @@ def config_show(file: CheckedFile = None, config: ConfigFile = None, output: Out
     That is the file with the environment applied and every default filled in, as YAML or with -o json.
     """
     path = file or config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-    if path is not None and not path.is_file():
-        raise CommandFailed(f"cannot read {path}: no such file", USAGE)
+    if path is not None:
+        _require_file(path)
 
     show(_effective(_load(path, {})), output, _write_yaml)
 
@@ -169,6 +168,12 @@ def config_schema() -> None:
 def version(output: Output = Format.TABLE) -> None:
     """Print the version."""
     show({"version": __version__}, output, lambda found: print(found["version"]))
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        why = "it is a directory" if path.is_dir() else "it is no regular file" if path.exists() else "no such file"
+        raise CommandFailed(f"cannot read {path}: {why}", USAGE)
 
 
 def _config_path(given: Path | None) -> Path:

@@ -22,11 +22,9 @@ from pool_managerd.config.values import (
 )
 from pool_managerd.core.gpu.masks import DeviceMask
 
-_NOT_YET = "This mode is not there yet."
-
 
 class SourceBuild(Section):
-    """How a source tree is built. Mode source is not there yet."""
+    """How a source tree is built. Not in force yet."""
 
     cmake_flags: tuple[str, ...] = Field((), description="Options for CMake.", examples=[["-DGGML_CUDA=ON"]])
     generator: str | None = Field(None, description="CMake's generator.", examples=["Ninja"])
@@ -34,7 +32,7 @@ class SourceBuild(Section):
 
 
 class SourceProvisioning(Section):
-    """An engine built from its source. This mode is not there yet."""
+    """An engine built from its source. Not in force yet."""
 
     repo: str = Field(description="URL of the repository.", examples=["https://git.example/llama.cpp.git"])
     ref: str = Field(description="Commit, tag or branch.", examples=["b10068"])
@@ -43,7 +41,7 @@ class SourceProvisioning(Section):
 
 
 class ContainerProvisioning(Section):
-    """An engine in a container. This mode is not there yet."""
+    """An engine in a container. Not in force yet."""
 
     image: str = Field(description="Name of the image.", examples=["registry.example/vllm"])
     tag: str | None = Field(None, description="Tag of the image.", examples=["v0.33.0"])
@@ -53,9 +51,9 @@ class ContainerProvisioning(Section):
 class PackageProvisioning(Section):
     """The Python package that carries the engine; llama.cpp's xllamacpp needs none of these keys."""
 
-    name: str | None = Field(None, description="Name of the package. Not read yet.", examples=["xllamacpp"])
-    version: str | None = Field(None, description="The version that must be installed. Not read yet.", examples=["2026.10"])
-    repo: str | None = Field(None, description="Where it comes from. Not read yet.", examples=["https://packages.example"])
+    name: str | None = Field(None, description="Name of the package. Not in force yet.", examples=["xllamacpp"])
+    version: str | None = Field(None, description="The version that must be installed. Not in force yet.", examples=["2026.10"])
+    repo: str | None = Field(None, description="Where it comes from. Not in force yet.", examples=["https://packages.example"])
 
 
 class BinaryProvisioning(Section):
@@ -65,16 +63,20 @@ class BinaryProvisioning(Section):
         None, description="A binary already on this machine; relative to the configuration file.",
         examples=["/opt/llama/llama-server"],
     )  # fmt: skip
-    url: str | None = Field(None, description="Where to download it. Not there yet.", examples=["https://builds.example/server"])
-    checksum: str | None = Field(None, description="sha256:… of the download. Not there yet.", examples=["sha256:…"])
-    install_dir: Path | None = Field(None, description="Where a download goes. Not there yet.", examples=["/opt/engines"])
+    url: str | None = Field(
+        None, description="Where to download it. Not in force yet.", examples=["https://builds.example/server"]
+    )
+    checksum: str | None = Field(None, description="sha256:… of the download. Not in force yet.", examples=["sha256:…"])
+    install_dir: Path | None = Field(None, description="Where a download goes. Not in force yet.", examples=["/opt/engines"])
 
 
 class ModelProvisioning(Section):
     """How the model is verified."""
 
-    ref: str | None = Field(None, description="Instead of the pool's `model`. Not read yet.", examples=["file:m.gguf"])
-    cache_dir: Path | None = Field(None, description="Where downloads are kept. Not there yet.", examples=["/var/cache/models"])
+    ref: str | None = Field(None, description="Instead of the pool's `model`. Not in force yet.", examples=["file:m.gguf"])
+    cache_dir: Path | None = Field(
+        None, description="Where downloads are kept. Not in force yet.", examples=["/var/cache/models"]
+    )
     checksum: Digest | Digests | None = Field(
         None, description="sha256:… of the file; of a split model a list, one per part.", examples=["sha256:…"]
     )
@@ -90,10 +92,14 @@ class ProvisioningConfig(Section):
     url: str | None = Field(
         None, description="Base URL of a running engine, for mode external.", examples=["http://127.0.0.1:8000"]
     )
-    allow_package_installs: bool = Field(False, description="Packages may be installed. Nothing is installed yet.")
-    allow_binary_downloads: bool = Field(False, description="Binaries may be downloaded. Nothing is downloaded yet.")
-    source: SourceProvisioning | None = Field(None, description=f"From source. {_NOT_YET}", examples=[{"repo": "…", "ref": "b1"}])
-    container: ContainerProvisioning | None = Field(None, description=f"In a container. {_NOT_YET}", examples=[{"image": "…"}])
+    allow_package_installs: bool = Field(False, description="Packages may be installed. Not in force yet.")
+    allow_binary_downloads: bool = Field(False, description="Binaries may be downloaded. Not in force yet.")
+    source: SourceProvisioning | None = Field(
+        None, description="From source. Not in force yet.", examples=[{"repo": "…", "ref": "b1"}]
+    )
+    container: ContainerProvisioning | None = Field(
+        None, description="In a container. Not in force yet.", examples=[{"image": "…"}]
+    )
     package: PackageProvisioning | None = Field(
         None, description="The Python package that carries the engine.", examples=[{"name": "xllamacpp"}]
     )

@@ -71,6 +71,8 @@ def not_in_force(section: Section, path: str = "") -> Iterator[str]:
     """The paths that are set, in the file or from the environment, and have no effect in this version."""
     for name in sorted(section.model_fields_set):
         value, key = getattr(section, name), f"{path}.{name}" if path else name
+        if value is None or value is False or value == ():
+            continue  # what is not asked for is not missed
         said = type(section).model_fields[name].description or ""
         if isinstance(value, Section):
             said += type(value).__doc__ or ""

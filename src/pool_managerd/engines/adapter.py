@@ -21,7 +21,7 @@ from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.programs import ProgramProbe
-from pool_managerd.errors import PoolError
+from pool_managerd.errors import PoolError, SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,14 @@ class Adapter(Protocol):
 
 
 def adapter_of(engine: str, host: Host) -> Adapter:
-    """A new adapter of an engine that can be run here."""
-    adapter: Adapter = import_module(f"pool_managerd.engines.{engine}").ADAPTER(host)
+    """A new adapter of an engine that can be run here. Raises SpecError for one that has a line in `ENGINES` and no more."""
+    name = f"pool_managerd.engines.{engine}"
+    try:
+        adapter: Adapter = import_module(name).ADAPTER(host)
+    except ModuleNotFoundError as problem:
+        if problem.name != name:
+            raise
+        raise SpecError(
+            f"cannot run {engine}: it has no adapter", hint=f"write engines/{engine}.py with an ADAPTER, or attach to it"
+        ) from problem
     return adapter

@@ -71,6 +71,7 @@ class Journal:
         self._dropped = 0
         self._newest_id = 0
         self._reserved_id = 0
+        self._ids_told = False
 
     def open(self, tell: Callable[[str, str], None]) -> None:
         """Read what earlier daemons left, and take a block of ids.
@@ -276,10 +277,15 @@ class Journal:
     # --- ids ---
 
     def _reserve_ids(self) -> None:
-        if self._newest_id + ID_BLOCK // 2 > self._reserved_id:
-            with suppress(OSError):  # tried again with the next event
-                write_number(self._ids, self._newest_id + ID_BLOCK, synced=True)
-                self._reserved_id = self._newest_id + ID_BLOCK
+        if self._newest_id + ID_BLOCK // 2 <= self._reserved_id:
+            return
+        try:
+            write_number(self._ids, self._newest_id + ID_BLOCK, synced=True)
+            self._reserved_id, self._ids_told = self._newest_id + ID_BLOCK, False
+        except OSError as problem:  # tried again with the next event
+            if not self._ids_told:
+                self._ids_told = True
+                self._tell(f"Ids of events cannot be reserved in {self._ids}: {problem}; after a crash they may repeat", "warn")
 
 
 def _unbroken(events: list[Event]) -> list[Event]:

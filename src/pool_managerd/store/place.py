@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -32,21 +34,35 @@ def code_of(problem: sqlite3.Error) -> int:
 
 
 def read_number(path: Path) -> int:
-    """What ``write_number`` wrote; 0 when that is not known."""
+    """What ``write_number`` wrote; 0 when that is not known, as of a file that is none or a number that nobody reaches."""
     with suppress(OSError, ValueError):
-        return max(0, min(int(path.read_bytes()[:20]), _MOST))
+        fd = _open_number(path, os.O_RDONLY)
+        try:
+            number = int(os.read(fd, 20))
+        finally:
+            os.close(fd)
+        return number if 0 <= number < _MOST else 0
     return 0
 
 
 def write_number(path: Path, number: int, *, synced: bool) -> None:
     """Written in place, because that works on a full disk, too; on disk when this returns where ``synced``. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = _open_number(path, os.O_WRONLY | os.O_CREAT)
     try:
         os.pwrite(fd, b"%020d" % number, 0)
         if synced:
             os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def _open_number(path: Path, flags: int) -> int:
+    """Neither a link nor a pipe, which would wait for its other end. Raises OSError."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return fd
 
 
 class StatePlace:

@@ -231,6 +231,8 @@ class StateStore:
             except sqlite3.Error as problem:
                 if code_of(problem) not in _PASSING:
                     self._suspect = f"the disk failed ({problem})"
+                else:
+                    self._place.remember()  # a write that was broken off leaves its marks in the journal: they are ours
                 raise
         self._suspect = "what was written could not be read back"  # until it was
         found = self._place.read_back()

@@ -197,7 +197,10 @@ def refusal(pool_id: str, effects: tuple[Effect, ...]) -> RequestError | None:
     refused = next((effect for effect in effects if isinstance(effect, Refuse)), None)
     if refused is None:
         return None
-    return RequestError(refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id)
+    again = refused.code == "OPERATION_IN_PROGRESS"
+    return RequestError(
+        refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id, retriable=again
+    )  # fmt: skip
 
 
 def objection(pool: PoolState, event: Event, now: float, policy: Policy) -> RequestError | None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pool_managerd.config import Config
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
@@ -15,6 +16,7 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, masked_text
 from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.services import Services
@@ -120,10 +122,18 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
     }  # fmt: skip
 
 
-async def explanation(pool: Pool, steps: list[Any], s: Services) -> dict[str, Any]:
+async def explanation(pool: Pool, config: Config, steps: list[Any], s: Services) -> dict[str, Any]:
     """What a start would do now, where it would be placed, and what stands in its way."""
     i = pool.instance
     problems = [_problem("it is held", f"pool-managerd release {pool.pool_id}")] if pool.state.held else []
+    if pool.state.desired.stays_down:
+        how = f"it was {pool.state.desired.value} by request: demand does not start it, a start does"
+        steps = [{"kind": "desired", "detail": how}, *steps]
+    try:
+        if i.phase in IDLE:
+            check_startable(config, pool)
+    except PoolError as problem:
+        problems.append(_problem(problem.message, problem.hint, problem.code))
     idle = i.phase in IDLE
     trying = idle or i.phase is Phase.STAGING  # which a start that is refused passes through again and again
     if not pool.definition.external and trying and (pool.config is not None or pool.submitted is not None):

@@ -76,11 +76,11 @@ class Setups:
             while True:
                 pool = waiting.get_nowait()
                 self._tell(pool.id, "disk")
-                found: list[tuple[str, str, str]] | None = None
                 try:
                     found = list(dict.fromkeys(self._ask(pool)))
-                finally:
-                    self._tell(pool.id, None, found)
+                except Exception as problem:  # noqa: BLE001 - the thread's boundary: whoever waits must be told
+                    found = [(pool.id, f"cannot check it: an internal error: {problem!r}", "")]
+                self._tell(pool.id, None, found)
 
     def _tell(self, pool_id: str, stage: str | None, found: list[tuple[str, str, str]] | None = None) -> None:
         with self._changed:
