@@ -221,12 +221,22 @@ def _status_facts(pool: Json) -> None:
             ("crashes", pool.get("crash_count")),
             ("restarts", pool.get("restart_count")),
             ("circuit", pool.get("circuit_state")),
-            ("held", pool.get("held") or None),
-            ("desired", None if pool.get("desired") == "wanted" else pool.get("desired")),
+            ("held", f"nothing starts by itself; pool-managerd release {pool['pool_id']}" if pool.get("held") else None),
+            ("desired", _desired(pool)),
             ("next restart", moment(pool.get("next_restart_at_ms"))),
             ("last error", pool.get("last_error")),
         )
     )
+
+
+def _desired(pool: Json) -> str | None:
+    """What was asked for last, where that is not to run, and what brings it up."""
+    desired, start = pool.get("desired"), f"pool-managerd start {pool['pool_id']}"
+    words = {
+        "stopped": f"stopped by request; {start}", "drained": f"drained by request; {start}",
+        "evicted": "stopped to make room; it starts on demand", "on_demand": "nothing yet; it starts on demand",
+    }  # fmt: skip
+    return words.get(str(desired))
 
 
 def _runs_on(pool: Json) -> str | None:
