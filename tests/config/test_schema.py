@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from pool_managerd.config import Config
 from pool_managerd.config.schema import not_in_force
@@ -29,3 +30,11 @@ def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
     with pytest.raises(SpecError, match=r"cannot honour supervision\.restart_limit: nothing reads it") as refused:
         check(Config.model_validate({"supervision": {"restart_limit": {"max_restarts": 3}}}), {})
     assert refused.value.hint == "leave it out"
+
+
+@pytest.mark.parametrize(
+    "daemon", [{"runtime_dir": "here", "state_dir": "./here"}, {"bind": "127.0.0.1:9200", "metrics_bind": "127.0.0.1:9200"}]
+)
+def test_one_directory_or_address_for_two_things_is_refused(daemon: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="same directory|control API's own address"):
+        Config.model_validate({"daemon": daemon})

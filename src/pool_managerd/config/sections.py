@@ -4,10 +4,11 @@ is none: the reference page is made from here.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pool_managerd.config.values import Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 
@@ -47,6 +48,16 @@ class DaemonConfig(Section):
         if value is not None:
             split_address(value)
         return value
+
+    @model_validator(mode="after")
+    def _each_its_own(self) -> DaemonConfig:
+        if os.path.normpath(self.runtime_dir) == os.path.normpath(self.state_dir):
+            raise ValueError("runtime_dir and state_dir are the same directory: each needs its own")
+        if self.metrics_bind == self.bind and split_address(self.bind)[1]:
+            raise ValueError(
+                "metrics_bind is the address of the control API, which serves /metrics, too: leave it out, or use another"
+            )
+        return self
 
 
 class HealthConfig(Section):
