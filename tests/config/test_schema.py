@@ -36,5 +36,5 @@ def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
     "daemon", [{"runtime_dir": "here", "state_dir": "./here"}, {"bind": "127.0.0.1:9200", "metrics_bind": "127.0.0.1:9200"}]
 )
 def test_one_directory_or_address_for_two_things_is_refused(daemon: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="same directory|control API's own address"):
+    with pytest.raises(ValidationError, match=r"same directory|control API's own address"):
         Config.model_validate({"daemon": daemon})

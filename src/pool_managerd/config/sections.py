@@ -54,9 +54,7 @@ class DaemonConfig(Section):
         if os.path.normpath(self.runtime_dir) == os.path.normpath(self.state_dir):
             raise ValueError("runtime_dir and state_dir are the same directory: each needs its own")
         if self.metrics_bind == self.bind and split_address(self.bind)[1]:
-            raise ValueError(
-                "metrics_bind is the address of the control API, which serves /metrics, too: leave it out, or use another"
-            )
+            raise ValueError("metrics_bind is the control API's own address, which serves /metrics, too: leave it out")
         return self
 
 
