@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.event import Event
-from pool_managerd.store.place import is_damage, parts_of, read_number, write_number
+from pool_managerd.store.place import is_damage, parts_of, read_number, rename_database, write_number
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -264,9 +264,7 @@ class Journal:
             return False
         self._disconnect()
         try:
-            for part in parts_of(self._path):
-                if part.exists():
-                    part.replace(part.with_name(part.name.replace(".db", ".db.corrupt", 1)))
+            rename_database(self._path, self._path.with_name(self._path.name + ".corrupt"))
         except OSError:
             return False
         if not self._trouble:

@@ -23,6 +23,13 @@ def parts_of(database: Path) -> list[Path]:
     return [database.with_name(database.name + suffix) for suffix in _PARTS]
 
 
+def rename_database(database: Path, to: Path) -> None:
+    """With the journals, which keep the names that SQLite looks for. Raises OSError."""
+    for part, renamed in zip(parts_of(database), parts_of(to), strict=True):
+        if part.exists():
+            part.replace(renamed)
+
+
 def is_damage(problem: Exception) -> bool:
     """Whether the file itself is damaged."""
     return isinstance(problem, sqlite3.Error) and code_of(problem) in _DAMAGE
@@ -153,9 +160,7 @@ class StatePlace:
         name = f"{self.path.name}.{what}"
         while (kept := self.path.with_name(name if number == 1 else f"{name}.{number}")).exists():
             number += 1
-        for part, kept_part in zip(parts_of(self.path), parts_of(kept), strict=True):
-            if part.exists():
-                part.replace(kept_part)  # its journal keeps the name that SQLite looks for
+        rename_database(self.path, kept)
         return kept.name
 
     def _look(self) -> list[_Seen | None]:
