@@ -278,8 +278,7 @@ class PoolActor:
     def _say(self, effect: do.Say) -> None:
         fields, state = dict(effect.fields), self.pool.state
         if effect.action == "crash":
-            crash_class = "signal" if fields.get("signal") else "process_exit"
-            fields |= {"log_tail": list(self.pool.launch.log_tail), "crash_class": crash_class}
+            fields["log_tail"] = list(self.pool.launch.log_tail)
         if "restart_in_s" in fields:
             fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
         if effect.action == "drain_finished":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_evidence import named_cause
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import signal_name
@@ -21,18 +22,22 @@ _PORT_TAKEN = ("address already in use", "couldn't bind", "failed to bind", "bin
 def exit_event(epoch: int, record: ExitRecord, lines: list[str], prepared: PreparedEngine | None) -> ev.Exited:
     """The exit record as an event; last_error texts are those of SPEC §8.5. ``lines`` are those of this launch alone."""
     name = signal_name(record.signal)
+    crash = CrashClass.PROCESS_EXIT
     if record.oom_kills:
-        summary = "out_of_memory"
+        crash, summary = CrashClass.OUT_OF_MEMORY, "out_of_memory"
     elif name == "SIGILL":
+        crash = CrashClass.ILLEGAL_INSTRUCTION
         summary = "signal SIGILL: this engine build uses CPU instructions that this machine lacks; use another build"
     elif name:
-        summary = f"signal {name}"
+        crash, summary = CrashClass.SIGNAL, f"signal {name}"
+    elif record.code is None:
+        crash, summary = CrashClass.UNKNOWN, "the exit record was lost"
     else:
-        summary = f"exit_code={record.code}" if record.code is not None else "the exit record was lost"
+        summary = f"exit_code={record.code}"
     text = "\n".join(lines[-LOG_TAIL_LINES:]).lower()
     taken = record.code not in (None, 0) and any(sign in text for sign in _PORT_TAKEN)
     return ev.Exited(
-        epoch, code=record.code, signal=record.signal, summary=summary, port_conflict=taken,
+        epoch, code=record.code, signal=record.signal, summary=summary, crash=crash, port_conflict=taken,
         evidence=named_cause(lines, prepared.engine if prepared is not None else ""),
         graceful=record.code == 0 and prepared is not None and prepared.verbatim,
     )  # fmt: skip

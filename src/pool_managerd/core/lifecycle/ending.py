@@ -16,6 +16,7 @@ import signal as signals
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
@@ -42,17 +43,25 @@ def signal_name(number: int | None) -> str | None:
 # --- stops ----------------------------------------------------------------------------------------------------------
 
 
-def begin_stop(pool: PoolState, now: float, p: Policy, after: After, *, error: str | None = None) -> Step:
-    """Start the stop ladder; what follows it is ``after``. Without a process only held memory is waited for."""
+def begin_stop(
+    pool: PoolState, now: float, p: Policy, after: After, *, error: str | None = None, crash: CrashClass = CrashClass.UNKNOWN
+) -> Step:
+    """Start the stop ladder; what follows it is ``after``, and ``error`` and ``crash`` say why where that is to recover.
+
+    Without a process only held memory is waited for.
+    """
     i = pool.active
     if i.vram_pending:
         deadline = now + p.vram_wait_s + HELPER_LATE_S
-        waiting = to(pool, Phase.STOPPING, now, deadline=deadline, after=after, asked=True, pending_error=error)
+        waiting = to(
+            pool, Phase.STOPPING, now, deadline=deadline, after=after, asked=True, pending_error=error, pending_crash=crash
+        )
         say = do.Say("stop", f"Waiting for the GPU memory of pool '{pool.pool_id}' to be seen free")
         return waiting, (do.AwaitVram(i.epoch), say)
     stopping = to(
         pool, Phase.STOPPING, now, deadline=now + p.stop_grace_ms / 1000 + p.kill_wait_s,
-        after=after, fell_from=i.phase, asked=True, reaped=False, killed=False, pending_error=error, hung=False,
+        after=after, fell_from=i.phase, asked=True, reaped=False, killed=False, pending_error=error, pending_crash=crash,
+        hung=False,
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
     if i.has_process:
@@ -79,7 +88,7 @@ def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect,
     if i.after is After.START:
         return then(done, launch(clean, now, p, origin="another port" if pool.port_conflicts else "restart"))
     if i.after is After.RECOVER:
-        return then(done, recover(on(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped"))
+        return then(done, recover(on(clean, ready_since=i.ready_since), now, p, i.pending_error or "stopped", i.pending_crash))
     if pool.pending_start and not (pool.held or pool.quarantined or pool.desired.stays_down):
         return then(done, launch(clean, now, p, origin="restart"))  # what it waited for ended meanwhile
     down = to(clean, Phase.DOWN, now, pending_error=None, drain_since=None)
@@ -121,6 +130,7 @@ def spawned_late(pool: PoolState, e: ev.Spawned, now: float, p: Policy) -> Step:
     stopping = to(
         replace(pool, has_run=True), Phase.STOPPING, now, deadline=now + p.kill_wait_s, has_process=True, started_at=now,
         fell_from=Phase.STARTING, asked=True, reaped=False, killed=True, pending_error=pool.last_error, after=after,
+        pending_crash=CrashClass.NOT_STARTED,
     )  # fmt: skip
     say = do.Say("stop", f"Engine of pool '{pool.pool_id}' came up when nobody wanted it any more; ending it")
     return stopping, (do.KillEngine(e.epoch), say)
@@ -189,11 +199,11 @@ def _crash(pool: PoolState, e: ev.Exited, now: float, *, never_ready: bool) -> t
     if never_ready:
         quoted = f'; its log says "{e.evidence}"' if e.evidence else ""
         error = f"health check failed: the engine {narration.exit_phrase(e.code, name)} before it was healthy ({summary}){quoted}"
-    crashed = on(replace(pool, crash_count=pool.crash_count + 1, last_error=error), pending_error=error)
+    crashed = on(replace(pool, crash_count=pool.crash_count + 1, last_error=error), pending_error=error, pending_crash=e.crash)
     human = f"Engine of pool '{pool.pool_id}' {narration.exit_phrase(e.code, name)} after {narration.duration(uptime)}"
     fields = {
         "uptime_seconds": round(uptime, 3), "exit_code": e.code, "signal": name,
-        "crash_count": crashed.crash_count, "last_error": error,
+        "crash_count": crashed.crash_count, "crash_class": e.crash.value, "last_error": error,
     }  # fmt: skip
     return crashed, do.Say("crash", human, level="error", fields=fields)
 

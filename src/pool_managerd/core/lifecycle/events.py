@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pool_managerd.core.crash import CrashClass
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -194,7 +196,7 @@ class Died(EpochEvent):
 class Exited(EpochEvent):
     """The process is reaped. ``code`` or ``signal`` tell how, both None when that was lost.
 
-    ``summary`` is the last_error text (SPEC §8.5), ``evidence`` the line of the log that says most;
+    ``summary`` is the last_error text (SPEC §8.5), ``evidence`` the line of the log that says most; ``crash`` is its class;
     ``port_conflict`` is true when the log says that the port was taken. ``graceful``: an engine that may end by itself
     did so; one that serves until it is stopped has failed, whatever its exit code says.
     """
@@ -203,6 +205,7 @@ class Exited(EpochEvent):
     signal: int | None = None
     summary: str = ""
     evidence: str = ""
+    crash: CrashClass = CrashClass.UNKNOWN
     port_conflict: bool = False
     graceful: bool = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle.phase import Phase
 
@@ -32,6 +33,7 @@ class Instance:
 
     While stopping: ``after`` is what follows, ``fell_from`` where it was, ``asked`` whether the stop was our wish.
     ``reaped``: the process is dead; ``vram_pending``: its exit is recorded and its GPU memory not yet seen free.
+    ``pending_error`` and ``pending_crash`` say why it is to recover, in a sentence and in a word.
     """
 
     id: InstanceId
@@ -67,3 +69,4 @@ class Instance:
     killed: bool = False
     vram_pending: bool = False
     pending_error: str | None = None
+    pending_crash: CrashClass = CrashClass.UNKNOWN

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pool_managerd.core import narration
 from pool_managerd.core.backoff import delay_ms
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.instance import Instance
@@ -49,11 +50,11 @@ def fail_start(pool: PoolState, now: float, p: Policy, error: str, *, retriable:
     )  # fmt: skip
     down = replace(pool.failed(now), last_error=error)
     if pool.retry and retriable:
-        return then(freed, _back_off(down, now, p, "could not start", reason, 1.0))
+        return then(freed, _back_off(down, now, p, "could not start", reason))
     return to(replace(down, reason=reason), Phase.FAILED, now), freed
 
 
-def recover(pool: PoolState, now: float, p: Policy, error: str, *, multiplier: float = 1.0) -> Step:
+def recover(pool: PoolState, now: float, p: Policy, error: str, crash: CrashClass) -> Step:
     """After a failure of a running engine: back off and start again, unless the policy or a request says no."""
     ready_since = pool.active.ready_since
     stable = ready_since is not None and now - ready_since >= p.backoff.reset_after_ms / 1000
@@ -68,10 +69,10 @@ def recover(pool: PoolState, now: float, p: Policy, error: str, *, multiplier: f
         say = do.Say("gave_up", narration.giving_up(pool.pool_id, what, why), level="error", fields={"last_error": error})
         reason = "preload_failed" if ready_since is None else "engine_failed"
         return to(replace(base, reason=reason), Phase.FAILED, now), (*told, say)
-    return then(told, _back_off(base, now, p, what, _crash_reason(error), multiplier))
+    return then(told, _back_off(base, now, p, what, crash.value, p.backoff.cuda_multiplier if crash.cuda else 1.0))
 
 
-def _back_off(pool: PoolState, now: float, p: Policy, what: str, crash_reason: str, multiplier: float) -> Step:
+def _back_off(pool: PoolState, now: float, p: Policy, what: str, crash_reason: str, multiplier: float = 1.0) -> Step:
     """Wait before the next start; the delay grows with failures in a row."""
     wait_ms = delay_ms(p.backoff, len(pool.failures), seed=p.seed, multiplier=multiplier)
     fields = {
@@ -87,17 +88,6 @@ def due_start(pool: PoolState, e: object, now: float, p: Policy) -> Step:
     if deadline is None or now < deadline:
         return pool, ()
     return launch(pool, now, p, origin="restart")
-
-
-def _crash_reason(error: str) -> str:
-    """A bounded label for metrics and logs from a last_error text."""
-    if error.startswith("exit_code="):
-        return "process_exit"
-    if error == "out_of_memory":
-        return "out_of_memory"
-    if "SIG" in error or error.startswith("signal"):
-        return "signal"
-    return "health_failure" if "health check failed" in error else "other"
 
 
 def _since_start_ms(pool: PoolState, now: float) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import begin_stop
@@ -194,7 +195,7 @@ def quarantine(pool: PoolState, e: ev.Quarantine, now: float, p: Policy) -> Step
         return barred, (say,)
     after = After.STAY if i.phase is Phase.DRAINING else _after_loss(pool, p)
     forced = on(barred, force_stopped=i.phase is Phase.DRAINING and i.drain_leases > 0)
-    return then((say,), begin_stop(forced, now, p, after, error=e.reason))
+    return then((say,), begin_stop(forced, now, p, after, error=e.reason, crash=CrashClass.CUDA))
 
 
 def _after_loss(pool: PoolState, p: Policy) -> After:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import next_probe_at
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
@@ -52,7 +53,7 @@ def probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> S
     human = f"Engine of pool '{pool.pool_id}' stopped answering its health probes; replacing it"
     crashed = replace(hung, crash_count=pool.crash_count + 1)
     say = do.Say("unhealthy", human, level="error", fields={**fields, "crash_count": crashed.crash_count})
-    return then((say,), begin_stop(crashed, now, p, After.RECOVER, error=error))
+    return then((say,), begin_stop(crashed, now, p, After.RECOVER, error=error, crash=CrashClass.HEALTH_FAILURE))
 
 
 def draining_probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:
@@ -142,7 +143,8 @@ def waking_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) -> S
 
 def stuck_asleep(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
     """An engine that neither sleeps nor wakes is replaced."""
-    return begin_stop(pool, now, p, After.RECOVER, error=f"cannot put the engine to sleep or wake it: {e.what}")
+    error = f"cannot put the engine to sleep or wake it: {e.what}"
+    return begin_stop(pool, now, p, After.RECOVER, error=error, crash=CrashClass.HUNG)
 
 
 def sleeping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import start_gap_ms
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
@@ -80,7 +81,7 @@ def spawn_failed(pool: PoolState, e: ev.SpawnFailed, now: float, p: Policy) -> S
 def starting_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
     error = f"preload failed: {e.what}"
     if pool.active.has_process:
-        return begin_stop(pool, now, p, After.RECOVER, error=error)
+        return begin_stop(pool, now, p, After.RECOVER, error=error, crash=CrashClass.NOT_STARTED)
     return fail_start(pool, now, p, error, retriable=True, reason="preload_failed")
 
 
@@ -94,7 +95,8 @@ def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
         return fail_start(pool, now, p, error, retriable=True, reason="preload_failed")
     last = f"; the last probe {i.probe_reason}" if i.probe_reason else ""
     error = f"health check failed: the engine was not healthy within {limit}{last}"
-    return begin_stop(replace(pool, last_error=error), now, p, After.RECOVER, error=error)
+    failed = replace(pool, last_error=error)
+    return begin_stop(failed, now, p, After.RECOVER, error=error, crash=CrashClass.HEALTH_FAILURE)
 
 
 # --- the first good probe -------------------------------------------------------------------------------------------
