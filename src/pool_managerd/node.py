@@ -19,7 +19,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
-from pool_managerd.errors import SpecError
+from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
@@ -39,11 +39,6 @@ class PoolManager:
     """
 
     def __init__(self, config: Config, adapters: Adapters | None = None) -> None:
-        if config.daemon.on_exit == "leave":
-            raise SpecError(
-                "cannot use daemon.on_exit: leave: this version does not take running engines over after a restart",
-                code="CONFIG_ERROR", hint="use on_exit: stop",
-            )  # fmt: skip
         self.config = config
         self.version = __version__
         self._a = adapters or default_adapters(config)
@@ -54,6 +49,7 @@ class PoolManager:
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
         self._leases = Leases(self._pools, self.registry, self._a.clock)
         self._shutdown: asyncio.Task[None] | None = None
+        self._hard = False
         self._watching: list[asyncio.Task[None]] = []
 
     # --- life ---
@@ -85,10 +81,7 @@ class PoolManager:
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
-        for survivor in self._a.survivors:
-            who = survivor.identity
-            self.events.emit("survivor", survivor.human, level="warn", pool_id=who.pool_id, outcome=survivor.outcome, pid=who.pid)
-        await self._pools.boot(stored)
+        await boot(self._pools, s, stored)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
         watching = (watcher.run(), self._gpus.watch.run(), self._a.gpu_parts.announce())
@@ -100,9 +93,12 @@ class PoolManager:
         await self.shutdown()
 
     async def shutdown(self, *, hard: bool = False) -> None:
-        """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed."""
+        """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed.
+
+        With ``daemon.on_exit: leave`` engines go on, for the next daemon to take over.
+        """
         if hard:
-            self._gpus.hurry = True
+            self._hard = self._gpus.hurry = True
             self._pools.kill_all()
         if self._shutdown is None:
             self._pools.closing = self._gpus.closing = True
@@ -112,7 +108,11 @@ class PoolManager:
     async def _close(self) -> None:
         for task in self._watching:
             task.cancel()
-        await self._pools.stop_all(self.config.lifecycle.drain_deadline_ms)
+        if self.config.daemon.on_exit == "leave" and not self._hard:
+            self._pools.closing = True
+            await self._pools.close(leave=True)
+        else:
+            await self._pools.stop_all(self.config.lifecycle.drain_deadline_ms)
         self.events.close()
         await self._a.close()
 

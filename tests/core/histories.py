@@ -30,10 +30,12 @@ def news(epoch: int) -> list[ev.Event]:
         ev.Spawned(epoch, 4711), ev.SpawnFailed(epoch, "no binary"), ev.ProbeSucceeded(epoch),
         ev.ProbeFailed(epoch, "answered 503"), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
-        ev.Adopted(epoch), ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
+        ev.Adopted(epoch, 0.0), ev.Adopted(epoch, 0.0, was_ready=True, uses_gpus=True, active_leases=1, drain_deadline=5.0),
+        ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
     ]  # fmt: skip
     ending = [
         ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=0, graceful=True),
+        ev.Exited(epoch, code=0, stopped=True),
         ev.Exited(epoch, code=1, summary="exit_code=1"),
         ev.Exited(epoch, signal=9), ev.Exited(epoch, code=1, summary="exit_code=1", port_conflict=True), ev.Exited(epoch),
         ev.VramFree(epoch), ev.VramHeld(epoch, "pid 7"),

@@ -204,9 +204,15 @@ async def test_the_record_says_what_was_launched_without_its_secrets(bench: Benc
     launch = record.launch
     assert launch is not None and launch.order_at_ms > 7
     expected = record_of(
-        engine, epoch=5, reserved_bytes={"GPU-1": 42}, log_mark=launch.log_mark, decided_at_ms=7, order_at_ms=launch.order_at_ms
+        engine,
+        epoch=5,
+        reserved_bytes={"GPU-1": 42},
+        log_mark=launch.log_mark,
+        decided_at_ms=7,
+        order_at_ms=launch.order_at_ms,
+        files=launch.files,
     )
-    assert launch == expected and list(launch.log_mark.values()) == [6]
+    assert launch == expected and list(launch.log_mark.values()) == [6] and [stamp.path for stamp in launch.files] == ["/bin/sh"]
     assert b"hf_secret" not in Path(process.identity.record_path).read_bytes()
     process.kill()
     await within(5, process)

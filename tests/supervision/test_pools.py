@@ -19,6 +19,7 @@ from pool_managerd.core.lifecycle import view
 from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pool import Pool
@@ -64,7 +65,8 @@ class World:
         pools = [{"id": pool_id, "engine": "llamacpp", "model": "file:m.gguf", "slots": 2, **pool} for pool_id in ids]
         self.config = Config.model_validate({"pools": pools, **config})
         self.fakes, self.store, self._count = FakeNode(), Store(), 0
-        self.pools = Pools(self.config, self.fakes.services(), self.store, self.store, self.new_id)
+        self.services = self.fakes.services()
+        self.pools = Pools(self.config, self.services, self.store, self.store, self.new_id)
 
     def new_id(self) -> str:
         self._count += 1
@@ -395,7 +397,7 @@ async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attach
 async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -> None:
     world = World(ids=["c", "a", "b"])
     world.fakes.prober.result = BAD
-    await world.pools.boot({})
+    await boot(world.pools, world.services, {})
     await settle()
     states = {pool.pool_id: view(pool.state).state for pool in world.pools.all()}
     assert states == {"a": "starting", "b": "provisioning", "c": "provisioning"}
@@ -408,7 +410,7 @@ async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -
 
 async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_daemon() -> None:
     world = World(ids=["down", "held", "up"])
-    await world.pools.boot({
+    await boot(world.pools, world.services, {
         "down": StoredPool("down", desired="down", crash_count=4, restart_count=3), "held": StoredPool("held", held=True),
         "sub": StoredPool("sub", desired="up", submitted={"binary_path": "/engine", "port": 9000}),
     })  # fmt: skip

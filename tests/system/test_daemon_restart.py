@@ -79,26 +79,63 @@ def test_a_second_sigterm_stops_hard_what_ignores_the_first_and_cuts_drains(make
     assert not alive(stubborn) and not alive(leased) and mentioning(daemon.folder) == []
 
 
-def test_a_drained_pool_stays_down_and_a_survivor_is_stopped_and_named(make: Make) -> None:
+def test_after_sigkill_the_next_daemon_takes_its_engines_over(make: Make) -> None:
     daemon = make().start()
-    pids = {pool: daemon.preload(pool)["pid"] for pool in ("up", "down", "held")}
+    pids = {pool: daemon.preload(pool)["pid"] for pool in ("up", "down", "held", "dying")}
     assert daemon.post("/v1/pools/down/drain?wait=true")[0] == 200
     assert daemon.post("/v1/pools/held/hold")[0] == 202
     os.kill(pids["up"], signal.SIGKILL)
     daemon.until(lambda s: s["restart_count"] == 1 and s["ready"], "the crash to be counted", "up")
-    survivor = daemon.status("up")["pid"]
+    before = {pool: daemon.status(pool) for pool in pids}
     daemon.kill()
-    assert alive(survivor) and alive(pids["held"])
+    os.kill(pids["dying"], signal.SIGSEGV)
     daemon.start()
-    assert not alive(survivor) and not alive(pids["held"])
-    told = {line["pool_id"]: line for line in daemon.lines("survivor")}
-    assert told.keys() == {"up", "held"} and told["up"]["pid"] == survivor and str(survivor) in told["up"]["human"]
-    daemon.until(lambda s: s["ready"], "the wanted pool to be ready again", "up")
-    status = daemon.status("up")
-    assert (status["crash_count"], status["restart_count"], status["active_leases"]) == (1, 1, 0)
+    for pool in ("up", "held"):
+        daemon.until(lambda s: s["ready"], "the engine to be ready again", pool)
+        after = daemon.status(pool)
+        same = ("pid", "url", "crash_count", "restart_count", "engine_version", "model_id", "slots_total", "held")
+        assert {key: after[key] for key in same} == {key: before[pool][key] for key in same} and alive(after["pid"])
+    daemon.until(lambda s: s["restart_count"] == 1 and s["ready"], "the one that died meanwhile to be started again", "dying")
+    assert daemon.status("dying")["crash_count"] == 1 and "SIGSEGV" in daemon.lines("crash")[-1]["human"]
     assert daemon.status("down")["state"] in ("offline", "uninitialized") and daemon.status("down")["drained"]
-    assert daemon.status("held")["held"] and not daemon.status("held")["live"]
+    assert {line["pool_id"] for line in daemon.lines("adopt")} == {"up", "held", "dying"}
+    assert (daemon.run / "up.pid").read_text() == str(before["up"]["pid"])
+    assert daemon.post("/v1/pools/up/restart?wait=true")[0] == 200 and not alive(before["up"]["pid"])
     assert daemon.post("/v1/pools/down/start?wait=true")[0] == 200 and daemon.status("down")["ready"]
+    assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
+
+
+def test_a_clean_end_that_leaves_engines_and_the_next_daemon(make: Make) -> None:
+    daemon = make()
+    daemon.config.write_text(daemon.config.read_text().replace("state_dir:", "on_exit: leave, state_dir:"))
+    daemon.start()
+    pid = daemon.preload("p")["pid"]
+    loading = daemon.post("/v1/pools/loading/preload?wait=false", engine("--ready-after", "2"))
+    assert loading[0] == 202
+    daemon.until(lambda s: s["live"], "the slow engine to run", "loading")
+    assert daemon.terminate() == 0 and alive(pid)
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again")
+    daemon.until(lambda s: s["ready"], "the one that was loading to be ready", "loading")
+    assert daemon.status()["pid"] == pid and daemon.status()["restart_count"] == 0
+    daemon.config.write_text(daemon.config.read_text().replace("on_exit: leave, ", ""))
+    assert daemon.terminate() == 0 and alive(pid)
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again")
+    assert daemon.terminate() == 0 and not alive(pid) and mentioning(daemon.folder) == []
+
+
+def test_a_stop_that_the_daemon_did_not_live_to_see_is_finished(make: Make) -> None:
+    daemon = make()
+    daemon.config.write_text(daemon.config.read_text().replace("stop_grace_ms: 1000", "stop_grace_ms: 3000"))
+    daemon.start()
+    pid = daemon.preload("p", "--ignore-term")["pid"]
+    assert daemon.post("/v1/pools/p/stop")[0] == 202
+    daemon.kill()
+    assert alive(pid)
+    daemon.start()
+    daemon.until(lambda s: not s["live"], "the stop to be finished")
+    assert not alive(pid) and daemon.status()["crash_count"] == 0 and daemon.status()["state"] == "offline"
 
 
 def test_events_and_operations_can_be_asked_for_after_sigkill(make: Make) -> None:

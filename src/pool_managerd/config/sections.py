@@ -23,7 +23,9 @@ class DaemonConfig(Section):
         None, description="A second address that serves /metrics alone.", examples=["127.0.0.1:9201"]
     )
     preload_parallelism: Positive = Field(1, description="How many pools may load at the same time at boot.")
-    on_exit: Literal["stop", "leave"] = Field("stop", description="What a clean exit does with engines; leave is not there yet.")
+    on_exit: Literal["stop", "leave"] = Field(
+        "stop", description="What a clean exit does with engines; `leave` them running for the next daemon, as for an upgrade."
+    )
     engine_ports: str = Field("8080-8999", description="Range that engine ports are taken from.")
     engine_user: str | None = Field(
         None, description="As root: one user for all engines. `root` isolates nothing.", examples=["llm"]

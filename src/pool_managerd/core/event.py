@@ -25,6 +25,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "preflight": "a finding about this machine", "preload_failed": "a start failed, and why",
     "preload_succeeded": "a pool became ready", "quarantine": "one of the pool's GPUs is out of use",
     "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung engine answers again",
+    "ready_again": "an engine that was ready before is ready again",
     "release": "a hold ended", "restart": "an engine is started again", "sleep": "an engine goes to sleep",
     "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
     "start": "a start began", "start_owed": "a start waits for a hold or a quarantine to end",

@@ -41,6 +41,10 @@ class PortAllocator:
             hint="widen daemon.engine_ports, or stop what listens there (ss -ltnp shows it)",
         )
 
+    def keep(self, instance: InstanceId, port: int) -> None:
+        """``port`` is the instance's already: its engine runs, and was left by an earlier daemon."""
+        self._claimed[instance] = port
+
     def release(self, instance: InstanceId) -> None:
         """Give the instance's port back; one without a port is no error."""
         self._claimed.pop(instance, None)

@@ -164,6 +164,10 @@ class EngineProvisioner:
             ("run", f"{count(pool.slots, 'slot')}, context {pool.ctx or 'of the model'}{gpus}"),
         )
 
+    def claim(self, instance: InstanceId, port: int) -> None:
+        """The instance's engine, which an earlier daemon has left, listens there."""
+        self._ports.keep(instance, port)
+
     def release(self, pool_id: str) -> None:
         """Give the pool's port back."""
         self._ports.forget(pool_id)

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.config import is_pool_id
@@ -31,6 +32,7 @@ MANAGED_BY = "pool-managerd"
 LOG_PARTS = 4
 LAUNCH_HEAD_BYTES, LAUNCH_TAIL_BYTES = 64 << 10, 128 << 10
 """Of one launch's log: a cause may stand early, with pages of consequences behind it."""
+NOTHING_KEPT: Mapping[InstanceId, str] = MappingProxyType({})
 _REMOVED = ".removed"
 _REPLICA = "@"
 """No id has it, so what a replica's files are called is no other pool's name."""
@@ -91,24 +93,39 @@ class RuntimeFiles:
     def remove_handoff(self, instance: InstanceId) -> None:
         """Remove the replica's handoff file, and the copy when it is about this replica."""
         self.engines.remove(self.handoff_path(instance).name)
-        latest = self._handoff(LATEST_HANDOFF)
-        if (latest.get("pool_id"), latest.get("replica_id")) == (instance.pool_id, instance.replica_id):
+        if self._latest_instance() == instance:
             self.engines.remove(LATEST_HANDOFF)
 
-    def remove_stale(self) -> None:
+    def _latest_instance(self) -> InstanceId:
+        """Whom the copy is about; one without names when there is none."""
+        latest = self._handoff(LATEST_HANDOFF)
+        return InstanceId(str(latest.get("pool_id", "")), str(latest.get("replica_id", "")))
+
+    def announced_pid(self, instance: InstanceId) -> int | None:
+        """The pid that the replica's handoff file tells of: the one that was ready last; None without one."""
+        pid = self._handoff(self.handoff_path(instance).name).get("pid")
+        return pid if type(pid) is int else None
+
+    def remove_stale(self, kept: Mapping[InstanceId, str] = NOTHING_KEPT) -> None:
         """Forget a dead predecessor: its handoff, pid and temporary files.
 
-        Call it once no engine of this runtime directory runs any more, before the first launch.
+        Call it before the first launch, once no engine of this runtime directory runs any more but those of ``kept``, whose
+        files stay. It has their launches' nonces.
         """
+        spared = {path(instance).name for instance in kept for path in (self.pid_path, self.handoff_path)}
+        if self._latest_instance() in kept:
+            spared.add(LATEST_HANDOFF)
         handoffs = [name for name in self.engines.names(".json") if is_own_handoff(name, self._handoff(name))]
         pids = [name for name in self._top.names(".pid") if is_pool_id(name.removesuffix(".pid").partition(_REPLICA)[0])]
+        handoffs, pids = [[name for name in names if name not in spared] for names in (handoffs, pids)]
         for name in (*handoffs, *self.engines.names(".tmp")):
             self.engines.remove(name)
         for name in (*pids, *self._top.names(".tmp")):
             self._top.remove(name)
         self.records.remove_temporaries()
+        in_use = {f"{TEMPORARY}{nonce[:8]}" for nonce in kept.values()}
         for pool_id in self.workdir_owners():
-            remove_where(str(self._work.path / pool_id), lambda _, name: name.startswith(TEMPORARY))
+            remove_where(str(self._work.path / pool_id), lambda _, name: name.startswith(TEMPORARY) and name not in in_use)
 
     def workdir(self, pool_id: str, uid: int, gid: int) -> Path:
         """The engine's working directory ``work/{pool_id}``, mode 0700, owned by the user it runs as.

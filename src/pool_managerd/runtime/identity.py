@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -71,6 +71,21 @@ class Identity:
             and procfs.is_running(self.shim_pid, self.shim_start_ticks)
             and is_shim(self.shim_pid)
         )
+
+
+def open_proved(pid: int, is_ours: Callable[[], bool]) -> int | None:
+    """A pidfd of a process that was proved ours after it was opened, so that no signal can reach another; None for any other.
+
+    The caller closes it.
+    """
+    try:
+        pidfd = os.pidfd_open(pid) if pid > 1 else None
+    except OSError:
+        return None
+    if pidfd is not None and not is_ours():
+        os.close(pidfd)
+        return None
+    return pidfd
 
 
 def is_shim(pid: int) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 
 from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.launch_record import LaunchRecord, record_of
+from pool_managerd.core.launch_record import FileStamp, LaunchRecord, record_of
 from pool_managerd.errors import NodeError
-from pool_managerd.runtime import isolation, procfs, wire
+from pool_managerd.runtime import attestation, isolation, procfs, wire
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
 from pool_managerd.runtime.environment import Places, engine_environment
 from pool_managerd.runtime.files import RuntimeFiles
@@ -58,11 +58,11 @@ class Launcher:
 
     async def launch(
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] = NOTHING,
-        decided_at_ms: int | None = None,
+        exclusive: bool = False, decided_at_ms: int | None = None,
     ) -> EngineProcess:  # fmt: skip
         """Run the engine; ``grace_ms`` is what its shim allows it on SIGTERM when nobody says otherwise.
 
-        For the record alone: ``reserved_bytes`` by GPU UUID, and when it was decided (unix ms; None: now).
+        For the record alone: ``reserved_bytes`` by GPU UUID, ``exclusive`` or not, and when it was decided (unix ms; None: now).
 
         Raises EngineError ("preload failed: cannot run …") with the remedy when it cannot be executed, and
         NodeError for a runtime directory that cannot be used. Cancelled, it leaves nothing running.
@@ -70,11 +70,12 @@ class Launcher:
         program = locate(engine)
         self._files.prepare()
         # In a thread: it walks to every file and library that the engine needs, and asks the user database.
-        choice = await in_own_thread(isolation.choose, engine, program, self._files.root, self.users, self._options.profile)
+        choice, files = await in_own_thread(self._look, engine, program)
         now_ms = time.time_ns() // 1_000_000
         record = record_of(
             engine, epoch=epoch, reserved_bytes=reserved_bytes, log_mark=self._files.log_mark(engine.instance_id),
-            decided_at_ms=now_ms if decided_at_ms is None else decided_at_ms, order_at_ms=now_ms,
+            decided_at_ms=now_ms if decided_at_ms is None else decided_at_ms, order_at_ms=now_ms, exclusive=exclusive,
+            files=files,
         )  # fmt: skip
         order = self._order(engine, program, choice, record, grace_ms)
         answer, connection = await self._exchange(engine, order)
@@ -86,6 +87,10 @@ class Launcher:
             isolation=isolation.read_back(identity.pid),
             notice=self._new(choice.notice),
         )
+
+    def _look(self, engine: PreparedEngine, program: str) -> tuple[isolation.Choice, tuple[FileStamp, ...]]:
+        choice = isolation.choose(engine, program, self._files.root, self.users, self._options.profile)
+        return choice, attestation.stamps(engine, program)
 
     async def forget(self, pool_id: str) -> None:
         """Leave nothing of a pool that is gone: a later one of its name gets none of its files, nor its uid by right."""

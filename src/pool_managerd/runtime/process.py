@@ -24,21 +24,27 @@ _ENGINE_OVERDUE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The daemon's hold on an engine: the shim's channel and pidfds of engine and shim. All are closed together."""
+    """The daemon's hold on an engine: the shim's channel and pidfds of engine and shim. All are closed together.
 
-    channel: socket.socket
-    engine_pidfd: int
-    shim_pidfd: int
+    The channel is the daemon's that gave the order; another one, that found the engine running, speaks to the shim by signals.
+    A pidfd is None when its process has ended already.
+    """
+
+    channel: socket.socket | None
+    engine_pidfd: int | None
+    shim_pidfd: int | None
 
     def close(self) -> None:
         """Give up the hold. The engine goes on."""
-        self.channel.close()
-        os.close(self.engine_pidfd)
-        os.close(self.shim_pidfd)
+        if self.channel is not None:
+            self.channel.close()
+        for fd in (self.engine_pidfd, self.shim_pidfd):
+            if fd is not None:
+                os.close(fd)
 
 
 class EngineProcess:
-    """Made by ``Launcher.launch`` inside a running loop. ``wait`` (or ``close``) frees the descriptors.
+    """Made by ``Launcher.launch``, or found by ``Adoption``, in a running loop. ``wait`` (or ``close``) frees the descriptors.
 
     ``isolation`` is what the kernel says about the running engine; ``notice`` is a sentence for the operator when
     that is less than the default, else None.
@@ -66,8 +72,11 @@ class EngineProcess:
         self._ending: asyncio.Task[ExitRecord] | None = None
         loop = self._loop = asyncio.get_running_loop()
         self._overdue: asyncio.TimerHandle | None = None
-        loop.add_reader(connection.engine_pidfd, self._on_engine_end)
-        loop.add_reader(connection.shim_pidfd, self._on_shim_end)
+        for pidfd, on_end in ((connection.engine_pidfd, self._on_engine_end), (connection.shim_pidfd, self._on_shim_end)):
+            if pidfd is None:
+                on_end()
+            else:
+                loop.add_reader(pidfd, on_end)
 
     async def wait_dead(self) -> None:
         """Return as soon as the engine process has ended; its outcome may not be known yet."""
@@ -96,8 +105,7 @@ class EngineProcess:
     def kill(self) -> None:
         """Stop at once, even when the shim does not react."""
         self._tell({"op": "kill"}, signal.SIGUSR1)
-        if self._connection is not None:
-            send(self._connection.engine_pidfd, signal.SIGKILL)
+        self._send_engine(signal.SIGKILL)
 
     def close(self) -> None:
         """Stop watching without touching the engine: it goes on under its shim."""
@@ -109,26 +117,33 @@ class EngineProcess:
         if self._connection is None or self._shim_gone.is_set():
             return
         try:
+            if self._connection.channel is None:
+                raise ConnectionError
             self._connection.channel.send(wire.encode(message))
         except OSError:
-            send(self._connection.shim_pidfd, otherwise)
+            self._send_shim(otherwise)
 
     def _on_engine_end(self) -> None:
         if self._connection is not None:
-            self._loop.remove_reader(self._connection.engine_pidfd)
-            self._overdue = self._loop.call_later(_SHIM_OVERDUE_SECONDS, self._give_up_shim)
+            if self._connection.engine_pidfd is not None:
+                self._loop.remove_reader(self._connection.engine_pidfd)
+            self._overdue = self._loop.call_later(_SHIM_OVERDUE_SECONDS, self._send_shim, signal.SIGKILL)
         self._dead.set()
 
     def _on_shim_end(self) -> None:
-        if self._connection is not None:
+        if self._connection is not None and self._connection.shim_pidfd is not None:
             self._loop.remove_reader(self._connection.shim_pidfd)
         if self._overdue is not None:
             self._overdue.cancel()
         self._shim_gone.set()
 
-    def _give_up_shim(self) -> None:
-        if self._connection is not None:
-            send(self._connection.shim_pidfd, signal.SIGKILL)
+    def _send_engine(self, number: signal.Signals) -> None:
+        if self._connection is not None and self._connection.engine_pidfd is not None:
+            send(self._connection.engine_pidfd, number)
+
+    def _send_shim(self, number: signal.Signals) -> None:
+        if self._connection is not None and self._connection.shim_pidfd is not None:
+            send(self._connection.shim_pidfd, number)
 
     async def _end(self) -> ExitRecord:
         await self._shim_gone.wait()
@@ -142,7 +157,7 @@ class EngineProcess:
 
     def _last_words(self) -> ExitRecord | None:
         """The exit record that the shim also sends: it may have had no disk to write it to."""
-        if self._connection is None:
+        if self._connection is None or self._connection.channel is None:
             return None
         try:
             frames = wire.Decoder().feed(self._connection.channel.recv(65536))
@@ -151,8 +166,7 @@ class EngineProcess:
             return None
 
     async def _end_without_shim(self) -> ExitRecord:
-        if self._connection is not None:
-            send(self._connection.engine_pidfd, signal.SIGKILL)
+        self._send_engine(signal.SIGKILL)
         try:
             async with asyncio.timeout(_ENGINE_OVERDUE_SECONDS):
                 await self._dead.wait()
@@ -164,8 +178,9 @@ class EngineProcess:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._loop.remove_reader(connection.engine_pidfd)
-            self._loop.remove_reader(connection.shim_pidfd)
+            for pidfd in (connection.engine_pidfd, connection.shim_pidfd):
+                if pidfd is not None:
+                    self._loop.remove_reader(pidfd)
             connection.close()
         if self._overdue is not None:
             self._overdue.cancel()

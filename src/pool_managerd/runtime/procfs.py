@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import NamedTuple
 
 NONCE_VARIABLE = "POOL_MANAGERD_NONCE"
@@ -34,6 +35,12 @@ def start_ticks(pid: int) -> int | None:
     """When ``pid`` started, in clock ticks since boot; with the pid and the boot id it names one process only."""
     found = stat(pid)
     return None if found is None else found.start_ticks
+
+
+def started_at(ticks: int) -> float:
+    """The monotonic second of a process's start. Ticks count while the machine is suspended, monotonic time does not."""
+    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - ago
 
 
 def is_running(pid: int, ticks: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pool_managerd.runtime import procfs
-from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.identity import Identity, open_proved
 from pool_managerd.runtime.records import InstanceRecord, InstanceRecords
 from pool_managerd.runtime.strays import kill_strays
 from pool_managerd.runtime.waiting import ended_within, has_ended, send
@@ -31,6 +31,14 @@ class Survivor:
     identity: Identity
     outcome: Outcome
     human: str
+
+    @property
+    def pool_id(self) -> str:
+        return self.identity.pool_id
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
 
 
 async def stop_survivors(records: Iterable[Identity], grace_ms: int) -> list[Survivor]:
@@ -95,13 +103,10 @@ async def _stop_directly(engine: int, grace_ms: int) -> bool:
 
 @contextmanager
 def _hold(pid: int, is_ours: Callable[[], bool]) -> Iterator[int | None]:
-    """A pidfd of a process that was proved ours after it was opened, so that no signal can reach another; else None."""
+    """As ``open_proved``, and closed in the end."""
+    pidfd = open_proved(pid, is_ours)
     try:
-        pidfd = os.pidfd_open(pid) if pid > 1 else None
-    except OSError:
-        pidfd = None
-    try:
-        yield pidfd if is_ours() else None
+        yield pidfd
     finally:
         if pidfd is not None:
             os.close(pidfd)

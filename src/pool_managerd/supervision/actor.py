@@ -18,7 +18,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.launch import Launch
-from pool_managerd.supervision.launch_work import LaunchWork, Reports
+from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.operations import Waiting, refusal, settle
 from pool_managerd.supervision.pool import Definition, Pool
@@ -89,15 +89,16 @@ class PoolActor:
         if self.pool.instance.phase is Phase.DRAINING:
             self.post(ev.LeasesChanged(self._active_leases()))
 
-    async def close(self) -> None:
-        """End the task; effects still under way are cancelled. The engine must be down by now."""
+    async def close(self, *, leave: bool = False) -> None:
+        """End the task; effects still under way are cancelled. The engine must be down by now, or is to ``leave`` running."""
         tasks = [self._task, *self._work.tasks]
         for task in tasks:
             task.cancel()
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.kill()
+        if not leave:
+            self.kill()
         pool_id = self.pool.pool_id
         self._s.silent.discard(pool_id)
         gone = RequestError(f"cannot go on: pool {pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=pool_id)
@@ -145,6 +146,7 @@ class PoolActor:
             if changed:
                 self._publish()
                 self._tell_transition(view(before).state, event)
+            self._keep_drain(before)
             if changed or message.waiting is not None:
                 self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:
@@ -162,7 +164,7 @@ class PoolActor:
             self._expire_leases(now)
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
-        if isinstance(event, ev.Drain | ev.Evict):
+        if isinstance(event, ev.Drain | ev.Evict | ev.Adopted):
             return replace(event, active_leases=self._active_leases())
         return event
 
@@ -196,6 +198,13 @@ class PoolActor:
 
     def _fire(self) -> None:
         self._inbox.put_nowait(Message(ev.Tick(), Context()))
+
+    def _keep_drain(self, before: PoolState) -> None:
+        """A drain goes on to its deadline under the next daemon, too."""
+        was, now = (i.deadline if i.phase is Phase.DRAINING else None for i in (before.active, self.pool.instance))
+        if now != was:
+            kept = {"epoch": self.pool.instance.epoch, "since": self.pool.instance.drain_since, "deadline": now}
+            self._s.records.note_fact(DRAIN, self.pool.pool_id, None if now is None else kept)
 
     # --- what others see ---
 
@@ -238,7 +247,10 @@ class PoolActor:
             case do.AwaitVram(epoch):
                 waiting = self._s.gpus.wait_until_free(self.pool, epoch, self.pool.definition.policy.vram_wait_s, self.emit)
                 self._work.run(waiting, epoch, "the watch of its GPU memory")
-            case do.SleepEngine(epoch) | do.WakeEngine(epoch) | do.AdoptEngine(epoch):
+            case do.AdoptEngine(epoch):
+                self.pool.launch = Launch(epoch)
+                self._work.run(self._work.adopt(epoch), epoch, "the adoption")
+            case do.SleepEngine(epoch) | do.WakeEngine(epoch):
                 self.post(ev.HelperDied(epoch, "this engine does not support it"))
             case do.LaunchEffect():
                 try:

@@ -39,7 +39,7 @@ def exit_event(epoch: int, record: ExitRecord, lines: list[str], prepared: Prepa
     return ev.Exited(
         epoch, code=record.code, signal=record.signal, summary=summary, crash=crash, port_conflict=taken,
         evidence=named_cause(lines, prepared.engine if prepared is not None else ""),
-        graceful=record.code == 0 and prepared is not None and prepared.verbatim,
+        graceful=record.code == 0 and prepared is not None and prepared.verbatim, stopped=record.stopped_by_us,
     )  # fmt: skip
 
 

@@ -26,6 +26,9 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
 
+DRAIN = "drain"
+"""The kind of the facts about drains that are under way, by pool id."""
+
 
 class Learn(Protocol):
     """Write down what is known of launch ``epoch`` now: fields of Launch. False when it is not the present one any more."""
@@ -128,6 +131,7 @@ class LaunchWork:
             process = await self._s.launcher.launch(
                 prepared, epoch=epoch, grace_ms=pool.definition.policy.stop_grace_ms,
                 reserved_bytes=allocation.bytes_by_device if allocation is not None else {},
+                exclusive=pool.config is not None and pool.config.exclusive,
                 decided_at_ms=now_ms - round((self._s.clock.monotonic() - decided_s) * 1000),
             )  # fmt: skip
         except PoolError as problem:
@@ -144,6 +148,33 @@ class LaunchWork:
         if process.notice:
             self._actor.emit("notice", process.notice, level="warn")
         self._actor.post(ev.Spawned(epoch, process.pid))
+
+    async def adopt(self, epoch: int) -> None:
+        """Take hold of the engine that an earlier daemon has left, or hear how it ended."""
+        pool_id = self._pool.pool_id
+        left = self._s.adoption.left().get(pool_id)
+        if left is None:
+            self._actor.post(ev.NotAdopted(epoch, "it is gone"))
+            return
+        try:
+            process = self._s.adoption.adopt(pool_id)
+        except PoolError as problem:
+            self._actor.post(ev.NotAdopted(epoch, problem.message))
+            return
+        launch, prepared = left.launch, left.launch.engine_as_shown()
+        allocation = await self._s.admission.adopt(launch)
+        self._actor.learn(epoch, process=process, prepared=prepared, allocation=allocation, log_mark=launch.log_mark)
+        watch = self._watch(epoch, process, prepared, launch.log_mark)
+        self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
+        for path in self._s.adoption.changed(launch):
+            human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
+            self._actor.emit("notice", human, level="warn", path=path)
+        drain = self._s.records.facts(DRAIN).get(pool_id, {})
+        since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
+        self._actor.post(ev.Adopted(
+            epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
+            warmable=not prepared.verbatim and prepared.warmup != "none", drain_since=since, drain_deadline=deadline,
+        ))  # fmt: skip
 
     async def _watch(self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int]) -> None:
         await process.wait_dead()

@@ -43,6 +43,7 @@ def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: s
         probe_interval_s=health.probe_interval_ms / 1000,
         probe_timeout_s=health.probe_timeout_ms / 1000,
         failure_threshold=health.failure_threshold,
+        drain_deadline_s=config.lifecycle.drain_deadline_ms / 1000,
         stop_grace_ms=supervision.stop_grace_ms,
         vram_wait_s=config.gpu.vram_wait_ms / 1000,
         restart=(pool.restart if pool else None) or supervision.restart,

@@ -133,8 +133,8 @@ class Pools:
         rules = policy.policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
         return Definition(rules, definition.config, engine)
 
-    async def boot(self, stored: dict[str, StoredPool]) -> None:
-        """Bring back what the configuration and the stored intent say, in the order of pool ids."""
+    async def restore(self, stored: dict[str, StoredPool]) -> None:
+        """What the configuration and the stored intent name, in the order of pool ids; nothing of it is started."""
         self._intents.restore(stored)
         configured = {pool.id: pool for pool in self._config.pools}
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
@@ -143,8 +143,6 @@ class Pools:
             pool = self.add(pool_id, configured.get(pool_id))
             if pool.submitted is not None or pool.definition.barred is not None:
                 await self._intents.keep(pool, pool.submitted)  # an earlier version wrote secrets down
-            if pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None:
-                await self.request(pool, "start", ev.Start(origin="boot"), "up")
 
     async def remove(self, pool: Pool) -> bool:
         """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
@@ -299,10 +297,10 @@ class Pools:
         await asyncio.gather(*(self._stop_one(pool, deadline_ms) for pool in self.all()))
         await self.close()
 
-    async def close(self) -> None:
-        """End all actors; their engines must be down by now."""
+    async def close(self, *, leave: bool = False) -> None:
+        """End all actors; their engines must be down by now, or are to ``leave`` running."""
         for actor in tuple(self._actors.values()):
-            await actor.close()
+            await actor.close(leave=leave)
 
     async def _stop_one(self, pool: Pool, deadline_ms: int) -> None:
         clock, phase = self._s.clock, pool.instance.phase

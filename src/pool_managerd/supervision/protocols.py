@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import ProbeResult
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
 from pool_managerd.core.preflight import Report
 
@@ -60,10 +61,32 @@ class Emit(Protocol):
 class Launcher(Protocol):
     async def launch(
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] = ...,
-        decided_at_ms: int | None = None,
+        exclusive: bool = False, decided_at_ms: int | None = None,
     ) -> Process: ...  # fmt: skip
     async def forget(self, pool_id: str) -> None: ...
     async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
+
+
+class Adoption(Protocol):
+    """The engines that an earlier daemon has left. ``adopt`` raises EngineError when the pool has left none."""
+
+    def left(self) -> Mapping[str, LeftEngine]: ...
+    def adopt(self, pool_id: str) -> Process: ...
+    def changed(self, launch: LaunchRecord) -> Sequence[str]: ...
+    async def clear(self, kept: Collection[str]) -> Sequence[Ended]: ...
+
+
+class Ended(Protocol):
+    """What became of an engine that was left and that nobody adopts; ``human`` says it in a sentence."""
+
+    @property
+    def pool_id(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def human(self) -> str: ...
 
 
 class Models(Protocol):
@@ -78,6 +101,7 @@ class Engines(Protocol):
         self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
     ) -> PreparedEngine: ...
     def attach(self, pool: PoolConfig) -> AttachedEngine: ...
+    def claim(self, instance: InstanceId, port: int) -> None: ...
     def release(self, pool_id: str) -> None: ...
 
 
@@ -140,6 +164,8 @@ class Journal(Protocol):
 
 
 class Records(Protocol):
-    """Durable counters; writes are queued, never waited for."""
+    """Durable counters and facts; writes are queued, never waited for."""
 
+    def facts(self, kind: str) -> dict[str, dict[str, Any]]: ...
+    def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
     def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None: ...

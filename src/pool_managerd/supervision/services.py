@@ -9,6 +9,7 @@ from typing import Protocol
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.core.registry import Registry
@@ -17,6 +18,7 @@ from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import (
+    Adoption,
     Clock,
     Emit,
     Engines,
@@ -44,6 +46,8 @@ class Admission(Protocol):
     """May a start go ahead, and on which GPUs. Raises PoolError where it may not."""
 
     async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]: ...
+    def restore_launch(self, launch: LaunchRecord) -> None: ...
+    async def adopt(self, launch: LaunchRecord) -> Allocation | None: ...
     async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]: ...
     def restore(self) -> None: ...
     def forget(self, pool_id: str) -> None: ...
@@ -62,6 +66,7 @@ class Services:
     epochs: Epochs
     baselines: Baselines
     launcher: Launcher
+    adoption: Adoption
     models: Models
     engines: Engines
     files: Files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
@@ -30,6 +31,7 @@ from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.manual_clock import ManualClock
 
@@ -84,7 +86,7 @@ class FakeLauncher:
 
     async def launch(
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] | None = None,
-        decided_at_ms: int | None = None,
+        exclusive: bool = False, decided_at_ms: int | None = None,
     ) -> FakeProcess:  # fmt: skip
         if self.refuse is not None:
             raise self.refuse
@@ -97,6 +99,32 @@ class FakeLauncher:
 
     async def forget_others(self, pool_ids: Iterable[str]) -> None:
         """There is nothing of anybody else's."""
+
+
+class FakeAdoption:
+    """Has what a test has left: engines, and the processes that go with them; without one, the adoption fails."""
+
+    def __init__(self) -> None:
+        self.engines: dict[str, LeftEngine] = {}
+        self.processes: dict[str, FakeProcess] = {}
+        self.changed_files: list[str] = []
+        self.cleared: list[str] = []
+
+    def left(self) -> Mapping[str, LeftEngine]:
+        return self.engines
+
+    def adopt(self, pool_id: str) -> FakeProcess:
+        self.engines.pop(pool_id)
+        if pool_id not in self.processes:
+            raise EngineError(f"cannot adopt an engine of pool {pool_id}: none was left")
+        return self.processes[pool_id]
+
+    def changed(self, launch: LaunchRecord) -> Sequence[str]:
+        return self.changed_files
+
+    async def clear(self, kept: Collection[str]) -> Sequence[Ended]:
+        self.cleared = sorted(self.engines.keys() - set(kept))
+        return ()
 
 
 class FakeModels:
@@ -132,6 +160,9 @@ class FakeEngines:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
+
+    def claim(self, instance: InstanceId, port: int) -> None:
+        """Nobody else asks for ports."""
 
     def release(self, pool_id: str) -> None:
         """There are no ports to give back."""
@@ -265,6 +296,7 @@ class FakeNode:
         self.events = EventLog(self.clock.wall_ms)
         self.registry = Registry(self.clock.wall_ms, salt="fake")
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
+        self.adoption = FakeAdoption()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
         self.monitor = FakeMonitor(self.clock.monotonic)
         self.needs: dict[str, LaunchInputs] = {}
@@ -281,7 +313,8 @@ class FakeNode:
         parts: dict[str, Any] = {
             "clock": self.clock, "registry": self.registry, "events": self.events,
             "epochs": Epochs(self.records), "baselines": Baselines(),
-            "launcher": self.launcher, "models": self.models, "engines": self.engines, "files": self.files, "prober": self.prober,
+            "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
+            "files": self.files, "prober": self.prober,
             "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
             "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip

@@ -24,13 +24,13 @@ from pool_managerd.engines.submitted import prepared_from_json, prepared_to_json
 from pool_managerd.errors import NodeError
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.adoption import Adoption
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
-from pool_managerd.runtime.survivors import Survivor, stop_survivors
 from pool_managerd.store.journal import Journal
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
@@ -78,11 +78,11 @@ class Adapters:
         self._ports = PortAllocator(config.daemon.engine_ports)
         self._spawner = Spawner()
         self._launcher = Launcher(self._spawner, self.files, launch_options(config))
+        self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
         self.models = ModelProvisioner(config.base_dir, config.policy)
         run = ConfinedRun(self._launcher.users)
         self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
         self.prober = HttpProber()
-        self.survivors: list[Survivor] = []
         self.notices: list[str] = []
         self.fatal: Callable[[BaseException], None] = ignore_fatal
         self._locks = [
@@ -94,8 +94,8 @@ class Adapters:
         self.gpus = self.gpu_parts.gpus(self.registry)
         self.services = Services(
             clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store), baselines=Baselines(),
-            launcher=self._launcher, models=self.models, engines=self.engines, files=self.files, prober=self.prober,
-            listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+            launcher=self._launcher, adoption=self._adoption, models=self.models, engines=self.engines, files=self.files,
+            prober=self.prober, listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip
@@ -115,7 +115,7 @@ class Adapters:
             lock.release()
 
     async def open(self) -> dict[str, StoredPool]:
-        """Locks, state, survivors of a dead predecessor, the fork server. Raises NodeError; leaves nothing open then."""
+        """Locks, state, what an earlier daemon has left, the fork server. Raises NodeError; leaves nothing open then."""
         self.claim()
         try:
             loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Adapters:
             self.store.listener = told
             stored = self.store.open()
             self.notices += self.files.prepare()
-            await self._clear_away()
+            self._adoption.find()
             await self.gpu_parts.open()
             await self._spawner.start()
         except BaseException:
@@ -151,15 +151,6 @@ class Adapters:
             self.events.emit("state_degraded", human, level="error", directory=str(self.config.daemon.state_dir))
         elif done is None:
             self.events.emit("state_recovered", "The state can be written again, and what was written was read back")
-
-    async def _clear_away(self) -> None:
-        """Stop what a dead predecessor left running, and remove the files that spoke of it. The lock makes all of it ours."""
-        records = self.files.records.all()
-        running = [record.identity for record in records if record.exit is None]
-        self.survivors = await stop_survivors(running, self.config.supervision.stop_grace_ms)
-        for record in records:
-            self.files.records.forget(record.identity)
-        self.files.remove_stale()
 
     async def close(self) -> None:
         await self.prober.close()

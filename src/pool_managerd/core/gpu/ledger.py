@@ -142,6 +142,11 @@ class Ledger:
         self._by_instance[wanted.instance_id] = wanted
         self.version += 1
 
+    def restore(self, kept: Reservation) -> None:
+        """Reserve again what a launch has that an earlier daemon began: its engine holds it, whatever else there is."""
+        self._by_instance[kept.instance_id] = kept
+        self.version += 1
+
     def objection(self, wanted: Reservation, accounts: Mapping[str, DeviceAccount]) -> NodeError | None:
         """The error that ``reserve`` would raise now; asking changes nothing."""
         for uuid, needed in wanted.bytes_by_device.items():

@@ -146,9 +146,10 @@ def not_spawned_stopping(pool: PoolState, e: ev.EpochEvent, now: float, p: Polic
 def died(pool: PoolState, e: ev.Died, now: float, p: Policy) -> Step:
     """The process is dead, its exit record is still to come: not ready and not live from this moment."""
     i = pool.active
+    stays = i.phase is Phase.DRAINING or pool.desired.stays_down
     fallen = to(
         pool, Phase.STOPPING, now, deadline=now + p.kill_wait_s, fell_from=i.phase, asked=False, reaped=True,
-        after=After.STAY if i.phase is Phase.DRAINING else After.RECOVER, vram_pending=False, has_process=False,
+        after=After.STAY if stays else After.RECOVER, vram_pending=False, has_process=False,
     )  # fmt: skip
     say = do.Say("died", f"Engine of pool '{pool.pool_id}' is gone; reading how it ended", level="warn")
     return fallen, (do.Withdraw(i.epoch), do.EndLeases(i.epoch), say)
@@ -170,15 +171,17 @@ def exited_running(pool: PoolState, e: ev.Exited, now: float, p: Policy) -> Step
 def exited(pool: PoolState, e: ev.Exited, now: float, p: Policy) -> Step:
     """The process is reaped. There are four cases:
 
-    1. The stop was asked for: it is complete.
+    1. The stop was asked for, of this daemon, or of its shim: it is complete. A pool that is wanted starts again after that.
     2. It lost its port to another program before it was ready: it starts again on another one, and that is no crash.
     3. It may end by itself, was ready, and did so with code 0: the pool is offline.
     4. Anything else is a crash.
     """
     gone, effects = died_stopping(pool, ev.Died(e.epoch), now, p)
-    i, never_ready = pool.active, pool.active.fell_from in BEFORE_READY
-    if i.asked:  # 1
-        return then(effects, _after_reaping(gone, now, p))
+    i = pool.active
+    never_ready = i.fell_from in BEFORE_READY and i.ready_since is None
+    if i.asked or e.stopped:  # 1
+        after = i.after if i.asked or i.after is After.STAY else After.START
+        return then(effects, _after_reaping(on(gone, after=after), now, p))
     if i.after is After.RECOVER and never_ready and e.port_conflict and pool.port_conflicts < p.port_retries:  # 2
         gone = on(replace(gone, port_conflicts=pool.port_conflicts + 1), after=After.START)
         human = f"Another program took the port of pool '{pool.pool_id}'; starting on another one"

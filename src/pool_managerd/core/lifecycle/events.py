@@ -104,7 +104,7 @@ class Wake(Event):
 
 @dataclass(frozen=True, slots=True)
 class Adopt(Event):
-    """After a restart of the daemon: an engine of ``epoch`` was found running."""
+    """After a restart of the daemon: launch ``epoch`` runs still, or has ended when nobody watched it."""
 
     epoch: int
 
@@ -198,7 +198,8 @@ class Exited(EpochEvent):
 
     ``summary`` is the last_error text (SPEC §8.5), ``evidence`` the line of the log that says most; ``crash`` is its class;
     ``port_conflict`` is true when the log says that the port was taken. ``graceful``: an engine that may end by itself
-    did so; one that serves until it is stopped has failed, whatever its exit code says.
+    did so; one that serves until it is stopped has failed, whatever its exit code says. ``stopped``: its shim was told to stop
+    it, by whoever it was: an earlier daemon, or a person.
     """
 
     code: int | None = None
@@ -208,6 +209,7 @@ class Exited(EpochEvent):
     crash: CrashClass = CrashClass.UNKNOWN
     port_conflict: bool = False
     graceful: bool = False
+    stopped: bool = False
 
 
 class VramFree(EpochEvent):
@@ -228,8 +230,21 @@ class HelperDied(EpochEvent):
     what: str
 
 
+@dataclass(frozen=True, slots=True)
 class Adopted(EpochEvent):
-    """The engine that was found is ours and runs."""
+    """The engine that was found is ours; when it has ended already, that comes as news of its own.
+
+    ``was_ready``: it served under the daemon before this one. ``drain_since`` and ``drain_deadline`` are those of a drain that
+    was under way, with ``active_leases`` in flight. Monotonic seconds.
+    """
+
+    started_at: float
+    was_ready: bool = False
+    uses_gpus: bool = False
+    warmable: bool = False
+    drain_since: float | None = None
+    drain_deadline: float | None = None
+    active_leases: int = 0
 
 
 @dataclass(frozen=True, slots=True)

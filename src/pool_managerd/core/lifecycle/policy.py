@@ -18,6 +18,7 @@ class Policy:
     probe_interval_s: float = 5.0
     probe_timeout_s: float = 2.0
     failure_threshold: int = 3
+    drain_deadline_s: float = 30.0
     stop_grace_ms: int = 5_000
     kill_wait_s: float = 10.0
     vram_wait_s: float = 30.0

@@ -45,8 +45,8 @@ class PoolState:
     beside ``desired`` and beside the phase; ``pending_start`` remembers that a start was due when one of them stood in
     its way. ``retry`` false: the first start of a submitted engine, whose failure is final. ``failures`` are the times
     of the failures in a row, the newest last: backoff is counted by them. ``has_run``: a process of it ran once, so that
-    a further start by itself is a restart. ``reason`` and ``last_error`` say why it is not ready, in a word and in a
-    sentence.
+    a further start by itself is a restart. ``last_epoch``: no launch has had a higher one, but for the present one perhaps.
+    ``reason`` and ``last_error`` say why it is not ready, in a word and in a sentence.
     """
 
     active: Instance
@@ -59,6 +59,7 @@ class PoolState:
     crash_count: int = 0
     restart_count: int = 0
     has_run: bool = False
+    last_epoch: int = 0
     port_conflicts: int = 0
     reason: str | None = None
     last_error: str | None = None

@@ -30,7 +30,8 @@ def launch(pool: PoolState, now: float, p: Policy, *, origin: str) -> Step:
         say = do.Say("start_owed", f"Pool '{pool.pool_id}' is {flag}; its start waits for that to end")
         return to(replace(wanted, pending_start=True), Phase.DOWN, now), (say,)
     again = pool.has_run and origin == "restart"
-    new = Instance(old.id, old.epoch + 1, Phase.STAGING, now, deadline=now + p.staging_stall_s, launched_at=now)
+    epoch = max(old.epoch, pool.last_epoch) + 1
+    new = Instance(old.id, epoch, Phase.STAGING, now, deadline=now + p.staging_stall_s, launched_at=now)
     started = replace(wanted, active=new, pending_start=False, reason=None, restart_count=pool.restart_count + again)
     say = do.Say("start", narration.starting(pool.pool_id, origin), fields={"origin": origin})
     if again:

@@ -1,4 +1,4 @@
-"""The way up: staging, the process, the first good probe, the warm-up; and the engine of an earlier daemon, found again.
+"""The way up: staging, the process, the first good probe, the warm-up.
 
 Ready comes last, and only this way: model on disk, engine prepared, process running, its pid file written, a good probe
 of *this* launch, and the warm-up unless it is off (ORCH-3504).
@@ -13,7 +13,6 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import start_gap_ms
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import PROBED_AT_START, SERVING, Phase
@@ -149,13 +148,16 @@ def starting_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) ->
 def become_ready(pool: PoolState, now: float, p: Policy) -> Step:
     """All gates are passed."""
     i, error = pool.active, pool.last_error if pool.quarantined else None
+    first = i.ready_since is None
     ready = to(
         replace(pool, reason=None, last_error=error, port_conflicts=0, retry=True), Phase.READY, now,
-        next_probe_at=now + p.probe_interval_s, ready_since=now, warmed=True,
+        next_probe_at=now + p.probe_interval_s, ready_since=now if first else i.ready_since, warmed=True,
     )  # fmt: skip
     if pool.quarantined:
         human = f"Engine of pool '{pool.pool_id}' answers, but the pool is quarantined: {error}"
         return ready, (do.Announce(i.epoch), do.Say("quarantine", human, level="warn"))
+    if not first:
+        return ready, (do.Announce(i.epoch), do.Say("ready_again", f"Pool '{pool.pool_id}' is ready again"))
     took = round((now - i.launched_at) * 1000) if i.launched_at is not None else 0
     human = f"Pool '{pool.pool_id}' is ready after {narration.duration(took / 1000)}"
     return ready, (do.Announce(i.epoch), do.Say("preload_succeeded", human, fields={"duration_ms": took}))
@@ -183,40 +185,3 @@ def warming_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
 
 def warming_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
     return warmup_failed(pool, ev.WarmupFailed(e.epoch, e.what), now, p)
-
-
-# --- after a restart of the daemon ----------------------------------------------------------------------------------
-
-
-def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
-    """An engine of an earlier daemon was found: look whether it is ours before anything else."""
-    adopting = to(
-        replace(pool, pending_start=False), Phase.ADOPTING, now, deadline=now + p.adopt_timeout_s, epoch=e.epoch, launched_at=now,
-    )  # fmt: skip
-    say = do.Say("adopting", f"Found an engine of pool '{pool.pool_id}' running; looking whether it is ours")
-    return adopting, (do.AdoptEngine(e.epoch), say)
-
-
-def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
-    found = to(
-        replace(pool, has_run=True), Phase.STARTING, now, deadline=now + p.startup_timeout_s, has_process=True, warmed=True,
-        started_at=now, probe_sent_at=now,
-    )  # fmt: skip
-    return found, (do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"))
-
-
-def not_adopted(pool: PoolState, e: ev.NotAdopted, now: float, p: Policy) -> Step:
-    human = f"Engine of pool '{pool.pool_id}' was not taken over: {e.reason}"
-    effects: tuple[Effect, ...] = (do.Withdraw(e.epoch), do.EndLeases(e.epoch), do.Say("not_adopted", human, level="warn"))
-    return to(pool, Phase.DOWN, now), effects
-
-
-def adopting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
-    i = pool.active
-    if i.deadline is None or now < i.deadline:
-        return pool, ()
-    return not_adopted(pool, ev.NotAdopted(i.epoch, "looking at it took too long"), now, p)
-
-
-def adopting_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
-    return not_adopted(pool, ev.NotAdopted(e.epoch, e.what), now, p)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pool_managerd.core.lifecycle import draining, ending, relaunch, requests, serving, starting
+from pool_managerd.core.lifecycle import adopting, draining, ending, relaunch, requests, serving, starting
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, PROBED_AT_START, RISING, RUNNING, SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
@@ -92,7 +92,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.ResetBreaker: _row(rest=requests.reset_breaker),
     ev.Sleep: _row((P.READY, serving.sleep), rest=_NOT_READY),
     ev.Wake: _row((P.SLEEPING, serving.wake), rest=_NOT_ASLEEP),
-    ev.Adopt: _row((P.DOWN, starting.adopt), rest=_IN_USE),
+    ev.Adopt: _row((P.DOWN, adopting.adopt), rest=_IN_USE),
     # decisions made elsewhere
     ev.Quarantine: _row(rest=requests.quarantine),
     ev.EndQuarantine: _row(rest=requests.end_quarantine),
@@ -103,7 +103,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
         (P.STAGING, starting.staging_tick), (P.STARTING, starting.starting_tick), (P.WARMING, starting.warming_tick),
         (SERVING, serving.serving_tick), ({P.SLEEPING, P.WAKING}, serving.sleeping_tick),
         (P.DRAINING, draining.draining_tick), (P.STOPPING, ending.stopping_tick), ({P.BACKOFF, P.OPEN}, relaunch.due_start),
-        (P.ADOPTING, starting.adopting_tick), rest=ignore,
+        (P.ADOPTING, adopting.adopting_tick), rest=ignore,
     ),
     # news of one launch
     ev.StagingProgress: _row((P.STAGING, starting.stage_progress), rest=ignore),
@@ -130,11 +130,11 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.VramHeld: _row(({P.STOPPING, P.FAILED}, ending.vram_held), rest=ignore),
     ev.HelperDied: _row(
         (P.STAGING, starting.staging_helper_died), (P.STARTING, starting.starting_helper_died),
-        (P.WARMING, starting.warming_helper_died), (P.ADOPTING, starting.adopting_helper_died),
+        (P.WARMING, starting.warming_helper_died), (P.ADOPTING, adopting.adopting_helper_died),
         ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.not_spawned_stopping), rest=ignore,
     ),
-    ev.Adopted: _row((P.ADOPTING, starting.adopted), rest=ignore),
-    ev.NotAdopted: _row((P.ADOPTING, starting.not_adopted), rest=ignore),
+    ev.Adopted: _row((P.ADOPTING, adopting.adopted), rest=ignore),
+    ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), rest=ignore),
     ev.Slept: _row((P.SLEEPING, serving.slept), rest=ignore),
     ev.Woke: _row((P.WAKING, serving.woke), rest=ignore),
 }  # fmt: skip

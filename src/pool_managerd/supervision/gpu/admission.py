@@ -10,10 +10,11 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation
 from pool_managerd.core.gpu.mask_gpus import ResolvedMask
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.tensor_parallel import configured_split
+from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
@@ -73,6 +74,20 @@ class Admission:
             memory.begin(pool.instance_id, epoch)
             self._gpus.refresh()
         return found, sizing
+
+    def restore_launch(self, launch: LaunchRecord) -> None:
+        """Reserve again what an engine has that an earlier daemon left running. Called before anything starts."""
+        if launch.reserved_bytes:
+            self._gpus.memory.ledger.restore(
+                Reservation(launch.instance, launch.epoch, dict(launch.reserved_bytes), launch.exclusive)
+            )
+
+    async def adopt(self, launch: LaunchRecord) -> Allocation | None:
+        """The GPUs that such a launch runs on, as they are now; None when it runs on none."""
+        if not launch.device_uuids:
+            return None
+        found = in_pci_order([d for d in (await self._scan()).devices if d.uuid in launch.device_uuids])
+        return Allocation(found, {d.uuid: launch.reserved_bytes.get(d.uuid, 0) for d in found})
 
     async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
         """On which GPUs a start would run now, and what it would hold there. Reserves nothing. Raises as ``admit``."""

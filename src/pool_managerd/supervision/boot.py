@@ -1,0 +1,32 @@
+"""How the pools of a node come up: first what an earlier daemon has left running, then what is wanted besides.
+
+What was left is reserved again before anything else may be promised its memory, and adopted by its pool. What belongs to no pool
+any more is stopped before others start, as it may hold what they need.
+"""
+
+from __future__ import annotations
+
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.lifecycle import Desired
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.services import Services
+
+
+async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool]) -> None:
+    """Raises NodeError when the runtime directory or the state cannot be used."""
+    await pools.restore(stored)
+    left = {pool_id: left for pool_id, left in services.adoption.left().items() if pools.find(pool_id) is not None}
+    for pool_id, engine in left.items():
+        services.admission.restore_launch(engine.launch)
+        if pools.get(pool_id).config is not None:
+            services.engines.claim(engine.launch.instance, engine.launch.port)
+        pools.post(pool_id, ev.Adopt(engine.launch.epoch))
+    for ended in await services.adoption.clear(left.keys()):
+        services.events.emit(
+            "survivor", ended.human, level="warn", pool_id=ended.pool_id, outcome=ended.outcome, pid=ended.pid
+        )  # fmt: skip
+    for pool in pools.all():
+        wanted = pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None
+        if wanted and pool.pool_id not in left:
+            await pools.request(pool, "start", ev.Start(origin="boot"), "up")
