@@ -47,7 +47,7 @@ class PoolManager:
         self.started_at_ms = self._a.clock.wall_ms()
         self._gpus = self._a.gpus
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
-        self._leases = Leases(self._pools, self.registry, self._a.clock)
+        self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
         self._watching: list[asyncio.Task[None]] = []
@@ -81,7 +81,7 @@ class PoolManager:
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
-        await boot(self._pools, s, stored)
+        await boot(self._pools, s, stored, self._a.kept_leases)
         intake = HandoffIntake(self._pools, self.events)
         watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
         watching = (watcher.run(), self._gpus.watch.run(), self._a.gpu_parts.announce())
@@ -321,6 +321,23 @@ class PoolManager:
     def release_lease(self, pool_id: str, lease_id: str) -> dict[str, Any]:
         """Idempotent; RequestError LEASE_NOT_FOUND for an id that was never given."""
         return self._leases.release(self._pools.get(pool_id), lease_id)
+
+    async def take_lease(
+        self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
+        """As ``allocate_lease``, and it is there after the daemon's death, too. ``key``: the same one again gives the same lease.
+
+        Raises NodeError STATE_UNWRITABLE as well.
+        """
+        return await self._leases.take(self._pools.get(pool_id), holder, ttl_ms, key)
+
+    async def prolong_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
+        """As ``renew_lease``, durably."""
+        return await self._leases.prolong(self._pools.get(pool_id), lease_id, ttl_ms)
+
+    async def give_lease_back(self, pool_id: str, lease_id: str) -> dict[str, Any]:
+        """As ``release_lease``, durably."""
+        return await self._leases.give_back(self._pools.get(pool_id), lease_id)
 
     # --- inside ---
 

@@ -275,7 +275,9 @@ class FakeNode(FakeDevices):
         outcome = {"pool_id": pool_id, "force_stopped": False, "duration_ms": deadline_ms or 0, "final_lease_count": 0}
         return self._accept("drain", pool_id, outcome)
 
-    def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> Json:
+    async def take_lease(
+        self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None, *, key: str | None = None
+    ) -> Json:
         pool, held = self._pool(pool_id), self.lease_ids[pool_id]
         if len(held) >= pool["slots_total"]:
             raise RequestError(
@@ -284,11 +286,11 @@ class FakeNode(FakeDevices):
         held.append(f"l{len(self.past_leases) + len(held) + 1}")
         return {"lease_id": held[-1], "active_leases": len(held)}
 
-    def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> Json:
+    async def prolong_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> Json:
         self._pool(pool_id)
         return {"lease_id": lease_id, "expires_at_ms": 1 + ttl_ms}
 
-    def release_lease(self, pool_id: str, lease_id: str) -> Json:
+    async def give_lease_back(self, pool_id: str, lease_id: str) -> Json:
         self._pool(pool_id)
         if lease_id in self.lease_ids[pool_id]:
             self.lease_ids[pool_id].remove(lease_id)

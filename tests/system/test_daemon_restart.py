@@ -105,6 +105,35 @@ def test_after_sigkill_the_next_daemon_takes_its_engines_over(make: Make) -> Non
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
 
 
+def test_leases_and_the_deadline_of_a_drain_go_on_under_the_next_daemon(make: Make) -> None:
+    daemon = make().start()
+    pid = daemon.preload("p", slots_total=4)["pid"]
+    given = [daemon.post("/v1/pools/p/leases", {"holder": f"h{n}", "idempotency_key": f"k{n}"})[1]["lease_id"] for n in range(3)]
+    short = daemon.post("/v1/pools/p/leases", {"ttl_ms": 4000})[1]["lease_id"]
+    assert daemon.delete(f"/v1/pools/p/leases/{given[2]}") == (200, {"active_leases": 3})
+    before = daemon.get("/v1/pools/p/leases")[1]
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again")
+    after = daemon.get("/v1/pools/p/leases")[1]
+    assert [{**row, "expires_in_ms": None} for row in after] == [{**row, "expires_in_ms": None} for row in before]
+    assert daemon.post("/v1/pools/p/leases", {"idempotency_key": "k1"}) == (201, {"lease_id": given[1], "active_leases": 3})
+    assert daemon.delete(f"/v1/pools/p/leases/{given[2]}")[0] == 200, "it was given once"
+    assert daemon.delete("/v1/pools/p/leases/000000000000-1")[0] == 404
+    daemon.until(lambda s: s["active_leases"] == 2, "the lease with an end to end")
+    assert daemon.delete(f"/v1/pools/p/leases/{short}")[0] == 200
+    began = time.monotonic()
+    assert daemon.post("/v1/pools/p/drain", {"deadline_ms": 6000})[0] == 202
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda s: s["draining"], "the drain to go on")
+    assert daemon.post("/v1/pools/p/leases")[1]["code"] == "POOL_DRAINING" and alive(pid)
+    assert daemon.delete(f"/v1/pools/p/leases/{given[0]}")[1]["active_leases"] == 1
+    daemon.until(lambda s: not s["live"], "the deadline")
+    assert 5.5 < time.monotonic() - began < 8 and not alive(pid)
+    assert daemon.lines("drain_finished")[-1]["force_stopped"] and daemon.status()["active_leases"] == 0
+
+
 def test_a_clean_end_that_leaves_engines_and_the_next_daemon(make: Make) -> None:
     daemon = make()
     daemon.config.write_text(daemon.config.read_text().replace("state_dir:", "on_exit: leave, state_dir:"))

@@ -88,19 +88,20 @@ async def _finish(context: ApiContext, change: Coroutine[Any, Any, Operation], w
 async def allocate_lease(context: ApiContext, request: web.Request) -> web.Response:
     wanted = pool_id(request)
     if not request.body_exists:
-        return json_response(context.node.allocate_lease(wanted), 201)
+        return json_response(await context.node.take_lease(wanted), 201)
     body = await read_model(request, LeaseBody)
-    return json_response(context.node.allocate_lease(wanted, body.holder, body.ttl_ms), 201)
+    given = await context.node.take_lease(wanted, body.holder, body.ttl_ms, key=body.idempotency_key)
+    return json_response(given, 201)
 
 
 async def renew_lease(context: ApiContext, request: web.Request) -> web.Response:
     wanted, lease = pool_id(request), token_id(request, "lease")
     body = await read_model(request, RenewBody)
-    return json_response(context.node.renew_lease(wanted, lease, body.ttl_ms))
+    return json_response(await context.node.prolong_lease(wanted, lease, body.ttl_ms))
 
 
 async def release_lease(context: ApiContext, request: web.Request) -> web.Response:
-    return json_response(context.node.release_lease(pool_id(request), token_id(request, "lease")))
+    return json_response(await context.node.give_lease_back(pool_id(request), token_id(request, "lease")))
 
 
 # --- devices ---

@@ -44,6 +44,9 @@ class LeaseBody(Body):
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
         None, description="Ends by itself after this long; absent: never."
     )
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="The caller's own name for this request: sent again, it gives the same lease and no second one."
+    )
 
 
 class RenewBody(Body):

@@ -37,14 +37,15 @@ _REGISTERED: dict[int, type[BaseModel] | None] = {200: schemas.Registered}
 LEASE_ROUTES = (
     Route(
         "POST", f"{_POOL}/leases", "Take a lease on a slot", changes.allocate_lease, {201: schemas.LeaseGiven},
-        (400, 404, 409, 413, 415, 503), schemas.LeaseBody,
+        (400, 404, 409, 413, 415, 503, 507), schemas.LeaseBody,
     ),
     _read(f"{_POOL}/leases", "Leases that are held", reads.leases, schemas.Lease, 404, many=True),
     Route(
-        "DELETE", _LEASE, "Give a lease back; again is no error", changes.release_lease, {200: schemas.LeaseCount}, (404,)
+        "DELETE", _LEASE, "Give a lease back; again is no error", changes.release_lease, {200: schemas.LeaseCount}, (404, 507)
     ),
     Route(
-        "PUT", _LEASE, "Renew a lease", changes.renew_lease, {200: schemas.Lease}, (400, 404, 409, 413, 415), schemas.RenewBody
+        "PUT", _LEASE, "Renew a lease", changes.renew_lease, {200: schemas.Lease}, (400, 404, 409, 413, 415, 507),
+        schemas.RenewBody,
     ),
 )  # fmt: skip
 READ_ROUTES = (

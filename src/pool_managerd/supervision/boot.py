@@ -6,17 +6,22 @@ any more is stopped before others start, as it may hold what they need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.registry import KeptLeases
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
 
-async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool]) -> None:
+async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = ()) -> None:
     """Raises NodeError when the runtime directory or the state cannot be used."""
     await pools.restore(stored)
     left = {pool_id: left for pool_id, left in services.adoption.left().items() if pools.find(pool_id) is not None}
+    for kept in leases:
+        services.registry.restore_leases(kept, left[kept.pool_id].launch.epoch if kept.pool_id in left else None)
     for pool_id, engine in left.items():
         services.admission.restore_launch(engine.launch)
         if pools.get(pool_id).config is not None:

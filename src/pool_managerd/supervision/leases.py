@@ -1,4 +1,8 @@
-"""Leases as remote callers see them: by id, on a ready pool, told to its actor. The counting is the registry's."""
+"""Leases as remote callers see them: by id, on a ready pool, told to its actor. The counting is the registry's.
+
+What ``take``, ``prolong`` and ``give_back`` acknowledge is there after the daemon's death, too; ``allocate``, ``renew`` and
+``release`` do not wait for that.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.errors import RequestError, SpecError
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.protocols import Clock, LeaseKeeper
 
 MAX_TTL_MS = 7 * 86_400_000
 
@@ -17,12 +21,36 @@ MAX_TTL_MS = 7 * 86_400_000
 class Leases:
     """Synchronous from check to grant, so that no drain can come in between."""
 
-    def __init__(self, pools: Pools, registry: Registry, clock: Clock) -> None:
+    def __init__(self, pools: Pools, registry: Registry, clock: Clock, keeper: LeaseKeeper) -> None:
         self._pools = pools
         self._registry = registry
         self._clock = clock
+        self._keeper = keeper
 
-    def allocate(self, pool: Pool, holder: str | None, ttl_ms: int | None) -> dict[str, Any]:
+    async def take(self, pool: Pool, holder: str | None, ttl_ms: int | None, key: str | None = None) -> dict[str, Any]:
+        """As ``allocate``, durably. Raises NodeError STATE_UNWRITABLE; nothing was given then."""
+        given = self.allocate(pool, holder, ttl_ms, key)
+        try:
+            await self._keeper.kept()
+        except BaseException:  # a caller that went away has no lease either, unless it names its request
+            if key is None:
+                self.release(pool, given["lease_id"])
+            raise
+        return given
+
+    async def prolong(self, pool: Pool, lease_id: str, ttl_ms: int) -> dict[str, Any]:
+        """As ``renew``, durably."""
+        renewed = self.renew(pool, lease_id, ttl_ms)
+        await self._keeper.kept()
+        return renewed
+
+    async def give_back(self, pool: Pool, lease_id: str) -> dict[str, Any]:
+        """As ``release``, durably."""
+        released = self.release(pool, lease_id)
+        await self._keeper.kept()
+        return released
+
+    def allocate(self, pool: Pool, holder: str | None, ttl_ms: int | None, key: str | None = None) -> dict[str, Any]:
         """Raises RequestError POOL_UNREADY, POOL_DRAINING or NO_FREE_SLOTS; SpecError for a wrong ``ttl_ms``."""
         pool_id, seen = pool.pool_id, view(pool.state)
         if not seen.ready and not seen.draining:
@@ -32,7 +60,8 @@ class Leases:
                 hint=pool.state.last_error or "start it, or wait until it is ready",
             )  # fmt: skip
         expires_at = None if ttl_ms is None else self._expiry(ttl_ms)
-        lease = self._registry.grant(pool_id, holder=holder, given_at_ms=self._clock.wall_ms(), expires_at=expires_at)
+        given_at_ms = self._clock.wall_ms()
+        lease = self._registry.grant(pool_id, holder=holder, given_at_ms=given_at_ms, expires_at=expires_at, key=key)
         self._pools.leases_changed(pool_id, expiry=expires_at is not None)
         return {"lease_id": lease.lease_id, "active_leases": self._registry.get_active_leases(pool_id)}
 

@@ -150,6 +150,12 @@ class Facts(Protocol):
     def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
 
 
+class LeaseKeeper(Protocol):
+    """Keeps leases for the next daemon of this boot. ``kept`` returns when all changes so far are; raises NodeError."""
+
+    async def kept(self) -> None: ...
+
+
 class Journal(Protocol):
     """Keeps events and operations for the next daemon. Writes are queued, never waited for; nothing raises."""
 

@@ -17,7 +17,7 @@ from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.handoff import Handoff
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.redaction import Redactor
-from pool_managerd.core.registry import Registry
+from pool_managerd.core.registry import KeptLeases, Registry
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json, prepared_to_json
@@ -32,6 +32,7 @@ from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.store.journal import Journal
+from pool_managerd.store.leases import LeaseStore
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.boot_gate import BootGate
@@ -72,7 +73,9 @@ class Adapters:
         self.node_id = socket.gethostname()
         self.journal = Journal(config.daemon.state_dir)
         self.events = EventLog(self.clock.wall_ms, redactor, self.journal)
-        self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8))
+        self.leases = LeaseStore(config.daemon.state_dir, procfs.boot_id())
+        self.kept_leases: list[KeptLeases] = []
+        self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8), on_lease=self.leases.put)
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports)
@@ -127,13 +130,13 @@ class Adapters:
             self.events.restore()
             self.store.listener = told
             stored = self.store.open()
+            self.kept_leases = self.leases.open()
             self.notices += self.files.prepare()
             self._adoption.find()
             await self.gpu_parts.open()
             await self._spawner.start()
         except BaseException:
-            await self.store.close()
-            await self.journal.close()
+            await self._close_stores()
             self.unclaim()
             raise
         self.notices += self.gpu_parts.notices
@@ -156,9 +159,12 @@ class Adapters:
         await self.prober.close()
         await self.gpu_parts.monitor.close()
         await self._spawner.close()
-        await self.store.close()
-        await self.journal.close()
+        await self._close_stores()
         self.unclaim()
+
+    async def _close_stores(self) -> None:
+        for store in (self.store, self.leases, self.journal):
+            await store.close()
 
     def _on_fatal(self, problem: BaseException) -> None:
         self.fatal(problem)

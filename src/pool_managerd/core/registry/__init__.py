@@ -2,6 +2,6 @@
 
 from pool_managerd.core.registry.registry import Registry
 from pool_managerd.core.registry.snapshot import PoolSnapshot
-from pool_managerd.core.registry.types import DeviceShare, Lease, PerfHints
+from pool_managerd.core.registry.types import DeviceShare, KeptLeases, Lease, LeaseChange, PerfHints
 
-__all__ = ["DeviceShare", "Lease", "PerfHints", "PoolSnapshot", "Registry"]
+__all__ = ["DeviceShare", "KeptLeases", "Lease", "LeaseChange", "PerfHints", "PoolSnapshot", "Registry"]

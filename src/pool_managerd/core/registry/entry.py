@@ -24,11 +24,12 @@ class LaunchLeases:
 class PoolEntry:
     """What was set of a pool (``known``; there ``slots_free`` is what its engine reported), and its leases.
 
-    ``epoch`` is the launch that new leases are given on; ``leases`` are those of every launch that has any.
+    ``epoch`` is the launch that new leases are given on; ``leases`` are those of every launch that has any. Their ids are
+    ``lease_prefix`` and a number, which ``leases_given`` has reached.
     """
 
     known: PoolSnapshot
-    born: int
+    lease_prefix: str
     epoch: int = 0
     leases: dict[int, LaunchLeases] = field(default_factory=dict)
     leases_given: int = 0
@@ -43,9 +44,9 @@ class PoolEntry:
         found = self.leases.get(epoch)
         return 0 if found is None else found.total
 
-    def find(self, lease_id: str) -> LaunchLeases | None:
-        """The launch that the lease is on; None when it is over, or never was."""
-        return next((launch for launch in self.leases.values() if lease_id in launch.by_id), None)
+    def find(self, lease_id: str) -> tuple[int, LaunchLeases] | None:
+        """The launch that the lease is on, with its epoch; None when it is over, or never was."""
+        return next((found for found in self.leases.items() if lease_id in found[1].by_id), None)
 
     @property
     def slots_free(self) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 from pool_managerd.core.health import HealthStatus
 from pool_managerd.core.registry.entry import LaunchLeases, PoolEntry
 from pool_managerd.core.registry.snapshot import PoolSnapshot, unknown
-from pool_managerd.core.registry.types import Lease, PerfHints
+from pool_managerd.core.registry.types import KeptLeases, Lease, LeaseChange, PerfHints
 from pool_managerd.errors import RequestError, SpecError
 
 INT32_MAX = 2**31 - 1
@@ -24,11 +24,15 @@ class Registry:
     """Pools by id. A setter on an unknown pool creates it with defaults; a getter never does.
 
     ``clock_ms`` gives unix milliseconds, for heartbeats only. ``salt`` makes lease ids unique across restarts.
+    ``on_lease`` is called with every change of a lease that has an id.
     """
 
-    def __init__(self, clock_ms: Callable[[], int], salt: str = "") -> None:
+    def __init__(
+        self, clock_ms: Callable[[], int], salt: str = "", on_lease: Callable[[LeaseChange], None] = lambda change: None
+    ) -> None:
         self._clock_ms = clock_ms
         self._salt = salt
+        self._on_lease = on_lease
         self._entries: dict[str, PoolEntry] = {}
         self._revision = 0
 
@@ -48,9 +52,12 @@ class Registry:
 
     def deregister(self, pool_id: str) -> bool:
         """True when the pool existed (B-REG-083)."""
-        existed = self._entries.pop(pool_id, None) is not None
-        self._revision += existed
-        return existed
+        entry = self._entries.get(pool_id)
+        for epoch in list(entry.leases) if entry is not None else ():
+            self.end_leases(pool_id, epoch)
+        self._entries.pop(pool_id, None)
+        self._revision += entry is not None
+        return entry is not None
 
     def get(self, pool_id: str) -> PoolSnapshot | None:
         entry = self._entries.get(pool_id)
@@ -186,22 +193,46 @@ class Registry:
         entry = self._entries.get(pool_id)
         return entry.active_leases if entry else 0
 
-    def grant(self, pool_id: str, *, holder: str | None = None, given_at_ms: int = 0, expires_at: float | None = None) -> Lease:
-        """A lease with an id, so that releasing it twice counts once. Raises as ``allocate_lease``."""
+    def grant(
+        self, pool_id: str, *, holder: str | None = None, given_at_ms: int = 0, expires_at: float | None = None,
+        key: str | None = None,
+    ) -> Lease:  # fmt: skip
+        """A lease with an id, so that releasing it twice counts once; with a ``key``, the one that was given for it before,
+        as long as that lasts. Raises as ``allocate_lease``.
+        """
         entry = self._change(pool_id)
+        launch = entry.leases.setdefault(entry.epoch, LaunchLeases())
+        if key is not None:
+            for lease in launch.by_id.values():
+                if lease.key == key:
+                    return lease
         self._admit(entry)
         entry.leases_given += 1
-        lease = Lease(f"{self._prefix(entry)}-{entry.leases_given:x}", holder, given_at_ms, expires_at)
-        entry.leases.setdefault(entry.epoch, LaunchLeases()).by_id[lease.lease_id] = lease
+        lease = Lease(f"{entry.lease_prefix}-{entry.leases_given:x}", holder, given_at_ms, expires_at, key)
+        launch.by_id[lease.lease_id] = lease
+        self._on_lease(LeaseChange(pool_id, entry.epoch, lease.lease_id, lease, new=True))
         return lease
+
+    def restore_leases(self, kept: KeptLeases, epoch: int | None) -> None:
+        """Go on with what an earlier daemon gave: those on launch ``epoch``, which goes on, too; the others ended with theirs."""
+        entry = self._change(kept.pool_id)
+        prefix, _, number = kept.newest_id.rpartition("-")
+        entry.lease_prefix, entry.leases_given = prefix, int(number, 16)
+        for given_on, lease in kept.leases:
+            if given_on == epoch:
+                entry.leases.setdefault(epoch, LaunchLeases()).by_id[lease.lease_id] = lease
+            else:
+                self._on_lease(LeaseChange(kept.pool_id, given_on, lease.lease_id, None))
 
     def renew(self, pool_id: str, lease_id: str, expires_at: float | None) -> Lease:
         """A new end for a lease that is still active; RequestError LEASE_NOT_FOUND otherwise."""
         entry = self._entries.get(pool_id)
-        launch = None if entry is None else entry.find(lease_id)
-        if launch is None:
+        found = None if entry is None else entry.find(lease_id)
+        if found is None:
             raise self._no_lease(pool_id, lease_id)
+        epoch, launch = found
         lease = launch.by_id[lease_id] = replace(launch.by_id[lease_id], expires_at=expires_at)
+        self._on_lease(LeaseChange(pool_id, epoch, lease_id, lease))
         return lease
 
     def release(self, pool_id: str, lease_id: str) -> int:
@@ -209,9 +240,11 @@ class Registry:
         entry = self._entries.get(pool_id)
         if entry is None or not self._was_given(entry, lease_id):
             raise self._no_lease(pool_id, lease_id)
-        if (launch := entry.find(lease_id)) is not None:
+        if (found := entry.find(lease_id)) is not None:
+            epoch, launch = found
             del launch.by_id[lease_id]
             self._revision += 1
+            self._on_lease(LeaseChange(pool_id, epoch, lease_id, None))
         return entry.active_leases
 
     def expire(self, pool_id: str, now: float) -> list[Lease]:
@@ -235,7 +268,8 @@ class Registry:
         if entry is None:
             return 0
         ended = entry.leases_on(epoch)
-        entry.leases.pop(epoch, None)
+        for lease_id in entry.leases.pop(epoch, LaunchLeases()).by_id:
+            self._on_lease(LeaseChange(pool_id, epoch, lease_id, None))
         self._revision += bool(ended)
         return ended
 
@@ -255,7 +289,7 @@ class Registry:
 
     def _was_given(self, entry: PoolEntry, lease_id: str) -> bool:
         prefix, dash, number = lease_id.rpartition("-")
-        if not dash or prefix != self._prefix(entry) or not 0 < len(number) <= 16 or number != number.lower():
+        if not dash or prefix != entry.lease_prefix or not 0 < len(number) <= 16 or number != number.lower():
             return False
         try:
             return 0 < int(number, 16) <= entry.leases_given
@@ -267,14 +301,13 @@ class Registry:
             f"lease {lease_id[:64]!r} not found on pool {pool_id}", code="LEASE_NOT_FOUND", status=404, pool_id=pool_id
         )
 
-    def _prefix(self, entry: PoolEntry) -> str:
-        return hashlib.blake2b(f"{self._salt}:{entry.known.pool_id}:{entry.born}".encode(), digest_size=6).hexdigest()
-
     def _change(self, pool_id: str) -> PoolEntry:
         self._revision += 1
         entry = self._entries.get(pool_id)
         if entry is None:
-            entry = self._entries[pool_id] = PoolEntry(unknown(pool_id), born=self._revision)
+            seed = f"{self._salt}:{pool_id}:{self._revision}"
+            prefix = hashlib.blake2b(seed.encode(), digest_size=6).hexdigest()
+            entry = self._entries[pool_id] = PoolEntry(unknown(pool_id), prefix)
         return entry
 
     def _known(self, pool_id: str) -> PoolSnapshot:

@@ -7,12 +7,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One unit of work in flight. ``expires_at`` is a monotonic second, None for a lease that lasts until released."""
+    """One unit of work in flight. ``expires_at`` is a monotonic second, None for a lease that lasts until released.
+
+    ``key`` is the caller's own name for its request: the same one again means the same lease, and no second one.
+    """
 
     lease_id: str
     holder: str | None = None
     given_at_ms: int = 0
     expires_at: float | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChange:
+    """Lease ``lease_id`` on launch ``epoch`` is as it is now; None when it is over. ``new``: it was given just now."""
+
+    pool_id: str
+    epoch: int
+    lease_id: str
+    lease: Lease | None
+    new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLeases:
+    """A pool's leases, by the epoch of the launch that each is on, and the id that was given last."""
+
+    pool_id: str
+    newest_id: str
+    leases: tuple[tuple[int, Lease], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
