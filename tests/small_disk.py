@@ -13,12 +13,12 @@ import pytest
 
 
 @contextmanager
-def mounted_small(place: Path) -> Iterator[Path]:
-    """A file system of 300 kB at ``place`` inside the block; skips the test where none can be mounted."""
+def mounted_small(place: Path, size: str = "300k") -> Iterator[Path]:
+    """A file system of ``size`` at ``place`` inside the block; skips the test where none can be mounted."""
     place.mkdir(parents=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
     yield place

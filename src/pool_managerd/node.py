@@ -27,6 +27,7 @@ from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 
@@ -112,7 +113,7 @@ class PoolManager:
             self._pools.closing = True
             await self._pools.close(leave=True)
         else:
-            await self._pools.stop_all(self.config.lifecycle.drain_deadline_ms)
+            await stop_all(self._pools, self._a.services, self.config.lifecycle.drain_deadline_ms)
         self.events.close()
         await self._a.close()
 

@@ -113,3 +113,34 @@ def test_grandchildren_that_the_driver_still_lists_keep_the_pool_from_being_down
     assert node.status("a")["state"] == "stopping" and not node.status("a")["live"]
     node.become(ONE)
     until(lambda: node.status("a")["state"] == "offline", "the stop to be over")
+
+
+def test_what_a_running_engine_holds_stays_its_own_when_its_daemon_dies(make_node: MakeNode, fake: MakePool) -> None:
+    pools = [fake("a", devices=[0], gib=20), fake("b", devices=[0], gib=10, preload=False)]
+    node = make_node(ONE, "engines vram=19GiB", pools=pools).start()
+    node.until_ready("a")
+    until(lambda: node.device("0")["reservations"][0]["pids"], "the engine to be listed")
+    before, engine = node.device("0"), node.status("a")["pid"]
+    node.kill()
+    node.start()
+    node.until_ready("a")
+    assert node.status("a")["pid"] == engine and node.status("a")["device_mask"] == "0"
+    until(lambda: node.device("0")["reservations"][0]["pids"], "the engine to be known as its pool's again")
+    after = node.device("0")
+    assert after["reservations"] == before["reservations"] and after["foreign"] == before["foreign"] == []
+    node.post("/v1/pools/b/start")
+    node.until_refused("b", "cannot start pool b: it needs 10 GiB on GPU 0", "pool a 20 GiB")
+    node.post("/v1/pools/a/stop")
+    node.until_ready("b")
+    assert not alive(engine)
+
+
+def test_a_gpu_that_was_lost_while_no_daemon_looked_ends_the_engine_on_it(make_node: MakeNode, fake: MakePool) -> None:
+    node = make_node(cards(24, 12), "engines vram=1GiB", pools=[fake("a", devices=[1], gib=2)]).start()
+    node.until_ready("a")
+    engine = node.status("a")["pid"]
+    node.kill()
+    node.become(cards(24, 12), "fault gpu=1 error=15")
+    node.start()
+    until(lambda: not alive(engine), "the engine on the lost GPU to be ended")
+    until(lambda: node.status("a")["quarantined"], "the pool to be quarantined")

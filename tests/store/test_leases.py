@@ -18,6 +18,7 @@ from pool_managerd.core.registry import KeptLeases, Lease, LeaseChange, Registry
 from pool_managerd.errors import NodeError
 from pool_managerd.store.leases import LeaseStore
 from tests.conftest import REPOSITORY
+from tests.small_disk import fill, mounted_small
 
 Open = Callable[..., tuple[LeaseStore, Registry, list[KeptLeases]]]
 
@@ -158,6 +159,27 @@ async def test_what_cannot_be_written_is_refused_and_written_later(opened: Open,
     await store.kept()
     await store.close()
     assert [kept for _, kept in opened()[2][0].leases] == [lease]
+
+
+async def test_leases_go_on_when_the_disk_is_full(tmp_path: Path) -> None:
+    with mounted_small(tmp_path / "disk", "16m") as disk:
+        store = LeaseStore(disk, "boot")
+        store.open()
+        registry = Registry(lambda: 0, salt="s", on_lease=store.put)
+        fill(disk / "filler")
+        for _ in range(1000):
+            last = registry.grant("p", holder="x" * 200)
+            await store.kept()
+            registry.release("p", last.lease_id)
+            await store.kept()
+        for _ in range(500):
+            registry.grant("p", holder="x" * 200)
+        await store.kept()
+        await store.close()
+        again = LeaseStore(disk, "boot")
+        (found,) = again.open()
+        await again.close()
+        assert len(found.leases) == 500
 
 
 async def test_a_newer_file_is_refused_and_not_touched(tmp_path: Path) -> None:

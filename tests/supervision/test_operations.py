@@ -37,6 +37,8 @@ async def test_what_became_of_an_operation_can_be_asked_of_the_next_daemon(tmp_p
         await second.get(failed.operation_id).wait()
     with pytest.raises(RequestError):
         second.get(refused.operation_id)
+    assert running.to_dict() == second.get(running.operation_id).to_dict()
+    second.resume(lambda operation: False)
     with pytest.raises(PoolError, match="the daemon ended before it was finished") as caught:
         await second.get(running.operation_id).wait()
     assert isinstance(caught.value, NodeError) and caught.value.code == "NODE_RESTARTED" and "status p" in str(caught.value.hint)
@@ -44,6 +46,19 @@ async def test_what_became_of_an_operation_can_be_asked_of_the_next_daemon(tmp_p
     await journal.close()
     third, journal = opened(tmp_path)
     assert third.get(running.operation_id).to_dict() == unfinished
+    await journal.close()
+
+
+async def test_one_that_goes_on_has_its_end_under_the_next_daemon(tmp_path: Path) -> None:
+    first, journal = opened(tmp_path)
+    running = first.begin("drain", "p", "drained")
+    await journal.close()
+    second, journal = opened(tmp_path)
+    second.resume(lambda operation: operation.goal == "drained")
+    again = second.get(running.operation_id)
+    assert again.status == "running"
+    second.finish(again, {"pool_id": "p"})
+    assert await again.wait() == {"pool_id": "p"}
     await journal.close()
 
 

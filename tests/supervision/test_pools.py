@@ -24,6 +24,7 @@ from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.testing.fake_parts import FakeListeners, FakeNode, no_binary
 from pool_managerd.testing.manual_clock import settle
 
@@ -428,7 +429,7 @@ async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_
 
 async def test_shutdown_stops_everything_and_forgets_no_intent(world: World) -> None:
     await world.up()
-    await world.pools.stop_all(1000)
+    await stop_all(world.pools, world.services, 1000)
     assert world.fakes.launcher.processes[0].signals == ["term"]
     assert world.store.pools["p"].desired == "up"
     with pytest.raises(RequestError, match="shutting down"):
@@ -462,7 +463,7 @@ async def test_a_broken_task_can_still_be_stopped(world: World) -> None:
     for _ in range(5):
         world.pools.post("p", object())  # type: ignore[arg-type]
     await settle()
-    await world.pools.stop_all(1000)
+    await stop_all(world.pools, world.services, 1000)
     assert world.fakes.launcher.processes[0].signals == ["term"]
 
 
@@ -495,7 +496,7 @@ async def test_shutdown_in_the_middle_of_a_restart_ends_with_nothing_running() -
     world.fakes.launcher.ignores_term = True
     pool = await world.up()
     await world.pools.change(pool, "restart", ev.Restart(), "up", desired="up")
-    stopping = asyncio.create_task(world.pools.stop_all(30_000))
+    stopping = asyncio.create_task(stop_all(world.pools, world.services, 30_000))
     await world.fakes.clock.advance(120)
     assert stopping.done()
     assert [process.signals[-1:] for process in world.fakes.launcher.processes] == [["kill"]]
@@ -505,7 +506,7 @@ async def test_shutdown_cuts_a_long_drain_at_its_own_deadline(world: World) -> N
     pool = await world.up()
     world.fakes.registry.grant("p")
     await world.pools.change(pool, "drain", ev.Drain(86_400_000, 0), "drained", desired="down")
-    stopping = asyncio.create_task(world.pools.stop_all(30_000))
+    stopping = asyncio.create_task(stop_all(world.pools, world.services, 30_000))
     await world.fakes.clock.advance(60)
     assert stopping.done()
 
@@ -525,7 +526,7 @@ async def test_a_start_that_races_the_shutdown_is_refused_and_leaves_no_engine()
     world.store.put_pool = slow  # type: ignore[method-assign]
     starting = asyncio.create_task(world.pools.change(late, "start", ev.Start(), "up", desired="up"))
     await settle()
-    stopping = asyncio.create_task(world.pools.stop_all(5_000))
+    stopping = asyncio.create_task(stop_all(world.pools, world.services, 5_000))
     await settle()
     written.set()
     await world.fakes.clock.advance(20)
@@ -541,7 +542,7 @@ async def test_an_acknowledged_preload_that_the_shutdown_interrupts_is_started_b
     engine = PreparedEngine("s", "/engine", port=9000, verbatim=True)
     await world.pools.change(pool, "preload", ev.Start(retry=False), "up", desired="up", engine=engine)
     await settle()
-    await world.pools.stop_all(1000)
+    await stop_all(world.pools, world.services, 1000)
     assert world.store.pools["s"].desired == "up"
 
 

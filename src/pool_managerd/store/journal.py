@@ -15,10 +15,8 @@ its own because it must outlive a damaged database.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +25,7 @@ from typing import Any
 
 from pool_managerd.core.event import Event
 from pool_managerd.store.place import is_damage, parts_of, read_number, rename_database, write_number
+from pool_managerd.store.writer import Writer
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -63,8 +62,7 @@ class Journal:
         # From the node's loop to the thread; what does not fit any more pushes out the oldest.
         self._orders: deque[tuple[int | str, Any]] = deque(maxlen=MAX_PENDING)
         self._drop_to = 0
-        self._wake, self._ending = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._writer = Writer("journal-writer", self._write, self._end, retry_s)
         # The thread's own.
         self._pending: dict[int | str, Any] = {}
         self._next_id = 1  # continues what is on disk
@@ -90,8 +88,7 @@ class Journal:
         self.last_id = found if (found := read_number(self._ids)) >= newest else newest + ID_BLOCK
         self._newest_id, self._next_id = self.last_id, self.last_id + 1
         self._reserve_ids()
-        self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
-        self._thread.start()
+        self._writer.start()
 
     def recall_events(self) -> list[Event]:
         """Those of earlier daemons, oldest first. They are given away: the next call gives none."""
@@ -116,38 +113,30 @@ class Journal:
         self._put(operation_id, body)
 
     def _put(self, key: int | str, value: Any) -> None:
-        if not self._ending.is_set():
+        if not self._writer.ending:
             self._orders.append((key, value))
-            self._wake.set()
+            self._writer.wake()
+
+    async def kept(self) -> None:
+        """Return when what was put before is written, or when it turned out that it cannot be, which is told."""
+        await self._writer.written()
 
     async def close(self) -> None:
         """What was put is written when this returns, if it can be; later events are not kept."""
-        self._ending.set()
-        self._wake.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 10)
-            self._thread = None
+        await self._writer.close()
 
     # --- the writer's thread ---
 
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            if self._trouble:
-                self._ending.wait(self._retry_s)
-            else:
-                self._wake.wait()
-            self._wake.clear()
-            self._write()
-        self._write()
+    def _end(self) -> None:
         with suppress(OSError):
             write_number(self._ids, self._newest_id, synced=True)
         self._disconnect()
 
-    def _write(self) -> None:
+    def _write(self) -> str | None:
         self._take_up()
         self._reserve_ids()
         if not self._pending and not self._trouble:
-            return
+            return None
         try:
             try:
                 self._commit(self._connected())
@@ -158,6 +147,8 @@ class Journal:
             self._recovered()
         except Exception as problem:  # noqa: BLE001 - the thread's boundary: whatever it is, the next write tries again
             self._failed(problem)
+            return str(problem)
+        return None
 
     def _take_up(self) -> None:
         """Take the orders over; of one thing only the last counts, and what is not kept any more need not be written."""

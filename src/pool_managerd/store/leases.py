@@ -4,17 +4,19 @@ A database of its own, ``leases.db``: it is written far more often than the inte
 disk. Writes go to the kernel and are not synced (``synchronous=OFF``): that survives SIGKILL, which is all it is for. One
 thread writes whatever is there in one commit; whoever acknowledges a lease waits for that commit and not for the disk.
 
+Room for some thousand leases is taken while there is room, so that leases go on when the disk is full. What cannot be written
+all the same is refused.
+
 What is written is kept in memory as well. A file that somebody removed, replaced or damaged is begun anew from there.
 """
 
 from __future__ import annotations
 
-import asyncio
+import os
 import re
 import sqlite3
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from pool_managerd.core.registry import KeptLeases, Lease, LeaseChange
 from pool_managerd.errors import NodeError
 from pool_managerd.store.place import is_damage, parts_of, rename_database
+from pool_managerd.store.writer import Writer
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -32,8 +35,11 @@ CREATE TABLE IF NOT EXISTS leases (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS newest (pool_id TEXT PRIMARY KEY, lease_id TEXT NOT NULL) STRICT;
 """
+ROOM_BYTES = 512 << 10
+SPARED_BYTES = 4 << 20
+"""Of the disk, where less is free no room is taken in advance."""
+_CHECKPOINT_PAGES = 64  # a quarter of the room; the journal is written over from its beginning then
 _LEASE_ID = re.compile(r"[0-9a-f]{12}-[0-9a-f]{1,16}")
-_Done = Callable[[str | None], None]
 
 
 class LeaseStore:
@@ -44,9 +50,8 @@ class LeaseStore:
         self._boot_id = boot_id
         self._rows: dict[str, tuple[str, int, Lease]] = {}
         self._newest: dict[str, str] = {}
-        self._orders: deque[LeaseChange | _Done] = deque()
-        self._wake, self._ending = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._changes: deque[LeaseChange] = deque()
+        self._writer = Writer("lease-writer", self._write, self._disconnect)
         # The thread's own, once it runs.
         self._db: sqlite3.Connection | None = None
         self._inode = 0
@@ -67,31 +72,17 @@ class LeaseStore:
                 self._begin_anew()
         self._rows = {lease.lease_id: (kept.pool_id, epoch, lease) for kept in found for epoch, lease in kept.leases}
         self._newest = {kept.pool_id: kept.newest_id for kept in found}
-        self._thread = threading.Thread(target=self._run, name="lease-writer", daemon=True)
-        self._thread.start()
+        self._writer.start()
         return found
 
     def put(self, change: LeaseChange) -> None:
         """A lease was given or renewed, or is over."""
-        self._orders.append(change)
-        self._wake.set()
+        self._changes.append(change)
+        self._writer.wake()
 
     async def kept(self) -> None:
         """Raises NodeError STATE_UNWRITABLE when what was put before could not be written; it is tried again with the next."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[str | None] = loop.create_future()
-
-        def settle(trouble: str | None) -> None:
-            if not written.done():
-                written.set_result(trouble)
-
-        def done(trouble: str | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, trouble)
-
-        self._orders.append(done)
-        self._wake.set()
-        if (trouble := await written) is not None:
+        if (trouble := await self._writer.written()) is not None:
             raise NodeError(
                 f"cannot keep leases in {self._path}: {trouble}", code="STATE_UNWRITABLE", status=507,
                 hint="free space there, or make the directory writable; leases are refused until then",
@@ -99,51 +90,34 @@ class LeaseStore:
 
     async def close(self) -> None:
         """All that was put is written when this returns, if it can be."""
-        self._ending.set()
-        self._wake.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 10)
-            self._thread = None
+        await self._writer.close()
 
     # --- the writer's thread ---
 
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            self._wake.wait()
-            self._wake.clear()
-            self._write()
-        self._write()
-        self._disconnect()
-
-    def _write(self) -> None:
-        waiting = list(self._take_up())
-        trouble: str | None = None
+    def _write(self) -> str | None:
+        self._take_up()
         try:
             self._make_sure_of_the_file()
             self._commit()
         except (sqlite3.Error, OSError, ValueError) as problem:
-            trouble = str(problem)
-            if not isinstance(problem, OSError) and is_damage(problem):
+            if is_damage(problem):
                 with suppress(OSError, sqlite3.Error):
                     self._begin_anew()
-        for done in waiting:
-            done(trouble)
+            return str(problem)
+        return None
 
-    def _take_up(self) -> Iterable[_Done]:
+    def _take_up(self) -> None:
         with suppress(IndexError):
             while True:
-                order = self._orders.popleft()
-                if not isinstance(order, LeaseChange):
-                    yield order
-                    continue
-                if order.lease is None:
-                    self._rows.pop(order.lease_id, None)
+                change = self._changes.popleft()
+                if change.lease is None:
+                    self._rows.pop(change.lease_id, None)
                 else:
-                    self._rows[order.lease_id] = (order.pool_id, order.epoch, order.lease)
-                    if order.new:
-                        self._newest[order.pool_id] = order.lease_id
-                        self._unwritten_pools.add(order.pool_id)
-                self._unwritten.add(order.lease_id)
+                    self._rows[change.lease_id] = (change.pool_id, change.epoch, change.lease)
+                if change.new:
+                    self._newest[change.pool_id] = change.lease_id
+                    self._unwritten_pools.add(change.pool_id)
+                self._unwritten.add(change.lease_id)
 
     def _commit(self) -> None:
         """What was not written yet, in one transaction. Raises sqlite3.Error; nothing is written then."""
@@ -188,10 +162,23 @@ class LeaseStore:
                 code="STATE_TOO_NEW", retriable=False, hint="run the newer version, or choose another --state-dir",
             )  # fmt: skip
         self._path.chmod(0o600)
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")  # and no third file for the journal's index
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=OFF")
+        db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         db.executescript(f"{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};")
         self._inode = self._path.stat().st_ino
+        self._take_room(db)
+
+    def _take_room(self, db: sqlite3.Connection) -> None:
+        """The file and its journal have this size from now on; what is not used in them is written over."""
+        free = os.statvfs(self._path.parent)
+        if free.f_bavail * free.f_frsize < SPARED_BYTES:
+            return
+        db.execute("CREATE TABLE room (filler BLOB) STRICT")
+        db.execute("INSERT INTO room VALUES (zeroblob(?))", (ROOM_BYTES,))
+        db.execute("DROP TABLE room")
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _begin_anew(self) -> None:
         """A new file with all that is known; one that is there is kept under another name. Raises OSError or sqlite3.Error."""
@@ -219,7 +206,7 @@ class LeaseStore:
         newest = self._db.execute("SELECT pool_id, lease_id FROM newest").fetchall()
         if not all(_LEASE_ID.fullmatch(lease_id) for lease_id in (*(lease_id for _, lease_id in newest), *_ids(given))):
             raise ValueError("there are ids in it that are none")
-        return [KeptLeases(pool_id, lease_id, tuple(given.get(pool_id, ()))) for pool_id, lease_id in newest]
+        return [KeptLeases(pool_id, lease_id, tuple(sorted(given.get(pool_id, ()), key=_number))) for pool_id, lease_id in newest]
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -230,6 +217,11 @@ class LeaseStore:
 
 def _ids(given: Mapping[str, list[tuple[int, Lease]]]) -> Iterable[str]:
     return (lease.lease_id for leases in given.values() for _, lease in leases)
+
+
+def _number(given: tuple[int, Lease]) -> int:
+    """Leases are numbered in the order in which they were given."""
+    return int(given[1].lease_id.rpartition("-")[2], 16)
 
 
 def _row(lease_id: str, pool_id: str, epoch: int, lease: Lease) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import KeptLeases
+from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
@@ -31,7 +32,19 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
         services.events.emit(
             "survivor", ended.human, level="warn", pool_id=ended.pool_id, outcome=ended.outcome, pid=ended.pid
         )  # fmt: skip
+    started = set[str]()
     for pool in pools.all():
         wanted = pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None
         if wanted and pool.pool_id not in left:
             await pools.request(pool, "start", ev.Start(origin="boot"), "up")
+            started.add(pool.pool_id)
+
+    def goes_on(operation: Operation) -> bool:
+        """What an engine that was left leads to, or a start; what else was to be done is done, or not known."""
+        awaited = operation.goal in ("now", "down") or operation.pool_id in started | left.keys()
+        if not (awaited and operation.goal and pools.find(operation.pool_id)):
+            return False
+        pools.resume(operation)
+        return True
+
+    pools.operations.resume(goes_on)

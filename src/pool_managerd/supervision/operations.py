@@ -33,12 +33,16 @@ Ended = tuple[Any, PoolError | None]
 
 
 class Operation:
-    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure."""
+    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure.
 
-    def __init__(self, operation_id: str, kind: str, pool_id: str, started_at_ms: int) -> None:
+    ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules).
+    """
+
+    def __init__(self, operation_id: str, kind: str, pool_id: str, started_at_ms: int, goal: str = "") -> None:
         self.operation_id = operation_id
         self.kind = kind
         self.pool_id = pool_id
+        self.goal = goal
         self.status = "running"
         self.outcome: dict[str, Any] | None = None
         self.error: PoolError | None = None
@@ -82,20 +86,26 @@ class Operations:
         self._clock_ms = clock_ms
         self._journal = journal
         self._known: OrderedDict[str, Operation] = OrderedDict()
+        self._unfinished: list[Operation] = []
 
     def restore(self) -> None:
-        """Those of earlier daemons. What was still running when its daemon ended has failed (NODE_RESTARTED)."""
+        """Those of earlier daemons; what was still running then waits for ``resume``."""
         for body in [] if self._journal is None else self._journal.recall_operations():
             with suppress(KeyError, TypeError):  # not of this version: it is not known
                 operation = _recalled(body)
                 self._known[operation.operation_id] = operation
-        for operation in self.all():
-            if operation.status == "running":
-                self.finish(operation, error=_unfinished(operation))
+        self._unfinished = [operation for operation in self.all() if operation.status == "running"]
         self._forget_oldest()
 
-    def begin(self, kind: str, pool_id: str) -> Operation:
-        operation = Operation(self._new_id(), kind, pool_id, self._clock_ms())
+    def resume(self, goes_on: Callable[[Operation], bool]) -> None:
+        """What was running when its daemon ended goes on, or it has failed (NODE_RESTARTED)."""
+        unfinished, self._unfinished = self._unfinished, []
+        for operation in unfinished:
+            if not goes_on(operation):
+                self.finish(operation, error=_unfinished(operation))
+
+    def begin(self, kind: str, pool_id: str, goal: str = "") -> Operation:
+        operation = Operation(self._new_id(), kind, pool_id, self._clock_ms(), goal)
         self._known[operation.operation_id] = operation
         self._write(operation)
         self._forget_oldest()
@@ -109,6 +119,11 @@ class Operations:
     def discard(self, operation: Operation) -> None:
         """The request was refused after all: there never was such an operation."""
         self._forget(operation.operation_id)
+
+    async def kept(self) -> None:
+        """Return when what is known by now is known to the next daemon, too, if that can be."""
+        if self._journal is not None:
+            await self._journal.kept()
 
     def _forget_oldest(self) -> None:
         surplus = len(self._known) - KEPT
@@ -124,7 +139,7 @@ class Operations:
 
     def _write(self, operation: Operation) -> None:
         if self._journal is not None:
-            self._journal.put_operation(operation.operation_id, operation.to_dict())
+            self._journal.put_operation(operation.operation_id, {**operation.to_dict(), "goal": operation.goal})
 
     def get(self, operation_id: str) -> Operation:
         """Raises RequestError OPERATION_NOT_FOUND."""
@@ -139,7 +154,7 @@ class Operations:
 
 def _recalled(body: Mapping[str, Any]) -> Operation:
     """The inverse of ``to_dict``. Raises KeyError or TypeError for what is no operation."""
-    operation = Operation(body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"])
+    operation = Operation(body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"], body.get("goal", ""))
     failure = body["error"]
     error = None if failure is None else PoolError(failure["message"], code=failure["code"], hint=failure["hint"])
     if body["status"] != "running":
@@ -271,7 +286,7 @@ def _end_of_stop(waiting: Waiting, pool: Pool) -> Ended | None:
         code, status = ("VRAM_HELD", 503) if state.reason == "vram_held" else ("STOP_FAILED", 500)
         text = state.last_error or "the engine could not be stopped"
         return None, PoolError(text, code=code, status=status, pool_id=pool.pool_id)
-    if waiting.goal == "drained" and i.phase not in (Phase.DRAINING, Phase.STOPPING):  # 3
+    if waiting.goal == "drained" and i.phase not in (Phase.DRAINING, Phase.STOPPING, Phase.ADOPTING):  # 3
         return None, _refused(pool, f"the drain of pool '{pool.pool_id}' was taken back", "OPERATION_CANCELLED")
     return None
 

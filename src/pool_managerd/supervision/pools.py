@@ -12,7 +12,6 @@ from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
@@ -144,6 +143,11 @@ class Pools:
             if pool.submitted is not None or pool.definition.barred is not None:
                 await self._intents.keep(pool, pool.submitted)  # an earlier version wrote secrets down
 
+    def resume(self, operation: Operation) -> None:
+        """Go on waiting for the end of what an earlier daemon began. Raises RequestError POOL_NOT_FOUND."""
+        pool = self.get(operation.pool_id)
+        self._actors[pool.pool_id].post(ev.Tick(), Waiting(operation, operation.goal, self._on_end))
+
     async def remove(self, pool: Pool) -> bool:
         """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
         return await carried_through(self._remove(pool))
@@ -223,10 +227,12 @@ class Pools:
             await self._intents.keep(pool, engine, desired, held)
             try:
                 self._check_open(pool)
-                return await self.request(pool, kind, event, goal, definition)
+                operation = await self.request(pool, kind, event, goal, definition)
             except PoolError:  # things have moved while the disk was written
                 await self._intents.put(before or StoredPool(pool.pool_id))
                 raise
+            await self.operations.kept()
+            return operation
 
     async def submit(self, pool_id: str, engine: PreparedEngine) -> Operation:
         """Preload an engine of somebody's own, on a new pool where none has that id. Raises RequestError, SpecError."""
@@ -281,7 +287,7 @@ class Pools:
         actor = self._actors.get(pool.pool_id)
         if actor is None or actor.pool is not pool:
             raise _not_found(pool.pool_id)
-        operation = self.operations.begin(kind, pool.pool_id)
+        operation = self.operations.begin(kind, pool.pool_id, goal)
         waiting = Waiting(operation, goal, self._on_end)
         actor.post(event, waiting, definition)
         try:
@@ -291,35 +297,10 @@ class Pools:
             raise
         return operation
 
-    async def stop_all(self, deadline_ms: int) -> None:
-        """Drain and stop every pool; their intent stays as it is, so that the next daemon starts them again."""
-        self.closing = True
-        await asyncio.gather(*(self._stop_one(pool, deadline_ms) for pool in self.all()))
-        await self.close()
-
     async def close(self, *, leave: bool = False) -> None:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
         for actor in tuple(self._actors.values()):
             await actor.close(leave=leave)
-
-    async def _stop_one(self, pool: Pool, deadline_ms: int) -> None:
-        clock, phase = self._s.clock, pool.instance.phase
-        late = clock.call_at(clock.monotonic() + deadline_ms / 1000, lambda: self.post(pool.pool_id, ev.Stop()))
-        event: ev.Event = ev.Drain(deadline_ms, 0) if phase in SERVING else ev.Stop()
-        if phase is Phase.DRAINING:
-            event = ev.Tick()
-        try:
-            try:
-                operation = await self.request(pool, "shutdown", event, "down")
-            except PoolError:  # it has moved on since
-                operation = await self.request(pool, "shutdown", ev.Stop(), "down")
-            await operation.wait()
-        except PoolError as problem:
-            if self.find(pool.pool_id) is pool:  # else it was forgotten meanwhile
-                human = f"Pool '{pool.pool_id}' could not be stopped: {problem.message}"
-                self._s.events.emit("notice", human, level="error", pool_id=pool.pool_id)
-        finally:
-            late.cancel()
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         pool = self.find(operation.pool_id)

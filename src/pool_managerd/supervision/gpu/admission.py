@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
-from pool_managerd.core.gpu.devices import DeviceScan
+from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation
 from pool_managerd.core.gpu.mask_gpus import ResolvedMask
 from pool_managerd.core.gpu.masks import in_pci_order
@@ -83,11 +83,15 @@ class Admission:
             )
 
     async def adopt(self, launch: LaunchRecord) -> Allocation | None:
-        """The GPUs that such a launch runs on, as they are now; None when it runs on none."""
+        """The GPUs that such a launch runs on, as they are now; None when it runs on none.
+
+        One that is not listed is among them: the next scan says that it is gone.
+        """
         if not launch.device_uuids:
             return None
-        found = in_pci_order([d for d in (await self._scan()).devices if d.uuid in launch.device_uuids])
-        return Allocation(found, {d.uuid: launch.reserved_bytes.get(d.uuid, 0) for d in found})
+        scan, held = await self._scan(), {uuid: launch.reserved_bytes.get(uuid, 0) for uuid in launch.device_uuids}
+        unlisted = (DeviceSnapshot(-1, uuid, reserved, 0) for uuid, reserved in held.items())
+        return Allocation(in_pci_order([scan.device(unseen.uuid) or unseen for unseen in unlisted]), held)
 
     async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
         """On which GPUs a start would run now, and what it would hold there. Reserves nothing. Raises as ``admit``."""
