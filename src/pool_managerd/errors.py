@@ -79,7 +79,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "ALREADY_READY": "A preload of a pool that is ready; `start` would have joined it.",
     "ALREADY_RUNNING": "Another daemon has this state or runtime directory; the message has its pid.",
     "BAD_TOKEN": "The bearer token is wrong.",
-    "CIRCUIT_OPEN": "The pool failed too often; it is not started until its breaker is reset.",
+    "CIRCUIT_OPEN": "The pool failed too often: until its breaker tries it again, or is reset, only a person starts it.",
     "CONFIG_ERROR": "The configuration cannot be honoured; the message names the place.",
     "DEVICE_NOT_FOUND": "No GPU or MIG instance has that name; the hint lists those that exist.",
     "DIGEST_MISMATCH": "A model file is not the one that its checksum names.",

@@ -78,7 +78,7 @@ class PoolManager:
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
         s = self._a.services
-        for part in (s.epochs, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission):
+        for part in (s.epochs, s.histories, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")

@@ -14,11 +14,9 @@ from pool_managerd.errors import SpecError
 def test_every_key_that_is_set_and_not_read_is_named_with_its_path() -> None:
     pool = {"id": "a", "engine": "llamacpp", "model": "file:m", "slots": 2, "require_same_engine_version": True}
     config = Config.model_validate({
-        "supervision": {"breaker": {}, "stop_grace_ms": 1, "backoff": {"cuda_multiplier": 3, "initial_ms": 5}}, "pools": [pool],
+        "supervision": {"stop_grace_ms": 1}, "policy": {"allow_domains": ["a.example"]}, "pools": [pool],
     })  # fmt: skip
-    assert list(not_in_force(config)) == [
-        "pools[0].require_same_engine_version", "supervision.backoff.cuda_multiplier", "supervision.breaker",
-    ]  # fmt: skip
+    assert list(not_in_force(config)) == ["policy.allow_domains", "pools[0].require_same_engine_version"]
 
 
 def test_defaults_are_no_promise() -> None:
@@ -27,8 +25,8 @@ def test_defaults_are_no_promise() -> None:
 
 def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
     check(Config(), {})
-    with pytest.raises(SpecError, match=r"cannot honour supervision\.restart_limit: nothing reads it") as refused:
-        check(Config.model_validate({"supervision": {"restart_limit": {"max_restarts": 3}}}), {})
+    with pytest.raises(SpecError, match=r"cannot honour policy\.allow_domains: nothing reads it") as refused:
+        check(Config.model_validate({"policy": {"allow_domains": ["a.example"]}}), {})
     assert refused.value.hint == "leave it out"
 
 

@@ -6,10 +6,12 @@ import sys
 from collections import defaultdict
 from dataclasses import replace
 
+from pool_managerd.core.breaker import Breaker
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import TABLE, After, Instance, Phase, Policy, PoolState, step
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.history import FailureHistory
 from pool_managerd.core.lifecycle.pool import on
 from pool_managerd.core.lifecycle.table import ignore
 from pool_managerd.core.lifecycle.view import view
@@ -17,11 +19,11 @@ from tests.core.histories import SAMPLES
 
 NOW = 1_000.0
 _POLICIES = (Policy(), Policy(failure_threshold=1), Policy(warmup="off"), Policy(restart="never"))
-NOT_SENT = (ev.Sleep, ev.Wake, ev.Adopt, ev.OpenBreaker)
+NOT_SENT = (ev.Sleep, ev.Wake, ev.Adopt)
 """Events that the table decides and nothing sends yet."""
 _LATE = (ev.Spawned, ev.Adopted, ev.NotAdopted, ev.Slept, ev.Woke)
 """News that changes the state of a pool in a race alone, or after an event that nothing sends."""
-_NOT_REACHED = (Phase.SLEEPING, Phase.WAKING, Phase.ADOPTING, Phase.OPEN)
+_NOT_REACHED = (Phase.SLEEPING, Phase.WAKING, Phase.ADOPTING)
 _NO_PROCESS = (Phase.DOWN, Phase.STAGING, Phase.BACKOFF, Phase.OPEN, Phase.ADOPTING, Phase.ATTACHED)
 
 
@@ -34,6 +36,8 @@ def specimens(phase: Phase) -> list[PoolState]:
     )  # fmt: skip
     made = PoolState(instance)
     variants = [made, on(made, deadline=NOW - 1)]
+    if phase is Phase.OPEN:
+        variants = [replace(v, history=FailureHistory(general=Breaker(5, 1, v.active.deadline))) for v in variants]
     if phase is Phase.STARTING:
         variants.append(on(made, has_process=False))
     if phase is Phase.DOWN:

@@ -12,7 +12,7 @@ REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
     ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Evict(), ev.Evict(2), ev.Restart(),
     ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
-    ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(), ev.OpenBreaker(5.0),
+    ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(),
 ]  # fmt: skip
 
 drains = st.builds(ev.Drain, deadline_ms=st.sampled_from([0, 1, 1000]), active_leases=st.integers(0, 3))

@@ -285,7 +285,7 @@ def test_a_stop_during_the_launch_is_done_when_the_engine_that_came_up_has_ended
 def test_a_stop_during_a_launch_that_comes_to_nothing_is_done_then(news: ev.Event) -> None:
     story = spawning()
     story.tell(ev.Stop(), news)
-    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds() and story.i.failures == ()
+    assert story.phase() is Phase.DOWN and "ReleaseVram" in story.kinds() and story.i.history.failures == 0
 
 
 def test_a_launch_of_which_nothing_is_heard_does_not_hold_up_its_stop_for_ever() -> None:
@@ -397,7 +397,7 @@ def test_an_engine_whose_gpu_was_lost_has_not_failed_and_starts_when_the_gpu_is_
     story = Story()
     story.tell(ev.Start(), ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeSucceeded(1), ev.WarmedUp(1))
     story.tell(ev.Quarantine("GPU 0 is lost", lost=True), ev.Exited(1, signal=15), ev.VramFree(1))
-    assert story.phase() is Phase.DOWN and story.i.pending_start and story.i.failures == ()
+    assert story.phase() is Phase.DOWN and story.i.pending_start and story.i.history.failures == 0
     assert story.i.last_error == "GPU 0 is lost"
     story.tell(ev.EndQuarantine())
     assert story.phase() is Phase.STAGING and story.i.last_error is None
@@ -493,16 +493,6 @@ def test_a_quarantined_gpu_makes_its_pool_unready_and_forbids_new_starts() -> No
     assert not view(story.i).ready and view(story.i).live
     story.tell(ev.Stop(), ev.Died(1), ev.Exited(1, code=0), ev.Start())
     assert isinstance(story.effects[-1], do.Refuse)
-
-
-def test_an_open_breaker_refuses_starts_until_it_is_reset() -> None:
-    story = Story().until_ready()
-    story.tell(ev.Died(1), ev.Exited(1, signal=9), ev.OpenBreaker(300))
-    assert view(story.i).state == "failed" and story.i.reason == "circuit_open"
-    story.tell(ev.Start())
-    assert isinstance(story.effects[0], do.Refuse) and story.effects[0].code == "CIRCUIT_OPEN"
-    story.tell(ev.ResetBreaker())
-    assert story.phase() is Phase.STAGING and story.i.failures == ()
 
 
 def test_the_next_timer_is_data() -> None:

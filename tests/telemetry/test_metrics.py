@@ -20,6 +20,8 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("preload_failed", {"reason": "engine_exited", "duration_ms": 9, "last_error": "x"}),
     ("probe", {"outcome": "timeout"}),
     ("restart", {"restart_count": 1}),
+    ("storm", {"restart_count": 6, "time_window": 60_000}),
+    ("breaker", {"class": "cuda", "old_state": "closed", "new_state": "open", "failure_count": 5}),
     ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
     ("drain_finished", {"duration_ms": 40, "force_stopped": False, "final_lease_count": 0}),
     ("handoff", {"outcome": "success", "duration_ms": 2}),
@@ -29,7 +31,10 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def status(pool_id: str, **changes: Any) -> dict[str, Any]:
-    return {"pool_id": pool_id, "state": "ready", "ready": True, "slots_total": 4, "slots_free": 3, "active_leases": 1} | changes
+    return {
+        "pool_id": pool_id, "state": "ready", "ready": True, "slots_total": 4, "slots_free": 3, "active_leases": 1,
+        "restart_rate": 0, "circuits": {"general": "closed", "cuda": "closed"},
+    } | changes  # fmt: skip
 
 
 def event(type_: str, pool_id: str | None = "p", **fields: Any) -> Any:
@@ -68,6 +73,18 @@ def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> Non
         assert family.type == spec.kind, name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert labels == {*spec.labels, "node_id"}, name
+
+
+def test_a_breaker_is_shown_as_a_number_and_counted_when_it_opens() -> None:
+    metrics = Metrics()
+    metrics.attach(lambda: [status("p", circuits={"general": "half_open", "cuda": "open"}, restart_rate=7)])
+    for state in ("open", "half_open", "open", "closed"):
+        metrics.on_event(event("breaker", **{"class": "general", "new_state": state}))
+    found = samples(metrics)
+    general, cuda = (("class", "general"), ("pool_id", "p")), (("class", "cuda"), ("pool_id", "p"))
+    assert found["circuit_breaker_state", general] == 2 and found["circuit_breaker_state", cuda] == 1
+    assert found["circuit_breaker_open_total", general] == 2
+    assert found["restart_rate", (("pool_id", "p"),)] == 7
 
 
 def test_gauges_show_the_status_of_now_and_go_with_their_pool() -> None:

@@ -121,7 +121,9 @@ class PoolStatus(Answer):
     restart_count: int = 0
     last_error: str | None = None
     last_heartbeat_ms: int | None = None
-    circuit_state: str | None = None
+    circuit_state: str | None = Field(None, description="closed, open or half_open: of both circuits together.")
+    circuits: dict[str, str] = Field(default_factory=dict, description="The same of each: `general`, and `cuda` for CUDA errors.")
+    restart_rate: int = Field(0, description="Restarts within `supervision.restart_limit.window_ms`.")
     pid: int | None = None
     url: str | None = None
     isolation: str | None = None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pool_managerd.config.values import Devices, NonNegative, Positive, RestartPolicy, Section, split_address
+from pool_managerd.core.crash import CrashClass
 
 
 class DaemonConfig(Section):
@@ -82,29 +83,30 @@ class BackoffConfig(Section):
         0.1, description="Share by which a wait is made longer or shorter, so that many pools do not start in step."
     )
     min_delay_ms: NonNegative = Field(500, description="The shortest wait, jitter included.")
-    cuda_multiplier: Annotated[float, Field(ge=1, le=100)] = Field(
-        2, description="How much longer waits are after a CUDA error. Not in force yet."
+    cuda_multiplier: Annotated[float, Field(ge=1, le=100)] = Field(2, description="How much longer waits are after a CUDA error.")
+    multipliers: dict[CrashClass, Annotated[float, Field(ge=1, le=100)]] = Field(
+        default_factory=dict, description="How much longer waits are after other classes of crashes.", examples=[{"vram_oom": 2}]
     )
     reset_after_ms: NonNegative = Field(300_000, description="After being ready this long the first wait holds again.")
 
 
 class BreakerConfig(Section):
-    """A circuit breaker for engines that keep failing. Not in force yet."""
+    """When an engine that keeps failing is left alone for a while. CUDA errors have a breaker of their own."""
 
     threshold: Positive = Field(5, description="Failures in a row that open it.")
-    open_ms: Positive = Field(300_000, description="How long it stays open before one start is tried.")
-    close_after_ms: NonNegative = Field(60_000, description="How long that engine must be ready until it closes.")
+    open_ms: Positive = Field(300_000, description="How long until one start is tried; twice as long each time that fails.")
+    close_after_ms: NonNegative = Field(60_000, description="How long an engine must be ready until it closes and counts anew.")
 
 
 class RestartLimitConfig(Section):
-    """A limit on restarts in a time. Not in force yet."""
+    """A limit on restarts in a time."""
 
-    max_restarts: Positive = Field(10, description="Restarts in `window_ms`, no more.")
+    max_restarts: Positive = Field(10, description="Restarts in `window_ms`, no more: the next one waits.")
     window_ms: Positive = Field(60_000, description="The time that they are counted in.")
-    storm_warn: Positive = Field(5, description="Restarts in `storm_window_ms` that are warned of.")
+    storm_warn: Positive = Field(5, description="More restarts than this in `window_ms` are told as a storm.")
     storm_open: Positive = Field(10, description="Restarts in `storm_window_ms` that open the breaker.")
     storm_window_ms: Positive = Field(30_000, description="The time that a storm is counted in.")
-    reset_after_ms: NonNegative = Field(600_000, description="A stable run of this length forgets the count.")
+    reset_after_ms: NonNegative = Field(600_000, description="After being ready this long those restarts are forgotten.")
 
 
 class SupervisionConfig(Section):

@@ -7,7 +7,10 @@ thousand pools that fall together do not come back together (ORCH-3038, SPEC §8
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pool_managerd.core.crash import CrashClass
 
 MAX_EXPONENT = 10
 """Beyond this many doublings the delay stops growing whatever ``max_ms`` says."""
@@ -15,7 +18,7 @@ MAX_EXPONENT = 10
 
 @dataclass(frozen=True, slots=True)
 class BackoffRules:
-    """The numbers of ``supervision.backoff``; all delays in milliseconds."""
+    """The numbers of ``supervision.backoff``; all delays in milliseconds. ``multipliers`` are by the class of the crash."""
 
     initial_ms: int = 1_000
     max_ms: int = 60_000
@@ -24,6 +27,11 @@ class BackoffRules:
     min_delay_ms: int = 500
     cuda_multiplier: float = 2.0
     reset_after_ms: int = 300_000
+    multipliers: Mapping[CrashClass, float] = field(default_factory=dict)
+
+    def multiplier(self, crash: CrashClass) -> float:
+        """How much longer than others the delay after such a crash is."""
+        return self.multipliers.get(crash, self.cuda_multiplier if crash.cuda else 1.0)
 
 
 def delay_ms(rules: BackoffRules, attempt: int, *, seed: str, multiplier: float = 1.0) -> int:

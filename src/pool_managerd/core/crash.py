@@ -13,6 +13,8 @@ class CrashClass(StrEnum):
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"
     """The kernel's OOM killer ended it."""
+    OOM_STORM = "oom_storm"
+    """It ran out of memory, and had done so again and again within a minute."""
     VRAM_OOM = "vram_oom"
     CUDA = "cuda"
     DRIVER_RESET = "driver_reset"
@@ -43,9 +45,15 @@ class CrashClass(StrEnum):
         """A GPU's or its driver's fault: counted by a breaker of its own, and waited for longer (SPEC §8.3)."""
         return self in _CUDA
 
+    @property
+    def memory(self) -> bool:
+        """It ran out of memory, of the machine or of a GPU."""
+        return self in _MEMORY
+
 
 _DETERMINISTIC = frozenset({
     CrashClass.BAD_FLAGS, CrashClass.BAD_MODEL, CrashClass.MISSING_LIBRARY, CrashClass.PERMISSION,
     CrashClass.ILLEGAL_INSTRUCTION,
 })  # fmt: skip
 _CUDA = frozenset({CrashClass.CUDA, CrashClass.DRIVER_RESET, CrashClass.ECC, CrashClass.DRIVER_MISMATCH})
+_MEMORY = frozenset({CrashClass.OUT_OF_MEMORY, CrashClass.VRAM_OOM})

@@ -119,6 +119,22 @@ def backing_off(pool_id: str, what: str, delay_ms: int) -> str:
     return f"Engine of pool '{pool_id}' {what}; starting it again in {duration(delay_ms / 1000)}"
 
 
+def breaker(pool_id: str, name: str, state: str, failures: int, left_s: float | None) -> str:
+    """What became of one of a pool's breakers; ``left_s`` is the time for which it is open."""
+    which = "CUDA breaker" if name == "cuda" else "Breaker"
+    if state == "closed":
+        return f"{which} of pool '{pool_id}' is closed"
+    if state == "half_open":
+        return f"{which} of pool '{pool_id}' lets one start through"
+    after = f" after {count(failures, 'failure')}"
+    return f"{which} of pool '{pool_id}' is open{after}; a start is tried in {duration(left_s or 0)}"
+
+
+def cut_off(leases: int, why: str) -> str:
+    """Why nothing runs: a drain took leases away."""
+    return f"{why}: {count(leases, 'lease')} {'was' if leases == 1 else 'were'} cut off"
+
+
 def giving_up(pool_id: str, what: str, why: str) -> str:
     return f"Engine of pool '{pool_id}' {what}; it stays down because {why}"
 

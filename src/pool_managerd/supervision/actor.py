@@ -129,7 +129,8 @@ class PoolActor:
     def _apply(self, message: Message) -> None:
         now = self._s.clock.monotonic()
         before, defined = self.pool.state, self.pool.definition
-        event, definition = self._completed(self._clean(message.event), now), message.definition or defined
+        definition = message.definition or defined
+        event = self._completed(self._clean(message.event), now, anew=definition != defined)
         self.pool.state, effects = step(before, event, now, definition.policy)
         refused = None
         if any(isinstance(effect, do.Refuse) for effect in effects):
@@ -142,6 +143,7 @@ class PoolActor:
             if message.waiting is not None:
                 self._answer(message.waiting, before, refused)
             shown, self._shown = self._shown, outline(self.pool.state)
+            self._s.histories.note(self.pool.pool_id, self.pool.state.history)
             changed = self._shown != shown or self.pool.definition is not defined
             if changed:
                 self._publish()
@@ -158,12 +160,13 @@ class PoolActor:
         cleaned = {name: self._s.events.clean(text) for name, text in texts.items() if isinstance(text, str) and len(text) > 1}
         return replace(event, **cleaned) if any(cleaned[name] != texts[name] for name in cleaned) else event
 
-    def _completed(self, event: ev.Event, now: float) -> ev.Event:
-        """What only holds at this moment: the leases in flight."""
+    def _completed(self, event: ev.Event, now: float, *, anew: bool) -> ev.Event:
+        """What only holds at this moment: the leases in flight, and whether something else is to run than before."""
         if isinstance(event, ev.Tick) and self.pool.state.active.phase in _LEASED:
             self._expire_leases(now)
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
+            return replace(event, anew=anew)
         if isinstance(event, ev.Drain | ev.Evict | ev.Adopted):
             return replace(event, active_leases=self._active_leases())
         return event

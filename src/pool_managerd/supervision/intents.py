@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Desired
+from pool_managerd.core.lifecycle import Desired, PoolState
 from pool_managerd.supervision.pool import Pool
 
 
@@ -79,6 +79,15 @@ class Intents:
         if engine is None:
             return replace(new, desired="known")
         return replace(new, submitted=self.codec.prepared_to_json(engine))
+
+
+def state_of(new: PoolState, stored: StoredPool, config: PoolConfig | None, barred: str | None) -> PoolState:
+    """``new`` as an earlier daemon left it. ``barred`` says why it must not start, where that is so."""
+    desired = desired_of(stored, config)
+    return replace(
+        new, desired=desired, held=stored.held, pending_start=stored.held and desired is Desired.WANTED and barred is None,
+        crash_count=stored.crash_count, restart_count=stored.restart_count, last_error=barred or new.history.error,
+    )  # fmt: skip
 
 
 def desired_of(stored: StoredPool, config: PoolConfig | None) -> Desired:

@@ -212,9 +212,11 @@ def refusal(pool_id: str, effects: tuple[Effect, ...]) -> RequestError | None:
     refused = next((effect for effect in effects if isinstance(effect, Refuse)), None)
     if refused is None:
         return None
-    again = refused.code == "OPERATION_IN_PROGRESS"
+    wait_ms = None if refused.retry_after_s is None else max(1, round(refused.retry_after_s * 1000))
+    again = refused.code == "OPERATION_IN_PROGRESS" or wait_ms is not None
     return RequestError(
-        refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id, retriable=again
+        refused.message, code=refused.code, status=_STATUS.get(refused.code, 409), pool_id=pool_id, retriable=again,
+        retry_after_ms=wait_ms,
     )  # fmt: skip
 
 
@@ -256,7 +258,7 @@ def _end_of_start(epoch: int, pool: Pool) -> Ended | None:
     if i.phase is Phase.DOWN and state.pending_start:  # 1
         text = f"cannot start pool '{pool.pool_id}': it is {'held' if state.held else 'quarantined'}"
         return None, _refused(pool, text, "POOL_HELD" if state.held else "POOL_UNAVAILABLE")
-    if i.epoch < epoch and i.phase not in (Phase.DOWN, Phase.FAILED):  # 2
+    if i.epoch < epoch and i.phase not in (Phase.DOWN, Phase.FAILED, Phase.OPEN):  # 2
         return None
     if view(state).ready:  # 3
         pid = pool.launch.process.pid if pool.launch.process is not None else None

@@ -10,9 +10,11 @@ from typing import Any
 from pool_managerd.config import Config, HealthConfig, PoolConfig, is_pool_id, split_address
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.breaker import BreakerRules
 from pool_managerd.core.engines import startup_ms as startup_ms_of
 from pool_managerd.core.lifecycle import Policy
 from pool_managerd.core.redaction import Redactor, secrets_in
+from pool_managerd.core.restart_limit import RestartRules
 from pool_managerd.errors import RequestError, SpecError
 from pool_managerd.supervision.pool import Definition, Pool
 
@@ -34,7 +36,7 @@ _CHANGES_THE_PROGRAM = re.compile(
 
 def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: str, submitted: AnyEngine | None = None) -> Policy:
     """The policy of one pool; ``pool`` is None for a ``submitted`` one, which follows the defaults and is not warmed up."""
-    health, supervision, backoff = config.health, config.supervision, config.supervision.backoff
+    health, supervision = config.health, config.supervision
     engine = pool.engine if pool is not None else submitted.engine if submitted is not None else ""
     startup_ms = (pool.startup_timeout_ms if pool else None) or _startup_ms(health, engine)
     return Policy(
@@ -49,7 +51,9 @@ def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: s
         restart=(pool.restart if pool else None) or supervision.restart,
         warmup=config.lifecycle.warmup,
         fail_open=config.profile == "dev",
-        backoff=BackoffRules(**backoff.model_dump()),
+        backoff=BackoffRules(**supervision.backoff.model_dump()),
+        breaker=BreakerRules(**supervision.breaker.model_dump()),
+        restart_limit=RestartRules(**supervision.restart_limit.model_dump()),
         seed=f"{node_id}:{pool_id}",
     )
 

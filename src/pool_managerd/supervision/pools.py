@@ -10,18 +10,18 @@ from typing import Any
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Desired, Phase, PoolState, view
+from pool_managerd.core.lifecycle import Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
-from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, desired_of
+from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
 from pool_managerd.supervision.operations import Operation, Operations, Waiting, carried_through, objection
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
 
 MAX_SUBMITTED = 1_000
-_AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
+_AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 
 
 class Pools:
@@ -103,13 +103,9 @@ class Pools:
         definition = Definition(policy.policy_for(self._config, pool_id, config, self._s.node_id), config)
         if config is None and stored.submitted is not None:
             definition = self._recalled(pool_id, definition, stored.submitted)
-        desired, barred = desired_of(stored, config), definition.barred
-        state = replace(
-            PoolState.new(pool_id, self._s.epochs.first(pool_id)), desired=desired, held=stored.held,
-            pending_start=stored.held and desired is Desired.WANTED and barred is None,
-            crash_count=stored.crash_count, restart_count=stored.restart_count,
-            last_error=None if barred is None else self._s.events.clean(barred.message),
-        )  # fmt: skip
+        new = replace(PoolState.new(pool_id, self._s.epochs.first(pool_id)), history=self._s.histories.of(pool_id))
+        barred = None if definition.barred is None else self._s.events.clean(definition.barred.message)
+        state = state_of(new, stored, config, barred)
         policy.learn_secrets(self._s.events.redactor, pool_id, definition)
         actor = self._actors[pool_id] = PoolActor(definition, state, self._s)
         return actor.pool
@@ -138,6 +134,7 @@ class Pools:
         configured = {pool.id: pool for pool in self._config.pools}
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
         await self._s.launcher.forget_others(configured.keys() | requested)
+        self._s.histories.forget_others(configured.keys() | requested)
         for pool_id in sorted(configured.keys() | requested):
             pool = self.add(pool_id, configured.get(pool_id))
             if pool.submitted is not None or pool.definition.barred is not None:
@@ -183,6 +180,7 @@ class Pools:
         gone = self._leaving[pool_id] = asyncio.get_running_loop().create_future()
         try:
             await actor.close()
+            self._s.histories.forget(pool_id)
             self._s.engines.release(pool_id)
             self._s.gpus.forget(pool_id)
             self._s.admission.forget(pool_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import view
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.supervision.pool import Pool
@@ -22,7 +22,7 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
     fields: dict[str, Any] = {
         "live": seen.live, "ready": seen.ready, "state": seen.state, "draining": seen.draining,
         "last_error": state.last_error, "crash_count": state.crash_count, "restart_count": state.restart_count,
-        "circuit_state": "open" if state.active.phase is Phase.OPEN else "closed", "last_heartbeat_ms": wall_ms,
+        "circuit_state": state.history.circuit.value, "last_heartbeat_ms": wall_ms,
         "node_id": node_id, "replica_id": pool.instance_id.replica_id, "epoch": state.active.epoch,
     }  # fmt: skip
     quant = shape.quantization if shape is not None else None

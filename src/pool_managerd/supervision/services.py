@@ -16,6 +16,7 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import (
     Adoption,
@@ -64,6 +65,7 @@ class Services:
     registry: Registry
     events: EventLog
     epochs: Epochs
+    histories: Histories
     baselines: Baselines
     launcher: Launcher
     adoption: Adoption

@@ -10,11 +10,12 @@ from pool_managerd.config import Config
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
-from pool_managerd.core.lifecycle.phase import IDLE, LOADING
-from pool_managerd.core.narration import size
+from pool_managerd.core.lifecycle.phase import IDLE, LOADING, WAITING
+from pool_managerd.core.narration import duration, size
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, masked_text
 from pool_managerd.core.registry import Lease, Registry
+from pool_managerd.core.restart_limit import within
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
@@ -37,6 +38,8 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
         "device_mask": entry.device_mask, "ctx_max": entry.ctx_max, "replica_id": pool.instance_id.replica_id, "epoch": i.epoch,
         "phase": i.phase.value, "reason": state.reason, "last_error": state.last_error,
         "crash_count": state.crash_count, "restart_count": state.restart_count, "circuit_state": entry.circuit_state,
+        "circuits": {name: b.circuit.value for name, b in state.history.breakers.items()},
+        "restart_rate": len(within(state.history.restarts, now, pool.definition.policy.restart_limit.window_ms)),
         "desired": state.desired.value, "drained": state.desired is Desired.DRAINED and not seen.draining, "held": state.held,
         "quarantined": state.quarantined, "hung": i.hung,
         "last_heartbeat_ms": entry.last_heartbeat_ms,
@@ -47,7 +50,7 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
         "isolation": process.isolation if process and i.has_process else None,
         "compute": "cpu" if on_cpu else "gpu" if launch.allocation is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
-        "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase is Phase.BACKOFF and i.deadline else None,
+        "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase in WAITING and i.deadline else None,
         "preload": _preload(pool, now, wall_ms),
         "perf": None if launch.first_token_ms is None else {
             "first_token_ms": round(launch.first_token_ms, 1), "tokens_per_s": round(launch.tokens_per_s or 0, 2)},
@@ -129,6 +132,10 @@ async def explanation(pool: Pool, config: Config, steps: list[Any], s: Services)
     if pool.state.desired.stays_down:
         how = f"it was {pool.state.desired.value} by request: demand does not start it, a start does"
         steps = [{"kind": "desired", "detail": how}, *steps]
+    until, now = pool.state.history.open_until, s.clock.monotonic()
+    if until is not None and now < until:
+        how = f"its circuit breaker is open for {duration(until - now)}: a start by hand is tried all the same, once"
+        steps = [{"kind": "breaker", "detail": how}, *steps]
     try:
         if i.phase in IDLE:
             check_startable(config, pool)

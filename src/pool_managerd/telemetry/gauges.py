@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
@@ -15,6 +16,7 @@ from pool_managerd.telemetry.series import Series
 Row = Mapping[str, Any]
 Samples = Iterable[tuple[list[str], Any]]
 _MAX_LABEL_CHARS = 64
+_CIRCUITS: Mapping[str, int] = MappingProxyType({"closed": 0, "open": 1, "half_open": 2})
 
 
 class Gauges:
@@ -29,6 +31,7 @@ class Gauges:
         for spec in series.GAUGES:
             yield self._family(spec, (([str(pool["pool_id"])], pool.get(spec.source_key)) for pool in statuses))
         yield self._family(series.POOL_STATE, (([str(pool["pool_id"]), str(pool["state"])], 1) for pool in statuses))
+        yield self._family(series.BREAKER_STATE, _circuits(statuses))
         if degraded is not None:
             yield self._family(series.STATE_DEGRADED, [([], degraded)])
 
@@ -61,6 +64,13 @@ class Gauges:
                 seen.add(cut)
                 found.add_metric([*cut, *self._constant.values()], float(value))
         return found
+
+
+def _circuits(statuses: Sequence[Row]) -> Samples:
+    """Each breaker of each pool, as a number."""
+    for pool in statuses:
+        for name, circuit in pool.get("circuits", {}).items():
+            yield [str(pool["pool_id"]), name], _CIRCUITS.get(circuit)
 
 
 def _held(rows: Sequence[Row], pools: Mapping[str, Row]) -> Iterator[tuple[list[str], Row, Row]]:

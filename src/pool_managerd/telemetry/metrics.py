@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -22,6 +23,11 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 _LABEL = re.compile(r"^(?!__)[A-Za-z_][A-Za-z0-9_]*$")
 _SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_VALUE_CHARS = 64
+_COUNTED: Mapping[str, Series] = MappingProxyType({
+    "probe": series.HEALTH_CHECKS, "restart": series.RESTARTS, "storm": series.STORMS, "xid": series.XIDS,
+    "device_reset": series.DRIVER_RESETS,
+})  # fmt: skip
+"""What one event of a type adds one to; its labels are fields of the event."""
 
 
 class Metrics:
@@ -71,6 +77,9 @@ class Metrics:
     def on_event(self, event: Event) -> None:
         """Count what one event of the node says. Unknown types are ignored."""
         pool, fields = event.pool_id or NO_POOL, event.fields
+        if (spec := _COUNTED.get(event.type)) is not None:
+            self._count(spec, **{**{label: fields.get(label) for label in spec.labels}, "pool_id": pool})
+            return
         match event.type:
             case "preload_succeeded":
                 self._count(series.PRELOAD_SUCCESS, pool_id=pool, engine=fields.get("engine"))
@@ -78,24 +87,18 @@ class Metrics:
             case "preload_failed":
                 self._count(series.PRELOAD_FAILURE, pool_id=pool, reason=fields.get("reason"))
                 self._observe(series.PRELOAD_DURATION, fields.get("duration_ms"), pool_id=pool, outcome="error")
-            case "probe":
-                self._count(series.HEALTH_CHECKS, pool_id=pool, outcome=fields.get("outcome"))
-            case "restart":
-                self._count(series.RESTARTS, pool_id=pool)
             case "backoff":
                 self._count(series.RESTARTS_SCHEDULED, pool_id=pool, crash_reason=fields.get("crash_reason"))
                 self._observe(
                     series.BACKOFF_DELAY, fields.get("backoff_ms"), pool_id=pool, crash_reason=fields.get("crash_reason")
                 )
+            case "breaker" if fields.get("new_state") == "open":
+                self._count(series.BREAKER_OPENED, **{"pool_id": pool, "class": fields.get("class")})
             case "drain_finished":
                 self._observe(series.DRAIN_DURATION, fields.get("duration_ms"), pool_id=pool)
             case "handoff":
                 self._count(series.HANDOFF_FILES, pool_id=pool, outcome=fields.get("outcome"))
                 self._observe(series.HANDOFF_DURATION, fields.get("duration_ms"), pool_id=pool)
-            case "xid":
-                self._count(series.XIDS, device=fields.get("device"), xid=fields.get("xid"))
-            case "device_reset":
-                self._count(series.DRIVER_RESETS, device=fields.get("device"))
             case "pool_removed":
                 for family in self._families.values():
                     family.drop("pool_id", lambda value: value == pool)

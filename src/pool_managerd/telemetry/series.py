@@ -12,7 +12,7 @@ BACKOFF_BUCKETS_MS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 60000)
 
 # How many different values a label may take (SPEC §13.1); further ones are counted as "other". Pool ids are bounded by the
 # live pools and devices by the devices that exist instead, routes and statuses by the route table.
-LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 16, "outcome": 4, "state": 16, "xid": 32}
+LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 32, "class": 2, "outcome": 4, "state": 16, "xid": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ BACKOFF_DELAY = Series(
     "Delay before a scheduled restart, in ms.",
     buckets=BACKOFF_BUCKETS_MS,
 )
+BREAKER_OPENED = Series(
+    "circuit_breaker_open_total", "counter", ("pool_id", "class"), "Times that a circuit breaker opened: general or cuda."
+)
+STORMS = Series("restart_storm_total", "counter", ("pool_id",), "Times that a storm of restarts began.")
 DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
 HEALTH_CHECKS = Series("pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error or timeout.")
 HANDOFF_FILES = Series(
@@ -76,7 +80,11 @@ GAUGES = (
         "Free VRAM of those of them that can be read.",
         source_key="vram_free_bytes",
     ),
+    Series(
+        "restart_rate", "gauge", ("pool_id",), "Restarts within supervision.restart_limit.window_ms.", source_key="restart_rate"
+    ),
 )
+BREAKER_STATE = Series("circuit_breaker_state", "gauge", ("pool_id", "class"), "0 closed, 1 open, 2 half-open; general or cuda.")
 POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", source_key="state")
 
 DRIVER_RESETS = Series("driver_reset_total", "counter", ("device",), "Resets of the GPU, or of its driver, that were seen.")
@@ -119,6 +127,8 @@ COUNTED = (
     RESTARTS,
     RESTARTS_SCHEDULED,
     BACKOFF_DELAY,
+    BREAKER_OPENED,
+    STORMS,
     DRAIN_DURATION,
     HEALTH_CHECKS,
     HANDOFF_FILES,
@@ -127,7 +137,7 @@ COUNTED = (
     DRIVER_RESETS,
     XIDS,
 )
-ALL = (*GAUGES, POOL_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, BUILD_INFO, *COUNTED)
+ALL = (*GAUGES, POOL_STATE, BREAKER_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, BUILD_INFO, *COUNTED)
 
 
 def markdown() -> str:

@@ -31,6 +31,7 @@ from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.manual_clock import ManualClock
@@ -305,6 +306,7 @@ class FakeNode:
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
         self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
+        self.histories = Histories(self.records, "boot")
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []
         self.events.listen(self.told.append)
@@ -312,7 +314,7 @@ class FakeNode:
     def services(self, **changes: Any) -> Services:
         parts: dict[str, Any] = {
             "clock": self.clock, "registry": self.registry, "events": self.events,
-            "epochs": Epochs(self.records), "baselines": Baselines(),
+            "epochs": Epochs(self.records), "histories": self.histories, "baselines": Baselines(),
             "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
             "files": self.files, "prober": self.prober,
             "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,

@@ -18,7 +18,7 @@ from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, then, to
-from pool_managerd.core.lifecycle.relaunch import launch
+from pool_managerd.core.lifecycle.relaunch import launch, remember
 
 
 def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
@@ -32,13 +32,15 @@ def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
 def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
     """It is ours: on to its first probe, or on with its drain."""
     desired = pool.desired if pool.desired.stays_down else Desired.WANTED
+    tried, told = remember(pool, pool.history.started(now, p, again=False), now)  # what an open breaker has let through
     ours = to(
-        replace(pool, has_run=True, desired=desired), Phase.STARTING, now, deadline=now + p.startup_timeout_s, has_process=True,
+        replace(tried, has_run=True, desired=desired, proven=pool.proven or e.was_ready), Phase.STARTING, now,
+        deadline=now + p.startup_timeout_s, has_process=True,
         launched_at=e.started_at, started_at=e.started_at, ready_since=e.started_at if e.was_ready else None,
         uses_gpus=e.uses_gpus, warmable=e.warmable and p.warmup != "off", warmed=e.was_ready, probe_sent_at=now,
     )  # fmt: skip
     effects: tuple[Effect, ...] = (
-        do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"),
+        do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"), *told,
     )  # fmt: skip
     if not desired.stays_down:
         return ours, effects

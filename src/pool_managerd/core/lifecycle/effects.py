@@ -90,10 +90,11 @@ class AdoptEngine(LaunchEffect):
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Effect):
-    """The request cannot be served now; ``code`` is an error code of SPEC §11.2."""
+    """The request cannot be served now; ``code`` is an error code of SPEC §11.2. ``retry_after_s``: how long that holds."""
 
     code: str
     message: str
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

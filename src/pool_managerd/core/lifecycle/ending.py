@@ -21,9 +21,9 @@ from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
 from pool_managerd.core.lifecycle.instance import After, Instance
-from pool_managerd.core.lifecycle.phase import BEFORE_READY, Phase
+from pool_managerd.core.lifecycle.phase import BEFORE_READY, WAITING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then, to
+from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import launch, recover
 
 HELPER_LATE_S = 5.0
@@ -82,9 +82,11 @@ def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect,
         hung=False, ready_since=None, fell_from=None, warmed=False, external=False,
     )  # fmt: skip
     if pool.reason in ("vram_held", "stop_failed"):  # it is held no more, and it did end
-        clean = replace(clean, reason=None, last_error=None)
+        clean = replace(clean, reason=None, last_error=clean.history.error)
+    if i.drain_since is not None and i.force_stopped:
+        clean = _escalated(clean, i.drain_leases)
     if i.after is After.NEW_START:
-        return then(done, launch(clean, now, p, origin="request"))
+        return then(done, launch(clean, now, p, origin="request", by_hand=True))
     if i.after is After.START:
         return then(done, launch(clean, now, p, origin="another port" if pool.port_conflicts else "restart"))
     if i.after is After.RECOVER:
@@ -95,14 +97,21 @@ def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect,
     return down, (*done, do.Say("stopped", f"Pool '{pool.pool_id}' is down and holds nothing"))
 
 
+def _escalated(pool: PoolState, leases: int) -> PoolState:
+    """A drain that had to cut leases off is an error until the next good start; what a quarantine says goes before it."""
+    why = "stopped while draining" if pool.desired is Desired.STOPPED else "drain deadline reached"
+    error = narration.cut_off(leases, "GPU lost while draining" if pool.quarantined else why)
+    shown = pool.last_error if pool.quarantined else error
+    return replace(pool, last_error=shown, history=replace(pool.history, error=error))
+
+
 def _drain_finished(pool: PoolState, now: float) -> do.Say:
     i = pool.active
     spent = round((now - (i.drain_since or now)) * 1000)
     cut = i.drain_leases if i.force_stopped else 0
     human = f"Pool '{pool.pool_id}' has drained"
     if i.force_stopped:
-        were = "was" if cut == 1 else "were"
-        human = f"Pool '{pool.pool_id}' reached its drain deadline; {narration.count(cut, 'lease')} {were} cut off"
+        human = narration.cut_off(cut, f"Pool '{pool.pool_id}' reached its drain deadline")
     fields = {"force_stopped": i.force_stopped, "duration_ms": spent, "final_lease_count": cut}
     return do.Say("drain_finished", human, level="warn" if i.force_stopped else "info", fields=fields)
 
@@ -126,7 +135,7 @@ def spawned_stopping(pool: PoolState, e: ev.Spawned, now: float, p: Policy) -> S
 
 def spawned_late(pool: PoolState, e: ev.Spawned, now: float, p: Policy) -> Step:
     """Nobody wants this process any more: it began to run while its stop was decided."""
-    after = After.RECOVER if pool.active.phase is Phase.BACKOFF else After.STAY
+    after = After.RECOVER if pool.active.phase in WAITING else After.STAY
     stopping = to(
         replace(pool, has_run=True), Phase.STOPPING, now, deadline=now + p.kill_wait_s, has_process=True, started_at=now,
         fell_from=Phase.STARTING, asked=True, reaped=False, killed=True, pending_error=pool.last_error, after=after,
@@ -208,7 +217,8 @@ def _crash(pool: PoolState, e: ev.Exited, now: float, *, never_ready: bool) -> t
         "uptime_seconds": round(uptime, 3), "exit_code": e.code, "signal": name,
         "crash_count": crashed.crash_count, "crash_class": e.crash.value, "last_error": error,
     }  # fmt: skip
-    return crashed, do.Say("crash", human, level="error", fields=fields)
+    level = "critical" if e.crash is CrashClass.OUT_OF_MEMORY else "error"
+    return crashed, do.Say("crash", human, level=level, fields=fields)
 
 
 def _after_reaping(pool: PoolState, now: float, p: Policy) -> Step:

@@ -17,12 +17,14 @@ class Start(Event):
     """Bring the engine up, joining what is under way already.
 
     ``retry`` false: a failed start is final (a submitted preload). ``origin`` tells who asks: ``demand`` waits for a
-    restart that is due instead of hastening it. ``join`` false: refused where there is something to join.
+    restart that is due instead of hastening it. ``join`` false: refused where there is something to join. ``anew``: it
+    is to run something else than before.
     """
 
     retry: bool = True
     origin: str = "request"
     join: bool = True
+    anew: bool = False
 
 
 class CancelStart(Event):
@@ -81,13 +83,6 @@ class Quarantine(Event):
 
 class EndQuarantine(Event):
     """The GPUs of this pool are healthy again."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBreaker(Event):
-    """Too many failures: no start for ``open_s`` seconds."""
-
-    open_s: float
 
 
 class ResetBreaker(Event):

@@ -29,6 +29,8 @@ IDLE = frozenset({P.DOWN, P.FAILED, P.BACKOFF, P.OPEN})
 """Nothing runs and nothing is under way; of ``failed`` a process or memory may be left that would not go."""
 AFTER_FAILURE = frozenset({P.FAILED, P.BACKOFF, P.OPEN})
 """Where the last error says why nothing runs: a quarantine has its own place to be told."""
+WAITING = frozenset({P.BACKOFF, P.OPEN})
+"""A start is due at the deadline."""
 LOADING = frozenset({P.STAGING, P.STARTING, P.WARMING})
 """A start is under way; it has its turn among those that load at boot."""
 RISING = LOADING | {P.WAKING, P.ADOPTING}

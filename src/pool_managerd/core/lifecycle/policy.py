@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pool_managerd.core.backoff import BackoffRules
+from pool_managerd.core.breaker import BreakerRules
+from pool_managerd.core.restart_limit import RestartRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Policy:
     fail_open: bool = False
     port_retries: int = 3
     backoff: BackoffRules = field(default_factory=BackoffRules)
+    breaker: BreakerRules = field(default_factory=BreakerRules)
+    restart_limit: RestartRules = field(default_factory=RestartRules)
     seed: str = ""
 
     @property

@@ -10,11 +10,9 @@ from enum import StrEnum
 
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle.history import NOTHING_FAILED, FailureHistory
 from pool_managerd.core.lifecycle.instance import Instance
 from pool_managerd.core.lifecycle.phase import Phase
-
-MAX_FAILURES = 64
-"""More failures in a row than this make no difference to anything."""
 
 
 class Desired(StrEnum):
@@ -43,10 +41,10 @@ class PoolState:
 
     ``held``: a person wants nothing to start by itself. ``quarantined``: one of its GPUs is out of use. Both stand
     beside ``desired`` and beside the phase; ``pending_start`` remembers that a start was due when one of them stood in
-    its way. ``retry`` false: the first start of a submitted engine, whose failure is final. ``failures`` are the times
-    of the failures in a row, the newest last: backoff is counted by them. ``has_run``: a process of it ran once, so that
-    a further start by itself is a restart. ``last_epoch``: no launch has had a higher one, but for the present one perhaps.
-    ``reason`` and ``last_error`` say why it is not ready, in a word and in a sentence.
+    its way. ``retry`` false: the first start of a submitted engine, whose failure is final. ``history`` is what it has
+    failed at. ``has_run``: a process of it ran once, so that a further start by itself is a restart. ``proven``: what it
+    is to run was ready once. ``last_epoch``: no launch has had a higher one, but for the present one perhaps. ``reason``
+    and ``last_error`` say why it is not ready, in a word and in a sentence.
     """
 
     active: Instance
@@ -55,11 +53,12 @@ class PoolState:
     quarantined: bool = False
     pending_start: bool = False
     retry: bool = True
-    failures: tuple[float, ...] = ()
+    history: FailureHistory = NOTHING_FAILED
     crash_count: int = 0
     restart_count: int = 0
     has_run: bool = False
     last_epoch: int = 0
+    proven: bool = False
     port_conflicts: int = 0
     reason: str | None = None
     last_error: str | None = None
@@ -72,10 +71,6 @@ class PoolState:
     @property
     def pool_id(self) -> str:
         return self.active.id.pool_id
-
-    def failed(self, now: float, *, anew: bool = False) -> PoolState:
-        """One more failure in a row, or the first one since a stable run (``anew``)."""
-        return replace(self, failures=(now,) if anew else (*self.failures, now)[-MAX_FAILURES:])
 
 
 Step = tuple[PoolState, tuple[do.Effect, ...]]
@@ -97,6 +92,6 @@ def then(first: tuple[do.Effect, ...], step: Step) -> Step:
     return step[0], (*first, *step[1])
 
 
-def refuse(pool: PoolState, code: str, message: str) -> Step:
+def refuse(pool: PoolState, code: str, message: str, *, retry_after_s: float | None = None) -> Step:
     """Nothing changes; whoever asked is told why."""
-    return pool, (do.Refuse(code, message),)
+    return pool, (do.Refuse(code, message, retry_after_s),)

@@ -14,15 +14,18 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import begin_stop
+from pool_managerd.core.lifecycle.history import FailureHistory
 from pool_managerd.core.lifecycle.instance import After
-from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, RISING, Phase
+from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, RISING, WAITING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, refuse, then, to
-from pool_managerd.core.lifecycle.relaunch import launch
+from pool_managerd.core.lifecycle.relaunch import launch, remember
 from pool_managerd.core.lifecycle.starting import cancel_staging
 from pool_managerd.core.lifecycle.view import view
 
 Handler = Callable[[PoolState, ev.Event, float, Policy], Step]
+_BY_ITSELF = ("boot", "demand")
+"""Starts that no person asked for."""
 
 
 def refusing(code: str, why: str) -> Handler:
@@ -45,7 +48,13 @@ def start(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
         return refuse(
             pool, "OPERATION_IN_PROGRESS", f"cannot start pool '{pool.pool_id}': its last engine process is still there"
         )
-    return launch(replace(pool, retry=e.retry, port_conflicts=0), now, p, origin=e.origin)
+    until = pool.history.open_until
+    if until is not None and now < until and e.origin == "demand":
+        left = narration.duration(until - now)
+        why = f"cannot start pool '{pool.pool_id}': its circuit breaker is open for {left} more; start or reset it by hand"
+        return refuse(pool, "CIRCUIT_OPEN", why, retry_after_s=until - now)
+    wanted = replace(pool, retry=e.retry, port_conflicts=0, proven=pool.proven and not e.anew)
+    return launch(wanted, now, p, origin=e.origin, by_hand=e.origin not in _BY_ITSELF)
 
 
 def join_start(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
@@ -74,7 +83,9 @@ def start_after_stop(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Ste
     after = pool.active.after
     if e.origin == "demand" and after is After.RECOVER:
         return pool, ()
-    wanted = replace(pool, desired=Desired.WANTED, pending_start=False, retry=e.retry, port_conflicts=0)
+    wanted = replace(
+        pool, desired=Desired.WANTED, pending_start=False, retry=e.retry, port_conflicts=0, proven=pool.proven and not e.anew
+    )  # fmt: skip
     return on(wanted, after=after if after is After.START else After.NEW_START), ()
 
 
@@ -146,7 +157,7 @@ def stop_stopping(pool: PoolState, e: Down, now: float, p: Policy) -> Step:
 def evict_idle(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
     """A restart that is due would take the room again, and what would not go still has it. Anything else holds none."""
     held = pool.active.has_process or pool.active.vram_pending
-    return stop_idle(pool, e, now, p) if held or pool.active.phase is Phase.BACKOFF else (pool, ())
+    return stop_idle(pool, e, now, p) if held or pool.active.phase in WAITING else (pool, ())
 
 
 def evict_serving(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
@@ -205,7 +216,7 @@ def _after_loss(pool: PoolState, p: Policy) -> After:
 
 
 def end_quarantine(pool: PoolState, e: ev.EndQuarantine, now: float, p: Policy) -> Step:
-    error = pool.last_error if pool.active.phase in AFTER_FAILURE else None
+    error = pool.last_error if pool.active.phase in AFTER_FAILURE else pool.history.error
     say = do.Say("quarantine_over", f"Pool '{pool.pool_id}' is out of quarantine")
     return _resume(replace(pool, quarantined=False, last_error=error), now, p, say)
 
@@ -218,17 +229,9 @@ def _resume(pool: PoolState, now: float, p: Policy, say: do.Say) -> Step:
 # --- breaker --------------------------------------------------------------------------------------------------------
 
 
-def open_breaker(pool: PoolState, e: ev.OpenBreaker, now: float, p: Policy) -> Step:
-    if pool.active.has_process or pool.active.vram_pending or pool.desired.stays_down:
-        return pool, ()
-    error = f"pool '{pool.pool_id}' failed too often; its circuit breaker is open for {narration.duration(e.open_s)}"
-    opened = to(replace(pool, reason="circuit_open"), Phase.OPEN, now, deadline=now + e.open_s)
-    return opened, (do.Say("breaker", error, level="error", fields={"failure_count": len(pool.failures)}),)
-
-
 def reset_breaker(pool: PoolState, e: ev.ResetBreaker, now: float, p: Policy) -> Step:
-    """Failures are forgiven; a start that only the breaker held back happens now."""
-    forgiven = replace(pool, failures=())
-    if pool.active.phase in (Phase.OPEN, Phase.BACKOFF):
-        return launch(forgiven, now, p, origin="restart")
-    return forgiven, ()
+    """Everything it has failed at is forgotten; a start that only the breaker or a backoff held back happens now."""
+    forgiven, told = remember(pool, FailureHistory(error=pool.history.error), now)
+    if pool.active.phase in WAITING:
+        return then(told, launch(forgiven, now, p, origin="restart"))
+    return forgiven, told

@@ -14,6 +14,7 @@ from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then, to
+from pool_managerd.core.lifecycle.relaunch import remember
 from pool_managerd.core.lifecycle.starting import become_ready, send_due_probe
 
 SILENT_PROBES_PER_S = 50
@@ -68,7 +69,19 @@ def serving_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.probe_sent_at is not None and now - i.probe_sent_at > p.probe_timeout_s * 2 + p.probe_interval_s:
         failed = attached_probe_failed if i.phase is Phase.ATTACHED else probe_failed
         return failed(pool, ev.ProbeFailed(i.epoch, "was never answered"), now, p)
-    return send_due_probe(pool, now)
+    forgets = forgets_at(pool, p)
+    if forgets is None or now < forgets or i.ready_since is None:
+        return send_due_probe(pool, now)
+    stable, told = remember(pool, pool.history.stable(i.ready_since, now, p), now)
+    return then(told, send_due_probe(stable, now))
+
+
+def forgets_at(pool: PoolState, p: Policy) -> float | None:
+    """When it will have been ready for so long that some of its failures are forgotten; None when there is nothing to forget."""
+    i = pool.active
+    if i.phase is not Phase.READY or i.hung or i.ready_since is None:
+        return None
+    return pool.history.next_forgotten_at(i.ready_since, p)
 
 
 # --- an engine that somebody else runs: never signalled, never restarted --------------------------------------------

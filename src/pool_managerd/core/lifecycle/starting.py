@@ -150,7 +150,10 @@ def become_ready(pool: PoolState, now: float, p: Policy) -> Step:
     i, error = pool.active, pool.last_error if pool.quarantined else None
     first = i.ready_since is None
     ready = to(
-        replace(pool, reason=None, last_error=error, port_conflicts=0, retry=True), Phase.READY, now,
+        replace(
+            pool, reason=None, last_error=error, port_conflicts=0, retry=True, proven=True,
+            history=replace(pool.history, error=None),
+        ), Phase.READY, now,
         next_probe_at=now + p.probe_interval_s, ready_since=now if first else i.ready_since, warmed=True,
     )  # fmt: skip
     if pool.quarantined:

@@ -27,7 +27,7 @@ from typing import Any
 
 from pool_managerd.core.lifecycle import adopting, draining, ending, relaunch, requests, serving, starting
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import IDLE, PROBED_AT_START, RISING, RUNNING, SERVING, Phase
+from pool_managerd.core.lifecycle.phase import IDLE, PROBED_AT_START, RISING, RUNNING, SERVING, WAITING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState, Step
 
@@ -41,7 +41,6 @@ def ignore(pool: PoolState, e: ev.Event, now: float, p: Policy) -> Step:
 
 _BUSY = requests.refusing("OPERATION_IN_PROGRESS", "cannot do that now: pool '{pool}' is {state}")
 _DRAINING = requests.refusing("POOL_DRAINING", "cannot start pool '{pool}': it is draining; undrain it, or wait")
-_OPEN = requests.refusing("CIRCUIT_OPEN", "cannot start pool '{pool}': its circuit breaker is open; reset it first")
 _NOT_READY = requests.refusing("POOL_UNREADY", "cannot do that: pool '{pool}' is not ready")
 _NOT_ASLEEP = requests.refusing("INVALID_PARAMS", "cannot wake pool '{pool}': it is not asleep")
 _IN_USE = requests.refusing("OPERATION_IN_PROGRESS", "cannot adopt an engine for pool '{pool}': it has one")
@@ -63,7 +62,7 @@ def _row(*cells: tuple[Phase | Iterable[Phase], Handler], rest: Handler) -> dict
 TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
-        ({P.DOWN, P.FAILED}, requests.start), (P.BACKOFF, requests.start_when_due), (P.OPEN, _OPEN),
+        ({P.DOWN, P.FAILED, P.OPEN}, requests.start), (P.BACKOFF, requests.start_when_due),
         (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop), rest=requests.join_start,
     ),
     ev.CancelStart: _row(
@@ -96,13 +95,12 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # decisions made elsewhere
     ev.Quarantine: _row(rest=requests.quarantine),
     ev.EndQuarantine: _row(rest=requests.end_quarantine),
-    ev.OpenBreaker: _row((IDLE, requests.open_breaker), rest=ignore),
     ev.LeasesChanged: _row((P.DRAINING, draining.leases_changed), rest=ignore),
     # the timer
     ev.Tick: _row(
         (P.STAGING, starting.staging_tick), (P.STARTING, starting.starting_tick), (P.WARMING, starting.warming_tick),
         (SERVING, serving.serving_tick), ({P.SLEEPING, P.WAKING}, serving.sleeping_tick),
-        (P.DRAINING, draining.draining_tick), (P.STOPPING, ending.stopping_tick), ({P.BACKOFF, P.OPEN}, relaunch.due_start),
+        (P.DRAINING, draining.draining_tick), (P.STOPPING, ending.stopping_tick), (WAITING, relaunch.due_start),
         (P.ADOPTING, adopting.adopting_tick), rest=ignore,
     ),
     # news of one launch
@@ -155,5 +153,5 @@ def next_timer(pool: PoolState, policy: Policy) -> float | None:
     i, lost_probe = pool.active, None
     if i.probe_sent_at is not None and i.phase in SERVING:
         lost_probe = i.probe_sent_at + policy.probe_timeout_s * 2 + policy.probe_interval_s + 0.001
-    times = [t for t in (i.deadline, i.next_probe_at, lost_probe) if t is not None]
+    times = [t for t in (i.deadline, i.next_probe_at, lost_probe, serving.forgets_at(pool, policy)) if t is not None]
     return min(times, default=None)

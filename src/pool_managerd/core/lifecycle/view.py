@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pool_managerd.core.lifecycle.phase import TRANSITIONAL, Phase
+from pool_managerd.core.lifecycle.phase import LOADING, TRANSITIONAL, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState
 
@@ -51,6 +51,7 @@ def outline(pool: PoolState) -> tuple[object, ...]:
     return (
         i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.drain_since, pool.desired, pool.held,
         pool.quarantined, pool.pending_start, pool.crash_count, pool.restart_count, pool.reason, pool.last_error,
+        pool.history.circuit,
     )  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def validate(pool: PoolState, now: float, p: Policy) -> None:
         "ready means fewer failed probes than the threshold": not seen.ready or i.probe_failures < p.failure_threshold,
         "staging began before it was held": i.phase is not Phase.STAGING or not (pool.held or pool.quarantined) or i.since <= now,
         "counts are not negative": min(i.epoch, pool.crash_count, pool.restart_count, i.drain_leases, i.probe_failures) >= 0,
-        "failures are in order": list(pool.failures) == sorted(pool.failures),
+        "an open breaker is what open means": i.phase is not Phase.OPEN or pool.history.open_until is not None,
+        "nothing is under way while a breaker is open": pool.history.open_until is None or i.phase not in LOADING | {Phase.READY},
+        "restarts are in order": list(pool.history.restarts) == sorted(pool.history.restarts),
         "no start is due of a pool that is to stay down": not (pool.pending_start and pool.desired.stays_down),
         "no start is due while one is under way": not pool.pending_start
         or i.phase not in (Phase.STAGING, Phase.STARTING, Phase.READY),
