@@ -74,10 +74,11 @@ class LaunchRecord:
 
     def engine_as_shown(self) -> PreparedEngine:
         """The engine that runs, for whoever only looks at it: its flags are as they may be shown, its variables are not known."""
+        host = self.url.partition("://")[2].rpartition(":")[0].strip("[]")
         return PreparedEngine(
             pool_id=self.instance.pool_id, replica_id=self.instance.replica_id, binary_path=self.argv[0] if self.argv else "",
-            flags=self.argv[1:], host=self.url.partition("://")[2].rpartition(":")[0].strip("[]"), port=self.port, model_path=self.model_path,
-            model_id=self.model_id, engine=self.engine, engine_version=self.engine_version, device_mask=self.device_mask,
+            flags=self.argv[1:], host=host, port=self.port, model_path=self.model_path, model_id=self.model_id,
+            engine=self.engine, engine_version=self.engine_version, device_mask=self.device_mask,
             device_uuids=self.device_uuids, provisioning_mode=self.provisioning_mode, slots_total=self.slots_total, ctx=self.ctx,
             health_path=self.health_path, verbatim=self.verbatim, warmup=_WARMUPS.get(self.warmup, "none"),
         )  # fmt: skip
