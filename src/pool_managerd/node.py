@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.config import Config
+from pool_managerd.config import Config, PolicyConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.drain import DrainRequest
 from pool_managerd.core.intent import StoredPool
@@ -29,6 +28,7 @@ from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
+from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 
 
@@ -84,13 +84,10 @@ class PoolManager:
             self.events.emit("notice", notice, level="warn")
         await boot(self._pools, s, stored, self._a.kept_leases)
         intake = HandoffIntake(self._pools, self.events)
-        watcher = self._a.watch_handoffs(intake.on_handoff, intake.on_error)
-        watching = (watcher.run(), self._gpus.watch.run(), self._a.gpu_parts.announce())
-        self._watching = [asyncio.create_task(work) for work in watching]
+        for what, work in self._a.own_tasks(intake.on_handoff, intake.on_error).items():
+            self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
 
     async def shutdown(self, *, hard: bool = False) -> None:
@@ -110,12 +107,17 @@ class PoolManager:
         for task in self._watching:
             task.cancel()
         if self.config.daemon.on_exit == "leave" and not self._hard:
-            self._pools.closing = True
             await self._pools.close(leave=True)
         else:
             await stop_all(self._pools, self._a.services, self.config.lifecycle.drain_deadline_ms)
         self.events.close()
         await self._a.close()
+
+    def use_policy(self, policy: PolicyConfig) -> None:
+        """What may be fetched and run from now on; what runs goes on."""
+        self.config = self.config.model_copy(update={"policy": policy})
+        self._pools.use_config(self.config)
+        self._a.use_config(self.config)
 
     # --- reads ---
 

@@ -65,6 +65,7 @@ def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> Non
     metrics = full(Metrics({"node_id": "n1"}))
     memory = {"vram_total_bytes": 2, "vram_free_bytes": 1}
     metrics.attach(lambda: [status("p", **memory), status("demo", **memory)], devices, lambda: True)
+    metrics.watch_loop(lambda: 0.25)
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     described = {spec.name.removesuffix("_total") if spec.kind == "counter" else spec.name: spec for spec in series.ALL}
     assert families.keys() == described.keys()

@@ -39,13 +39,15 @@ class Access:
     """The rules of one daemon. ``token_digest`` None = no token is configured (loopback only).
 
     Where no token is asked for (an open loopback address), changes and what shows the text of engines or of the
-    configuration are for ``owner_uid`` and root, or for whoever has the local token (``local_digest``).
+    configuration are for ``owner_uid`` and root, or for whoever has the local token (``local_digest``). ``former_digest`` is the
+    token that another one has replaced; it holds for some minutes more.
     """
 
     bind_host: str
     token_digest: bytes | None = field(default=None, repr=False)
     optional_on_loopback: bool = False
     local_digest: bytes | None = field(default=None, repr=False)
+    former_digest: bytes | None = field(default=None, repr=False)
     local_token_path: str = ""
     owner_uid: int = field(default_factory=os.geteuid)
 
@@ -69,7 +71,7 @@ class Access:
             return False
         # Both sides are hashed first: equal lengths, and no prefix of the secret shows in the time taken.
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-        known = (self.token_digest, self.local_digest)
+        known = (self.token_digest, self.local_digest, self.former_digest)
         return any(hmac.compare_digest(digest, one) for one in known if one is not None)
 
     def check_token(self, header: str | None, *, peer_is_loopback: bool) -> None:

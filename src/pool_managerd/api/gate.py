@@ -40,12 +40,12 @@ class Paths:
 
 
 class Gate:
-    """The outermost middleware. ``clean`` takes secrets out of the errors that are told."""
+    """The outermost middleware. ``access`` are the rules that hold now; ``clean`` takes secrets out of errors that are told."""
 
     def __init__(
         self, access: Access, metrics: Metrics, paths: Paths, max_requests: int, clean: Callable[[PoolError], PoolError]
     ) -> None:
-        self._access = access
+        self.access = access
         self._metrics = metrics
         self._paths = paths
         self._clean = clean
@@ -111,17 +111,17 @@ class Gate:
         if self._running > self._max_requests and label != "/health":
             raise NodeError("cannot take more requests at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
         near = guarded is not None and guarded.peer_is_loopback
-        tokenless = near and not self._access.loopback_bind and not self._access.bears_token(token)
-        self._access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
+        tokenless = near and not self.access.loopback_bind and not self.access.bears_token(token)
+        self.access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
         if label in self._paths.exempt and request.method in _READS:
             return
         uid: Callable[[], int | None] = (lambda: None) if guarded is None else guarded.peer_uid
         try:
-            self._access.check_token(token, peer_is_loopback=near)
-            if self._access.open_to(peer_is_loopback=near):
+            self.access.check_token(token, peer_is_loopback=near)
+            if self.access.open_to(peer_is_loopback=near):
                 if request.method not in _READS or label in self._paths.private:
-                    self._access.check_owner(token, uid)
-                request[TRUSTED_KEY] = self._access.trusts(token, uid)
+                    self.access.check_owner(token, uid)
+                request[TRUSTED_KEY] = self.access.trusts(token, uid)
         except RequestError as error:
             self._log_refusal(request, label, error)
             raise

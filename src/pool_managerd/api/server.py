@@ -50,7 +50,8 @@ class ApiServer:
     def __init__(self, node: PoolManager, access: Access, metrics: Metrics, limits: ServerLimits | None = None) -> None:
         self._limits = limits or ServerLimits()
         self._context = ApiContext(node, metrics, self._limits.streams)
-        self._runner = _runner(_application(self._context, access, self._limits), self._limits)
+        self._gate = _gate(self._context, access, self._limits)
+        self._runner = _runner(_application(self._context, self._gate), self._limits)
         self._metrics_runner = _runner(_metrics_application(self._context, self._limits), self._limits)
         self._servers: list[asyncio.Server] = []
         self._guards: list[Connections] = []
@@ -59,6 +60,15 @@ class ApiServer:
     def connections(self) -> int:
         """How many connections are open now."""
         return sum(len(guard.open) for guard in self._guards)
+
+    @property
+    def access(self) -> Access:
+        """The rules that hold."""
+        return self._gate.access
+
+    def use_access(self, access: Access) -> None:
+        """Other tokens from now on; the address is the same."""
+        self._gate.access = access
 
     async def start(self, listener: socket.socket, metrics_listener: socket.socket | None = None) -> None:
         """Begin to answer on ``listener``, and /metrics alone on ``metrics_listener``."""
@@ -116,7 +126,7 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
-def _application(context: ApiContext, access: Access, limits: ServerLimits) -> web.Application:
+def _gate(context: ApiContext, access: Access, limits: ServerLimits) -> Gate:
     labels = {path: route.path for route in ROUTES for path in route.paths} | {
         "/openapi.json": "/openapi.json",
         "/v1/openapi.json": "/openapi.json",
@@ -124,7 +134,10 @@ def _application(context: ApiContext, access: Access, limits: ServerLimits) -> w
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
     private = frozenset(route.path for route in ROUTES if route.private)
     paths = Paths(labels, exempt, private)
-    gate = Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
+    return Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
+
+
+def _application(context: ApiContext, gate: Gate) -> web.Application:
     app = web.Application(middlewares=[gate.middleware()], client_max_size=MAX_BODY_BYTES)
     for route in ROUTES:
         for path in route.paths:

@@ -22,7 +22,8 @@ from pool_managerd.cli.exits import NO, OK
 from pool_managerd.cli.output import as_typed, from_here, paint, printable, program
 from pool_managerd.cli.streams import OutputLostError
 from pool_managerd.config import Config
-from pool_managerd.daemon import Served, StopSignals, serving, stop_node
+from pool_managerd.daemon import Served, serving, stop_node
+from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.telemetry.logs import LogOptions, configure_logging
 from pool_managerd.wiring import preflight
@@ -176,7 +177,7 @@ class Screen:
 
 
 async def _demo(config: Config, screen: Screen) -> int:
-    stopping = StopSignals()
+    stopping = Signals()
     with stopping.installed():
         screen.title(f"pool-managerd {__version__}: one model, one engine, supervised")
         screen.step(f"Model: {config.pools[0].model.removeprefix('file:')}")
@@ -189,7 +190,7 @@ async def _demo(config: Config, screen: Screen) -> int:
     return code
 
 
-async def _show(served: Served, screen: Screen, stopping: StopSignals) -> int:
+async def _show(served: Served, screen: Screen, stopping: Signals) -> int:
     work = asyncio.create_task(_steps(served, screen))
     asked_to_stop = asyncio.create_task(stopping.first.wait())
     try:

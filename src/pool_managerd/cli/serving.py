@@ -51,17 +51,21 @@ def serve(
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C.
 
-    A second signal does not wait for engines to end.
+    A second signal does not wait for engines to end. SIGHUP reads the log's level, the token and the policy again.
     """
     overrides = {"daemon.bind": bind, "daemon.runtime_dir": runtime_dir, "daemon.state_dir": state_dir}
     if simulate_gpus is not None:
         overrides["gpu.simulate"] = simulate_gpus.absolute()
-    loaded = _load(_config_path(config), overrides)
+    from pool_managerd.daemon.init import become_init
+
+    become_init()
+    path = _config_path(config)
+    loaded = _load(path, overrides)
     import asyncio
 
     from pool_managerd import daemon
 
-    raise typer.Exit(asyncio.run(daemon.serve(loaded, os.environ)))
+    raise typer.Exit(asyncio.run(daemon.serve(loaded, os.environ, lambda: _load(path, overrides))))
 
 
 def demo(model: Model = None) -> None:

@@ -36,7 +36,7 @@ class ModelProvisioner:
 
     def __init__(self, base_dir: Path, policy: PolicyConfig) -> None:
         self._base_dir = base_dir
-        self._policy = policy
+        self.policy = policy
         self._digests = DigestCache()
         self.shapes = Shapes()
 
@@ -126,10 +126,10 @@ class ModelProvisioner:
     def _check_policy(self, model: ModelRef) -> None:
         if model.scheme == "sha256":
             return
-        if model.scheme not in self._policy.allow_schemes:
-            allowed = ", ".join(self._policy.allow_schemes) or "none"
+        if model.scheme not in self.policy.allow_schemes:
+            allowed = ", ".join(self.policy.allow_schemes) or "none"
             reason = f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})"
-        elif model.scheme != "file" and not self._policy.allow_network:
+        elif model.scheme != "file" and not self.policy.allow_network:
             reason = "the network may not be used"
         else:
             return

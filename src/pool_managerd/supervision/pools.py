@@ -43,6 +43,10 @@ class Pools:
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
 
+    def use_config(self, config: Config) -> None:
+        """Another policy; of the rest nothing may differ."""
+        self._config = config
+
     # --- reads ---
 
     def ids(self) -> list[str]:

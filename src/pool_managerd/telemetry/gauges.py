@@ -25,8 +25,12 @@ class Gauges:
     def __init__(self, constant: Mapping[str, str]) -> None:
         self._constant = constant
 
-    def of_node(self, statuses: Sequence[Row], degraded: bool | None) -> Iterator[GaugeMetricFamily]:
-        """Of the daemon and its pools; ``degraded``: whether its state cannot be written, None where that is not known."""
+    def of_node(
+        self, statuses: Sequence[Row], degraded: bool | None, lag_seconds: float | None = None
+    ) -> Iterator[GaugeMetricFamily]:
+        """Of the daemon and its pools; ``degraded``: whether its state cannot be written, None where that is not known; as is
+        ``lag_seconds``, how late its event loop was.
+        """
         yield self._family(series.BUILD_INFO, [([__version__, platform.python_version()], 1)])
         for spec in series.GAUGES:
             yield self._family(spec, (([str(pool["pool_id"])], pool.get(spec.source_key)) for pool in statuses))
@@ -34,6 +38,8 @@ class Gauges:
         yield self._family(series.BREAKER_STATE, _circuits(statuses))
         if degraded is not None:
             yield self._family(series.STATE_DEGRADED, [([], degraded)])
+        if lag_seconds is not None:
+            yield self._family(series.LOOP_LAG, [([], lag_seconds)])
 
     def of_devices(self, devices: Row, statuses: Sequence[Row]) -> Iterator[GaugeMetricFamily]:
         """Of the devices and of what the pools hold of them.

@@ -56,6 +56,11 @@ class Logging:
         self._render: Callable[[dict[str, Any]], str] = _pretty(colour) if pretty else _json_line
         self._floor = _LEVELS.get(options.level, 20)
 
+    def use_level(self, level: str) -> None:
+        """Lines below ``level`` are left out from now on."""
+        self._floor = _LEVELS.get(level, 20)
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(self._floor))
+
     def log_event(self, event: Event) -> None:
         """Write a journalled event as one line; probes and leases (``journal=False``) are for metrics only."""
         if event.journal:

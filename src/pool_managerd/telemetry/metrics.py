@@ -25,7 +25,7 @@ _SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_VALUE_CHARS = 64
 _COUNTED: Mapping[str, Series] = MappingProxyType({
     "probe": series.HEALTH_CHECKS, "restart": series.RESTARTS, "storm": series.STORMS, "xid": series.XIDS,
-    "device_reset": series.DRIVER_RESETS,
+    "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
 })  # fmt: skip
 """What one event of a type adds one to; its labels are fields of the event."""
 
@@ -44,6 +44,7 @@ class Metrics:
         self._families = {spec.name: _Family(spec, self._constant, self._registry) for spec in series.COUNTED}
         self._gauges = Gauges(self._constant)
         self._http: dict[tuple[str, str, int], Counter] = {}
+        self._lag: Callable[[], float] | None = None
         self.attach(list)
 
     def attach(
@@ -53,10 +54,15 @@ class Metrics:
         """Show these pools and devices, and whether the state cannot be written, from the next scrape on."""
         self._statuses, self._devices, self._degraded = statuses, devices, degraded
 
+    def watch_loop(self, lag_seconds: Callable[[], float]) -> None:
+        """Show how late the daemon's event loop was."""
+        self._lag = lag_seconds
+
     def render(self) -> bytes:
         """The exposition text. Pools and devices are read once, so that a series never outlives what it shows."""
         statuses, devices = self._statuses(), self._devices()
-        gauges = [*self._gauges.of_node(statuses, self._degraded())]
+        lag = None if self._lag is None else self._lag()
+        gauges = [*self._gauges.of_node(statuses, self._degraded(), lag)]
         self._keep("pool_id", {str(status["pool_id"]) for status in statuses})
         if devices is not None:
             gauges += self._gauges.of_devices(devices, statuses)

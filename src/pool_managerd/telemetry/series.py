@@ -120,6 +120,9 @@ BUILD_INFO = Series(
 NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
+LOOP_LAG = Series("loop_lag_seconds", "gauge", (), "By how much the daemon's event loop was late at most, in the last minute.")
+CONFIG_READ = Series("config_reread_total", "counter", ("outcome",), "Times that SIGHUP had the configuration read again.")
+
 COUNTED = (
     PRELOAD_SUCCESS,
     PRELOAD_FAILURE,
@@ -136,8 +139,9 @@ COUNTED = (
     HTTP_REQUESTS,
     DRIVER_RESETS,
     XIDS,
+    CONFIG_READ,
 )
-ALL = (*GAUGES, POOL_STATE, BREAKER_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, BUILD_INFO, *COUNTED)
+ALL = (*GAUGES, POOL_STATE, BREAKER_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, LOOP_LAG, BUILD_INFO, *COUNTED)
 
 
 def markdown() -> str:

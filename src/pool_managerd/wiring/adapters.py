@@ -7,8 +7,9 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config import Config, split_address
@@ -105,6 +106,11 @@ class Adapters:
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip
 
+    def use_config(self, config: Config) -> None:
+        """Another policy; of the rest nothing may differ."""
+        self.config = self.gpu_parts.config = config
+        self.models.policy = config.policy
+
     def claim(self) -> None:
         """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
         try:
@@ -175,9 +181,14 @@ class Adapters:
         binds = (self.config.daemon.bind, self.config.daemon.metrics_bind)
         return self._ports.all_claimed() | {split_address(bind)[1] for bind in binds if bind is not None}
 
-    def watch_handoffs(
-        self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
-    ) -> HandoffWatcher:
+    def own_tasks(self, on_handoff: OnHandoff, on_error: OnError) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What the node does beside its pools, by what it is called."""
+        return {
+            "the watch of handoff files": self._watch_handoffs(on_handoff, on_error).run,
+            "the watch of the GPUs": self.gpus.watch.run, "the watch of the topology": self.gpu_parts.announce,
+        }  # fmt: skip
+
+    def _watch_handoffs(self, on_handoff: OnHandoff, on_error: OnError) -> HandoffWatcher:
         own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
 
         def on_found(found: Handoff, duration_ms: float) -> None:

@@ -59,7 +59,7 @@ class GpuParts:
     """Made once per node, inside its event loop."""
 
     def __init__(self, config: Config, clock: Clock, events: EventLog, store: StateStore, means: PreflightMeans) -> None:
-        self._config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
+        self.config, self._clock, self._events, self._store, self._means = config, clock, events, store, means
         self._workers = Workers()
         only = restrictions(config.gpu.devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.notices = tuple(f"Only some GPUs are used: {rule}" for rule in only)
@@ -77,15 +77,15 @@ class GpuParts:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
         naming file and line when its topology file is wrong.
         """
-        simulated = self._config.gpu.simulate is not None
-        self._workers.options = await asyncio.to_thread(_simulated, self._config) if simulated else WorkerOptions()
+        simulated = self.config.gpu.simulate is not None
+        self._workers.options = await asyncio.to_thread(_simulated, self.config) if simulated else WorkerOptions()
 
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
 
     def admission(self, gpus: Gpus) -> Admission:
-        rules = AdmissionRules(cpu_allowed=self._config.profile == "dev", fit=self._config.gpu.fit)
-        sizer = StartSizer(self._config, self._means.models, self._means.engines)
+        rules = AdmissionRules(cpu_allowed=self.config.profile == "dev", fit=self.config.gpu.fit)
+        sizer = StartSizer(self.config, self._means.models, self._means.engines)
         return Admission(gpus, sizer, available_ram_bytes, self._store, rules)
 
     def ram(self) -> tuple[int, int]:
@@ -119,12 +119,12 @@ class GpuParts:
         """Imports what it needs in its thread: the node answers a tenth of a second sooner."""
         from pool_managerd.wiring.preflight import machine_of
 
-        return machine_of(self._config, os.environ)
+        return machine_of(self.config, os.environ)
 
     def _report(self, facts: HostFacts, pools: tuple[str, ...] | None) -> Report:
         from pool_managerd.wiring.preflight import report_of
 
-        return report_of(self._config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports())
+        return report_of(self.config, replace(facts, scan=self.watch.scan), pools=pools, own_ports=self._means.own_ports())
 
     async def announce(self) -> None:
         """Every finding that is not ok, as an event with its remedy; beside the start of the pools, when the node answers."""
@@ -168,13 +168,13 @@ class GpuParts:
 
     def _topology_mistake(self) -> tuple[str, ...]:
         """What is wrong with the file of the simulated GPUs; they stay as they were until it is right. Read when it changed."""
-        if self._config.gpu.simulate is None:
+        if self.config.gpu.simulate is None:
             return ()
-        seen = _changed_at(self._config.gpu.simulate)
+        seen = _changed_at(self.config.gpu.simulate)
         if seen != self._topology[0]:
             wrong: tuple[str, ...] = ()
             try:
-                _simulated(self._config)
+                _simulated(self.config)
             except SpecError as error:
                 wrong = (f"The simulated GPUs stay as they were: {error.message}",)
             self._topology = seen, wrong

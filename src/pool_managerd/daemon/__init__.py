@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pool_managerd._version import __version__
@@ -17,6 +17,9 @@ from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
 from pool_managerd.config.schema import not_in_force
 from pool_managerd.core.redaction import Redactor
+from pool_managerd.daemon.loop_watch import LoopWatch
+from pool_managerd.daemon.rereading import Rereading
+from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
@@ -25,8 +28,6 @@ from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
 from pool_managerd.wiring.adapters import default_adapters
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -34,6 +35,8 @@ class Served:
 
     node: PoolManager
     url: str
+    server: ApiServer
+    metrics: Metrics
 
 
 def check(config: Config, env: Mapping[str, str]) -> None:
@@ -74,7 +77,7 @@ async def serving(
                 server = ApiServer(node, access, metrics)
                 try:
                     await server.start(listener, metrics_listener)
-                    yield Served(node, _url(listener))
+                    yield Served(node, _url(listener), server, metrics)
                 finally:
                     await node.shutdown()  # the API goes on answering meanwhile, so that everybody can see how far it is
                     await server.close()
@@ -82,18 +85,20 @@ async def serving(
         node.unclaim()
 
 
-async def serve(config: Config, env: Mapping[str, str]) -> int:
+async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Config] | None = None) -> int:
     """Run the daemon until SIGTERM or SIGINT; a second one stops hard. Returns the exit code.
 
-    It is 0 after a clean stop, 1 when a pool's task failed so often that the daemon did not trust itself any more.
+    ``reread`` gives the configuration as it is now, for SIGHUP. The code is 0 after a clean stop, 1 when one of the daemon's own
+    tasks failed so often that it did not trust itself any more.
 
     Raises what ``serving`` raises.
     """
     _close_to_others()
-    logs = configure_logging(LogOptions(__version__, config.telemetry.log_format, config.telemetry.labels))
+    telemetry = config.telemetry
+    logs = configure_logging(LogOptions(__version__, telemetry.log_format, telemetry.labels, telemetry.log_level))
     try:
         _first_lines(logs, config, *resolve_access(config, env))
-        return await _serve(config, env, logs)
+        return await _serve(config, env, logs, reread)
     except PoolError as error:
         action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"  # audited: SEC-AUTH-5002
         fields = {"code": error.code, "hint": error.hint, "bind": config.daemon.bind}
@@ -103,35 +108,57 @@ async def serve(config: Config, env: Mapping[str, str]) -> int:
         logs.close()
 
 
-async def _serve(config: Config, env: Mapping[str, str], logs: Logging) -> int:
-    notifier = Notifier(env)
-    stopping = StopSignals(logs)
+async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: Callable[[], Config] | None) -> int:
+    notifier, watch = Notifier(env), LoopWatch(partial(_tell_standstill, logs))
+    signals = Signals(logs)
     broken: list[BaseException] = []
 
     def on_fatal(problem: BaseException) -> None:
         broken.append(problem)
-        stopping.first.set()
+        signals.first.set()
 
-    with stopping.installed():
+    with signals.installed():
+        starting = asyncio.create_task(notifier.extend_timeout())  # what is left of an earlier daemon may take its time to end
         async with serving(config, env, logs.log_event, redactor=logs.redactor) as served:
+            starting.cancel()
             logs.write(
                 "info", "serving", f"The control API answers at {served.url}", fields={"url": served.url, "pid": os.getpid()}
             )
             served.node.on_fatal(on_fatal)
+            served.metrics.watch_loop(watch.lag_seconds)
+            watch.start()
+            if reread is not None:
+                signals.on_hang_up = Rereading(reread, env, served.node, served.server, logs)
             notifier.send("READY=1", f"STATUS=serving at {served.url}")
-            watchdog = asyncio.create_task(notifier.keep_alive())
-            await stopping.first.wait()
+            keeping = asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))
+            await signals.first.wait()
+            keeping.cancel()
             notifier.send("STOPPING=1")
-            await stop_node(served.node, stopping)
-            watchdog.cancel()
+            ending = asyncio.create_task(notifier.extend_timeout())
+            await stop_node(served.node, signals)
+            ending.cancel()
+            watch.stop()
     if broken:
         logs.write("critical", "stopped", f"The daemon stopped because of an internal error: {broken[0]!r}")
         return 1
-    logs.write("info", "stopped", "The daemon stopped; its engines are down")
+    engines = "its engines go on, for the next daemon" if config.daemon.on_exit == "leave" else "its engines are down"
+    logs.write("info", "stopped", f"The daemon stopped; {engines}")
     return 0
 
 
-async def stop_node(node: PoolManager, stopping: StopSignals) -> None:
+def _status_line(served: Served) -> str:
+    """What `systemctl status` shows."""
+    pools = served.node.registry.snapshots()
+    ready = sum(bool(pool.ready) for pool in pools)
+    return f"serving at {served.url}; {ready} of {len(pools)} pools ready"
+
+
+def _tell_standstill(logs: Logging, seconds: float, stack: str) -> None:
+    human = f"The event loop has not turned for {seconds:.0f} s; where it stands is in the field stack"
+    logs.write("critical", "loop_standstill", human, fields={"seconds": round(seconds, 1), "stack": stack})
+
+
+async def stop_node(node: PoolManager, stopping: Signals) -> None:
     """Drain and stop; a second signal cuts the drains short and kills."""
     gentle = asyncio.create_task(node.shutdown())
     second = asyncio.create_task(stopping.second.wait())
@@ -142,38 +169,6 @@ async def stop_node(node: PoolManager, stopping: StopSignals) -> None:
         await gentle
     finally:
         second.cancel()
-
-
-class StopSignals:
-    """SIGTERM, SIGINT (and SIGHUP, when the terminal goes away) as two events: asked once, asked again."""
-
-    def __init__(self, logs: Logging | None = None) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        self._logs = logs
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._arrived, number)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
-
-    def _arrived(self, number: signal.Signals) -> None:
-        again = self.first.is_set()
-        if self._logs is not None:
-            human = (
-                f"{number.name} again: stopping at once"
-                if again
-                else f"{number.name}: draining and stopping; once more stops at once"
-            )
-            self._logs.write("warn" if again else "info", "signal", human, fields={"signal": number.name})
-        (self.second if again else self.first).set()
 
 
 def _close_to_others() -> None:
