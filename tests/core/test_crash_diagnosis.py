@@ -82,10 +82,15 @@ def test_what_would_keep_a_pool_down_is_never_said_of_an_engine_that_was_ready()
 
 
 def test_of_an_engine_that_was_ready_its_last_lines_count() -> None:
-    lines = (CUDA, *["slot released"] * LATE_LINES)
+    lines = (CUDA, *["error: a client went away"] * LATE_LINES)
     assert told(ExitRecord(code=1), *lines).crash is CrashClass.CUDA
     late = told(ExitRecord(code=1), *lines, was_ready=True)
-    assert (late.crash, late.quoted, late.evidence[1].offset) == (CrashClass.PROCESS_EXIT, "slot released", 10 * LATE_LINES)
+    assert (late.crash, late.quoted, late.evidence[1].offset) == (CrashClass.PROCESS_EXIT, "error: a client went away", 10)
+
+
+def test_a_line_that_is_merely_the_last_one_is_quoted_and_no_evidence() -> None:
+    found = told(ExitRecord(signal=11), "loading", "listening")
+    assert found.quoted == "listening" and [e.source for e in found.evidence] == [Source.EXIT_RECORD]
 
 
 @pytest.mark.parametrize(

@@ -73,4 +73,8 @@ def _exit(crash: Json) -> str | None:
 def _what(crash: Json) -> str | None:
     """What is known beyond how it ended: the line of its log that names the cause, else the error, else how its log ends."""
     quoted = next((e.get("text") for e in crash.get("evidence") or [] if e.get("source") == "log"), None)
-    return str(quoted or crash.get("last_error") or "") or None
+    told = str(quoted or crash.get("last_error") or "")
+    if told and told != crash.get("summary"):
+        return told
+    tail = [str(line).strip() for line in crash.get("log_tail") or [] if str(line).strip()]
+    return f"its log ends: {tail[-1]}" if tail else told or None

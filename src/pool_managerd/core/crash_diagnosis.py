@@ -67,7 +67,7 @@ def diagnose(
     at = None if cause.at is None else cause.at + first
     crash, summary, remedy = _class_of(record, cause, graceful, was_ready, incidents)
     evidence = [Evidence(Source.EXIT_RECORD, _ending(record))]
-    if cause.text:
+    if cause.named:
         evidence.append(Evidence(Source.LOG, cause.text, log.offset(at)))
     evidence += [*_oom_evidence(record), *(incident.evidence for incident in incidents)]
     return Diagnosis(crash, summary, tuple(evidence), remedy or default_remedy(crash), cause.text)

@@ -27,10 +27,14 @@ _PREFIX = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The line that says most, clean and short: which one it is (``at``), and the ``rule`` that knows what it means, if any."""
+    """The line that says most, clean and short: which one it is (``at``), and the ``rule`` that knows what it means, if any.
+
+    ``named`` false: none is known to name a cause, and it is merely the last one.
+    """
 
     text: str = ""
     at: int | None = None
+    named: bool = False
     rule: Rule | None = None
 
     @property
@@ -68,7 +72,7 @@ def find_cause(lines: Sequence[str], engine: str) -> Cause:
     seen = _matching(tiers[best].rules, found)
     part = seen.groupdict().get("said") if seen is not None else None
     rule = next((rule for rule in meanings_of(log) if rule.pattern.search(found) is not None), None)
-    return Cause(_quoted(part or found), at, rule)
+    return Cause(_quoted(part or found), at, named=True, rule=rule)
 
 
 def _matching(rules: Iterable[Rule], line: str) -> re.Match[str] | None:
