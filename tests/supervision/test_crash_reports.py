@@ -172,3 +172,28 @@ def test_a_report_that_is_completed_keeps_its_place_and_what_is_stored_comes_bac
     assert later.recent("p") == [] and later.last("p") is None and later.last("q") is not None
     later.forget("q")
     assert later.recent() == [] and journal.bodies.keys() == {"broken"}
+
+
+async def test_an_open_breaker_is_what_is_done(world: World) -> None:
+    pool = await world.up()
+    for _ in range(20):
+        if view(pool.state).state == "failed" or pool.state.reason == "circuit_open":
+            break
+        world.fakes.launcher.processes[-1].end(ExitRecord(code=3))
+        await world.fakes.clock.advance(65)
+    reports = world.fakes.crashes.recent("p")
+    assert pool.state.reason == "circuit_open" and len(reports) > 2
+    assert reports[0].action.startswith("starting it again in ") and reports[-1].action.startswith("Breaker of pool 'p' is open")
+
+
+async def test_what_can_never_run_is_reported_as_given_up(world: World) -> None:
+    pool = world.pools.add("p", world.config.pools[0])
+    world.fakes.prober.result = SILENT
+    await world.start()
+    await settle()
+    world.fakes.files.log = ["error: invalid argument: --ctx-siz"]
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    (report,) = world.fakes.crashes.recent("p")
+    assert view(pool.state).state == "failed" and report.crash is CrashClass.BAD_FLAGS
+    assert report.action == "it stays down because another start would end the same way"

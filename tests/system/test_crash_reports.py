@@ -187,7 +187,7 @@ def test_reports_outlive_the_daemon_and_end_with_their_pool(open_dir: Path, clos
         assert daemon.get("/v1/crashes")[1] == [before]
         assert daemon.status("crash")["last_crash"]["crash_id"] == before["crash_id"]
         shown = cli(daemon, "crashes")
-        assert "signal" in shown and "SIGKILL" in shown and max(map(len, shown.splitlines())) <= 120
+        assert "signal" in shown and "SIGKILL" in shown
         told = cli(daemon, "crashes", "crash")
         assert "remedy" in told and "SIGKILL (signal 9), not sent by the daemon" in told and "starting it again in" in told
         daemon.until(lambda s: s["ready"], "the engine", "crash")

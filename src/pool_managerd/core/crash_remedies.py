@@ -71,6 +71,9 @@ MEANINGS: Mapping[CrashClass, Meaning] = MappingProxyType({
     CrashClass.OUT_OF_MEMORY: Meaning(
         "SIGKILL that the daemon did not send, and the kernel's out-of-memory killer was at work.", "The evidence says how that "
         "is known: a kernel log line with its pid, the counter of its cgroup, or, weakest, the machine's counter.", "add_ram"),
+    CrashClass.OOM_STORM: Meaning(
+        "The kernel ended it for want of memory again and again within a minute.", "It needs more RAM than there is. Reports say "
+        "`out_of_memory`; this is what the restarts are counted and delayed by.", "add_ram"),
     CrashClass.VRAM_OOM: Meaning(
         "It asked for more memory than the GPU had.", "The model, its context or its cache is larger than was free; or another "
         "program took memory meanwhile.", "reduce_vram"),

@@ -96,6 +96,9 @@ def launch_log(s: Services, instance: InstanceId, mark: Mapping[int, int]) -> La
 
 def _action_of(effects: Iterable[do.Effect]) -> str | None:
     """What is done next, in a few words; None where the step decides nothing of that."""
-    said = {effect.action: effect.human for effect in effects if isinstance(effect, do.Say)}
-    human = next((said[action] for action in _DECISIONS if action in said), None)
-    return None if human is None else human.partition("; ")[2] or human
+    says = [effect for effect in effects if isinstance(effect, do.Say)]
+    said = {say.action: say.human for say in says if say.action != "breaker" or say.fields.get("new_state") == "open"}
+    action = next((action for action in _DECISIONS if action in said), None)
+    if action is None or action == "breaker":
+        return said.get("breaker")
+    return said[action].partition("; ")[2] or said[action]
