@@ -23,6 +23,9 @@ from pool_managerd.cli.follow import sse_events
 from pool_managerd.config import split_address
 from pool_managerd.config.load import load_config
 from pool_managerd.config.parse import parse_scalar, parse_toml, parse_yaml
+from pool_managerd.core.cgroups import counted, memory_groups
+from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_report import CrashReport
 from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.gpu.xid import meaning
 from pool_managerd.core.health import check_response
@@ -32,16 +35,18 @@ from pool_managerd.engines.llamacpp.options import parse_help
 from pool_managerd.engines.submitted import prepared_from_json
 from pool_managerd.errors import PoolError
 from pool_managerd.host.kernel_log import xid_of
-from pool_managerd.host.memory import meminfo, memory_groups
+from pool_managerd.host.memory import meminfo
 from pool_managerd.models.gguf_header import read_gguf_header
 from pool_managerd.models.refs import parse_ref
 from pool_managerd.models.safetensors_header import read_safetensors_shape
 from pool_managerd.runtime.handoff import parse_handoff
+from pool_managerd.runtime.oom import victim_of
 from pool_managerd.runtime.wire import Decoder
 
 FLOOR_S = 0.004
 MOST_S = 8.0
 MOST = 10.0  # linear is 4, n·log n near 5, quadratic 16
+REPORT = CrashReport("p", 1, 1, CrashClass.SIGNAL)
 EXPECTED = (PoolError, ValueError, ValidationError, RecursionError, KeyError, OSError)
 
 
@@ -73,6 +78,10 @@ def _yaml(text: str) -> object:
 
 def _toml(text: str) -> object:
     return parse_toml(text, "a.toml")
+
+
+def _crash(text: str) -> object:
+    return CrashReport.from_json({**REPORT.to_json(), "evidence": json.loads(text)}).bounded()
 
 
 def _handoff(text: str) -> object:
@@ -188,6 +197,13 @@ CASES = [
     Foreign("mask: indices", DeviceMask.parse, _times("0,")),
     Foreign("mask: one long item", DeviceMask.parse, _around("GPU-", "a")),
     Foreign("mask: blanks", DeviceMask.parse, _around("0", " ", "x")),
+    Foreign("oom: words", victim_of, _around("3,1,2,-;", "Out of memory: ")),
+    Foreign("oom: flags", victim_of, _around("3,1,", "1,", ";Out of memory: Killed process 1")),
+    Foreign("cgroups: a counter of digits", lambda text: counted(text, "oom_kill"), _around("oom_kill ", "1")),
+    Foreign("cgroups: counters", lambda text: counted(text, "oom_kill"), _numbered("k{} 1\n")),
+    Foreign(
+        "crash report: evidence", _crash, _around("[", '{"source":"log","text":"a","offset":1},', '{"source":"log","text":"a"}]')
+    ),
     Foreign("size: digits", parse_size, _times("1")),
     Foreign("size: blanks", parse_size, _around("1", " ", "x")),
     Foreign("model: slashes", parse_ref, _around("file:", "a/../")),

@@ -34,7 +34,7 @@ def test_every_public_name_and_method_of_the_library_says_what_it_does() -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["api.md", "cli.md", "config.md", "config.schema.json", "library.md", "metrics.md", "openapi.json"]
+    "name", ["api.md", "cli.md", "config.md", "config.schema.json", "crashes.md", "library.md", "metrics.md", "openapi.json"]
 )
 def test_a_reference_page_is_current(name: str) -> None:
     hint = "it is out of date: run python docs/reference/regenerate.py"

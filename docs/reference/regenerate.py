@@ -14,6 +14,7 @@ from pool_managerd.telemetry import series
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from crash_page import crash_page  # noqa: E402 - it lies beside this file
 from library_page import library  # noqa: E402 - it lies beside this file
 
 
@@ -25,6 +26,7 @@ def pages() -> dict[str, str]:
         "cli.md": reference.markdown(),
         "config.md": reference_text(),
         "config.schema.json": config_schema_text(),
+        "crashes.md": crash_page(),
         "library.md": library(),
         "metrics.md": series.markdown(),
     }

@@ -127,8 +127,8 @@ class PoolManager:
 
     def status(self, pool_id: str) -> dict[str, Any]:
         """What a pool is now: the fields of the API's status. Raises RequestError POOL_NOT_FOUND."""
-        now, wall_ms = self._a.clock.monotonic(), self._a.clock.wall_ms()
-        return status_of(self._pools.get(pool_id), self.registry, self.config.profile, now, wall_ms)
+        clock, crash = self._a.clock, self._a.services.crashes.last(pool_id)
+        return status_of(self._pools.get(pool_id), self.registry, self.config.profile, clock.monotonic(), clock.wall_ms(), crash)
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""
@@ -144,10 +144,10 @@ class PoolManager:
         return lease_rows(self.registry.leases(pool_id), self._a.clock)
 
     def crashes(self, pool_id: str | None = None) -> list[dict[str, Any]]:
-        """The crashes that are kept, newest last. Raises RequestError POOL_NOT_FOUND."""
+        """The reports of crashes that are kept, newest last, over restarts of the daemon. Raises RequestError POOL_NOT_FOUND."""
         if pool_id is not None:
             self._pools.get(pool_id)
-        return [event.to_dict() for event in self.events.recent("crash", pool_id)]
+        return [report.to_json() for report in self._a.services.crashes.recent(pool_id)]
 
     def command(self, pool_id: str) -> dict[str, Any]:
         """What is executed; secrets masked. Raises RequestError POOL_UNREADY until the engine was prepared once."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_report import CrashReport, Evidence, Source, remediation
 from pool_managerd.core.event import Event
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
@@ -175,15 +177,15 @@ class FakeNode(FakeDevices):
 
     def crashes(self, pool_id: str | None = None) -> list[Json]:
         return [
-            {
-                "pool_id": pool_id or "demo",
-                "exit_code": 1,
-                "signal": None,
-                "crash_class": "exit",
-                "uptime_seconds": 2.0,
-                "human": "It fell",
-            }
-        ]
+            CrashReport(
+                pool_id or "demo", 1, 1_795_000_000_000, CrashClass.BAD_FLAGS, human="It fell", summary="exit_code=1",
+                last_error='health check failed: its log says "error: invalid argument: --ctx-siz"',
+                evidence=(Evidence(Source.EXIT_RECORD, "exit code 1, by itself"),
+                          Evidence(Source.LOG, "error: invalid argument: --ctx-siz", 40)),
+                remedy=remediation("fix_flags", "demo"), action="starting it again in 1 s", exit_code=1, uptime_seconds=2.0,
+                engine="llamacpp", engine_version="b1", log_tail=("loading", "error: invalid argument: --ctx-siz"),
+            ).to_json()
+        ]  # fmt: skip
 
     def command(self, pool_id: str) -> Json:
         self._pool(pool_id)

@@ -150,3 +150,17 @@ def test_events_behind_an_id_are_all_shown_and_a_gap_is_told(invoke: Invoke, hap
     code, out, _ = invoke("events", "--since-id", "99", "-o", "json")
     assert (code, json.loads(out.splitlines()[0])["oldest_id"]) == (0, 1)
     assert invoke("events", "--since-id", "-1")[0] == 2
+
+
+def test_an_engine_that_was_ended_is_told_once(invoke: Invoke, happened: Any) -> None:
+    error, late = "health check failed: 3 probes in a row failed", "health check failed: it was not healthy within 2 min"
+    human = "Engine of pool 'demo' stopped answering its health probes; replacing it"
+    happened("unhealthy", human, level="error", last_error=error)
+    happened("crash", f"Engine of pool 'demo' is ended: {error}", level="error", last_error=error, exit_code=None, signal=None)
+    happened("crash", f"Engine of pool 'demo' is ended: {late}", level="error", last_error=late, exit_code=None, signal=None)
+    happened("crash", "Engine of pool 'demo' exited with code 3 after 1 s", level="error", last_error="exit_code=3", exit_code=3)
+    happened("crash", "Engine of pool 'demo' exited with code 3 after 2 s", level="error", last_error="exit_code=3", exit_code=3)
+    assert sentences(invoke) == [
+        human, f"Engine of pool 'demo' is ended: {late}", "Engine of pool 'demo' exited with code 3 after 1 s",
+        "Engine of pool 'demo' exited with code 3 after 2 s",
+    ]  # fmt: skip

@@ -128,7 +128,7 @@ def test_an_engine_that_never_becomes_healthy_is_stopped_at_the_deadline() -> No
     story = Story()
     story.tell(ev.Start(retry=False), ev.Staged(1), ev.Spawned(1, 42), ev.ProbeFailed(1, "answered 503"))
     story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
-    assert story.kinds() == ["StopEngine"]
+    assert story.kinds() == ["StopEngine", "ReportCrash"]
     story.tell(ev.Died(1), ev.Exited(1, signal=15))
     assert story.phase() is Phase.FAILED
     assert "health check failed" in str(story.i.last_error) and "answered 503" in str(story.i.last_error)
@@ -198,7 +198,7 @@ def test_a_hung_engine_is_replaced_after_the_threshold_of_missed_probes() -> Non
         assert view(story.i).ready, "one miss is not a failure"
     story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
     story.tell(ev.ProbeFailed(1, "had no answer within 2 s"), after_s=2)
-    assert not view(story.i).ready and story.kinds() == ["StopEngine"]
+    assert not view(story.i).ready and story.kinds() == ["StopEngine", "ReportCrash"]
     story.tell(ev.Died(1), ev.Exited(1, signal=9))
     assert story.phase() is Phase.BACKOFF and "health check failed" in str(story.i.last_error) and story.i.crash_count == 1
 

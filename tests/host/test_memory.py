@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.host.memory import available_ram_bytes, group_use, meminfo, memory_groups, total_ram_bytes
+from pool_managerd.core.cgroups import memory_groups
+from pool_managerd.host.memory import available_ram_bytes, group_use, meminfo, total_ram_bytes
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:  100 kB\nMemAvailable:    600 kB\nHugePages_Total:  0\n"
 KIB = 1024

@@ -201,10 +201,16 @@ def test_a_launchs_log_begins_where_it_was_launched(files: RuntimeFiles) -> None
     log = files.log_path(P)
     log.write_bytes(b"first launch: CUDA error\n")
     mark = files.log_mark(P)
-    assert files.launch_log(P, mark) == []
+    assert files.launch_log(P, mark).lines == ()
     with log.open("ab") as more:
         more.write(b"10%\r90%\r\x1b[31msecond launch\x1b[0m\n")
-    assert files.launch_log(P, mark) == ["second launch"]
+    found = files.launch_log(P, mark)
+    assert (found.lines, found.offsets) == (("second launch",), (0,))
+    with log.open("ab") as more:
+        more.write(b"\n\nthird line\n")
+    found = files.launch_log(P, mark)
+    assert found.lines[1:] == ("third line",)
+    assert log.read_bytes()[mark[log.stat().st_ino] + found.offsets[1] :] == b"third line\n"
 
 
 def test_a_launchs_log_goes_on_behind_a_rotation(files: RuntimeFiles) -> None:
@@ -216,13 +222,16 @@ def test_a_launchs_log_goes_on_behind_a_rotation(files: RuntimeFiles) -> None:
         more.write(b"one\n")
     log.rename(log.with_suffix(".log.1"))
     log.write_bytes(b"two\n")
-    assert files.launch_log(P, mark) == ["one", "two"]
+    assert files.launch_log(P, mark).lines == ("one", "two")
+    assert files.launch_log(P, mark).offsets == (0, 4)
 
 
 def test_of_a_launchs_long_log_both_ends_are_read(files: RuntimeFiles) -> None:
     files.prepare()
     files.log_path(P).write_bytes(b"cause\n" + b"x\n" * 1_000_000 + b"end\n")
-    found = files.launch_log(P, {})
+    log = files.launch_log(P, {})
+    found = log.lines
+    assert log.offsets[-1] == len(b"cause\n" + b"x\n" * 1_000_000)
     assert (found[0], found[-1]) == ("cause", "end") and len(found) < 200_000
 
 
@@ -231,7 +240,7 @@ def test_of_a_launchs_log_no_byte_is_read_twice(files: RuntimeFiles, size: int) 
     files.prepare()
     text = "".join(f"{number:07}\n" for number in range(size // 8 + 1))[:size]
     files.log_path(P).write_text("older\n" + text)
-    found = files.launch_log(P, {files.log_path(P).stat().st_ino: 6})
+    found = list(files.launch_log(P, {files.log_path(P).stat().st_ino: 6}).lines)
     whole = [line for line in text.split("\n") if line]
     assert found == whole if size <= 196_608 else len(found) <= len(whole) + 1
 
@@ -258,7 +267,7 @@ def test_two_replicas_have_their_own_files_and_r0_has_the_names_that_are_documen
     ]  # fmt: skip
     assert [files.pid_path(i).read_text() + files.tail_log(i)[0] for i in (first, second)] == ["0of 0", "1of 1"]
     assert files.log_mark(first).keys().isdisjoint(files.log_mark(second))
-    assert files.launch_log(second, files.log_mark(first)) == ["of 1"]
+    assert files.launch_log(second, files.log_mark(first)).lines == ("of 1",)
     files.remove_pid(second)
     files.remove_handoff(second)
     assert files.pid_path(first).exists() and names(files.engines.path) == ["chat-r0.json", "chat-r1-r0.json", "engine.json"]

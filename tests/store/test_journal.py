@@ -42,6 +42,7 @@ class Told:
         self.last_id = self.journal.last_id
         self.events = self.journal.recall_events()
         self.operations = self.journal.recall_operations()
+        self.crashes = self.journal.recall_crashes()
 
     def put(self, *ids: int) -> None:
         for number in ids:
@@ -160,7 +161,7 @@ async def test_an_event_that_cannot_be_read_leaves_no_hole(tmp_path: Path) -> No
 
 
 async def test_a_file_that_stays_damaged_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pool_managerd.store.journal.SCHEMA", "no SQL at all")
+    monkeypatch.setattr("pool_managerd.store.journal_tables.SCHEMA", "no SQL at all")
     told = Told(tmp_path)
     told.put(1)
     wait_until(lambda: any("cannot be written" in human for human in told.sentences), "the trouble to be told", 5)
@@ -241,3 +242,36 @@ async def test_a_number_that_cannot_be_relied_on_neither_hangs_nor_counts(tmp_pa
     told = [human for human in again.sentences if "cannot be reserved" in human]
     assert bool(told) is (harm != "huge") and not (tmp_path / "precious").exists()
     await again.journal.close()
+
+
+async def test_crash_reports_come_back_in_their_order_as_they_were_last(tmp_path: Path) -> None:
+    first = Told(tmp_path)
+    for crash_id, body in (("b", {"n": 1}), ("a", {"n": 2}), ("c", {"n": 3}), ("b", {"n": 4}), ("c", None)):
+        first.journal.put_crash(crash_id, body)
+    first.journal.put_operation("b", {"operation": 1})
+    await first.journal.close()
+    second = Told(tmp_path)
+    assert (second.crashes, second.operations) == ([{"n": 4}, {"n": 2}], [{"operation": 1}])
+    second.journal.put_crash("a", None)
+    await second.journal.close()
+    third = Told(tmp_path)
+    assert third.crashes == [{"n": 4}] and third.journal.recall_crashes() == []
+    await third.journal.close()
+
+
+async def test_a_journal_of_version_1_is_taken_up_and_gets_what_it_lacks(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.executescript((Path(__file__).parent / "journal_v1.sql").read_text())
+    told = Told(tmp_path)
+    assert [(e.id, e.type, e.fields) for e in told.events] == [
+        (1, "crash", {"exit_code": 3}),
+        (2, "backoff", {"backoff_ms": 1000}),
+    ]
+    assert (told.operations, told.crashes) == ([{"operation_id": "op-1", "status": "succeeded"}], [])
+    told.journal.put_crash("p/r0/1/5", {"n": 1})
+    await told.journal.close()
+    assert told.sentences == []
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT crash_id, body FROM crashes").fetchall() == [("p/r0/1/5", '{"n":1}')]
+        assert db.execute("SELECT count(*) FROM events").fetchone() == (2,)

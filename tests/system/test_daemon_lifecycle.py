@@ -55,7 +55,7 @@ def test_a_killed_engine_is_told_counted_and_ready_again(daemon: Daemon) -> None
     assert abs(backoff["next_restart_at"] - time.time() * 1000) < 60_000
     for line in daemon.lines():
         assert line.keys() >= {"ts", "level", "action", "human", "service", "version"}, line
-    assert [report["type"] for report in daemon.get("/v1/pools/crash/crashes")[1]] == ["crash"]
+    assert [report["crash_class"] for report in daemon.get("/v1/pools/crash/crashes")[1]] == ["signal"]
 
     metrics = daemon.get("/metrics")[1].splitlines()
     assert any(x.startswith("restart_total{") and 'pool_id="crash"' in x and x.endswith(" 1.0") for x in metrics)

@@ -19,6 +19,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("preload_succeeded", {"duration_ms": 120, "engine": "llamacpp", "pid": 5}),
     ("preload_failed", {"reason": "engine_exited", "duration_ms": 9, "last_error": "x"}),
     ("probe", {"outcome": "timeout"}),
+    ("crash", {"crash_class": "signal", "exit_code": 1}),
     ("restart", {"restart_count": 1}),
     ("storm", {"restart_count": 6, "time_window": 60_000}),
     ("breaker", {"class": "cuda", "old_state": "closed", "new_state": "open", "failure_count": 5}),

@@ -64,6 +64,8 @@ def shown(request: web.Request, status: dict[str, Any]) -> dict[str, Any]:
     texts: dict[str, Any] = {key: WITHHELD for key in _TEXTS if status.get(key) is not None}
     if isinstance(preload := status.get("preload"), dict):
         texts["preload"] = preload | {"last_probe": None}
+    if isinstance(crash := status.get("last_crash"), dict):
+        texts["last_crash"] = crash | {"human": WITHHELD, "last_error": WITHHELD, "evidence": []}
     return status | texts
 
 

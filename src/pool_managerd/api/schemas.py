@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pool_managerd.api.crash_schemas import LastCrash
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.registry import PoolSnapshot
@@ -120,6 +121,7 @@ class PoolStatus(Answer):
     crash_count: int = 0
     restart_count: int = 0
     last_error: str | None = None
+    last_crash: LastCrash | None = Field(None, description="The newest crash report, without the log's end.")
     last_heartbeat_ms: int | None = None
     circuit_state: str | None = Field(None, description="closed, open or half_open: of both circuits together.")
     circuits: dict[str, str] = Field(default_factory=dict, description="The same of each: `general`, and `cuda` for CUDA errors.")
@@ -202,10 +204,6 @@ class Explanation(Answer):
     steps: list[Any]
     blockers: list[Any]
     problems: list[ExplainedProblem] = []
-
-
-class Crash(Answer):
-    pool_id: str | None = None
 
 
 class Capabilities(Answer):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pool_managerd.api import changes, reads, schemas, streams
+from pool_managerd.api.crash_schemas import Crash
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -76,13 +77,13 @@ READ_ROUTES = (
             Query("previous", "The launch before the last one.", _BOOL),
         ),
     ),
-    _read(f"{_POOL}/crashes", "Crash reports of a pool", reads.pool_crashes, schemas.Crash, 404, many=True, private=True),
+    _read(f"{_POOL}/crashes", "Crash reports of a pool", reads.pool_crashes, Crash, 404, many=True, private=True),
     _read(
         f"{_POOL}/operations/{{operation_id}}", "An operation of a pool", reads.pool_operation, schemas.OperationAnswer,
         404, private=True,
     ),
     _read(
-        "/crashes", "Crash reports of all pools", reads.crashes, schemas.Crash, 404, many=True, private=True,
+        "/crashes", "Crash reports of all pools", reads.crashes, Crash, 404, many=True, private=True,
         query=(Query("pool_id", "Only those of this pool.", {"type": "string"}),),
     ),
     _read(

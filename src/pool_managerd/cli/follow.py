@@ -153,7 +153,8 @@ class _Shown:
         pool, kind, told = str(event.get("pool_id") or ""), event.get("type"), event.get("last_error")
         human = str(event.get("human"))
         before, self._last[pool] = self._last.get(pool), kind
-        if kind == "crash":  # the sentence says how it ended, the error may say why
+        if kind == "crash" and (event.get("exit_code"), event.get("signal")) != (None, None):
+            # The sentence says how it ended, the error may say why. Of one that was ended it was said why just before.
             if told and told not in (f"signal {event.get('signal')}", f"exit_code={event.get('exit_code')}"):
                 human += f": {told}"
         elif told is not None and self._error.get(pool) == told:

@@ -10,7 +10,7 @@ import typer
 
 from pool_managerd.cli import completion
 from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
-from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, PoolId, PoolIds, Url, chosen, daemon
+from pool_managerd.cli.options import ConfigFile, Output, PoolId, PoolIds, Url, chosen, daemon
 from pool_managerd.cli.output import Format, Json, error, moment, show
 from pool_managerd.cli.table import Column, facts, table
 from pool_managerd.core.narration import duration
@@ -160,45 +160,6 @@ def leases(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: 
     show(daemon(url, config).get("pools", pool_id, "leases"), output, rows)
 
 
-def crashes(pool_id: OptionalPoolId = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """List the crashes of engines, with the evidence."""
-    path = ("crashes",) if pool_id is None else ("pools", pool_id, "crashes")
-    columns = (
-        Column("WHEN", 4), Column("POOL", 0, least=7, middle=True), Column("UPTIME", 3), Column("EXIT", 1),
-        Column("CLASS", 5, wide=True), Column("WHAT", 2, least=12),
-    )  # fmt: skip
-
-    def rows(found: list[Json]) -> None:
-        cells = (
-            (moment(crash.get("ts_ms")), crash.get("pool_id"), _uptime(crash), _exit(crash), crash.get("crash_class"),
-             _evidence(crash))
-            for crash in found
-        )  # fmt: skip
-        table(columns, cells, empty="no crashes", wide=output is Format.WIDE)
-
-    show(daemon(url, config).get(*path), output, rows)
-
-
-def _uptime(crash: Json) -> str | None:
-    lived = crash.get("uptime_seconds")
-    return duration(lived) if isinstance(lived, (int, float)) else None
-
-
-def _exit(crash: Json) -> str | None:
-    """The signal, or the code."""
-    code = crash.get("exit_code")
-    return str(crash.get("signal") or (f"code {code}" if code is not None else "unknown"))
-
-
-def _evidence(crash: Json) -> str | None:
-    """What is known beyond how it ended: the error when it says more, else how its log ends."""
-    told = str(crash.get("last_error") or "")
-    if told and told not in (f"signal {crash.get('signal')}", f"exit_code={crash.get('exit_code')}"):
-        return told
-    tail = [str(line).strip() for line in crash.get("log_tail") or [] if str(line).strip()]
-    return f"its log ends: {tail[-1]}" if tail else None
-
-
 def _status_facts(pool: Json) -> None:
     preload, perf = pool.get("preload") or {}, pool.get("perf") or {}
     reason = f" ({pool['reason']})" if pool.get("reason") else ""
@@ -219,6 +180,7 @@ def _status_facts(pool: Json) -> None:
             ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
+            ("last crash", _last_crash(pool)),
             ("restarts", pool.get("restart_count")),
             ("circuit", pool.get("circuit_state")),
             ("held", f"nothing starts by itself; pool-managerd release {pool['pool_id']}" if pool.get("held") else None),
@@ -227,6 +189,15 @@ def _status_facts(pool: Json) -> None:
             ("last error", pool.get("last_error")),
         )
     )
+
+
+def _last_crash(pool: Json) -> str | None:
+    """When, what, and where to read on; nothing while it is ready: then it is over."""
+    crash = pool.get("last_crash")
+    if not crash or pool.get("ready"):
+        return None
+    what, remedy = crash.get("crash_class"), (crash.get("remediation") or {}).get("sentence")
+    return f"{moment(crash.get('ts_ms'))}, {what}: {remedy} (pool-managerd crashes {pool['pool_id']})"
 
 
 def _desired(pool: Json) -> str | None:

@@ -122,8 +122,10 @@ class ExitRecord:
 
     Exactly one of ``code`` and ``signal`` is set when the outcome is known; both are None when the shim
     itself was lost ("unknown"). ``max_rss_bytes`` is the peak of the engine process. ``oom_kills`` counts
-    kills by the kernel's OOM killer in the engine's cgroup, None where that is not measured.
-    ``stopped_by_us`` is true when the stop ladder was under way.
+    kills by the kernel's OOM killer, None where that is not measured: in ``oom_scope`` ``engine`` (its own memory
+    cgroup), ``shared`` (one with others in it) or ``host``, in the last two about when it ended. ``oom_line`` is the
+    kernel's line that names one of the engine's processes as killed. ``stopped_by_us`` is true when the stop ladder was
+    under way.
     """
 
     code: int | None = None
@@ -133,6 +135,8 @@ class ExitRecord:
     uptime_seconds: float = 0.0
     max_rss_bytes: int = 0
     oom_kills: int | None = None
+    oom_scope: str | None = None
+    oom_line: str | None = None
     stopped_by_us: bool = False
     log_bytes_dropped: int = 0
 

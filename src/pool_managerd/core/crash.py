@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal as signals
 from enum import StrEnum
 
 
@@ -57,3 +58,13 @@ _DETERMINISTIC = frozenset({
 })  # fmt: skip
 _CUDA = frozenset({CrashClass.CUDA, CrashClass.DRIVER_RESET, CrashClass.ECC, CrashClass.DRIVER_MISMATCH})
 _MEMORY = frozenset({CrashClass.OUT_OF_MEMORY, CrashClass.VRAM_OOM})
+
+
+def signal_name(number: int | None) -> str | None:
+    """``SIGSEGV`` for 11; ``signal 34`` where the system has no name; None for None."""
+    if number is None:
+        return None
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

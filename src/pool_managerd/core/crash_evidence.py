@@ -1,4 +1,4 @@
-"""Which line of an engine's log names the cause of its end: rules as data, per kind of log, over the lines of one launch.
+"""Which line of an engine's log names the cause of its end, by the rules of `core.crash_rules`, over the lines of one launch.
 
 The last line hardly ever does: engines end with a farewell, a hint at their help, a debugger's or a resource tracker's
 remarks. Lines are foreign text: each is looked at up to a fixed length, by patterns that take time linear in it.
@@ -7,10 +7,11 @@ remarks. Lines are foreign text: each is looked at up to a fixed length, by patt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
+from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_rules import PARTING, Rule, meanings_of, tiers_of
 from pool_managerd.core.engines import ENGINES
 
 MAX_LINE_CHARS = 2_000
@@ -25,88 +26,57 @@ _PREFIX = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """Lines that may name a cause. Of several the first counts, or the last. A group is the part to quote."""
+class Cause:
+    """The line that says most, clean and short: which one it is (``at``), and the ``rule`` that knows what it means, if any.
 
-    pattern: re.Pattern[str]
-    last: bool = False
+    ``named`` false: none is known to name a cause, and it is merely the last one.
+    """
 
+    text: str = ""
+    at: int | None = None
+    named: bool = False
+    rule: Rule | None = None
 
-def _any(*parts: str) -> re.Pattern[str]:
-    return re.compile("|".join(parts))
+    @property
+    def crash(self) -> CrashClass | None:
+        """The class that the line gives, where it leaves no doubt."""
+        return self.rule.crash if self.rule is not None else None
 
-
-_PARTING = _any(
-    r"exiting due to", r"cleaning up before exit", r"to show complete usage, run with -h", r"^usage:", r"^\s+\(env: ",
-    r"^\[(?:Inferior|New LWP|Thread )", r"detached\]", r"^Using host libthread_db", r"^#\d+\s", r"^0x[0-9a-f]+ in ",
-    r"ptrace: ", r"^No stack\.", r"^The program (?:is|was) not", r"^warning: process \d+ is already traced",
-    r"GGML_BACKTRACE", r"For bare-metal debugging|ggml-org/llama\.cpp/pull", r"core dumped",
-    r"For further information visit", r"warnings\.warn\(", r"resource_tracker", r"See root cause above", r"See stack trace",
-    r"^\s*\^+\s*$", r"^\s*~*\^+~*\s*$", r"The above exception was the direct cause", r"During handling of the above exception",
-    r"\[pool-managerd: \d+ bytes of output were dropped here\]", r"^Traceback \(most recent call last\)", r"^\s+File \"",
-    r"Set OMP_NUM_THREADS", r"destroy_process_group\(\) was not called", r"ProcessGroupNCCL",
-    r"encountered an error while trying to fit params", r"pinned memory", r"please consider disabling jinja",
-)  # fmt: skip
-"""Never quoted: farewells, hints at a help, and what debuggers and interpreters say around an error."""
-
-_NATIVE = (
-    r"error while loading shared libraries: .+", r"CUDA error: .+", r"cudaMalloc failed.*", r"out of (?:device )?memory",
-    r"OutOfDeviceMemory", r"GGML_ASSERT\(", r"^\s*what\(\):", r"Illegal instruction", r"symbol lookup error",
-    r"version `\S+' not found", r"Fatal Python error", r"cannot open shared object file", r"failed to allocate (?!.*pinned)",
-    r"unable to allocate", r"[Aa]ddress already in use", r"couldn't bind", r"GPU-only enforcement",
-    r"CUDA driver version is insufficient", r"no kernel image is available", r"Exec format error", r"cannot execute binary",
-)  # fmt: skip
-
-_EXCEPTION = r"(?P<said>(?<![\w.])[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?:: .*|$))"
-_PYTHON = (
-    Rule(re.compile(_EXCEPTION), last=True),
-    Rule(_any(r"(?:^|[^\w])error: .+", r"\bError: .+", r"\[ERROR\]|\bERROR\b"), last=True),
-)
-
-_LLAMACPP = (
-    Rule(_any(
-        r"error while handling argument", r"error: invalid argument", r"llamacpp_server: cannot (?!start the llama)",
-        r"llamacpp_server: (?:unknown flag|the flag|GPU-only)", *_NATIVE,
-    )),
-    Rule(_any(
-        r"error loading model: (?!llama_model_loader: failed to load model from)", r"invalid magic", r"failed to read magic",
-        r"failed to open GGUF", r"V cache quantization requires", r"unknown model architecture", r"missing tensor",
-        r"chat template is not supported", r"the argument has been removed",
-    )),
-    Rule(_any(r"^E (?!.*failed to (?:load|create|init)).+", r"^E .*(?:failed|error).*(?:No such file|Permission denied)")),
-    Rule(_any(r"^E .+", r"error loading model", r"(?:^|\W)[Ee]rror\b.*")),
-    Rule(_any(r"failed to \w+", r"cannot \w+", r"terminate called")),
-)  # fmt: skip
-_VLLM = (
-    Rule(re.compile(rf"^(?:\((?:\w*Worker|EngineCore)[^)]{{0,80}}\) )?ERROR \d\d-\d\d [^\]]{{1,80}}\] {_EXCEPTION}")),
-    Rule(re.compile(r"(?P<said>Value error, .+?)(?: \[type=value_error|$)")),
-    Rule(_any(*_NATIVE, r"died unexpectedly")),
-    *_PYTHON,
-)
-_OTHER = (Rule(_any(*_NATIVE)), *_PYTHON, *_LLAMACPP[1:])
-_RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType({"llamacpp": (*_LLAMACPP, *_PYTHON), "vllm": _VLLM})
-"""By what an engine calls its kind of log."""
+    @property
+    def remedy(self) -> str:
+        return self.rule.remedy if self.rule is not None else ""
 
 
-def named_cause(lines: Sequence[str], engine: str) -> str:
-    """The line of ``lines`` (one launch's log, oldest first) that names why ``engine`` ended, clean and short.
+def find_cause(lines: Sequence[str], engine: str) -> Cause:
+    """What in ``lines`` (one launch's log, oldest first) names why ``engine`` ended.
 
-    Without any that is known to name a cause, the last one that is no parting line; "" when there is none.
+    Without any that is known to name a cause, the last one that is no parting line; an empty text when there is none.
     """
     kind = ENGINES.get(engine)
-    rules = _RULES.get(kind.log if kind is not None else "", _OTHER)
-    best, found = len(rules), ""
-    for line in _said(lines):
-        for rank, rule in enumerate(rules[: best + 1]):
-            if rank == best and not rule.last:
+    log = kind.log if kind is not None else ""
+    said = list(_said(lines))
+    whole = "\n".join(line for _, line in said)  # one search per rule in all of it is much less than one per line
+    tiers = [tier.within(whole) for tier in tiers_of(log)]
+    best, found, at = len(tiers), "", None
+    for number, line in said:
+        for rank, tier in enumerate(tiers[: best + 1]):
+            if rank == best and not tier.last:
                 break  # the first at this rank stays
-            seen = rule.pattern.search(line)
-            if seen is not None and _PARTING.search(line) is None:
-                best, found = rank, seen.groupdict().get("said") or line
+            if _matching(tier.rules, line) is not None and PARTING.search(line) is None:
+                best, found, at = rank, line, number
                 break
-    if not found:
-        found = next((line for line in _said(reversed(lines)) if line.strip() and _PARTING.search(line) is None), "")
-    return _quoted(found)
+    if at is None:
+        last = ((number, line) for number, line in reversed(said) if line.strip() and PARTING.search(line) is None)
+        at, found = next(last, (None, ""))
+        return Cause(_quoted(found), at)
+    seen = _matching(tiers[best].rules, found)
+    part = seen.groupdict().get("said") if seen is not None else None
+    rule = next((rule for rule in meanings_of(log) if rule.pattern.search(found) is not None), None)
+    return Cause(_quoted(part or found), at, named=True, rule=rule)
+
+
+def _matching(rules: Iterable[Rule], line: str) -> re.Match[str] | None:
+    return next((found for rule in rules if (found := rule.pattern.search(line)) is not None), None)
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -121,13 +91,13 @@ def pieces(text: str) -> Iterator[str]:
                 yield _ESCAPES.sub("", part).rstrip()
 
 
-def _said(lines: Iterable[str]) -> Iterator[str]:
-    """Each piece, cut; of llama.cpp's stamp the level stays in front of those that are errors."""
-    for line in lines:
+def _said(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each piece, cut, and the number of its line; of llama.cpp's stamp the level stays in front of those that are errors."""
+    for number, line in enumerate(lines):
         for piece in pieces(line[: 8 * MAX_LINE_CHARS]):
             text = piece[:MAX_LINE_CHARS]
             error = _ERROR_LEVEL.match(text)
-            yield "E " + text[error.end() :] if error else text
+            yield number, "E " + text[error.end() :] if error else text
 
 
 def _quoted(line: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pool_managerd.core.cgroups import memory_groups
+
 _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2⁶³ for no limit
 
 
@@ -32,19 +34,6 @@ def meminfo(text: str) -> dict[str, int]:
     if not {"MemTotal", "MemAvailable"} <= found.keys():
         raise ValueError("cannot read the machine's memory: /proc/meminfo has no MemTotal or MemAvailable")
     return found
-
-
-def memory_groups(text: str) -> tuple[str | None, str | None]:
-    """The paths of the v1 memory group and the v2 group in a /proc/PID/cgroup."""
-    v1 = v2 = None
-    for line in text.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if "memory" in controllers.split(","):
-            v1 = path
-        elif number == "0" and not controllers:
-            v2 = path
-    return v1, v2
 
 
 def group_use(current: str, stat: str, *, inactive_file: str) -> int:

@@ -11,13 +11,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.config import is_pool_id
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
+from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.crash_evidence import pieces
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import printable
@@ -225,7 +226,7 @@ class RuntimeFiles:
         found = (self._top.identity(name) for name in self._log_parts(instance))
         return dict(part for part in found if part is not None)
 
-    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> list[str]:
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
         """What the log was given since ``mark``: its first and last lines, as a terminal would leave them, safe to show."""
         written: list[tuple[str, int, int]] = []
         for name in reversed(self._log_parts(instance)):
@@ -241,13 +242,10 @@ class RuntimeFiles:
             count = min(LAUNCH_TAIL_BYTES - len(tail), size - start)
             tail = self._top.read_part(name, size - count, count) + tail
         whole = sum(size - start for _, start, size in written)
-        if whole <= len(head):
-            text = head
-        elif whole <= len(head) + len(tail):
-            text = head + tail[len(head) + len(tail) - whole :]
-        else:
-            text = head + b"\n" + tail
-        return [printable(piece) for piece in pieces(text.decode("utf-8", "replace")) if piece.strip()]
+        if whole <= len(head) + len(tail):
+            head, tail = head + tail[len(tail) - (whole - len(head)) :] if whole > len(head) else head, b""
+        found = [*_lines_of(head, 0), *(_lines_of(tail, whole - len(tail)) if tail else ())]
+        return LaunchLog(tuple(line for line, _ in found), tuple(offset for _, offset in found))
 
     def _log_parts(self, instance: InstanceId) -> list[str]:
         name = self.log_path(instance).name
@@ -281,6 +279,15 @@ def handoff_content(engine: AnyEngine, pid: int, written_at_ms: int) -> dict[str
         "written_at_ms": written_at_ms,
         "managed_by": MANAGED_BY,
     }
+
+
+def _lines_of(data: bytes, offset: int) -> Iterator[tuple[str, int]]:
+    """The lines of ``data``, and where each begins; ``offset`` is where ``data`` does."""
+    for line in data.split(b"\n"):
+        for piece in pieces(line.decode("utf-8", "replace")):
+            if piece.strip():
+                yield printable(piece), offset
+        offset += len(line) + 1
 
 
 def log_name(instance: InstanceId) -> str:

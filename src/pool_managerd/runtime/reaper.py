@@ -69,6 +69,10 @@ class Lineage:
         self._gap = _FIRST_SECONDS
         self._seen: dict[int, int] = {}
 
+    def pids(self) -> set[int]:
+        """The engine, and what it was last seen to have started."""
+        return {self._engine, *self._seen}
+
     def milliseconds_to_look(self) -> float:
         """When the next look is due."""
         return max(0.0, (self._last + self._gap - time.monotonic()) * 1000 + 1)

@@ -19,6 +19,7 @@ from typing import Any
 
 from pool_managerd.runtime import confine, procfs, reaper, removal, wire
 from pool_managerd.runtime.logfile import LogFile
+from pool_managerd.runtime.oom import OomWatch
 
 _ORDER_SECONDS = 10.0
 _EXEC_SECONDS = 10.0
@@ -166,6 +167,7 @@ class Shim:
 
     def supervise(self) -> None:
         """Pump output and obey stop requests until the engine has ended."""
+        self._oom = OomWatch(self._engine)
         for fd in (self._engine_pidfd, self._output, self._wakeup):
             self._poll.register(fd, select.POLLIN)
         if self._channel is not None:
@@ -178,7 +180,8 @@ class Shim:
 
     def _turn(self, milliseconds: float) -> set[int]:
         """Wait for whatever comes first, and see to it. Returns the descriptors that were ready."""
-        ready = {fd for fd, _ in self._poll.poll(min(milliseconds, self._lineage.milliseconds_to_look()))}
+        due = min(self._lineage.milliseconds_to_look(), self._oom.milliseconds_to_look())
+        ready = {fd for fd, _ in self._poll.poll(min(milliseconds, due))}
         if self._output in ready and not self._pump():
             self._poll.unregister(self._output)
         if self._wakeup in ready:
@@ -186,6 +189,8 @@ class Shim:
             reaper.reap_orphans(self._engine)
         if self._channel is not None and self._channel.fileno() in ready:
             self._obey()
+        if self._engine_pidfd not in ready:  # what counts is what was before the end
+            self._oom.look()
         if (found := self._lineage.look()) is not None:
             with suppress(OSError):  # a full disk: it is tried again when there are others
                 self._write_record({"state": "running", "descendants": found})
@@ -271,6 +276,7 @@ class Shim:
         """After the engine's end: let its descendants end, kill what is left, empty the pipe, write the exit record."""
         ended_at_ms = time.time_ns() // 1_000_000
         uptime = time.monotonic() - self._started
+        kills, scope = self._oom.kills()
         self._let_descendants_end()
         self._signal_group(signal.SIGKILL)
         _, status, usage = os.wait4(self._engine, 0)
@@ -280,6 +286,7 @@ class Shim:
         self._obey()  # a stop request that crossed the engine's end
         self._log.close()
         code = os.waitstatus_to_exitcode(status)
+        line = None if self._stopping or code == 0 else self._oom.line_about(self._lineage.pids())
         ending = {
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,
@@ -287,7 +294,9 @@ class Shim:
             "ended_at_ms": ended_at_ms,
             "uptime_seconds": round(uptime, 3),
             "max_rss_bytes": usage.ru_maxrss * 1024,
-            "oom_kills": None,
+            "oom_kills": kills,
+            "oom_scope": scope,
+            "oom_line": line,
             "stopped_by_us": self._stopping,
             "log_bytes_dropped": self._log.dropped_bytes,
         }

@@ -1,4 +1,4 @@
-"""What happened, and what became of long operations, on disk: the next daemon tells of it as this one does.
+"""What happened, crash reports, and what became of long operations, on disk: the next daemon tells of it as this one does.
 
 A database of its own beside ``state.db``, so that the intent's file stays small and damage here costs no intent. Nobody waits
 for it: what is to be kept is left in memory, and one thread writes whatever is there in one commit, which is not synced
@@ -15,7 +15,6 @@ its own because it must outlive a damaged database.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,22 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.event import Event
+from pool_managerd.store import journal_tables as tables
 from pool_managerd.store.place import is_damage, parts_of, read_number, rename_database, write_number
 from pool_managerd.store.writer import Writer
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY, ts_ms INTEGER NOT NULL, type TEXT NOT NULL, level TEXT NOT NULL, pool_id TEXT, human TEXT NOT NULL,
-    fields TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS operations (begun INTEGER PRIMARY KEY, operation_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
-"""
 ID_BLOCK = 10_000
 RETRY_S = 5.0
 MAX_PENDING = 4_000
-_PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
-_PUT_OPERATION = "INSERT INTO operations (operation_id, body) VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
+Key = int | tuple[str, str]
+"""An event's id, or a table and the id of a body in it."""
 
 
 class Journal:
@@ -54,17 +46,17 @@ class Journal:
         self._retry_s = retry_s
         self.last_id = 0
         self._events: list[Event] = []
-        self._operations: list[dict[str, Any]] = []
+        self._bodies: dict[str, list[dict[str, Any]]] = {}
         self._db: sqlite3.Connection | None = None
         self._inode = 0
         self._trouble = False
         self._tell: Callable[[str, str], None] = lambda _human, _level: None
         # From the node's loop to the thread; what does not fit any more pushes out the oldest.
-        self._orders: deque[tuple[int | str, Any]] = deque(maxlen=MAX_PENDING)
+        self._orders: deque[tuple[Key, Any]] = deque(maxlen=MAX_PENDING)
         self._drop_to = 0
         self._writer = Writer("journal-writer", self._write, self._end, retry_s)
         # The thread's own.
-        self._pending: dict[int | str, Any] = {}
+        self._pending: dict[Key, Any] = {}
         self._next_id = 1  # continues what is on disk
         self._dropped = 0
         self._newest_id = 0
@@ -81,7 +73,7 @@ class Journal:
         try:
             self._read(self._connected())
         except (sqlite3.Error, OSError, ValueError) as problem:
-            self._events, self._operations = [], []  # half of it would look like all of it
+            self._events, self._bodies = [], {}  # half of it would look like all of it
             if not self._set_aside(problem):
                 self._failed(problem)
         newest = self._events[-1].id if self._events else 0
@@ -97,8 +89,11 @@ class Journal:
 
     def recall_operations(self) -> list[dict[str, Any]]:
         """Those of earlier daemons as they were put, in the order in which they began; given away, too."""
-        operations, self._operations = self._operations, []
-        return operations
+        return self._bodies.pop(tables.OPERATIONS, [])
+
+    def recall_crashes(self) -> list[dict[str, Any]]:
+        """The crash reports of earlier daemons as they were put, oldest first; given away, too."""
+        return self._bodies.pop(tables.CRASHES, [])
 
     def put_event(self, event: Event) -> None:
         """Keep an event whose id follows the last one's."""
@@ -110,9 +105,13 @@ class Journal:
 
     def put_operation(self, operation_id: str, body: Mapping[str, Any] | None) -> None:
         """Keep an operation as it is now; None forgets it."""
-        self._put(operation_id, body)
+        self._put((tables.OPERATIONS, operation_id), body)
 
-    def _put(self, key: int | str, value: Any) -> None:
+    def put_crash(self, crash_id: str, body: Mapping[str, Any] | None) -> None:
+        """Keep a crash report as it is now; None forgets it."""
+        self._put((tables.CRASHES, crash_id), body)
+
+    def _put(self, key: Key, value: Any) -> None:
         if not self._writer.ending:
             self._orders.append((key, value))
             self._writer.wake()
@@ -160,14 +159,14 @@ class Journal:
                     self._newest_id = max(self._newest_id, key)
         if self._trouble:
             drop = self._drop_to
-            self._pending = {key: value for key, value in self._pending.items() if isinstance(key, str) or key > drop}
+            self._pending = {key: value for key, value in self._pending.items() if not isinstance(key, int) or key > drop}
         while len(self._pending) > MAX_PENDING:
             del self._pending[next(iter(self._pending))]
 
     def _commit(self, db: sqlite3.Connection) -> None:
         """Everything that is pending, in one transaction. Raises sqlite3.Error; nothing is written then."""
         events = _unbroken([value for value in self._pending.values() if isinstance(value, Event)])
-        operations = [(key, value) for key, value in self._pending.items() if isinstance(key, str)]
+        bodies = [(key, value) for key, value in self._pending.items() if not isinstance(key, int)]
         drop = self._drop_to
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -175,12 +174,9 @@ class Journal:
                 db.execute("DELETE FROM events")
             elif drop > self._dropped:
                 db.execute("DELETE FROM events WHERE id <= ?", (drop,))
-            db.executemany(_PUT_EVENT, map(_row, events))
-            for key, body in operations:
-                if body is None:
-                    db.execute("DELETE FROM operations WHERE operation_id = ?", (key,))
-                else:
-                    db.execute(_PUT_OPERATION, (key, _json(body)))
+            tables.put_events(db, events)
+            for (table, key), body in bodies:
+                tables.put_body(db, table, key, body)
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -205,13 +201,7 @@ class Journal:
         db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=1)
         try:
             self._path.chmod(0o600)
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise ValueError(f"a newer version wrote it (schema {version}, this one knows {SCHEMA_VERSION})")
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.executescript(SCHEMA)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            tables.prepare(db)
             self._inode = self._path.stat().st_ino
         except BaseException:
             db.close()
@@ -226,14 +216,12 @@ class Journal:
                 db.close()
 
     def _read(self, db: sqlite3.Connection) -> None:
-        rows = db.execute("SELECT * FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) ORDER BY id", (MAX_PENDING,))
-        for row in rows:
-            if (fields := _object(row[6])) is None:
+        for event in tables.events(db, MAX_PENDING):
+            if event is None:
                 self._events.clear()  # not ours: a hole
             else:
-                self._events.append(Event(row[0], row[1], row[2], row[3], row[4], row[5], fields))
-        bodies = db.execute("SELECT body FROM operations ORDER BY begun LIMIT ?", (MAX_PENDING,))
-        self._operations = [body for (text,) in bodies if (body := _object(text)) is not None]
+                self._events.append(event)
+        self._bodies = {table: tables.bodies(db, table, MAX_PENDING) for table in tables.BODIES}
 
     # --- what goes wrong ---
 
@@ -281,19 +269,3 @@ def _unbroken(events: list[Event]) -> list[Event]:
     """Those behind the last hole."""
     start = max((at for at in range(1, len(events)) if events[at].id != events[at - 1].id + 1), default=0)
     return events[start:]
-
-
-def _row(event: Event) -> tuple[Any, ...]:
-    return (event.id, event.ts_ms, event.type, event.level, event.pool_id, event.human, _json(event.fields))
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    with suppress(ValueError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-    return None

@@ -17,6 +17,7 @@ from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.crash_reports import CrashReports
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
@@ -55,6 +56,7 @@ class PoolActor:
         self._timer: Timer | None = None
         self._boot = False
         self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
+        self._crashes = CrashReports(self.pool, self.emit, services)
         self._task_failures = 0
         self._shown = outline(state)
         self._task = asyncio.create_task(self._run(), name=f"pool:{state.pool_id}")
@@ -137,6 +139,7 @@ class PoolActor:
             refused = refusal(self.pool.pool_id, effects)
         if refused is None:
             self.pool.definition = definition
+        self._crashes.decided(effects)
         try:
             for effect in effects:
                 self._start(effect)
@@ -278,6 +281,8 @@ class PoolActor:
                 process.kill()
             case do.Withdraw():
                 self._withdraw()
+            case do.ReportCrash():
+                self._crashes.failed(effect)
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
             case do.ReleaseVram(epoch):
@@ -293,7 +298,7 @@ class PoolActor:
     def _say(self, effect: do.Say) -> None:
         fields, state = dict(effect.fields), self.pool.state
         if effect.action == "crash":
-            fields["log_tail"] = list(self.pool.launch.log_tail)
+            fields |= self._crashes.exited(effect)
         if "restart_in_s" in fields:
             fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
         if effect.action == "drain_finished":

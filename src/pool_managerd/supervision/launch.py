@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.crash_diagnosis import Diagnosis
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.errors import PoolError
@@ -17,7 +18,8 @@ class Launch:
     """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total.
 
     ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
-    ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended.
+    ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended,
+    and ``diagnosis`` why it has.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
     """
 
@@ -32,8 +34,14 @@ class Launch:
     cause: PoolError | None = None
     log_mark: Mapping[int, int] = field(default_factory=dict)
     log_tail: tuple[str, ...] = ()
+    diagnosis: Diagnosis | None = None
     first_token_ms: float | None = None
     tokens_per_s: float | None = None
+
+    @property
+    def device_uuids(self) -> tuple[str, ...]:
+        """The GPUs that it was given."""
+        return () if self.allocation is None else tuple(device.uuid for device in self.allocation.devices)
 
     def next(self, epoch: int, step: str) -> Launch:
         """The launch after this one, of which nothing is known yet."""

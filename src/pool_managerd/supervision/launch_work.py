@@ -16,12 +16,14 @@ from typing import Any, Protocol
 import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
+from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
-from pool_managerd.supervision.failures import LOG_TAIL_LINES, exit_event, failure
+from pool_managerd.supervision.crash_reports import launch_log
+from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
@@ -164,7 +166,7 @@ class LaunchWork:
         launch, prepared = left.launch, left.launch.engine_as_shown()
         allocation = await self._s.admission.adopt(launch)
         self._actor.learn(epoch, process=process, prepared=prepared, allocation=allocation, log_mark=launch.log_mark)
-        watch = self._watch(epoch, process, prepared, launch.log_mark)
+        watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
         for path in self._s.adoption.changed(launch):
             human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
@@ -176,18 +178,23 @@ class LaunchWork:
             warmable=not prepared.verbatim and prepared.warmup != "none", drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
-    async def _watch(self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int]) -> None:
+    async def _watch(
+        self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int], *, was_ready: bool = False
+    ) -> None:
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        lines = [self._s.events.clean(line) for line in self._s.files.launch_log(prepared.instance_id, log_mark)]
-        self._actor.learn(epoch, log_tail=tuple(lines[-LOG_TAIL_LINES:]))
-        told = exit_event(epoch, record, lines, prepared)
-        if record.code and not told.port_conflict and self._pool.instance.last_good_at is None:
+        log = launch_log(self._s, prepared.instance_id, log_mark)
+        was_ready = was_ready or self._pool.instance.ready_since is not None
+        launch = self._pool.launch
+        incidents = self._s.gpus.incidents(launch.device_uuids) if launch.epoch == epoch else []
+        why = ending(record, log, prepared, was_ready=was_ready, incidents=incidents)
+        if record.code and why.crash is CrashClass.PROCESS_EXIT and self._pool.instance.last_good_at is None:
             # An engine that logs from a thread of its own may end without a word; who holds its port tells all the same.
-            owner = (await self._s.listener(process.pid, prepared.host, prepared.port)).owner
-            told = replace(told, port_conflict=owner == "other")
-        self._actor.post(told)
+            found = await self._s.listener(process.pid, prepared.host, prepared.port)
+            why = why.port_taken(prepared.port, found.who) if found.owner == "other" else why
+        self._actor.learn(epoch, log_tail=log.lines[-LOG_TAIL_LINES:], diagnosis=why)
+        self._actor.post(exit_event(epoch, record, why))
 
     # --- requests to the engine ---
 

@@ -270,7 +270,7 @@ def _end_of_start(epoch: int, pool: Pool) -> Ended | None:
         text = state.last_error or f"the start of pool '{pool.pool_id}' was cancelled"
         return None, _refused(pool, text, "OPERATION_CANCELLED")
     if i.phase in IDLE or (i.phase is Phase.ATTACHED and state.reason is not None):  # 6
-        return None, operation_error(pool.pool_id, state.last_error, pool.launch.cause, pool.launch.log_tail)
+        return None, operation_error(pool.pool_id, state.last_error, pool.launch)
     return None
 
 

@@ -139,6 +139,7 @@ class Pools:
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
         await self._s.launcher.forget_others(configured.keys() | requested)
         self._s.histories.forget_others(configured.keys() | requested)
+        self._s.crashes.forget_others(configured.keys() | requested)
         for pool_id in sorted(configured.keys() | requested):
             pool = self.add(pool_id, configured.get(pool_id))
             if pool.submitted is not None or pool.definition.barred is not None:
@@ -189,6 +190,7 @@ class Pools:
             self._s.gpus.forget(pool_id)
             self._s.admission.forget(pool_id)
             self._s.registry.deregister(pool_id)
+            self._s.crashes.forget(pool_id)
             self._s.events.redactor.know(pool_id, ())
             await self._s.launcher.forget(pool_id)
         finally:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan
@@ -114,7 +115,7 @@ class Files(Protocol):
     def remove_handoff(self, instance: InstanceId) -> None: ...
     def tail_log(self, instance: InstanceId, max_bytes: int = ..., max_lines: int = ...) -> list[str]: ...
     def log_mark(self, instance: InstanceId) -> dict[int, int]: ...
-    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> list[str]: ...
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog: ...
 
 
 class Prober(Protocol):
@@ -157,7 +158,7 @@ class LeaseKeeper(Protocol):
 
 
 class Journal(Protocol):
-    """Keeps events and operations for the next daemon. Writes are queued, never waited for; nothing raises."""
+    """Keeps events, operations and crash reports for the next daemon. Writes are queued, never waited for; nothing raises."""
 
     last_id: int
 
@@ -168,6 +169,8 @@ class Journal(Protocol):
     def drop_events(self, up_to_id: int) -> None: ...
     def put_operation(self, operation_id: str, body: Mapping[str, Any] | None) -> None: ...
     async def kept(self) -> None: ...
+    def recall_crashes(self) -> list[dict[str, Any]]: ...
+    def put_crash(self, crash_id: str, body: Mapping[str, Any] | None) -> None: ...
 
 
 class Records(Protocol):

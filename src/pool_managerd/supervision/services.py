@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
@@ -14,6 +15,7 @@ from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.crash_log import CrashLog
 from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.histories import Histories
@@ -38,6 +40,7 @@ class Gpus(Protocol):
 
     def attach(self, pools: Callable[[], Iterable[Pool]], post: Callable[[str, Event], None]) -> None: ...
     def wake(self) -> None: ...
+    def incidents(self, uuids: Collection[str]) -> list[Incident]: ...
     def release(self, instance_id: InstanceId, epoch: int) -> None: ...
     def forget(self, pool_id: str) -> None: ...
     async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None: ...
@@ -64,6 +67,7 @@ class Services:
     clock: Clock
     registry: Registry
     events: EventLog
+    crashes: CrashLog
     epochs: Epochs
     histories: Histories
     baselines: Baselines

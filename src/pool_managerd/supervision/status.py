@@ -8,6 +8,7 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
+from pool_managerd.core.crash_report import CrashReport
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE, LOADING, WAITING
@@ -23,7 +24,9 @@ from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.services import Services
 
 
-def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms: int) -> dict[str, Any]:
+def status_of(
+    pool: Pool, registry: Registry, profile: str, now: float, wall_ms: int, crash: CrashReport | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Every field of the public status, absent facts as None."""
     state, i, launch = pool.state, pool.instance, pool.launch
     seen, entry, prepared, process = view(state), registry.get(pool.pool_id), launch.prepared, launch.process
@@ -40,6 +43,7 @@ def status_of(pool: Pool, registry: Registry, profile: str, now: float, wall_ms:
         "crash_count": state.crash_count, "restart_count": state.restart_count, "circuit_state": entry.circuit_state,
         "circuits": {name: b.circuit.value for name, b in state.history.breakers.items()},
         "restart_rate": len(within(state.history.restarts, now, pool.definition.policy.restart_limit.window_ms)),
+        "last_crash": None if crash is None else {key: value for key, value in crash.to_json().items() if key != "log_tail"},
         "desired": state.desired.value, "drained": state.desired is Desired.DRAINED and not seen.draining, "held": state.held,
         "quarantined": state.quarantined, "hung": i.hung,
         "last_heartbeat_ms": entry.last_heartbeat_ms,

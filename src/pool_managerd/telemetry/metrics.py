@@ -24,8 +24,8 @@ _LABEL = re.compile(r"^(?!__)[A-Za-z_][A-Za-z0-9_]*$")
 _SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_VALUE_CHARS = 64
 _COUNTED: Mapping[str, Series] = MappingProxyType({
-    "probe": series.HEALTH_CHECKS, "restart": series.RESTARTS, "storm": series.STORMS, "xid": series.XIDS,
-    "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
+    "probe": series.HEALTH_CHECKS, "crash": series.CRASHES, "restart": series.RESTARTS, "storm": series.STORMS,
+    "xid": series.XIDS, "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
 })  # fmt: skip
 """What one event of a type adds one to; its labels are fields of the event."""
 

@@ -12,7 +12,9 @@ BACKOFF_BUCKETS_MS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 60000)
 
 # How many different values a label may take (SPEC §13.1); further ones are counted as "other". Pool ids are bounded by the
 # live pools and devices by the devices that exist instead, routes and statuses by the route table.
-LABEL_BUDGETS = {"engine": 4, "reason": 16, "crash_reason": 32, "class": 2, "outcome": 4, "state": 16, "xid": 32}
+LABEL_BUDGETS = {
+    "engine": 4, "reason": 16, "crash_reason": 32, "crash_class": 32, "class": 2, "outcome": 4, "state": 16, "xid": 32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ PRELOAD_FAILURE = Series("preload_failure_total", "counter", ("pool_id", "reason
 PRELOAD_DURATION = Series(
     "preload_duration_ms", "histogram", ("pool_id", "outcome"), "From the start of a preload to its end, in ms."
 )
+CRASHES = Series("crashes_total", "counter", ("pool_id", "crash_class"), "Failures of running engines, by class.")
 RESTARTS = Series("restart_total", "counter", ("pool_id",), "Times a pool's engine was started again; the first start is none.")
 RESTARTS_SCHEDULED = Series(
     "restart_scheduled_total", "counter", ("pool_id", "crash_reason"), "Restarts scheduled with a backoff, by cause."
@@ -127,6 +130,7 @@ COUNTED = (
     PRELOAD_SUCCESS,
     PRELOAD_FAILURE,
     PRELOAD_DURATION,
+    CRASHES,
     RESTARTS,
     RESTARTS_SCHEDULED,
     BACKOFF_DELAY,

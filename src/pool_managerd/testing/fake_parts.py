@@ -12,6 +12,7 @@ from typing import Any
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
@@ -25,6 +26,7 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
 from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.crash_log import CrashLog
 from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
@@ -218,8 +220,9 @@ class FakeFiles:
     def log_mark(self, instance: InstanceId) -> dict[int, int]:
         return {0: len(self.log)}
 
-    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> list[str]:
-        return self.log[mark.get(0, 0) :]
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
+        lines = self.log[mark.get(0, 0) :]
+        return LaunchLog(tuple(lines), tuple(range(len(lines))))
 
 
 class FakeListeners:
@@ -295,6 +298,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.events = EventLog(self.clock.wall_ms)
+        self.crashes = CrashLog()
         self.registry = Registry(self.clock.wall_ms, salt="fake")
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.adoption = FakeAdoption()
@@ -313,7 +317,7 @@ class FakeNode:
 
     def services(self, **changes: Any) -> Services:
         parts: dict[str, Any] = {
-            "clock": self.clock, "registry": self.registry, "events": self.events,
+            "clock": self.clock, "registry": self.registry, "events": self.events, "crashes": self.crashes,
             "epochs": Epochs(self.records), "histories": self.histories, "baselines": Baselines(),
             "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
             "files": self.files, "prober": self.prober,

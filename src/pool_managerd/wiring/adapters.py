@@ -37,6 +37,7 @@ from pool_managerd.store.leases import LeaseStore
 from pool_managerd.store.lock import DirectoryLock
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.crash_log import CrashLog
 from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.histories import Histories
@@ -98,8 +99,8 @@ class Adapters:
         self.gpu_parts = GpuParts(config, self.clock, self.events, self.store, means)
         self.gpus = self.gpu_parts.gpus(self.registry)
         self.services = Services(
-            clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store),
-            histories=Histories(self.store, procfs.boot_id()), baselines=Baselines(),
+            clock=self.clock, registry=self.registry, events=self.events, crashes=CrashLog(self.journal),
+            epochs=Epochs(self.store), histories=Histories(self.store, procfs.boot_id()), baselines=Baselines(),
             launcher=self._launcher, adoption=self._adoption, models=self.models, engines=self.engines, files=self.files,
             prober=self.prober, listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
@@ -136,6 +137,7 @@ class Adapters:
                     loop.call_soon_threadsafe(self._tell_of_state, trouble, done)
 
             self.events.restore()
+            self.services.crashes.restore()
             self.store.listener = told
             stored = self.store.open()
             self.kept_leases = self.leases.open()

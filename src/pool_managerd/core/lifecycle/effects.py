@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pool_managerd.core.crash import CrashClass
+
 
 @dataclass(frozen=True, slots=True)
 class Effect:
@@ -86,6 +88,14 @@ class WakeEngine(LaunchEffect):
 
 class AdoptEngine(LaunchEffect):
     """Re-open the handles of an engine found running."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCrash(LaunchEffect):
+    """This launch has failed while its process ran: it is ended for ``error``, a sentence, which is of class ``crash``."""
+
+    crash: CrashClass
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,10 @@ moment: it is waited for, and killed at once when it does.
 
 from __future__ import annotations
 
-import signal as signals
 from dataclasses import replace
 
 from pool_managerd.core import narration
-from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash import CrashClass, signal_name
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
@@ -28,16 +27,6 @@ from pool_managerd.core.lifecycle.relaunch import launch, recover
 
 HELPER_LATE_S = 5.0
 """The helper that watches the memory names the holder at the deadline; this much later the deadline speaks for itself."""
-
-
-def signal_name(number: int | None) -> str | None:
-    """``SIGSEGV`` for 11; ``signal 34`` where the system has no name; None for None."""
-    if number is None:
-        return None
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 # --- stops ----------------------------------------------------------------------------------------------------------
@@ -65,7 +54,8 @@ def begin_stop(
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
     if i.has_process:
-        return stopping, (do.StopEngine(i.epoch, p.stop_grace_ms), say)
+        told = (do.ReportCrash(i.epoch, crash, error),) if after is After.RECOVER and error else ()
+        return stopping, (do.StopEngine(i.epoch, p.stop_grace_ms), say, *told)
     if i.phase is Phase.STARTING:  # it may run any moment, so it is waited for: down means that nothing runs
         return on(stopping, deadline=now + p.kill_wait_s), (say,)
     return _finish_without_process(stopping, now, p)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
+from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.ledger import DeviceAccount
 from pool_managerd.core.gpu.masks import what_exists
@@ -53,6 +54,10 @@ class Gpus:
     def pools(self) -> Iterable[Pool]:
         """The pools of this node."""
         return self._pools()
+
+    def incidents(self, uuids: Collection[str]) -> list[Incident]:
+        """What these GPUs met in the last seconds: the evidence of an engine that has just ended on them."""
+        return self.watch.recent(uuids)
 
     def wake(self) -> None:
         """Something has come or gone: scan now."""

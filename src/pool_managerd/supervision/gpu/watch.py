@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu import health
 from pool_managerd.core.gpu.devices import NOT_PERMITTED, NOT_SCANNED, PLACEHOLDER, DeviceIncident, DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.health import GpuHealth, Probation, Quarantined
+from pool_managerd.core.gpu.incidents import as_incident
 from pool_managerd.core.gpu.xid import Verdict, meaning
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.event_log import EventLog
@@ -20,6 +23,8 @@ from pool_managerd.supervision.protocols import Clock, DeviceMonitor, Facts
 FACT = "device"
 START_QUIET_S = 0.5
 MAX_EARLY = 64
+RECENT_S = 15.0
+"""So long an error of a GPU is taken for the cause of the end of an engine on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class GpuWatch:
         self._wake = asyncio.Event()
         self._periodic_due = False
         self._early: dict[tuple[str | None, int], DeviceIncident] = {}
+        self._recent: deque[tuple[float, str, Incident]] = deque(maxlen=MAX_EARLY)
 
     def listen(self, call: Callable[[], object]) -> None:
         self._listeners.append(call)
@@ -150,8 +156,16 @@ class GpuWatch:
 
     def on_incident(self, incident: DeviceIncident) -> None:
         """An Xid or ECC event: programs at fault are noted, a GPU at fault is quarantined, anything else looked into."""
+        if (device := self._device_of(incident)) is not None:
+            self._recent.append((self._clock.monotonic(), device.uuid, as_incident(incident, device.label)))
         if incident.xid is None or self._weigh(incident, incident.xid) is not Verdict.APPLICATION:
             self.wake()
+
+    def recent(self, uuids: Collection[str]) -> list[Incident]:
+        """What was heard of these devices, or of the GPUs that they are part of, in the last seconds, oldest first."""
+        since = self._clock.monotonic() - RECENT_S
+        wanted = {uuid for name in uuids if (d := self.scan.device(name)) is not None for uuid in (d.uuid, d.parent_uuid)}
+        return [incident for at, uuid, incident in self._recent if at >= since and uuid in wanted]
 
     def _weigh(self, incident: DeviceIncident, xid: int) -> Verdict:
         device, found = self._device_of(incident), meaning(xid, incident.text)

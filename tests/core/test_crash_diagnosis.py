@@ -1,0 +1,130 @@
+"""The class of an end: from the exit record, the log, the kernel and the GPUs, the surest first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_diagnosis import LATE_LINES, Diagnosis, LaunchLog, diagnose
+from pool_managerd.core.crash_report import Source
+from pool_managerd.core.gpu.devices import DeviceIncident
+from pool_managerd.core.gpu.incidents import as_incident
+
+BAD_FLAG, CUDA = "error: invalid argument: --ctx-siz", "CUDA error: an illegal memory access was encountered"
+VICTIM = "Out of memory: Killed process 77 (llama-server)"
+
+
+def told(record: ExitRecord, *lines: str, was_ready: bool = False, graceful: bool = False, xid: int | None = -1) -> Diagnosis:
+    incidents = () if xid == -1 else (as_incident(DeviceIncident(xid, "kernel_log", "GPU-1"), "0"),)
+    log = LaunchLog(lines, tuple(range(0, 10 * len(lines), 10)))
+    return diagnose(record, log, "llamacpp", was_ready=was_ready, graceful=graceful, incidents=incidents)
+
+
+@pytest.mark.parametrize(
+    ("record", "crash", "summary", "remedy"),
+    [
+        (ExitRecord(code=0), "process_exit", "exit_code=0", "read_log"),
+        (ExitRecord(code=7), "process_exit", "exit_code=7", "read_log"),
+        (ExitRecord(), "unknown", "the exit record was lost", "start_again"),
+        (ExitRecord(signal=11), "signal", "signal SIGSEGV", "report_engine_bug"),
+        (ExitRecord(signal=9), "signal", "signal SIGKILL", "find_killer"),
+        (ExitRecord(signal=15), "signal", "signal SIGTERM", "read_log"),
+        (ExitRecord(signal=9, oom_kills=0, oom_scope="engine"), "signal", "signal SIGKILL", "find_killer"),
+        (ExitRecord(signal=9, oom_kills=1, oom_scope="engine"), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(code=1, oom_kills=1, oom_scope="engine"), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(signal=9, oom_kills=1, oom_scope="shared"), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(signal=9, oom_kills=1, oom_scope="host"), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(code=1, oom_kills=1, oom_scope="shared"), "process_exit", "exit_code=1", "read_log"),
+        (ExitRecord(code=1, oom_kills=9, oom_scope="host"), "process_exit", "exit_code=1", "read_log"),
+        (ExitRecord(signal=9, oom_kills=1, oom_scope="host", stopped_by_us=True), "signal", "signal SIGKILL", "find_killer"),
+        (ExitRecord(signal=9, oom_line=VICTIM), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(code=1, oom_line=VICTIM), "out_of_memory", "out_of_memory", "add_ram"),
+    ],
+)
+def test_an_end_without_a_word(record: ExitRecord, crash: str, summary: str, remedy: str) -> None:
+    found = told(record)
+    assert (found.crash, found.summary, found.remedy, found.quoted) == (crash, summary, remedy, "")
+    assert found.evidence[0].source is Source.EXIT_RECORD
+    assert any(e.source in (Source.CGROUP, Source.KERNEL_LOG) for e in found.evidence) == bool(
+        record.oom_kills or record.oom_line
+    )
+
+
+def test_a_submitted_engines_code_0_is_graceful_and_no_others_is() -> None:
+    assert told(ExitRecord(code=0), graceful=True).crash is CrashClass.GRACEFUL
+    assert told(ExitRecord(code=0), CUDA).crash is CrashClass.PROCESS_EXIT
+
+
+def test_a_line_of_the_log_gives_the_class_and_where_it_stands() -> None:
+    found = told(ExitRecord(code=1), "loading", BAD_FLAG, "to show complete usage, run with -h")
+    assert (found.crash, found.summary, found.remedy) == (CrashClass.BAD_FLAGS, "exit_code=1", "fix_flags")
+    (line,) = (e for e in found.evidence if e.source is Source.LOG)
+    assert (line.text, line.offset) == (BAD_FLAG, 10)
+
+
+def test_a_signal_is_explained_by_a_line_only_where_the_two_go_together() -> None:
+    assert told(ExitRecord(signal=6), CUDA).crash is CrashClass.CUDA
+    assert told(ExitRecord(signal=11), CUDA).crash is CrashClass.CUDA
+    assert told(ExitRecord(signal=9), CUDA).crash is CrashClass.SIGNAL
+    assert told(ExitRecord(signal=6), BAD_FLAG).crash is CrashClass.SIGNAL
+    assert told(ExitRecord(signal=11), BAD_FLAG).crash is CrashClass.SIGNAL
+
+
+def test_what_would_keep_a_pool_down_is_never_said_of_an_engine_that_was_ready() -> None:
+    assert told(ExitRecord(signal=4)).crash is CrashClass.ILLEGAL_INSTRUCTION
+    assert "SIGILL" in told(ExitRecord(signal=4)).summary
+    assert told(ExitRecord(signal=4), was_ready=True).crash is CrashClass.SIGNAL
+    assert told(ExitRecord(code=1), BAD_FLAG, was_ready=True).crash is CrashClass.PROCESS_EXIT
+    assert told(ExitRecord(code=1), CUDA, was_ready=True).crash is CrashClass.CUDA
+
+
+def test_of_an_engine_that_was_ready_its_last_lines_count() -> None:
+    lines = (CUDA, *["error: a client went away"] * LATE_LINES)
+    assert told(ExitRecord(code=1), *lines).crash is CrashClass.CUDA
+    late = told(ExitRecord(code=1), *lines, was_ready=True)
+    assert (late.crash, late.quoted, late.evidence[1].offset) == (CrashClass.PROCESS_EXIT, "error: a client went away", 10)
+
+
+def test_a_line_that_is_merely_the_last_one_is_quoted_and_no_evidence() -> None:
+    found = told(ExitRecord(signal=11), "loading", "listening")
+    assert found.quoted == "listening" and [e.source for e in found.evidence] == [Source.EXIT_RECORD]
+
+
+@pytest.mark.parametrize(
+    ("xid", "crash"),
+    [(79, "driver_reset"), (119, "driver_reset"), (48, "ecc"), (94, "ecc"), (None, "ecc"), (31, "cuda"), (13, "cuda"),
+     (43, "cuda"), (45, "signal"), (63, "signal"), (154, "signal")],
+)  # fmt: skip
+def test_what_the_gpu_met_explains_a_signal(xid: int | None, crash: str) -> None:
+    found = told(ExitRecord(signal=6), xid=xid)
+    assert found.crash == crash
+    assert found.evidence[-1].source is Source.KERNEL_LOG and found.evidence[-1].text.startswith("GPU 0 reported ")
+
+
+def test_the_gpu_knows_better_than_cuda_what_is_broken_and_the_log_what_is_full() -> None:
+    assert told(ExitRecord(signal=6), CUDA, xid=48).crash is CrashClass.ECC
+    assert told(ExitRecord(signal=6), CUDA, xid=79).crash is CrashClass.DRIVER_RESET
+    assert told(ExitRecord(code=1), "CUDA error: out of memory", xid=31).crash is CrashClass.VRAM_OOM
+    assert told(ExitRecord(code=1), BAD_FLAG, xid=31).crash is CrashClass.BAD_FLAGS
+    assert told(ExitRecord(signal=9, oom_line=VICTIM), CUDA, xid=48).crash is CrashClass.OUT_OF_MEMORY
+
+
+@given(
+    st.builds(
+        ExitRecord, code=st.none() | st.integers(0, 255), signal=st.none() | st.integers(1, 64),
+        oom_kills=st.none() | st.integers(0, 3), oom_scope=st.none() | st.sampled_from(["engine", "shared", "host", "?"]),
+        oom_line=st.none() | st.text(max_size=20), stopped_by_us=st.booleans(),
+    ),
+    st.lists(st.binary(max_size=120).map(lambda raw: raw.decode("utf-8", "replace")), max_size=20),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_whatever_it_left_it_is_explained(record: ExitRecord, lines: list[str], ready: bool, graceful: bool) -> None:
+    found = told(record, *lines, was_ready=ready, graceful=graceful)
+    assert found.summary and found.remedy and found.evidence
+    if found.crash.deterministic:
+        assert not ready
+    if found.summary == "out_of_memory":
+        assert found.crash is CrashClass.OUT_OF_MEMORY
