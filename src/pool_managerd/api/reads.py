@@ -64,6 +64,8 @@ def shown(request: web.Request, status: dict[str, Any]) -> dict[str, Any]:
     texts: dict[str, Any] = {key: WITHHELD for key in _TEXTS if status.get(key) is not None}
     if isinstance(preload := status.get("preload"), dict):
         texts["preload"] = preload | {"last_probe": None}
+    if isinstance(activity := status.get("activity"), dict):
+        texts["activity"] = activity | {"why": None}
     return status | texts
 
 

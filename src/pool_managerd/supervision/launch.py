@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pool_managerd.core.activity import NOT_SEEN, Activity
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimator import LaunchEstimator
@@ -19,6 +20,7 @@ class Launch:
     ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
     ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
+    ``activity`` is what the last look at the engine saw it do.
     """
 
     epoch: int = 0
@@ -34,6 +36,7 @@ class Launch:
     log_tail: tuple[str, ...] = ()
     first_token_ms: float | None = None
     tokens_per_s: float | None = None
+    activity: Activity = NOT_SEEN
 
     def next(self, epoch: int, step: str) -> Launch:
         """The launch after this one, of which nothing is known yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from pool_managerd.supervision.protocols import (
     Preflight,
     Prober,
     Records,
+    UsageSource,
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ class Gpus(Protocol):
     def wake(self) -> None: ...
     def release(self, instance_id: InstanceId, epoch: int) -> None: ...
     def forget(self, pool_id: str) -> None: ...
+    def load_of(self, uuids: Collection[str]) -> tuple[int | None, int]: ...
     async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None: ...
 
 
@@ -74,6 +76,7 @@ class Services:
     files: Files
     prober: Prober
     listener: ListenerLookup
+    usages: UsageSource
     records: Records
     gate: BootGate
     preflight: Preflight
