@@ -1,4 +1,4 @@
-/* The smallest engine: it says when it began, and answers every request. Flags: --port N --stamp FIFO --name TEXT
+/* The smallest engine: it says when it began, and answers every request, /metrics with llama.cpp's counters. Flags: --port N --stamp FIFO --name TEXT
    --load-ms N (503 until then). Others are ignored. */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -36,6 +36,8 @@ int main(int argc, char **argv) {
     static const char good[] = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n"
                                "Connection: close\r\n\r\n{\"status\":\"ok\"}";
     static const char wait[] = "HTTP/1.1 503 Loading\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    static const char counters[] = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nConnection: close\r\n\r\n"
+                                   "llamacpp:n_decode_total 7      \nllamacpp:requests_processing 0 \n";
     long long began = now_ns();
     const char *fifo = flag(argc, argv, "--stamp", NULL);
     if (fifo) stamp(fifo, flag(argc, argv, "--name", "engine"), began);
@@ -54,9 +56,11 @@ int main(int argc, char **argv) {
         int client = accept(listener, NULL, NULL);
         if (client < 0) continue;
         int loaded = now_ns() >= ready;
-        if (read(client, request, sizeof request) > 0 &&
-            write(client, loaded ? good : wait, loaded ? sizeof good - 1 : sizeof wait - 1) > 0)
-            shutdown(client, SHUT_WR);
+        if (read(client, request, sizeof request) > 0) {
+            int counts = loaded && !strncmp(request, "GET /metrics", 12);
+            const char *answer = counts ? counters : loaded ? good : wait;
+            if (write(client, answer, strlen(answer)) > 0) shutdown(client, SHUT_WR);
+        }
         close(client);
     }
 }

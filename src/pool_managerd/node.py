@@ -91,10 +91,7 @@ class PoolManager:
         await self.shutdown()
 
     async def shutdown(self, *, hard: bool = False) -> None:
-        """Drain and stop everything, then close. Called again with ``hard``, what is still running is killed.
-
-        With ``daemon.on_exit: leave`` engines go on, for the next daemon to take over.
-        """
+        """Drain and stop everything, then close; ``hard``: what is still running is killed. ``on_exit: leave`` leaves engines."""
         if hard:
             self._hard = self._gpus.hurry = True
             self._pools.kill_all()

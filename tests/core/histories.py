@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from pool_managerd.core.activity import Activity, Verdict
 from pool_managerd.core.backoff import BackoffRules
 from pool_managerd.core.lifecycle import Policy
 from pool_managerd.core.lifecycle import events as ev
+
+BUSY = Activity(Verdict.BUSY, "is at work", loaded_at=3.0, worked_at=3.0)
 
 REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
@@ -28,7 +31,9 @@ def news(epoch: int) -> list[ev.Event]:
     ]  # fmt: skip
     running = [
         ev.Spawned(epoch, 4711), ev.SpawnFailed(epoch, "no binary"), ev.ProbeSucceeded(epoch),
-        ev.ProbeFailed(epoch, "answered 503"), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
+        ev.ProbeFailed(epoch, "answered 503"), ev.ProbeFailed(epoch, "had no answer", timed_out=True, activity=BUSY),
+        ev.ProbeFailed(epoch, "had no answer", timed_out=True, activity=Activity(Verdict.IDLE, "nothing moves", worked_at=5.0)),
+        ev.ProbeSucceeded(epoch, Activity(Verdict.HUNG, "it stands still")), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
         ev.Adopted(epoch, 0.0), ev.Adopted(epoch, 0.0, was_ready=True, uses_gpus=True, active_leases=1, drain_deadline=5.0),
         ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,8 +13,9 @@ from typing import Literal
 import pytest
 
 from pool_managerd.core.artifacts import AttachedEngine
-from pool_managerd.core.health import ProbeOutcome
-from pool_managerd.supervision.prober import HttpProber, _os_result
+from pool_managerd.core.engines import CounterNames
+from pool_managerd.core.health import Counters, ProbeOutcome
+from pool_managerd.supervision.prober import LATE_S, HttpProber, _os_result
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -94,6 +96,32 @@ async def test_a_refused_connection_is_told_from_our_own_trouble(prober: HttpPro
     assert "nothing listens" in (await prober.probe(url, 1)).reason
     assert _os_result(OSError(errno.EMFILE, "Too many open files")).outcome is ProbeOutcome.DISCARDED
     assert _os_result(ConnectionResetError()).reason == "was reset"
+
+
+async def test_a_time_out_that_came_late_because_our_own_loop_stood_says_nothing_of_the_engine(prober: HttpProber) -> None:
+    async with engine(hang) as url:
+        asked = asyncio.create_task(prober.probe(f"{url}/health", 0.2))
+        await asyncio.sleep(0.05)
+        time.sleep(0.2 + LATE_S)  # noqa: ASYNC251 - this is the fault
+        result = await asked
+    assert result.outcome is ProbeOutcome.DISCARDED and "the daemon itself stood" in result.reason
+
+
+async def test_counters_are_read_and_an_engine_without_them_is_told_from_one_that_is_silent(prober: HttpProber) -> None:
+    names = CounterNames(("x_total",), ("x_now",))
+    body = b"# TYPE x_total counter\nx_total 7\nx_now 2\n"
+    async with engine(says(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as url:
+        assert await prober.counters(url, names, 2) == Counters(7, 2)
+    for nothing in (b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n", OK + b"Content-Length: 2\r\n\r\n{}"):
+        async with engine(says(nothing)) as url:
+            assert await prober.counters(url, names, 2) is None
+    async with engine(says(OK + b"Content-Length: 2000000\r\n\r\n" + b"x_now 2\n" * 250_000)) as url:
+        assert await prober.counters(url, names, 5) is None, "more than anybody's counters"
+    async with engine(hang) as url:
+        with pytest.raises(TimeoutError):
+            await prober.counters(url, names, 0.2)
+    with pytest.raises(OSError):
+        await prober.counters(url, names, 1)
 
 
 def stream(*chunks: str) -> Answer:

@@ -66,6 +66,8 @@ def shown(request: web.Request, status: dict[str, Any]) -> dict[str, Any]:
         texts["preload"] = preload | {"last_probe": None}
     if isinstance(crash := status.get("last_crash"), dict):
         texts["last_crash"] = crash | {"human": WITHHELD, "last_error": WITHHELD, "evidence": []}
+    if isinstance(activity := status.get("activity"), dict):
+        texts["activity"] = activity | {"why": None}
     return status | texts
 
 

@@ -131,6 +131,10 @@ class PoolStatus(Answer):
     isolation: str | None = None
     last_probe: str | None = None
     reason: str | None = None
+    activity: dict[str, Any] | None = Field(
+        None, description="`verdict`: idle, busy, hung, unkillable or unknown; `why` says what it rests on."
+    )
+    hung: bool = False
     desired: Desired = Field(Desired.WANTED, description="What was asked for last; demand starts what is on_demand or evicted.")
     held: bool = False
     drained: bool = False

@@ -169,7 +169,7 @@ def _status_facts(pool: Json) -> None:
             ("pool", pool["pool_id"]),
             ("state", f"{pool['state']}{reason}"),
             ("ready", pool["ready"]),
-            ("doing", preload.get("human")),
+            ("doing", preload.get("human") or _activity(pool)),
             ("engine", f"{pool.get('engine')} {pool.get('engine_version') or ''}".strip() if pool.get("engine") else None),
             ("model", pool.get("model_id")),
             ("leases", _slots(pool)),
@@ -198,6 +198,12 @@ def _last_crash(pool: Json) -> str | None:
         return None
     what, remedy = crash.get("crash_class"), (crash.get("remediation") or {}).get("sentence")
     return f"{moment(crash.get('ts_ms'))}, {what}: {remedy} (pool-managerd crashes {pool['pool_id']})"
+
+
+def _activity(pool: Json) -> str | None:
+    """What its engine was seen to do, where that is more than to wait for requests."""
+    seen = pool.get("activity") or {}
+    return f"{seen['verdict']}: it {seen['why']}" if seen.get("why") and seen["verdict"] != "idle" else None
 
 
 def _desired(pool: Json) -> str | None:

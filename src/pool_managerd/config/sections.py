@@ -65,12 +65,21 @@ class HealthConfig(Section):
     """How an engine is asked whether it is healthy."""
 
     startup_timeout_ms: Positive = Field(
-        120_000, description="How long an engine may take until its first good probe. Absent: longer for vLLM, TGI and Triton."
+        120_000,
+        description="How long a load may stand still: while it reads or logs, it goes on. Absent: longer for vLLM, TGI, Triton.",
     )
+    startup_cap_ms: NonNegative = Field(3_600_000, description="The longest that a load may take, however it moves; 0: any time.")
     interval_ms: Positive = Field(500, description="Longest gap between probes while starting; the first ones come faster.")
     probe_interval_ms: Positive = Field(5_000, description="Gap between probes of a ready engine.")
     probe_timeout_ms: Positive = Field(2_000, description="Total time one probe may take.")
-    failure_threshold: Positive = Field(3, description="Failed probes in a row that make a ready engine unhealthy.")
+    failure_threshold: Positive = Field(
+        3,
+        description="Failed probes in a row that make a ready engine unhealthy; one that works and is silent is only not ready.",
+    )
+    stall_ms: Positive = Field(60_000, description="Requests that see no token and no CPU time for so long: the engine is hung.")
+    busy_limit_ms: Positive = Field(
+        600_000, description="So long is an engine believed to work that uses the CPU, and gives no token or answers no probe."
+    )
 
 
 class BackoffConfig(Section):

@@ -15,12 +15,24 @@ DEFAULT_ENGINE = "llamacpp"
 
 
 @dataclass(frozen=True, slots=True)
+class CounterNames:
+    """What an engine tells of its own work, as Prometheus text at ``path``.
+
+    ``tokens`` grow with the work done: tokens, or steps of the model; ``requests`` are gauges of those running and waiting.
+    """
+
+    tokens: tuple[str, ...]
+    requests: tuple[str, ...]
+    path: str = "/metrics"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineKind:
     """``modes``: how this version can provision it; ``external`` attaches to a running one. ``program``: what its own is called.
 
     ``package`` is the Python package that carries it, ``install`` the command that gets it. ``startup_ms``: how long it may
     take until it answers, where that is longer than usual: some compile, capture and profile before. ``log`` names the rules
-    of `core.crash_evidence` that read its log; without, those for any program do.
+    of `core.crash_evidence` that read its log; without, those for any program do. ``counters`` tell work from a standstill.
     """
 
     modes: tuple[str, ...]
@@ -30,15 +42,31 @@ class EngineKind:
     program: str = "program"
     package: str | None = None
     install: str = ""
+    counters: CounterNames | None = None
 
 
 ENGINES: Mapping[str, EngineKind] = {
     "llamacpp": EngineKind(
         ("package", "binary", "external"), log="llamacpp", program="llama-server binary", package="xllamacpp",
         install="pip install 'pool-managerd[llamacpp]'",
+        # Prompt and generated tokens are told when a request ends; the calls of llama_decode grow all the time.
+        counters=CounterNames(
+            ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
+            ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+        ),
     ),
-    "vllm": EngineKind(("binary", "external"), startup_ms=900_000, log="vllm", program="vllm command"),
-    "tgi": EngineKind(("external",), startup_ms=900_000),
+    "vllm": EngineKind(
+        ("binary", "external"), startup_ms=900_000, log="vllm", program="vllm command",
+        counters=CounterNames(
+            ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+            ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+        ),
+    ),
+    "tgi": EngineKind(
+        ("external",), startup_ms=900_000,
+        counters=CounterNames(("tgi_batch_inference_count",), ("tgi_batch_current_size", "tgi_queue_size")),
+    ),
+    # Triton tells its counters on another port, which a pool does not name.
     "triton": EngineKind(("external",), health_path="/v2/health/ready", startup_ms=300_000),
 }  # fmt: skip
 """One line per engine. Nothing else lists them."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+from pool_managerd.core.engines import CounterNames
+
+_SERIES = re.compile(rb"^([a-z_][\w:]*)(?:\{[^\n]*\})? +(\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)(?:\s|$)", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,27 @@ class ProbeResult:
     @property
     def ok(self) -> bool:
         return self.outcome is ProbeOutcome.SUCCESS
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What an engine said of its own work: a count that grows with it, and its requests, those that wait included."""
+
+    tokens: float = 0.0
+    requests: int = 0
+
+
+def read_counters(text: bytes, names: CounterNames) -> Counters | None:
+    """The counters in Prometheus text, over all label sets; None when none of them is there."""
+    found: dict[str, float] = {}
+    for name, value in _SERIES.findall(text):
+        key = name.decode()
+        if key in names.tokens or key in names.requests:
+            found[key] = found.get(key, 0.0) + float(value)
+    if not found:
+        return None
+    tokens, requests = (sum(found.get(name, 0.0) for name in group) for group in (names.tokens, names.requests))
+    return Counters(tokens, round(requests))
 
 
 def check_response(status: int, content_type: str, body: bytes) -> ProbeResult:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 NONCE_VARIABLE = "POOL_MANAGERD_NONCE"
 _MAX_BYTES = 4 << 20
 _MAX_DESCENDANTS = 4096
+_MAX_THREADS = 256
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Stat(NamedTuple):
@@ -21,14 +24,51 @@ class Stat(NamedTuple):
 
 def stat(pid: int) -> Stat | None:
     """The state of ``pid``, or None when there is no such process."""
-    data = _read(pid, "stat")
+    fields = _stat_fields(pid)
+    return None if fields is None else Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+class Usage(NamedTuple):
+    """What a process has used; ``cpu_ticks`` counts its ended children, too, in `TICKS_PER_S`."""
+
+    state: str
+    start_ticks: int
+    cpu_ticks: int
+    rss_bytes: int
+
+
+def usage(pid: int) -> Usage | None:
+    """What ``pid`` has used so far, or None when there is no such process."""
+    fields = _stat_fields(pid)
+    if fields is None:
+        return None
+    return Usage(fields[0].decode(), int(fields[19]), sum(map(int, fields[11:15])), int(fields[21]) * _PAGE_BYTES)
+
+
+def moved_bytes(pid: int) -> int | None:
+    """Bytes that ``pid`` has read and written, from a disk or a cache; None when that is not shown."""
+    data = _read(pid, "io")
     if data is None:
         return None
-    # The name in parentheses may hold spaces and parentheses itself; what follows the last one is regular.
-    fields = data[data.rfind(b")") + 2 :].split()
-    if len(fields) < 20:
+    counts = dict(line.split(b": ") for line in data.splitlines())
+    return sum(int(counts.get(name, 0)) for name in (b"rchar", b"wchar", b"read_bytes"))
+
+
+def blocked(pid: int) -> str | None:
+    """Where in the kernel ``pid`` or a thread of it sleeps uninterruptibly (``nfs_wait``), empty when that is not shown.
+
+    None when none does.
+    """
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")[:_MAX_THREADS]
+    except OSError:
         return None
-    return Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+    for task in tasks:
+        fields = _stat_fields(pid, f"task/{task}/stat")
+        if fields is not None and fields[0] == b"D":
+            where = (_read(pid, f"task/{task}/wchan") or b"").decode("ascii", "replace").strip()
+            return "" if where == "0" else where
+    return None
 
 
 def start_ticks(pid: int) -> int | None:
@@ -119,6 +159,13 @@ def boot_id() -> str:
     """A name for the running boot of this machine: pids and start times mean nothing in another one."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read(64).decode("ascii").strip()
+
+
+def _stat_fields(pid: int, entry: str = "stat") -> list[bytes] | None:
+    """From the state on: the name in parentheses may hold spaces and parentheses itself, what follows the last is regular."""
+    data = _read(pid, entry)
+    fields = [] if data is None else data[data.rfind(b")") + 2 :].split()
+    return fields if len(fields) > 21 else None
 
 
 def _read(pid: int, entry: str) -> bytes | None:

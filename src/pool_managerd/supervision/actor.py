@@ -164,9 +164,11 @@ class PoolActor:
         return replace(event, **cleaned) if any(cleaned[name] != texts[name] for name in cleaned) else event
 
     def _completed(self, event: ev.Event, now: float, *, anew: bool) -> ev.Event:
-        """What only holds at this moment: the leases in flight, and whether something else is to run than before."""
+        """What only holds at this moment: leases in flight, whether something else is to run than before, where it is stuck."""
         if isinstance(event, ev.Tick) and self.pool.state.active.phase in _LEASED:
             self._expire_leases(now)
+        if isinstance(event, ev.Tick) and self.pool.instance.killed and self.pool.launch.process is not None:
+            return ev.Tick(self._s.usages.stuck(self.pool.launch.process.pid))
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
             return replace(event, anew=anew)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pool_managerd.core.activity import NOT_SEEN, Activity
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.crash_diagnosis import Diagnosis
 from pool_managerd.core.gpu.allocation import Allocation
@@ -21,6 +22,7 @@ class Launch:
     ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended,
     and ``diagnosis`` why it has.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
+    ``activity`` is what the last look at the engine saw it do.
     """
 
     epoch: int = 0
@@ -37,6 +39,7 @@ class Launch:
     diagnosis: Diagnosis | None = None
     first_token_ms: float | None = None
     tokens_per_s: float | None = None
+    activity: Activity = NOT_SEEN
 
     @property
     def device_uuids(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.pool import Pool
@@ -53,6 +54,7 @@ class LaunchWork:
     def __init__(self, pool: Pool, actor: Reports, services: Services) -> None:
         self._pool, self._actor, self._s = pool, actor, services
         self.tasks: set[asyncio.Task[None]] = set()
+        self._activity = ActivityWatch(pool, services, lambda work: self._keep(asyncio.create_task(work)))
         self._cancellable: dict[int, set[asyncio.Task[None]]] = {}
 
     # --- staging ---
@@ -202,6 +204,8 @@ class LaunchWork:
         """Ask once; the answer is an event."""
         pool, silent = self._pool, self._s.silent
         result, conclusive = await self._ask()
+        seen = await self._activity.look(result)
+        self._actor.learn(epoch, activity=seen)
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
         failed = result.outcome in (ProbeOutcome.ERROR, ProbeOutcome.TIMEOUT)
         if failed and isinstance(pool.launch.prepared, AttachedEngine):
@@ -209,11 +213,13 @@ class LaunchWork:
         else:
             silent.discard(pool.pool_id)
         if failed:
-            self._actor.post(ev.ProbeFailed(epoch, result.reason, conclusive, silent=max(1, len(silent))))
+            timed_out = result.outcome is ProbeOutcome.TIMEOUT
+            told = ev.ProbeFailed(epoch, result.reason, conclusive, max(1, len(silent)), timed_out, seen)
+            self._actor.post(told)
         elif result.outcome is ProbeOutcome.DISCARDED:
             self._actor.post(ev.ProbeDiscarded(epoch))
         else:
-            self._actor.post(ev.ProbeSucceeded(epoch))
+            self._actor.post(ev.ProbeSucceeded(epoch, seen))
 
     async def _ask(self) -> tuple[ProbeResult, bool]:
         """One health probe, and whether it settles the matter. An answer counts only while the port is held by our own

@@ -41,6 +41,9 @@ def policy_for(config: Config, pool_id: str, pool: PoolConfig | None, node_id: s
     startup_ms = (pool.startup_timeout_ms if pool else None) or _startup_ms(health, engine)
     return Policy(
         startup_timeout_s=startup_ms / 1000,
+        startup_cap_s=health.startup_cap_ms / 1000,
+        stall_s=health.stall_ms / 1000,
+        busy_limit_s=health.busy_limit_ms / 1000,
         probe_gap_ms=health.interval_ms,
         probe_interval_s=health.probe_interval_ms / 1000,
         probe_timeout_s=health.probe_timeout_ms / 1000,

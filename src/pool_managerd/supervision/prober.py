@@ -14,9 +14,13 @@ from typing import Any
 import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine
-from pool_managerd.core.health import ProbeOutcome, ProbeResult, check_response
+from pool_managerd.core.engines import CounterNames
+from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
 
 BODY_LIMIT = 64 * 1024
+COUNTERS_LIMIT = 1 << 20
+LATE_S = 0.25
+"""A time-out that is noticed so much too late says that this loop stood, and nothing of the engine (J3)."""
 WARMUP_BODY_LIMIT = 256 * 1024
 WARMUP_TOKENS = 16
 _SINGLE_ANSWERS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
@@ -35,10 +39,13 @@ class HttpProber:
 
     async def probe(self, url: str, timeout_s: float) -> ProbeResult:
         """One GET within ``timeout_s`` in total."""
+        began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._ask(url)
         except TimeoutError:
+            if (late_s := time.monotonic() - began - timeout_s) > LATE_S:
+                return ProbeResult(ProbeOutcome.DISCARDED, f"could not be judged: the daemon itself stood for {late_s:.2g} s")
             return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
         except aiohttp.ClientConnectorError as problem:
             return _refused(problem)
@@ -60,6 +67,21 @@ class HttpProber:
             if response.headers.get("Server") == "pool-managerd":
                 return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
             return check_response(response.status, response.headers.get("Content-Type", ""), body)
+
+    async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
+        """What the engine says of its work; None when it has no such counters.
+
+        Raises TimeoutError when it does not answer, aiohttp.ClientError or OSError when it cannot be asked.
+        """
+        asked = self._open().get(url + names.path, allow_redirects=False, headers={"Connection": "close"})
+        async with asyncio.timeout(timeout_s), asked as response:
+            text = b""
+            while len(text) <= COUNTERS_LIMIT and (more := await response.content.read(COUNTERS_LIMIT)):
+                text += more
+            if response.status != 200 or len(text) > COUNTERS_LIMIT:
+                response.close()
+                return None
+        return read_counters(text, names)
 
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """A short request of the kind that the engine serves: (first_token_ms, tokens_per_s).

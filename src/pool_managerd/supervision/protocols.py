@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.crash_diagnosis import LaunchLog
+from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.health import ProbeResult
+from pool_managerd.core.health import Counters, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
@@ -120,7 +121,36 @@ class Files(Protocol):
 
 class Prober(Protocol):
     async def probe(self, url: str, timeout_s: float) -> ProbeResult: ...
+    async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None: ...
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]: ...
+
+
+class Usage(Protocol):
+    """What an engine's processes use. ``data_bytes`` None and ``blocked`` empty where the reading was a short one."""
+
+    @property
+    def cpu_s(self) -> float: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def data_bytes(self) -> int | None: ...
+    @property
+    def stopped(self) -> str: ...
+    @property
+    def blocked(self) -> str: ...
+
+
+class UsageReader(Protocol):
+    """Reads one engine's processes; None when they are gone, or cannot be seen."""
+
+    async def read(self, *, full: bool) -> Usage | None: ...
+
+
+class UsageSource(Protocol):
+    """How engines are seen from outside. ``stuck`` says in which kernel function ``pid`` is stuck, if it is."""
+
+    def reader(self, pid: int) -> UsageReader: ...
+    def stuck(self, pid: int) -> str: ...
 
 
 class ListenerLookup(Protocol):

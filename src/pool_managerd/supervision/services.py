@@ -32,6 +32,7 @@ from pool_managerd.supervision.protocols import (
     Preflight,
     Prober,
     Records,
+    UsageSource,
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class Gpus(Protocol):
     def incidents(self, uuids: Collection[str]) -> list[Incident]: ...
     def release(self, instance_id: InstanceId, epoch: int) -> None: ...
     def forget(self, pool_id: str) -> None: ...
+    def load_of(self, uuids: Collection[str]) -> tuple[int | None, int]: ...
     async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None: ...
 
 
@@ -78,6 +80,7 @@ class Services:
     files: Files
     prober: Prober
     listener: ListenerLookup
+    usages: UsageSource
     records: Records
     gate: BootGate
     preflight: Preflight

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 _MAX_REQUEST_BYTES = 1 << 20
@@ -43,6 +45,11 @@ def options(argv: list[str]) -> argparse.Namespace:
     flags.add_argument("--signal-after", type=float, default=None, metavar="S", help="kill itself with --signal")
     flags.add_argument("--signal", type=int, default=int(signal.SIGSEGV))
     flags.add_argument("--close-port-after", type=float, default=None, metavar="S")
+    flags.add_argument("--freeze-after", type=float, default=None, metavar="S", help="no further token; all else goes on")
+    flags.add_argument("--core", action="store_true", help="a process of its own makes the tokens, as vLLM's engine core does")
+    flags.add_argument("--busy-after", type=float, default=None, metavar="S", help="compute for --busy-for and answer nothing")
+    flags.add_argument("--busy-for", type=float, default=_HANG_SECONDS, metavar="S")
+    flags.add_argument("--progress-log", type=float, default=None, metavar="S", help="a line each S seconds until it is ready")
     flags.add_argument("--print-env", action="store_true")
     flags.add_argument("--token-ms", type=float, default=1.0, metavar="MS", help="time between streamed tokens")
     known, _ = flags.parse_known_args(argv)
@@ -56,6 +63,8 @@ class FakeEngine:
         self._script = script
         self._started = time.monotonic()
         self._listener: socket.socket | None = None
+        self._work = _Work()
+        self._busy_until = 0.0
 
     def run(self) -> NoReturn:
         """Do what the script says; ends the process."""
@@ -69,6 +78,12 @@ class FakeEngine:
             print("fake engine gives up at once", file=sys.stderr, flush=True)
             os._exit(script.exit_code)
         self._fork_grandchildren()
+        if script.core:
+            self._work.fork_core()
+        self._after(script.freeze_after, self._work.freeze)
+        self._after(script.busy_after, self._compute)
+        if script.progress_log:
+            threading.Thread(target=self._log_progress, daemon=True).start()
         self._after(script.exit_after, lambda: os._exit(script.exit_code))
         self._after(script.signal_after, lambda: os.kill(os.getpid(), script.signal))
         self._after(script.close_port_after, self._close_port)
@@ -103,6 +118,17 @@ class FakeEngine:
             sys.stdout.buffer.flush()
             time.sleep(0.01)
 
+    def _compute(self) -> None:
+        print("fake engine computes", flush=True)
+        self._busy_until = time.monotonic() + self._script.busy_for
+        while time.monotonic() < self._busy_until:
+            sum(range(10_000))
+
+    def _log_progress(self) -> None:
+        while not self._is_ready():
+            print(f"loading, {time.monotonic() - self._started:.1f} s", flush=True)
+            time.sleep(self._script.progress_log)
+
     def _close_port(self) -> None:
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -131,6 +157,8 @@ class FakeEngine:
         with connection:
             try:
                 request = _read_request(connection)
+                while time.monotonic() < self._busy_until:
+                    time.sleep(0.01)
                 if request is not None:
                     self._answer(connection, *request)
             except OSError:
@@ -146,7 +174,9 @@ class FakeEngine:
                 "model_path": script.model_id,
                 "default_generation_settings": {"n_ctx": 2048},
             },
-            "/slots": [{"id": slot, "n_ctx": 2048, "is_processing": False} for slot in range(script.parallel)],
+            "/slots": [
+                {"id": slot, "n_ctx": 2048, "is_processing": slot < self._work.requests} for slot in range(script.parallel)
+            ],
         }
         if path in ("/health", "/v1/health"):
             self._answer_health(connection)
@@ -155,9 +185,10 @@ class FakeEngine:
         elif method == "GET" and path in reads:
             _reply(connection, 200, reads[path])
         elif method == "GET" and path == "/metrics":
-            _reply(connection, 200, b"llamacpp:requests_processing 0\nllamacpp:tokens_predicted_total 0\n", "text/plain")
+            _reply(connection, 200, self._work.metrics(), "text/plain")
         elif method == "POST" and path in ("/v1/completions", "/v1/chat/completions"):
-            self._complete(connection, body)
+            with self._work.request():
+                self._complete(connection, body)
         else:
             _reply(connection, 404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}})
 
@@ -199,14 +230,68 @@ class FakeEngine:
             "predicted_per_second": 1000 / each if each else 1e6,
         }
         if not body.get("stream"):
+            for _ in words:
+                self._work.token(0)
             _reply(connection, 200, _whole("".join(words), timings, self._script.model_id))
             return
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
         for word in words:
-            time.sleep(each / 1000)
+            self._work.token(each / 1000)
             _send_event(connection, _piece(word, self._script.model_id))
         _send_event(connection, _piece("", self._script.model_id) | {"timings": timings})
         connection.sendall(b"data: [DONE]\n\n")
+
+
+class _Work:
+    """The tokens of one engine: made one after the other, counted, and where it has one by its core."""
+
+    def __init__(self) -> None:
+        self.requests = self._tokens = 0
+        self._counting, self._turn = threading.Lock(), threading.Lock()
+        self._core: subprocess.Popen[str] | None = None
+        self._frozen = False
+
+    def fork_core(self) -> None:
+        code = "import sys, time\nfor line in sys.stdin: time.sleep(float(line)); print('token', flush=True)"
+        pipe = subprocess.PIPE
+        self._core = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        print(f"core {self._core.pid}", flush=True)
+
+    def freeze(self) -> None:
+        self._frozen = True
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """One request is in work, or waits."""
+        with self._counting:
+            self.requests += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.requests -= 1
+
+    def token(self, seconds: float) -> None:
+        """Return when there is one more."""
+        with nullcontext() if self._core is None else self._turn:
+            if self._core is None:
+                time.sleep(seconds)
+            elif self._core.stdin is not None and self._core.stdout is not None:
+                self._core.stdin.write(f"{seconds}\n")
+                self._core.stdout.readline()
+        while self._frozen:
+            time.sleep(0.05)
+        with self._counting:
+            self._tokens += 1
+
+    def metrics(self) -> bytes:
+        """What llama.cpp and vLLM tell of it."""
+        tokens, requests = self._tokens, self.requests
+        lines = (
+            f"llamacpp:requests_processing {requests}", f"llamacpp:tokens_predicted_total {tokens}",
+            f'vllm:num_requests_running{{engine="0"}} {requests}.0', f'vllm:generation_tokens_total{{engine="0"}} {tokens}.0',
+        )  # fmt: skip
+        return "".join(line + "\n" for line in lines).encode()
 
 
 def _loading() -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
-from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import OURS, Listener
@@ -36,9 +35,8 @@ from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
+from pool_managerd.testing.fake_watch import FakeProber, FakeUsages
 from pool_managerd.testing.manual_clock import ManualClock
-
-GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 
 
 class FakeProcess:
@@ -171,24 +169,6 @@ class FakeEngines:
         """There are no ports to give back."""
 
 
-class FakeProber:
-    """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail."""
-
-    def __init__(self) -> None:
-        self.result = GOOD
-        self.first_token_ms: float | None = 20.0
-        self.probes = 0
-
-    async def probe(self, url: str, timeout_s: float) -> ProbeResult:
-        self.probes += 1
-        return self.result
-
-    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
-        if self.first_token_ms is None:
-            raise ValueError("no token")
-        return self.first_token_ms, 50.0
-
-
 class FakeFiles:
     """Remembers which files there would be, and in which order they came and went."""
 
@@ -303,6 +283,7 @@ class FakeNode:
         self.launcher, self.models, self.engines = FakeLauncher(), FakeModels(), FakeEngines()
         self.adoption = FakeAdoption()
         self.files, self.prober, self.records = FakeFiles(), FakeProber(), FakeRecords()
+        self.usages = FakeUsages()
         self.monitor = FakeMonitor(self.clock.monotonic)
         self.needs: dict[str, LaunchInputs] = {}
         self.ram_bytes = 64 << 30
@@ -320,8 +301,8 @@ class FakeNode:
             "clock": self.clock, "registry": self.registry, "events": self.events, "crashes": self.crashes,
             "epochs": Epochs(self.records), "histories": self.histories, "baselines": Baselines(),
             "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
-            "files": self.files, "prober": self.prober,
-            "listener": FakeListeners(), "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
+            "files": self.files, "prober": self.prober, "usages": self.usages, "listener": FakeListeners(),
+            "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
             "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})

@@ -32,6 +32,7 @@ from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
+from pool_managerd.runtime.usage import EngineUsages
 from pool_managerd.store.journal import Journal
 from pool_managerd.store.leases import LeaseStore
 from pool_managerd.store.lock import DirectoryLock
@@ -102,7 +103,8 @@ class Adapters:
             clock=self.clock, registry=self.registry, events=self.events, crashes=CrashLog(self.journal),
             epochs=Epochs(self.store), histories=Histories(self.store, procfs.boot_id()), baselines=Baselines(),
             launcher=self._launcher, adoption=self._adoption, models=self.models, engines=self.engines, files=self.files,
-            prober=self.prober, listener=Listeners(), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+            prober=self.prober, usages=EngineUsages(), listener=Listeners(), records=self.store,
+            gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip

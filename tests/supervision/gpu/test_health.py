@@ -15,7 +15,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.gpu.view import devices_view
-from pool_managerd.testing.fake_parts import GOOD
+from pool_managerd.testing.fake_watch import GOOD
 from pool_managerd.testing.manual_clock import settle
 from tests.core.gpus import gpu, mig, process
 from tests.supervision.gpu_world import TWO, GpuWorld

@@ -50,7 +50,7 @@ def begin_stop(
     stopping = to(
         pool, Phase.STOPPING, now, deadline=now + p.stop_grace_ms / 1000 + p.kill_wait_s,
         after=after, fell_from=i.phase, asked=True, reaped=False, killed=False, pending_error=error, pending_crash=crash,
-        hung=False,
+        hung=False, busy=False,
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
     if i.has_process:
@@ -69,7 +69,7 @@ def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect,
         done = (*done, _drain_finished(pool, now))
     clean = on(
         pool, has_process=False, reaped=False, vram_pending=False, killed=False, last_good_at=None, probe_failures=0,
-        hung=False, ready_since=None, fell_from=None, warmed=False, external=False,
+        hung=False, busy=False, ready_since=None, fell_from=None, warmed=False, external=False,
     )  # fmt: skip
     if pool.reason in ("vram_held", "stop_failed"):  # it is held no more, and it did end
         clean = replace(clean, reason=None, last_error=clean.history.error)
@@ -247,6 +247,7 @@ def stopping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.reaped:
         return exited(pool, ev.Exited(i.epoch, summary="the exit record was lost"), now, p)
     error = f"cannot end the engine of pool '{pool.pool_id}': it survived SIGKILL for {narration.duration(p.kill_wait_s)}"
+    error += f"; {e.stuck}" if e.stuck else ""
     stuck = to(replace(pool, reason="stop_failed", last_error=error), Phase.FAILED, now)
     return stuck, (do.Say("stop_failed", error, level="critical"),)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pool_managerd.core.activity import NOT_SEEN, Activity
 from pool_managerd.core.crash import CrashClass
 
 
@@ -104,8 +105,11 @@ class Adopt(Event):
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
 class Tick(Event):
-    """The timer fired."""
+    """The timer fired. ``stuck`` says where in the kernel a process is that was killed and did not end, if that is known."""
+
+    stuck: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +156,26 @@ class SpawnFailed(EpochEvent):
     retriable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
 class ProbeSucceeded(EpochEvent):
-    """A good answer to a probe of this launch."""
+    """A good answer to a probe of this launch, and what the engine was seen to do meanwhile."""
+
+    activity: Activity = NOT_SEEN
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed(EpochEvent):
     """A bad answer or none. ``conclusive``: no further one is needed to know that the engine does not serve.
 
-    ``silent``: how many external engines do not answer on this node, this one included.
+    ``silent``: how many external engines do not answer on this node, this one included. ``timed_out``: there was no answer at
+    all, so that ``activity``, what the engine was seen to do meanwhile, tells whether it is busy.
     """
 
     reason: str
     conclusive: bool = False
     silent: int = 1
+    timed_out: bool = False
+    activity: Activity = NOT_SEEN
 
 
 class ProbeDiscarded(EpochEvent):

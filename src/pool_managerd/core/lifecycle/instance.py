@@ -29,7 +29,7 @@ class Instance:
     ``epoch`` is the launch's number; it grows with every launch of the pool, over daemon restarts too, so that a number
     means one launch for ever. ``deadline`` and ``next_probe_at`` are its only timers. ``launched_at`` is when the start
     was decided, ``started_at`` when the process began to run, ``ready_since`` when it was ready first. ``hung`` stands
-    beside the phase: it stopped answering and was left running.
+    beside the phase: it stopped answering and was left running. ``busy`` too: it works, and answers no probes meanwhile.
 
     While stopping: ``after`` is what follows, ``fell_from`` where it was, ``asked`` whether the stop was our wish.
     ``reaped``: the process is dead; ``vram_pending``: its exit is recorded and its GPU memory not yet seen free.
@@ -57,6 +57,7 @@ class Instance:
     probe_reason: str = ""
     last_good_at: float | None = None
     hung: bool = False
+    busy: bool = False
     # draining
     drain_since: float | None = None
     drain_leases: int = 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.activity import Activity, Verdict
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import next_probe_at
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
-from pool_managerd.core.lifecycle.phase import Phase
+from pool_managerd.core.lifecycle.phase import SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import remember
@@ -23,38 +24,66 @@ SILENT_PROBES_PER_S = 50
 
 
 def probe_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
+    """A good answer, unless it is the answer of an engine whose work stands still."""
+    i = pool.active
     healthy = on(
-        pool, last_good_at=now, probe_failures=0, probe_reason="", hung=False, probe_sent_at=None,
+        pool, last_good_at=now, probe_failures=0, probe_reason="", hung=False, busy=False, probe_sent_at=None,
         next_probe_at=next_probe_at(now, p.probe_interval_s),
     )  # fmt: skip
-    if not pool.active.hung:
+    if e.activity.verdict.stands_still and i.phase in SERVING:
+        error = f"health check failed: it answers its health probes, but {e.activity.why}"
+        return _unhealthy(on(healthy, hung=i.hung), error, CrashClass.HUNG, now, p)
+    if not (i.hung or i.busy):
         return healthy, ()
-    say = do.Say("recovered", f"Engine of pool '{pool.pool_id}' answers its health probes again")
+    say = do.Say("recovered", f"Engine of pool '{pool.pool_id}' {'works' if i.hung else 'answers its health probes'} again")
     return replace(healthy, last_error=pool.last_error if pool.quarantined else None), (say,)
 
 
 def probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:
-    """``failure_threshold`` in a row make it unhealthy. A gap in our own time discards the history (A9)."""
+    """``failure_threshold`` in a row make it unhealthy, unless it is busy. A gap in our own time discards the history (A9)."""
     i = pool.active
-    asleep = i.probe_sent_at is not None and now - i.probe_sent_at > 2 * (p.probe_interval_s + p.probe_timeout_s)
+    asleep = i.probe_sent_at is not None and now - i.probe_sent_at > p.longest_probe_s
     failures = 1 if asleep else i.probe_failures + 1
     failed = on(
         pool, probe_failures=failures, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + p.probe_interval_s
     )  # fmt: skip
-    if (failures < p.failure_threshold and not e.conclusive) or (i.hung and p.fail_open):
+    if failures < p.failure_threshold and not e.conclusive:
         return failed, ()
+    if e.timed_out and e.activity.verdict is Verdict.BUSY:
+        return _busy(failed, e.activity)
     error = f"health check failed: {narration.count(failures, 'probe')} in a row failed; the last one {e.reason}"
     if e.conclusive:
         error = f"health check failed: the probe {e.reason}"
-    fields = {"last_error": error, "probe_failures": failures}
-    hung = on(replace(failed, last_error=error), hung=True)
-    if p.fail_open:
-        human = f"Engine of pool '{pool.pool_id}' stopped answering; it is left running and may come back"
+    still = e.timed_out and e.activity.verdict is not Verdict.UNKNOWN
+    error += f"; {e.activity.why}" if still else ""
+    return _unhealthy(failed, error, CrashClass.HUNG if still else CrashClass.HEALTH_FAILURE, now, p)
+
+
+def _busy(pool: PoolState, seen: Activity) -> Step:
+    """Silence alone never ends an engine that works: it takes no new leases until it answers, and keeps those it has."""
+    if pool.active.busy or pool.active.hung:
+        return pool, ()
+    error = f"health check failed: it {seen.why} and answers no health probes"
+    human = f"Engine of pool '{pool.pool_id}' {seen.why} and answers no probes: it takes no new leases until it does"
+    return on(replace(pool, last_error=error), busy=True), (do.Say("busy", human, level="warn", fields={"last_error": error}),)
+
+
+def _unhealthy(pool: PoolState, error: str, crash: CrashClass, now: float, p: Policy) -> Step:
+    """It is replaced; an engine of somebody else's, or of profile dev, is left running and not shown as ready, said once."""
+    i = pool.active
+    left_running = p.fail_open or i.phase is Phase.ATTACHED
+    if i.hung and left_running:
+        return pool, ()
+    what = "stands still" if crash is CrashClass.HUNG else "stopped answering"
+    fields = {"last_error": error, "probe_failures": i.probe_failures}
+    hung = on(replace(pool, last_error=error), hung=True, busy=False)
+    if left_running:
+        human = f"Engine of pool '{pool.pool_id}' {what}; it is left running and may come back"
         return hung, (do.Say("unhealthy", human, level="warn", fields=fields),)
-    human = f"Engine of pool '{pool.pool_id}' stopped answering its health probes; replacing it"
+    human = f"Engine of pool '{pool.pool_id}' {what}{'' if crash is CrashClass.HUNG else ' its health probes'}; replacing it"
     crashed = replace(hung, crash_count=pool.crash_count + 1)
     say = do.Say("unhealthy", human, level="error", fields={**fields, "crash_count": crashed.crash_count})
-    return then((say,), begin_stop(crashed, now, p, After.RECOVER, error=error, crash=CrashClass.HEALTH_FAILURE))
+    return then((say,), begin_stop(crashed, now, p, After.RECOVER, error=error, crash=crash))
 
 
 def draining_probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:

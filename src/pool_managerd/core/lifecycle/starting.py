@@ -6,19 +6,24 @@ of *this* launch, and the warm-up unless it is off (ORCH-3504).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pool_managerd.core import narration
+from pool_managerd.core.activity import Activity
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import start_gap_ms
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import begin_stop
-from pool_managerd.core.lifecycle.instance import After
+from pool_managerd.core.lifecycle.instance import After, Instance
 from pool_managerd.core.lifecycle.phase import PROBED_AT_START, SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState, Step, on, to
 from pool_managerd.core.lifecycle.relaunch import fail_start
+
+CPU_ALONE = 5
+"""Times the start-up timeout: so long may a load use the CPU without a byte that moves."""
 
 # --- staging --------------------------------------------------------------------------------------------------------
 
@@ -93,7 +98,7 @@ def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
         error = f"cannot launch the engine: nothing was heard of its launch for {limit}"
         return fail_start(pool, now, p, error, retriable=True, reason="preload_failed")
     last = f"; the last probe {i.probe_reason}" if i.probe_reason else ""
-    error = f"health check failed: the engine was not healthy within {limit}{last}"
+    error = f"health check failed: the engine was not healthy within {_spent(i, now, p)}{last}"
     failed = replace(pool, last_error=error)
     return begin_stop(failed, now, p, After.RECOVER, error=error, crash=CrashClass.HEALTH_FAILURE)
 
@@ -112,12 +117,41 @@ def send_due_probe(pool: PoolState, now: float) -> Step:
 def starting_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:
     """Not yet. Ask again soon; the gap grows with each one up to health.interval_ms."""
     gap_ms = start_gap_ms(round((now - pool.active.since) * 1000), p.probe_gap_ms)
-    return on(pool, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_ms / 1000), ()
+    deadline = _load_deadline(pool.active, e.activity, p)
+    return on(pool, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + gap_ms / 1000, deadline=deadline), ()
+
+
+def _load_deadline(i: Instance, seen: Activity, p: Policy) -> float | None:
+    """A load that moves is not ended by a timer: it may stand still for ``startup_timeout_s``.
+
+    Of bytes that move it is believed up to the cap; of CPU time, which an endless loop uses, too, only so long.
+    """
+    if i.phase is not Phase.STARTING or i.deadline is None:
+        return i.deadline
+    by_bytes = (seen.loaded_at or i.since) + p.startup_timeout_s
+    by_cpu = min((seen.worked_at or i.since) + p.startup_timeout_s, i.since + CPU_ALONE * p.startup_timeout_s)
+    return max(i.deadline, min(max(by_bytes, by_cpu), _load_cap(i, p)))
+
+
+def _load_cap(i: Instance, p: Policy) -> float:
+    return i.since + (max(p.startup_cap_s, p.startup_timeout_s) if p.startup_cap_s else math.inf)
+
+
+def _spent(i: Instance, now: float, p: Policy) -> str:
+    """How long a load took that was ended, and which limit ended it."""
+    spent_s, limit = now - i.since, narration.duration(p.startup_timeout_s)
+    if spent_s < p.startup_timeout_s * 1.25:
+        return limit
+    if now >= _load_cap(i, p):
+        return f"{narration.duration(spent_s)}, the most a load may take (health.startup_cap_ms)"
+    return f"{narration.duration(spent_s)}, and its load has stood still for {limit} or more: no log line, no bytes, no memory"
 
 
 def probe_discarded(pool: PoolState, e: ev.ProbeDiscarded, now: float, p: Policy) -> Step:
-    """The prober failed, not the engine: try again, hold nothing against anybody."""
+    """The prober failed, not the engine: try again, hold nothing against anybody. After a gap in our own time: at once."""
     i = pool.active
+    if i.probe_sent_at is not None and now - i.probe_sent_at > p.longest_probe_s:
+        return on(pool, probe_sent_at=None, next_probe_at=now), ()
     gap_s = p.probe_gap_ms / 1000 if i.phase in PROBED_AT_START else p.probe_interval_s
     again = on(pool, probe_sent_at=None, next_probe_at=now + gap_s)
     if i.phase not in SERVING or i.hung or i.last_good_at is None or now - i.last_good_at <= p.fresh_s:

@@ -35,11 +35,11 @@ def view(pool: PoolState) -> View:
     if i.phase is Phase.DOWN:
         state = "uninitialized" if i.launched_at is None else "offline"
     live = i.has_process
-    ready = i.phase is Phase.READY and not pool.quarantined and not i.hung
+    ready = i.phase is Phase.READY and not pool.quarantined and not (i.hung or i.busy)
     if i.external and i.phase in (Phase.ATTACHED, Phase.DRAINING):
         live = i.last_good_at is not None
     if i.phase is Phase.ATTACHED:
-        ready = live and not pool.quarantined
+        ready = live and not pool.quarantined and not i.hung
         state = "ready" if live else "starting"
     draining = i.phase is Phase.DRAINING or (i.phase is Phase.STOPPING and i.drain_since is not None)
     return View(state, live, ready, draining)
@@ -49,7 +49,7 @@ def outline(pool: PoolState) -> tuple[object, ...]:
     """What anybody but the lifecycle itself goes by. While two states have the same outline, only timers have moved."""
     i = pool.active
     return (
-        i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.drain_since, pool.desired, pool.held,
+        i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.busy, i.drain_since, pool.desired, pool.held,
         pool.quarantined, pool.pending_start, pool.crash_count, pool.restart_count, pool.reason, pool.last_error,
         pool.history.circuit,
     )  # fmt: skip

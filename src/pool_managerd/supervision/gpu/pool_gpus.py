@@ -76,6 +76,12 @@ class Gpus:
         self._published.pop(pool_id, None)
         self.refresh()
 
+    def load_of(self, uuids: Collection[str]) -> tuple[int | None, int]:
+        """Of these GPUs, as the last scan saw them: the utilisation of the busiest in percent, VRAM in use in bytes."""
+        seen = [d for d in self.watch.scan.devices if d.uuid in uuids and d.readable] if not self.watch.scan.stale else []
+        loads = [d.utilization_percent for d in seen if d.utilization_percent is not None]
+        return max(loads, default=None), sum(d.vram_used_bytes for d in seen)
+
     # --- after a stop ---
 
     async def wait_until_free(self, pool: Pool, epoch: int, deadline_s: float, emit: Emit) -> None:

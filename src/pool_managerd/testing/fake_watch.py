@@ -1,0 +1,54 @@
+"""Fakes of what an engine is watched by: its probes and counters, and what its processes use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.engines import CounterNames
+from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
+
+GOOD = ProbeResult(ProbeOutcome.SUCCESS)
+
+
+class FakeProber:
+    """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail. ``told`` are the engine's counters, if any."""
+
+    def __init__(self) -> None:
+        self.result = GOOD
+        self.first_token_ms: float | None = 20.0
+        self.probes = 0
+        self.told: Counters | None = None
+
+    async def probe(self, url: str, timeout_s: float) -> ProbeResult:
+        self.probes += 1
+        return self.result
+
+    async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
+        return self.told
+
+    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
+        if self.first_token_ms is None:
+            raise ValueError("no token")
+        return self.first_token_ms, 50.0
+
+
+@dataclass
+class FakeUsages:
+    """All engines use the same, which a test moves; while ``seen`` is false, nothing is known of it."""
+
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+    data_bytes: int | None = 0
+    stopped: str = ""
+    blocked: str = ""
+    seen: bool = False
+
+    def reader(self, pid: int) -> FakeUsages:
+        return self
+
+    async def read(self, *, full: bool) -> FakeUsages | None:
+        return replace(self) if self.seen else None
+
+    def stuck(self, pid: int) -> str:
+        return self.blocked
