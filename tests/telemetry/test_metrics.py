@@ -23,6 +23,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("restart", {"restart_count": 1}),
     ("storm", {"restart_count": 6, "time_window": 60_000}),
     ("breaker", {"class": "cuda", "old_state": "closed", "new_state": "open", "failure_count": 5}),
+    ("config_reread", {"outcome": "success"}),
     ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
     ("drain_finished", {"duration_ms": 40, "force_stopped": False, "final_lease_count": 0}),
     ("handoff", {"outcome": "success", "duration_ms": 2}),

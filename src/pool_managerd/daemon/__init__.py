@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pool_managerd._version import __version__
@@ -94,6 +95,7 @@ async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Con
     Raises what ``serving`` raises.
     """
     _close_to_others()
+    _stay_when_memory_runs_out()
     telemetry = config.telemetry
     logs = configure_logging(LogOptions(__version__, telemetry.log_format, telemetry.labels, telemetry.log_level))
     try:
@@ -129,7 +131,7 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: 
             watch.start()
             if reread is not None:
                 signals.on_hang_up = Rereading(reread, env, served.node, served.server, logs)
-            notifier.send("READY=1", f"STATUS=serving at {served.url}")
+            notifier.ready(_status_line(served))
             keeping = asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))
             await signals.first.wait()
             keeping.cancel()
@@ -178,6 +180,12 @@ def _close_to_others() -> None:
     """
     with contextlib.suppress(OSError):
         confine.prctl(confine.PR_SET_DUMPABLE, 0)
+
+
+def _stay_when_memory_runs_out() -> None:
+    """The kernel takes an engine first, which is started again. Only root may ask for that; engines have a value of their own."""
+    with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("wb", buffering=0) as file:
+        file.write(b"-900")
 
 
 def _first_lines(logs: Logging, config: Config, access: Access, token: Token | None) -> None:

@@ -18,6 +18,7 @@ class Notifier:
 
     def __init__(self, env: Mapping[str, str], extend_s: float = EXTEND_S) -> None:
         self._extend_s = extend_s
+        self._status = ""
         address = env.get("NOTIFY_SOCKET", "")
         self._address = address if address.startswith(("/", "@")) else ""
         self.watchdog_s = _watchdog_seconds(env) if self._address else None
@@ -31,17 +32,21 @@ class Notifier:
             sock.setblocking(False)
             sock.sendto("\n".join(lines).encode(), address)
 
+    def ready(self, status: str) -> None:
+        """It serves."""
+        self._status = status
+        self.send("READY=1", f"STATUS={status}")
+
     async def keep_alive(self, status: Callable[[], str]) -> None:
         """Send the watchdog's sign at half its interval, from the loop, so that it tells whether the loop still turns.
 
         With it, and every few seconds without, the ``status`` that `systemctl status` shows, when it has changed.
         """
-        shown = ""
         while self._address:
             signs = [] if self.watchdog_s is None else ["WATCHDOG=1"]
-            if (now := status()) != shown:
+            if (now := status()) != self._status:
                 signs.append(f"STATUS={now}")
-                shown = now
+                self._status = now
             if signs:
                 self.send(*signs)
             await asyncio.sleep(min(_STATUS_S, self.watchdog_s / 2) if self.watchdog_s is not None else _STATUS_S)
