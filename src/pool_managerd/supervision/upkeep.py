@@ -22,15 +22,14 @@ async def keep_up(
     events: EventLog,
     on_fatal: Callable[[BaseException], None],
 ) -> None:
-    """Run ``work`` for ever. When it fails, or ends, it is begun again after a pause that doubles.
+    """Run ``work`` to its end, if it has one. When it fails it is begun again after a pause that doubles.
 
     After ``MAX_FAILURES`` in ``WINDOW_S`` the node is not to be relied on any more: ``on_fatal`` is called, and it goes on.
     """
     failures: deque[float] = deque(maxlen=MAX_FAILURES)
     while True:
         try:
-            await work()
-            problem: Exception = RuntimeError("it ended")
+            return await work()
         except Exception as caught:  # noqa: BLE001 - the task's boundary: whatever it is, it is told, and the work goes on
             problem = caught
         now = clock.monotonic()

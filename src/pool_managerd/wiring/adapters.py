@@ -189,7 +189,7 @@ class Adapters:
         """What the node does beside its pools, by what it is called."""
         return {
             "the watch of handoff files": self._watch_handoffs(on_handoff, on_error).run,
-            "the watch of the GPUs": self.gpus.watch.run, "the watch of the topology": self.gpu_parts.announce,
+            "the watch of the GPUs": self.gpus.watch.run, "the report on this machine": self.gpu_parts.announce,
         }  # fmt: skip
 
     def _watch_handoffs(self, on_handoff: OnHandoff, on_error: OnError) -> HandoffWatcher:
