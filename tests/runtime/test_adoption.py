@@ -52,6 +52,16 @@ async def test_a_running_engine_is_adopted_with_its_launch_and_stopped_through_i
     assert RuntimeFiles(root).records.all() == []
 
 
+async def test_an_engine_that_has_erased_its_environment_is_adopted_all_the_same(root: Path) -> None:
+    """As a changed process title does: pid and start are its record's, and its living shim is its parent."""
+    identity = leave_survivor(root, "/usr/bin/env", "-i", "/bin/sleep", "60")
+    await eventually(lambda: procfs.name(identity.pid) == "sleep")
+    assert procfs.nonce(identity.pid) is None
+    process = found(root).adopt("p")
+    process.stop(0)
+    assert (await within(10, process)).signal == signal.SIGTERM
+
+
 async def test_kill_reaches_an_adopted_engine_that_ignores_sigterm(root: Path, engines_run: None) -> None:
     leave_survivor(root, sys.executable, *fake("--ignore-term", "--fork-grandchildren", "2").flags)
     log = RuntimeFiles(root).log_path(InstanceId("p"))
