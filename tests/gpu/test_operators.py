@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,10 +42,14 @@ def test_a_cordon_is_durable_keeps_what_runs_and_ends_with_a_word(make_node: Mak
     node.kill()
     node.start()
     assert node.device("0")["cordoned"] and node.device("0")["state"] == "ok"
+    node.until_ready("pinned")
+    assert node.status("pinned")["pid"] == engine, "what runs goes on under the next daemon, too"
+    os.kill(engine, signal.SIGKILL)
     error = node.until_refused("pinned", "cannot start pool pinned: GPU 0 is cordoned")
     assert "pool-managerd devices uncordon 0" in error
     assert not alive(engine)
     assert node.post("/v1/devices/0/uncordon")[0] == 200
+    node.post("/v1/pools/pinned/start")
     node.until_ready("pinned")
     node.kill()
     node.start()
