@@ -121,3 +121,27 @@ def test_looking_takes_no_longer_than_its_time() -> None:
     story.tell(ev.Adopt(EPOCH))
     story.tell(ev.Tick(), after_s=story.policy.adopt_timeout_s)
     assert story.phase() is Phase.STAGING and "too long" in story.said("not_adopted").human
+
+
+def test_a_stop_in_the_middle_waits_until_the_engine_is_known_and_stops_it_then() -> None:
+    story = restarted()
+    story.tell(ev.Adopt(EPOCH), ev.Stop())
+    assert story.phase() is Phase.STOPPING and "StopEngine" not in story.kinds(), "there is nothing to signal yet"
+    story.tell(ev.Adopted(EPOCH, 0.0, was_ready=True))
+    assert story.kinds() == ["StopEngine"] and view(story.i).live
+    story.tell(ev.Died(EPOCH), ev.Exited(EPOCH, signal=15))
+    assert story.phase() is Phase.DOWN and story.i.desired is Desired.STOPPED and story.i.crash_count == 2
+
+
+@pytest.mark.parametrize("news", [ev.NotAdopted(EPOCH, "it is gone"), ev.HelperDied(EPOCH, "gone")])
+def test_a_stop_in_the_middle_of_an_adoption_that_comes_to_nothing_is_done_then(news: ev.Event) -> None:
+    story = restarted()
+    story.tell(ev.Adopt(EPOCH), ev.Stop(), news)
+    assert story.phase() is Phase.DOWN
+
+
+def test_a_drain_or_an_eviction_in_the_middle_cuts_nothing_off() -> None:
+    for event in (ev.Drain(1000, 2), ev.Evict(2)):
+        story = restarted()
+        story.tell(ev.Adopt(EPOCH), event)
+        assert story.phase() is Phase.ADOPTING and "Refuse" in story.kinds()

@@ -120,9 +120,9 @@ async def test_files_and_temporaries_of_what_is_adopted_stay(root: Path) -> None
         files.write_pid(InstanceId(pool), identity.pid)
     (temporary,) = (root / "work" / "p").glob("*")
     here = found(root)
+    process = here.adopt("p")  # before or after makes no difference
     await here.clear({"p"})
     assert files.pid_path(InstanceId("p")).exists() and not files.pid_path(InstanceId("q")).exists() and temporary.exists()
-    process = here.adopt("p")
     process.kill()
     await within(5, process)
 

@@ -152,6 +152,7 @@ def test_a_clean_end_that_leaves_engines_and_the_next_daemon(make: Make) -> None
     daemon.start()
     daemon.until(lambda s: s["ready"], "the engine to be ready again")
     daemon.until(lambda s: s["ready"], "the one that was loading to be ready", "loading")
+    assert daemon.get(f"/v1/operations/{loading[1]['operation_id']}")[1]["status"] == "succeeded"
     assert daemon.status()["pid"] == pid and daemon.status()["restart_count"] == 0
     daemon.config.write_text(daemon.config.read_text().replace("on_exit: leave, ", ""))
     assert daemon.terminate() == 0 and alive(pid)

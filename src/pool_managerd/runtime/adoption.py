@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.errors import EngineError
 from pool_managerd.runtime import isolation, procfs
@@ -29,6 +30,7 @@ class Adoption:
         self._grace_ms = grace_ms
         self._by_pool: dict[str, InstanceRecord] = {}
         self._left: dict[str, LeftEngine] = {}
+        self._nonces: dict[str, tuple[InstanceId, str]] = {}
         self._others: list[InstanceRecord] = []
 
     def find(self) -> None:
@@ -43,6 +45,7 @@ class Adoption:
             if (older := self._by_pool.get(pool_id)) is not None:
                 self._others.append(older)  # a pool has one engine, the one that was started last
             self._by_pool[pool_id], self._left[pool_id] = record, left
+            self._nonces[pool_id] = left.launch.instance, record.identity.nonce
 
     def left(self) -> Mapping[str, LeftEngine]:
         """What can be adopted, by pool id."""
@@ -72,11 +75,12 @@ class Adoption:
         for pool_id in self._by_pool.keys() - set(kept):
             self._others.append(self._by_pool.pop(pool_id))
             del self._left[pool_id]
+            del self._nonces[pool_id]
         others, self._others = self._others, []
         stopped = await stop_survivors([record.identity for record in others if record.exit is None], self._grace_ms)
         for record in others:
             self._files.records.forget(record.identity)
-        self._files.remove_stale({left.launch.instance: self._by_pool[pool].identity.nonce for pool, left in self._left.items()})
+        self._files.remove_stale(dict(self._nonces.values()))  # of those that were adopted meanwhile, too
         return stopped
 
     def _left_by(self, record: InstanceRecord) -> LeftEngine | None:

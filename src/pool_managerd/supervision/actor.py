@@ -108,7 +108,10 @@ class PoolActor:
             if (waiting := self._inbox.get_nowait().waiting) is not None:
                 waiting.refuse(gone)
         for waiting in self._waiting:
-            waiting.on_end(waiting.operation, None, gone)
+            if leave:  # the next daemon tells its end; whoever waits here is told that it goes on without them
+                waiting.operation.finish(self._s.clock.wall_ms(), error=gone)
+            else:
+                waiting.on_end(waiting.operation, None, gone)
         self._waiting.clear()
 
     # --- the loop ---

@@ -17,7 +17,7 @@ from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, then, to
+from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import launch, remember
 
 
@@ -50,6 +50,17 @@ def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
         drain_since=now if e.drain_since is None else e.drain_since, drain_leases=e.active_leases,
     )  # fmt: skip
     return (draining, effects) if e.active_leases else then(effects[1:], begin_stop(draining, now, p, After.STAY))
+
+
+def adopted_stopping(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
+    """It was asked to stop before it was known to be there."""
+    if pool.active.has_process or pool.active.reaped or pool.active.vram_pending:
+        return pool, ()
+    found = on(
+        replace(pool, has_run=True), has_process=True, started_at=e.started_at, uses_gpus=e.uses_gpus,
+        deadline=now + p.stop_grace_ms / 1000 + p.kill_wait_s,
+    )  # fmt: skip
+    return found, (do.StopEngine(e.epoch, p.stop_grace_ms),)
 
 
 def not_adopted(pool: PoolState, e: ev.NotAdopted, now: float, p: Policy) -> Step:

@@ -56,7 +56,7 @@ def begin_stop(
     if i.has_process:
         told = (do.ReportCrash(i.epoch, crash, error),) if after is After.RECOVER and error else ()
         return stopping, (do.StopEngine(i.epoch, p.stop_grace_ms), say, *told)
-    if i.phase is Phase.STARTING:  # it may run any moment, so it is waited for: down means that nothing runs
+    if i.phase in (Phase.STARTING, Phase.ADOPTING):  # it may run any moment, so it is waited for: down means that nothing runs
         return on(stopping, deadline=now + p.kill_wait_s), (say,)
     return _finish_without_process(stopping, now, p)
 

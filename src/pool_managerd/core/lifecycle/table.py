@@ -78,11 +78,12 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
         (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Evict: _row(
-        (IDLE, requests.evict_idle), (P.STAGING, requests.stop_staging), (SERVING, requests.evict_serving), (P.DRAINING, ignore),
+        (IDLE, requests.evict_idle), (P.STAGING, requests.stop_staging), (SERVING | {P.ADOPTING}, requests.evict_serving),
+        (P.DRAINING, ignore),
         (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Drain: _row(
-        (SERVING, draining.drain_serving), (P.DRAINING, draining.drain_draining),
+        (SERVING, draining.drain_serving), (P.DRAINING, draining.drain_draining), (P.ADOPTING, _BUSY),
         (P.STOPPING, draining.drain_stopping), rest=draining.drain_not_serving,
     ),
     ev.Undrain: _row((P.DRAINING, draining.undrain), (RISING | SERVING, ignore), rest=draining.undrain_ended),
@@ -131,8 +132,8 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
         (P.WARMING, starting.warming_helper_died), (P.ADOPTING, adopting.adopting_helper_died),
         ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.not_spawned_stopping), rest=ignore,
     ),
-    ev.Adopted: _row((P.ADOPTING, adopting.adopted), rest=ignore),
-    ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), rest=ignore),
+    ev.Adopted: _row((P.ADOPTING, adopting.adopted), (P.STOPPING, adopting.adopted_stopping), rest=ignore),
+    ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
     ev.Slept: _row((P.SLEEPING, serving.slept), rest=ignore),
     ev.Woke: _row((P.WAKING, serving.woke), rest=ignore),
 }  # fmt: skip
