@@ -18,6 +18,7 @@ from pool_managerd.runtime import procfs
 from pool_managerd.runtime.adoption import Adoption
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.records import parse_record
 from tests.runtime.support import alive, end, eventually, fake, within
 from tests.runtime.test_survivors import leave_survivor
 
@@ -183,3 +184,12 @@ async def test_of_two_launches_of_one_pool_the_newer_one_is_its_engine(root: Pat
     assert process.pid == newer.pid
     process.kill()
     await within(5, process)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "records").glob("*.json")), ids=lambda path: path.stem)
+def test_an_engine_that_an_earlier_version_launched_can_be_adopted(path: Path) -> None:
+    record = parse_record(json.loads(path.read_text()), "/elsewhere")
+    assert record.launch is not None and record.identity.pid > 1
+    engine = record.launch.engine_as_shown()
+    assert (engine.pool_id, engine.url, engine.slots_total) == ("chat", "http://127.0.0.1:8080", 4)
+    assert record.launch.reserved_bytes and record.launch.log_mark and engine.argv[0].startswith("/")
