@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 ALPHA = 0.3
 LIMIT = 256
@@ -44,3 +46,15 @@ class Baselines:
 
     def get(self, key: Key) -> Baseline | None:
         return self._known.get(key)
+
+    def to_rows(self) -> list[list[Any]]:
+        """JSON-able, the one longest unused first; ``restore`` reads them back."""
+        return [[*key, found.first_token_ms, found.tokens_per_s, found.samples] for key, found in self._known.items()]
+
+    def restore(self, rows: Iterable[Any]) -> None:
+        """What an earlier daemon measured; a row that is none is left out."""
+        for row in rows:
+            if not (isinstance(row, list) and len(row) == 6 and all(isinstance(name, str) for name in row[:3])):
+                continue
+            if all(type(number) in (int, float) and number >= 0 for number in row[3:]):
+                self._known[row[0], row[1], row[2]] = Baseline(float(row[3]), float(row[4]), int(row[5]))

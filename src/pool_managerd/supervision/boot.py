@@ -12,6 +12,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import KeptLeases
+from pool_managerd.supervision.launch_work import BASELINES
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
@@ -19,6 +20,7 @@ from pool_managerd.supervision.services import Services
 
 async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = ()) -> None:
     """Raises NodeError when the runtime directory or the state cannot be used."""
+    services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
     await pools.restore(stored)
     left = {pool_id: left for pool_id, left in services.adoption.left().items() if pools.find(pool_id) is not None}
     for kept in leases:

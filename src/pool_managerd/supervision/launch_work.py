@@ -33,6 +33,10 @@ DRAIN = "drain"
 """The kind of the facts about drains that are under way, by pool id."""
 
 
+BASELINES = "baseline"
+"""The kind of the one fact that has all baselines."""
+
+
 class Learn(Protocol):
     """Write down what is known of launch ``epoch`` now: fields of Launch. False when it is not the present one any more."""
 
@@ -173,6 +177,8 @@ class LaunchWork:
         for path in self._s.adoption.changed(launch):
             human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
             self._actor.emit("notice", human, level="warn", path=path)
+        if (known := self._s.baselines.get(_baseline_key(prepared))) is not None:
+            self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)
         drain = self._s.records.facts(DRAIN).get(pool_id, {})
         since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
         self._actor.post(ev.Adopted(
@@ -250,8 +256,9 @@ class LaunchWork:
             return self._actor.post(ev.WarmupFailed(epoch, f"no answer within {timeout_s:g} s"))
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             return self._actor.post(ev.WarmupFailed(epoch, str(problem) or type(problem).__name__))
-        key = (engine.engine_version, engine.model_id or "", engine.device_mask or "")
+        key = _baseline_key(engine)
         smoothed = self._s.baselines.observe(key, first_ms, rate)
+        self._s.records.note_fact(BASELINES, "all", {"rows": self._s.baselines.to_rows()})
         self._actor.learn(epoch, first_token_ms=smoothed.first_token_ms, tokens_per_s=smoothed.tokens_per_s)
         what = "first token after" if engine.warmup == "completion" else f"{engine.warmup} after"
         human = f"Pool '{engine.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
@@ -285,6 +292,10 @@ class LaunchWork:
         """Nobody wants the outcome of launch ``epoch`` any more."""
         for task in tuple(self._cancellable.get(epoch, ())):
             task.cancel()
+
+
+def _baseline_key(engine: AnyEngine) -> tuple[str, str, str]:
+    return (engine.engine_version, engine.model_id or "", engine.device_mask or "")
 
 
 def _shown_its_devices(submitted: AnyEngine, allocation: Allocation | None) -> AnyEngine:
