@@ -161,6 +161,33 @@ def test_a_clean_end_that_leaves_engines_and_the_next_daemon(make: Make) -> None
     assert daemon.terminate() == 0 and not alive(pid) and mentioning(daemon.folder) == []
 
 
+def test_an_engine_goes_on_when_the_configuration_has_changed_and_that_is_said(make: Make, tiny_model: Path) -> None:
+    pool = {"id": "c", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 256, "slots": 1}
+    daemon = make("d", f"pools: [{json.dumps(pool)}]\n").start()
+
+    def told() -> list[dict[str, Any]]:
+        return [line for line in daemon.lines("notice") if "earlier configuration" in line["human"]]
+
+    daemon.until(lambda s: s["ready"], "the pool to be ready", "c")
+    pid = daemon.status("c")["pid"]
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again", "c")
+    assert daemon.status("c")["pid"] == pid and not told()
+    daemon.kill()
+    daemon.config.write_text(daemon.config.read_text().replace('"slots": 1', '"slots": 2'))
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again", "c")
+    assert (daemon.status("c")["pid"], daemon.status("c")["slots_total"]) == (pid, 1)
+    assert [line["pool_id"] for line in told()] == ["c"] and "restart it" in told()[0]["human"]
+    assert daemon.post("/v1/pools/c/restart?wait=true")[0] == 200
+    assert daemon.status("c")["pid"] != pid and daemon.status("c")["slots_total"] == 2
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine to be ready again", "c")
+    assert len(told()) == 1
+
+
 def test_a_stop_that_the_daemon_did_not_live_to_see_is_finished(make: Make) -> None:
     daemon = make()
     daemon.config.write_text(daemon.config.read_text().replace("stop_grace_ms: 1000", "stop_grace_ms: 3000"))

@@ -7,6 +7,7 @@ one that writes it down.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
@@ -33,6 +35,8 @@ DRAIN = "drain"
 """The kind of the facts about drains that are under way, by pool id."""
 
 
+CONFIGURATION = "configuration"
+"""The kind of the facts that say by which configuration each pool's engine was launched."""
 BASELINES = "baseline"
 """The kind of the one fact that has all baselines."""
 
@@ -147,6 +151,7 @@ class LaunchWork:
             self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
             return
         current = self._actor.learn(epoch, process=process)
+        self._keep_configuration()
         # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
         watch = self._watch(epoch, process, prepared, mark)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool.pool_id}:{epoch}", context=Context()))
@@ -170,13 +175,12 @@ class LaunchWork:
             self._actor.post(ev.NotAdopted(epoch, problem.message))
             return
         launch, prepared = left.launch, left.launch.engine_as_shown()
+        self._actor.learn(epoch, process=process, prepared=prepared, log_mark=launch.log_mark)
         allocation = await self._s.admission.adopt(launch)
-        self._actor.learn(epoch, process=process, prepared=prepared, allocation=allocation, log_mark=launch.log_mark)
+        self._actor.learn(epoch, allocation=allocation)
         watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
-        for path in self._s.adoption.changed(launch):
-            human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
-            self._actor.emit("notice", human, level="warn", path=path)
+        self._tell_changes(launch)
         if (known := self._s.baselines.get(_baseline_key(prepared))) is not None:
             self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)
         drain = self._s.records.facts(DRAIN).get(pool_id, {})
@@ -185,6 +189,27 @@ class LaunchWork:
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
             warmable=not prepared.verbatim and prepared.warmup != "none", drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
+
+    def _tell_changes(self, launch: LaunchRecord) -> None:
+        """What is not any more as it was when the engine that runs was launched."""
+        pool_id, digest = self._pool.pool_id, self._configuration()
+        for path in self._s.adoption.changed(launch):
+            human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
+            self._actor.emit("notice", human, level="warn", path=path)
+        if digest is not None and digest != self._s.records.facts(CONFIGURATION).get(pool_id):
+            human = f"Pool '{pool_id}' still runs as an earlier configuration said; restart it to apply the present one"
+            self._actor.emit("notice", human, level="warn")
+
+    def _configuration(self) -> dict[str, str] | None:
+        """What the pool's configuration is now, as a digest; None for a pool that has none."""
+        config = self._pool.config
+        return None if config is None else {"digest": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
+
+    def _keep_configuration(self) -> None:
+        """What the engine that runs was made of, for a daemon that finds it running under another configuration."""
+        digest, pool_id = self._configuration(), self._pool.pool_id
+        if digest is not None and digest != self._s.records.facts(CONFIGURATION).get(pool_id):
+            self._s.records.note_fact(CONFIGURATION, pool_id, digest)
 
     async def _watch(
         self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int], *, was_ready: bool = False
