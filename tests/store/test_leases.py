@@ -20,17 +20,19 @@ from pool_managerd.store.leases import LeaseStore
 from tests.conftest import REPOSITORY
 from tests.small_disk import fill, mounted_small
 
+told: list[tuple[str, str]] = []
 Open = Callable[..., tuple[LeaseStore, Registry, list[KeptLeases]]]
 
 
 @pytest.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[Open]:
     made: list[LeaseStore] = []
+    told.clear()
 
     def make(boot_id: str = "boot") -> tuple[LeaseStore, Registry, list[KeptLeases]]:
         store = LeaseStore(tmp_path, boot_id)
         made.append(store)
-        found = store.open()
+        found = store.open(lambda human, level: told.append((human, level)))
         registry = Registry(lambda: 0, salt="s", on_lease=store.put)
         registry.publish("p", epoch=7, slots_total=4)
         for kept in found:
@@ -155,8 +157,12 @@ async def test_what_cannot_be_written_is_refused_and_written_later(opened: Open,
     with pytest.raises(NodeError, match="cannot keep leases") as refused:
         await store.kept()
     assert refused.value.code == "STATE_UNWRITABLE" and refused.value.status == 507
+    with pytest.raises(NodeError):
+        await store.kept()
+    assert [level for _, level in told] == ["error"] and "none is given" in told[0][0], "told once"
     tmp_path.with_name("away").rename(tmp_path)
     await store.kept()
+    assert [level for _, level in told] == ["error", "info"]
     await store.close()
     assert [kept for _, kept in opened()[2][0].leases] == [lease]
 

@@ -16,7 +16,7 @@ import os
 import re
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class LeaseStore:
         self._rows: dict[str, tuple[str, int, Lease]] = {}
         self._newest: dict[str, str] = {}
         self._changes: deque[LeaseChange] = deque()
+        self._tell: Callable[[str, str], None] = lambda human, level: None
+        self._trouble: str | None = None
         self._writer = Writer("lease-writer", self._write, self._disconnect)
         # The thread's own, once it runs.
         self._db: sqlite3.Connection | None = None
@@ -58,11 +60,13 @@ class LeaseStore:
         self._unwritten: set[str] = set()
         self._unwritten_pools: set[str] = set()
 
-    def open(self) -> list[KeptLeases]:
+    def open(self, tell: Callable[[str, str], None] = lambda human, level: None) -> list[KeptLeases]:
         """What an earlier daemon of this boot kept; nothing of another boot's.
 
+        ``tell`` gets a sentence and its level, from any thread, when writing fails and when it works again.
         Raises NodeError STATE_TOO_NEW for a file that a newer version wrote, which stays untouched.
         """
+        self._tell = tell
         try:
             self._connect()
             found = self._read()
@@ -96,15 +100,20 @@ class LeaseStore:
 
     def _write(self) -> str | None:
         self._take_up()
+        trouble = None
         try:
             self._make_sure_of_the_file()
             self._commit()
         except (sqlite3.Error, OSError, ValueError) as problem:
+            trouble = str(problem)
             if is_damage(problem):
                 with suppress(OSError, sqlite3.Error):
                     self._begin_anew()
-            return str(problem)
-        return None
+        if (trouble is None) is not (self._trouble is None):
+            human = f"Leases cannot be written to {self._path}: {trouble}; none is given until they can"
+            self._tell(*((human, "error") if trouble is not None else ("Leases can be written again", "info")))
+        self._trouble = trouble
+        return trouble
 
     def _take_up(self) -> None:
         with suppress(IndexError):

@@ -102,17 +102,21 @@ class EventLog:
         """Open the journal, inside the node's loop, and go on behind what it holds of earlier daemons."""
         if self.journal is None:
             return
+        self.journal.open(self.from_threads())
+        for event in self.journal.recall_events():
+            self._keep(event, bounded(event.fields, EVENT_BYTES)[1] + len(event.human) + OVERHEAD_BYTES)
+        self._last_id = self.journal.last_id
+        self._forgotten_id = self._kept[0].id - 1 if self._kept else self._last_id
+
+    def from_threads(self) -> Callable[[str, str], None]:
+        """What any thread may tell with: a sentence and its level, as a notice of this loop."""
         loop = asyncio.get_running_loop()
 
         def tell(human: str, level: str) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(partial(self.emit, "notice", human, level=level))
 
-        self.journal.open(tell)
-        for event in self.journal.recall_events():
-            self._keep(event, bounded(event.fields, EVENT_BYTES)[1] + len(event.human) + OVERHEAD_BYTES)
-        self._last_id = self.journal.last_id
-        self._forgotten_id = self._kept[0].id - 1 if self._kept else self._last_id
+        return tell
 
     def emit(
         self, type_: str, human: str, *, level: str = "info", pool_id: str | None = None, journal: bool = True, **fields: Any

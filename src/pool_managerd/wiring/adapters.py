@@ -142,7 +142,7 @@ class Adapters:
             self.services.crashes.restore()
             self.store.listener = told
             stored = self.store.open()
-            self.kept_leases = self.leases.open()
+            self.kept_leases = self.leases.open(self.events.from_threads())
             self.notices += self.files.prepare()
             self._adoption.find()
             await self.gpu_parts.open()
