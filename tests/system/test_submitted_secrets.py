@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +25,7 @@ def daemon(open_dir: Path) -> Iterator[Daemon]:
     started.end()
 
 
-def engine(*flags: str, **env: str) -> dict[str, object]:
+def engine(*flags: str, **env: str) -> dict[str, Any]:
     port = free_port()
     flags = ("-I", str(FAKE_ENGINE), "--port", str(port), *flags)
     return {"binary_path": sys.executable, "port": port, "flags": list(flags), "env": env}
@@ -38,8 +42,10 @@ def test_a_secret_of_a_submitted_engine_is_not_on_disk_and_after_a_restart_the_p
     daemon.kill()
     assert on_disk(daemon.folder) == []
     daemon.start()
+    daemon.until(lambda s: s["ready"], "the engine, which still has its secrets, to be taken over")
+    os.kill(daemon.status()["pid"], signal.SIGSEGV)
+    daemon.until(lambda s: not s["live"] and s["state"] == "failed", "the pool to say that it cannot be started again")
     found = daemon.status("p")
-    assert (found["live"], found["ready"]) == (False, False)
     assert "secrets (DB_PASS, --api-key, --hf-token) are not written to disk" in found["last_error"]
     code, answer = daemon.post("/v1/pools/p/start?wait=true")
     assert (code, answer["code"]) == (409, "SECRETS_NOT_KEPT")
@@ -51,6 +57,27 @@ def test_a_secret_of_a_submitted_engine_is_not_on_disk_and_after_a_restart_the_p
     assert "DB_PASS" in daemon.status("p")["last_error"], "it is said until it is given again"
     assert daemon.post("/v1/pools/p/preload", body)[0] == 200
     assert daemon.status("p")["ready"]
+
+
+def test_the_secrets_of_an_engine_that_was_taken_over_are_masked_and_not_quoted_when_nobody_knows_them(daemon: Daemon) -> None:
+    """It prints a secret and dies: under the next daemon, and while none was there."""
+    for dies_alone in (False, True):
+        body = engine(f"--token={CANARY}-flag", DB_PASS=f"{CANARY}-pass")
+        flags: list[str] = body["flags"]
+        script = 'trap "echo error: $DB_PASS is wrong; exit 1" USR1; "$@" & while :; do wait; done'
+        shell = {**body, "binary_path": "/bin/sh", "flags": ["-c", script, "sh", sys.executable, *flags]}
+        assert daemon.post("/v1/pools/p/preload", shell)[0] == 200
+        pid = daemon.status("p")["pid"]
+        daemon.kill()
+        if dies_alone:
+            os.kill(pid, signal.SIGUSR1)
+        daemon.start()
+        if not dies_alone:
+            daemon.until(lambda s: s["ready"], "the engine to be taken over")
+            os.kill(pid, signal.SIGUSR1)
+        daemon.until(lambda s: s["state"] == "failed", "its end to be told")
+        told = [daemon.get(path)[1] for path in ("/v1/crashes", "/v1/pools/p/status", "/v1/events?follow=false&after=0")]
+        assert CANARY not in json.dumps(told) and CANARY not in daemon.text()
 
 
 def test_an_engine_without_secrets_comes_back_as_it_was_submitted(daemon: Daemon) -> None:

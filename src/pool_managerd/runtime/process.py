@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.errors import NodeError
-from pool_managerd.runtime import wire
+from pool_managerd.runtime import procfs, wire
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.records import InstanceRecords, parse_exit
 from pool_managerd.runtime.strays import kill_strays
@@ -77,6 +77,12 @@ class EngineProcess:
                 on_end()
             else:
                 loop.add_reader(pidfd, on_end)
+
+    def given(self) -> tuple[dict[str, str], list[str]]:
+        """Environment and command line, as the running engine still shows them; empty when it has ended or erased them."""
+        if not self.identity.engine_runs():
+            return {}, []
+        return procfs.environment(self.pid), procfs.command_line(self.pid)
 
     async def wait_dead(self) -> None:
         """Return as soon as the engine process has ended; its outcome may not be known yet."""

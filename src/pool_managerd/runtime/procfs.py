@@ -97,11 +97,20 @@ def name(pid: int) -> str | None:
 
 def nonce(pid: int) -> str | None:
     """The instance nonce in the process's environment, if it has one that we may read."""
-    prefix = NONCE_VARIABLE.encode() + b"="
-    for entry in (_read(pid, "environ") or b"").split(b"\0"):
-        if entry.startswith(prefix):
-            return entry[len(prefix) :].decode("ascii", "replace")
-    return None
+    return environment(pid).get(NONCE_VARIABLE)
+
+
+def environment(pid: int) -> dict[str, str]:
+    """What the process was started with, as far as it has left that in place and we may read it."""
+    entries = (_read(pid, "environ") or b"").split(b"\0")
+    pairs = (entry.decode("utf-8", "surrogateescape").partition("=") for entry in entries if b"=" in entry)
+    return {name: value for name, _, value in pairs}
+
+
+def command_line(pid: int) -> list[str]:
+    """The words that the process was started with, as far as it has left them in place."""
+    words = (_read(pid, "cmdline") or b"").split(b"\0")
+    return [word.decode("utf-8", "surrogateescape") for word in words if word]
 
 
 def status(pid: int) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import KeptLeases
 from pool_managerd.supervision.launch_work import BASELINES
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
@@ -22,7 +23,7 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
     """Raises NodeError when the runtime directory or the state cannot be used."""
     services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
     await pools.restore(stored)
-    left = {pool_id: left for pool_id, left in services.adoption.left().items() if pools.find(pool_id) is not None}
+    left = {pool_id: engine for pool_id, engine in services.adoption.left().items() if _may_go_on(pools.find(pool_id))}
     for kept in leases:
         services.registry.restore_leases(kept, left[kept.pool_id].launch.epoch if kept.pool_id in left else None)
     for pool_id, engine in left.items():
@@ -50,3 +51,9 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
         return True
 
     pools.operations.resume(goes_on)
+
+
+def _may_go_on(pool: Pool | None) -> bool:
+    """What no pool has, and what policy does not allow any more, is stopped. Secrets that were not kept stop nothing."""
+    barred = None if pool is None else pool.definition.barred
+    return pool is not None and (barred is None or barred.code == "SECRETS_NOT_KEPT")

@@ -9,7 +9,7 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import Diagnosis, Incident, LaunchLog, diagnose
 from pool_managerd.core.crash_report import remediation
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import EngineError, NodeError, PoolError, SpecError
+from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.launch import Launch
 
 LOG_TAIL_LINES = 20
@@ -41,7 +41,7 @@ def failure(error: PoolError) -> tuple[str, bool, str]:
     if reason is None:
         reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
     hint = f" ({error.hint})" if error.hint else ""
-    retriable = error.retriable if isinstance(error, NodeError) else not isinstance(error, SpecError)
+    retriable = error.retriable if isinstance(error, NodeError | RequestError) else not isinstance(error, SpecError)
     return error.message + hint, retriable, reason
 
 

@@ -7,9 +7,9 @@ one that writes it down.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -18,15 +18,17 @@ import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
-from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
+from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
+from pool_managerd.supervision.policy import learn_secrets_of
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
@@ -35,8 +37,6 @@ DRAIN = "drain"
 """The kind of the facts about drains that are under way, by pool id."""
 
 
-CONFIGURATION = "configuration"
-"""The kind of the facts that say by which configuration each pool's engine was launched."""
 BASELINES = "baseline"
 """The kind of the one fact that has all baselines."""
 
@@ -109,6 +109,8 @@ class LaunchWork:
         pool, config, submitted = self._pool, self._pool.config, self._pool.submitted
         if submitted is not None:
             return _shown_its_devices(submitted, allocation)
+        if pool.definition.barred is not None:
+            raise copy(pool.definition.barred)
         if config is None:
             why = "cannot start a pool that has neither a configuration nor a submitted engine"
             raise SpecError(why, code="POOL_NOT_CONFIGURED", status=409)
@@ -151,7 +153,7 @@ class LaunchWork:
             self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
             return
         current = self._actor.learn(epoch, process=process)
-        self._keep_configuration()
+        keep_configuration(pool, self._s.records)
         # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
         watch = self._watch(epoch, process, prepared, mark)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool.pool_id}:{epoch}", context=Context()))
@@ -175,12 +177,17 @@ class LaunchWork:
             self._actor.post(ev.NotAdopted(epoch, problem.message))
             return
         launch, prepared = left.launch, left.launch.engine_as_shown()
+        shows_secrets = learn_secrets_of(self._s.events.redactor, self._pool, *process.given())
         self._actor.learn(epoch, process=process, prepared=prepared, log_mark=launch.log_mark)
         allocation = await self._s.admission.adopt(launch)
         self._actor.learn(epoch, allocation=allocation)
-        watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready)
+        watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
-        self._tell_changes(launch)
+        for human in (
+            *changed_files(pool_id, self._s.adoption.changed(launch)),
+            *changed_configuration(self._pool, self._s.records),
+        ):
+            self._actor.emit("notice", human, level="warn")
         if (known := self._s.baselines.get(_baseline_key(prepared))) is not None:
             self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)
         drain = self._s.records.facts(DRAIN).get(pool_id, {})
@@ -190,34 +197,15 @@ class LaunchWork:
             warmable=not prepared.verbatim and prepared.warmup != "none", drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
-    def _tell_changes(self, launch: LaunchRecord) -> None:
-        """What is not any more as it was when the engine that runs was launched."""
-        pool_id, digest = self._pool.pool_id, self._configuration()
-        for path in self._s.adoption.changed(launch):
-            human = f"Engine of pool '{pool_id}' still runs what {path} was at its start; it is another file now"
-            self._actor.emit("notice", human, level="warn", path=path)
-        if digest is not None and digest != self._s.records.facts(CONFIGURATION).get(pool_id):
-            human = f"Pool '{pool_id}' still runs as an earlier configuration said; restart it to apply the present one"
-            self._actor.emit("notice", human, level="warn")
-
-    def _configuration(self) -> dict[str, str] | None:
-        """What the pool's configuration is now, as a digest; None for a pool that has none."""
-        config = self._pool.config
-        return None if config is None else {"digest": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
-
-    def _keep_configuration(self) -> None:
-        """What the engine that runs was made of, for a daemon that finds it running under another configuration."""
-        digest, pool_id = self._configuration(), self._pool.pool_id
-        if digest is not None and digest != self._s.records.facts(CONFIGURATION).get(pool_id):
-            self._s.records.note_fact(CONFIGURATION, pool_id, digest)
-
     async def _watch(
-        self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int], *, was_ready: bool = False
-    ) -> None:
+        self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int], *, was_ready: bool = False,
+        quote: bool = True,
+    ) -> None:  # fmt: skip
+        """Until it has ended and is explained; without ``quote`` its log may hold secrets that nobody knows to mask any more."""
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        log = launch_log(self._s, prepared.instance_id, log_mark)
+        log = launch_log(self._s, prepared.instance_id, log_mark) if quote else LaunchLog()
         was_ready = was_ready or self._pool.instance.ready_since is not None
         launch = self._pool.launch
         incidents = self._s.gpus.incidents(launch.device_uuids) if launch.epoch == epoch else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -117,6 +117,14 @@ def learn_secrets(redactor: Redactor, pool_id: str, definition: Definition) -> N
     redactor.know(pool_id, found | set(redactor.known(pool_id, MAX_OLD_SECRETS)))
 
 
+def learn_secrets_of(redactor: Redactor, pool: Pool, env: Mapping[str, str], argv: Sequence[str]) -> bool:
+    """Learn what was not written to disk from the engine that still has it; false where it does not show it any more."""
+    withheld = pool.definition.barred.details.get("withheld", []) if pool.definition.barred is not None else []
+    found = {env[name] for name in withheld if name in env} | secrets_in({}, argv)
+    redactor.know(pool.pool_id, found | set(redactor.known(pool.pool_id, MAX_OLD_SECRETS)))
+    return not withheld or bool(env or argv)
+
+
 def check_startable(config: Config, pool: Pool) -> None:
     """Raises PoolError when there is nothing to run, or nothing that may run: policy is asked at every start."""
     definition = pool.definition
@@ -151,4 +159,5 @@ def not_kept(pool_id: str, names: Any) -> RequestError:
     return RequestError(
         f"cannot start pool {pool_id} again: its secrets ({shown}) are not written to disk, and went with the daemon before",
         code="SECRETS_NOT_KEPT", status=409, pool_id=pool_id, hint="preload it again with them, or configure the pool",
+        details={"withheld": [str(name) for name in names] if isinstance(names, list) else []},
     )  # fmt: skip

@@ -50,8 +50,12 @@ class FakeProcess:
         self.pid = pid
         self.nonce = f"nonce-{pid}"
         self.signals: list[str] = []
+        self.environment: dict[str, str] = {}
         self._ignores_term = ignores_term
         self._record: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+
+    def given(self) -> tuple[dict[str, str], list[str]]:
+        return self.environment, []
 
     async def wait_dead(self) -> None:
         await asyncio.shield(self._record)
