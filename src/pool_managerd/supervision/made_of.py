@@ -1,5 +1,6 @@
-"""What an engine that goes on under another daemon was made of, and whether that is still so. A running pool is never touched for it:
-whoever wants the present configuration or file restarts the pool.
+"""What an engine that goes on under another daemon was made of, and whether that is still so.
+
+A running pool is never touched for it: whoever wants the present configuration or file restarts the pool.
 """
 
 from __future__ import annotations
