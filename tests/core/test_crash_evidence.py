@@ -78,6 +78,16 @@ CAUSES = {
         "illegal_instruction",
         "use_fitting_build",
     ),
+    "llamacpp-our_server_library": (
+        "llamacpp_server: cannot load xllamacpp: a shared library is missing: libgomp.so.1; apt-get install libgomp1",
+        "missing_library",
+        "install_library",
+    ),
+    "llamacpp-our_server_value": (
+        "llamacpp_server: cannot use 'nonsense' for --cache-type-k: it must be one of f16, q8_0",
+        "bad_flags",
+        "fix_flags",
+    ),
     "llamacpp-our_server_flag": ("llamacpp_server: unknown flag --ctx-siz", "bad_flags", "fix_flags"),
     "llamacpp-port_in_use": ("couldn't bind HTTP server socket, hostname: 127.0.0.1, port:", "port_conflict", "free_port"),
     "llamacpp-removed_flag": ("ment: the argument has been removed. use --draft-max instead", "bad_flags", "fix_flags"),

@@ -144,7 +144,8 @@ _LLAMACPP = (
     Tier((
         _rule(r"error while handling argument", CrashClass.BAD_FLAGS),
         _rule(r"error: invalid argument", CrashClass.BAD_FLAGS),
-        _rule(r"llamacpp_server: (?:unknown flag|the flag)", CrashClass.BAD_FLAGS),
+        _rule(r"llamacpp_server: (?:unknown flag|the flag|cannot use '.{0,200}?' for -)", CrashClass.BAD_FLAGS),
+        _rule(r"llamacpp_server: cannot (?:import|load) xllamacpp", CrashClass.MISSING_LIBRARY),
         *_NATIVE,
         *_lines(r"llamacpp_server: cannot (?!start the llama)", r"llamacpp_server: GPU-only"),
     )),
