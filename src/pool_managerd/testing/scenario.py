@@ -1,0 +1,117 @@
+"""What happens in one simulated run: drawn from its seed, before anything runs.
+
+An action is one line of a table: at which second, what, to which pool, and two drawn numbers that its kind reads as it needs
+them. A run may leave actions out (shrink.py does); the others stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from pool_managerd.config import Config
+
+GPU_BYTES = 24 << 30
+SUBMITTED = "s0"
+"""The pool that is not configured: requests make it and take it away."""
+REQUESTS = {
+    "lease": 30, "release_lease": 22, "renew_lease": 3, "start": 6, "stop": 4, "restart": 4, "drain": 5, "undrain": 4, "hold": 2,
+    "release": 3, "evict": 2, "preload": 2, "cancel_preload": 2, "ensure_ready": 4, "reset_breaker": 3, "submit": 2,
+    "deregister": 1, "register": 1, "cordon": 1, "uncordon": 2,
+}  # fmt: skip
+FAULTS = {
+    "exit": 8, "signal": 4, "exit_0": 2, "hang": 3, "crash_loop": 3, "slow_load": 2, "never_ready": 2, "port_taken": 2,
+    "spawns_fail": 3, "stagings_fail": 2, "model_missing": 1, "slow_staging": 2, "lose_shim": 2, "vram_late": 2, "vram_held": 1,
+    "ignores_term": 2, "unkillable": 1, "gpu_error": 1, "gpu_missing": 1, "scan_problem": 1, "slow_scan": 1, "pid_unwritable": 1,
+    "probes_fail": 1, "disk_full": 2, "pause": 2, "kill": 8, "shut_down": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """``pool`` counts the pools; ``number`` is at least 0, ``share`` is from 0 to 1."""
+
+    index: int
+    at: float
+    kind: str
+    pool: int
+    number: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} pool {self.pool} ({self.number}, {self.share:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """``needs``: bytes of GPU memory that the engine of each pool takes. ``hours``: how long it lasts.
+
+    ``attributable``: the driver tells whose processes hold memory. ``tight``: not all engines have room at the same time.
+    """
+
+    seed: int
+    hours: float
+    config: dict[str, Any]
+    gpus: int
+    attributable: bool
+    tight: bool
+    needs: dict[str, int]
+    actions: tuple[Action, ...]
+
+    def node_config(self) -> Config:
+        return Config.model_validate(self.config)
+
+
+def draw(seed: int) -> Scenario:
+    """The same seed gives the same scenario, on every machine."""
+    chance = Random(f"scenario {seed}")  # a text: its digest seeds it, whatever the hash of this process is
+    pools, gpus = chance.randint(1, 3), chance.choice((0, 1, 2))
+    hours = chance.choice((0.5, 1.0, 2.0, 4.0, 8.0))
+    ids = [f"p{n}" for n in range(pools)]
+    tight = chance.random() < 0.25  # not everything fits at the same time; else it does, even on one GPU
+    low, high = (0.3, 0.6) if tight else (0.05, 0.24)
+    needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
+    shown = chance.random() < 0.8
+    return Scenario(seed, hours, _config(chance, ids), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools))
+
+
+def _config(chance: Random, ids: list[str]) -> dict[str, Any]:
+    pools = [
+        {
+            "id": pool_id, "engine": "llamacpp", "model": f"file:{pool_id}.gguf", "slots": chance.randint(1, 3),
+            "preload": chance.random() < 0.8,
+        }
+        for pool_id in ids
+    ]  # fmt: skip
+    return {
+        "pools": pools,
+        "profile": chance.choice(("home", "home", "dev")),
+        "daemon": {"on_exit": chance.choice(("stop", "leave")), "preload_parallelism": chance.randint(1, 2)},
+        "health": {"probe_interval_ms": chance.choice((5_000, 60_000, 120_000, 120_000)), "startup_timeout_ms": 30_000},
+        "gpu": {"rescan_interval_ms": 60_000, "vram_wait_ms": 10_000},
+        "lifecycle": {"drain_deadline_ms": chance.choice((1_000, 30_000)), "warmup": chance.choice(("before_ready", "off"))},
+        "supervision": {"stop_grace_ms": chance.choice((500, 5_000))},
+    }
+
+
+def _actions(chance: Random, hours: float, pools: int) -> tuple[Action, ...]:
+    """In bursts: what meets within milliseconds finds more than what is spread over a night."""
+    weights = _mixed(chance)
+    kinds, share = list(weights), list(weights.values())
+    times: list[float] = []
+    for _ in range(chance.randint(2, 8)):
+        at = chance.uniform(0, hours * 3600)
+        gap = chance.choice((0.01, 0.3, 3.0, 30.0))
+        for _ in range(chance.randint(3, 25)):
+            at += chance.expovariate(1 / gap)
+            times.append(at)
+    return tuple(
+        Action(index, round(at, 4), chance.choices(kinds, share)[0], chance.randrange(pools), chance.randrange(1_000), chance.random())
+        for index, at in enumerate(sorted(times))
+    )
+
+
+def _mixed(chance: Random) -> dict[str, float]:
+    """Not everything in every run: with half of the kinds left out the others meet more often."""
+    return {kind: weight * chance.choice((0, 1, 1, 3)) for kind, weight in (REQUESTS | FAULTS).items()} | {"lease": 20.0}

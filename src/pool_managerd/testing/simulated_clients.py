@@ -1,0 +1,219 @@
+"""Clients of a simulated node, and what they were promised: what was acknowledged must be so ever after.
+
+A request without an answer may have been carried out or not; so may one whose client went away. Until the next acknowledged one
+both are right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.errors import PoolError
+from pool_managerd.node import PoolManager
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.testing.scenario import SUBMITTED, Action
+
+if TYPE_CHECKING:
+    from pool_managerd.testing.world import World
+
+CLOUDY_S = 60.0
+"""So long what an abandoned request asked for may still come."""
+_DESIRED = {
+    "start": "up", "restart": "up", "undrain": "up", "preload": "up", "submit": "up", "ensure_ready": "auto", "stop": "down",
+    "cancel_preload": "down", "drain": "drained",
+}  # fmt: skip
+_HELD = {"hold": True, "release": False}
+_EXISTS = {"submit": True, "register": True, "deregister": False}
+
+
+@dataclass
+class Promise:
+    """One thing that is durable: the values that it may have now. ``asking`` counts requests under way."""
+
+    possible: set[Any]
+    asking: int = 0
+    cloudy_until: float = 0.0
+
+
+@dataclass
+class GivenLease:
+    """A lease that was acknowledged. ``until`` is when it may be over by itself; ``maybe``: it may have been given back."""
+
+    pool_id: str
+    epoch: int
+    until: float | None
+    maybe: bool = False
+
+
+@dataclass
+class Question:
+    """A request under way. ``before`` are the promises that it touches, as they were."""
+
+    action: Action
+    pool_id: str
+    touched: list[tuple[Promise, Any, set[Any], bool]] = field(default_factory=list)
+    lease_id: str | None = None
+    until: float | None = None
+
+
+class SimulatedClients:
+    """Asks what the scenario says, and holds what was promised."""
+
+    def __init__(self, world: World, configured: list[str]) -> None:
+        self._world = world
+        self.desired = {pool_id: Promise({"auto"}) for pool_id in configured}
+        self.held = {pool_id: Promise({False}) for pool_id in configured}
+        self.exists = {SUBMITTED: Promise({False})}
+        self.leases: dict[str, GivenLease] = {}
+        self.keys: dict[str, str] = {}
+        self.operations: dict[str, tuple[Operation, float, float]] = {}
+        self.acknowledged = self.unanswered = 0
+        self._asking: set[int] = set()
+
+    # --- asking ---
+
+    def ask(self, action: Action, pool_id: str, node: PoolManager) -> None:
+        """Send it; what is answered is heard of later."""
+        if action.kind in _EXISTS:
+            pool_id = SUBMITTED
+        question = Question(action, pool_id)
+        work = self._call(question, node)
+        if work is None:
+            return
+        for kinds, promises in ((_DESIRED, self.desired), (_HELD, self.held), (_EXISTS, self.exists)):
+            if action.kind in kinds and pool_id in promises:
+                promise, value = promises[pool_id], kinds[action.kind]
+                if value == "auto" and "up" in promise.possible:
+                    value = "up"  # demand leaves what a person wants as it is
+                alone = promise.asking == 0 and self._world.timeline.now >= promise.cloudy_until
+                question.touched.append((promise, value, set(promise.possible), alone))
+                promise.possible = promise.possible | ({value, "auto"} if action.kind == "ensure_ready" else {value})
+                promise.asking += 1
+        task = self._world.life_loop().create_task(work)
+        self._asking.add(id(question))
+        task.add_done_callback(lambda done: self._heard(question, done))
+        if action.number % 7 == 0:
+            self._world.timeline.after(action.share * 0.02, self._go_away, question, task)
+
+    def _go_away(self, question: Question, task: asyncio.Task[Any]) -> None:
+        if task.done() or not self._world.is_alive(task):
+            return
+        task.cancel()
+        for promise, _, _, _ in question.touched:
+            promise.cloudy_until = self._world.timeline.now + CLOUDY_S
+
+    def _call(self, question: Question, node: PoolManager) -> Coroutine[Any, Any, Any] | None:
+        action, pool_id = question.action, question.pool_id
+        match action.kind:
+            case "lease":
+                return self._lease(question, node)
+            case "release_lease" | "renew_lease":
+                return self._of_lease(question, node)
+            case "drain":
+                return node.drain(pool_id, round(60_000 * action.share**3))
+            case "submit":
+                engine = PreparedEngine(SUBMITTED, "/engine", port=9_000, slots_total=2, verbatim=True)
+                return node.preload(SUBMITTED, engine)
+            case "cordon" | "uncordon" if self._world.machine.gpus:
+                uuid = self._world.machine.gpus[action.number % len(self._world.machine.gpus)].uuid
+                return node.cordon(uuid) if action.kind == "cordon" else node.uncordon(uuid)
+            case "cordon" | "uncordon":
+                return None
+            case _:
+                asked: Coroutine[Any, Any, Any] = getattr(node, action.kind)(pool_id)
+                return asked
+
+    async def _lease(self, question: Question, node: PoolManager) -> Any:
+        action = question.action
+        ttl_ms = 1 + round(600_000 * action.share) if action.number % 3 == 0 else None
+        question.until = None if ttl_ms is None else self._world.timeline.now + ttl_ms / 1000
+        key = f"key-{action.index}" if action.number % 2 else None
+        pool_id = SUBMITTED if action.number % 9 == 0 and SUBMITTED in node.pool_ids() else question.pool_id
+        question.pool_id = pool_id
+        given = await node.take_lease(pool_id, "client", ttl_ms, key=key)
+        if key is not None and action.number % 5 == 0:  # the answer was lost, the client asks again
+            again = await node.take_lease(pool_id, "client", ttl_ms, key=key)
+            if again["lease_id"] != given["lease_id"] and given["lease_id"] in self._active(node, pool_id):
+                self._world.oracle.fail("a key is one lease", f"{key}: {given['lease_id']} and {again['lease_id']}")
+            given = again
+        return given
+
+    def _active(self, node: PoolManager, pool_id: str) -> set[str]:
+        return {row["lease_id"] for row in node.leases(pool_id)}
+
+    def _of_lease(self, question: Question, node: PoolManager) -> Coroutine[Any, Any, Any] | None:
+        action = question.action
+        mine = [lease_id for lease_id, lease in self.leases.items() if lease.pool_id == question.pool_id]
+        if not mine:
+            return None
+        question.lease_id = lease_id = mine[action.number % len(mine)]
+        if action.kind == "release_lease":
+            self.leases[lease_id].maybe = True
+            return node.give_lease_back(question.pool_id, lease_id)
+        ttl_ms = 1 + round(600_000 * action.share)
+        lease = self.leases[lease_id]
+        question.until = self._world.timeline.now + ttl_ms / 1000
+        lease.until = question.until if lease.until is None else min(lease.until, question.until)
+        return node.prolong_lease(question.pool_id, lease_id, ttl_ms)
+
+    # --- hearing ---
+
+    def _heard(self, question: Question, task: asyncio.Task[Any]) -> None:
+        world, action = self._world, question.action
+        self._asking.discard(id(question))
+        for promise, _, _, _ in question.touched:
+            promise.asking -= 1
+        if task.cancelled():
+            self.unanswered += 1
+            world.note("client went away", f"{action} of {question.pool_id}")
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, PoolError):
+            world.oracle.fail("a request ends with an answer or a PoolError", f"{action}: {error!r}")
+            return
+        if error is not None:
+            world.note("refused", f"{action} of {question.pool_id}: {error.code}")
+            self._refused(question)
+            return
+        self.acknowledged += 1
+        world.note("acknowledged", f"{action} of {question.pool_id}")
+        for promise, value, _, alone in question.touched:
+            if alone and promise.asking == 0:
+                promise.possible = {value, "auto"} & promise.possible if action.kind == "ensure_ready" else {value}
+        self._given(question, task.result())
+
+    def _refused(self, question: Question) -> None:
+        """Nothing has changed, unless the disk failed while what was written was taken back."""
+        if self._world.oracle.disk_failed_at + CLOUDY_S > self._world.timeline.now:
+            return
+        for promise, _, before, alone in question.touched:
+            if alone and promise.asking == 0 and question.action.kind != "ensure_ready":
+                promise.possible = before
+
+    def _given(self, question: Question, result: Any) -> None:
+        world, kind = self._world, question.action.kind
+        if isinstance(result, Operation):
+            self.operations[result.operation_id] = (result, world.timeline.now, world.lost_s)
+        elif kind == "lease":
+            self._lease_given(question, result["lease_id"])
+        elif kind == "release_lease" and question.lease_id is not None:
+            self.leases.pop(question.lease_id, None)
+
+    def _lease_given(self, question: Question, lease_id: str) -> None:
+        who = f"{question.action.index}"
+        if self.keys.setdefault(lease_id, who) != who:
+            self._world.oracle.fail("lease ids are never given twice", lease_id)
+        epoch = self._world.oracle.lease_epochs.get(lease_id, -1)
+        self.leases[lease_id] = GivenLease(question.pool_id, epoch, question.until)
+
+    def daemon_died(self) -> None:
+        """Whoever waits gets no answer."""
+        self.unanswered += len(self._asking)
+        self._asking.clear()
+        for promises in (self.desired, self.held, self.exists):
+            for promise in promises.values():
+                promise.asking, promise.cloudy_until = 0, 0.0
