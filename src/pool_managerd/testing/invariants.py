@@ -47,6 +47,7 @@ class Oracle:
         self.lease_epochs: dict[str, int] = {}
         self.disk_failed_at = float("-inf")
         self._seen: dict[str, PoolState] = {}
+        self._given: set[str] = set()
         self._last_event_id = 0
         self._restarts: dict[str, list[float]] = {}
         self._asked_at: dict[str, float] = {}
@@ -81,8 +82,10 @@ class Oracle:
                 self.fail("ready means a good answer of this launch's own engine", f"{pool_id}: {answered} {i}")
         if i.phase in _LEFT_NOTHING and before is not None and before.active.phase is not i.phase:
             self._look_for_remains(pool)
-        if before is None or before.active.epoch != i.epoch:
-            self._look_at_launch(pool)
+        if state.history.circuit is not Circuit.HALF_OPEN:
+            self._trials.pop(pool_id, None)
+        elif before is None or before.active.epoch != i.epoch:
+            self._look_at_trial(pool)
 
     def _look_for_remains(self, pool: Pool) -> None:
         """Down means that nothing of it is left."""
@@ -97,14 +100,13 @@ class Oracle:
         if any(left.values()):
             self.fail("down means that nothing is left", f"{pool_id}: {[name for name, is_so in left.items() if is_so]}")
 
-    def _look_at_launch(self, pool: Pool) -> None:
+    def _look_at_trial(self, pool: Pool) -> None:
         pool_id, i, history = pool.pool_id, pool.instance, pool.state.history
         if i.phase is Phase.STAGING:
             trial = (history.general.open_until, history.general.opened, history.cuda.open_until, history.cuda.opened)
-            if history.circuit is Circuit.HALF_OPEN:
-                if self._trials.get(pool_id) == trial:
-                    self.fail("half-open admits exactly one start", f"{pool_id}: launch {i.epoch}")
-                self._trials[pool_id] = trial
+            if self._trials.get(pool_id) == trial:
+                self.fail("half-open admits exactly one start", f"{pool_id}: launch {i.epoch}")
+            self._trials[pool_id] = trial
 
     def engine_started(self, pool_id: str, epoch: int) -> None:
         """One engine process of a pool at a time, and each of a launch of its own."""
@@ -149,8 +151,10 @@ class Oracle:
     def on_lease(self, change: LeaseChange) -> None:
         if not change.new or self._world.node is None:
             return
-        if change.lease_id in self.lease_epochs:
+        told = change.lease_id in self._world.clients.keys  # one that nobody was told of, on a full disk, may be given again
+        if told or change.lease_id in self._given:
             self.fail("ids of leases are never given twice", change.lease_id)
+        self._given.add(change.lease_id)
         self.lease_epochs[change.lease_id] = change.epoch
         pool = self._world.pool(change.pool_id)
         if pool is None or pool.instance.phase not in SERVING or not view(pool.state).ready:
@@ -220,6 +224,7 @@ class Oracle:
         self._trials.clear()
         self._asked_at = dict.fromkeys((*self._seen, SUBMITTED), self._world.timeline.now)  # what was not written yet is lost
         self._seen.clear()
+        self._given.clear()
 
     def look_at_disk(self) -> None:
         """What was acknowledged is what the next daemon finds."""

@@ -67,16 +67,17 @@ def draw(seed: int) -> Scenario:
     """The same seed gives the same scenario, on every machine."""
     chance = Random(f"scenario {seed}")  # a text: its digest seeds it, whatever the hash of this process is
     pools, gpus = chance.randint(1, 3), chance.choice((0, 1, 2))
-    hours = chance.choice((0.5, 1.0, 2.0, 4.0, 8.0))
+    probe_s = chance.choice((5, 60, 120, 120))
+    hours = chance.choice((0.5, 1.0) if probe_s == 5 else (1.0, 2.0, 4.0, 8.0, 12.0))
     ids = [f"p{n}" for n in range(pools)]
     tight = chance.random() < 0.25  # not everything fits at the same time; else it does, even on one GPU
     low, high = (0.3, 0.6) if tight else (0.05, 0.24)
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
-    return Scenario(seed, hours, _config(chance, ids), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools))
+    return Scenario(seed, hours, _config(chance, ids, probe_s), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools))
 
 
-def _config(chance: Random, ids: list[str]) -> dict[str, Any]:
+def _config(chance: Random, ids: list[str], probe_s: int) -> dict[str, Any]:
     pools = [
         {
             "id": pool_id, "engine": "llamacpp", "model": f"file:{pool_id}.gguf", "slots": chance.randint(1, 3),
@@ -88,7 +89,7 @@ def _config(chance: Random, ids: list[str]) -> dict[str, Any]:
         "pools": pools,
         "profile": chance.choice(("home", "home", "dev")),
         "daemon": {"on_exit": chance.choice(("stop", "leave")), "preload_parallelism": chance.randint(1, 2)},
-        "health": {"probe_interval_ms": chance.choice((5_000, 60_000, 120_000, 120_000)), "startup_timeout_ms": 30_000},
+        "health": {"probe_interval_ms": probe_s * 1_000, "startup_timeout_ms": 30_000},
         "gpu": {"rescan_interval_ms": 60_000, "vram_wait_ms": 10_000},
         "lifecycle": {"drain_deadline_ms": chance.choice((1_000, 30_000)), "warmup": chance.choice(("before_ready", "off"))},
         "supervision": {"stop_grace_ms": chance.choice((500, 5_000))},

@@ -93,10 +93,10 @@ class SimulatedState:
         self._orders: list[tuple[Callable[[Contents], None], asyncio.Future[bool] | None]] = []
         self._writer = _Writer(life, self._write)
         self._facts: dict[str, dict[str, dict[str, Any]]] = {}
-        self.last_error: str | None = None
+        self._opened = False
 
     def open(self) -> dict[str, StoredPool]:
-        disk = self._life.disk
+        disk, self._opened = self._life.disk, True
         self._contents = Contents(dict(disk.pools), {key: json.loads(text) for key, text in disk.facts.items()})
         for (kind, key), value in self._contents.facts.items():
             self._facts.setdefault(kind, {})[key] = value
@@ -157,7 +157,8 @@ class SimulatedState:
 
     def retry(self) -> None:
         """The disk can be written again."""
-        self._writer.wake()
+        if self._opened:
+            self._writer.wake()
 
     async def close(self) -> None:
         await self._writer.written()

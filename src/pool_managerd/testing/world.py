@@ -33,7 +33,7 @@ from pool_managerd.testing.timeline import START_S, Timeline
 
 HEALING_S = 2_400.0
 CLEARING_S = 60.0
-MAX_TURNS = 2_000_000
+MAX_TURNS = 3_000_000
 
 
 @dataclass
@@ -82,6 +82,7 @@ class World:
         self._kill_in: int | None = None
         self._down_s = 1.0
         self._ending = self._finished = False
+        self._shown: list[Pool] = []
         self._watch_launches()
         for action in scenario.actions:
             if action.index not in left_out:
@@ -129,6 +130,7 @@ class World:
             if self.oracle.broken is not None:
                 return True
         if self.life is not None and self.life.loop is loop and self.timeline.now >= self._paused_until:
+            self._shown = self.pools()
             loop.turn()
             if loop.problems:
                 self.oracle.fail("no exception is left to nobody", loop.problems[0])
@@ -137,8 +139,7 @@ class World:
         return True
 
     def _after_callback(self) -> bool:
-        if self.adapters is not None:
-            self.oracle.look(self.pools())
+        self.oracle.look(self._shown)
         if self._kill_in is not None:
             self._kill_in -= 1
             if self._kill_in < 0:
@@ -146,6 +147,8 @@ class World:
         return self.oracle.broken is not None
 
     def _act(self, action: Action) -> None:
+        if self._ending:
+            return
         pools = [pool.id for pool in self.config.pools]
         pool_id = pools[action.pool % len(pools)]
         if self.adapters is not None:
