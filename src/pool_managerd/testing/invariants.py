@@ -104,7 +104,7 @@ class Oracle:
         pool_id, i, history = pool.pool_id, pool.instance, pool.state.history
         if i.phase is Phase.STAGING:
             trial = (history.general.open_until, history.general.opened, history.cuda.open_until, history.cuda.opened)
-            if self._trials.get(pool_id) == trial:
+            if self._trials.get(pool_id) == trial and not self._world.clients.asks_for(pool_id):
                 self.fail("half-open admits exactly one start", f"{pool_id}: launch {i.epoch}")
             self._trials[pool_id] = trial
 
@@ -181,8 +181,8 @@ class Oracle:
         if i.phase in TRANSITIONAL and i.deadline is not None and now > max(i.deadline, woken) + LATE_S:
             self.fail("no pool is stuck", f"{pool.pool_id}: {i}")
         if view(pool.state).ready and i.last_good_at is not None:
-            gap_s = policy.probe_interval_s + 2 * policy.probe_timeout_s + LATE_S
-            if now - max(i.last_good_at, woken) > gap_s * (policy.failure_threshold + 1):
+            asked_s = policy.probe_interval_s + 2 * policy.probe_timeout_s  # that it is old is seen when it is asked again
+            if now - max(i.last_good_at, woken) > policy.fresh_s + asked_s + LATE_S:
                 self.fail("ready means a fresh good probe", f"{pool.pool_id}: {i}")
 
     def _look_at_gpus(self) -> None:

@@ -32,10 +32,11 @@ _EXISTS = {"submit": True, "register": True, "deregister": False}
 
 @dataclass
 class Promise:
-    """One thing that is durable: the values that it may have now. ``asking`` counts requests under way."""
+    """One thing that is durable: the values that it may have now. ``asking`` counts requests under way, ``asked`` all of them."""
 
     possible: set[Any]
     asking: int = 0
+    asked: int = 0
     cloudy_until: float = 0.0
 
 
@@ -49,13 +50,30 @@ class GivenLease:
     maybe: bool = False
 
 
+@dataclass(frozen=True)
+class Touched:
+    """What a request does to a promise: its ``value``; the values ``before``; its ``number`` among those that asked for it, or
+    None where others were under way.
+    """
+
+    promise: Promise
+    value: Any
+    before: set[Any]
+    number: int | None
+
+    @property
+    def alone(self) -> bool:
+        """No other was under way at any time."""
+        return self.promise.asking == 0 and self.number == self.promise.asked
+
+
 @dataclass
 class Question:
-    """A request under way. ``before`` are the promises that it touches, as they were."""
+    """A request under way, and the promises that it touches."""
 
     action: Action
     pool_id: str
-    touched: list[tuple[Promise, Any, set[Any], bool]] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
     lease_id: str | None = None
     until: float | None = None
 
@@ -72,7 +90,7 @@ class SimulatedClients:
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
         self.acknowledged = self.unanswered = 0
-        self._asking: set[int] = set()
+        self._asking: list[Question] = []
 
     # --- asking ---
 
@@ -89,12 +107,13 @@ class SimulatedClients:
                 promise, value = promises[pool_id], kinds[action.kind]
                 if value == "auto" and "up" in promise.possible:
                     value = "up"  # demand leaves what a person wants as it is
+                promise.asked += 1
                 alone = promise.asking == 0 and self._world.timeline.now >= promise.cloudy_until
-                question.touched.append((promise, value, set(promise.possible), alone))
+                question.touched.append(Touched(promise, value, set(promise.possible), promise.asked if alone else None))
                 promise.possible = promise.possible | ({value, "auto"} if action.kind == "ensure_ready" else {value})
                 promise.asking += 1
         task = self._world.life_loop().create_task(work)
-        self._asking.add(id(question))
+        self._asking.append(question)
         task.add_done_callback(lambda done: self._heard(question, done))
         if action.number % 7 == 0:
             self._world.timeline.after(action.share * 0.02, self._go_away, question, task)
@@ -103,8 +122,8 @@ class SimulatedClients:
         if task.done() or not self._world.is_alive(task):
             return
         task.cancel()
-        for promise, _, _, _ in question.touched:
-            promise.cloudy_until = self._world.timeline.now + CLOUDY_S
+        for touched in question.touched:
+            touched.promise.cloudy_until = self._world.timeline.now + CLOUDY_S
 
     def _call(self, question: Question, node: PoolManager) -> Coroutine[Any, Any, Any] | None:
         action, pool_id = question.action, question.pool_id
@@ -160,13 +179,17 @@ class SimulatedClients:
         lease.until = question.until if lease.until is None else min(lease.until, question.until)
         return node.prolong_lease(question.pool_id, lease_id, ttl_ms)
 
+    def asks_for(self, pool_id: str) -> bool:
+        """Somebody waits for an answer about the pool."""
+        return any(question.pool_id == pool_id for question in self._asking)
+
     # --- hearing ---
 
     def _heard(self, question: Question, task: asyncio.Task[Any]) -> None:
         world, action = self._world, question.action
-        self._asking.discard(id(question))
-        for promise, _, _, _ in question.touched:
-            promise.asking -= 1
+        self._asking.remove(question)
+        for touched in question.touched:
+            touched.promise.asking -= 1
         if task.cancelled():
             self.unanswered += 1
             world.note("client went away", f"{action} of {question.pool_id}")
@@ -181,18 +204,19 @@ class SimulatedClients:
             return
         self.acknowledged += 1
         world.note("acknowledged", f"{action} of {question.pool_id}")
-        for promise, value, _, alone in question.touched:
-            if alone and promise.asking == 0:
-                promise.possible = {value, "auto"} & promise.possible if action.kind == "ensure_ready" else {value}
+        for touched in question.touched:
+            if touched.alone:
+                joined = {touched.value, "auto"} & touched.promise.possible
+                touched.promise.possible = joined if action.kind == "ensure_ready" else {touched.value}
         self._given(question, task.result())
 
     def _refused(self, question: Question) -> None:
         """Nothing has changed, unless the disk failed while what was written was taken back."""
         if self._world.oracle.disk_failed_at + CLOUDY_S > self._world.timeline.now:
             return
-        for promise, _, before, alone in question.touched:
-            if alone and promise.asking == 0 and question.action.kind != "ensure_ready":
-                promise.possible = before
+        for touched in question.touched:
+            if touched.alone and question.action.kind != "ensure_ready":
+                touched.promise.possible = touched.before
 
     def _given(self, question: Question, result: Any) -> None:
         world, kind = self._world, question.action.kind
