@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "wiring": {"wiring", "supervision", "core", "errors", "config", *ADAPTERS},
     "api": {"api", "node", "core", "errors", "config", "telemetry", "_version"},
     "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "daemon", "wiring", "_version"},
-    "testing": {"testing", "supervision", "core", "errors", "config"},
+    "testing": {"testing", "node", "wiring", "store", "supervision", "core", "errors", "config"},
     "embedding": {"node", "core", "errors", "config"},
 }
 """Part of the package → the parts it may import. ``daemon`` and the package itself wire everything."""

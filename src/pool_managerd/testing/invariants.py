@@ -19,6 +19,7 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.scenario import SUBMITTED
 
 if TYPE_CHECKING:
+    from pool_managerd.testing.simulated_machine import SimulatedEngine
     from pool_managerd.testing.world import World
 
 LATE_S = 2.0
@@ -26,6 +27,7 @@ ANSWER_LATE_S = 5.0
 DOWN_ENDS_S = 180.0
 ENDS_S = 7_200.0
 _LEFT_NOTHING = (Phase.DOWN, Phase.BACKOFF, Phase.OPEN)
+_ENDS = (Phase.ADOPTING, Phase.STOPPING, Phase.FAILED)
 _MANUAL = ("start", "restart", "reset_breaker", "release", "preload", "ensure_ready", "undrain", "submit", "uncordon")
 
 
@@ -108,8 +110,9 @@ class Oracle:
                 self.fail("half-open admits exactly one start", f"{pool_id}: launch {i.epoch}")
             self._trials[pool_id] = trial
 
-    def engine_started(self, pool_id: str, epoch: int) -> None:
+    def engine_started(self, engine: SimulatedEngine) -> None:
         """One engine process of a pool at a time, and each of a launch of its own."""
+        pool_id, epoch = engine.pool_id, engine.launch.epoch
         if epoch <= self._highest_epoch.get(pool_id, 0):
             self.fail("epochs never go back", f"{pool_id}: {epoch} after {self._highest_epoch[pool_id]}")
         self._highest_epoch[pool_id] = epoch
@@ -161,7 +164,7 @@ class Oracle:
             self.fail("leases are given on ready pools alone", f"{change.pool_id}: {pool and pool.state}")
         entry = self._world.node.registry.get(change.pool_id)
         if entry is not None and entry.slots_total is not None:
-            given = sum(1 for row in self._world.node.registry.leases(change.pool_id) if row is not None)
+            given = len(self._world.node.registry.leases(change.pool_id))
             if not 0 <= given <= entry.slots_total:
                 self.fail("leases are at most slots", f"{change.pool_id}: {given} of {entry.slots_total}")
 
@@ -204,9 +207,12 @@ class Oracle:
             over = lease.maybe or (lease.until is not None and now >= lease.until)
             if pool is None or over or pool.instance.epoch > lease.epoch:
                 del world.clients.leases[lease_id]
-            elif pool.instance.has_process and pool.instance.phase not in (Phase.ADOPTING, Phase.STOPPING, Phase.FAILED):
-                if lease_id not in {found.lease_id for found in world.node.registry.leases(lease.pool_id)}:
-                    self.fail("an acknowledged lease lasts as long as its engine", f"{lease_id} of {lease}")
+            elif (
+                pool.instance.has_process
+                and pool.instance.phase not in _ENDS
+                and lease_id not in {found.lease_id for found in world.node.registry.leases(lease.pool_id)}
+            ):
+                self.fail("an acknowledged lease lasts as long as its engine", f"{lease_id} of {lease}")
 
     def _look_at_operations(self) -> None:
         world = self._world

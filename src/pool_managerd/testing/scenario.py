@@ -21,7 +21,7 @@ REQUESTS = {
     "deregister": 1, "register": 1, "cordon": 1, "uncordon": 2,
 }  # fmt: skip
 FAULTS = {
-    "exit": 8, "signal": 4, "exit_0": 2, "hang": 3, "crash_loop": 3, "slow_load": 2, "never_ready": 2, "port_taken": 2,
+    "exit": 8, "signal": 4, "exit_0": 2, "hang": 3, "busy": 2, "crash_loop": 3, "slow_load": 2, "never_ready": 2, "port_taken": 2,
     "spawns_fail": 3, "stagings_fail": 2, "model_missing": 1, "slow_staging": 2, "lose_shim": 2, "vram_late": 2, "vram_held": 1,
     "ignores_term": 2, "unkillable": 1, "gpu_error": 1, "gpu_missing": 1, "scan_problem": 1, "slow_scan": 1, "pid_unwritable": 1,
     "probes_fail": 1, "disk_full": 2, "pause": 2, "kill": 8, "shut_down": 1,
@@ -74,7 +74,9 @@ def draw(seed: int) -> Scenario:
     low, high = (0.3, 0.6) if tight else (0.05, 0.24)
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
-    return Scenario(seed, hours, _config(chance, ids, probe_s), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools))
+    return Scenario(
+        seed, hours, _config(chance, ids, probe_s), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools)
+    )
 
 
 def _config(chance: Random, ids: list[str], probe_s: int) -> dict[str, Any]:
@@ -108,7 +110,14 @@ def _actions(chance: Random, hours: float, pools: int) -> tuple[Action, ...]:
             at += chance.expovariate(1 / gap)
             times.append(at)
     return tuple(
-        Action(index, round(at, 4), chance.choices(kinds, share)[0], chance.randrange(pools), chance.randrange(1_000), chance.random())
+        Action(
+            index,
+            round(at, 4),
+            chance.choices(kinds, share)[0],
+            chance.randrange(pools),
+            chance.randrange(1_000),
+            chance.random(),
+        )
         for index, at in enumerate(sorted(times))
     )
 

@@ -36,7 +36,8 @@ class Tally:
     def over(self, seconds: float) -> str:
         """In a sentence."""
         return (
-            f"{self.seeds} seeds, {self.node_hours:.0f} node-hours in {seconds:.0f} s: {self.seeds / seconds * 3600:,.0f} seeds/hour,"
+            f"{self.seeds} seeds, {self.node_hours:.0f} node-hours in {seconds:.0f} s:"
+            f" {self.seeds / seconds * 3600:,.0f} seeds/hour,"
             f" {self.node_hours / seconds * 60:,.0f} simulated node-hours per minute;"
             f" {self.daemons} daemons, {self.acknowledged} acknowledged changes"
         )

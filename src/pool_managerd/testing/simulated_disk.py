@@ -20,7 +20,7 @@ from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import Contents
 
 if TYPE_CHECKING:
-    from pool_managerd.testing.simulated_parts import Life
+    from pool_managerd.testing.life import Life
 
 ID_BLOCK = 10_000
 MAX_EVENTS = 4_000
@@ -37,6 +37,7 @@ class SimulatedDisk:
     newest_leases: dict[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     operations: dict[str, str] = field(default_factory=dict)
+    crashes: dict[str, str] = field(default_factory=dict)
     reserved_id: int = 0
     fails: bool = False
 
@@ -214,6 +215,7 @@ class SimulatedJournal:
         self.last_id = 0
         self._events: list[Event] = []
         self._operations: dict[str, str | None] = {}
+        self._crashes: dict[str, str | None] = {}
         self._drop_to = 0
         self._writer = _Writer(life, self._write)
 
@@ -227,6 +229,13 @@ class SimulatedJournal:
 
     def recall_operations(self) -> list[dict[str, Any]]:
         return [json.loads(body) for body in self._life.disk.operations.values()]
+
+    def recall_crashes(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for body in self._life.disk.crashes.values()]
+
+    def put_crash(self, crash_id: str, body: Mapping[str, Any] | None) -> None:
+        self._crashes[crash_id] = None if body is None else json.dumps(body)
+        self._writer.wake()
 
     def put_event(self, event: Event) -> None:
         self._events.append(event)
@@ -250,14 +259,15 @@ class SimulatedJournal:
         if self._events:
             disk.reserved_id = max(disk.reserved_id, self._events[-1].id + ID_BLOCK // 2)
         self._events.clear()
-        if disk.events and disk.events[0].id <= self._drop_to or len(disk.events) > 2 * MAX_EVENTS:
+        if (disk.events and disk.events[0].id <= self._drop_to) or len(disk.events) > 2 * MAX_EVENTS:
             disk.events = [event for event in disk.events if event.id > self._drop_to][-MAX_EVENTS:]
-        for operation_id, body in self._operations.items():
-            if body is None:
-                disk.operations.pop(operation_id, None)
-            else:
-                disk.operations[operation_id] = body
-        self._operations.clear()
+        for waiting, kept in ((self._operations, disk.operations), (self._crashes, disk.crashes)):
+            for key, body in waiting.items():
+                if body is None:
+                    kept.pop(key, None)
+                else:
+                    kept[key] = body
+            waiting.clear()
         return True
 
     async def close(self) -> None:

@@ -45,6 +45,12 @@ def hang(world: World, action: Action, pool_id: str) -> None:
         world.timeline.after(action.share * LONG_S, lambda engine=engine: setattr(engine, "hung", False))
 
 
+def busy(world: World, action: Action, pool_id: str) -> None:
+    for engine in world.machine.running(pool_id):
+        engine.busy = True
+        world.timeline.after(action.share * LONG_S, lambda engine=engine: setattr(engine, "busy", False))
+
+
 def crash_loop(world: World, action: Action, pool_id: str) -> None:
     trouble = world.machine.troubles(pool_id)
     trouble.crashes, trouble.crash_s = 1 + action.number % 12, 20.0 * action.share**3
@@ -162,7 +168,8 @@ def shut_down(world: World, action: Action, pool_id: str) -> None:
 
 
 FAULTS: dict[str, Fault] = {
-    "exit": exit_, "signal": signal, "exit_0": exit_0, "hang": hang, "crash_loop": crash_loop, "slow_load": slow_load,
+    "exit": exit_, "signal": signal, "exit_0": exit_0, "hang": hang, "busy": busy, "crash_loop": crash_loop,
+    "slow_load": slow_load,
     "never_ready": never_ready, "port_taken": port_taken, "spawns_fail": spawns_fail, "stagings_fail": stagings_fail,
     "model_missing": model_missing, "slow_staging": slow_staging, "lose_shim": lose_shim, "vram_late": vram_late,
     "vram_held": vram_held, "ignores_term": ignores_term, "unkillable": unkillable, "gpu_error": gpu_error,

@@ -44,7 +44,9 @@ class Troubles:
 
 @dataclass(eq=False)
 class SimulatedEngine:
-    """One engine process, with its shim. ``exit`` is what the shim has written down; ``stopping``: it was told to end it."""
+    """One engine process, with its shim. ``exit`` is what the shim has written down; ``stopping``: it was told to end it.
+
+    ``hung``: it stands still; ``busy``: it works, and answers nothing else."""
 
     launch: LaunchRecord
     pid: int
@@ -55,10 +57,11 @@ class SimulatedEngine:
     alive: bool = True
     shim_alive: bool = True
     hung: bool = False
+    busy: bool = False
     stopping: bool = False
     exit: ExitRecord | None = None
-    on_dead: list[Callable[[], None]] = field(default_factory=list)
-    on_exit: list[Callable[[ExitRecord], None]] = field(default_factory=list)
+    on_dead: list[Callable[[], object]] = field(default_factory=list)
+    on_exit: list[Callable[[ExitRecord], object]] = field(default_factory=list)
 
     @property
     def pool_id(self) -> str:
@@ -103,6 +106,7 @@ class SimulatedMachine:
         self.scan_problem: ScanProblem | None = None
         self.attributable = True
         self._last_scan = DeviceScan()
+        self.on_launch: Callable[[SimulatedEngine], None] = lambda engine: None
         self.daemon = 0
         """Which daemon runs now, by its number; 0 for none."""
         self.answered: dict[tuple[str, int], float] = {}
@@ -125,7 +129,7 @@ class SimulatedMachine:
         for gpu in self.gpus:
             gpu.error, gpu.missing, gpu.foreign_bytes = None, False, 0
         for engine in self.engines.values():
-            engine.hung = False
+            engine.hung = engine.busy = False
 
     def soon(self, low_s: float, high_s: float) -> float:
         """A drawn time."""
@@ -144,6 +148,7 @@ class SimulatedMachine:
         load_s = trouble.load_s or self.soon(0.2, 5.0)
         engine = SimulatedEngine(launch, self._next_pid, now, now + load_s, dict(launch.reserved_bytes), self.daemon)
         self.engines[engine.pid] = engine
+        self.on_launch(engine)
         for gpu in self.gpus:
             if gpu.uuid in engine.vram:
                 gpu.held[engine.pid] = engine.vram[gpu.uuid] * 4 // 5

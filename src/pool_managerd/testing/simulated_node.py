@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pool_managerd.config import Config, PoolConfig
@@ -17,6 +17,7 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import KeptLeases, LeaseChange, Registry
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.boot_gate import BootGate
+from pool_managerd.supervision.crash_log import CrashLog
 from pool_managerd.supervision.epochs import Epochs
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
@@ -25,19 +26,11 @@ from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.services import Services
+from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_disk import SimulatedJournal, SimulatedLeases, SimulatedState
-from pool_managerd.testing.simulated_parts import (
-    Life,
-    SimulatedAdoption,
-    SimulatedEngines,
-    SimulatedFiles,
-    SimulatedHandoffs,
-    SimulatedLauncher,
-    SimulatedListeners,
-    SimulatedModels,
-    SimulatedMonitor,
-    SimulatedProber,
-)
+from pool_managerd.testing.simulated_processes import SimulatedAdoption, SimulatedLauncher
+from pool_managerd.testing.simulated_staging import SimulatedEngines, SimulatedFiles, SimulatedHandoffs, SimulatedModels
+from pool_managerd.testing.simulated_watch import SimulatedListeners, SimulatedMonitor, SimulatedProber, SimulatedUsages
 from pool_managerd.wiring.adapters import Adapters
 
 if TYPE_CHECKING:
@@ -68,9 +61,6 @@ class SimulatedGpuParts:
 
     notices: tuple[str, ...] = ()
 
-    async def announce(self) -> None:
-        """Nothing is to be told of this machine."""
-
     def ram(self) -> tuple[int, int]:
         return RAM_BYTES, RAM_BYTES
 
@@ -100,18 +90,23 @@ class SimulatedAdapters:
         self.gpus = Gpus(watch, self.registry, self.clock, MaskGpus(self.store))
         rules = AdmissionRules(cpu_allowed=True, fit=config.gpu.fit)
         self.services = Services(
-            clock=self.clock, registry=self.registry, events=self.events, epochs=Epochs(self.store),
+            clock=self.clock, registry=self.registry, events=self.events, crashes=CrashLog(self.journal),
+            epochs=Epochs(self.store),
             histories=Histories(self.store, BOOT_ID), baselines=Baselines(), launcher=SimulatedLauncher(life, self.files),
             adoption=self._adoption, models=self.models, engines=self.engines, files=self.files, prober=self.prober,
-            listener=SimulatedListeners(life), records=self.store, gate=BootGate(config.daemon.preload_parallelism),
+            listener=SimulatedListeners(life), usages=SimulatedUsages(life), records=self.store,
+            gate=BootGate(config.daemon.preload_parallelism),
             preflight=self._preflight, gpus=self.gpus,
             admission=Admission(self.gpus, self._size, lambda: RAM_BYTES, self.store, rules),
-            node_id="simulated", on_fatal=lambda problem: self.fatal(problem),
+            node_id="simulated", on_fatal=self._on_fatal,
         )  # fmt: skip
         self._ids = 0
 
     parse_prepared = staticmethod(Adapters.parse_prepared)
     prepared_to_json = staticmethod(Adapters.prepared_to_json)
+
+    def _on_fatal(self, problem: BaseException) -> None:
+        self.fatal(problem)
 
     def _lease(self, change: LeaseChange) -> None:
         self.on_lease(change)
@@ -130,6 +125,7 @@ class SimulatedAdapters:
     async def open(self) -> dict[str, StoredPool]:
         """As the real one, in its order."""
         self.events.restore()
+        self.services.crashes.restore()
         await self._life.pass_time(0.0, 0.01)
         stored = self.store.open()
         self.kept_leases = self.leases.open()
@@ -141,10 +137,10 @@ class SimulatedAdapters:
         for store in (self.store, self.leases, self.journal):
             await store.close()
 
-    def watch_handoffs(
+    def own_tasks(
         self, on_handoff: Callable[[Handoff, float], None], on_error: Callable[[str, str], None]
-    ) -> SimulatedHandoffs:
-        return SimulatedHandoffs()
+    ) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        return {"the watch of handoff files": SimulatedHandoffs().run, "the watch of the GPUs": self.gpus.watch.run}
 
     async def _preflight(self, pool_id: str) -> Report:
         return Report("dev", ())

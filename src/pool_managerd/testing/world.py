@@ -15,25 +15,22 @@ from typing import Any
 
 from pool_managerd.core.event import Event
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.launch_record import LaunchRecord
-from pool_managerd.core.lifecycle import view
 from pool_managerd.core.restart_limit import RestartRules
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
+from pool_managerd.testing.ending import Ending
 from pool_managerd.testing.invariants import Oracle, Violation
-from pool_managerd.testing.scenario import GPU_BYTES, REQUESTS, SUBMITTED, Action, Scenario
+from pool_managerd.testing.life import Life
+from pool_managerd.testing.scenario import GPU_BYTES, REQUESTS, Action, Scenario
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_disk import SimulatedDisk
 from pool_managerd.testing.simulated_faults import strike
-from pool_managerd.testing.simulated_machine import SimulatedEngine, SimulatedMachine
+from pool_managerd.testing.simulated_machine import SimulatedMachine
 from pool_managerd.testing.simulated_node import SimulatedAdapters, simulated_node
-from pool_managerd.testing.simulated_parts import Life
 from pool_managerd.testing.timeline import START_S, Timeline
 
-HEALING_S = 2_400.0
-CLEARING_S = 60.0
 MAX_TURNS = 3_000_000
 
 
@@ -82,23 +79,13 @@ class World:
         self._paused_until = 0.0
         self._kill_in: int | None = None
         self._down_s = 1.0
-        self._ending = self._finished = False
+        self.ending = self.finished = False
         self._shown: list[Pool] = []
-        self._watch_launches()
+        self.machine.on_launch = self.oracle.engine_started
         for action in scenario.actions:
             if action.index not in left_out:
                 self.timeline.at(START_S + action.at, self._act, action)
-        self.timeline.at(START_S + scenario.hours * 3600, self._heal)
-
-    def _watch_launches(self) -> None:
-        launch = self.machine.launch
-
-        def watched(record: LaunchRecord) -> SimulatedEngine:
-            engine = launch(record)
-            self.oracle.engine_started(engine.pool_id, record.epoch)
-            return engine
-
-        self.machine.launch = watched  # type: ignore[method-assign]
+        self.timeline.at(START_S + scenario.hours * 3600, Ending(self).begin)
 
     # --- the run ---
 
@@ -106,16 +93,18 @@ class World:
         """To the end, or to the first rule that is broken."""
         self._begin_daemon()
         for _ in range(MAX_TURNS):
-            if self._finished or self.oracle.broken is not None or not self._step():
+            if self.finished or self.oracle.broken is not None or not self._step():
                 break
         else:
             self.oracle.fail("a run ends", f"{MAX_TURNS} turns were not enough")
-        if not self._finished:
+        if not self.finished:
             self.oracle.fail("a run ends", "nothing happens any more")
         hours = (self.timeline.now - START_S) / 3600
         if self.life is not None:
             self.life.end()
-        return Outcome(self.scenario, self.oracle.broken, self.trace, hours, self.clients.acknowledged, self._lives, self.timeline.now)
+        return Outcome(
+            self.scenario, self.oracle.broken, self.trace, hours, self.clients.acknowledged, self._lives, self.timeline.now
+        )
 
     def _step(self) -> bool:
         """The next thing that happens, and what the daemon makes of it."""
@@ -148,7 +137,7 @@ class World:
         return self.oracle.broken is not None
 
     def _act(self, action: Action) -> None:
-        if self._ending:
+        if self.ending:
             return
         pools = [pool.id for pool in self.config.pools]
         pool_id = pools[action.pool % len(pools)]
@@ -239,85 +228,19 @@ class World:
         self.resumed_at = self._paused_until
         self.lost_s += seconds
 
+    def calm(self) -> None:
+        """No more faults and no more requests; what was about to strike does not."""
+        self.ending, self._kill_in = True, None
+        self._paused_until = min(self._paused_until, self.timeline.now)
+        self.machine.heal()
+        self.mend_disk()
+
     def mend_disk(self) -> None:
         """It can be written again."""
         self.disk.fails = False
         self.oracle.disk_failed_at = max(self.oracle.disk_failed_at, self.timeline.now)
         if self.adapters is not None:
             self.adapters.store.retry()
-
-    # --- the end of a run ---
-
-    def _heal(self) -> None:
-        """From here on nothing goes wrong any more: every pool must come to be ready."""
-        self._ending, self._kill_in = True, None
-        self.note("world", "every fault is over")
-        self.machine.heal()
-        self.mend_disk()
-        self._paused_until = min(self._paused_until, self.timeline.now)
-        self.timeline.after(CLEARING_S, self._want_all, self.timeline.now + HEALING_S)
-
-    def _want_all(self, until: float) -> None:
-        self.machine.heal()
-        if self.node is None:
-            self.timeline.after(CLEARING_S, self._want_all, until)
-            return
-        runnable = [pool for pool in self.pools() if pool.config is not None or pool.submitted is not None]
-        unready = [pool for pool in runnable if not view(pool.state).ready]
-        self.oracle.sweep(self.pools())
-        if unready and self.timeline.now > until and not self.scenario.tight:
-            self.oracle.fail("without faults every pool becomes ready", str(unready[0].state))
-        if not unready or self.timeline.now > until:
-            self._life_task(self._stop_all())
-            return
-        for pool in unready:
-            self._life_task(self._bring_up(pool))
-        self.timeline.after(CLEARING_S, self._want_all, until)
-
-    def _life_task(self, work: Any) -> None:
-        if self.life is not None:
-            self.life.loop.create_task(work)
-
-    async def _bring_up(self, pool: Pool) -> None:
-        node, pool_id = self.node, pool.pool_id
-        if node is None:
-            return
-        for gpu in self.machine.gpus:
-            await self._tried(node.uncordon(gpu.uuid))
-        for ask in (node.release, node.reset_breaker, node.start):
-            if not view(pool.state).ready:
-                self.oracle.on_request("start", pool_id)
-                await self._tried(ask(pool_id))
-
-    async def _stop_all(self) -> None:
-        node = self.node
-        if node is None:
-            return
-        for pool_id in node.pool_ids():
-            await self._tried(node.stop(pool_id))
-        self.timeline.after(30.0, self._look_for_remains)
-
-    async def _tried(self, work: Any) -> None:
-        try:
-            await work
-        except PoolError as problem:
-            self.note("refused", f"{problem.code}: {problem.message}")
-
-    def _look_for_remains(self) -> None:
-        """Half a minute after the last stop nothing is left of anything."""
-        self.oracle.sweep(self.pools())
-        machine = self.machine
-        left: dict[str, Any] = {
-            "processes": [engine.pid for engine in machine.running()],
-            "pid files": sorted(machine.pids), "handoff files": sorted(machine.handoffs),
-            "GPU memory": [gpu for gpu in machine.gpus if gpu.held],
-            "reservations": self.adapters.gpus.memory.ledger.all() if self.adapters is not None else [],
-            "operations": [row for row in (self.node.operations() if self.node else []) if row["status"] == "running"],
-        }  # fmt: skip
-        for name, things in left.items():
-            if things:
-                self.oracle.fail("nothing is left after all was stopped", f"{name}: {things}")
-        self._finished = True
 
     # --- for its parts ---
 

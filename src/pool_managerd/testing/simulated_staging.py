@@ -1,0 +1,125 @@
+"""What a launch needs before it: the model, the prepared engine with its port, and the files in the runtime directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine, ResolvedModel
+from pool_managerd.core.crash_diagnosis import LaunchLog
+from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.errors import NodeError, SpecError
+from pool_managerd.testing.life import Life
+
+FIRST_PORT = 8_080
+
+
+class SimulatedModels:
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def id_of(self, ref: str) -> str:
+        return ref
+
+    async def ensure_present(
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> ResolvedModel:
+        machine = self._life.machine
+        trouble = machine.troubles(ref.removeprefix("file:").removesuffix(".gguf"))
+        if trouble.staging_s:
+            await asyncio.sleep(trouble.staging_s)
+        else:
+            await self._life.pass_time(0.0, 0.01)
+        if trouble.stagings_fail > 0:
+            trouble.stagings_fail -= 1
+            if trouble.staging_retriable:
+                raise NodeError(f"cannot read {ref}: the disk does not answer", code="NODE_UNAVAILABLE")
+            raise SpecError(f"cannot find the model {ref}", hint="check the path")
+        return ResolvedModel(ref, "/models/model.gguf", 1, None, verified=True)
+
+
+class SimulatedEngines:
+    """Ports from the bottom up, as the real one gives them."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.ports: dict[InstanceId, int] = {}
+
+    async def prepare(
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
+    ) -> PreparedEngine:
+        await self._life.pass_time(0.0, 0.005)
+        return PreparedEngine(
+            pool.id, "/engine", port=self._claim(InstanceId(pool.id)), slots_total=pool.slots, engine_version="simulated-1",
+            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
+            device_uuids=tuple(d.uuid for d in allocation.devices) if allocation else (),
+        )  # fmt: skip
+
+    def _claim(self, instance: InstanceId) -> int:
+        machine, had = self._life.machine, self.ports.pop(instance, None)
+        taken = set(self.ports.values()) | machine.strangers | {e.launch.port for e in machine.running()}
+        candidates = [] if had is None else [had]
+        port: int = next(p for p in (*candidates, *range(FIRST_PORT, FIRST_PORT + 1_000)) if p not in taken)
+        self.ports[instance] = port
+        return port
+
+    def attach(self, pool: PoolConfig) -> AttachedEngine:
+        return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
+
+    def claim(self, instance: InstanceId, port: int) -> None:
+        self.ports[instance] = port
+
+    def release(self, pool_id: str) -> None:
+        self.ports.pop(InstanceId(pool_id), None)
+
+
+class SimulatedFiles:
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def write_pid(self, instance: InstanceId, pid: int) -> None:
+        trouble = self._life.machine.troubles(instance.pool_id)
+        if trouble.pid_unwritable > 0:
+            trouble.pid_unwritable -= 1
+            raise NodeError("cannot write to runtime directory /run: No space left on device", status=507)
+        self._life.machine.pids[instance] = pid
+
+    def remove_pid(self, instance: InstanceId) -> None:
+        self._life.machine.pids.pop(instance, None)
+
+    def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
+        self._life.machine.handoffs[engine.instance_id] = pid
+        return Path(f"/run/engines/{engine.pool_id}.json")
+
+    def remove_handoff(self, instance: InstanceId) -> None:
+        self._life.machine.handoffs.pop(instance, None)
+
+    def tail_log(self, instance: InstanceId, max_bytes: int = 8192, max_lines: int = 20) -> list[str]:
+        return self._log(instance)[-max_lines:]
+
+    def log_mark(self, instance: InstanceId) -> dict[int, int]:
+        return {1: len(self._log(instance))}
+
+    def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
+        lines = self._log(instance)[mark.get(1, 0) :]
+        return LaunchLog(tuple(lines), tuple(range(len(lines))))
+
+    def log_path(self, instance: InstanceId) -> Path:
+        return Path(f"/run/logs/{instance.pool_id}.log")
+
+    def _log(self, instance: InstanceId) -> list[str]:
+        return self._life.machine.logs.get(instance, [])
+
+
+@dataclass
+class SimulatedHandoffs:
+    """Watches for handoff files of engines that others run; there are none."""
+
+    never: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        await self.never.wait()

@@ -1,0 +1,145 @@
+"""How a daemon sees the engines and the GPUs of a simulated machine: probes, sockets, what processes use, scans."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.engines import CounterNames
+from pool_managerd.core.gpu.devices import DeviceScan
+from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
+from pool_managerd.core.listeners import NOBODY, OURS, Listener
+from pool_managerd.testing.life import Life
+from pool_managerd.testing.simulated_machine import SimulatedEngine
+
+GOOD = ProbeResult(ProbeOutcome.SUCCESS)
+LATE_S = 0.25
+LOADED_PER_S = 1 << 30
+
+
+class SimulatedProber:
+    """Asks whoever listens on the port. ``fails`` of the next probes could not be sent at all."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.fails = 0
+
+    async def probe(self, url: str, timeout_s: float) -> ProbeResult:
+        port, machine = int(url.rpartition(":")[2].partition("/")[0]), self._life.machine
+        await asyncio.sleep(machine.soon(0.0005, 0.004))
+        if self.fails > 0:
+            self.fails -= 1
+            return ProbeResult(ProbeOutcome.DISCARDED, "could not be sent: no descriptor is free")
+        if port in machine.strangers:
+            return GOOD
+        engine = machine.listening(port)
+        if engine is None:
+            return ProbeResult(ProbeOutcome.ERROR, "was refused")
+        if engine.hung or engine.busy:
+            return await self._wait_in_vain(timeout_s)
+        if machine.timeline.now < engine.ready_at:
+            return ProbeResult(ProbeOutcome.ERROR, "answered 503")
+        machine.answered[engine.pool_id, engine.launch.epoch] = machine.timeline.now
+        return GOOD
+
+    async def _wait_in_vain(self, timeout_s: float) -> ProbeResult:
+        began = self._life.machine.timeline.now
+        await asyncio.sleep(timeout_s)
+        if self._life.machine.timeline.now - began - timeout_s > LATE_S:
+            return ProbeResult(ProbeOutcome.DISCARDED, "could not be judged: the daemon itself stood")
+        return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
+
+    async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
+        """A simulated engine tells nothing of its work."""
+        return None
+
+    async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
+        await self._life.pass_time(0.01, 0.2)
+        port = int(engine.url.rpartition(":")[2])
+        found = self._life.machine.listening(port)
+        if found is None:
+            raise OSError("connection refused")
+        if found.hung or found.busy:
+            await asyncio.sleep(timeout_s)
+            raise TimeoutError
+        machine = self._life.machine
+        machine.answered[found.pool_id, found.launch.epoch] = machine.timeline.now
+        return 20.0, 50.0
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+class SimulatedListeners:
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    async def __call__(self, pid: int, host: str, port: int) -> Listener:
+        machine = self._life.machine
+        if port in machine.strangers:
+            return Listener("other", "pid 666 (stranger)")
+        engine = machine.listening(port)
+        if engine is None:
+            return NOBODY
+        return OURS if engine.pid == pid else Listener("other", f"pid {engine.pid} (engine)")
+
+
+@dataclass(frozen=True)
+class SimulatedUsage:
+    """What one engine uses."""
+
+    cpu_s: float
+    memory_bytes: int
+    data_bytes: int | None = 0
+    stopped: str = ""
+    blocked: str = ""
+
+
+class SimulatedUsages:
+    """An engine uses the CPU while it loads or is busy; one that hangs stands still."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def reader(self, pid: int) -> SimulatedReader:
+        return SimulatedReader(self._life, pid)
+
+    def stuck(self, pid: int) -> str:
+        return ""
+
+
+class SimulatedReader:
+    def __init__(self, life: Life, pid: int) -> None:
+        self._life, self._pid = life, pid
+
+    async def read(self, *, full: bool) -> SimulatedUsage | None:
+        engine: SimulatedEngine | None = self._life.machine.engines.get(self._pid)
+        if engine is None or not engine.alive:
+            return None
+        now = self._life.machine.timeline.now
+        loaded_s = min(now, engine.ready_at) - engine.started_at if engine.ready_at < float("inf") else 0.0
+        worked_s = loaded_s + (now - engine.started_at if engine.busy else 0.0)
+        return SimulatedUsage(worked_s, round(loaded_s * LOADED_PER_S))
+
+
+class SimulatedMonitor:
+    """``slow_s``: how long each look takes now."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._released = False
+        self.slow_s = 0.0
+
+    async def scan(self) -> DeviceScan:
+        await asyncio.sleep(self.slow_s or self._life.machine.soon(0.002, 0.02))
+        return self._life.machine.scan()
+
+    async def release(self) -> None:
+        self._released = True
+
+    async def resume(self) -> None:
+        self._released = False
+
+    async def close(self) -> None:
+        """There is nothing to close."""
