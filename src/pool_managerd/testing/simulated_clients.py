@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.scenario import SUBMITTED, Action
-
-if TYPE_CHECKING:
-    from pool_managerd.testing.world import World
+from pool_managerd.testing.scene import Scene
 
 CLOUDY_S = 60.0
 """So long what an abandoned request asked for may still come."""
@@ -81,8 +79,9 @@ class Question:
 class SimulatedClients:
     """Asks what the scenario says, and holds what was promised."""
 
-    def __init__(self, world: World, configured: list[str]) -> None:
-        self._world = world
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        configured = [pool.id for pool in scene.config.pools]
         self.desired = {pool_id: Promise({"auto"}) for pool_id in configured}
         self.held = {pool_id: Promise({False}) for pool_id in configured}
         self.exists = {SUBMITTED: Promise({False})}
@@ -108,22 +107,22 @@ class SimulatedClients:
                 if value == "auto" and "up" in promise.possible:
                     value = "up"  # demand leaves what a person wants as it is
                 promise.asked += 1
-                alone = promise.asking == 0 and self._world.timeline.now >= promise.cloudy_until
+                alone = promise.asking == 0 and self._scene.timeline.now >= promise.cloudy_until
                 question.touched.append(Touched(promise, value, set(promise.possible), promise.asked if alone else None))
                 promise.possible = promise.possible | ({value, "auto"} if action.kind == "ensure_ready" else {value})
                 promise.asking += 1
-        task = self._world.life_loop().create_task(work)
+        task = self._scene.life_loop().create_task(work)
         self._asking.append(question)
         task.add_done_callback(lambda done: self._heard(question, done))
         if action.number % 7 == 0:
-            self._world.timeline.after(action.share * 0.02, self._go_away, question, task)
+            self._scene.timeline.after(action.share * 0.02, self._go_away, question, task)
 
     def _go_away(self, question: Question, task: asyncio.Task[Any]) -> None:
-        if task.done() or not self._world.is_alive(task):
+        if task.done() or not self._scene.is_alive(task):
             return
         task.cancel()
         for touched in question.touched:
-            touched.promise.cloudy_until = self._world.timeline.now + CLOUDY_S
+            touched.promise.cloudy_until = self._scene.timeline.now + CLOUDY_S
 
     def _call(self, question: Question, node: PoolManager) -> Coroutine[Any, Any, Any] | None:
         action, pool_id = question.action, question.pool_id
@@ -137,8 +136,8 @@ class SimulatedClients:
             case "submit":
                 engine = PreparedEngine(SUBMITTED, "/engine", port=9_000, slots_total=2, verbatim=True)
                 return node.preload(SUBMITTED, engine)
-            case "cordon" | "uncordon" if self._world.machine.gpus:
-                uuid = self._world.machine.gpus[action.number % len(self._world.machine.gpus)].uuid
+            case "cordon" | "uncordon" if self._scene.machine.gpus:
+                uuid = self._scene.machine.gpus[action.number % len(self._scene.machine.gpus)].uuid
                 return node.cordon(uuid) if action.kind == "cordon" else node.uncordon(uuid)
             case "cordon" | "uncordon":
                 return None
@@ -149,7 +148,7 @@ class SimulatedClients:
     async def _lease(self, question: Question, node: PoolManager) -> Any:
         action = question.action
         ttl_ms = 1 + round(600_000 * action.share) if action.number % 3 == 0 else None
-        question.until = None if ttl_ms is None else self._world.timeline.now + ttl_ms / 1000
+        question.until = None if ttl_ms is None else self._scene.timeline.now + ttl_ms / 1000
         key = f"key-{action.index}" if action.number % 2 else None
         pool_id = SUBMITTED if action.number % 9 == 0 and SUBMITTED in node.pool_ids() else question.pool_id
         question.pool_id = pool_id
@@ -157,7 +156,7 @@ class SimulatedClients:
         if key is not None and action.number % 5 == 0:  # the answer was lost, the client asks again
             again = await node.take_lease(pool_id, "client", ttl_ms, key=key)
             if again["lease_id"] != given["lease_id"] and given["lease_id"] in self._active(node, pool_id):
-                self._world.oracle.fail("a key is one lease", f"{key}: {given['lease_id']} and {again['lease_id']}")
+                self._scene.fail("a key is one lease", f"{key}: {given['lease_id']} and {again['lease_id']}")
             given = again
         return given
 
@@ -175,7 +174,7 @@ class SimulatedClients:
             return node.give_lease_back(question.pool_id, lease_id)
         ttl_ms = 1 + round(600_000 * action.share)
         lease = self.leases[lease_id]
-        question.until = self._world.timeline.now + ttl_ms / 1000
+        question.until = self._scene.timeline.now + ttl_ms / 1000
         lease.until = question.until if lease.until is None else min(lease.until, question.until)
         return node.prolong_lease(question.pool_id, lease_id, ttl_ms)
 
@@ -186,24 +185,24 @@ class SimulatedClients:
     # --- hearing ---
 
     def _heard(self, question: Question, task: asyncio.Task[Any]) -> None:
-        world, action = self._world, question.action
+        scene, action = self._scene, question.action
         self._asking.remove(question)
         for touched in question.touched:
             touched.promise.asking -= 1
         if task.cancelled():
             self.unanswered += 1
-            world.note("client went away", f"{action} of {question.pool_id}")
+            scene.note("client went away", f"{action} of {question.pool_id}")
             return
         error = task.exception()
         if error is not None and not isinstance(error, PoolError):
-            world.oracle.fail("a request ends with an answer or a PoolError", f"{action}: {error!r}")
+            scene.fail("a request ends with an answer or a PoolError", f"{action}: {error!r}")
             return
         if error is not None:
-            world.note("refused", f"{action} of {question.pool_id}: {error.code}")
+            scene.note("refused", f"{action} of {question.pool_id}: {error.code}")
             self._refused(question)
             return
         self.acknowledged += 1
-        world.note("acknowledged", f"{action} of {question.pool_id}")
+        scene.note("acknowledged", f"{action} of {question.pool_id}")
         for touched in question.touched:
             if touched.alone:
                 joined = {touched.value, "auto"} & touched.promise.possible
@@ -212,16 +211,16 @@ class SimulatedClients:
 
     def _refused(self, question: Question) -> None:
         """Nothing has changed, unless the disk failed while what was written was taken back."""
-        if self._world.oracle.disk_failed_at + CLOUDY_S > self._world.timeline.now:
+        if self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now:
             return
         for touched in question.touched:
             if touched.alone and question.action.kind != "ensure_ready":
                 touched.promise.possible = touched.before
 
     def _given(self, question: Question, result: Any) -> None:
-        world, kind = self._world, question.action.kind
+        scene, kind = self._scene, question.action.kind
         if isinstance(result, Operation):
-            self.operations[result.operation_id] = (result, world.timeline.now, world.lost_s)
+            self.operations[result.operation_id] = (result, scene.timeline.now, scene.lost_s)
         elif kind == "lease":
             self._lease_given(question, result["lease_id"])
         elif kind == "release_lease" and question.lease_id is not None:
@@ -230,8 +229,8 @@ class SimulatedClients:
     def _lease_given(self, question: Question, lease_id: str) -> None:
         who = f"{question.action.index}"
         if self.keys.setdefault(lease_id, who) != who:
-            self._world.oracle.fail("lease ids are never given twice", lease_id)
-        epoch = self._world.oracle.lease_epochs.get(lease_id, -1)
+            self._scene.fail("lease ids are never given twice", lease_id)
+        epoch = self._scene.lease_epochs.get(lease_id, -1)
         self.leases[lease_id] = GivenLease(question.pool_id, epoch, question.until)
 
     def daemon_died(self) -> None:

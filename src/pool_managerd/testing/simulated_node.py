@@ -27,9 +27,9 @@ from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.life import Life
-from pool_managerd.testing.simulated_disk import SimulatedJournal, SimulatedLeases, SimulatedState
 from pool_managerd.testing.simulated_processes import SimulatedAdoption, SimulatedLauncher
 from pool_managerd.testing.simulated_staging import SimulatedEngines, SimulatedFiles, SimulatedHandoffs, SimulatedModels
+from pool_managerd.testing.simulated_stores import SimulatedJournal, SimulatedLeases, SimulatedState
 from pool_managerd.testing.simulated_watch import SimulatedListeners, SimulatedMonitor, SimulatedProber, SimulatedUsages
 from pool_managerd.wiring.adapters import Adapters
 
