@@ -247,6 +247,7 @@ def test_a_process_that_comes_up_late_leaves_the_breaker_open() -> None:
     story.wait()
     story.tell(ev.Staged(story.epoch))
     story.tell(ev.Tick(), after_s=story.policy.startup_timeout_s)
+    story.tell(ev.Tick(), after_s=story.policy.kill_wait_s)
     assert story.phase() is Phase.OPEN
     until = story.i.active.deadline
     story.tell(ev.Spawned(story.epoch, 42))

@@ -300,7 +300,9 @@ def test_a_launch_of_which_nothing_is_heard_does_not_hold_up_its_stop_for_ever()
 def test_an_engine_that_was_never_launched_is_not_called_unhealthy() -> None:
     story = spawning()
     story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    story.tell(ev.Tick(), after_s=POLICY.kill_wait_s)
     assert story.phase() is Phase.BACKOFF and story.i.last_error is not None
+    assert "ReportCrash" not in story.kinds()
     assert story.i.last_error.startswith("cannot launch the engine: nothing was heard of its launch for 2 min")
 
 
@@ -513,6 +515,7 @@ def test_a_process_that_comes_after_its_start_up_deadline_does_not_end_the_retri
     story = Story()
     story.tell(ev.Start(), ev.Staged(1))
     story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s)
+    story.tell(ev.Tick(), after_s=POLICY.kill_wait_s)
     assert story.phase() is Phase.BACKOFF
     story.tell(ev.Spawned(1, 42))
     assert story.kinds() == ["KillEngine"]
@@ -695,3 +698,15 @@ def test_what_holds_no_room_is_not_evicted() -> None:
     story.tell(ev.Start(retry=False), ev.StagingFailed(1, "no model", retriable=False))
     assert story.phase() is Phase.FAILED
     assert story.tell(ev.Evict()) == [] and story.phase() is Phase.FAILED and story.i.last_error == "no model"
+
+
+def test_a_launch_that_this_daemon_slept_through_keeps_its_memory_until_its_engine_has_ended() -> None:
+    """It was stopped with SIGSTOP, say: the deadline is over before the word of the spawn, which waits in the inbox, is read."""
+    story = Story()
+    story.tell(ev.Start(), ev.Staged(1, uses_gpus=True))
+    story.tell(ev.Tick(), after_s=POLICY.startup_timeout_s + 60)
+    assert story.phase() is Phase.STOPPING and "ReleaseVram" not in story.kinds()
+    story.tell(ev.Spawned(1, 42))
+    assert story.kinds() == ["KillEngine"]
+    story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
+    assert story.phase() is Phase.BACKOFF and "ReleaseVram" in story.kinds() and story.i.history.general.failures == 0

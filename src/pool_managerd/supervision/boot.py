@@ -47,6 +47,9 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
         awaited = operation.goal in ("now", "down") or operation.pool_id in started | left.keys()
         if not (awaited and operation.goal and pools.find(operation.pool_id)):
             return False
+        if operation.goal == "down" and operation.pool_id in started:  # what was to end is gone; what runs is another launch
+            pools.operations.finish(operation, {"pool_id": operation.pool_id})
+            return True
         pools.resume(operation)
         return True
 

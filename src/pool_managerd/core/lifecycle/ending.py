@@ -54,7 +54,7 @@ def begin_stop(
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
     if i.has_process:
-        told = (do.ReportCrash(i.epoch, crash, error),) if after is After.RECOVER and error else ()
+        told = (do.ReportCrash(i.epoch, crash, error),) if after is After.RECOVER and error and i.has_process else ()
         return stopping, (do.StopEngine(i.epoch, p.stop_grace_ms), say, *told)
     if i.phase in (Phase.STARTING, Phase.ADOPTING):  # it may run any moment, so it is waited for: down means that nothing runs
         return on(stopping, deadline=now + p.kill_wait_s), (say,)

@@ -170,7 +170,8 @@ def _counted(
     calmed, closed = remember(pool, history, now)
     history, kind = history.classified(crash, now)
     storm = not stable and opens(history.restarts, p.restart_limit)
-    counted, told = remember(calmed, history.failed(now, p, crash, error, storm=storm), now)
+    counts = None if crash is CrashClass.NOT_STARTED else crash
+    counted, told = remember(calmed, history.failed(now, p, counts, error, storm=storm), now)
     if kind is not CrashClass.OOM_STORM:
         return counted, kind, (*closed, *told)
     window = narration.duration(OOM_STORM_WINDOW_MS / 1000)

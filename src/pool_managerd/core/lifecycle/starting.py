@@ -94,9 +94,9 @@ def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     if i.deadline is None or now < i.deadline:
         return send_due_probe(pool, now)
     limit = narration.duration(p.startup_timeout_s)
-    if not i.has_process:
+    if not i.has_process:  # it may run all the same, where this daemon itself stood: it is waited for, and ended
         error = f"cannot launch the engine: nothing was heard of its launch for {limit}"
-        return fail_start(pool, now, p, error, retriable=True, reason="preload_failed")
+        return begin_stop(pool, now, p, After.RECOVER, error=error, crash=CrashClass.NOT_STARTED)
     last = f"; the last probe {i.probe_reason}" if i.probe_reason else ""
     error = f"health check failed: the engine was not healthy within {_spent(i, now, p)}{last}"
     failed = replace(pool, last_error=error)
