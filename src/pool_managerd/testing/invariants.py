@@ -120,7 +120,7 @@ class Oracle:
 
     def _restarted(self, pool_id: str) -> None:
         rules, now = self._rules, self._scene.timeline.now
-        since = now - rules.window_ms / 1000
+        since = now - rules.window_ms / 1000 + 0.001  # one that is as old as the window has left it
         times = [t for t in self._restarts.get(pool_id, []) if t > since] + [now]
         self._restarts[pool_id] = times
         if len(times) > rules.max_restarts and self._asked_at.get(pool_id, float("-inf")) < times[0]:

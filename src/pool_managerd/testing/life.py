@@ -7,13 +7,16 @@ happens to copies that nobody looks at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any, TypeVar
 
 from pool_managerd.testing.simulated_disk import SimulatedDisk
 from pool_managerd.testing.simulated_machine import SimulatedMachine
 from pool_managerd.testing.timeline import Timeline
 from pool_managerd.testing.virtual_loop import VirtualLoop
+
+_T = TypeVar("_T")
 
 
 class Life:
@@ -40,3 +43,21 @@ class Life:
     async def pass_time(self, low_s: float, high_s: float) -> None:
         """Something that takes a moment, outside of the loop."""
         await asyncio.sleep(self.machine.soon(low_s, high_s))
+
+    # --- for whoever plays without a scenario ---
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run ``work`` in the daemon's loop; nothing happens before ``run_for``."""
+        return self.loop.create_task(work)
+
+    def run_for(self, seconds: float) -> None:
+        """Let so much time pass, with all that happens in it."""
+        timeline = self.machine.timeline
+        ends = timeline.now + seconds
+        while (at := min((t for t in (timeline.next_at(), self.loop.next_at()) if t is not None), default=ends)) <= ends:
+            timeline.now = max(timeline.now, at)
+            while timeline.happen():
+                pass
+            if not self.loop.turn() and at == ends:
+                break
+        timeline.now = ends

@@ -27,6 +27,14 @@ FAULTS = {
     "probes_fail": 1, "disk_full": 2, "pause": 2, "kill": 8, "shut_down": 1,
 }  # fmt: skip
 
+_FAST: dict[str, Any] = {"initial_ms": 50, "min_delay_ms": 50, "max_ms": 1_000}
+_RULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"backoff": _FAST, "breaker": {"threshold": 1_000}, "restart_limit": {"max_restarts": 4, "storm_open": 1_000}},
+    {"backoff": _FAST, "breaker": {"threshold": 3, "open_ms": 20_000, "close_after_ms": 20_000}},
+)
+"""The usual ones; restarts up to the limit; breakers that open soon and are tried soon."""
+
 
 @dataclass(frozen=True, slots=True)
 class Action:
@@ -69,17 +77,18 @@ def draw(seed: int) -> Scenario:
     pools, gpus = chance.randint(1, 3), chance.choice((0, 1, 2))
     probe_s = chance.choice((5, 60, 120, 120))
     hours = chance.choice((0.5, 1.0) if probe_s == 5 else (1.0, 2.0, 4.0, 8.0, 12.0))
+    rules = Random(f"rules {seed}").choice((0, 0, 1, 2))
     ids = [f"p{n}" for n in range(pools)]
     tight = chance.random() < 0.25  # not everything fits at the same time; else it does, even on one GPU
     low, high = (0.3, 0.6) if tight else (0.05, 0.24)
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
     return Scenario(
-        seed, hours, _config(chance, ids, probe_s), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools)
+        seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools)
     )
 
 
-def _config(chance: Random, ids: list[str], probe_s: int) -> dict[str, Any]:
+def _config(chance: Random, ids: list[str], probe_s: int, rules: int) -> dict[str, Any]:
     pools = [
         {
             "id": pool_id, "engine": "llamacpp", "model": f"file:{pool_id}.gguf", "slots": chance.randint(1, 3),
@@ -94,7 +103,7 @@ def _config(chance: Random, ids: list[str], probe_s: int) -> dict[str, Any]:
         "health": {"probe_interval_ms": probe_s * 1_000, "startup_timeout_ms": 30_000},
         "gpu": {"rescan_interval_ms": 60_000, "vram_wait_ms": 10_000},
         "lifecycle": {"drain_deadline_ms": chance.choice((1_000, 30_000)), "warmup": chance.choice(("before_ready", "off"))},
-        "supervision": {"stop_grace_ms": chance.choice((500, 5_000))},
+        "supervision": {"stop_grace_ms": chance.choice((500, 5_000)), **_RULES[rules]},
     }
 
 

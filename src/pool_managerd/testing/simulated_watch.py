@@ -15,6 +15,7 @@ from pool_managerd.testing.simulated_machine import SimulatedEngine
 
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 LATE_S = 0.25
+SLOW_ANSWERS = 0.02
 LOADED_PER_S = 1 << 30
 
 
@@ -26,6 +27,13 @@ class SimulatedProber:
         self.fails = 0
 
     async def probe(self, url: str, timeout_s: float) -> ProbeResult:
+        began = self._life.machine.timeline.now
+        result = await self._ask(url, timeout_s)
+        if self._life.machine.timeline.now - began > timeout_s + LATE_S:
+            return ProbeResult(ProbeOutcome.DISCARDED, "could not be judged: the daemon itself stood")
+        return result
+
+    async def _ask(self, url: str, timeout_s: float) -> ProbeResult:
         port, machine = int(url.rpartition(":")[2].partition("/")[0]), self._life.machine
         await asyncio.sleep(machine.soon(0.0005, 0.004))
         if self.fails > 0:
@@ -37,18 +45,14 @@ class SimulatedProber:
         if engine is None:
             return ProbeResult(ProbeOutcome.ERROR, "was refused")
         if engine.hung or engine.busy:
-            return await self._wait_in_vain(timeout_s)
+            await asyncio.sleep(timeout_s)
+            return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
         if machine.timeline.now < engine.ready_at:
             return ProbeResult(ProbeOutcome.ERROR, "answered 503")
         machine.answered[engine.pool_id, engine.launch.epoch] = machine.timeline.now
+        if machine.chance.random() < SLOW_ANSWERS:  # it may be heard of when its engine is gone
+            await asyncio.sleep(machine.soon(0.0, timeout_s * 0.9))
         return GOOD
-
-    async def _wait_in_vain(self, timeout_s: float) -> ProbeResult:
-        began = self._life.machine.timeline.now
-        await asyncio.sleep(timeout_s)
-        if self._life.machine.timeline.now - began - timeout_s > LATE_S:
-            return ProbeResult(ProbeOutcome.DISCARDED, "could not be judged: the daemon itself stood")
-        return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
 
     async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
         """A simulated engine tells nothing of its work."""
