@@ -9,7 +9,7 @@ import pytest
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from tests.core.test_lifecycle_stories import Story
+from tests.core.test_lifecycle_stories import POLICY, Story
 
 EPOCH = 7
 
@@ -145,3 +145,20 @@ def test_a_drain_or_an_eviction_in_the_middle_cuts_nothing_off() -> None:
         story = restarted()
         story.tell(ev.Adopt(EPOCH), event)
         assert story.phase() is Phase.ADOPTING and "Refuse" in story.kinds()
+
+
+def test_a_daemon_that_stood_gives_whoever_looks_the_time_again() -> None:
+    """Stopped with SIGSTOP, say, in the middle of an adoption: the engine is well, and nobody had time to look."""
+    story = restarted()
+    story.tell(ev.Adopt(EPOCH))
+    story.tell(ev.Tick(), after_s=POLICY.adopt_timeout_s + 60)
+    assert story.phase() is Phase.ADOPTING
+    story.tell(ev.Adopted(EPOCH, 400.0, was_ready=True), ev.ProbeSucceeded(EPOCH))
+    assert view(story.i).ready
+
+
+def test_an_adoption_that_takes_too_long_is_given_up() -> None:
+    story = restarted()
+    story.tell(ev.Adopt(EPOCH))
+    story.tell(ev.Tick(), after_s=POLICY.adopt_timeout_s)
+    assert story.phase() is Phase.STAGING and "took too long" in story.said("not_adopted").human

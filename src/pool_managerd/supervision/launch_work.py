@@ -177,8 +177,8 @@ class LaunchWork:
             self._actor.post(ev.NotAdopted(epoch, problem.message))
             return
         launch, prepared = left.launch, left.launch.engine_as_shown()
+        self._actor.learn(epoch, process=process, prepared=prepared, log_mark=launch.log_mark)  # first: who else would end it
         shows_secrets = learn_secrets_of(self._s.events.redactor, self._pool, *process.given())
-        self._actor.learn(epoch, process=process, prepared=prepared, log_mark=launch.log_mark)
         allocation = await self._s.admission.adopt(launch)
         self._actor.learn(epoch, allocation=allocation)
         watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)

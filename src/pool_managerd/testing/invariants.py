@@ -113,6 +113,9 @@ class Oracle:
         self._last_event_id = event.id
         if event.type == "internal_error":
             self._scene.fail("no fault of our own", event.human)
+        elif event.type == "not_adopted" and event.pool_id is not None:
+            if running := self._scene.machine.running(event.pool_id):
+                self._scene.fail("what was left running is taken over", f"{running[0].pid}: {event.human}")
         elif event.type == "restart" and event.pool_id is not None:
             self._restarted(event.pool_id)
         elif event.type in ("port_conflict", "quarantine", "hold") and event.pool_id is not None:

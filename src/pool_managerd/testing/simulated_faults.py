@@ -141,9 +141,8 @@ def scan_problem(scene: Scene, action: Action, pool_id: str) -> None:
 
 
 def slow_scan(scene: Scene, action: Action, pool_id: str) -> None:
-    if scene.adapters is not None:
-        scene.adapters.monitor.slow_s = 20.0 * action.share
-        scene.timeline.after(LONG_S * action.share, setattr, scene.adapters.monitor, "slow_s", 0.0)
+    scene.machine.slow_scan_s = 20.0 * action.share
+    scene.timeline.after(LONG_S * action.share, setattr, scene.machine, "slow_scan_s", 0.0)
 
 
 def pid_unwritable(scene: Scene, action: Action, pool_id: str) -> None:

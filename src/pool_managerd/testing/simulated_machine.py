@@ -104,6 +104,7 @@ class SimulatedMachine:
         self.engines: dict[int, SimulatedEngine] = {}
         self.gpus = [SimulatedGpu(index, gpu_bytes) for index in range(gpus)]
         self.scan_problem: ScanProblem | None = None
+        self.slow_scan_s = 0.0
         self.attributable = True
         self._last_scan = DeviceScan()
         self.on_launch: Callable[[SimulatedEngine], None] = lambda engine: None
@@ -125,7 +126,7 @@ class SimulatedMachine:
         """No fault is left to strike."""
         self._troubles.clear()
         self.strangers.clear()
-        self.scan_problem = None
+        self.scan_problem, self.slow_scan_s = None, 0.0
         for gpu in self.gpus:
             gpu.error, gpu.missing, gpu.foreign_bytes = None, False, 0
         for engine in self.engines.values():

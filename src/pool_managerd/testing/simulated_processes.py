@@ -42,6 +42,10 @@ class SimulatedProcess:
         if not self._record.done():
             self._record.set_result(record)
 
+    def given(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """What a simulated engine shows of its environment and command line."""
+        return {}, list(self.engine.launch.argv) if self.engine.alive else []
+
     async def wait_dead(self) -> None:
         await asyncio.shield(self._dead)
 

@@ -128,15 +128,14 @@ class SimulatedReader:
 
 
 class SimulatedMonitor:
-    """``slow_s``: how long each look takes now."""
+    """The machine's GPUs, as its driver tells of them."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
         self._released = False
-        self.slow_s = 0.0
 
     async def scan(self) -> DeviceScan:
-        await asyncio.sleep(self.slow_s or self._life.machine.soon(0.002, 0.02))
+        await asyncio.sleep(self._life.machine.slow_scan_s or self._life.machine.soon(0.002, 0.02))
         return self._life.machine.scan()
 
     async def release(self) -> None:

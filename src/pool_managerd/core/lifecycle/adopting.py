@@ -20,6 +20,9 @@ from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import launch, remember
 
+OWN_GAP_S = 1.0
+"""A timer that fires so much too late says that this daemon stood (A9)."""
+
 
 def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
     """Look whether it is ours before anything else."""
@@ -76,6 +79,8 @@ def adopting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     i = pool.active
     if i.deadline is None or now < i.deadline:
         return pool, ()
+    if now > i.deadline + OWN_GAP_S:  # this daemon itself stood: whoever looks had no time to
+        return on(pool, deadline=now + p.adopt_timeout_s), ()
     return not_adopted(pool, ev.NotAdopted(i.epoch, "looking at it took too long"), now, p)
 
 

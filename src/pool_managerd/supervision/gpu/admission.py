@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -27,6 +28,7 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Facts
 
 MEASUREMENT = "footprint"
+ADOPTION_SCAN_S = 3.0
 
 
 class Sizer(Protocol):
@@ -85,11 +87,16 @@ class Admission:
     async def adopt(self, launch: LaunchRecord) -> Allocation | None:
         """The GPUs that such a launch runs on, as they are now; None when it runs on none.
 
-        One that is not listed is among them: the next scan says that it is gone.
+        One that is not listed is among them: the next scan says that it is gone. A driver that does not answer is not waited for.
         """
         if not launch.device_uuids:
             return None
-        scan, held = await self._scan(), {uuid: launch.reserved_bytes.get(uuid, 0) for uuid in launch.device_uuids}
+        try:
+            async with asyncio.timeout(ADOPTION_SCAN_S):
+                scan = await self._scan()
+        except TimeoutError:  # what runs there goes on, whatever the driver does
+            scan = self._gpus.watch.scan
+        held = {uuid: launch.reserved_bytes.get(uuid, 0) for uuid in launch.device_uuids}
         unlisted = (DeviceSnapshot(-1, uuid, reserved, 0) for uuid, reserved in held.items())
         return Allocation(in_pci_order([scan.device(unseen.uuid) or unseen for unseen in unlisted]), held)
 
