@@ -13,7 +13,7 @@ from pool_managerd.core.lifecycle import relaunch
 from pool_managerd.core.registry import KeptLeases, Registry
 from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.supervision.intents import Intents
-from pool_managerd.testing.scenario import Action, draw
+from pool_managerd.testing.scenario import Action, Scenario, draw
 from pool_managerd.testing.shrink import shrink
 from pool_managerd.testing.simulate import main
 from pool_managerd.testing.world import run
@@ -44,13 +44,25 @@ def test_no_rule_is_broken_in_new_runs() -> None:
     assert not broken, f"make simulate SEED={min(broken)} tells what happened"
 
 
+def with_gpus() -> Scenario:
+    """One where there is room for all on GPUs."""
+    return next(found for seed in range(50) if (found := draw(seed)).gpus and not found.tight)
+
+
 def test_a_driver_that_answers_late_costs_no_engine_its_next_daemon() -> None:
     """It was not taken over but killed, when the scan took longer than an adoption may."""
-    scenario = next(found for seed in range(20) if (found := draw(seed)).gpus and not found.tight)
     slow = Action(0, 100.0, "slow_scan", 0, 0, SCAN_S / 20)
-    outcome = run(replace(scenario, hours=0.5, actions=(slow, Action(1, 101.0, "kill", 0, 0, 0.1))))
+    outcome = run(replace(with_gpus(), hours=0.5, actions=(slow, Action(1, 101.0, "kill", 0, 0, 0.1))))
     assert outcome.broken is None and outcome.lives == 2
     assert any("Took over the running engine" in line for line in outcome.lines())
+
+
+@pytest.mark.parametrize("after_ms", [28, 30, 32, 34, 36])
+def test_a_daemon_that_is_stopped_while_it_launches_says_that_nothing_is_left_only_when_that_is_so(after_ms: int) -> None:
+    """Seed 42 of an earlier way to draw: the word of the spawn waited, its deadline came first, and memory was given back."""
+    actions = (("stop", 100.0), ("start", 110.0), ("pause", 110.0 + after_ms / 1000))
+    drawn = tuple(Action(n, at, kind, 0, 1, 0.98) for n, (kind, at) in enumerate(actions))
+    assert run(replace(with_gpus(), hours=0.5, actions=drawn)).broken is None
 
 
 def test_a_seed_is_the_same_run_whatever_the_process_is_like() -> None:
