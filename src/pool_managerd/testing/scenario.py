@@ -27,7 +27,7 @@ FAULTS = {
     "probes_fail": 1, "disk_full": 2, "pause": 2, "kill": 8, "shut_down": 1,
 }  # fmt: skip
 
-_FAST: dict[str, Any] = {"initial_ms": 50, "min_delay_ms": 50, "max_ms": 1_000}
+_FAST: dict[str, Any] = {"initial_ms": 50, "min_delay_ms": 50, "max_ms": 60_000}
 _RULES: tuple[dict[str, Any], ...] = (
     {},
     {"backoff": _FAST, "breaker": {"threshold": 1_000}, "restart_limit": {"max_restarts": 4, "storm_open": 1_000}},
