@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.config import is_pool_id
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.crash_diagnosis import LaunchLog
@@ -76,6 +77,7 @@ class RuntimeFiles:
 
     def write_pid(self, instance: InstanceId, pid: int) -> None:
         """Write the engine's own pid, in digits only."""
+        failpoints.reach("pid.write")
         self._top.write(self.pid_path(instance).name, str(pid).encode())
 
     def remove_pid(self, instance: InstanceId) -> None:
@@ -86,6 +88,7 @@ class RuntimeFiles:
         """Write the per-replica handoff file and its copy ``engine.json``; returns the copy's path (SPEC §20 no. 39)."""
         content = handoff_content(engine, pid, written_at_ms)
         data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        failpoints.reach("handoff.write")
         # For the daemon's own user: flags may say more than this file's masks know of.
         self.engines.write(self.handoff_path(engine.instance_id).name, data, 0o600)
         self.engines.write(LATEST_HANDOFF, data, 0o600)
