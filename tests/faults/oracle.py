@@ -178,7 +178,8 @@ def growth_broken(before: Mapping[str, int], after: Mapping[str, int], slack: Ma
     ]
 
 
-def log_broken(log: str, actions: Collection[str]) -> list[str]:
-    """Nothing may fail in a way that nobody foresaw. ``actions``: those of all lines."""
+def log_broken(log: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Nothing may fail in a way that nobody foresaw. ``lines``: those of ``log``."""
     broken = ["the log has a traceback"] if "Traceback" in log else []
-    return broken + [f"the log tells of {action}" for action in ("internal_error", "request_failed") if action in actions]
+    unforeseen = ("internal_error", "request_failed")
+    return broken + [f"the log tells of {line['action']}: {line['human']}" for line in lines if line["action"] in unforeseen]

@@ -98,8 +98,9 @@ def test_slow_and_missing_answers_are_found() -> None:
 def test_secrets_and_tracebacks_are_found() -> None:
     assert oracle.secrets_broken(["canary"], {"a": b"x"}) == []
     assert oracle.secrets_broken(["canary"], {"a": b"x", "b": b"a canary sings"}) == ["b shows a secret"]
-    assert oracle.log_broken("all is well", {"adopt"}) == []
-    assert len(oracle.log_broken("Traceback (most recent call last)", {"internal_error"})) == 2
+    adopted, failed = {"action": "adopt", "human": "x"}, {"action": "internal_error", "human": "oops"}
+    assert oracle.log_broken("all is well", [adopted]) == []
+    assert len(oracle.log_broken("Traceback (most recent call last)", [adopted, failed])) == 2
 
 
 def test_growth_is_found_by_what_a_process_really_holds() -> None:

@@ -186,7 +186,7 @@ class Watched(Daemon):
         broken += oracle.databases_broken(self.state)
         broken += oracle.health_broken(self.watch.samples)
         broken += oracle.secrets_broken(self.secrets, self._files())
-        broken += oracle.log_broken(self.text(), {line["action"] for line in self.lines()})
+        broken += oracle.log_broken(self.text(), self.lines())
         return [sentence for sentence in broken if not sentence.startswith(tuple(self.foreseen))]
 
     def _judge_alive(self) -> list[str]:
