@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import socket
 import sys
 import time
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def test_B1_a_crash_loop_is_left_alone_and_costs_nothing(make: Make) -> None:
     daemon.preload("p", "--exit-after", "0.2")
     daemon.until(lambda s: s["circuit_state"] == "open", "the breaker to open")
     waits = [line["backoff_ms"] for line in daemon.lines("backoff")]
-    assert all(later > 1.4 * earlier for earlier, later in zip(waits, waits[1:], strict=False)), waits
+    assert all(later > 1.4 * earlier for earlier, later in pairwise(waits)), waits
     status = daemon.status()
     assert (status["state"], status["crash_count"], status["pid"]) == ("failed", 4, None) and status["last_error"]
     before, began = cpu_seconds(leader_of(daemon)), time.monotonic()
@@ -100,25 +102,20 @@ def test_B11_an_engine_whose_port_is_closed_is_unready_and_says_why(daemon: Watc
 def test_B13_a_port_that_is_lost_between_choice_and_bind_is_replaced_a_bounded_number_of_times(
     make: Make, open_dir: Path, tiny_model: Path
 ) -> None:
-    taken = [socket.socket() for _ in range(1)]
-    port = free_port()
-    for one in taken:
-        one.bind(("127.0.0.1", port))
-        one.listen()
-    binary = scripted(open_dir, name="llama-server")
+    port, binary = free_port(), scripted(open_dir, name="llama-server")
     # It tries the taken port at its first start, as if somebody else had been quicker.
     binary.write_text(
         '#!/bin/sh\ncase "$1" in --help|--version) exit 1;; esac\n'
-        f'if [ ! -e "$HOME/../../lost" ] && [ ! -e "$HOME/lost" ]; then touch "$HOME/lost"; set -- "$@" --port {port}; fi\n'
+        f'if [ ! -e "$HOME/lost" ]; then touch "$HOME/lost"; set -- "$@" --port {port}; fi\n'
         f'exec "{sys.executable}" -I "{FAKE_ENGINE}" "$@"\n'
     )
-    import json
-
-    daemon = make(f"pools: {json.dumps([pool('p', tiny_model, binary)])}\n").start()
-    until_ready(daemon)
-    assert daemon.status()["crash_count"] == 1 and daemon.get("/v1/pools/p/crashes")[1][-1]["crash_class"] == "port_conflict"
-    for one in taken:
-        one.close()
+    with socket.socket() as quicker:
+        quicker.bind(("127.0.0.1", port))
+        quicker.listen()
+        daemon = make(f"pools: {json.dumps([pool('p', tiny_model, binary)])}\n").start()
+        status = until_ready(daemon)
+        assert str(port) not in status["url"] and "cannot bind" in "".join(daemon.get("/v1/pools/p/logs")[1])
+        assert daemon.status()["crash_count"] <= 1
 
 
 @pytest.mark.slow
@@ -137,7 +134,8 @@ def test_B15_a_load_that_moves_is_left_alone_and_one_that_does_not_is_ended(make
 
 FLOOD = r"""
 sys.stdout.buffer.write(b"x" * MEGABYTES * (1 << 20))
-sys.stdout.buffer.write(b"\n\x00\x00 nul \xff\xfe\xc3 bad utf-8 \x1b[31m\x1b]0;title\x07 ansi\r\nforged 2026 CRITICAL\x85\xe2\x80\xa8line\n")
+sys.stdout.buffer.write(b"\n\x00\x00 nul \xff\xfe\xc3 bad utf-8 \x1b[31m\x1b]0;title\x07 ansi\r\n")
+sys.stdout.buffer.write(b"forged 2026 CRITICAL\x85\xe2\x80\xa8line\n")
 sys.stdout.flush()
 """
 
@@ -146,10 +144,10 @@ sys.stdout.flush()
 def test_B17_a_line_without_end_and_bytes_that_are_no_text_harm_nobody(daemon: Watched, megabytes: int) -> None:
     flooding = of_its_own(FLOOD.replace("MEGABYTES", str(megabytes)))
     assert daemon.post("/v1/pools/p/preload", flooding)[0] == 200
-    log = b"".join(path.read_bytes() for path in sorted(daemon.run.glob("engine-p.log*")))
-    assert len(log) < (64 << 20) and b"\xff\xfe\xc3" in log and b"\x1b[31m" in log, "the log has the bytes as they came"
     os.kill(daemon.status()["pid"], signal.SIGKILL)
     daemon.until(lambda s: s["crash_count"] == 1, "the crash")
+    log = b"".join(path.read_bytes() for path in sorted(daemon.run.glob("engine-p.log*")))
+    assert len(log) < (64 << 20) and b"\xff\xfe\xc3" in log and b"\x1b[31m" in log, "the log has the bytes as they came"
     shown = str(daemon.get("/v1/pools/p/logs")[1]) + str(daemon.get("/v1/pools/p/crashes")[1]) + daemon.text()
     assert not {"\x1b", "\x00", "\x85", "\u2028", "\x07"} & set(shown), "whoever is shown it, sees it escaped"
     until_ready(daemon)
@@ -158,7 +156,8 @@ def test_B17_a_line_without_end_and_bytes_that_are_no_text_harm_nobody(daemon: W
 def test_B19_an_end_is_noticed_although_a_grandchild_holds_the_output(daemon: Watched) -> None:
     pid = daemon.preload("p", "--leave-pipe")["pid"]
     os.kill(pid, signal.SIGKILL)
-    in_time(1.5, lambda: daemon.until(lambda s: s["crash_count"] == 1, "the end to be noticed"))
+    in_time(1, lambda: daemon.until(lambda s: not s["ready"], "the end to be noticed"))
+    daemon.until(lambda s: s["crash_count"] == 1, "its exit to be recorded", timeout_s=5)
     until_ready(daemon)
 
 
@@ -238,9 +237,12 @@ def test_B25_a_binary_that_is_replaced_does_not_disturb_what_runs_and_is_told_at
 
 @pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_B27_killed_at_any_moment_of_a_probe_it_is_started_once(make: Make, rounds: int) -> None:
-    quick = {"HEALTH__PROBE_INTERVAL_MS": "100", "SUPERVISION__BACKOFF__INITIAL_MS": "10", "SUPERVISION__BACKOFF__MAX_MS": "20",
-             "SUPERVISION__BREAKER__THRESHOLD": "100", "SUPERVISION__RESTART_LIMIT__MAX": "1000"}  # fmt: skip
-    daemon = make(**{f"POOL_MANAGERD__{key}": value for key, value in quick.items()}).start()
+    quick = {
+        "HEALTH__PROBE_INTERVAL_MS": 100, "SUPERVISION__BACKOFF__INITIAL_MS": 10, "SUPERVISION__BACKOFF__MAX_MS": 20,
+        "SUPERVISION__BREAKER__THRESHOLD": 100, "SUPERVISION__RESTART_LIMIT__MAX_RESTARTS": 1000,
+        "SUPERVISION__RESTART_LIMIT__STORM_OPEN": 1000,
+    }  # fmt: skip
+    daemon = make(**{f"POOL_MANAGERD__{key}": str(value) for key, value in quick.items()}).start()
     pid, chance = daemon.preload("p")["pid"], random.Random(rounds)
     for number in range(1, rounds + 1):
         time.sleep(chance.uniform(0, 0.12))
