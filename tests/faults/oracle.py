@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import socket
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -136,14 +138,18 @@ def _taken(port: int) -> bool:
 def databases_broken(state: Path) -> list[str]:
     """Databases that do not open, or fail their quick check."""
     broken = []
-    for path in sorted(state.glob("*.db")):
-        try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as db:
-                told = db.execute("PRAGMA quick_check").fetchone()[0]
-        except sqlite3.Error as problem:
-            told = str(problem)
-        if told != "ok":
-            broken.append(f"{path.name} is damaged: {told}")
+    with tempfile.TemporaryDirectory() as elsewhere:  # the disk may be full or read-only
+        for path in state.glob("*.db*"):
+            if path.is_file() and not path.is_symlink():
+                shutil.copy(path, elsewhere)
+        for path in sorted(Path(elsewhere).glob("*.db")):
+            try:
+                with closing(sqlite3.connect(path, timeout=5)) as db:
+                    told = db.execute("PRAGMA quick_check").fetchone()[0]
+            except sqlite3.Error as problem:
+                told = str(problem)
+            if told != "ok":
+                broken.append(f"{path.name} is damaged: {told}")
     return broken
 
 

@@ -54,6 +54,7 @@ class RuntimeFiles:
         self._top = ConfinedDirectory(self.root, 0o755, may_be_link=True)
         self._work = ConfinedDirectory(self.root / "work", 0o755)
         self._cache = ConfinedDirectory(self.root / "cache", 0o755)
+        self.unswept = False  # something was taken away, and its content is still there
 
     def prepare(self) -> list[str]:
         """Create what is missing (SPEC §6.1 no. 8): 0755, but 0700 for ``shims``, where exit records are.
@@ -192,6 +193,7 @@ class RuntimeFiles:
 
     def sweep(self) -> None:
         """Remove what ``forget_pool`` and ``workdir`` took away. Blocks; meant for a thread. Raises NodeError."""
+        self.unswept = False
         for parent in (self._work, self._cache):
             with parent.opened() as fd:
                 for name in os.listdir(fd):
@@ -199,6 +201,7 @@ class RuntimeFiles:
                         remove_tree(fd, name)
 
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
+        self.unswept = True
         try:
             os.rename(name, f".{name}.{time.monotonic_ns()}{_REMOVED}", src_dir_fd=fd, dst_dir_fd=fd)
         except OSError as error:

@@ -79,6 +79,8 @@ class Launcher:
             files=files,
         )  # fmt: skip
         order = self._order(engine, program, choice, record, grace_ms)
+        if self._files.unswept:  # somebody else's directory, or a link, was in the place of the pool's
+            self._begin_sweep()
         answer, connection = await self._exchange(engine, order)
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
         return EngineProcess(
