@@ -106,7 +106,7 @@ def devices_broken(devices: Sequence[Mapping[str, Any]]) -> list[str]:
     broken = []
     for device in devices:
         held = device["reservations"]
-        if sum(row["bytes"] for row in held) > device["vram_total_bytes"]:
+        if sum(row["reserved_bytes"] for row in held) > device["vram_total_bytes"]:
             broken.append(f"more is reserved on GPU {device['device']} than it has")
         pools = Counter(row["pool_id"] for row in held)
         broken += [f"pool {pool} has GPU {device['device']} {count} times" for pool, count in pools.items() if count > 1]

@@ -118,7 +118,7 @@ def test_H5_a_body_that_is_made_to_hurt_is_a_quick_refusal(daemon: Watched, name
         asked = head(daemon, "POST /v1/pools/p/leases HTTP/1.1", "Content-Type: application/json", f"Content-Length: {len(body)}")
         said = speak(daemon, asked + body)
         took.append(time.monotonic() - began)
-        assert not said or said.split()[1] in (b"400", b"413"), said[:200]
+        assert said.split()[1:2] in ([b"400"], [b"413"]), said[:200]
     assert min(took) < 0.25, took
 
 
@@ -152,7 +152,7 @@ def test_H7_a_pool_id_is_never_a_path(daemon: Watched) -> None:
         ):
             asked = head(daemon, f"{method} /v1/pools/{bad}{'/' + what if what else ''} HTTP/1.1", "Content-Length: 0")
             said = speak(daemon, asked)
-            assert said.split()[1] in (b"400", b"404", b"405"), (bad, what, said[:200])
+            assert said.split()[1:2] in ([b"400"], [b"404"], [b"405"]), (bad, method, what, said[:200])
             assert b"root:" not in said
     after = {path for path in daemon.folder.rglob("*") if "journal" not in path.name and "wal" not in path.name}
     assert after == before and daemon.get("/v1/pools") == (200, [])

@@ -58,10 +58,13 @@ def test_two_engines_of_one_pool_are_found() -> None:
 
 
 def test_a_gpu_that_is_promised_twice_is_found() -> None:
-    row = {"device": "0", "vram_total_bytes": 10}
-    assert oracle.devices_broken([{**row, "reservations": [{"pool_id": "a", "bytes": 5}, {"pool_id": "b", "bytes": 5}]}]) == []
-    assert oracle.devices_broken([{**row, "reservations": [{"pool_id": "a", "bytes": 5}, {"pool_id": "b", "bytes": 6}]}])
-    assert oracle.devices_broken([{**row, "reservations": [{"pool_id": "a", "bytes": 1}, {"pool_id": "a", "bytes": 1}]}])
+    def device(*held: tuple[str, int]) -> list[dict[str, Any]]:
+        rows = [{"pool_id": pool, "reserved_bytes": size} for pool, size in held]
+        return [{"device": "0", "vram_total_bytes": 10, "reservations": rows}]
+
+    assert oracle.devices_broken(device(("a", 5), ("b", 5))) == []
+    assert oracle.devices_broken(device(("a", 5), ("b", 6)))
+    assert oracle.devices_broken(device(("a", 1), ("a", 1)))
 
 
 def test_what_has_no_owner_is_found(tmp_path: Path) -> None:

@@ -237,12 +237,11 @@ class WatchedGpuNode(Watched, GpuNode):
 
 
 def speak(daemon: Daemon, data: bytes, timeout_s: float = 10) -> bytes:
-    """What the daemon says to these bytes, until it closes or says no more."""
+    """What the daemon says to these bytes, until it closes. Half a request is answered when its time is over."""
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=timeout_s) as client:
         said = b""
         with suppress(OSError):
             client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
             while more := client.recv(65536):
                 said += more
         return said
