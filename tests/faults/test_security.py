@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -141,7 +142,7 @@ def test_I11_a_configuration_that_is_a_bomb_is_refused_soon(make: Make, name: st
 def test_I13_text_that_is_made_to_take_long_is_read_in_no_time(daemon: Watched) -> None:
     daemon.post("/v1/pools/p")
     for hurts in ("a" * 5000 + "!", "((a+)+)+$" * 300, "%" * 3000, "0" * 4000 + "x", "\u202e" * 500):
-        quoted = urllib.request.quote(hurts, safe="")[:7000]
+        quoted = quote(hurts, safe="")[:7000]
         for path in (
             f"/v1/events?follow=false&after={quoted}",
             f"/v1/pools/p/logs?since={quoted}",
