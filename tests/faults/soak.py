@@ -35,7 +35,7 @@ SLOTS = 4
 SLACK = {
     "rss_bytes": 16 << 20, "fds": 6, "threads": 4, "files": 20, "processes": 0,
 }  # fmt: skip
-"""What may be more than at the start, beside 5 %. The write-ahead logs, the journal and the logs of engines have bounds instead: ``MOST``."""
+"""What may be more than at the start, beside 5 %. Write-ahead logs, the journal and the logs of engines have bounds instead."""
 
 MOST = {"state_bytes": 16 << 20, "journal_bytes": 64 << 20, "one_log_bytes": 64 << 20}
 _GONE = (OSError, http.client.HTTPException, ValueError)
