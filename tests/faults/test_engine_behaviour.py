@@ -239,7 +239,7 @@ def test_B25_a_binary_that_is_replaced_does_not_disturb_what_runs_and_is_told_at
 def test_B27_killed_at_any_moment_of_a_probe_it_is_started_once(make: Make, rounds: int) -> None:
     quick = {
         "HEALTH__PROBE_INTERVAL_MS": 100, "SUPERVISION__BACKOFF__INITIAL_MS": 10, "SUPERVISION__BACKOFF__MAX_MS": 20,
-        "SUPERVISION__BREAKER__THRESHOLD": 100, "SUPERVISION__RESTART_LIMIT__MAX_RESTARTS": 1000,
+        "SUPERVISION__BREAKER__THRESHOLD": 1000, "SUPERVISION__RESTART_LIMIT__MAX_RESTARTS": 1000,
         "SUPERVISION__RESTART_LIMIT__STORM_OPEN": 1000,
     }  # fmt: skip
     daemon = make(**{f"POOL_MANAGERD__{key}": str(value) for key, value in quick.items()}).start()

@@ -138,7 +138,6 @@ def test_C11_a_prober_without_descriptors_holds_nothing_against_the_engine(make:
     slow = {"POOL_MANAGERD__HEALTH__PROBE_INTERVAL_MS": "400", "POOL_MANAGERD__HEALTH__PROBE_TIMEOUT_MS": "900"}
     daemon = make(**slow).start()
     pid = daemon.preload("p")["pid"]
-    time.sleep(1.5)  # the report on the machine, which needs descriptors, too
     with daemon.victim(), no_more_files(leader_of(daemon)):
         time.sleep(2)  # five probes, none of which could be sent
     wait_until(lambda: daemon.get("/health")[0] == 200, "the daemon to have descriptors again", 10)
