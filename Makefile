@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-vllm lint bench explore simulate docs pictures lock dist clean
+.PHONY: help setup demo test test-vllm faults soak lint bench explore simulate docs pictures lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -52,6 +52,16 @@ test: ## lint, types and every test
 test-vllm: setup ## the tests with a real vLLM: make test-vllm VLLM=/path/to/bin/vllm
 	@if [ ! -x "$(VLLM)" ]; then echo "cannot run: say where vLLM is: make test-vllm VLLM=/path/to/bin/vllm (see tests/vllm/README.md)" >&2; exit 1; fi
 	POOL_MANAGERD_TEST_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -q tests/vllm
+
+KILLS := 500
+MINUTES := 30
+
+faults: setup ## every row of the fault campaign, then the kill loop (KILLS=500)
+	POOL_MANAGERD_TEST_FAULTS=all $(BIN)/python -m pytest -q tests/faults
+	$(BIN)/python -m tests.faults.kill_loop --kills $(KILLS)
+
+soak: setup ## mixed traffic and faults for MINUTES=30, then what the daemon holds against what it held at the start
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 dist: setup ## build the wheel and the source distribution into dist/
 	rm -rf dist

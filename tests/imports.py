@@ -10,7 +10,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "src/pool_managerd"
 Graph = Mapping[str, frozenset[str]]
-EVERYWHERE = ("errors", "_version")
+EVERYWHERE = ("errors", "failpoints", "_version")
 """What anybody may import and what imports nothing of ours: no picture needs it."""
 
 

@@ -131,6 +131,10 @@ def test_after_a_pause_of_our_own_the_engine_is_asked_again_before_anything_is_s
     story.tell(ev.Tick())
     assert story.kinds() == ["SendProbe"]
     story.tell(ev.ProbeDiscarded(1), after_s=1)
+    assert flags(story) == (True, False, False), "the pause counts against nobody"
+    for _ in range(int(POLICY.fresh_s / POLICY.probe_interval_s) + 1):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeDiscarded(1), after_s=1)
     assert flags(story) == (False, False, True), "the last good probe is old by now"
 
 

@@ -535,6 +535,20 @@ def test_ready_is_not_shown_on_the_word_of_an_old_probe() -> None:
     assert view(story.i).ready and story.i.last_error is None
 
 
+@pytest.mark.parametrize("under_way", [True, False])
+def test_after_a_gap_in_our_own_time_a_probe_that_cannot_be_sent_makes_nobody_unready(under_way: bool) -> None:
+    """The daemon was frozen for long, with a probe under way or not, and is slow for a moment more."""
+    story = Story().until_ready()
+    if under_way:
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeDiscarded(1), after_s=10 * POLICY.fresh_s)
+        story.tell(ev.Tick())
+    else:
+        story.tell(ev.Tick(), after_s=10 * POLICY.fresh_s)
+    story.tell(ev.ProbeDiscarded(1), after_s=1)
+    assert view(story.i).ready and story.i.last_error is None
+
+
 def test_a_held_pool_that_runs_is_not_taken_down_by_a_restart() -> None:
     story = Story().until_ready()
     story.tell(ev.Hold(), ev.Restart())

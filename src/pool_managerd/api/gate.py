@@ -12,6 +12,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from pool_managerd import failpoints
 from pool_managerd.api.auth import Access
 from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY, TRUSTED_KEY, error_response, from_http_exception
 from pool_managerd.api.guard import GuardedConnection
@@ -90,6 +91,8 @@ class Gate:
         try:
             self._admit(request, label, guarded)
             response = await handler(request)
+            if request.method not in _READS:
+                failpoints.reach("api.before_reply")
         except PoolError as error:
             response = error_response(self._clean(_placed(error, request)), correlation)
         except web.HTTPException as error:

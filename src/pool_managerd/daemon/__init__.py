@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd._version import __version__
 from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer, listen
@@ -96,9 +97,12 @@ async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Con
     """
     _close_to_others()
     _stay_when_memory_runs_out()
+    told = failpoints.arm(env)
     telemetry = config.telemetry
     logs = configure_logging(LogOptions(__version__, telemetry.log_format, telemetry.labels, telemetry.log_level))
     try:
+        if told is not None:
+            logs.write("warn", "failpoints", told)
         _first_lines(logs, config, *resolve_access(config, env))
         return await _serve(config, env, logs, reread)
     except PoolError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.config import is_pool_id
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.crash_diagnosis import LaunchLog
@@ -53,6 +54,7 @@ class RuntimeFiles:
         self._top = ConfinedDirectory(self.root, 0o755, may_be_link=True)
         self._work = ConfinedDirectory(self.root / "work", 0o755)
         self._cache = ConfinedDirectory(self.root / "cache", 0o755)
+        self.unswept = False  # something was taken away, and its content is still there
 
     def prepare(self) -> list[str]:
         """Create what is missing (SPEC §6.1 no. 8): 0755, but 0700 for ``shims``, where exit records are.
@@ -76,6 +78,7 @@ class RuntimeFiles:
 
     def write_pid(self, instance: InstanceId, pid: int) -> None:
         """Write the engine's own pid, in digits only."""
+        failpoints.reach("pid.write")
         self._top.write(self.pid_path(instance).name, str(pid).encode())
 
     def remove_pid(self, instance: InstanceId) -> None:
@@ -86,6 +89,7 @@ class RuntimeFiles:
         """Write the per-replica handoff file and its copy ``engine.json``; returns the copy's path (SPEC §20 no. 39)."""
         content = handoff_content(engine, pid, written_at_ms)
         data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        failpoints.reach("handoff.write")
         # For the daemon's own user: flags may say more than this file's masks know of.
         self.engines.write(self.handoff_path(engine.instance_id).name, data, 0o600)
         self.engines.write(LATEST_HANDOFF, data, 0o600)
@@ -189,6 +193,7 @@ class RuntimeFiles:
 
     def sweep(self) -> None:
         """Remove what ``forget_pool`` and ``workdir`` took away. Blocks; meant for a thread. Raises NodeError."""
+        self.unswept = False
         for parent in (self._work, self._cache):
             with parent.opened() as fd:
                 for name in os.listdir(fd):
@@ -196,6 +201,7 @@ class RuntimeFiles:
                         remove_tree(fd, name)
 
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
+        self.unswept = True
         try:
             os.rename(name, f".{name}.{time.monotonic_ns()}{_REMOVED}", src_dir_fd=fd, dst_dir_fd=fd)
         except OSError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.launch_record import FileStamp, LaunchRecord, record_of
@@ -78,6 +79,8 @@ class Launcher:
             files=files,
         )  # fmt: skip
         order = self._order(engine, program, choice, record, grace_ms)
+        if self._files.unswept:  # somebody else's directory, or a link, was in the place of the pool's
+            self._begin_sweep()
         answer, connection = await self._exchange(engine, order)
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
         return EngineProcess(
@@ -207,8 +210,10 @@ async def _ask(channel: socket.socket, frame: bytes) -> tuple[dict[str, Any], li
         frames = decoder.feed(data)
         if frames:
             if frames[0].get("ok") is True and len(fds) == 2:
+                failpoints.reach("engine.spawned")
                 with suppress(OSError):  # an engine that ended at once took its shim along; the record is there
                     channel.send(wire.encode({"op": "keep"}))
+                failpoints.reach("engine.kept")
             return frames[0], fds
         if not data:
             return {}, fds

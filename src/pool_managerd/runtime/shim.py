@@ -51,6 +51,7 @@ def run(channel: socket.socket) -> None:
         shim.start()
     except StartFailedError as failure:
         channel.sendall(wire.encode({"ok": False, "step": failure.step, "errno": failure.code}))
+        removal.sweep(order["cwd"], order["temporary"], 0)
         return
     shim.supervise()
     shim.finish()

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.core.registry import KeptLeases, Lease, LeaseChange
 from pool_managerd.errors import NodeError
 from pool_managerd.store.place import is_damage, parts_of, rename_database
@@ -134,6 +135,7 @@ class LeaseStore:
             return
         gone = [(lease_id,) for lease_id in self._unwritten if lease_id not in self._rows]
         rows = [_row(lease_id, *self._rows[lease_id]) for lease_id in self._unwritten if lease_id in self._rows]
+        failpoints.reach("leases.commit")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany("DELETE FROM leases WHERE lease_id = ?", gone)
@@ -147,6 +149,7 @@ class LeaseStore:
             raise
         self._unwritten.clear()
         self._unwritten_pools.clear()
+        failpoints.reach("leases.committed")
 
     # --- the file ---
 

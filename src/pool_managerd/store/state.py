@@ -22,6 +22,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import SCHEMA, Contents, read_contents
@@ -223,6 +224,7 @@ class StateStore:
 
     def _write(self, wanted: Contents) -> str | None:
         """Make the file hold ``wanted``, and read it back; what had to be done for it. Raises sqlite3.Error or OSError."""
+        failpoints.reach("state.commit")
         why = self._place.changed() or self._suspect
         told = self._renew(wanted, why) if why else None
         if not why and self._db is not None:
@@ -241,6 +243,7 @@ class StateStore:
         self._suspect = ""
         self._place.remember()
         self._place.acknowledge(found)
+        failpoints.reach("state.committed")
         return told
 
     def _renew(self, wanted: Contents, why: str) -> str:

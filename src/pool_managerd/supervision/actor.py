@@ -12,6 +12,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, outline, step, view
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
@@ -132,6 +133,7 @@ class PoolActor:
                     self._s.on_fatal(problem)  # the task goes on: the pool must still be able to stop
 
     def _apply(self, message: Message) -> None:
+        failpoints.reach("loop.pool")
         now = self._s.clock.monotonic()
         before, defined = self.pool.state, self.pool.definition
         definition = message.definition or defined

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pool_managerd import failpoints
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
@@ -23,24 +24,30 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
     """Raises NodeError when the runtime directory or the state cannot be used."""
     services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
     await pools.restore(stored)
+    failpoints.reach("boot.restored")
     left = {pool_id: engine for pool_id, engine in services.adoption.left().items() if _may_go_on(pools.find(pool_id))}
     for kept in leases:
         services.registry.restore_leases(kept, left[kept.pool_id].launch.epoch if kept.pool_id in left else None)
+    failpoints.reach("boot.leases")
     for pool_id, engine in left.items():
         services.admission.restore_launch(engine.launch)
         if pools.get(pool_id).config is not None:
             services.engines.claim(engine.launch.instance, engine.launch.port)
         pools.post(pool_id, ev.Adopt(engine.launch.epoch))
+        failpoints.reach("boot.adopting")
     for ended in await services.adoption.clear(left.keys()):
         services.events.emit(
             "survivor", ended.human, level="warn", pool_id=ended.pool_id, outcome=ended.outcome, pid=ended.pid
         )  # fmt: skip
+    failpoints.reach("boot.cleared")
     started = set[str]()
     for pool in pools.all():
         wanted = pool.state.desired is Desired.WANTED and not pool.state.held and pool.definition.barred is None
         if wanted and pool.pool_id not in left:
             await pools.request(pool, "start", ev.Start(origin="boot"), "up")
             started.add(pool.pool_id)
+
+    failpoints.reach("boot.started")
 
     def goes_on(operation: Operation) -> bool:
         """What an engine that was left leads to, or a start; what else was to be done is done, or not known."""

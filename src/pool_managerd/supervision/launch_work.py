@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from pool_managerd import failpoints
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import LaunchLog
@@ -221,6 +222,7 @@ class LaunchWork:
 
     async def probe(self, epoch: int) -> None:
         """Ask once; the answer is an event."""
+        failpoints.reach("loop.health")
         pool, silent = self._pool, self._s.silent
         result, conclusive = await self._ask()
         seen = await self._activity.look(result)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from pool_managerd import failpoints
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.protocols import Clock
 
@@ -29,6 +30,7 @@ async def keep_up(
     failures: deque[float] = deque(maxlen=MAX_FAILURES)
     while True:
         try:
+            failpoints.reach("loop.task")
             return await work()
         except Exception as caught:  # noqa: BLE001 - the task's boundary: whatever it is, it is told, and the work goes on
             problem = caught

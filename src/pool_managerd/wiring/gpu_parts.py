@@ -131,7 +131,12 @@ class GpuParts:
         await asyncio.sleep(START_QUIET_S)
         await self.watch.rescan()
         levels = {"fail": "error", "overridden": "warn", "warn": "info"}
-        for finding in (await self.preflight()).findings:
+        try:
+            report = await self.preflight()
+        except OSError as problem:  # no descriptors are left, or /proc cannot be read: nothing depends on this report
+            self._events.emit("notice", f"Cannot report on this machine: {problem}; see `preflight`", level="warn")
+            return
+        for finding in report.findings:
             if finding.level in levels:
                 self._events.emit(
                     "preflight", finding.message, level=levels[finding.level], code=finding.code, subject=finding.subject,

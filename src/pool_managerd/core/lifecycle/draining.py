@@ -60,7 +60,7 @@ def draining_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     deadline = pool.active.deadline
     if deadline is not None and now >= deadline:
         return _force(pool, now, p)
-    return send_due_probe(pool, now)
+    return send_due_probe(pool, now, p)
 
 
 def stop_draining(pool: PoolState, e: ev.Stop, now: float, p: Policy) -> Step:

@@ -100,9 +100,9 @@ def serving_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
         return failed(pool, ev.ProbeFailed(i.epoch, "was never answered"), now, p)
     forgets = forgets_at(pool, p)
     if forgets is None or now < forgets or i.ready_since is None:
-        return send_due_probe(pool, now)
+        return send_due_probe(pool, now, p)
     stable, told = remember(pool, pool.history.stable(i.ready_since, now, p), now)
-    return then(told, send_due_probe(stable, now))
+    return then(told, send_due_probe(stable, now, p))
 
 
 def forgets_at(pool: PoolState, p: Policy) -> float | None:
@@ -193,4 +193,4 @@ def sleeping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     i = pool.active
     if i.deadline is not None and now >= i.deadline:
         return stuck_asleep(pool, ev.HelperDied(i.epoch, "it took too long"), now, p)
-    return send_due_probe(pool, now)
+    return send_due_probe(pool, now, p)

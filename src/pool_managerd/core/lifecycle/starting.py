@@ -92,7 +92,7 @@ def starting_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Polic
 def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     i = pool.active
     if i.deadline is None or now < i.deadline:
-        return send_due_probe(pool, now)
+        return send_due_probe(pool, now, p)
     limit = narration.duration(p.startup_timeout_s)
     if not i.has_process:  # it may run all the same, where this daemon itself stood: it is waited for, and ended
         error = f"cannot launch the engine: nothing was heard of its launch for {limit}"
@@ -106,12 +106,20 @@ def starting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
 # --- the first good probe -------------------------------------------------------------------------------------------
 
 
-def send_due_probe(pool: PoolState, now: float) -> Step:
+def send_due_probe(pool: PoolState, now: float, p: Policy) -> Step:
     """At most one probe is under way."""
     i = pool.active
     if i.next_probe_at is None or now < i.next_probe_at or i.probe_sent_at is not None:
         return pool, ()
-    return on(pool, next_probe_at=None, probe_sent_at=now), (do.SendProbe(i.epoch),)
+    seen = _not_aged(i, now - i.next_probe_at, now, p)
+    return on(pool, next_probe_at=None, probe_sent_at=now, last_good_at=seen), (do.SendProbe(i.epoch),)
+
+
+def _not_aged(i: Instance, gap_s: float, now: float, p: Policy) -> float | None:
+    """When the last good probe was. In a gap of our own time nobody could look, so what was seen does not age in it (A9)."""
+    if i.last_good_at is None or gap_s <= p.longest_probe_s:
+        return i.last_good_at
+    return min(now, i.last_good_at + gap_s)
 
 
 def starting_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:
@@ -151,7 +159,8 @@ def probe_discarded(pool: PoolState, e: ev.ProbeDiscarded, now: float, p: Policy
     """The prober failed, not the engine: try again, hold nothing against anybody. After a gap in our own time: at once."""
     i = pool.active
     if i.probe_sent_at is not None and now - i.probe_sent_at > p.longest_probe_s:
-        return on(pool, probe_sent_at=None, next_probe_at=now), ()
+        seen = _not_aged(i, now - i.probe_sent_at, now, p)
+        return on(pool, probe_sent_at=None, next_probe_at=now, last_good_at=seen), ()
     gap_s = p.probe_gap_ms / 1000 if i.phase in PROBED_AT_START else p.probe_interval_s
     again = on(pool, probe_sent_at=None, next_probe_at=now + gap_s)
     if i.phase not in SERVING or i.hung or i.last_good_at is None or now - i.last_good_at <= p.fresh_s:
