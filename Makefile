@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-vllm lint bench explore docs pictures lock dist clean
+.PHONY: help setup demo test test-vllm lint bench explore attack docs pictures lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -74,6 +74,9 @@ lock: setup ## resolve the *.in files of requirements/ again
 
 explore: setup ## try new random examples for every property, many of them
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/core tests/models tests/host
+
+attack: setup ## the API under attack, with many more requests than the tests send
+	POOL_MANAGERD_ATTACK_EXAMPLES=200 $(BIN)/python -m pytest -q tests/attack
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist site

@@ -38,7 +38,7 @@ SETTINGS = settings(
 )  # fmt: skip
 
 
-def no_fault_of_our_own(ctx: CheckContext, response: Response, case: Case) -> None:
+def no_fault_of_our_own(ctx: CheckContext, response: Response, case: Case[Any]) -> None:
     """What answers with more than 499 does so by design."""
     if response.status_code < 500 or (case.path.endswith("/ready") and response.status_code == 503):
         return
@@ -56,7 +56,7 @@ class Attacked:
         self.session = requests.Session()
         self.session.trust_env = False
 
-    def send(self, case: Case) -> Response:
+    def send(self, case: Case[Any]) -> Response:
         if self.daemon.token:
             self.session.headers["Authorization"] = f"Bearer {self.daemon.token}"
         if isinstance(case.body, dict) and "pool_id" in case.body and isinstance(case.body["pool_id"], str):
@@ -102,7 +102,7 @@ ONCE = SCHEMA.include(path_regex=r"^/(v1/|health|ready|metrics)").exclude(path_r
 
 @ONCE.parametrize()
 @SETTINGS
-def test_every_operation_answers_as_it_is_documented(case: Case, attacked: Attacked) -> None:
+def test_every_operation_answers_as_it_is_documented(case: Case[Any], attacked: Attacked) -> None:
     case.validate_response(attacked.send(case), checks=[no_fault_of_our_own, *STRICT])
     if "pool_id" in (case.path_parameters or {}) and case.operation.label != "DELETE /v1/pools/{pool_id}":
         if "leases" in case.path:
@@ -119,13 +119,13 @@ def test_what_an_answer_links_to_is_there(attacked: Attacked) -> None:
     linked = SCHEMA.include(path_regex=r"^/v1/(operations|pools)").exclude(path_regex=ENDLESS)
 
     class Conversation(linked.as_state_machine()):  # type: ignore[misc]
-        def call(self, case: Case, **_: Any) -> Response:
+        def call(self, case: Case[Any], **_: Any) -> Response:
             if case.method.upper() == "POST" and case.path.endswith("/leases"):
                 attacked.revive()
                 case.path_parameters["pool_id"] = "p"
             return attacked.send(case)
 
-        def validate_response(self, response: Response, case: Case, **_: Any) -> None:
+        def validate_response(self, response: Response, case: Case[Any], **_: Any) -> None:
             case.validate_response(response, checks=[no_fault_of_our_own, *CHECKS, checks.use_after_free])
 
     Conversation.run(settings=settings(SETTINGS, max_examples=4 * EXAMPLES, stateful_step_count=8))
