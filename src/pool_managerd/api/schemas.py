@@ -67,7 +67,7 @@ class PreparedBody(BaseModel):
     port: int = Field(ge=1, le=65_535)
     flags: list[str] = Field([], max_length=1024)
     host: str = Field("127.0.0.1", pattern=_LOOPBACK)
-    pool_id: str = Field("", pattern=POOL_ID_PATTERN, description="That of the path, when it is given.")
+    pool_id: str = Field("", description="That of the path, when it is given.")
     replica_id: str = Field("r0", max_length=32, pattern=POOL_ID_PATTERN)
     model_path: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
     engine: Engine = DEFAULT_ENGINE
