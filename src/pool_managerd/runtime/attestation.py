@@ -24,7 +24,7 @@ def changed(then: Collection[FileStamp]) -> list[str]:
 
 
 def stamp(path: str) -> FileStamp | None:
-    """What tells the file at ``path`` from another one, or from itself before it was written to; None when it cannot be looked at."""
+    """What tells the file from another one, or from itself before it was written to; None when it cannot be looked at."""
     try:
         seen = os.stat(path)
     except (OSError, ValueError):

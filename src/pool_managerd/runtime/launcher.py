@@ -96,7 +96,7 @@ class Launcher:
         )
 
     def _look(self, engine: PreparedEngine, program: str) -> tuple[isolation.Choice, tuple[FileStamp, ...]]:
-        """A launch that is the last one over again, from the same files, is not judged anew: what is in its way then the exec tells."""
+        """A launch that is the last one over again, from the same files, is not judged anew: exec tells what is in its way."""
         files = attestation.stamps(engine, program)
         seen = (engine, program, files, *map(attestation.stamp, _USER_DATABASES))
         before, choice = self._looked.pop(engine.pool_id, ((), None))

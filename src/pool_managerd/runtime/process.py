@@ -185,10 +185,16 @@ class EngineProcess:
         record = self._told or self._records.of(self.identity).exit
         if record is None:
             record = await self._end_without_shim()
+        self._release()
+        if record.stopped_by_us:
+            self._forget_record()
+        else:  # the next launch has a record of its own, and does not wait for the disk
+            self._loop.run_in_executor(None, self._forget_record)
+        return record
+
+    def _forget_record(self) -> None:
         with suppress(NodeError):  # a broken disk must not cost the outcome
             self._records.forget(self.identity)
-        self._release()
-        return record
 
     async def _end_without_shim(self) -> ExitRecord:
         self._send_engine(signal.SIGKILL)

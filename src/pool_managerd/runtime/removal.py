@@ -24,9 +24,9 @@ def remove_temporary(workdir: str, temporary: str) -> None:
 
 
 def remove_shared_memory(uid: int) -> None:
-    """Remove the shared memory of ``uid`` when nothing runs as it. With ``uid`` 0, which is no engine's own, it stays. Never raises.
+    """Remove the shared memory of ``uid`` when nothing runs as it. Never raises.
 
-    Another launch of the pool has the same uid: this must be over before there can be one.
+    Another launch of the pool has the same uid: this must be over before there can be one. ``uid`` 0 is no engine's own.
     """
     shared = os.path.realpath(SHARED_MEMORY)
     if uid > 0 and _owns_something_in(shared, uid) and not any(uid in procfs.uids(pid) for pid in procfs.pids()):

@@ -43,6 +43,9 @@ def run(channel: socket.socket) -> None:
     os.setsid()
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
     confine.set_name(wire.SHIM_NAME)
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
+    waiting.poll()  # a spare shim waits for its order as long as there is somebody who could give it one
     order = wire.receive(channel, _ORDER_SECONDS)
     if order is None:
         return  # the daemon went away before it said what to start
