@@ -186,7 +186,7 @@ class EngineProcess:
         if record is None:
             record = await self._end_without_shim()
         self._release()
-        if record.stopped_by_us:
+        if self._told is None or record.stopped_by_us:
             self._forget_record()
         else:  # the next launch has a record of its own, and does not wait for the disk
             self._loop.run_in_executor(None, self._forget_record)
