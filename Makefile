@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-vllm faults soak lint bench explore simulate docs pictures lock dist clean
+.PHONY: help setup demo test test-vllm faults soak attack lint bench explore simulate docs pictures lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -87,6 +87,9 @@ explore: setup ## try new random examples for every property, many of them
 
 simulate: setup ## a whole node on virtual time under faults: make simulate SECONDS=600, or SEED=n for one run
 	$(BIN)/python -m pool_managerd.testing.simulate --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+attack: setup ## the API under attack, with many more requests than the tests send
+	POOL_MANAGERD_ATTACK_EXAMPLES=200 $(BIN)/python -m pytest -q tests/attack
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist site

@@ -82,6 +82,13 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(key: str, value: object) -
     assert key in refusal({**MINIMAL, key: value}).message or key == "prepared"
 
 
+@pytest.mark.parametrize("mask", ["nothing", "0,0", "0" * 4000, ",", "-1"])
+def test_a_mask_that_is_none_is_the_callers_mistake_and_is_quoted_in_short(mask: str) -> None:
+    error = refusal({**MINIMAL, "device_mask": mask})
+    assert "cannot use the submitted engine: the device mask" in error.message
+    assert error.status == 400 and len(error.message) < 300
+
+
 def test_a_loopback_name_and_ipv6_are_loopback() -> None:
     assert prepared_from_json({**MINIMAL, "host": "localhost"}, "p").host == "127.0.0.1"
     assert prepared_from_json({**MINIMAL, "host": "::1"}, "p").url == "http://[::1]:9001"

@@ -41,6 +41,10 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "run")
 
 
+NO_ENGINES = (
+    "169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "[::ffff:169.254.169.254]",
+    "[fe80::1%25eth0]", "[fd00:ec2::254]", "0.0.0.0", "0", "[::]", "224.0.0.1",
+)  # fmt: skip
 MINIMAL = {"pool_id": "ext", "url": "http://127.0.0.1:8000"}
 
 
@@ -137,6 +141,7 @@ def test_a_malformed_file_is_reported_once_and_tried_again_when_it_changes(watch
         {**MINIMAL, "url": "http://127.0.0.1:80/path"},
         {**MINIMAL, "url": "http://127.0.0.1:80?x"},
         {**MINIMAL, "url": "http://127.0.0.1:80\n"},
+        *({**MINIMAL, "url": f"http://{host}:80"} for host in NO_ENGINES),
         {**MINIMAL, "url": 5},
         {**MINIMAL, "slots": -1},
         {**MINIMAL, "slots": True},

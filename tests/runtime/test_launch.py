@@ -7,7 +7,9 @@ import shutil
 import signal
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import record_of
 from pool_managerd.errors import EngineError, NodeError
-from pool_managerd.runtime import procfs, wire
+from pool_managerd.runtime import isolation, procfs, wire
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
 
@@ -227,7 +229,8 @@ async def test_two_replicas_of_a_pool_run_side_by_side(bench: Bench) -> None:
     assert {instance: record.identity.pid for instance, record in records.items()} == {one: first.pid, two: second.pid}
     second.kill()
     assert (await within(5, second)).signal == signal.SIGKILL
-    assert alive(first.pid) and [record.identity.pid for record in bench.files.records.all()] == [first.pid]
+    await eventually(lambda: [record.identity.pid for record in bench.files.records.all()] == [first.pid])
+    assert alive(first.pid)
 
 
 async def test_a_record_of_the_first_version_is_read_and_one_of_a_later_version_is_refused(bench: Bench) -> None:
@@ -249,7 +252,53 @@ async def test_the_record_is_gone_once_it_was_read(bench: Bench) -> None:
     process = await bench.launch(sh("exit 0"))
     first, second = await asyncio.gather(within(5, process), within(5, process))
     assert first == second == await process.wait()
-    assert names(bench.root / "shims") == []
+    await eventually(lambda: names(bench.root / "shims") == [])
+
+
+async def test_a_crash_is_known_before_the_shim_has_cleared_away_and_a_stop_when_it_has(bench: Bench) -> None:
+    """What is cleared away belongs to that launch alone; a stop is over when nothing is left."""
+    fill = 'mkdir -p "$TMPDIR/x"; cd "$TMPDIR/x"; seq 20000 | xargs touch; echo filled; exec sleep 60'
+    crashed = await bench.launch(sh(fill))
+    await bench.says("filled")
+    end(crashed.pid)
+    assert (await within(20, crashed)).signal == signal.SIGKILL
+    assert alive(crashed.shim_pid)
+    stopped = await bench.launch(sh(fill, pool_id="q"), epoch=2)
+    await bench.says("filled", "q")
+    stopped.kill()
+    await within(20, stopped)
+    assert not alive(stopped.shim_pid)
+    await eventually(lambda: not alive(crashed.shim_pid))
+
+
+async def test_the_same_launch_again_is_not_judged_anew_until_a_file_of_it_changes(
+    bench: Bench, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+    choose = isolation.choose
+
+    def judge(engine: PreparedEngine, *rest: Any) -> isolation.Choice:
+        judged.append(engine.pool_id)
+        return choose(engine, *rest)
+
+    monkeypatch.setattr(isolation, "choose", judge)
+    binary = root / "engine"
+    binary.write_text("#!/bin/sh\nexit 3\n")
+    binary.chmod(0o755)
+    engine = PreparedEngine("p", str(binary))
+    launcher = Launcher(bench.spawner, bench.files, LaunchOptions(profile="dev"))
+
+    async def code(epoch: int) -> int | None:
+        return (await within(5, await launcher.launch(engine, epoch=epoch, grace_ms=1000))).code
+
+    assert [await code(1), await code(2)] == [3, 3]
+    assert judged == ["p"]
+    binary.chmod(0o700)  # when the daemon is root its engines do not reach it any more
+    with suppress(EngineError):
+        await code(3)
+    binary.chmod(0o755)
+    assert await code(4) == 3
+    assert judged == ["p"] * 3
 
 
 async def test_a_caller_that_gives_up_waiting_does_not_spoil_the_record_for_others(bench: Bench) -> None:
@@ -297,6 +346,7 @@ async def test_a_disk_that_fills_up_costs_neither_engine_nor_outcome(full_disk: 
     end(process.pid)
     assert (await within(5, process)).signal == signal.SIGKILL
     assert len(bench.log()) - size < 4096
+    await eventually(lambda: bench.files.records.all() == [] and not alive(process.shim_pid))
     full_disk()  # the record that was read has made a little room
     with pytest.raises((EngineError, NodeError), match="No space left on device"):
         await bench.launch(sh("exit 0", pool_id="q"))
@@ -319,11 +369,12 @@ async def test_many_launches_at_once_all_arrive(bench: Bench) -> None:
 
 
 async def test_descriptors_are_given_back(bench: Bench) -> None:
-    await bench.run(sh("exit 0"))
-    before = names(Path("/proc/self/fd"))
+    for _ in range(2):  # the second one takes the shim that was forked in advance
+        await bench.run(sh("exit 0"))
+    before = len(names(Path("/proc/self/fd")))
     for _ in range(5):
         await bench.run(sh("exit 0"))
-    assert names(Path("/proc/self/fd")) == before
+    await eventually(lambda: len(names(Path("/proc/self/fd"))) <= before + 1)  # the next shim in advance
 
 
 async def test_a_replaced_binary_does_not_disturb_the_running_engine(bench: Bench, root: Path) -> None:

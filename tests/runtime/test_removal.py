@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from pool_managerd.runtime import procfs, removal
 from pool_managerd.runtime.removal import remove_tree
 
 
@@ -53,3 +56,29 @@ def test_a_link_or_a_file_in_its_place_goes_alone(tmp_path: Path) -> None:
     assert removed(tmp_path, "file")
     assert removed(tmp_path, "missing")
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_shared_memory_of_a_uid_goes_when_nothing_runs_as_it_and_processes_are_asked_only_if_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    running = {61_900}
+    monkeypatch.setattr(removal, "SHARED_MEMORY", str(tmp_path))
+
+    def pids() -> list[int]:
+        asked.append(1)
+        return [1]
+
+    monkeypatch.setattr(procfs, "pids", pids)
+    monkeypatch.setattr(procfs, "uids", lambda _: running)
+    (tmp_path / "others").touch()
+    removal.remove_shared_memory(61_900)
+    assert asked == []
+    (tmp_path / "psm_1").touch()
+    os.chown(tmp_path / "psm_1", 61_900, 61_900)
+    removal.remove_shared_memory(61_900)
+    assert (tmp_path / "psm_1").exists() and asked == [1]
+    running.clear()
+    removal.remove_shared_memory(61_900)
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.crash_report import UNDECIDED, CrashReport, Source
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.listeners import Listener
 from pool_managerd.supervision.crash_log import MAX_OF_A_POOL, MAX_REPORTS, CrashLog
+from pool_managerd.supervision.launch_work import LONG_LOG_BYTES
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import World
 
@@ -60,6 +65,27 @@ async def test_an_engine_that_dies_is_reported_with_what_is_known_and_what_is_do
     assert crash.level == "error" and crash.fields["crash_class"] == "cuda"
     for key in ("evidence", "remediation", "action", "summary", "last_error", "uptime_seconds", "log_tail"):
         assert crash.fields[key] == report.to_json()[key], key
+
+
+@pytest.mark.parametrize(("lines", "beside_the_loop"), [(3, False), (LONG_LOG_BYTES + 1, True)])
+async def test_a_long_log_is_read_beside_the_loop_and_a_short_one_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, lines: int, *, beside_the_loop: bool
+) -> None:
+    await world.up()
+    threads: list[int] = []
+    read = world.fakes.files.launch_log
+
+    def noted(instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
+        threads.append(threading.get_ident())
+        return read(instance, mark)
+
+    monkeypatch.setattr(world.fakes.files, "launch_log", noted)
+    world.fakes.files.log = ["x"] * lines  # a fake file has a byte for each
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    async with asyncio.timeout(10):
+        while not world.fakes.crashes.recent("p"):
+            await asyncio.sleep(0)
+    assert [ident != threading.get_ident() for ident in threads] == [beside_the_loop]
 
 
 async def test_the_kernel_killing_for_want_of_memory_is_an_alert(world: World) -> None:

@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from pool_managerd.api.requests import DEVICE_PATTERN
 from pool_managerd.api.routing import Route
-from pool_managerd.api.schemas import ErrorEnvelope
+from pool_managerd.api.schemas import ErrorEnvelope, LeaseGiven, OperationAnswer, Registered
 from pool_managerd.api.table import ROUTES
 from pool_managerd.config import POOL_ID_PATTERN
 
@@ -22,6 +22,25 @@ _PHRASES = {
     503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 """RFC 9110's own; those of the standard library differ from one Python to the next."""
+
+_OF_POOL = {"pool_id": "$request.path.pool_id"}
+_OF_LEASE = {**_OF_POOL, "lease_id": "$response.body#/lease_id"}
+_LINKS: dict[type[BaseModel], dict[str, tuple[str, dict[str, str]]]] = {
+    LeaseGiven: {
+        "renew": ("put_v1_pools_pool_id_leases_lease_id", _OF_LEASE),
+        "release": ("delete_v1_pools_pool_id_leases_lease_id", _OF_LEASE),
+        "held": ("get_v1_pools_pool_id_leases", _OF_POOL),
+    },
+    OperationAnswer: {
+        "operation": ("get_v1_operations_operation_id", {"operation_id": "$response.body#/operation_id"}),
+        "status": ("get_v1_pools_pool_id_status", _OF_POOL),
+    },
+    Registered: {
+        "status": ("get_v1_pools_pool_id_status", _OF_POOL),
+        "deregister": ("delete_v1_pools_pool_id", _OF_POOL),
+    },
+}
+"""What an answer can be followed by: the operation, and where its parameters come from."""
 
 
 def document() -> dict[str, Any]:
@@ -107,6 +126,9 @@ def _responses(route: Route) -> dict[str, Any]:
         if route.many:
             schema = {"type": "array", "items": schema}
         responses[str(status)] = {"description": _PHRASES[status], "content": {route.media: {"schema": schema}}}
+        if model in _LINKS and "{pool_id}" in route.path and not route.many:
+            follows = _LINKS[model].items()
+            responses[str(status)]["links"] = {name: {"operationId": to, "parameters": given} for name, (to, given) in follows}
     problem = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorEnvelope.__name__)}}}
     for status in sorted({*route.errors, *(() if route.exempt else (401,)), 403, 421}):
         responses.setdefault(str(status), {"description": _PHRASES[status], "content": problem})

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.api.crash_schemas import LastCrash
+from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.registry import PoolSnapshot
@@ -54,22 +55,27 @@ class RenewBody(Body):
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)]
 
 
+_PATH = r"^[^\x00]+$"
+_LOOPBACK = r"^(localhost|::1|127(\.(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])){3})$"
+
+
 class PreparedBody(BaseModel):
     """A PreparedEngine, run verbatim; also accepted wrapped as ``{"prepared": {…}}``. No body: the configured pool."""
 
-    model_config = ConfigDict(extra="allow", defer_build=True)
-    binary_path: str
-    port: int
-    flags: list[str] = []
-    host: str = "127.0.0.1"
-    pool_id: str | None = None
-    replica_id: str = "r0"
-    model_path: str | None = None
-    engine: str = DEFAULT_ENGINE
-    engine_version: str = "unknown"
-    device_mask: str | None = None
-    slots_total: int = 1
-    env: dict[str, str] = {}
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+    binary_path: str = Field(min_length=1, max_length=4096, pattern=_PATH)
+    port: int = Field(ge=1, le=65_535)
+    flags: list[str] = Field([], max_length=1024)
+    host: str = Field("127.0.0.1", pattern=_LOOPBACK)
+    pool_id: str = Field("", description="That of the path, when it is given.")
+    replica_id: str = Field("r0", max_length=32, pattern=POOL_ID_PATTERN)
+    model_path: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
+    engine: Engine = DEFAULT_ENGINE
+    engine_version: str = Field("unknown", min_length=1, max_length=200, pattern=_PATH)
+    device_mask: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
+    slots_total: int = Field(1, ge=1, le=65_536)
+    env: dict[str, str] = Field({}, max_length=256)
+    provisioning_mode: Mode = "source"
 
 
 class ErrorEnvelope(Answer):

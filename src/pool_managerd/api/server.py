@@ -30,8 +30,8 @@ from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 
 _BACKLOG = 4096
-_ACCEPTED_AT_ONCE = 64
-"""In one turn of the loop: who has sent a request must be heard before so many others come that it has to make room."""
+_ACCEPTS_AT_ONCE = 64
+"""Few: what was accepted is read before so many follow that it would have to make room for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,8 @@ class ApiServer:
             raise NodeError("cannot serve the control API: the server is gone")
         protocol = functools.partial(_HttpProtocol.of, server)
         guard = Connections(protocol, limit, self._limits.head_timeout_s, self._limits.streams.write_timeout_s)
-        loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(guard, sock=listener, backlog=_ACCEPTED_AT_ONCE))
-        listener.listen(_BACKLOG)  # asyncio takes one number for both
+        self._servers.append(await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_ACCEPTS_AT_ONCE))
+        listener.listen(_BACKLOG)  # asyncio takes one number for what waits in the kernel and for what it accepts in one go
         self._guards.append(guard)
         guard.start()
 

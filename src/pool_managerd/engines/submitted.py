@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pool_managerd.config import Mode, is_pool_id
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.engines import DEFAULT_ENGINE, ENGINES
+from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.core.redaction import is_secret_variable, masked_argv, named_secrets
 from pool_managerd.errors import SpecError
 
@@ -62,7 +63,7 @@ def prepared_from_json(body: Mapping[str, Any], pool_id: str) -> PreparedEngine:
         engine=reader.choice("engine", tuple(ENGINES), DEFAULT_ENGINE),
         engine_version=reader.text("engine_version", "unknown", longest=200),
         replica_id=reader.replica_id(),
-        device_mask=reader.optional_text("device_mask", longest=MAX_PATH),
+        device_mask=reader.device_mask(),
         provisioning_mode=reader.choice("provisioning_mode", get_args(Mode), "source"),
         slots_total=reader.number("slots_total", 1, MAX_SLOTS, 1),
         env=reader.environment(),
@@ -173,6 +174,16 @@ class _Reader:
             address = None
         if address is None or not address.is_loopback:
             raise self._bad("host", f"must be a loopback address such as 127.0.0.1, not {value[:80]!r}")
+        return value
+
+    def device_mask(self) -> str | None:
+        """As it was written; whether its GPUs exist is for the start to say."""
+        value = self.optional_text("device_mask", longest=MAX_PATH)
+        if value is not None:
+            try:
+                DeviceMask.parse(value)
+            except SpecError as error:
+                raise _wrong(self._pool_id, error.message.removeprefix("cannot use "), error.hint) from error
         return value
 
     def environment(self) -> dict[str, str]:

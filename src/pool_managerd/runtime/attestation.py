@@ -14,16 +14,17 @@ MAX_FILES = 64
 def stamps(engine: PreparedEngine, program: str) -> tuple[FileStamp, ...]:
     """Of the program and the model as they are now; what cannot be looked at is left out. Blocks for a moment."""
     models = engine.model_files or ((engine.model_path,) if engine.model_path else ())
-    found = (_stamp(path) for path in (program, *models[:MAX_FILES]))
-    return tuple(stamp for stamp in found if stamp is not None)
+    found = (stamp(path) for path in (program, *models[:MAX_FILES]))
+    return tuple(one for one in found if one is not None)
 
 
 def changed(then: Collection[FileStamp]) -> list[str]:
     """The paths of those that are not any more what they were: replaced, written to, or gone."""
-    return [stamp.path for stamp in then if _stamp(stamp.path) != stamp]
+    return [one.path for one in then if stamp(one.path) != one]
 
 
-def _stamp(path: str) -> FileStamp | None:
+def stamp(path: str) -> FileStamp | None:
+    """What tells the file from another one, or from itself before it was written to; None when it cannot be looked at."""
     try:
         seen = os.stat(path)
     except (OSError, ValueError):

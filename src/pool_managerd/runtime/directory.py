@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,18 @@ class ConfinedDirectory:
 
     def identity(self, name: str) -> tuple[int, int] | None:
         """(inode, size in bytes) of a regular file; None when there is none."""
-        try:
-            with self.opened() as directory, open_regular(name, os.O_NOFOLLOW, directory) as fd:
-                info = os.fstat(fd)
-                return info.st_ino, info.st_size
-        except (OSError, NodeError):
-            return None
+        return next(iter(self.identities((name,))), None)
+
+    def identities(self, names: Iterable[str]) -> list[tuple[int, int]]:
+        """As ``identity``, of those that are there."""
+        found: list[tuple[int, int]] = []
+        with suppress(OSError, NodeError), self.opened() as directory:
+            for name in names:
+                with suppress(OSError):
+                    info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if stat.S_ISREG(info.st_mode):
+                        found.append((info.st_ino, info.st_size))
+        return found
 
     def read_part(self, name: str, start: int, count: int) -> bytes:
         """``count`` bytes from ``start`` (negative: from the end), or as many as there are; b"" without a regular file."""

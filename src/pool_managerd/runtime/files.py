@@ -229,8 +229,7 @@ class RuntimeFiles:
 
     def log_mark(self, instance: InstanceId) -> dict[int, int]:
         """How long each part of the engine's log is now, by inode: what is there before a launch is not of that launch."""
-        found = (self._top.identity(name) for name in self._log_parts(instance))
-        return dict(part for part in found if part is not None)
+        return dict(self._top.identities(self._log_parts(instance)))
 
     def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
         """What the log was given since ``mark``: its first and last lines, as a terminal would leave them, safe to show."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +20,8 @@ from pool_managerd.runtime.files import LATEST_HANDOFF, RuntimeFiles, is_own_han
 _INTERVAL_S = 1.0
 _MAX_FILES = 1024
 _MAX_TEXT = 4096
+_METADATA = ipaddress.ip_address("fd00:ec2::254")
+"""Where a cloud hands out credentials over IPv6; over IPv4 it is a link-local address."""
 
 _Key = tuple[int, int, int]
 
@@ -148,4 +152,20 @@ def _base_url(text: str) -> str:
     extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password
     if parts.scheme not in ("http", "https") or not parts.hostname or not port or extra or any(c.isspace() for c in text):
         raise ValueError("url must look like http://HOST:PORT")
+    if not _may_be_an_engine(parts.hostname):
+        raise ValueError(f"url must name the address of an engine, which {parts.hostname[:80]} is not")
     return text.rstrip("/")
+
+
+def _may_be_an_engine(host: str) -> bool:
+    """False for addresses, however they are written, where no engine is: link-local ones answer with a cloud's credentials."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))  # 2852039166 and 0xa9fea9fe, as a resolver reads them
+        except OSError:
+            return True
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return not (address.is_link_local or address.is_multicast or address.is_unspecified or address == _METADATA)

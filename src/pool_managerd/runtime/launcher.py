@@ -18,7 +18,7 @@ from pool_managerd import failpoints
 from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.launch_record import FileStamp, LaunchRecord, record_of
-from pool_managerd.errors import NodeError
+from pool_managerd.errors import EngineError, NodeError
 from pool_managerd.runtime import attestation, isolation, procfs, wire
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
 from pool_managerd.runtime.environment import Places, engine_environment
@@ -32,6 +32,7 @@ from pool_managerd.runtime.waiting import in_own_thread
 NOTHING: Mapping[str, int] = MappingProxyType({})
 _ANSWER_SECONDS = 15.0
 _LIMITS = {"FSIZE": 256 << 30, "NOFILE": 65536}
+_USER_DATABASES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
 _PROCESSES = 16384  # threads count, and a worker per GPU has hundreds; only where they are one pool's alone
 
 
@@ -55,6 +56,8 @@ class Launcher:
         self._options = options
         self.users = EngineUsers(options.users, files)
         self._told: set[str] = set()
+        self._looked: dict[str, tuple[tuple[object, ...], isolation.Choice]] = {}
+        """By pool, what the last launch was found to run as, and all that this was judged by."""
         self._sweeps: set[asyncio.Task[None]] = set()
 
     async def launch(
@@ -81,7 +84,11 @@ class Launcher:
         order = self._order(engine, program, choice, record, grace_ms)
         if self._files.unswept:  # somebody else's directory, or a link, was in the place of the pool's
             self._begin_sweep()
-        answer, connection = await self._exchange(engine, order)
+        try:
+            answer, connection = await self._exchange(engine, order)
+        except EngineError:
+            self._looked.pop(engine.pool_id, None)
+            raise
         identity = Identity.from_json({**order["identity"], **{key: answer[key] for key in wire.STARTED_KEYS}})
         return EngineProcess(
             identity,
@@ -92,14 +99,22 @@ class Launcher:
         )
 
     def _look(self, engine: PreparedEngine, program: str) -> tuple[isolation.Choice, tuple[FileStamp, ...]]:
-        choice = isolation.choose(engine, program, self._files.root, self.users, self._options.profile)
-        return choice, attestation.stamps(engine, program)
+        """A launch that is the last one over again, from the same files, is not judged anew: exec tells what is in its way."""
+        files = attestation.stamps(engine, program)
+        seen = (engine, program, files, *map(attestation.stamp, _USER_DATABASES))
+        before, choice = self._looked.pop(engine.pool_id, ((), None))
+        if choice is None or before != seen:
+            choice = isolation.choose(engine, program, self._files.root, self.users, self._options.profile)
+        if not engine.device_uuids and engine.device_mask is None:  # the groups of device nodes may be others the next time
+            self._looked[engine.pool_id] = seen, choice
+        return choice, files
 
     async def forget(self, pool_id: str) -> None:
         """Leave nothing of a pool that is gone: a later one of its name gets none of its files, nor its uid by right."""
         with suppress(NodeError):  # a broken disk; the next daemon does it
             self._files.forget_pool(pool_id)
         self.users.forget(pool_id)
+        self._looked.pop(pool_id, None)
         self._begin_sweep()
 
     async def forget_others(self, pool_ids: Iterable[str]) -> None:

@@ -69,6 +69,10 @@ class EngineProcess:
         self._connection: Connection | None = connection
         self._dead = asyncio.Event()
         self._shim_gone = asyncio.Event()
+        self._told: ExitRecord | None = None
+        self._over = asyncio.Event()
+        """How it ended is known, or will not be told any more."""
+        self._frames = wire.Decoder()
         self._ending: asyncio.Task[ExitRecord] | None = None
         loop = self._loop = asyncio.get_running_loop()
         self._overdue: asyncio.TimerHandle | None = None
@@ -89,7 +93,9 @@ class EngineProcess:
         await self._dead.wait()
 
     async def wait(self) -> ExitRecord:
-        """Return how the engine ended, once its shim has cleaned up. Any number of callers, before or after.
+        """Return how the engine ended, once nothing of it runs. Any number of callers, before or after.
+
+        Of one that ended unasked the shim may still remove temporary files: the next launch has others, and does not wait.
 
         Raises RuntimeError after ``close``.
 
@@ -133,15 +139,38 @@ class EngineProcess:
         if self._connection is not None:
             if self._connection.engine_pidfd is not None:
                 self._loop.remove_reader(self._connection.engine_pidfd)
+            if self._connection.channel is not None:
+                self._loop.add_reader(self._connection.channel, self._on_frame)
             self._overdue = self._loop.call_later(_SHIM_OVERDUE_SECONDS, self._send_shim, signal.SIGKILL)
         self._dead.set()
+
+    def _on_frame(self) -> None:
+        """The shim tells how it ended, when its record is written and all processes are gone."""
+        channel = None if self._connection is None else self._connection.channel
+        if channel is None:
+            return
+        try:
+            data = channel.recv(65536)
+            exits = [parse_exit(frame["exit"]) for frame in self._frames.feed(data) if "exit" in frame]
+        except BlockingIOError:
+            return
+        except (OSError, wire.WireError, TypeError):
+            data, exits = b"", []
+        if not data:
+            self._loop.remove_reader(channel)  # the rest is in the record, or nowhere
+        if exits:
+            self._told = exits[0]
+            if not self._told.stopped_by_us:  # a stop is over when its shim is
+                self._over.set()
 
     def _on_shim_end(self) -> None:
         if self._connection is not None and self._connection.shim_pidfd is not None:
             self._loop.remove_reader(self._connection.shim_pidfd)
         if self._overdue is not None:
             self._overdue.cancel()
+        self._on_frame()  # it may have had no disk to write the record to
         self._shim_gone.set()
+        self._over.set()
 
     def _send_engine(self, number: signal.Signals) -> None:
         if self._connection is not None and self._connection.engine_pidfd is not None:
@@ -152,24 +181,20 @@ class EngineProcess:
             send(self._connection.shim_pidfd, number)
 
     async def _end(self) -> ExitRecord:
-        await self._shim_gone.wait()
-        record = self._records.of(self.identity).exit or self._last_words()
+        await self._over.wait()
+        record = self._told or self._records.of(self.identity).exit
         if record is None:
             record = await self._end_without_shim()
-        with suppress(NodeError):  # a broken disk must not cost the outcome
-            self._records.forget(self.identity)
         self._release()
+        if self._told is None or record.stopped_by_us:
+            self._forget_record()
+        else:  # the next launch has a record of its own, and does not wait for the disk
+            self._loop.run_in_executor(None, self._forget_record)
         return record
 
-    def _last_words(self) -> ExitRecord | None:
-        """The exit record that the shim also sends: it may have had no disk to write it to."""
-        if self._connection is None or self._connection.channel is None:
-            return None
-        try:
-            frames = wire.Decoder().feed(self._connection.channel.recv(65536))
-            return parse_exit(frames[0]["exit"]) if frames else None
-        except (OSError, wire.WireError, KeyError, TypeError):
-            return None
+    def _forget_record(self) -> None:
+        with suppress(NodeError):  # a broken disk must not cost the outcome
+            self._records.forget(self.identity)
 
     async def _end_without_shim(self) -> ExitRecord:
         self._send_engine(signal.SIGKILL)
@@ -184,6 +209,8 @@ class EngineProcess:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            if connection.channel is not None:
+                self._loop.remove_reader(connection.channel)
             for pidfd in (connection.engine_pidfd, connection.shim_pidfd):
                 if pidfd is not None:
                     self._loop.remove_reader(pidfd)

@@ -17,7 +17,7 @@ from pool_managerd.runtime import procfs
 _LEFTOVER_SECONDS = 5.0
 _TURN_SECONDS = 0.02
 MAX_KEPT = 512
-_FIRST_SECONDS, _OFTEN_SECONDS, _SELDOM_SECONDS = 0.02, 0.25, 2.0
+_FIRST_SECONDS, _OFTEN_SECONDS, _SELDOM_SECONDS = 0.02, 2.0, 5.0
 _YOUNG_SECONDS = 30.0
 _SHARE = 50  # a look may cost a fiftieth of the time
 
@@ -61,7 +61,7 @@ def kill_descendants(wakeup: int) -> list[int]:
 
 
 class Lineage:
-    """The descendants of the shim, its engine left out. The younger the engine, the more often they are looked at."""
+    """The descendants of the shim, its engine left out. They are looked at often while they change, and while it is young."""
 
     def __init__(self, shim: int, engine: int) -> None:
         self._shim, self._engine = shim, engine
@@ -91,7 +91,8 @@ class Lineage:
         found.pop(self._engine, None)
         self._last = time.monotonic()
         age = self._last - self._began
-        calm = min(_OFTEN_SECONDS, max(_FIRST_SECONDS, age / 4)) if age < _YOUNG_SECONDS else _SELDOM_SECONDS
+        longest = _OFTEN_SECONDS if age < _YOUNG_SECONDS else _SELDOM_SECONDS
+        calm = min(longest, max(_FIRST_SECONDS, self._gap * 2)) if found == self._seen else _FIRST_SECONDS
         self._gap = max(calm, (self._last - began) * _SHARE)
         if found == self._seen:
             return None

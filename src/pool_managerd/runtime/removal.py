@@ -18,15 +18,29 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def sweep(workdir: str, temporary: str, uid: int) -> None:
-    """Remove the engine's directory ``temporary`` in ``workdir``, and the shared memory of ``uid`` when nothing runs as it.
-
-    With ``uid`` 0, which is no engine's own, shared memory stays. Never raises.
-    """
+def remove_temporary(workdir: str, temporary: str) -> None:
+    """Remove the engine's directory ``temporary`` in ``workdir``, which is of one launch alone. Never raises."""
     remove_where(workdir, lambda _, name: name == temporary)
-    if uid > 0 and not any(uid in procfs.uids(pid) for pid in procfs.pids()):
-        shared = os.path.realpath(SHARED_MEMORY)
+
+
+def remove_shared_memory(uid: int) -> None:
+    """Remove the shared memory of ``uid`` when nothing runs as it. Never raises.
+
+    Another launch of the pool has the same uid: this must be over before there can be one. ``uid`` 0 is no engine's own.
+    """
+    shared = os.path.realpath(SHARED_MEMORY)
+    if uid > 0 and _owns_something_in(shared, uid) and not any(uid in procfs.uids(pid) for pid in procfs.pids()):
         remove_where(shared, lambda fd, name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == uid)
+
+
+def _owns_something_in(directory: str, uid: int) -> bool:
+    """Most engines leave nothing, and looking for that is quick where looking at every process is not."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_uid == uid:
+                    return True
+    return False
 
 
 def remove_where(directory: str, unwanted: Callable[[int, str], bool]) -> None:

@@ -43,6 +43,9 @@ def run(channel: socket.socket) -> None:
     os.setsid()
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
     confine.set_name(wire.SHIM_NAME)
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
+    waiting.poll()  # a spare shim waits for its order as long as there is somebody who could give it one
     order = wire.receive(channel, _ORDER_SECONDS)
     if order is None:
         return  # the daemon went away before it said what to start
@@ -301,12 +304,13 @@ class Shim:
             "stopped_by_us": self._stopping,
             "log_bytes_dropped": self._log.dropped_bytes,
         }
+        removal.remove_shared_memory(self._identity.get("uid", 0))
         with suppress(OSError):  # a broken disk; a daemon that is there learns it all the same
             self._write_record({"state": "exited", "exit": ending, "leftover_pids": leftovers})
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
-        removal.sweep(self._order["cwd"], self._order["temporary"], self._identity.get("uid", 0))
+        removal.remove_temporary(self._order["cwd"], self._order["temporary"])
 
     def _drain(self) -> None:
         """What is in the pipe already; whoever else still holds its other end is not waited for."""

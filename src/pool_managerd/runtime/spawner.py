@@ -18,16 +18,22 @@ _SCRIPT = os.path.abspath(forkserver.__file__)
 _START_SECONDS = 10.0
 _HINT = "check the daemon's limits of open files and processes, and that its Python interpreter is in place"
 _SEND_SECONDS = 10.0
+_SPARE_SECONDS = 0.2  # the launch that took the last one has the processors first
 
 
 class Spawner:
-    """One fork server process. Losing it loses nothing: shims and engines go on, the next order starts another."""
+    """One fork server process. Losing it loses nothing: shims and engines go on, the next order starts another.
+
+    One shim is forked in advance and waits for its order, once there was a first one: a restart does not wait for a fork.
+    """
 
     def __init__(self, python: str = sys.executable) -> None:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lock = asyncio.Lock()
+        self._spare: socket.socket | None = None
+        self._sparing: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -42,6 +48,9 @@ class Spawner:
     async def close(self) -> None:
         """End the fork server; engines and their shims are left alone."""
         async with self._lock:
+            if self._sparing is not None:
+                self._sparing.cancel()
+                self._sparing = None
             self._discard()
 
     async def open_channel(self) -> socket.socket:
@@ -50,22 +59,49 @@ class Spawner:
         End of file on it before any answer means that nothing was started.
         """
         async with self._lock:
-            for _ in range(2):  # a fork server that died since the last order is noticed here
-                await self._ensure_running()
-                with _as_engine_error():
-                    ours, theirs = socket.socketpair()
-                ours.setblocking(False)
-                with theirs:
-                    try:
-                        await self._pass(theirs)
-                    except OSError:  # a timeout too
-                        ours.close()
-                        self._discard()
-                        continue
-                    except BaseException:
-                        ours.close()
-                        raise
-                return ours
+            channel = self._take_spare() or await self._open_channel()
+        if self._sparing is None:
+            self._sparing = asyncio.get_running_loop().call_later(_SPARE_SECONDS, self._begin_sparing)
+        return channel
+
+    def _take_spare(self) -> socket.socket | None:
+        """The shim that waits, unless its fork server is gone, which would look after what it leaves if it was killed."""
+        spare, self._spare = self._spare, None
+        if spare is None or (self._process is not None and self._process.poll() is None):
+            return spare
+        spare.close()
+        return None
+
+    def _begin_sparing(self) -> None:
+        self._sparing = asyncio.get_running_loop().create_task(self._fork_spare())
+
+    async def _fork_spare(self) -> None:
+        try:
+            async with self._lock:
+                if self._spare is None:
+                    self._spare = await self._open_channel()
+        except EngineError:
+            pass  # whoever needs one is told
+        finally:
+            self._sparing = None
+
+    async def _open_channel(self) -> socket.socket:
+        for _ in range(2):  # a fork server that died since the last order is noticed here
+            await self._ensure_running()
+            with _as_engine_error():
+                ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            with theirs:
+                try:
+                    await self._pass(theirs)
+                except OSError:  # a timeout too
+                    ours.close()
+                    self._discard()
+                    continue
+                except BaseException:
+                    ours.close()
+                    raise
+            return ours
         raise EngineError("preload failed: cannot start a process: the fork server died twice", hint=_HINT, retriable=True)
 
     async def _pass(self, descriptor: socket.socket) -> None:
@@ -135,6 +171,9 @@ class Spawner:
             return ""
 
     def _discard(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
         if self._control is not None:
             self._control.close()  # its end of file tells the fork server to go
             self._control = None

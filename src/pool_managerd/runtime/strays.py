@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.identity import Identity, is_shim
-from pool_managerd.runtime.removal import TEMPORARY, sweep
+from pool_managerd.runtime.removal import TEMPORARY, remove_shared_memory, remove_temporary
 from pool_managerd.runtime.waiting import in_own_thread
 
 _ROUNDS = 20
@@ -41,7 +41,8 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
             break
         killed.update(dict.fromkeys(new))
     workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
-    sweep(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}", identity.uid)
+    remove_shared_memory(identity.uid)
+    remove_temporary(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}")
     return list(killed)
 
 

@@ -28,6 +28,8 @@ from pool_managerd.store.place import is_damage, parts_of, read_number, rename_d
 from pool_managerd.store.writer import Writer
 
 ID_BLOCK = 10_000
+_GATHER_S = 0.02
+"""What is put within it is one write; so much of the newest may be missing after SIGKILL, where nobody waited for it."""
 RETRY_S = 5.0
 MAX_PENDING = 4_000
 Key = int | tuple[str, str]
@@ -54,7 +56,7 @@ class Journal:
         # From the node's loop to the thread; what does not fit any more pushes out the oldest.
         self._orders: deque[tuple[Key, Any]] = deque(maxlen=MAX_PENDING)
         self._drop_to = 0
-        self._writer = Writer("journal-writer", self._write, self._end, retry_s)
+        self._writer = Writer("journal-writer", self._write, self._end, retry_s, _GATHER_S)
         # The thread's own.
         self._pending: dict[Key, Any] = {}
         self._next_id = 1  # continues what is on disk

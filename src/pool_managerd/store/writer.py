@@ -15,12 +15,16 @@ class Writer:
     """``write`` is called in the thread: it writes all that is there, and returns what kept it from doing so, or None.
 
     After a failure it is called again when there is more, and after ``retry_s`` where that is given. ``finish`` is called last.
+    Where nobody waits it is called ``gather_s`` later: one write for all that came meanwhile, and no thread that competes with
+    whoever has just left something and has more to do.
     """
 
     def __init__(
-        self, name: str, write: Callable[[], str | None], finish: Callable[[], None], retry_s: float | None = None
-    ) -> None:
-        self._write, self._finish, self._retry_s = write, finish, retry_s
+        self, name: str, write: Callable[[], str | None], finish: Callable[[], None], retry_s: float | None = None,
+        gather_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self._write, self._finish, self._retry_s, self._gather_s = write, finish, retry_s, gather_s
+        self._hurry = threading.Event()
         self._waiting: deque[Callable[[str | None], None]] = deque()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._trouble: str | None = None
@@ -38,7 +42,8 @@ class Writer:
 
     def wake(self) -> None:
         """There is something to write."""
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     async def written(self) -> str | None:
         """Return when all that was left before is written, or could not be: then why."""
@@ -56,12 +61,14 @@ class Writer:
         if not self._started or self.ending:
             return "it is closed"
         self._waiting.append(done)
+        self._hurry.set()
         self._wake.set()
         return await told
 
     async def close(self) -> None:
         """All that was left is written when this returns, if it can be."""
         self._ending.set()
+        self._hurry.set()
         self._wake.set()
         if self._started:
             await asyncio.to_thread(self._thread.join, _END_S)
@@ -69,6 +76,9 @@ class Writer:
     def _run(self) -> None:
         while not self._ending.is_set():
             self._wake.wait(self._retry_s if self._trouble is not None else None)
+            if self._gather_s > 0:
+                self._hurry.wait(self._gather_s)
+                self._hurry.clear()
             self._wake.clear()
             self._once()
         self._once()

@@ -19,7 +19,7 @@ import aiohttp
 from pool_managerd import failpoints
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.crash import CrashClass
-from pool_managerd.core.crash_diagnosis import LaunchLog
+from pool_managerd.core.crash_diagnosis import Diagnosis, LaunchLog
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
@@ -34,6 +34,7 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
 
+LONG_LOG_BYTES = 8192
 DRAIN = "drain"
 """The kind of the facts about drains that are under way, by pool id."""
 
@@ -206,17 +207,29 @@ class LaunchWork:
         await process.wait_dead()
         self._actor.post(ev.Died(epoch))
         record = await process.wait()
-        log = launch_log(self._s, prepared.instance_id, log_mark) if quote else LaunchLog()
         was_ready = was_ready or self._pool.instance.ready_since is not None
         launch = self._pool.launch
         incidents = self._s.gpus.incidents(launch.device_uuids) if launch.epoch == epoch else []
-        why = ending(record, log, prepared, was_ready=was_ready, incidents=incidents)
+
+        def explained() -> tuple[LaunchLog, Diagnosis]:
+            log = launch_log(self._s, prepared.instance_id, log_mark) if quote else LaunchLog()
+            return log, ending(record, log, prepared, was_ready=was_ready, incidents=incidents)
+
+        log, why = await asyncio.to_thread(explained) if self._wrote_much(prepared, log_mark) else explained()
         if record.code and why.crash is CrashClass.PROCESS_EXIT and self._pool.instance.last_good_at is None:
             # An engine that logs from a thread of its own may end without a word; who holds its port tells all the same.
             found = await self._s.listener(process.pid, prepared.host, prepared.port)
             why = why.port_taken(prepared.port, found.who) if found.owner == "other" else why
         self._actor.learn(epoch, log_tail=log.lines[-LOG_TAIL_LINES:], diagnosis=why)
         self._actor.post(exit_event(epoch, record, why))
+
+    def _wrote_much(self, prepared: PreparedEngine, log_mark: Mapping[int, int]) -> bool:
+        """Whether reading its log takes so long that other pools would notice."""
+        try:
+            now = self._s.files.log_mark(prepared.instance_id)
+        except PoolError:
+            return False
+        return sum(max(0, size - log_mark.get(part, 0)) for part, size in now.items()) > LONG_LOG_BYTES
 
     # --- requests to the engine ---
 

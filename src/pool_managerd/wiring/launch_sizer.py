@@ -29,6 +29,8 @@ class StartSizer:
     async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         """Raises PoolError for a model or flags that cannot be used; a submitted engine's are its own affair."""
         if submitted is not None:
+            if submitted.model_path is None and not _names_files(self._engines.memory_of(submitted)):
+                return self._of_submitted(submitted)  # nothing is read: no thread is needed
             return await asyncio.to_thread(self._of_submitted, submitted)
         if pool is None:
             raise ValueError("a launch has a configuration or a submitted engine")
@@ -59,6 +61,10 @@ class StartSizer:
         with suppress(PoolError, OSError):
             draft = self._models.shapes.of(Path(memory.draft)) if memory.draft else None
         return replace(memory.settings, file_bytes=sum(map(size_of, memory.files)), draft=draft)
+
+
+def _names_files(memory: LaunchMemory) -> bool:
+    return bool(memory.draft) or bool(memory.files)
 
 
 def _fingerprint(shape: ModelShape | None, size_bytes: int) -> str:

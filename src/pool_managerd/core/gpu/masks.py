@@ -13,6 +13,7 @@ from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.errors import SpecError
 
 MAX_ITEMS = 64
+_MAX_SHOWN = 80
 _INDEX = re.compile(r"(?:GPU)?(\d{1,4})", re.ASCII | re.IGNORECASE)
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.ASCII)
 
@@ -28,7 +29,7 @@ class DeviceMask:
         """``"0,1"``, ``"GPU0,GPU1"``, GPU UUIDs, MIG UUIDs (B-DEVICE-001, 002). Raises SpecError naming the part at fault."""
         parts = [part.strip() for part in text.split(",")]
         if len(parts) > MAX_ITEMS:
-            raise _refused(text[:80] + "…", f"it names more than {MAX_ITEMS} devices")
+            raise _refused(text, f"it names more than {MAX_ITEMS} devices")
         items = tuple(_item(part, text) for part in parts)
         written = [str(item).lower() for item in items]
         for item in items:
@@ -128,4 +129,5 @@ def _mixed(mask: str) -> SpecError:
 
 
 def _refused(mask: str, why: str, hint: str = "write `devices: [0, 1]`, or UUIDs as `nvidia-smi -L` shows them") -> SpecError:
-    return SpecError(f"cannot use the device mask {mask!r}: {why}", code="INVALID_PARAMS", hint=hint)
+    shown = mask if len(mask) <= _MAX_SHOWN else mask[:_MAX_SHOWN] + "…"
+    return SpecError(f"cannot use the device mask {shown!r}: {why}", code="INVALID_PARAMS", hint=hint)
