@@ -274,6 +274,21 @@ def test_the_eleventh_restart_within_a_minute_waits_until_the_first_has_left_the
     assert story.phase() is Phase.STAGING and story.now == pytest.approx(first + 60)
 
 
+def test_a_restart_that_waits_for_the_limit_does_not_wait_for_memory_that_was_held_as_well() -> None:
+    """The simulator found this one: held memory, a restart by hand, and the limit in its way."""
+    story = Failing(replace(PLAIN, breaker=MANY, restart_limit=RestartRules(max_restarts=1, storm_open=1_000)))
+    story.crash_loop(1)
+    story.wait()
+    n = story.epoch
+    story.tell(ev.Staged(n, uses_gpus=True), ev.Spawned(n, 42), ev.ProbeSucceeded(n))
+    story.crash()
+    story.tell(ev.VramHeld(n, "pid 77"), ev.Restart())
+    assert story.phase() is Phase.BACKOFF and story.i.active.epoch == n and not story.i.active.vram_pending
+    assert story.kinds() == ["ReleaseVram"]
+    story.wait()
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == n + 1
+
+
 def test_more_than_five_restarts_within_a_minute_are_told_once_as_a_storm() -> None:
     story = Failing(replace(PLAIN, breaker=MANY))
     told = []

@@ -54,7 +54,7 @@ def run(channel: socket.socket) -> None:
         shim.start()
     except StartFailedError as failure:
         channel.sendall(wire.encode({"ok": False, "step": failure.step, "errno": failure.code}))
-        removal.sweep(order["cwd"], order["temporary"], 0)
+        removal.remove_temporary(order["cwd"], order["temporary"])
         return
     shim.supervise()
     shim.finish()

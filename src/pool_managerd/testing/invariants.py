@@ -62,7 +62,9 @@ class Oracle:
         seen, pool_id = view(state), pool.pool_id
         if seen.ready and not i.external:
             answered = self._scene.machine.answered.get((pool_id, i.epoch))
-            if answered is None or i.last_good_at is None or i.last_good_at - answered > ANSWER_LATE_S:
+            # What was seen does not age while the daemon itself stands.
+            seen_at = None if answered is None else max(answered, self._scene.resumed_at)
+            if seen_at is None or i.last_good_at is None or i.last_good_at - seen_at > ANSWER_LATE_S:
                 self._scene.fail("ready means a good answer of this launch's own engine", f"{pool_id}: {answered} {i}")
         if i.phase in _LEFT_NOTHING and before is not None and before.active.phase is not i.phase:
             self._look_for_remains(pool)

@@ -29,9 +29,10 @@ def launch(pool: PoolState, now: float, p: Policy, *, origin: str, by_hand: bool
     Unless something stands in its way. ``by_hand``: a person wants it now, so that an open breaker lets it through, once.
     """
     again = pool.has_run and (origin == "restart" or pool.history.circuit is Circuit.OPEN)
-    if (waiting := _waits(pool, now, p, again=again, by_hand=by_hand)) is not None:
-        return waiting
     old = pool.active
+    freed: tuple[Effect, ...] = (do.ReleaseVram(old.epoch),) if old.vram_pending else ()
+    if (waiting := _waits(pool, now, p, again=again, by_hand=by_hand)) is not None:
+        return then(freed, (on(waiting[0], vram_pending=False), waiting[1])) if freed else waiting
     epoch = max(old.epoch, pool.last_epoch) + 1
     new = Instance(old.id, epoch, Phase.STAGING, now, deadline=now + p.staging_stall_s, launched_at=now)
     tried, told = remember(pool, pool.history.started(now, p, again=again), now)
@@ -42,7 +43,6 @@ def launch(pool: PoolState, now: float, p: Policy, *, origin: str, by_hand: bool
     if again:
         human = f"Restarting the engine of pool '{pool.pool_id}' (restart {started.restart_count})"
         say = do.Say("restart", human, fields={"restart_count": started.restart_count})
-    freed = (do.ReleaseVram(old.epoch),) if old.vram_pending else ()
     return started, (*freed, do.StageArtifacts(new.epoch), *told, say, *_storm(pool, started, now, p))
 
 
