@@ -47,7 +47,7 @@ lint: setup ## ruff and mypy
 test: ## lint, types and every test
 	@requirements/check.sh "$(PYTHON)" test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m tests.together
 
 test-vllm: setup ## the tests with a real vLLM: make test-vllm VLLM=/path/to/bin/vllm
 	@if [ ! -x "$(VLLM)" ]; then echo "cannot run: say where vLLM is: make test-vllm VLLM=/path/to/bin/vllm (see tests/vllm/README.md)" >&2; exit 1; fi
