@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def kept_and_passed_on(daemon: Daemon) -> dict[str, str]:
         place = Path(f"/proc/{pid}")
         name = place.joinpath("comm").read_text().strip()
         found[f"the command line of {name}"] = place.joinpath("cmdline").read_bytes().decode("latin-1")
-        if name.startswith("pm-"):
-            found[f"the environment of {name}"] = place.joinpath("environ").read_bytes().decode("latin-1")
+        with suppress(PermissionError):  # shown to root alone, which is as good
+            if name.startswith("pm-"):
+                found[f"the environment of {name}"] = place.joinpath("environ").read_bytes().decode("latin-1")
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import descriptors, wait_until
 from tests.system.daemons import Daemon
 
 HEAD = b"Host: localhost\r\n"
@@ -78,7 +78,7 @@ class Watch:
 def held(pid: int) -> tuple[int, int, int]:
     """Resident bytes, descriptors and threads of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(status["VmRSS"].split()[0]) * 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])  # noqa: PTH208
+    return int(status["VmRSS"].split()[0]) * 1024, descriptors(pid), int(status["Threads"])
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import descriptors
 from tests.system.nodes import alive, mentioning
 
 HEALTH_P99_S = 1.0
@@ -172,7 +173,7 @@ def resources_of(pid: int) -> dict[str, int]:
     rss = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS:"))
     return {
         "rss_bytes": int(rss.split()[1]) * 1024,
-        "fds": len(list((proc / "fd").iterdir())),
+        "fds": descriptors(pid),
         "threads": len(list((proc / "task").iterdir())),
     }
 

@@ -225,7 +225,7 @@ class Watched(Daemon):
 
     def _files(self) -> dict[str, bytes]:
         files = [self.log, *(path for path in self.run.rglob("*") if path.is_file() and not path.is_symlink())]
-        return {str(path): path.read_bytes() for path in files if path.stat().st_size < 64 << 20}
+        return {str(path): path.read_bytes() for path in files if path.is_file() and path.stat().st_size < 64 << 20}
 
 
 class WatchedGpuNode(Watched, GpuNode):
