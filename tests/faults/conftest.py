@@ -16,7 +16,7 @@ __all__ = ["MakePool", "driver_library", "fake"]
 
 Make = Callable[..., Watched]
 MakeNode = Callable[..., WatchedGpuNode]
-_FAILED = pytest.StashKey[bool]()
+_UNFINISHED = pytest.StashKey[bool]()
 ALL = "POOL_MANAGERD_TEST_FAULTS"
 """``all``: the whole campaign, as ``make faults`` has it, which takes about a quarter of an hour."""
 
@@ -60,14 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
-    if outcome.get_result().failed:
-        item.stash[_FAILED] = True
+    if not outcome.get_result().passed:
+        item.stash[_UNFINISHED] = True
 
 
 def _judge(made: list[Watched], request: pytest.FixtureRequest) -> None:
     broken = []
     try:
-        if not request.node.stash.get(_FAILED, False):
+        if not request.node.stash.get(_UNFINISHED, False):
             broken = [f"{one.folder.name}: {sentence}" for one in made if not one.judged for sentence in one.judge()]
     finally:
         for one in made:
