@@ -182,6 +182,8 @@ class Client(threading.Thread):
         pid = status[1]["pid"]
         if str(pool.port).encode() in _command_line(pid):  # an engine of ours, by its own command line
             os.kill(pid, self._random.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
+            if not status[1]["ready"]:  # a preload that fails is not tried again, and not by the next daemon either
+                pool.desired = None
 
 
 def _command_line(pid: int) -> bytes:
