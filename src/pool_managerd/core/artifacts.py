@@ -74,6 +74,11 @@ class PreparedEngine:
         return f"http://{host}:{self.port}"
 
     @property
+    def warmable(self) -> bool:
+        """Whether we may ask it something of our own: what was submitted runs verbatim, and is asked by its clients alone."""
+        return not self.verbatim and self.warmup != "none"
+
+    @property
     def size_chars(self) -> int:
         """Characters of its command line and environment."""
         return sum(map(len, self.argv)) + sum(len(name) + len(value) for name, value in self.env.items())

@@ -79,7 +79,7 @@ def start_ticks(pid: int) -> int | None:
 
 def started_at(ticks: int) -> float:
     """The monotonic second of a process's start. Ticks count while the machine is suspended, monotonic time does not."""
-    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_PER_S
     return time.monotonic() - ago
 
 

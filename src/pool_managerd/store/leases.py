@@ -24,7 +24,7 @@ from typing import Any
 from pool_managerd import failpoints
 from pool_managerd.core.registry import KeptLeases, Lease, LeaseChange
 from pool_managerd.errors import NodeError
-from pool_managerd.store.place import is_damage, parts_of, rename_database
+from pool_managerd.store.place import is_damage, linked_part, parts_of, refuse_newer, rename_database
 from pool_managerd.store.writer import Writer
 
 SCHEMA_VERSION = 1
@@ -161,18 +161,15 @@ class LeaseStore:
         self._begin_anew()
 
     def _connect(self) -> None:
-        for part in parts_of(self._path):
-            if part.is_symlink():
-                raise ValueError(f"{part.name} is a symbolic link")
+        if (link := linked_part(self._path)) is not None:
+            raise ValueError(link)
         self._disconnect()
         db = self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=5)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
+        try:
+            refuse_newer(self._path, db.execute("PRAGMA user_version").fetchone()[0], SCHEMA_VERSION)
+        except NodeError:
             self._disconnect()
-            raise NodeError(
-                f"cannot open {self._path}: a newer version wrote it (schema {version}, this one knows {SCHEMA_VERSION})",
-                code="STATE_TOO_NEW", retriable=False, hint="run the newer version, or choose another --state-dir",
-            )  # fmt: skip
+            raise
         self._path.chmod(0o600)
         db.execute("PRAGMA locking_mode=EXCLUSIVE")  # and no third file for the journal's index
         db.execute("PRAGMA journal_mode=WAL")

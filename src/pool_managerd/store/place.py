@@ -9,6 +9,7 @@ import stat
 from contextlib import closing, suppress
 from pathlib import Path
 
+from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import SCHEMA, Contents, read_generation
 
 _PARTS = ("", "-wal", "-shm", "-journal")
@@ -21,6 +22,20 @@ _Seen = tuple[int, int, int, int]
 def parts_of(database: Path) -> list[Path]:
     """The database's file and the journals that it may have."""
     return [database.with_name(database.name + suffix) for suffix in _PARTS]
+
+
+def linked_part(database: Path) -> str | None:
+    """Why the database is not opened: one of its parts is a link, and what it leads to may not be ours. None when none is."""
+    return next((f"{part.name} is a symbolic link" for part in parts_of(database) if part.is_symlink()), None)
+
+
+def refuse_newer(database: Path, found: int, known: int) -> None:
+    """Raises NodeError STATE_TOO_NEW for the schema of a newer version."""
+    if found > known:
+        raise NodeError(
+            f"cannot open {database}: a newer version wrote it (schema {found}, this one knows {known})",
+            code="STATE_TOO_NEW", retriable=False, hint="run the newer version, or choose another --state-dir",
+        )  # fmt: skip
 
 
 def rename_database(database: Path, to: Path) -> None:

@@ -27,7 +27,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import SCHEMA, Contents, read_contents
 from pool_managerd.store.lock import unwritable
-from pool_managerd.store.place import StatePlace, code_of, is_damage, parts_of
+from pool_managerd.store.place import StatePlace, code_of, is_damage, linked_part, refuse_newer
 
 SCHEMA_VERSION = 2
 CHECK_S = 5.0
@@ -90,9 +90,8 @@ class StateStore:
 
     def _refuse_what_is_not_ours(self) -> None:
         """Links, and the state of a newer version: looked at without writing, its journal included."""
-        for part in parts_of(self._path):
-            if part.is_symlink():
-                raise self._unwritable(f"{part.name} is a symbolic link")
+        if (link := linked_part(self._path)) is not None:
+            raise self._unwritable(link)
         if not self._path.exists():
             return
         try:
@@ -100,11 +99,7 @@ class StateStore:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error:
             return  # damaged, or the place is: opening it for writing tells which
-        if version > SCHEMA_VERSION:
-            raise NodeError(
-                f"cannot open {self._path}: a newer version wrote it (schema {version}, this one knows {SCHEMA_VERSION})",
-                code="STATE_TOO_NEW", retriable=False, hint="run the newer version, or choose another --state-dir",
-            )  # fmt: skip
+        refuse_newer(self._path, version, SCHEMA_VERSION)
 
     def _read(self) -> tuple[sqlite3.Connection, Contents]:
         """The open database and what it holds. Raises sqlite3.Error, and ValueError for content that is not ours."""

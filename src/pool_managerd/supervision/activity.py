@@ -129,7 +129,7 @@ class ActivityWatch:
 
     def _prompt(self, engine: AnyEngine, seen: _Seen, now: float, timeout_s: float) -> None:
         """Before it is said that work stands still, a prompt of our own: the engine's word on its requests may be old."""
-        asks = isinstance(engine, PreparedEngine) and not engine.verbatim and engine.warmup != "none"
+        asks = isinstance(engine, PreparedEngine) and engine.warmable
         if asks and now - seen.prompted_at >= timeout_s:
             seen.prompted_at = now
             self._run(self._send_prompt(engine, seen, timeout_s))

@@ -89,8 +89,7 @@ class LaunchWork:
         self._actor.learn(epoch, prepared=prepared, step="starting")
         for notice in (*prepared.warnings, *(allocation.notices if allocation is not None else ())):
             self._actor.emit("notice", notice, level="warn")
-        warmable = not prepared.verbatim and prepared.warmup != "none"
-        self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, warmable=warmable))
+        self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, warmable=prepared.warmable))
 
     async def _admit(self, epoch: int) -> Allocation | None:
         """May it run here, and on which GPUs. Raises PoolError."""
@@ -196,7 +195,7 @@ class LaunchWork:
         since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            warmable=not prepared.verbatim and prepared.warmup != "none", drain_since=since, drain_deadline=deadline,
+            warmable=prepared.warmable, drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
     async def _watch(
