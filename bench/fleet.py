@@ -17,7 +17,11 @@ from bench.supervisors import SUPERVISORS
 COUNT = 100
 AT_ONCE = {
     "health": {"interval_ms": 200, "probe_interval_ms": 5_000},
-    "supervision": {"backoff": {"initial_ms": 0, "min_delay_ms": 0, "jitter": 0}},
+    "supervision": {
+        "backoff": {"initial_ms": 0, "min_delay_ms": 0, "jitter": 0},
+        "breaker": {"threshold": 100},  # engines that are killed in several rounds are not crash loops
+        "restart_limit": {"max_restarts": 100, "storm_open": 100},
+    },
 }
 
 

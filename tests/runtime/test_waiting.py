@@ -51,6 +51,18 @@ async def test_an_error_holds_on_to_nothing_once_it_was_told() -> None:
         gc.enable()
 
 
+async def test_threads_are_used_again_and_few_are_kept() -> None:
+    before = set(threading.enumerate())
+    go = threading.Event()
+    many = [asyncio.create_task(in_own_thread(go.wait)) for _ in range(20)]
+    await eventually(lambda: len(set(threading.enumerate()) - before) >= 20 - 4)
+    go.set()
+    await asyncio.gather(*many)
+    await eventually(lambda: len(set(threading.enumerate()) - before) <= 4)
+    kept = set(threading.enumerate())
+    assert await in_own_thread(threading.current_thread) in kept
+
+
 async def test_nobody_hears_of_work_that_was_given_up() -> None:
     go = threading.Event()
     waiting = asyncio.create_task(in_own_thread(go.wait))

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -59,6 +61,12 @@ async def ended_within(pidfd: int, seconds: float) -> bool:
     return True
 
 
+_IDLE = 4
+_counting = threading.Lock()
+_idle: list[SimpleQueue[Callable[[], None]]] = []
+"""Of each thread that has nothing to do, where its next work is put. To begin a thread costs the loop a wait for it."""
+
+
 async def in_own_thread(work: Callable[..., _T], *given: Any) -> _T:
     """What ``work`` gives. The loop's own few threads may all be hashing models; this waits for none of them.
 
@@ -70,14 +78,30 @@ async def in_own_thread(work: Callable[..., _T], *given: Any) -> _T:
 def _begin(work: Callable[..., _T], given: tuple[Any, ...]) -> Future[_T]:
     outcome: Future[_T] = Future()
     outcome.set_running_or_notify_cancel()  # who waits may be cancelled, the work cannot
-    name = getattr(work, "__name__", "work")
-    threading.Thread(target=_answer, args=(outcome, work, given), daemon=True, name=name).start()
+    task = partial(_answer, outcome, work, given)
+    try:
+        _idle.pop().put(task)
+    except IndexError:
+        threading.Thread(target=_serve, args=(task,), daemon=True, name="own-thread").start()
     return outcome
+
+
+def _serve(task: Callable[[], None]) -> None:
+    """One work after the other, unless enough others wait for the next one."""
+    tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    while True:
+        task()
+        del task  # an outcome is not kept until the next work comes
+        with _counting:
+            if len(_idle) == _IDLE:
+                return
+            _idle.append(tasks)
+        task = tasks.get()
 
 
 def _answer(outcome: Future[_T], work: Callable[..., _T], given: tuple[Any, ...]) -> None:
     try:
         outcome.set_result(work(*given))
-    except BaseException as error:  # noqa: BLE001 - the boundary of this thread: whoever waits is told
+    except BaseException as error:  # noqa: BLE001 - the boundary of this work: whoever waits is told
         outcome.set_exception(error)
         del outcome  # an error that holds on to itself stays until the next collection, with all that its frames know

@@ -15,6 +15,7 @@ Signals to a shim mean the same in every version: SIGTERM is stop with the order
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -103,6 +104,7 @@ def write_atomically(directory: int, name: str, data: bytes, mode: int) -> None:
     try:
         try:
             os.fchmod(fd, mode)
+            _take_room(fd, len(data))
             write_all(fd, data)
         finally:
             os.close(fd)
@@ -110,6 +112,17 @@ def write_atomically(directory: int, name: str, data: bytes, mode: int) -> None:
     except OSError:
         os.unlink(temporary, dir_fd=directory)
         raise
+
+
+def _take_room(fd: int, size: int) -> None:
+    """Blocks for ``size`` bytes, now: where a file is to be replaced by one whose blocks are not chosen yet, ext4 has the rename
+    wait for its data to be on its way to the disk, which takes milliseconds. Raises OSError when there is no room.
+    """
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            raise
 
 
 def write_all(fd: int, data: bytes) -> None:

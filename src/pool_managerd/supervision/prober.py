@@ -16,6 +16,7 @@ import aiohttp
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
+from pool_managerd.supervision import plain_http
 
 BODY_LIMIT = 64 * 1024
 COUNTERS_LIMIT = 1 << 20
@@ -49,39 +50,42 @@ class HttpProber:
             return ProbeResult(ProbeOutcome.TIMEOUT, f"had no answer within {timeout_s:g} s")
         except aiohttp.ClientConnectorError as problem:
             return _refused(problem)
-        except aiohttp.ServerDisconnectedError:
+        except (aiohttp.ServerDisconnectedError, ConnectionAbortedError):
             return ProbeResult(ProbeOutcome.ERROR, "was cut off without an answer")
-        except (aiohttp.ClientError, ConnectionError, ValueError) as problem:
-            return ProbeResult(ProbeOutcome.ERROR, f"was answered with something that is not HTTP ({type(problem).__name__})")
         except OSError as problem:
             return _os_result(problem)
+        except (aiohttp.ClientError, ValueError) as problem:
+            what = str(problem) or type(problem).__name__
+            return ProbeResult(ProbeOutcome.ERROR, f"was answered with something that is not HTTP ({what})")
 
     async def _ask(self, url: str) -> ProbeResult:
+        answer = await self._get(url, BODY_LIMIT)
+        if answer.body is None:
+            return ProbeResult(ProbeOutcome.ERROR, f"answered {answer.status} with more than {BODY_LIMIT // 1024} KiB")
+        if answer.server == "pool-managerd":
+            return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
+        return check_response(answer.status, answer.content_type, answer.body)
+
+    async def _get(self, url: str, limit: int) -> plain_http.Answer:
+        if (plain := plain_http.target(url)) is not None:
+            return await plain_http.get(plain, limit)
         async with self._open().get(url, allow_redirects=False, headers={"Connection": "close"}) as response:
-            body = await response.content.read(BODY_LIMIT)
-            while len(body) < BODY_LIMIT and (more := await response.content.read(BODY_LIMIT - len(body))):
+            body = b""
+            while len(body) <= limit and (more := await response.content.read(limit + 1 - len(body))):
                 body += more
-            if not response.content.at_eof() and len(body) >= BODY_LIMIT:
+            kind, server = response.headers.get("Content-Type", ""), response.headers.get("Server", "")
+            if len(body) > limit:
                 response.close()
-                return ProbeResult(ProbeOutcome.ERROR, f"answered {response.status} with more than {BODY_LIMIT // 1024} KiB")
-            if response.headers.get("Server") == "pool-managerd":
-                return ProbeResult(ProbeOutcome.ERROR, "was answered by a pool-managerd, which is no engine")
-            return check_response(response.status, response.headers.get("Content-Type", ""), body)
+            return plain_http.Answer(response.status, kind, server, body if len(body) <= limit else None)
 
     async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
         """What the engine says of its work; None when it has no such counters.
 
-        Raises TimeoutError when it does not answer, aiohttp.ClientError or OSError when it cannot be asked.
+        Raises TimeoutError when it does not answer; aiohttp.ClientError, OSError or ValueError when it cannot be asked.
         """
-        asked = self._open().get(url + names.path, allow_redirects=False, headers={"Connection": "close"})
-        async with asyncio.timeout(timeout_s), asked as response:
-            text = b""
-            while len(text) <= COUNTERS_LIMIT and (more := await response.content.read(COUNTERS_LIMIT)):
-                text += more
-            if response.status != 200 or len(text) > COUNTERS_LIMIT:
-                response.close()
-                return None
-        return read_counters(text, names)
+        async with asyncio.timeout(timeout_s):
+            answer = await self._get(url + names.path, COUNTERS_LIMIT)
+        return None if answer.status != 200 or answer.body is None else read_counters(answer.body, names)
 
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """A short request of the kind that the engine serves: (first_token_ms, tokens_per_s).

@@ -64,23 +64,19 @@ class Logging:
     def log_event(self, event: Event) -> None:
         """Write a journalled event as one line; probes and leases (``journal=False``) are for metrics only."""
         if event.journal:
-            self.write(event.level, event.type, event.human, event.pool_id, event.fields, ts_ms=event.ts_ms)
+            self._write(event.level, event.type, event.human, event.pool_id, dict(event.fields), event.ts_ms)
 
     def write(
-        self,
-        level: str,
-        action: str,
-        human: str,
-        pool_id: str | None = None,
-        fields: Mapping[str, Any] | None = None,
-        *,
-        ts_ms: int = 0,
+        self, level: str, action: str, human: str, pool_id: str | None = None, fields: Mapping[str, Any] | None = None
     ) -> None:
         """Write one line. Never blocks and never raises for what it was given."""
+        self._write(level, action, self.redactor.text(human), pool_id, self.redactor.mapping(fields or {}), 0)
+
+    def _write(self, level: str, action: str, human: str, pool_id: str | None, line: dict[str, Any], ts_ms: int) -> None:
+        """One line of what holds no secret any more: an event was cleaned where it was made."""
         level = "warn" if level == "warning" else level
         if _LEVELS.get(level, 20) < self._floor:
             return
-        line: dict[str, Any] = dict(self.redactor.mapping(fields or {}))
         line.update(self._options.labels or {})
         line |= {
             "ts": _timestamp(ts_ms),
@@ -91,10 +87,10 @@ class Logging:
             "actor": SERVICE,
             "action": action,
             "target": pool_id or line.get("target") or SERVICE,
-            "human": _clip(self.redactor.text(human)),
+            "human": _clip(human),
         }
         if len(human) > HUMAN_MAX_CHARS:
-            line.setdefault("message", self.redactor.text(human)[:_MESSAGE_MAX_CHARS])
+            line.setdefault("message", human[:_MESSAGE_MAX_CHARS])
         if pool_id is not None:
             line["pool_id"] = pool_id
         if "correlation_id" not in line and (request := correlation_id.get()) is not None:
