@@ -69,6 +69,10 @@ async def test_an_engine_that_ends_with_code_0_is_offline_and_stays_so(open_dir:
         await (await node.preload("p", scripted("p", "--exit-after", "0.5", "--exit-code", "0"))).wait()
         await until(lambda: node.status("p")["state"] == "offline", "the graceful end")
         assert node.status("p")["crash_count"] == 0 and node.status("p")["last_error"] is None
+    async with PoolManager(config(open_dir)) as later:
+        await until(lambda: "p" in later.pool_ids(), "the pool to be known")
+        assert (later.status("p")["state"], later.status("p")["restart_count"]) == ("uninitialized", 0)
+        assert (await (await later.start("p")).wait())["pid"], "who asks for it has it again"
 
 
 async def test_a_handoff_file_registers_an_engine_of_somebody_else(open_dir: Path) -> None:

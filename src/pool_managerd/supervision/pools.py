@@ -9,6 +9,7 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
+from pool_managerd.core.event import Event
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
@@ -42,6 +43,7 @@ class Pools:
         services.gpus.attach(self.all, self.post)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
+        services.events.listen(self._hear)
 
     def use_config(self, config: Config) -> None:
         """Another policy; of the rest nothing may differ."""
@@ -305,6 +307,12 @@ class Pools:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
         for actor in tuple(self._actors.values()):
             await actor.close(leave=leave)
+
+    def _hear(self, event: Event) -> None:
+        """A submitted engine that has done its work is not begun again by the next daemon, unless it is just asked for."""
+        pool = self.find(event.pool_id) if event.type == "exit" and event.pool_id else None
+        if pool is not None and pool.config is None and not self._turn(pool).locked():
+            self._intents.note_down(pool.pool_id)
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         pool = self.find(operation.pool_id)
