@@ -103,6 +103,39 @@ def test_above_the_rate_whole_reads_are_dropped_with_one_marker(
     assert log.dropped_bytes == 910
 
 
+def test_what_was_dropped_is_due_when_its_second_is_over_whatever_comes_next(
+    folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: now[0])
+    log = make(folder, max_bytes=1 << 20, bytes_per_second=10)
+    log.write(b"spam\n")
+    assert log.milliseconds_to_look() > 60_000, "nothing was dropped"
+    log.write(b"spam\nmore spam\nwaiting for a lock\n")
+    assert 0 < log.milliseconds_to_look() <= 1001
+    log.look()
+    assert parts(tmp_path) == {"log": b"spam\n"}
+    now[0] += log.milliseconds_to_look() / 1000
+    log.look()
+    assert parts(tmp_path)["log"].endswith(b"dropped here]\nmore spam\nwaiting for a lock\n")
+    assert log.milliseconds_to_look() > 60_000
+
+
+def test_a_disk_that_stays_full_is_asked_once_a_second(folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: now[0])
+    log = make(folder, max_bytes=1 << 20, bytes_per_second=10)
+    log.write(b"x" * 11)
+    monkeypatch.setattr("pool_managerd.runtime.logfile.os.write", lambda fd, data: 0)
+    for _ in range(3):
+        now[0] += 1.0
+        log.look()
+        assert log.milliseconds_to_look() == pytest.approx(1001)
+    monkeypatch.undo()
+    log.close()
+    assert b"11 bytes of output were dropped here" in parts(tmp_path)["log"]
+
+
 def test_what_was_dropped_last_is_said_at_the_end(folder: int, tmp_path: Path) -> None:
     log = make(folder, bytes_per_second=10)
     log.write(b"x" * 11)

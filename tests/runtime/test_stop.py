@@ -245,3 +245,11 @@ async def test_sigterm_to_the_shim_stops_the_engine_with_the_grace_of_the_order(
     record = await within(2, process)
     assert (record.signal, record.stopped_by_us) == (signal.SIGKILL, True)
     assert 0.2 <= time.monotonic() - started < 2.2
+
+
+async def test_the_last_words_of_a_burst_are_in_the_log_though_the_engine_says_nothing_more(bench: Bench) -> None:
+    process = await bench.launch(sh("head -c 30000000 /dev/zero | tr '\\0' '\\n'; echo waiting for a lock; exec sleep 60"))
+    await bench.says("waiting for a lock")
+    assert b"bytes of output were dropped here" in bench.log()
+    process.kill()
+    await within(5, process)

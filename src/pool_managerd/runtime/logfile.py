@@ -15,6 +15,7 @@ import time
 _REOPEN_SECONDS = 1.0
 _WINDOW_SECONDS = 1.0
 KEPT_END_BYTES = 8 * 1024
+_FOREVER_MS = 3_600_000.0
 
 
 class LogFile:
@@ -49,11 +50,8 @@ class LogFile:
 
     def write(self, data: bytes) -> None:
         """Append ``data``, or drop and count it when the rate is exceeded or the file cannot take it."""
+        self.look()
         now = time.monotonic()
-        if now >= self._window_end:
-            self._window_end = now + _WINDOW_SECONDS
-            self._window_bytes = 0
-            self._report_dropped(now)
         if self._window_bytes + len(data) > self._rate:
             # The whole rest of the window is dropped: one gap with one marker instead of many small ones.
             self._window_bytes = self._rate
@@ -63,6 +61,17 @@ class LogFile:
             return
         self._window_bytes += len(data)
         self._append(data, now)
+
+    def milliseconds_to_look(self) -> float:
+        """Until what was dropped of a burst is due, should nothing more come: its last lines may be the last of all."""
+        return max(0.0, (self._window_end - time.monotonic()) * 1000 + 1) if self._unreported else _FOREVER_MS
+
+    def look(self) -> None:
+        """Where a window is over, begin the next one with what was dropped in it."""
+        if (now := time.monotonic()) >= self._window_end:
+            self._window_end = now + _WINDOW_SECONDS
+            self._window_bytes = 0
+            self._report_dropped(now)
 
     def close(self) -> None:
         """Note what was dropped last and close the file."""

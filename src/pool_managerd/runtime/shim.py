@@ -184,7 +184,7 @@ class Shim:
 
     def _turn(self, milliseconds: float) -> set[int]:
         """Wait for whatever comes first, and see to it. Returns the descriptors that were ready."""
-        due = min(self._lineage.milliseconds_to_look(), self._oom.milliseconds_to_look())
+        due = min(watch.milliseconds_to_look() for watch in (self._lineage, self._oom, self._log))
         ready = {fd for fd, _ in self._poll.poll(min(milliseconds, due))}
         if self._output in ready and not self._pump():
             self._poll.unregister(self._output)
@@ -195,6 +195,7 @@ class Shim:
             self._obey()
         if self._engine_pidfd not in ready:  # what counts is what was before the end
             self._oom.look()
+        self._log.look()
         if (found := self._lineage.look()) is not None:
             with suppress(OSError):  # a full disk: it is tried again when there are others
                 self._write_record({"state": "running", "descendants": found})
