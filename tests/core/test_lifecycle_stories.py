@@ -132,7 +132,7 @@ def test_an_engine_that_never_becomes_healthy_is_stopped_at_the_deadline() -> No
     story.tell(ev.Died(1), ev.Exited(1, signal=15))
     assert story.phase() is Phase.FAILED
     assert "health check failed" in str(story.i.last_error) and "answered 503" in str(story.i.last_error)
-    assert story.i.crash_count == 0, "we stopped it: that is no crash"
+    assert story.i.crash_count == 1, "it has a crash report: the count says the same"
 
 
 def test_a_crash_is_noticed_before_its_cause_is_known_and_comes_back_with_backoff() -> None:

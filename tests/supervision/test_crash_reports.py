@@ -123,6 +123,9 @@ async def test_an_engine_that_never_answers_is_told_apart_from_one_that_stopped(
     await world.fakes.clock.advance(pool.definition.policy.startup_timeout_s + 10)
     report = world.fakes.crashes.recent("p")[0]
     assert (report.crash, report.remedy.code) == (CrashClass.HEALTH_FAILURE, "startup_too_slow")
+    told = [event for event in world.fakes.told if event.type == "crash"]
+    assert pool.state.crash_count == len(told) == len(world.fakes.crashes.recent("p")) == 1
+    assert world.fakes.records.counters["p"][0] == 1, "the next daemon counts on"
 
 
 async def test_who_holds_its_port_is_evidence(world: World) -> None:

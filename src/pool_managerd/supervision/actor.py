@@ -289,6 +289,7 @@ class PoolActor:
             case do.Withdraw():
                 self._withdraw()
             case do.ReportCrash():
+                self._keep_counters()
                 self._crashes.failed(effect)
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
@@ -310,9 +311,13 @@ class PoolActor:
             fields["next_restart_at"] = self._s.clock.wall_ms() + round(float(str(fields.pop("restart_in_s"))) * 1000)
         if effect.action == "drain_finished":
             self.pool.last_drain = {"pool_id": state.pool_id, **fields}
-        if effect.action in ("crash", "restart", "unhealthy"):
-            self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)
+        if effect.action in ("crash", "restart"):
+            self._keep_counters()
         self.emit(effect.action, effect.human, level=effect.level, **fields)
+
+    def _keep_counters(self) -> None:
+        state = self.pool.state
+        self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)
 
     def _announce(self) -> None:
         launch = self.pool.launch

@@ -54,7 +54,9 @@ def begin_stop(
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
     if i.has_process:
-        told = (do.ReportCrash(i.epoch, crash, error),) if after is After.RECOVER and error and i.has_process else ()
+        told: tuple[Effect, ...] = ()
+        if after is After.RECOVER and error:  # that it is ended by us makes it no less of a crash
+            stopping, told = replace(stopping, crash_count=pool.crash_count + 1), (do.ReportCrash(i.epoch, crash, error),)
         return stopping, (do.StopEngine(i.epoch, p.stop_grace_ms), say, *told)
     if i.phase in (Phase.STARTING, Phase.ADOPTING):  # it may run any moment, so it is waited for: down means that nothing runs
         return on(stopping, deadline=now + p.kill_wait_s), (say,)

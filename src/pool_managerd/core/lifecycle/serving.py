@@ -81,9 +81,8 @@ def _unhealthy(pool: PoolState, error: str, crash: CrashClass, now: float, p: Po
         human = f"Engine of pool '{pool.pool_id}' {what}; it is left running and may come back"
         return hung, (do.Say("unhealthy", human, level="warn", fields=fields),)
     human = f"Engine of pool '{pool.pool_id}' {what}{'' if crash is CrashClass.HUNG else ' its health probes'}; replacing it"
-    crashed = replace(hung, crash_count=pool.crash_count + 1)
-    say = do.Say("unhealthy", human, level="error", fields={**fields, "crash_count": crashed.crash_count})
-    return then((say,), begin_stop(crashed, now, p, After.RECOVER, error=error, crash=crash))
+    say = do.Say("unhealthy", human, level="error", fields={**fields, "crash_count": pool.crash_count + 1})
+    return then((say,), begin_stop(hung, now, p, After.RECOVER, error=error, crash=crash))
 
 
 def draining_probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> Step:
