@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +49,18 @@ def supervisord(directory: Path, programs: Programs) -> Iterator[subprocess.Pope
         yield child
 
 
-SUPERVISORS = {"runit": runit, "supervisord": supervisord}
+@contextlib.contextmanager
+def bare_loop(directory: Path, programs: Programs) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python loop that does nothing but start again what ended: what the language costs."""
+    directory.mkdir()
+    file = directory / "programs.json"
+    file.write_text(json.dumps([list(argv) for argv in programs.values()]))
+    script = Path(__file__).with_name("bare_loop.py")
+    with running([sys.executable, str(script), str(file)], directory / "out.log", cwd=directory) as child:
+        yield child
+
+
+SUPERVISORS = {"runit": runit, "supervisord": supervisord, "bare-python": bare_loop}
 
 
 def _find(program: str, package: str) -> str:
