@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.lifecycle import relaunch
 from pool_managerd.core.registry import KeptLeases, Registry
 from pool_managerd.core.registry.entry import PoolEntry
@@ -19,7 +20,7 @@ from pool_managerd.testing.simulate import main
 from pool_managerd.testing.world import run
 
 SCAN_S = 18.0
-LIMIT_SEED = 4
+LIMIT_SEED, LEDGER_SEED = 4, 5
 FOUND: dict[str, tuple[int, ...]] = {
     "an evict never ended under the next daemon, which had started its pool anew": (2445,),
 }
@@ -121,6 +122,13 @@ def test_restarts_without_a_limit_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(relaunch, "allowed_at", lambda *_: None)
     outcome = run(draw(LIMIT_SEED))
     assert outcome.broken is not None and outcome.broken.rule == "restarts in any window are limited"
+
+
+def test_a_ledger_that_forgets_what_was_left_running_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(draw(LEDGER_SEED)).broken is None
+    monkeypatch.setattr(Ledger, "restore", lambda *_: None)
+    outcome = run(draw(LEDGER_SEED))
+    assert outcome.broken is not None and outcome.broken.rule == "the memory of an engine that runs is promised to it"
 
 
 def test_the_command_plays_a_seed_and_tells_how_it_went(capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ class Oracle:
         """What goes wrong by nothing happening, and what is true of all pools together."""
         for pool in pools:
             self._look_for_stuck(pool)
-        self._look_at_gpus()
+        self._look_at_gpus(pools)
         self._look_for_lost_leases()
         self._look_at_operations()
 
@@ -175,10 +175,16 @@ class Oracle:
             if now - max(i.last_good_at, woken) > policy.fresh_s + asked_s + LATE_S:
                 self._scene.fail("ready means a fresh good probe", f"{pool.pool_id}: {i}")
 
-    def _look_at_gpus(self) -> None:
+    def _look_at_gpus(self, pools: list[Pool]) -> None:
         if self._scene.adapters is None:
             return
-        reservations = self._scene.adapters.gpus.memory.ledger.all()
+        ledger = self._scene.adapters.gpus.memory.ledger
+        for pool in pools:
+            if pool.instance.has_process and ledger.get(pool.instance_id) is None:
+                running = self._scene.machine.running(pool.pool_id)
+                if any(e.launch.epoch == pool.instance.epoch and e.launch.reserved_bytes for e in running):
+                    self._scene.fail("the memory of an engine that runs is promised to it", str(pool.instance))
+        reservations = ledger.all()
         for gpu in self._scene.machine.gpus:
             reserved = sum(r.bytes_by_device.get(gpu.uuid, 0) for r in reservations)
             if reserved + gpu.foreign_bytes > gpu.total_bytes or gpu.used_bytes > gpu.total_bytes:
