@@ -125,6 +125,7 @@ CAUSES = {
         "bad_flags",
         "lower_context",
     ),
+    "vllm-core_killed": ("MPClient: engine core exited unexpectedly; starting cleanup", "", "look_at_worker"),
     "vllm-core_without_room": ("ValueError: No available memory for the cache blocks.", "vram_oom", "room_for_cache"),
     "vllm-cuda_error": ("rError: CUDA error: an illegal memory access was encountered", "cuda", "check_gpu"),
     "vllm-ecc": ("untimeError: CUDA error: uncorrectable ECC error encountered", "ecc", "replace_gpu"),
