@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.activity import Activity, ActivityRules, Sample, Track, Verdict, doubtful, judge, observe
+from pool_managerd.core.activity import Activity, ActivityRules, Sample, Track, Verdict, doubtful, ignored, judge, observe
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.health import Counters, read_counters
 
@@ -144,6 +144,41 @@ def test_doubt_comes_at_half_of_a_limit() -> None:
     assert not doubted(every_5_s(25, requests=1)) and doubted(every_5_s(30, requests=1))
     assert not doubted(every_5_s(295, requests=1, cores=1)) and doubted(every_5_s(300, requests=1, cores=1))
     assert not doubted(every_5_s(600, requests=0)) and not doubted(every_5_s(600, requests=1, tokens_per_s=1))
+
+
+def test_a_prompt_of_our_own_that_is_not_answered_is_work_that_stands_still() -> None:
+    """The engine's gauges say that it has no request: they are those of the part of it that hangs."""
+    free = every_5_s(300, requests=0)
+    assert (
+        watched(*free, *(Sample(300 + s, cpu_s=0, tokens=0, requests=0, prompted_s=s) for s in range(5, 60, 5))).verdict
+        is Verdict.BUSY
+    )
+    found = watched(*free, *(Sample(300 + s, cpu_s=0, tokens=0, requests=0, prompted_s=s) for s in range(5, 65, 5)))
+    assert found.verdict is Verdict.HUNG
+    assert found.why == "a prompt of the daemon's own has not been answered for 60 s: no token, no CPU time"
+    works = (Sample(300 + s, cpu_s=s, tokens=0, requests=0, prompted_s=s) for s in range(5, 595, 5))
+    assert watched(*free, *works).why.startswith("is at work (a prompt of the daemon's own waiting, 1.0 CPUs")
+
+
+def test_a_client_that_asked_and_got_no_token_may_be_unknown_to_the_engine() -> None:
+    def unknown(samples: list[Sample], *clients: float) -> bool:
+        track: Track | None = None
+        for sample in samples:
+            track = observe(track, sample, RULES)
+        assert track is not None
+        return ignored(track, track.last.at, RULES, clients)
+
+    idle = every_5_s(300, requests=0)
+    assert not unknown(idle) and not unknown(idle, 0.0, 29.0) and unknown(idle, 0.0, 30.0)
+    served = [
+        *idle,
+        Sample(305, cpu_s=0, tokens=9, requests=0),
+        *(Sample(305.0 + s, cpu_s=0, tokens=9, requests=0) for s in range(5, 65, 5)),
+    ]
+    assert not unknown(served, 62.0), "it asked before the last token"
+    assert unknown(served, 62.0, 40.0)
+    assert not unknown(every_5_s(300, cores=1, requests=0), 40.0) and unknown(every_5_s(600, cores=1, requests=0), 310.0)
+    assert not unknown(every_5_s(25, requests=0), 100.0), "we have not looked at it for so long"
 
 
 # --- whatever the samples are ---------------------------------------------------------------------------------------

@@ -54,8 +54,18 @@ def test_an_end_without_a_word(record: ExitRecord, crash: str, summary: str, rem
 
 
 def test_a_submitted_engines_code_0_is_graceful_and_no_others_is() -> None:
-    assert told(ExitRecord(code=0), graceful=True).crash is CrashClass.GRACEFUL
-    assert told(ExitRecord(code=0), CUDA).crash is CrashClass.PROCESS_EXIT
+    assert told(ExitRecord(code=0), CUDA, graceful=True).crash is CrashClass.GRACEFUL
+    assert told(ExitRecord(code=0)).crash is CrashClass.PROCESS_EXIT
+
+
+def test_code_0_of_a_server_whose_worker_failed_is_explained_by_its_log_and_its_gpu() -> None:
+    """vLLM's API server ends with 0 when its EngineCore is gone, whatever that died of."""
+    assert told(ExitRecord(code=0), CUDA, was_ready=True).crash is CrashClass.CUDA
+    assert told(ExitRecord(code=0), was_ready=True, xid=48).crash is CrashClass.ECC
+    assert told(ExitRecord(code=0), BAD_FLAG, was_ready=True).crash is CrashClass.PROCESS_EXIT
+    killed = "(APIServer pid=7) WARNING 11-26 14:55:36 [core_client.py:817] MPClient: engine core exited unexpectedly"
+    found = diagnose(ExitRecord(code=0), LaunchLog((killed,), (0,)), "vllm", was_ready=True)
+    assert (found.crash, found.remedy) == (CrashClass.PROCESS_EXIT, "look_at_worker")
 
 
 def test_a_line_of_the_log_gives_the_class_and_where_it_stands() -> None:

@@ -125,6 +125,7 @@ CAUSES = {
         "bad_flags",
         "lower_context",
     ),
+    "vllm-core_killed": ("MPClient: engine core exited unexpectedly; starting cleanup", "", "look_at_worker"),
     "vllm-core_without_room": ("ValueError: No available memory for the cache blocks.", "vram_oom", "room_for_cache"),
     "vllm-cuda_error": ("rError: CUDA error: an illegal memory access was encountered", "cuda", "check_gpu"),
     "vllm-ecc": ("untimeError: CUDA error: uncorrectable ECC error encountered", "ecc", "replace_gpu"),
@@ -148,6 +149,7 @@ CAUSES = {
     "vllm-missing_weights": ("RuntimeError: Cannot find any model weights with `/models/m`", "bad_model", "fetch_model_again"),
     "vllm-nccl": ("csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error", "cuda", "check_gpu"),
     "vllm-no_driver": ("se check that you have an NVIDIA GPU and installed a driver.", "driver_mismatch", "fix_driver_setup"),
+    "vllm-no_model_type": ("Unrecognized model in /models/m. Should have a `model_type` key", "bad_model", "fetch_model_again"),
     "vllm-no_room_on_device": ("Error: Free memory on device (3.22/4.0 GiB) on startup is le", "vram_oom", "stop_vram_users"),
     "vllm-not_permitted": (" [Errno 13] Permission denied: '/models/m/model.safetensors'", "permission", "check_permission"),
     "vllm-old_driver": ("oo old (found version 11040). Please update your GPU driver.", "driver_mismatch", "update_driver"),
@@ -160,6 +162,7 @@ CAUSES = {
         "use_newer_engine",
     ),
     "vllm-unknown_flag": ("error: unrecognized arguments: --max-modellen 4", "bad_flags", "fix_flags"),
+    "vllm-unknown_quantization": ("Value error, Unknown quantization method: nonsense.", "bad_flags", "fix_flags"),
     "vllm-unsupported_architecture": (
         "supported for now. Supported architectures: dict_keys(['A'])",
         "bad_model",

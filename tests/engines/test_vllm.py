@@ -67,7 +67,8 @@ async def test_it_is_prepared_for_its_gpus_and_keeps_to_what_it_was_promised(
     prepared = await engines.prepare(pool, model, TWO)
     port = str(prepared.port)
     assert prepared.argv == (
-        str(program.parent.parent.parent / "vllm"), "serve", model.local_path, "--disable-access-log-for-endpoints", "/health",
+        str(program.parent.parent.parent / "vllm"), "serve", model.local_path,
+        "--disable-access-log-for-endpoints", "/health,/metrics",
         "--enforce-eager", "--gpu-memory-utilization", "0.5", "--host", "127.0.0.1", "--max-model-len", "2048",
         "--max-num-seqs", "4", "--port", port, "--seed", "7", "--shutdown-timeout", "4", "--tensor-parallel-size", "2",
         "--served-model-name", "p", model.id,
@@ -176,12 +177,12 @@ def test_running_requests_may_end_within_the_time_that_a_stop_gives(
     around = vllm.Around(grace_ms=grace_ms, version=vllm.numbers_of(version))
     built = built_with(make_pool(engine="vllm"), around)
     assert (built[built.index("--shutdown-timeout") + 1] if "--shutdown-timeout" in built else None) == added
-    assert ("/health" in built) == (vllm.numbers_of(version) >= (0, 30)), "an older engine may not know these flags"
+    assert ("/health,/metrics" in built) == (vllm.numbers_of(version) >= (0, 30)), "an older engine may not know these flags"
     own = make_pool(
         engine="vllm", provisioning={"flags": ["--shutdown-timeout", "1", "--disable-access-log-for-endpoints", "/x"]}
     )
     built = built_with(own, around)
-    assert built[built.index("--shutdown-timeout") + 1] == "1" and "/x" in built and "/health" not in built
+    assert built[built.index("--shutdown-timeout") + 1] == "1" and "/x" in built and "/health,/metrics" not in built
 
 
 HELP = """\

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.runtime import oom
 from pool_managerd.runtime.oom import OomWatch, victim_of
 from tests.conftest import wait_until
+from tests.runtime.support import Bench, within
 
 V1 = Path("/sys/fs/cgroup/memory")
 
@@ -152,3 +154,22 @@ def test_a_real_kill_is_counted_and_named(small_group: Path) -> None:
         if os.access("/dev/kmsg", os.R_OK) and watch._log is not None:
             line = watch.line_about({engine.pid})
             assert line is not None and f"Killed process {engine.pid} " in line
+
+
+SERVER = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-I", "-c", sys.argv[1], sys.argv[2]], stdin=subprocess.PIPE)
+worker.stdin.write(b"x")
+worker.stdin.flush()
+worker.wait()
+time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK) or os.geteuid() != 0, reason="the kernel's log is not ours to read")
+async def test_a_worker_that_the_kernel_killed_explains_its_server_that_ends_with_0(small_group: Path, bench: Bench) -> None:
+    """As vLLM's API server does, a second or five after its EngineCore."""
+    (small_group / "cgroup.procs").chmod(0o666)
+    engine = PreparedEngine("p", sys.executable, ("-I", "-c", SERVER, EATER, str(small_group), "2.5"))
+    record = await within(30, await bench.launch(engine))
+    assert record.code == 0 and "Killed process" in (record.oom_line or "")

@@ -22,12 +22,12 @@ CPU = 1.5
 
 
 class Prober(FakeProber):
-    """Counts what it is asked. ``stuck``: a prompt is not answered; ``silent``: the counters are not."""
+    """Counts what it is asked. ``stuck``: a prompt is not answered, ``refuses``: with an error; ``silent``: counters are not."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = self.prompts = 0
-        self.stuck, self.silent = False, False
+        self.stuck, self.silent, self.refuses = False, False, False
 
     async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
         self.asked += 1
@@ -39,6 +39,8 @@ class Prober(FakeProber):
         self.prompts += 1
         if self.stuck:
             raise TimeoutError
+        if self.refuses:
+            raise ValueError("the engine answered 400")
         return 20.0, 50.0
 
 
@@ -107,6 +109,42 @@ async def test_a_gauge_that_is_old_does_not_end_an_engine_that_answers_our_promp
     await world.pass_s(900)
     assert world.fakes.launcher.processes[0].signals == [] and view(world.p.state).ready
     assert 1 < world.prober.prompts < 900 / 30 + 2
+
+
+async def test_a_client_that_the_engines_gauges_do_not_know_gets_it_asked_and_a_prompt_without_an_answer_ends_it(
+    world: Watched,
+) -> None:
+    """As vLLM with a core that stands still: what comes then is in none of its gauges."""
+    await world.up()
+    world.prober.told, world.prober.stuck = Counters(tokens=7, requests=0), True
+    world.fakes.registry.allocate_lease("p")
+    await world.pass_s(120)
+    assert world.prober.prompts == 1, "nobody is connected: the warm-up alone"
+    world.fakes.usages.clients = (35.0,)
+    await world.pass_s(6)
+    assert world.prober.prompts == 2 and view(world.p.state).ready
+    await world.pass_s(50)
+    assert view(world.p.state).ready and world.status()["activity"]["why"].startswith("is at work (a prompt of the daemon's own")
+    await world.pass_s(15)
+    assert ["a prompt of the daemon's own has not been answered for" in error for error in world.errors()] == [True]
+    assert world.fakes.launcher.processes[0].signals == ["term"]
+
+
+async def test_a_connection_that_is_only_kept_open_gets_the_engine_asked_once(world: Watched) -> None:
+    await world.up()
+    world.prober.told = Counters(tokens=7, requests=0)
+    for second in range(600):
+        world.fakes.usages.clients = (float(second),)
+        await world.pass_s(1)
+    assert world.prober.prompts == 2 and view(world.p.state).ready and not world.errors()
+
+
+async def test_an_engine_that_refuses_our_prompt_is_not_held_to_hang(world: Watched) -> None:
+    await world.up()
+    world.prober.told = Counters(tokens=7, requests=0)
+    world.prober.refuses, world.fakes.usages.clients = True, (1_000.0,)
+    await world.pass_s(900)
+    assert world.prober.prompts == 2 and view(world.p.state).ready and not world.errors()
 
 
 async def test_counters_that_are_not_answered_any_more_are_work_that_stands_still(world: Watched) -> None:

@@ -8,6 +8,7 @@ they do not prove the same: **tokens** are work; **CPU or GPU time** may be work
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -72,8 +73,9 @@ class Sample:
 
     ``cpu_s``, ``data_bytes`` (read and written) and ``memory_bytes`` (RAM and VRAM) are of all processes of the engine.
     ``tokens`` is a counter that grows with every token, prompt or generated; ``requests`` are those in work or waiting, by
-    the engine's own word. ``unanswered_s``: for so long it was asked for these in vain. ``stopped`` names a process of it that
-    somebody stopped (SIGSTOP), ``blocked`` one in uninterruptible sleep, and in what.
+    the engine's own word. ``unanswered_s``: for so long it was asked for these in vain; ``prompted_s``: a prompt of the daemon's
+    own waits for so long. ``stopped`` names a process of it that somebody stopped (SIGSTOP), ``blocked`` one in uninterruptible
+    sleep, and in what.
     """
 
     at: float
@@ -85,6 +87,7 @@ class Sample:
     tokens: float | None = None
     requests: int | None = None
     unanswered_s: float = 0.0
+    prompted_s: float = 0.0
     stopped: str = ""
     blocked: str = ""
 
@@ -192,7 +195,20 @@ def _verdict(
 def doubtful(track: Track, now: float, rules: ActivityRules) -> bool:
     """Half of a limit has passed: the engine's own word on its requests may be old, and one of ours would tell."""
     waiting = _waiting(track, now, None)
-    quiet_s, still_s = (0.0, 0.0) if waiting is None else _standstill(track, now, waiting[0])
+    return waiting is not None and _half_passed(track, now, rules, waiting[0])
+
+
+def ignored(track: Track, now: float, rules: ActivityRules, silent_clients: Iterable[float]) -> bool:
+    """Whether a client may be waiting that the engine's own gauges do not know: one of a connection that brought something, and
+    no token since. vLLM's gauges are those of its core: what reached the API server when that stood still is in none.
+    """
+    moved_at = track.tokens_at if track.last.tokens is not None else _latest(track.cpu_at, track.tokens_at)
+    asked = [now - silent_s for silent_s in silent_clients if moved_at is None or now - silent_s > moved_at]
+    return bool(asked) and _half_passed(track, now, rules, max(track.since, min(asked)))
+
+
+def _half_passed(track: Track, now: float, rules: ActivityRules, waiting_since: float) -> bool:
+    quiet_s, still_s = _standstill(track, now, waiting_since)
     return still_s >= rules.stall_s / 2 or quiet_s >= rules.busy_limit_s / 2
 
 
@@ -205,6 +221,8 @@ def _waiting(track: Track, now: float, silent_since: float | None) -> tuple[floa
         return max(track.since, silent_since), "it has answered nothing"
     if track.last.unanswered_s > 0:
         return max(track.since, now - track.last.unanswered_s), "its own counters have not been answered"
+    if track.last.prompted_s > 0:
+        return max(track.since, now - track.last.prompted_s), "a prompt of the daemon's own has not been answered"
     return None
 
 
@@ -217,6 +235,7 @@ def _standstill(track: Track, now: float, waiting_since: float) -> tuple[float, 
 def _at_work(track: Track) -> str:
     last = track.last
     facts = [f"{narration.count(last.requests, 'request')} running or waiting"] if last.requests else []
+    facts += ["a prompt of the daemon's own waiting"] if last.prompted_s > 0 and not last.requests else []
     facts += [f"{track.cores:.1f} CPUs"] if track.cores is not None else []
     facts += [f"its GPU {last.gpu_percent} %"] if last.gpu_percent is not None else []
     return f"is at work ({', '.join(facts)})" if facts else "is at work"

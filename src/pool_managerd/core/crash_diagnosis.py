@@ -83,8 +83,8 @@ def _class_of(
         return CrashClass.OUT_OF_MEMORY, "out_of_memory", ""
     if not record.known:
         return CrashClass.UNKNOWN, "the exit record was lost", ""
-    if record.code == 0:
-        return (CrashClass.GRACEFUL if graceful else CrashClass.PROCESS_EXIT), summary, ""
+    if record.code == 0 and graceful:
+        return CrashClass.GRACEFUL, summary, ""
     of_gpu = next((incident.crash for incident in incidents if incident.crash is not None), None)
     said = cause.crash
     if said is not None and (not said.deterministic or not was_ready) and _may_say(name, said):

@@ -57,8 +57,9 @@ PARTING = re.compile("|".join((
     r"encountered an error while trying to fit params", r"pinned memory", r"please consider disabling jinja",
     r"Received sigquit from a child proces", r"Compile with `?TORCH_USE_CUDA_DSA", r"CUDA_LAUNCH_BLOCKING",
     r"CUDA kernel errors might be asynchronously", r"creating server: Internal - failed to load all models",
+    r"^(?:\(\w[^)]{0,80}\) )?(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:(?!.*exited unexpectedly)",
 )))  # fmt: skip
-"""Never quoted: farewells, hints at a help, and what debuggers and interpreters say around an error."""
+"""Never quoted: farewells, hints at a help, what debuggers and interpreters say around an error, what vLLM calls no error."""
 
 _GPU = (
     _rule(r"uncorrectable ECC error", CrashClass.ECC),
@@ -116,12 +117,15 @@ _PYTHON_MEANINGS = (
     _rule(r"Cannot find any model weights with", CrashClass.BAD_MODEL),
     _rule(r"RuntimeError: weight \S{1,200} does not exist", CrashClass.BAD_MODEL),
     _rule(r"Couldn't instantiate the backend tokenizer", CrashClass.BAD_MODEL, "template_or_tokenizer"),
+    _rule(r"Unrecognized model in \S{1,200}\. Should have a `model_type` key", CrashClass.BAD_MODEL),
     _rule(r"Cannot find the config file for \w+", CrashClass.BAD_FLAGS),
+    _rule(r"Unknown quantization method: ", CrashClass.BAD_FLAGS),
     _rule(r"ModuleNotFoundError: No module named", CrashClass.MISSING_LIBRARY),
     _rule(r"PermissionError: \[Errno 13\]", CrashClass.PERMISSION),
     _rule(r"\bCUDA error\b", CrashClass.CUDA),
     _rule(r"Watchdog (?:caught collective operation )?timeout", CrashClass.HUNG),
     _rule(r"(?:Worker proc|scheduler is) \S{0,80} ?d(?:ied unexpectedly|ead)|scheduler is dead", None, "look_at_worker"),
+    _rule(r"engine core exited unexpectedly", None, "look_at_worker"),
 )  # fmt: skip
 _PYTHON = (
     Tier((_rule(_EXCEPTION),), last=True),
@@ -168,7 +172,7 @@ _WORKER = r"^(?:\((?:\w*Worker|EngineCore)[^)]{0,80}\) )?ERROR \d\d-\d\d [^\]]{1
 _VLLM = (
     Tier((_rule(_WORKER + _EXCEPTION),)),
     Tier((_rule(r"(?P<said>Value error, .+?)(?: \[type=value_error|$)"),)),
-    Tier((*_NATIVE, _rule(r"died unexpectedly", None, "look_at_worker"))),
+    Tier((*_NATIVE, _rule(r"(?:died|exited) unexpectedly", None, "look_at_worker"))),
     *_PYTHON,
 )
 _TRITON = (

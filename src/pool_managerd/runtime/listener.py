@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pool_managerd.core.listeners import NOBODY, OURS, UNKNOWN, Listener
-from pool_managerd.runtime import procfs
+from pool_managerd.runtime import procfs, sock_diag
 from pool_managerd.runtime.identity import is_shim
 from pool_managerd.runtime.isolation import user_name
 from pool_managerd.runtime.waiting import in_own_thread
 
 _MAX_KNOWN = 4096
 _LISTEN = "0A"
-_TCP_LISTEN = 10
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLMSG = struct.Struct("=IHHII")
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
 
@@ -168,31 +162,11 @@ def listening_sockets(port: int) -> list[ListeningSocket] | None:
 
 
 def _ask_kernel(family: int, port: int) -> Iterator[ListeningSocket]:
-    """From sock_diag(7), which lists listeners alone, and of these the port's.
-
-    /proc/net/tcp has every connection that lingers, too: thousands on a busy machine, milliseconds per look.
-    Raises OSError.
-    """
-    wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN) + struct.pack("!H46x", port)
-    head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as channel:
-        channel.settimeout(1.0)
-        channel.sendto(head + wanted, (0, 0))
-        while True:
-            data = channel.recv(65536)
-            at = 0
-            while at + _NLMSG.size <= len(data):
-                length, kind = _NLMSG.unpack_from(data, at)[:2]
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise OSError(-struct.unpack_from("=i", data, at + _NLMSG.size)[0], "sock_diag refused")
-                message = at + _NLMSG.size
-                if struct.unpack_from("!H", data, message + 4)[0] == port:
-                    size = 4 if data[message] == socket.AF_INET else 16
-                    uid, inode = struct.unpack_from("=II", data, message + 64)
-                    yield ListeningSocket(_address(data[message + 8 : message + 8 + size]), uid, inode)
-                at += (max(length, _NLMSG.size) + 3) & ~3
+    """Raises OSError."""
+    for message in sock_diag.sockets(family, port, sock_diag.LISTEN):
+        size = 4 if message[0] == socket.AF_INET else 16
+        uid, inode = struct.unpack_from("=II", message, 64)
+        yield ListeningSocket(_address(message[8 : 8 + size]), uid, inode)
 
 
 def _read_tables(port: int) -> list[ListeningSocket] | None:

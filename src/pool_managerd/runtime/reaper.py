@@ -20,6 +20,7 @@ MAX_KEPT = 512
 _FIRST_SECONDS, _OFTEN_SECONDS, _SELDOM_SECONDS = 0.02, 2.0, 5.0
 _YOUNG_SECONDS = 30.0
 _SHARE = 50  # a look may cost a fiftieth of the time
+_GONE_SECONDS = 60.0
 
 
 def reap_orphans(engine: int) -> None:
@@ -68,10 +69,12 @@ class Lineage:
         self._began = self._last = time.monotonic()
         self._gap = _FIRST_SECONDS
         self._seen: dict[int, int] = {}
+        self._gone: dict[int, float] = {}
 
     def pids(self) -> set[int]:
-        """The engine, and what it was last seen to have started."""
-        return {self._engine, *self._seen}
+        """The engine, and what it was seen to have started: what ended a while ago, too, as that may be why it ends now."""
+        since = time.monotonic() - _GONE_SECONDS
+        return {self._engine, *self._seen, *(pid for pid, at in self._gone.items() if at >= since)}
 
     def milliseconds_to_look(self) -> float:
         """When the next look is due."""
@@ -96,5 +99,11 @@ class Lineage:
         self._gap = max(calm, (self._last - began) * _SHARE)
         if found == self._seen:
             return None
+        self._remember(self._seen.keys() - found.keys())
         self._seen = found
         return [[pid, ticks] for pid, ticks in list(found.items())[-MAX_KEPT:]]
+
+    def _remember(self, gone: set[int]) -> None:
+        since = self._last - _GONE_SECONDS
+        kept = {pid: at for pid, at in self._gone.items() if at >= since}
+        self._gone = dict(list({**kept, **dict.fromkeys(gone, self._last)}.items())[-MAX_KEPT:])

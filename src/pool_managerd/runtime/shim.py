@@ -291,7 +291,7 @@ class Shim:
         self._obey()  # a stop request that crossed the engine's end
         self._log.close()
         code = os.waitstatus_to_exitcode(status)
-        line = None if self._stopping or code == 0 else self._oom.line_about(self._lineage.pids())
+        line = None if self._stopping else self._oom.line_about(self._lineage.pids())
         ending = {
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,

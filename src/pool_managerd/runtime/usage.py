@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pool_managerd.core.narration import printable
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.clients import silent_clients
 from pool_managerd.runtime.identity import is_shim
 from pool_managerd.runtime.waiting import in_own_thread
 
@@ -37,6 +38,10 @@ class EngineUsages:
     def stuck(self, pid: int) -> str:
         """In which uninterruptible sleep ``pid`` is; empty when in none."""
         return stuck(pid)
+
+    async def silent_clients(self, port: int) -> tuple[float, ...]:
+        """For how many seconds each open connection to ``port`` has brought nothing new."""
+        return await in_own_thread(silent_clients, port)
 
 
 class UsageReader:

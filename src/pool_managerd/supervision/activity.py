@@ -7,13 +7,12 @@ read while it loads, works or is leased, and while its probes fail. What it mean
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 
-from pool_managerd.core.activity import NOT_SEEN, Activity, Sample, Track, doubtful, judge, observe
+from pool_managerd.core.activity import NOT_SEEN, Activity, ActivityRules, Sample, Track, doubtful, ignored, judge, observe
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.engines import ENGINES, CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
@@ -31,7 +30,11 @@ _IDLE_LOOKS = 12
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one launch. ``asked_at``: since when its counters have been asked for without an answer."""
+    """What is known of one launch. ``asked_at``: since when its counters have been asked for without an answer.
+
+    Of prompts of our own: ``prompted_at`` is when the last was sent, ``unanswered_at`` since when they have not been answered,
+    ``answered_at`` when one was.
+    """
 
     epoch: int
     looks: int = 0
@@ -44,6 +47,8 @@ class _Seen:
     asked_at: float | None = None
     asking: bool = False
     prompted_at: float = float("-inf")
+    unanswered_at: float | None = None
+    answered_at: float = float("-inf")
 
 
 class ActivityWatch:
@@ -73,9 +78,20 @@ class ActivityWatch:
             works = seen.track.cpu_at == sample.at
             leased = self._s.registry.get_active_leases(self._pool.pool_id) > 0
             self._ask(engine, seen, often=silent or in_hand or works or leased)
-            if not silent and doubtful(seen.track, sample.at, rules):
+            if not silent and (doubtful(seen.track, sample.at, rules) or await self._ignores_clients(seen, rules, often=leased)):
                 self._prompt(engine, seen, sample.at, rules.stall_s / 2)
         return seen.activity
+
+    async def _ignores_clients(self, seen: _Seen, rules: ActivityRules, *, often: bool) -> bool:
+        """Asked when its counters are fresh: who came before the last prompt that it answered has been served."""
+        engine, track = self._pool.launch.prepared, seen.track
+        if not isinstance(engine, PreparedEngine) or not engine.warmable or track is None or track.last.requests:
+            return False
+        if not often and seen.looks % _IDLE_LOOKS != 2:
+            return False
+        silent = await self._s.usages.silent_clients(engine.port)
+        now = self._s.clock.monotonic()
+        return ignored(track, now, rules, (silent_s for silent_s in silent if now - silent_s > seen.answered_at))
 
     async def _sample(self, engine: AnyEngine, seen: _Seen, *, loading: bool, full: bool) -> Sample:
         launch, told = self._pool.launch, seen.counters
@@ -90,6 +106,7 @@ class ActivityWatch:
             log_bytes=self._log_bytes(engine) if loading else None,
             tokens=None if told is None else told.tokens, requests=None if told is None else told.requests,
             unanswered_s=0.0 if told is None or seen.asked_at is None else now - seen.asked_at,
+            prompted_s=0.0 if seen.unanswered_at is None else now - seen.unanswered_at,
         )  # fmt: skip
         if used is None:
             return sample
@@ -135,7 +152,15 @@ class ActivityWatch:
             self._run(self._send_prompt(engine, seen, timeout_s))
 
     async def _send_prompt(self, engine: AnyEngine, seen: _Seen, timeout_s: float) -> None:
-        """An engine that answers works: what was held against it is forgotten."""
-        with suppress(TimeoutError, aiohttp.ClientError, OSError, ValueError):
+        """An engine that answers works: what was held against it is forgotten. A refusal says nothing of its work."""
+        if seen.unanswered_at is None:
+            seen.unanswered_at = self._s.clock.monotonic()
+        try:
             await self._s.prober.warm_up(engine, timeout_s)
+        except TimeoutError:
+            return
+        except (aiohttp.ClientError, OSError, ValueError):
+            pass
+        else:
             seen.track = None
+        seen.unanswered_at, seen.answered_at = None, self._s.clock.monotonic()

@@ -148,10 +148,13 @@ class UsageReader(Protocol):
 
 
 class UsageSource(Protocol):
-    """How engines are seen from outside. ``stuck`` says in which kernel function ``pid`` is stuck, if it is."""
+    """How engines are seen from outside. ``stuck`` says in which kernel function ``pid`` is stuck, if it is;
+    ``silent_clients`` for how many seconds each open connection to ``port`` has brought nothing new.
+    """
 
     def reader(self, pid: int) -> UsageReader: ...
     def stuck(self, pid: int) -> str: ...
+    async def silent_clients(self, port: int) -> tuple[float, ...]: ...
 
 
 class ListenerLookup(Protocol):

@@ -35,7 +35,7 @@ class FakeProber:
 
 @dataclass
 class FakeUsages:
-    """All engines use the same, which a test moves; while ``seen`` is false, nothing is known of it."""
+    """All engines use the same, and have the same ``clients``, which a test moves; while ``seen`` is false, nothing is known."""
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
@@ -43,6 +43,7 @@ class FakeUsages:
     stopped: str = ""
     blocked: str = ""
     seen: bool = False
+    clients: tuple[float, ...] = ()
 
     def reader(self, pid: int) -> FakeUsages:
         return self
@@ -52,3 +53,6 @@ class FakeUsages:
 
     def stuck(self, pid: int) -> str:
         return self.blocked
+
+    async def silent_clients(self, port: int) -> tuple[float, ...]:
+        return self.clients

@@ -112,6 +112,9 @@ class SimulatedUsages:
     def stuck(self, pid: int) -> str:
         return ""
 
+    async def silent_clients(self, port: int) -> tuple[float, ...]:
+        return ()
+
 
 class SimulatedReader:
     def __init__(self, life: Life, pid: int) -> None:

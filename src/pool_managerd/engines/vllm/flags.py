@@ -90,8 +90,8 @@ UNLISTED = frozenset({"--worker-cls", "--worker-extension-cls"})
 PATHS = frozenset({"--chat-template", "--tokenizer", "--generation-config", "--hf-config-path", "--lora-modules", "--spec-model"})
 """Flags whose value may be a path, which is relative to the configuration file."""
 
-QUIET = ("--disable-access-log-for-endpoints", "/health")
-"""Keeps the daemon's own probes out of the engine's log."""
+QUIET = ("--disable-access-log-for-endpoints", "/health,/metrics")
+"""Keeps the daemon's own probes and looks at its counters out of the engine's log."""
 
 SHUTDOWN = "--shutdown-timeout"
 KNOWN_SINCE = (0, 30)
