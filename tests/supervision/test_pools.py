@@ -132,6 +132,15 @@ async def test_the_pid_file_is_gone_before_live_turns_false(world: World) -> Non
     assert not view(pool.state).live and InstanceId("p") not in world.fakes.files.pids
 
 
+async def test_files_of_a_running_engine_that_somebody_removed_are_put_back_at_the_next_probe(world: World) -> None:
+    await world.up()
+    world.fakes.files.pids.clear()
+    await world.fakes.clock.advance(6)
+    assert world.fakes.files.pids == {InstanceId("p"): 4000} and world.fakes.files.history.count("handoff") == 2
+    await world.fakes.clock.advance(6)
+    assert [event.level for event in world.fakes.told if event.type == "notice" and "written again" in event.human] == ["warn"]
+
+
 async def test_a_crashed_engine_comes_back_after_its_backoff(world: World) -> None:
     pool = await world.up()
     world.fakes.files.log = ["it broke"]

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -103,6 +104,29 @@ def test_after_sigkill_the_next_daemon_takes_its_engines_over(make: Make) -> Non
     assert daemon.post("/v1/pools/up/restart?wait=true")[0] == 200 and not alive(before["up"]["pid"])
     assert daemon.post("/v1/pools/down/start?wait=true")[0] == 200 and daemon.status("down")["ready"]
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its content", "the directory itself"])
+def test_an_engine_whose_runtime_files_were_cleared_away_is_taken_over_all_the_same(make: Make, whole: bool) -> None:
+    """A cleaner of temporary files removed them: the next daemon would start a second engine beside it."""
+    daemon = make().start()
+    pid = daemon.preload("p")["pid"]
+    if whole:
+        shutil.rmtree(daemon.run)
+    else:
+        for path in daemon.run.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    wait_until(lambda: any(daemon.run.glob("shims/p-*.json")), "the shim to write its record again", 20)
+    wait_until(lambda: (daemon.run / "p.pid").exists() and (daemon.run / "engines/p-r0.json").exists(), "pid and handoff files")
+    words = "removed from the runtime directory"
+    notices = [event for event in told(daemon, 0) if event["type"] == "notice" and words in event["human"]]
+    assert len(notices) == 1 and "systemd-tmpfiles" in notices[0]["hint"]
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status("p")["ready"], "the engine to be taken over")
+    assert daemon.status("p")["pid"] == pid
+    assert daemon.terminate() == 0
+    assert not alive(pid) and mentioning(daemon.folder) == []
 
 
 def test_leases_and_the_deadline_of_a_drain_go_on_under_the_next_daemon(make: Make) -> None:

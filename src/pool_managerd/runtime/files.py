@@ -101,6 +101,10 @@ class RuntimeFiles:
         if self._latest_instance() == instance:
             self.engines.remove(LATEST_HANDOFF)
 
+    def are_there(self, instance: InstanceId) -> bool:
+        """Whether the pid and handoff files of a ready engine still are: somebody may have cleared old files away."""
+        return all(os.path.lexists(path) for path in (self.pid_path(instance), self.handoff_path(instance)))
+
     def _latest_instance(self) -> InstanceId:
         """Whom the copy is about; one without names when there is none."""
         latest = self._handoff(LATEST_HANDOFF)

@@ -8,7 +8,6 @@ user and sandbox, so nothing the engine does can forge the exit record.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 from pool_managerd.runtime import confine, procfs, reaper, removal, wire
 from pool_managerd.runtime.logfile import LogFile
 from pool_managerd.runtime.oom import OomWatch
+from pool_managerd.runtime.shim_record import ShimRecord
 
 _ORDER_SECONDS = 10.0
 _EXEC_SECONDS = 10.0
@@ -88,7 +88,7 @@ class Shim:
             self._handle_signals()
             status = self._fork()
             step = "record"
-            self._write_record({"state": "running"})
+            self._record.write(self._identity, {"state": "running"})
         except OSError as error:
             self._abandon()
             raise StartFailedError(step, error.errno or errno.EIO) from error
@@ -96,10 +96,8 @@ class Shim:
         self._answer()
 
     def _open_files(self) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        directory = os.open(self._order["runtime_dir"], flags)
-        self._records = os.open("shims", flags | os.O_NOFOLLOW, dir_fd=directory)
-        self._log = LogFile(directory, **self._order["log"])
+        self._record = ShimRecord(self._order["runtime_dir"], self._order["record_name"], self._order["launch"])
+        self._log = LogFile(self._record.directory, **self._order["log"])
         try:
             self._log.open()
         except OSError as error:
@@ -154,7 +152,7 @@ class Shim:
             os.kill(self._engine, signal.SIGKILL)  # unreaped, so the pid is still the child's
             os.waitpid(self._engine, 0)
             self._engine = 0
-            self._remove_record()
+            self._record.remove()
 
     def _answer(self) -> None:
         answer = wire.encode({"ok": True, **{key: self._identity[key] for key in wire.STARTED_KEYS}})
@@ -184,7 +182,7 @@ class Shim:
 
     def _turn(self, milliseconds: float) -> set[int]:
         """Wait for whatever comes first, and see to it. Returns the descriptors that were ready."""
-        due = min(watch.milliseconds_to_look() for watch in (self._lineage, self._oom, self._log))
+        due = min(watch.milliseconds_to_look() for watch in (self._lineage, self._oom, self._log, self._record))
         ready = {fd for fd, _ in self._poll.poll(min(milliseconds, due))}
         if self._output in ready and not self._pump():
             self._poll.unregister(self._output)
@@ -196,9 +194,10 @@ class Shim:
         if self._engine_pidfd not in ready:  # what counts is what was before the end
             self._oom.look()
         self._log.look()
+        self._record.look()
         if (found := self._lineage.look()) is not None:
             with suppress(OSError):  # a full disk: it is tried again when there are others
-                self._write_record({"state": "running", "descendants": found})
+                self._record.write(self._identity, {"state": "running", "descendants": found})
         return ready
 
     def _milliseconds_to_kill(self) -> float:
@@ -307,7 +306,7 @@ class Shim:
         }
         removal.remove_shared_memory(self._identity.get("uid", 0))
         with suppress(OSError):  # a broken disk; a daemon that is there learns it all the same
-            self._write_record({"state": "exited", "exit": ending, "leftover_pids": leftovers})
+            self._record.write(self._identity, {"state": "exited", "exit": ending, "leftover_pids": leftovers})
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
@@ -318,22 +317,3 @@ class Shim:
         for _ in range(_DRAIN_READS):
             if not self._pump():
                 return
-
-    def _write_record(self, content: dict[str, Any]) -> None:
-        record = {"schema_version": wire.RECORD_VERSION, "identity": self._identity, "launch": self._order["launch"], **content}
-        data = (json.dumps(record) + "\n").encode()
-        name = self._order["record_name"]
-        try:
-            wire.write_atomically(self._records, name, data, 0o600)
-        except OSError:
-            if content["state"] == "running":
-                raise
-            # No room for a second file: write over the first one, whose block is there. Its reader waits for
-            # this process to end, so it never sees half of it.
-            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._records)
-            wire.write_all(fd, data)
-            os.ftruncate(fd, len(data))
-
-    def _remove_record(self) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self._order["record_name"], dir_fd=self._records)

@@ -18,6 +18,7 @@ from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.announcement import Announcement
 from pool_managerd.supervision.crash_reports import CrashReports
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
@@ -58,6 +59,7 @@ class PoolActor:
         self._boot = False
         self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
         self._crashes = CrashReports(self.pool, self.emit, services)
+        self._files = Announcement(self.pool, self.emit, services)
         self._task_failures = 0
         self._shown = outline(state)
         self._task = asyncio.create_task(self._run(), name=f"pool:{state.pool_id}")
@@ -252,6 +254,7 @@ class PoolActor:
                 self._work.run(self._work.spawn(epoch), epoch, "the launch")
             case do.SendProbe(epoch):
                 if self.pool.state.active.phase is Phase.READY:
+                    self._files.put_back()
                     mark = self._s.files.log_mark(self.pool.instance_id)
                     self.pool.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
                 self._work.run(self._work.probe(epoch), epoch, "the probe")
@@ -280,14 +283,15 @@ class PoolActor:
             case do.WritePid(pid=pid):
                 self._s.files.write_pid(self.pool.instance_id, pid)
             case do.Announce():
-                self._announce()
+                if (path := self._files.announce()) is not None:
+                    self.learn(self.pool.launch.epoch, handoff_path=str(path))
                 self._s.gpus.wake()
             case do.StopEngine(grace_ms=grace_ms) if process is not None:
                 process.stop(grace_ms)
             case do.KillEngine() if process is not None:
                 process.kill()
             case do.Withdraw():
-                self._withdraw()
+                self._files.withdraw()
             case do.ReportCrash():
                 self._keep_counters()
                 self._crashes.failed(effect)
@@ -318,17 +322,3 @@ class PoolActor:
     def _keep_counters(self) -> None:
         state = self.pool.state
         self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)
-
-    def _announce(self) -> None:
-        launch = self.pool.launch
-        if launch.prepared is None or self.pool.definition.announced:
-            return
-        pid = launch.process.pid if launch.process is not None else 0
-        path = self._s.files.write_handoff(launch.prepared, pid, written_at_ms=self._s.clock.wall_ms())
-        self.learn(launch.epoch, handoff_path=str(path))
-
-    def _withdraw(self) -> None:
-        """The pid file is gone before ``live`` turns false (DESIGN §7)."""
-        self._s.files.remove_pid(self.pool.instance_id)
-        if self.pool.launch.prepared is not None and not self.pool.definition.announced:
-            self._s.files.remove_handoff(self.pool.launch.prepared.instance_id)

@@ -190,6 +190,9 @@ class FakeFiles:
         if self.pids.pop(instance, None) is not None:
             self.history.append("no pid")
 
+    def are_there(self, instance: InstanceId) -> bool:
+        return instance in self.pids and instance in self.handoffs
+
     def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
         self.handoffs.add(engine.instance_id)
         self.history.append("handoff")

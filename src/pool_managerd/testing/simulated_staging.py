@@ -91,6 +91,9 @@ class SimulatedFiles:
     def remove_pid(self, instance: InstanceId) -> None:
         self._life.machine.pids.pop(instance, None)
 
+    def are_there(self, instance: InstanceId) -> bool:
+        return instance in self._life.machine.pids and instance in self._life.machine.handoffs
+
     def write_handoff(self, engine: AnyEngine, pid: int, *, written_at_ms: int) -> Path:
         self._life.machine.handoffs[engine.instance_id] = pid
         return Path(f"/run/engines/{engine.pool_id}.json")
