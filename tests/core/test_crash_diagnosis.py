@@ -26,12 +26,17 @@ def told(record: ExitRecord, *lines: str, was_ready: bool = False, graceful: boo
 @pytest.mark.parametrize(
     ("record", "crash", "summary", "remedy"),
     [
-        (ExitRecord(code=0), "process_exit", "exit_code=0", "read_log"),
+        (ExitRecord(code=0), "process_exit", "exit_code=0", "run_in_foreground"),
         (ExitRecord(code=7), "process_exit", "exit_code=7", "read_log"),
         (ExitRecord(), "unknown", "the exit record was lost", "start_again"),
         (ExitRecord(signal=11), "signal", "signal SIGSEGV", "report_engine_bug"),
         (ExitRecord(signal=9), "signal", "signal SIGKILL", "find_killer"),
         (ExitRecord(signal=15), "signal", "signal SIGTERM", "read_log"),
+        (ExitRecord(code=139), "signal", "exit_code=139", "report_engine_bug"),
+        (ExitRecord(code=137), "signal", "exit_code=137", "find_killer"),
+        (ExitRecord(code=137, oom_kills=1, oom_scope="shared"), "out_of_memory", "out_of_memory", "add_ram"),
+        (ExitRecord(code=255), "process_exit", "exit_code=255", "read_log"),
+        (ExitRecord(code=147), "process_exit", "exit_code=147", "read_log"),
         (ExitRecord(signal=9, oom_kills=0, oom_scope="engine"), "signal", "signal SIGKILL", "find_killer"),
         (ExitRecord(signal=9, oom_kills=1, oom_scope="engine"), "out_of_memory", "out_of_memory", "add_ram"),
         (ExitRecord(code=1, oom_kills=1, oom_scope="engine"), "out_of_memory", "out_of_memory", "add_ram"),
@@ -54,8 +59,22 @@ def test_an_end_without_a_word(record: ExitRecord, crash: str, summary: str, rem
 
 
 def test_a_submitted_engines_code_0_is_graceful_and_no_others_is() -> None:
-    assert told(ExitRecord(code=0), CUDA, graceful=True).crash is CrashClass.GRACEFUL
+    assert told(ExitRecord(code=0), CUDA, graceful=True, was_ready=True).crash is CrashClass.GRACEFUL
     assert told(ExitRecord(code=0)).crash is CrashClass.PROCESS_EXIT
+
+
+def test_a_submitted_engine_that_ends_with_code_0_before_it_was_ready_has_failed() -> None:
+    """One that daemonizes does: what answers then is not what was started."""
+    found = told(ExitRecord(code=0), graceful=True)
+    assert (found.crash, found.remedy) == (CrashClass.PROCESS_EXIT, "run_in_foreground")
+
+
+def test_a_shells_code_tells_how_its_child_died() -> None:
+    found = told(ExitRecord(code=139))
+    assert found.evidence[0].text == "exit code 139, as a shell ends whose child died of SIGSEGV"
+    assert told(ExitRecord(code=132)).crash is CrashClass.ILLEGAL_INSTRUCTION
+    assert told(ExitRecord(code=139), CUDA).crash is CrashClass.CUDA
+    assert told(ExitRecord(code=137), CUDA).crash is CrashClass.SIGNAL, "SIGKILL is nobody's own doing"
 
 
 def test_code_0_of_a_server_whose_worker_failed_is_explained_by_its_log_and_its_gpu() -> None:

@@ -129,7 +129,19 @@ async def test_two_pools_get_two_ports_and_a_port_that_was_taken_meanwhile_is_le
 async def test_the_pools_own_port_is_used(dev_config: Config, make_pool: MakePool) -> None:
     pytest.importorskip("xllamacpp")
     port = free_port()
-    assert (await engines(dev_config).prepare(make_pool(provisioning={"ports": [port]}), MODEL)).port == port
+    prepared = await engines(dev_config).prepare(make_pool(provisioning={"ports": [port]}), MODEL)
+    assert prepared.port == port and not any("engine_ports" in said for said in prepared.warnings)
+
+
+async def test_where_the_pools_own_ports_are_taken_it_is_said_which_one_it_has(dev_config: Config, make_pool: MakePool) -> None:
+    pytest.importorskip("xllamacpp")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        own = taken.getsockname()[1]
+        prepared = await engines(dev_config).prepare(make_pool(provisioning={"ports": [own]}), MODEL)
+    (said,) = (said for said in prepared.warnings if "engine_ports" in said)
+    assert f"runs on port {prepared.port} of daemon.engine_ports" in said and f"({own};" in said
 
 
 async def test_a_pool_with_wrong_flags_holds_no_port(dev_config: Config, make_pool: MakePool) -> None:

@@ -108,7 +108,7 @@ class ProvisioningConfig(Section):
     )
     model: ModelProvisioning | None = Field(None, description="How the model is verified.", examples=[{"checksum": "sha256:…"}])
     ports: tuple[Port, ...] = Field(
-        (), description="Ports for this pool's engine; absent: daemon.engine_ports.", examples=[[8081]]
+        (), description="Ports for this pool's engine; where none is free, or absent: daemon.engine_ports.", examples=[[8081]]
     )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables for the engine.", examples=[{"OMP_NUM_THREADS": "4"}]

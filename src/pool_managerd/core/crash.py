@@ -68,3 +68,15 @@ def signal_name(number: int | None) -> str | None:
         return signals.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def of_a_child(code: int | None) -> int | None:
+    """The signal that a shell or another wrapper tells of with its own exit code, 128 and the number; None for any other code."""
+    number = (code or 0) - 128
+    return number if number in _ENDING else None
+
+
+_ENDING = frozenset({
+    signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGILL, signals.SIGTRAP, signals.SIGABRT, signals.SIGBUS,
+    signals.SIGFPE, signals.SIGKILL, signals.SIGSEGV, signals.SIGPIPE, signals.SIGALRM, signals.SIGTERM, signals.SIGSYS,
+})  # fmt: skip

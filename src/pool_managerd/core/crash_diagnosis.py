@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pool_managerd.core.artifacts import ExitRecord
-from pool_managerd.core.crash import CrashClass, signal_name
+from pool_managerd.core.crash import CrashClass, of_a_child, signal_name
 from pool_managerd.core.crash_evidence import Cause, find_cause
 from pool_managerd.core.crash_report import Evidence, Source, default_remedy
 
@@ -77,13 +77,13 @@ def _class_of(
     record: ExitRecord, cause: Cause, graceful: bool, was_ready: bool, incidents: Sequence[Incident]
 ) -> tuple[CrashClass, str, str]:
     """Class, summary and remedy, the surest evidence first."""
-    name = signal_name(record.signal)
-    summary = f"signal {name}" if name else f"exit_code={record.code}"
+    name = signal_name(_signal_of(record))
+    summary = f"exit_code={record.code}" if record.signal is None else f"signal {name}"
     if out_of_memory(record):
         return CrashClass.OUT_OF_MEMORY, "out_of_memory", ""
     if not record.known:
         return CrashClass.UNKNOWN, "the exit record was lost", ""
-    if record.code == 0 and graceful:
+    if record.code == 0 and graceful and was_ready:
         return CrashClass.GRACEFUL, summary, ""
     of_gpu = next((incident.crash for incident in incidents if incident.crash is not None), None)
     said = cause.crash
@@ -94,11 +94,17 @@ def _class_of(
         return of_gpu, summary, ""
     if name == "SIGILL" and not was_ready:
         why = "this engine build uses CPU instructions that this machine lacks; use another build"
-        return CrashClass.ILLEGAL_INSTRUCTION, f"signal SIGILL: {why}", ""
+        return CrashClass.ILLEGAL_INSTRUCTION, f"{summary}: {why}", ""
     if name:
         remedy = "find_killer" if name == "SIGKILL" else "read_log" if name in ("SIGTERM", "SIGINT", "SIGHUP") else ""
         return CrashClass.SIGNAL, summary, remedy
-    return CrashClass.PROCESS_EXIT, summary, cause.remedy if said is None else ""
+    early = "run_in_foreground" if record.code == 0 and not was_ready else ""
+    return CrashClass.PROCESS_EXIT, summary, (cause.remedy if said is None else "") or early
+
+
+def _signal_of(record: ExitRecord) -> int | None:
+    """What ended it, or its child where it is a wrapper that tells of it."""
+    return of_a_child(record.code) if record.signal is None else record.signal
 
 
 def _may_say(name: str | None, said: CrashClass) -> bool:
@@ -117,7 +123,7 @@ def out_of_memory(record: ExitRecord) -> bool:
     if not record.oom_kills:
         return False
     ours = record.oom_scope in (None, OOM_OF_ENGINE)
-    return ours or (record.signal == signals.SIGKILL and not record.stopped_by_us)
+    return ours or (_signal_of(record) == signals.SIGKILL and not record.stopped_by_us)
 
 
 def _ending(record: ExitRecord) -> str:
@@ -126,6 +132,8 @@ def _ending(record: ExitRecord) -> str:
     how = f"exit code {record.code}" if record.signal is None else f"{signal_name(record.signal)} (signal {record.signal})"
     if record.stopped_by_us:
         return f"{how}, after a stop was asked for"
+    if (child := signal_name(of_a_child(record.code))) is not None:
+        return f"{how}, as a shell ends whose child died of {child}"
     return f"{how}, by itself" if record.signal is None else f"{how}, not sent by the daemon"
 
 

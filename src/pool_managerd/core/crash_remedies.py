@@ -33,6 +33,7 @@ REMEDIES: Mapping[str, str] = MappingProxyType({
     "report_engine_bug": "Try another build of the engine; if it happens again, report it there with this log.",
     "reset_gpu": "Do what `pool-managerd devices` says of the GPU: it needs a reset, or the machine a reboot.",
     "room_for_cache": "Give it more VRAM (a larger share, more GPUs) or a shorter context: the weights left the cache no room.",
+    "run_in_foreground": "Keep the server in the foreground: one that goes into the background ends; a script must wait for it.",
     "start_again": "Start it again; its end was not seen, because its supervisor was killed or the machine was reset.",
     "startup_too_slow": "If it was still loading, raise health.startup_timeout_ms; else its log says what it waits for.",
     "stop_vram_users": "Stop what else holds the GPU's memory (`pool-managerd devices` names it), or lower the share asked for.",
@@ -58,16 +59,16 @@ class Meaning:
 
 MEANINGS: Mapping[CrashClass, Meaning] = MappingProxyType({
     CrashClass.GRACEFUL: Meaning(
-        "A submitted engine ended with exit code 0.", "It may end by itself, and did. A server that this daemon prepared never "
-        "ends unasked but by failing: its exit code 0 is `process_exit`.", "none"),
+        "A submitted engine that had been ready ended with exit code 0.", "It may end by itself, and did. A server that this "
+        "daemon prepared never ends unasked but by failing: its exit code 0 is `process_exit`.", "none"),
     CrashClass.PROCESS_EXIT: Meaning(
         "The process ended with a code other than 0, and no line of its log is known to name the class of its cause.",
         "The line that says most is quoted. An engine that was ready once is never given a class that would keep it down.",
         "read_log"),
     CrashClass.SIGNAL: Meaning(
         "The kernel or somebody ended it with a signal.", "SIGSEGV, SIGBUS, SIGFPE and SIGABRT are faults of the engine. SIGKILL "
-        "is sent by the kernel when RAM runs out, or by a person or program; without a trace of the former both are possible.",
-        "report_engine_bug"),
+        "is sent by the kernel when RAM runs out, or by a person or program; without a trace of the former both are possible. "
+        "A shell tells that its child died so with an exit code of 128 and the signal's number.", "report_engine_bug"),
     CrashClass.OUT_OF_MEMORY: Meaning(
         "SIGKILL that the daemon did not send, and the kernel's out-of-memory killer was at work.", "The evidence says how that "
         "is known: a kernel log line with its pid, the counter of its cgroup, or, weakest, the machine's counter.", "add_ram"),

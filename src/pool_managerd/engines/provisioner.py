@@ -93,7 +93,7 @@ class EngineProvisioner:
             ctx=pool.ctx,
             env={**recipe.env, **device_env(pool, allocation)},
             health_path=_health_path(pool),
-            warnings=program.warnings,
+            warnings=(*program.warnings, *_another_port(pool, port)),
             warmup=recipe.warmup,
         )
 
@@ -154,7 +154,7 @@ class EngineProvisioner:
             run = f"{package} {package_version(package or '')}" if path is None else str(path)
         except (SpecError, EngineError) as error:
             return _plan(pool, ("refused", str(error)))
-        ports = ", ".join(map(str, pool.provisioning.ports)) or self._config.daemon.engine_ports
+        ports = ", ".join([*map(str, pool.provisioning.ports), self._config.daemon.engine_ports])
         gpus = f", GPU{'s' if len(pool.devices) > 1 else ''} {pool.mask}" if pool.mask else ""
         return _plan(
             pool,
@@ -182,6 +182,17 @@ class EngineProvisioner:
         if engine not in self._adapters:
             self._adapters[engine] = adapter_of(engine, self._host)
         return self._adapters[engine]
+
+
+def _another_port(pool: PoolConfig, port: int) -> tuple[str, ...]:
+    """What is said where none of the pool's own ports was free: clients may have been told those."""
+    own = pool.provisioning.ports
+    if not own or port in own:
+        return ()
+    listed = ", ".join(map(str, own))
+    return (
+        f"Pool '{pool.id}' runs on port {port} of daemon.engine_ports: others hold its own ({listed}; `ss -ltnp` names them)",
+    )
 
 
 def _health_path(pool: PoolConfig) -> str:

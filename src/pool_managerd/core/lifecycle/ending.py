@@ -197,7 +197,8 @@ def exited(pool: PoolState, e: ev.Exited, now: float, p: Policy) -> Step:
 
 def _crash(pool: PoolState, e: ev.Exited, now: float, *, never_ready: bool) -> tuple[PoolState, do.Say]:
     name, started_at = signal_name(e.signal), pool.active.started_at
-    uptime = 0.0 if started_at is None else now - started_at
+    ended_at = now if pool.active.asked else pool.active.since  # the record may have come late
+    uptime = 0.0 if started_at is None else ended_at - started_at
     summary = e.summary or (f"signal {name}" if name else f"exit_code={e.code}")
     error = summary
     if never_ready:
