@@ -191,7 +191,7 @@ def _another_port(pool: PoolConfig, port: int) -> tuple[str, ...]:
         return ()
     listed = ", ".join(map(str, own))
     return (
-        f"Pool '{pool.id}' runs on port {port} of daemon.engine_ports: others hold its own ({listed}; `ss -ltnp` names them)",
+        f"Pool '{pool.id}' runs on port {port} of daemon.engine_ports: others hold its own ({listed}; see `ss -ltnp`)",
     )
 
 
