@@ -432,6 +432,46 @@ def test_a_crash_loop_goes_on_to_be_one_under_the_next_daemon() -> None:
     assert story.phase() is Phase.OPEN
 
 
+def test_the_next_daemon_waits_for_what_is_left_of_a_backoff_and_counts_the_restart() -> None:
+    old = Failing()
+    old.crash_loop(2)
+    story = restarted(old, 0.03, desired=Desired.WANTED, has_run=True, restart_count=1)
+    story.tell(ev.Start(origin="boot"))
+    assert story.phase() is Phase.BACKOFF and story.i.active.deadline == pytest.approx(story.now + 0.07)
+    story.wait()
+    assert story.phase() is Phase.STAGING and story.i.restart_count == 2 and story.i.history.due is None
+    late = restarted(old, 5, desired=Desired.WANTED, has_run=True, restart_count=1)
+    late.tell(ev.Start(origin="boot"))
+    assert late.phase() is Phase.STAGING and late.i.restart_count == 2 and len(late.i.history.restarts) == 2
+
+
+@pytest.mark.parametrize("request_", [ev.Start(), ev.Start(origin="restart")])
+def test_who_asks_for_a_start_does_not_wait_for_an_earlier_daemons_backoff(request_: ev.Event) -> None:
+    old = Failing()
+    old.crash_loop(2)
+    story = restarted(old, 0.03, desired=Desired.WANTED)
+    story.tell(request_)
+    assert story.phase() is Phase.STAGING
+
+
+def test_a_stop_ends_the_wait_for_the_next_daemon_too() -> None:
+    old = Failing()
+    old.crash_loop(2)
+    old.tell(ev.Stop())
+    story = restarted(old, 0.03, desired=Desired.WANTED)
+    story.tell(ev.Start(origin="boot"))
+    assert story.phase() is Phase.STAGING
+
+
+def test_the_limit_on_restarts_holds_over_daemons() -> None:
+    old = Failing(replace(PLAIN, restart_limit=RestartRules(max_restarts=1), breaker=BreakerRules(threshold=9)))
+    old.crash_loop(2)
+    story = restarted(old, 5, desired=Desired.WANTED, has_run=True)
+    story.policy = old.policy
+    story.tell(ev.Start(origin="boot"))
+    assert story.phase() is Phase.BACKOFF and story.i.active.deadline == pytest.approx(old.i.history.restarts[0] + 60)
+
+
 def test_an_engine_that_is_found_running_is_the_one_start_that_was_let_through() -> None:
     story = restarted(Failing().opened(), 1, desired=Desired.WANTED)
     story.tell(ev.Adopt(7), ev.Adopted(7, story.now - 5), ev.ProbeSucceeded(7))

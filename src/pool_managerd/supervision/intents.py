@@ -87,6 +87,7 @@ def state_of(new: PoolState, stored: StoredPool, config: PoolConfig | None, barr
     return replace(
         new, desired=desired, held=stored.held, pending_start=stored.held and desired is Desired.WANTED and barred is None,
         crash_count=stored.crash_count, restart_count=stored.restart_count, last_error=barred or new.history.error,
+        has_run=stored.crash_count > 0 and new.history.failures > 0,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ class FailureHistory:
 
     ``failures`` in a row are what backoff counts; ``general`` and ``cuda`` are the breakers. ``restarts`` and ``ooms`` are
     those of the last minute or so. ``error`` is the sentence of the last failure, or of the drain that cut leases off,
-    until the next good start.
+    until the next good start. ``due`` is when the start is due that a failure is waited after; the next daemon waits for it, too.
     """
 
     failures: int = 0
@@ -39,6 +39,7 @@ class FailureHistory:
     restarts: Times = ()
     ooms: Times = ()
     error: str | None = None
+    due: float | None = None
 
     @property
     def breakers(self) -> dict[str, Breaker]:
@@ -80,7 +81,7 @@ class FailureHistory:
         """A launch begins; ``again``: it is a restart. What was open is half-open from now on."""
         restarts = restart_limit.added(self.restarts, now, p.restart_limit) if again else self.restarts
         general, cuda = breaker.tried(self.general, now), breaker.tried(self.cuda, now)
-        return replace(self, general=general, cuda=cuda, restarts=restarts)
+        return replace(self, general=general, cuda=cuda, restarts=restarts, due=None)
 
     # --- what is forgotten ---
 
@@ -120,7 +121,7 @@ def to_stored(h: FailureHistory, boot_id: str) -> dict[str, Any] | None:
     }  # fmt: skip
     return {
         "boot_id": boot_id, "failures": h.failures, "restarts": [round(t, 3) for t in h.restarts],
-        "ooms": [round(t, 3) for t in h.ooms], "error": h.error, **breakers,
+        "ooms": [round(t, 3) for t in h.ooms], "error": h.error, "due": h.due, **breakers,
     }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def from_stored(raw: Mapping[str, Any], boot_id: str) -> FailureHistory:
         return FailureHistory(error=error)
     return FailureHistory(
         failures=_count(raw.get("failures")), general=_breaker(raw.get("general")), cuda=_breaker(raw.get("cuda")),
-        restarts=_times(raw.get("restarts")), ooms=_times(raw.get("ooms")), error=error,
+        restarts=_times(raw.get("restarts")), ooms=_times(raw.get("ooms")), error=error, due=_time(raw.get("due")),
     )  # fmt: skip
 
 

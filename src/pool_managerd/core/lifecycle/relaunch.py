@@ -28,10 +28,10 @@ def launch(pool: PoolState, now: float, p: Policy, *, origin: str, by_hand: bool
 
     Unless something stands in its way. ``by_hand``: a person wants it now, so that an open breaker lets it through, once.
     """
-    again = pool.has_run and (origin == "restart" or pool.history.circuit is Circuit.OPEN)
+    again = pool.has_run and (origin in ("restart", "boot") or pool.history.circuit is Circuit.OPEN)
     old = pool.active
     freed: tuple[Effect, ...] = (do.ReleaseVram(old.epoch),) if old.vram_pending else ()
-    if (waiting := _waits(pool, now, p, again=again, by_hand=by_hand)) is not None:
+    if (waiting := _waits(pool, now, p, again=again, by_hand=by_hand, boot=origin == "boot")) is not None:
         return then(freed, (on(waiting[0], vram_pending=False), waiting[1])) if freed else waiting
     epoch = max(old.epoch, pool.last_epoch) + 1
     new = Instance(old.id, epoch, Phase.STAGING, now, deadline=now + p.staging_stall_s, launched_at=now)
@@ -46,12 +46,13 @@ def launch(pool: PoolState, now: float, p: Policy, *, origin: str, by_hand: bool
     return started, (*freed, do.StageArtifacts(new.epoch), *told, say, *_storm(pool, started, now, p))
 
 
-def _waits(pool: PoolState, now: float, p: Policy, *, again: bool, by_hand: bool) -> Step | None:
+def _waits(pool: PoolState, now: float, p: Policy, *, again: bool, by_hand: bool, boot: bool) -> Step | None:
     """What stands in the way of a start, in this order; None when nothing does:
 
     1. It is held or quarantined: the pool only remembers that a start is due.
     2. Its breaker is open.
-    3. It was restarted too often within the window: the next one waits until the first of them has left it.
+    3. A failure under an earlier daemon is still waited after.
+    4. It was restarted too often within the window: the next one waits until the first of them has left it.
     """
     wanted, until = replace(pool, desired=Desired.WANTED), pool.history.open_until
     if pool.held or pool.quarantined:  # 1
@@ -64,10 +65,13 @@ def _waits(pool: PoolState, now: float, p: Policy, *, again: bool, by_hand: bool
     if until is not None and now < until:  # 2
         human = f"Breaker of pool '{pool.pool_id}' is open; its start waits {narration.duration(until - now)}"
         return to(replace(wanted, reason="circuit_open"), Phase.OPEN, now, deadline=until), (do.Say("start_owed", human),)
+    if boot and (due := pool.history.due) is not None and now < due:  # 3
+        human = f"Pool '{pool.pool_id}' failed under an earlier daemon; its start waits {narration.duration(due - now)}"
+        return to(wanted, Phase.BACKOFF, now, deadline=due), (do.Say("start_owed", human),)
     free_at = allowed_at(pool.history.restarts, p.restart_limit) if again else None
     if free_at is None or now >= free_at:
         return None
-    window = narration.duration(p.restart_limit.window_ms / 1000)  # 3
+    window = narration.duration(p.restart_limit.window_ms / 1000)  # 4
     human = (
         f"Pool '{pool.pool_id}' was restarted {p.restart_limit.max_restarts} times within {window};"
         f" the next restart waits {narration.duration(free_at - now)}"
@@ -191,7 +195,7 @@ def _back_off(pool: PoolState, now: float, p: Policy, what: str, crash_reason: s
         "backoff_ms": wait_ms, "crash_count": pool.crash_count, "crash_reason": crash_reason, "restart_in_s": wait_ms / 1000,
     }  # fmt: skip
     say = do.Say("backoff", narration.backing_off(pool.pool_id, what, wait_ms), level="warn", fields=fields)
-    return to(pool, Phase.BACKOFF, now, deadline=deadline), (say,)
+    return to(replace(pool, history=replace(pool.history, due=deadline)), Phase.BACKOFF, now, deadline=deadline), (say,)
 
 
 def due_start(pool: PoolState, e: object, now: float, p: Policy) -> Step:

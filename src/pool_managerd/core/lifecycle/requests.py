@@ -126,7 +126,7 @@ Down = ev.Stop | ev.Evict | ev.CancelStart
 def _unwanted(pool: PoolState, e: Down) -> PoolState:
     """Nothing is to follow. An eviction does not change what a person has said."""
     if not isinstance(e, ev.Evict):
-        return replace(pool, desired=Desired.STOPPED, pending_start=False)
+        return replace(pool, desired=Desired.STOPPED, pending_start=False, history=replace(pool.history, due=None))
     desired = pool.desired if pool.desired.stays_down else Desired.EVICTED
     return replace(pool, desired=desired, pending_start=False)
 
