@@ -404,6 +404,18 @@ def test_a_drain_that_cut_nothing_off_is_no_error() -> None:
     assert (story.phase(), story.i.last_error) == (Phase.DOWN, None)
 
 
+def test_an_engine_whose_shim_was_told_to_stop_it_by_somebody_starts_again_and_that_is_said() -> None:
+    story = Failing()
+    story.tell(ev.Start())
+    story.up()
+    story.tell(ev.Died(1), ev.Exited(1, code=0, stopped=True))
+    assert story.phase() is Phase.STAGING and story.i.crash_count == 0
+    assert "somebody sent a signal" in str(story.i.last_error)
+    assert [say.level for say in story.effects if isinstance(say, do.Say) and say.action == "stopped_outside"] == ["warn"]
+    story.up()
+    assert story.i.last_error is None
+
+
 # --- after a restart of the daemon ------------------------------------------------------------------------------------------
 
 

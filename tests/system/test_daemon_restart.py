@@ -179,7 +179,10 @@ def test_a_clean_end_that_leaves_engines_and_the_next_daemon(make: Make) -> None
     assert daemon.get(f"/v1/operations/{loading[1]['operation_id']}")[1]["status"] == "succeeded"
     assert daemon.status()["pid"] == pid and daemon.status()["restart_count"] == 0
     daemon.config.write_text(daemon.config.read_text().replace("on_exit: leave, ", ""))
-    assert daemon.terminate() == 0 and alive(pid)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.terminate() == 0 and alive(pid), "asked twice, it leaves them all the same"
+    assert daemon.lines("signal")[-1]["human"] == "SIGTERM: ending; the engines go on"
     daemon.start()
     daemon.until(lambda s: s["ready"], "the engine to be ready again")
     assert daemon.terminate() == 0 and not alive(pid) and mentioning(daemon.folder) == []

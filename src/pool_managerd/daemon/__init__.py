@@ -116,7 +116,8 @@ async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Con
 
 async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: Callable[[], Config] | None) -> int:
     notifier, watch = Notifier(env), LoopWatch(partial(_tell_standstill, logs))
-    signals = Signals(logs)
+    leave = config.daemon.on_exit == "leave"
+    signals = Signals(logs, leave=leave)
     broken: list[BaseException] = []
 
     def on_fatal(problem: BaseException) -> None:
@@ -147,7 +148,7 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: 
     if broken:
         logs.write("critical", "stopped", f"The daemon stopped because of an internal error: {broken[0]!r}")
         return 1
-    engines = "its engines go on, for the next daemon" if config.daemon.on_exit == "leave" else "its engines are down"
+    engines = "its engines go on, for the next daemon" if leave else "its engines are down"
     logs.write("info", "stopped", f"The daemon stopped; {engines}")
     return 0
 

@@ -16,14 +16,15 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 class Signals:
     """SIGTERM and SIGINT as two events: asked to end once, asked again. SIGHUP calls ``on_hang_up``, where there is one.
 
-    A terminal that goes away sends SIGHUP too; a daemon that ran on one ends then.
+    A terminal that goes away sends SIGHUP too; a daemon that ran on one ends then. ``leave``: engines are not stopped at the end,
+    which is over at once, so that asking again changes nothing.
     """
 
-    def __init__(self, logs: Logging | None = None) -> None:
+    def __init__(self, logs: Logging | None = None, *, leave: bool = False) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         self.on_hang_up: Callable[[], None] | None = None
-        self._logs = logs
+        self._logs, self._leave = logs, leave
         self._had_terminal = _has_terminal()
 
     @contextlib.contextmanager
@@ -47,9 +48,11 @@ class Signals:
 
     def _end(self, number: signal.Signals) -> None:
         again = self.first.is_set()
+        if again and self._leave:
+            return
         if self._logs is not None:
-            once = f"{number.name}: draining and stopping; once more stops at once"
-            human = f"{number.name} again: stopping at once" if again else once
+            what = "ending; the engines go on" if self._leave else "draining and stopping; once more stops at once"
+            human = f"{number.name} again: stopping at once" if again else f"{number.name}: {what}"
             self._logs.write("warn" if again else "info", "signal", human, fields={"signal": number.name})
         (self.second if again else self.first).set()
 

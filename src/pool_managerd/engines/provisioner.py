@@ -190,9 +190,7 @@ def _another_port(pool: PoolConfig, port: int) -> tuple[str, ...]:
     if not own or port in own:
         return ()
     listed = ", ".join(map(str, own))
-    return (
-        f"Pool '{pool.id}' runs on port {port} of daemon.engine_ports: others hold its own ({listed}; see `ss -ltnp`)",
-    )
+    return (f"Pool '{pool.id}' runs on port {port} of daemon.engine_ports: others hold its own ({listed}; see `ss -ltnp`)",)
 
 
 def _health_path(pool: PoolConfig) -> str:

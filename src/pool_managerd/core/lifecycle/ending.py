@@ -181,8 +181,15 @@ def exited(pool: PoolState, e: ev.Exited, now: float, p: Policy) -> Step:
     i = pool.active
     never_ready = i.fell_from in BEFORE_READY and i.ready_since is None
     if i.asked or e.stopped:  # 1
-        after = i.after if i.asked or i.after is After.STAY else After.START
-        return then(effects, _after_reaping(on(gone, after=after), now, p))
+        if i.asked or i.after is After.STAY:
+            return then(effects, _after_reaping(gone, now, p))
+        error = "its shim was told to stop it, and not by this daemon: somebody sent a signal"
+        say = do.Say(
+            "stopped_outside", f"Engine of pool '{pool.pool_id}' was stopped: {error}; starting it again", level="warn",
+            fields={"last_error": error},
+        )  # fmt: skip
+        stopped = on(replace(gone, last_error=error), after=After.START)
+        return then((*effects, say), _after_reaping(stopped, now, p))
     if i.after is After.RECOVER and never_ready and e.port_conflict and pool.port_conflicts < p.port_retries:  # 2
         gone = on(replace(gone, port_conflicts=pool.port_conflicts + 1), after=After.START)
         human = f"Another program took the port of pool '{pool.pool_id}'; starting on another one"
