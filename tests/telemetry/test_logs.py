@@ -159,6 +159,27 @@ def test_the_readable_form_says_a_long_error_whole_and_once(start: Start, tmp_pa
     assert text.count(error) == 1 and "last_error" not in text and "…" not in text and "duration_ms=7" in text
 
 
+def test_a_library_that_says_the_same_a_thousand_times_is_heard_once_a_second(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pool_managerd.telemetry.logs.time.monotonic", lambda: now[0])
+    output, said = start(), logging.getLogger("asyncio")
+    for _ in range(1_000):
+        said.error("socket.accept() out of system resource")
+    said.error("something else")
+    said.error("socket.accept() out of system resource")
+    now[0] += 0.5
+    said.error("socket.accept() out of system resource")
+    now[0] += 0.6
+    said.error("socket.accept() out of system resource")
+    found = lines(output, tmp_path)
+    assert [line["human"] for line in found] == [
+        "socket.accept() out of system resource", "something else", *["socket.accept() out of system resource"] * 2,
+    ]  # fmt: skip
+    assert [line.get("repeated") for line in found] == [None, None, None, 1]
+
+
 def test_a_reader_that_is_stuck_costs_lines_and_not_time() -> None:
     reader, writer = os.pipe()
     sink = LogSink(writer, max_lines=10)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pool_managerd.telemetry.sink import LogSink
 SERVICE = "pool-managerd"
 HUMAN_MAX_CHARS = 160
 _MESSAGE_MAX_CHARS = 8192
+REPEATED_S = 1.0
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 _FIRST_KEYS = ("ts", "level", "action", "human", "pool_id")
 _LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "critical": 50}
@@ -130,16 +132,32 @@ def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logg
 
 
 class _StdlibBridge(logging.Handler):
-    """Lines of libraries that use the standard library's logging (aiohttp, asyncio) come out in the same form."""
+    """Lines of libraries that use the standard library's logging (aiohttp, asyncio) come out in the same form.
+
+    One that says the same again and again (asyncio does, without free descriptors, a thousand times at once) is heard once a second.
+    """
 
     def __init__(self, output: Logging) -> None:
         super().__init__()
         self._output = output
+        self._said, self._until, self._repeated = ("", ""), 0.0, 0
+
+    def _is_repeated(self, said: tuple[str, str]) -> bool:
+        now, again = time.monotonic(), said == self._said
+        if again and now < self._until:
+            self._repeated += 1
+            return True
+        self._said, self._until, self._repeated = said, now + REPEATED_S, self._repeated if again else 0
+        return False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
+            if self._is_repeated((record.name, message)):
+                return
             fields: dict[str, Any] = {"logger": record.name}
+            if self._repeated:
+                fields["repeated"], self._repeated = self._repeated, 0
             if record.exc_info:
                 fields["exception"] = logging.Formatter().formatException(record.exc_info)
             self._output.write(record.levelname.lower(), "log", message, None, fields)
