@@ -134,7 +134,7 @@ def configure_logging(options: LogOptions, stream: TextIO | None = None) -> Logg
 class _StdlibBridge(logging.Handler):
     """Lines of libraries that use the standard library's logging (aiohttp, asyncio) come out in the same form.
 
-    One that says the same again and again (asyncio does, without free descriptors, a thousand times at once) is heard once a second.
+    One that says the same again and again is heard once a second: asyncio says it a thousand times where no descriptor is free.
     """
 
     def __init__(self, output: Logging) -> None:
