@@ -157,3 +157,19 @@ def test_the_kernel_and_the_tables_say_the_same(monkeypatch: pytest.MonkeyPatch,
 
         monkeypatch.setattr(listener, "_ask_kernel", refused)
         assert listener.listening_sockets(port) == asked
+
+
+async def test_where_an_engine_listens_is_seen_wherever_it_is(serve: Serve) -> None:
+    pid, port = serve()
+    six, six_port = serve("::1")
+    find = Listeners()
+    assert await find.elsewhere(pid) == [f"127.0.0.1:{port}"]
+    assert await find.elsewhere(six) == [f"[::1]:{six_port}"]
+    assert {f"127.0.0.1:{port}", f"[::1]:{six_port}"} <= set(await find.elsewhere(os.getpid())), "a descendant's are its own"
+
+
+async def test_a_port_without_a_listener_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "in_own_thread", None)
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        assert (await Listeners()(os.getpid(), "127.0.0.1", unheard.getsockname()[1])).owner == "nobody"

@@ -17,9 +17,10 @@ from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
-from pool_managerd.core.listeners import Listener
+from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.supervision.crash_log import MAX_OF_A_POOL, MAX_REPORTS, CrashLog
 from pool_managerd.supervision.launch_work import LONG_LOG_BYTES
+from pool_managerd.testing.fake_parts import FakeListeners
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import World
 
@@ -129,7 +130,7 @@ async def test_an_engine_that_never_answers_is_told_apart_from_one_that_stopped(
 
 
 async def test_who_holds_its_port_is_evidence(world: World) -> None:
-    world.services = world.fakes.services(listener=FoundListener(Listener("other", "nginx (pid 7)")))
+    world.services = world.fakes.services(listener=FakeListeners(Listener("other", "nginx (pid 7)")))
     world.pools = type(world.pools)(world.config, world.services, world.store, world.store, world.new_id)
     world.fakes.prober.result = SILENT
     pool = world.pools.add("p", world.config.pools[0])
@@ -143,12 +144,19 @@ async def test_who_holds_its_port_is_evidence(world: World) -> None:
     assert report.evidence[-1].source is Source.PROBE and "nginx (pid 7)" in report.evidence[-1].text
 
 
-class FoundListener:
-    def __init__(self, found: Listener) -> None:
-        self.found = found
-
-    async def __call__(self, pid: int, host: str, port: int) -> Listener:
-        return self.found
+async def test_an_engine_that_listens_elsewhere_is_told_so_when_it_is_given_up(world: World) -> None:
+    listeners = FakeListeners(NOBODY, ["127.0.0.1:9999", "[::1]:8080"])
+    world.services = world.fakes.services(listener=listeners)
+    world.pools = type(world.pools)(world.config, world.services, world.store, world.store, world.new_id)
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "was refused: nothing listens on the port", refused=True)
+    pool = world.pools.add("p", world.config.pools[0])
+    await world.start()
+    await world.fakes.clock.advance(4)
+    assert listeners.looks == 0, "it is loading"
+    await world.fakes.clock.advance(pool.definition.policy.startup_timeout_s + 10)
+    report = world.fakes.crashes.recent("p")[0]
+    assert "this engine listens on 127.0.0.1:9999 and [::1]:8080 instead" in report.last_error
+    assert "where it listens" in report.remedy.sentence and listeners.looks < 80
 
 
 async def test_a_stop_that_was_asked_for_is_no_crash(world: World) -> None:

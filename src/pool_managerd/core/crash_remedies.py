@@ -35,7 +35,7 @@ REMEDIES: Mapping[str, str] = MappingProxyType({
     "room_for_cache": "Give it more VRAM (a larger share, more GPUs) or a shorter context: the weights left the cache no room.",
     "run_in_foreground": "Keep the server in the foreground: one that goes into the background ends; a script must wait for it.",
     "start_again": "Start it again; its end was not seen, because its supervisor was killed or the machine was reset.",
-    "startup_too_slow": "If it was still loading, raise health.startup_timeout_ms; else its log says what it waits for.",
+    "startup_too_slow": "If it was loading, raise health.startup_timeout_ms; else see its log, and where it listens.",
     "stop_vram_users": "Stop what else holds the GPU's memory (`pool-managerd devices` names it), or lower the share asked for.",
     "template_or_tokenizer": "Add the tokenizer or chat template that the line names: the model was converted without it.",
     "update_driver": "Update the NVIDIA driver, or use a build of the engine for the CUDA version that the driver has.",

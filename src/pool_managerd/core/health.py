@@ -31,10 +31,11 @@ class ProbeOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One probe. ``reason`` is a short human-readable phrase, empty on success."""
+    """One probe. ``reason`` is a short human-readable phrase, empty on success. ``refused``: nothing listens on the port."""
 
     outcome: ProbeOutcome
     reason: str = ""
+    refused: bool = False
 
     @property
     def ok(self) -> bool:

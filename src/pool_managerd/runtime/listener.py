@@ -16,7 +16,7 @@ from pool_managerd.runtime.identity import is_shim
 from pool_managerd.runtime.isolation import user_name
 from pool_managerd.runtime.waiting import in_own_thread
 
-_MAX_KNOWN = 4096
+_MAX_KNOWN, _MAX_SHOWN = 4096, 4
 _LISTEN = "0A"
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
@@ -29,19 +29,22 @@ class Listeners:
 
     async def __call__(self, pid: int, host: str, port: int) -> Listener:
         """Whether the engine ``pid`` or what descends from it holds what listens on ``host`` and ``port``."""
-        if self._still_ours(pid, host, port):
-            return OURS
-        return await in_own_thread(self.find, pid, host, port)
+        known = self._at_once(pid, host, port)
+        return await in_own_thread(self.find, pid, host, port) if known is None else known
 
-    def _still_ours(self, pid: int, host: str, port: int) -> bool:
-        """By one quick question; it settles nothing when it is false."""
+    async def elsewhere(self, pid: int) -> list[str]:
+        """The addresses that the engine ``pid`` and what descends from it listen on, as ``host:port``; at most a few."""
+        return await in_own_thread(_addresses_of, pid)
+
+    def _at_once(self, pid: int, host: str, port: int) -> Listener | None:
+        """By one quick question: nobody listens there, or those do that are known; None when that does not settle it."""
         known = self._known.get((pid, procfs.start_ticks(pid) or 0))
         try:
-            sockets = [found for family in _TABLES for found in _ask_kernel(family, port)] if known else []
+            sockets = [found for family in _TABLES for found in _ask_kernel(family, port)]
         except OSError:
-            return False
-        reached = [found.inode for address in _addresses(host) for found in _reached(address, sockets)]
-        return bool(reached) and frozenset(reached) == known
+            return None
+        reached = frozenset(found.inode for address in _addresses(host) for found in _reached(address, sockets))
+        return NOBODY if not reached else OURS if reached == known else None
 
     def find(self, pid: int, host: str, port: int) -> Listener:
         """As calling it. Blocks for up to a second."""
@@ -170,8 +173,13 @@ def _ask_kernel(family: int, port: int) -> Iterator[ListeningSocket]:
 
 
 def _read_tables(port: int) -> list[ListeningSocket] | None:
-    suffix = f":{port:04X}"
-    found: list[ListeningSocket] | None = None
+    lines = _table_lines()
+    return None if lines is None else [found for at, found in lines if at == port]
+
+
+def _table_lines() -> list[tuple[int, ListeningSocket]] | None:
+    """All listening sockets and their ports, as the kernel lists them for people; None when it does not."""
+    found: list[tuple[int, ListeningSocket]] | None = None
     for table in _TABLES.values():
         try:
             lines = Path(table).read_text().splitlines()[1:]
@@ -180,11 +188,19 @@ def _read_tables(port: int) -> list[ListeningSocket] | None:
         found = found or []
         for line in lines:
             parts = line.split()
-            if len(parts) > 9 and parts[1].endswith(suffix) and parts[3] == _LISTEN:
-                words = bytes.fromhex(parts[1].partition(":")[0])
+            if len(parts) > 9 and parts[3] == _LISTEN:
+                host, _, port = parts[1].partition(":")
+                words = bytes.fromhex(host)
                 raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-                found.append(ListeningSocket(_address(raw), int(parts[7]), int(parts[9])))
+                found.append((int(port, 16), ListeningSocket(_address(raw), int(parts[7]), int(parts[9]))))
     return found
+
+
+def _addresses_of(pid: int) -> list[str]:
+    held = {link for member in (pid, *_family(pid)) for link in _descriptors(member) or ()}
+    ours = [(port, found) for port, found in _table_lines() or () if f"socket:[{found.inode}]" in held]
+    shown = [f"[{found.address}]:{port}" if found.address.version == 6 else f"{found.address}:{port}" for port, found in ours]
+    return sorted(set(shown))[:_MAX_SHOWN]
 
 
 def _address(raw: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -22,12 +22,13 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import Diagnosis, LaunchLog
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
-from pool_managerd.core.health import ProbeOutcome, ProbeResult
+from pool_managerd.core.health import ProbeOutcome
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
+from pool_managerd.supervision.health_probe import HealthProbe
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
 from pool_managerd.supervision.policy import learn_secrets_of
 from pool_managerd.supervision.pool import Pool
@@ -65,6 +66,7 @@ class LaunchWork:
         self._pool, self._actor, self._s = pool, actor, services
         self.tasks: set[asyncio.Task[None]] = set()
         self._activity = ActivityWatch(pool, services, lambda work: self._keep(asyncio.create_task(work)))
+        self._health = HealthProbe(pool, services)
         self._cancellable: dict[int, set[asyncio.Task[None]]] = {}
 
     # --- staging ---
@@ -236,7 +238,7 @@ class LaunchWork:
         """Ask once; the answer is an event."""
         failpoints.reach("loop.health")
         pool, silent = self._pool, self._s.silent
-        result, conclusive = await self._ask()
+        result, conclusive = await self._health.ask()
         seen = await self._activity.look(result)
         self._actor.learn(epoch, activity=seen)
         self._s.events.emit("probe", result.reason, pool_id=pool.pool_id, journal=False, outcome=result.outcome.value)
@@ -253,23 +255,6 @@ class LaunchWork:
             self._actor.post(ev.ProbeDiscarded(epoch))
         else:
             self._actor.post(ev.ProbeSucceeded(epoch, seen))
-
-    async def _ask(self) -> tuple[ProbeResult, bool]:
-        """One health probe, and whether it settles the matter. An answer counts only while the port is held by our own
-        process (invariant 3).
-        """
-        engine, process = self._pool.launch.prepared, self._pool.launch.process
-        if engine is None:
-            return ProbeResult(ProbeOutcome.ERROR, "had no engine to ask"), False
-        result = await self._s.prober.probe(engine.url + engine.health_path, self._pool.definition.policy.probe_timeout_s)
-        if isinstance(engine, PreparedEngine) and process is not None:
-            found, port = await self._s.listener(process.pid, engine.host, engine.port), engine.port
-            if found.owner == "other":
-                why = f"was answered by another program: port {port} is not held by this engine but by {found.who}"
-                return ProbeResult(ProbeOutcome.ERROR, why), True
-            if found.owner == "nobody" and result.ok:
-                result = ProbeResult(ProbeOutcome.ERROR, f"was answered, but nothing listens on port {port} any more")
-        return result, False
 
     async def warm_up(self, epoch: int) -> None:
         """Measure the first token and the rate, and fold them into the baseline (EWMA)."""

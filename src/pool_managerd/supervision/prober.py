@@ -196,7 +196,7 @@ def _os_result(problem: OSError) -> ProbeResult:
     if problem.errno in _OUR_OWN_FAULT:
         return ProbeResult(ProbeOutcome.DISCARDED, f"could not be sent: {problem.strerror}")
     if isinstance(problem, ConnectionRefusedError):
-        return ProbeResult(ProbeOutcome.ERROR, "was refused: nothing listens on the port")
+        return ProbeResult(ProbeOutcome.ERROR, "was refused: nothing listens on the port", refused=True)
     if isinstance(problem, ConnectionResetError):
         return ProbeResult(ProbeOutcome.ERROR, "was reset")
     return ProbeResult(ProbeOutcome.ERROR, f"failed: {problem.strerror or problem}")

@@ -162,6 +162,7 @@ class ListenerLookup(Protocol):
     """Whose socket listens where the engine ``pid`` should: its own or a descendant's, or another's."""
 
     async def __call__(self, pid: int, host: str, port: int) -> Listener: ...
+    async def elsewhere(self, pid: int) -> list[str]: ...
 
 
 class DeviceMonitor(Protocol):

@@ -215,11 +215,16 @@ class FakeFiles:
 class FakeListeners:
     """Says who holds every engine's port: the engine, until ``found`` says otherwise."""
 
-    def __init__(self, found: Listener = OURS) -> None:
-        self.found = found
+    def __init__(self, found: Listener = OURS, elsewhere: Sequence[str] = ()) -> None:
+        self.found, self.others = found, list(elsewhere)
+        self.looks = 0
 
     async def __call__(self, pid: int, host: str, port: int) -> Listener:
         return self.found
+
+    async def elsewhere(self, pid: int) -> list[str]:
+        self.looks += 1
+        return self.others
 
 
 class FakeMonitor:

@@ -88,6 +88,9 @@ class SimulatedListeners:
             return NOBODY
         return OURS if engine.pid == pid else Listener("other", f"pid {engine.pid} (engine)")
 
+    async def elsewhere(self, pid: int) -> list[str]:
+        return []
+
 
 @dataclass(frozen=True)
 class SimulatedUsage:
