@@ -161,6 +161,7 @@ CAUSES = {
         "bad_model",
         "use_newer_engine",
     ),
+    "vllm-too_large_cache": ("is less than requested memory for kv (400.0 GiB).", "", "lower_cache"),
     "vllm-unknown_flag": ("error: unrecognized arguments: --max-modellen 4", "bad_flags", "fix_flags"),
     "vllm-unknown_quantization": ("Value error, Unknown quantization method: nonsense.", "bad_flags", "fix_flags"),
     "vllm-unsupported_architecture": (

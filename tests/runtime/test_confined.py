@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_what_it_forked_is_gone_whatever_session_it_chose(outcome: str) -> None:
     fork = "setsid sh -c 'setsid sleep 60 >&- 2>&- & echo $!' & wait; " + outcome
     output, _ = run(fork, timeout_s=0.5)
     assert not alive(int(output))
+
+
+def test_what_it_leaves_in_its_temporary_directory_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM does, which makes a cache there to print its help."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    output, problem = run('mkdir "$TMPDIR/cache" && touch "$TMPDIR/cache/x" && echo "$TMPDIR"; sleep 60', timeout_s=0.5)
+    assert output.startswith(str(tmp_path)) and problem == "does not end"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such")
+    assert run("echo asked all the same")[0] == "asked all the same\n"
 
 
 def test_it_has_no_privileges_no_secrets_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def test_shared_memory_of_a_uid_goes_when_nothing_runs_as_it_and_processes_are_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    running = {61_900}
+    seen = procfs.stat(os.getpid())
+    assert seen is not None
     monkeypatch.setattr(removal, "SHARED_MEMORY", str(tmp_path))
 
     def pids() -> list[int]:
@@ -71,7 +72,7 @@ def test_shared_memory_of_a_uid_goes_when_nothing_runs_as_it_and_processes_are_a
         return [1]
 
     monkeypatch.setattr(procfs, "pids", pids)
-    monkeypatch.setattr(procfs, "uids", lambda _: running)
+    monkeypatch.setattr(procfs, "uids", lambda _: {61_900})
     (tmp_path / "others").touch()
     removal.remove_shared_memory(61_900)
     assert asked == []
@@ -79,6 +80,6 @@ def test_shared_memory_of_a_uid_goes_when_nothing_runs_as_it_and_processes_are_a
     os.chown(tmp_path / "psm_1", 61_900, 61_900)
     removal.remove_shared_memory(61_900)
     assert (tmp_path / "psm_1").exists() and asked == [1]
-    running.clear()
-    removal.remove_shared_memory(61_900)
+    monkeypatch.setattr(procfs, "stat", lambda _: seen._replace(state="Z"))
+    removal.remove_shared_memory(61_900)  # a zombie holds nothing
     assert [path.name for path in tmp_path.iterdir()] == ["others"]

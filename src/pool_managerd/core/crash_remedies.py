@@ -23,6 +23,7 @@ REMEDIES: Mapping[str, str] = MappingProxyType({
     "install_library": "Install what the line names, or use a build that brings it along (`ldd` shows what a binary lacks).",
     "look_at_load": "See what it was doing (`pool-managerd logs {pool_id}`); if it was busy, raise health.probe_timeout_ms.",
     "look_at_worker": "A process of the engine died: see whether the kernel killed it for want of RAM, and its lines above.",
+    "lower_cache": "Ask for a smaller cache (the line says how much memory there is and what was asked for), or free RAM.",
     "lower_context": "Lower ctx (or the engine's own flag for it) to what the model was made for.",
     "none": "Nothing: it ended as it was meant to.",
     "put_model_back": "Put the file back where the line looks for it, or correct the path.",

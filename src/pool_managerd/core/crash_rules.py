@@ -106,6 +106,7 @@ _PYTHON_MEANINGS = (
     _rule(r"No available memory for the cache blocks", CrashClass.VRAM_OOM, "room_for_cache"),
     _rule(r"larger than the (?:available KV cache memory|maximum number of tokens that can be stored in KV cache)",
           CrashClass.VRAM_OOM, "room_for_cache"),
+    _rule(r"is less than requested memory for kv \(", None, "lower_cache"),
     _rule(r"Not enough memory\. Please try to increase --mem-fraction-static", CrashClass.VRAM_OOM, "room_for_cache"),
     _rule(r"max_model_len \(\d+\) is greater than the derived max_model_len", CrashClass.BAD_FLAGS, "lower_context"),
     _rule(r"\berror: (?:unrecognized arguments|ambiguous option|argument [-\w/, ]{1,120}: |the following arguments are required)",

@@ -8,14 +8,18 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from pool_managerd.core.artifacts import ProgramAnswer
 from pool_managerd.errors import PoolError
 from pool_managerd.runtime import oneshot
 from pool_managerd.runtime.engine_users import EngineUsers
+from pool_managerd.runtime.reach import User
+from pool_managerd.runtime.removal import remove_where
 
 _SCRIPT = os.path.abspath(oneshot.__file__)
 _OVERDUE_SECONDS = 8.0
@@ -38,12 +42,12 @@ class ConfinedRun:
             return ProgramAnswer(b"", f"cannot be run: {error.message}")
         limits = {name: value for name, value in _LIMITS.items() if name != "NPROC" or user is not None}
         order = {
-            "program": os.path.abspath(argv[0]), "argv": list(argv), "env": dict(env), "cwd": "/",
+            "program": os.path.abspath(argv[0]), "argv": list(argv), "cwd": "/",
             "credentials": user.to_json() if user else None, "limits": limits,
             "timeout_s": timeout_s, "max_bytes": max_bytes,
         }  # fmt: skip
-        with self._lock:
-            return self._ask(order, timeout_s)
+        with self._lock, _scratch(user) as places:
+            return self._ask({**order, "env": {**env, **places}}, timeout_s)
 
     def _ask(self, order: Mapping[str, object], timeout_s: float) -> ProgramAnswer:
         try:
@@ -59,6 +63,24 @@ class ConfinedRun:
             finally:
                 process.kill()  # it has ended, or is stuck
         return answer_of(answer, timeout_s)
+
+
+@contextmanager
+def _scratch(user: User | None) -> Iterator[Mapping[str, str]]:
+    """Where a temporary directory of the program's own is, which goes with all that it left there; empty where none can be."""
+    try:
+        made = tempfile.mkdtemp(prefix="pm-probe-")
+    except OSError:
+        yield {}
+        return
+    try:
+        with suppress(OSError):
+            if user is not None:
+                os.chown(made, user.uid, user.gid)
+        yield {"TMPDIR": made}
+    finally:
+        parent, name = os.path.split(made)
+        remove_where(parent, lambda _, found: found == name)
 
 
 def _exchange(process: subprocess.Popen[bytes], order: bytes, timeout_s: float) -> bytes:

@@ -29,8 +29,13 @@ def remove_shared_memory(uid: int) -> None:
     Another launch of the pool has the same uid: this must be over before there can be one. ``uid`` 0 is no engine's own.
     """
     shared = os.path.realpath(SHARED_MEMORY)
-    if uid > 0 and _owns_something_in(shared, uid) and not any(uid in procfs.uids(pid) for pid in procfs.pids()):
+    if uid > 0 and _owns_something_in(shared, uid) and not any(_runs_as(pid, uid) for pid in procfs.pids()):
         remove_where(shared, lambda fd, name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == uid)
+
+
+def _runs_as(pid: int, uid: int) -> bool:
+    """A zombie, which keeps its uid until somebody collects it, does not run."""
+    return uid in procfs.uids(pid) and (seen := procfs.stat(pid)) is not None and seen.state not in "ZX"
 
 
 def _owns_something_in(directory: str, uid: int) -> bool:

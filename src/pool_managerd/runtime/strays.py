@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pool_managerd.runtime.identity import Identity, is_shim
 from pool_managerd.runtime.removal import TEMPORARY, remove_shared_memory, remove_temporary
 from pool_managerd.runtime.waiting import in_own_thread
 
-_ROUNDS = 20
+_LEFTOVER_SECONDS, _TURN_SECONDS = 5.0, 0.02
 
 
 async def kill_strays(identity: Identity, recorded: Collection[tuple[int, int]] = ()) -> list[int]:
@@ -34,12 +35,12 @@ def _kill_all(identity: Identity, recorded: frozenset[tuple[int, int]]) -> list[
     if not identity.is_this_boot():
         return []
     killed: dict[int, None] = {}
-    for _ in range(_ROUNDS):  # one that forks while it is being looked for
-        found = _find(identity, recorded)
-        new = [pid for pid, ticks in found.items() if _kill(pid, ticks)]
-        if not found:
+    until = time.monotonic() + _LEFTOVER_SECONDS
+    while found := _find(identity, recorded):  # again: one forks while it is being looked for, one takes a while to end
+        killed.update(dict.fromkeys(pid for pid, ticks in found.items() if _kill(pid, ticks)))
+        if time.monotonic() >= until:
             break
-        killed.update(dict.fromkeys(new))
+        time.sleep(_TURN_SECONDS)
     workdir = Path(identity.record_path).parent.parent / "work" / identity.pool_id
     remove_shared_memory(identity.uid)
     remove_temporary(str(workdir), f"{TEMPORARY}{identity.nonce[:8]}")
