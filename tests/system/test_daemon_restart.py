@@ -207,8 +207,9 @@ def test_an_engine_goes_on_when_the_configuration_has_changed_and_that_is_said(m
     daemon.until(lambda s: s["ready"], "the engine to be ready again", "c")
     assert (daemon.status("c")["pid"], daemon.status("c")["slots_total"]) == (pid, 1)
     assert [line["pool_id"] for line in told()] == ["c"] and "restart it" in told()[0]["human"]
+    assert daemon.status("c")["outdated"] == [told()[0]["human"]]
     assert daemon.post("/v1/pools/c/restart?wait=true")[0] == 200
-    assert daemon.status("c")["pid"] != pid and daemon.status("c")["slots_total"] == 2
+    assert daemon.status("c")["pid"] != pid and daemon.status("c")["slots_total"] == 2 and daemon.status("c")["outdated"] == []
     daemon.kill()
     daemon.start()
     daemon.until(lambda s: s["ready"], "the engine to be ready again", "c")

@@ -140,6 +140,9 @@ class PoolStatus(Answer):
     activity: dict[str, Any] | None = Field(
         None, description="`verdict`: idle, busy, hung, unkillable or unknown; `why` says what it rests on."
     )
+    outdated: list[str] = Field(
+        default_factory=list, description="What the engine still runs as it was at its start: a restart applies the present one."
+    )
     hung: bool = False
     desired: Desired = Field(Desired.WANTED, description="What was asked for last; demand starts what is on_demand or evicted.")
     held: bool = False

@@ -22,7 +22,8 @@ class Launch:
     ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended,
     and ``diagnosis`` why it has.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
-    ``activity`` is what the last look at the engine saw it do.
+    ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
+    daemon started, was made of and is another now.
     """
 
     epoch: int = 0
@@ -40,6 +41,7 @@ class Launch:
     first_token_ms: float | None = None
     tokens_per_s: float | None = None
     activity: Activity = NOT_SEEN
+    outdated: tuple[str, ...] = ()
 
     @property
     def device_uuids(self) -> tuple[str, ...]:

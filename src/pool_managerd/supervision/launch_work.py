@@ -186,10 +186,10 @@ class LaunchWork:
         self._actor.learn(epoch, allocation=allocation)
         watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
-        for human in (
-            *changed_files(pool_id, self._s.adoption.changed(launch)),
-            *changed_configuration(self._pool, self._s.records),
-        ):
+        files = changed_files(pool_id, self._s.adoption.changed(launch))
+        outdated = (*files, *changed_configuration(self._pool, self._s.records))
+        self._actor.learn(epoch, outdated=outdated)
+        for human in outdated:
             self._actor.emit("notice", human, level="warn")
         if (known := self._s.baselines.get(_baseline_key(prepared))) is not None:
             self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)

@@ -47,6 +47,7 @@ def status_of(
         "desired": state.desired.value, "drained": state.desired is Desired.DRAINED and not seen.draining, "held": state.held,
         "quarantined": state.quarantined, "hung": i.hung,
         "activity": {"verdict": launch.activity.verdict.value, "why": launch.activity.why or None} if i.has_process else None,
+        "outdated": list(launch.outdated) if i.has_process else [],
         "last_heartbeat_ms": entry.last_heartbeat_ms,
         "last_probe_age_ms": None if i.last_good_at is None else round((now - i.last_good_at) * 1000),
         "pid": process.pid if process and i.has_process else None,
