@@ -250,6 +250,13 @@ def test_a_drain_without_leases_completes_at_once() -> None:
     assert "StopEngine" in story.kinds()
 
 
+def test_a_drain_of_a_pool_that_is_being_staged_cancels_that_once() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Drain(30_000, 0))
+    assert story.kinds() == ["StageArtifacts", "CancelStaging", "Withdraw", "EndLeases", "ReleaseVram"]
+    assert story.phase() is Phase.DOWN and story.i.desired is Desired.DRAINED
+
+
 def test_a_crash_during_a_drain_ends_it_and_nothing_restarts() -> None:
     story = Story().until_ready()
     story.tell(ev.Drain(30_000, 1), ev.Died(1), ev.Exited(1, signal=11, summary="signal SIGSEGV"))
