@@ -62,3 +62,14 @@ def test_rows_survive_a_store_and_broken_ones_are_left_out() -> None:
     broken.append([*rows[0][:4], "nan", "1", "1", "", 1])
     assert len(Measurements.from_rows(broken)) == 0
     assert len(Measurements.from_rows(rows, limit=1)) == 1
+
+
+def test_what_was_far_apart_once_fades_by_half_with_each_load() -> None:
+    seen = Measurements()
+    for size in (100, 200, 200, 200):
+        seen.observe(KEY, [size], loaded=True)
+    assert seen.get(KEY) == Measurement((200,), (200,), 4, (25,))
+
+
+def test_a_gpu_that_holds_nothing_can_be_measured() -> None:
+    assert Measurements().observe(KEY, [0] * 64, loaded=True).load_bytes == (0,) * 64
