@@ -111,7 +111,8 @@ def a_drain(s: Told) -> None:
     s.tell(ev.ProbeFailed(1, "was refused"), ev.Drain(30_000, 2), ev.Tick(), after_s=1)
     s.tell(ev.Tick(), after_s=5)
     s.tell(ev.Drain(60_000, 2), ev.Drain(1_000, 2), ev.Undrain(), ev.ProbeSucceeded(1))
-    s.tell(ev.Drain(5_000, 2), ev.LeasesChanged(1), ev.Tick(), after_s=1)
+    s.tell(ev.Drain(7_000, 2), ev.LeasesChanged(1), ev.Tick(), after_s=1)
+    s.tell(ev.Tick(), ev.ProbeFailed(1, "was refused"), after_s=5)
     s.tell(ev.Tick(), ev.Undrain(), ev.Drain(0, 0), ev.Tick(), after_s=6)
     s.tell(ev.Tick(), after_s=15)
     s.tell(ev.Exited(1, signal=9))
@@ -217,6 +218,16 @@ def a_daemon_that_died(s: Told) -> None:
     s.tell(ev.Exited(10, signal=15), ev.VramFree(10), after_s=1)
 
 
+def a_first_prompt(s: Told) -> None:
+    """Answered, not answered in time, lost with who had sent it; of an engine that is not asked any."""
+    s.tell(ev.Start(), ev.Staged(1), ev.Spawned(1, 1), ev.ProbeSucceeded(1), ev.Tick(), after_s=1)
+    s.tell(ev.Tick(), ev.WarmedUp(1), after_s=30)
+    s.tell(ev.Restart(), ev.Exited(1, signal=15), ev.Staged(2), ev.Spawned(2, 2), ev.ProbeSucceeded(2), after_s=1)
+    s.tell(ev.HelperDied(2, "the warm-up ended unexpectedly"), ev.Restart(), ev.Exited(2, signal=15), after_s=1)
+    s.tell(ev.Staged(3), ev.Spawned(3, 3), ev.ProbeSucceeded(3), ev.WarmedUp(3), ev.Restart(), ev.Exited(3, signal=15))
+    s.tell(ev.Staged(4, warmable=False), ev.Spawned(4, 4), ev.ProbeSucceeded(4), after_s=1)
+
+
 def asleep_and_awake(s: Told) -> None:
     """There and back, and one that never comes back."""
     s.tell(ev.Sleep(), ev.Wake())
@@ -227,6 +238,9 @@ def asleep_and_awake(s: Told) -> None:
 
 
 STORIES: dict[str, tuple[Callable[[Told], None], Callable[[], Told]]] = {
+    "a_first_prompt": (a_first_prompt, Told),
+    "a_first_prompt_after_ready": (a_first_prompt, lambda: Told(replace(POLICY, warmup="after_ready"))),
+    "a_first_prompt_that_is_off": (a_first_prompt, lambda: Told(replace(POLICY, warmup="off"))),
     "a_crash_loop": (a_crash_loop, lambda: Told(replace(POLICY, breaker=replace(POLICY.breaker, threshold=3)))),
     "a_breaker_that_opened": (
         a_breaker_that_opened, lambda: Told(replace(POLICY, breaker=replace(POLICY.breaker, threshold=2), seed="x")),
