@@ -41,7 +41,7 @@ def test_secrets_are_in_its_digests_alone() -> None:
 
 def test_the_engine_that_it_shows_is_the_one_that_was_launched_but_for_its_secrets() -> None:
     engine = replace(ENGINE, device_mask="0", ctx=4096, verbatim=True, warmup="rerank", provisioning_mode="binary",
-                     health_path="/ready", host="::1")  # fmt: skip
+                     health_path="/ready", host="::1", engine="vllm")  # fmt: skip
     shown = record(engine).engine_as_shown()
     assert shown == replace(engine, flags=("--port", "8080", "--api-key", "***"), env={})
     assert replace(record(), argv=(), warmup="of a later version").engine_as_shown() == replace(

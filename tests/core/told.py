@@ -72,7 +72,8 @@ def _effect(effect: do.Effect) -> str:
 
 def a_crash_loop(s: Told) -> None:
     """Ready, dead, a port lost to another program, a start that comes to nothing, and a breaker that opens."""
-    s.tell(ev.Start(origin="boot"), ev.StagingProgress(1), after_s=1)
+    s.tell(ev.Start(origin="boot"))
+    s.tell(ev.StagingProgress(1), after_s=1)
     s.tell(ev.Staged(1, uses_gpus=True), ev.Spawned(1, 42), ev.ProbeFailed(1, "answered 503"), ev.Tick(), after_s=2)
     s.tell(ev.Tick(), after_s=0.01)
     s.tell(ev.ProbeSucceeded(1), ev.WarmedUp(1), after_s=3)
@@ -106,7 +107,7 @@ def a_drain(s: Told) -> None:
     """Taken back, taken back too late for its probes, finished, cut off."""
     s.tell(ev.Undrain())
     s.until_ready()
-    s.tell(ev.Undrain(), ev.Drain(30_000, 2), ev.Start(), ev.Undrain())
+    s.tell(ev.Undrain(), ev.Evict(1), ev.Drain(30_000, 2), ev.Start(), ev.Evict(), ev.Undrain())
     s.tell(ev.Tick(), after_s=5)
     s.tell(ev.ProbeFailed(1, "was refused"), ev.Drain(30_000, 2), ev.Tick(), after_s=1)
     s.tell(ev.Tick(), after_s=5)
@@ -128,7 +129,16 @@ def a_stop(s: Told) -> None:
     s.tell(ev.Stop(), ev.Start(), ev.Stop(), ev.Start(), ev.Staged(2), ev.Stop(), ev.Tick(), after_s=1)
     s.tell(ev.Tick(), ev.Spawned(2, 7), ev.Exited(2, signal=9), after_s=10)
     s.tell(ev.Start(), ev.Staged(3, uses_gpus=True, warmable=False), ev.Spawned(3, 8), ev.ProbeSucceeded(3), ev.Stop())
-    s.tell(ev.VramFree(3), ev.Start(), ev.Start(origin="demand"), ev.Start(join=False), ev.Stop(), ev.Restart(), ev.Stop())
+    s.tell(
+        ev.CancelStart(),
+        ev.VramFree(3),
+        ev.Start(),
+        ev.Start(origin="demand"),
+        ev.Start(join=False),
+        ev.Stop(),
+        ev.Restart(),
+        ev.Stop(),
+    )
     s.tell(ev.Tick(), after_s=15)
     s.tell(ev.Tick(stuck="pid 8 (x) is in uninterruptible sleep"), ev.Start(), after_s=10)
     s.tell(ev.Died(3), ev.VramHeld(3, "pid 9 holds 3 GiB"), ev.Evict(), after_s=5)
@@ -209,7 +219,7 @@ def a_quarantine(s: Told) -> None:
 def a_daemon_that_died(s: Told) -> None:
     """Found, not ours, looked at for too long; ours and draining; stopped before it was known."""
     s.tell(ev.Adopt(7), ev.NotAdopted(7, "it is gone"), ev.Evict(), after_s=1)
-    s.tell(ev.Adopt(8), ev.Tick(), ev.Tick(), after_s=9)
+    s.tell(ev.Adopt(8), ev.Restart(), ev.Drain(9_000, 1), ev.Tick(), after_s=9)
     s.tell(ev.Tick(), after_s=12)
     s.tell(ev.Tick(), ev.Evict(), after_s=10)
     s.tell(ev.Adopt(9), ev.Adopted(9, 990.0, was_ready=True, uses_gpus=True, warmable=True, active_leases=2, drain_since=1000.0))

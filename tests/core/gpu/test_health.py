@@ -294,4 +294,5 @@ def test_a_recovery_that_was_asked_without_words_has_ours() -> None:
 def test_an_xid_of_a_blackwell_link_is_fatal_by_its_text() -> None:
     assert meaning(149).verdict is Verdict.FATAL and meaning(148).verdict is Verdict.SUSPECT
     assert meaning(149, "NETIR nonfatal").what == "an NVLink reports an error (NETIR)"
-    assert meaning(144, "SAW Fatal error").what == "an NVLink failed (SAW)"
+    failed = meaning(144, "SAW Fatal error")
+    assert failed.what == "an NVLink failed (SAW)" and failed.remedy == meaning(48).remedy != ""

@@ -129,7 +129,8 @@ def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:
 
 def test_a_gpu_replaced_in_its_slot_is_taken_and_said() -> None:
     new = resolve(DeviceMask.parse("0"), (gpu(0, uuid="GPU-new"),), {0: MaskGpu("GPU-old", "00000000:01:00.0")})
-    assert new.gpus[0].uuid == "GPU-new" and "replaced in its slot" in new.notices[0]
+    assert new.gpus == {0: MaskGpu("GPU-new", "00000000:01:00.0")}
+    assert new.notices == ("GPU 0 of the mask 0 was replaced in its slot 00000000:01:00.0; the pool uses the new one",)
 
 
 def test_the_gpus_of_a_mask_are_remembered_by_their_index_and_those_named_by_uuid_are_not() -> None:

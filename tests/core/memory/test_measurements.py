@@ -73,3 +73,11 @@ def test_what_was_far_apart_once_fades_by_half_with_each_load() -> None:
 
 def test_a_gpu_that_holds_nothing_can_be_measured() -> None:
     assert Measurements().observe(KEY, [0] * 64, loaded=True).load_bytes == (0,) * 64
+
+
+def test_of_stored_measurements_the_newest_are_kept() -> None:
+    seen = Measurements()
+    for number in range(3):
+        seen.observe(MeasurementKey("v", str(number), 1, 1), [1], loaded=True)
+    read = Measurements.from_rows(seen.to_rows(), limit=2)
+    assert (len(read), read.limit) == (2, 2) and read.get(MeasurementKey("v", "0", 1, 1)) is None

@@ -162,6 +162,8 @@ def test_snapshots_are_sorted_complete_and_versioned(registry: Registry) -> None
 
 def test_what_was_set_is_what_is_read(registry: Registry) -> None:
     registry.set_heartbeat("p", 5)
+    registry.set_last_error("p", "boom")
+    assert registry.get_last_error("p") == "boom"
     registry.set_engine_version("p", "v2")
     registry.set_device_mask("p", "0,1")
     registry.set_perf_hints("p", PerfHints(9.0))
