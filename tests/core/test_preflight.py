@@ -382,6 +382,13 @@ def test_what_is_just_enough_is_enough(changes: dict[str, Any], code: str, level
     assert found.get(code) == level
 
 
+def test_a_model_need_not_fit_into_ram_where_a_gpu_runs_it_or_nothing_does() -> None:
+    small = {"model_bytes": {"p0": 9 * GIB}, "ram_available_bytes": 4 * GIB}
+    assert the(machine(gpu(), **small), pools({}, profile="dev"), "ram").level == "ok"
+    assert the(machine(scan=NO_CUDA.scan, **small), pools({}), "ram").level == "ok"
+    assert the(machine(scan=NO_CUDA.scan, **small), pools({}, profile="dev"), "ram").level == "fail"
+
+
 def test_of_many_pools_four_are_named() -> None:
     def needing(count: int) -> str:
         return the(machine(gpu()), pools(*[{"mode": "container"}] * count), "missing_tool").message

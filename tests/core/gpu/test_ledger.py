@@ -174,6 +174,8 @@ def test_a_refusal_tells_machines_what_it_tells_people() -> None:
     assert error.hint == "free memory there, use another GPU, or lower ctx or slots"
     with pytest.raises(NodeError, match=r"needs 24 GiB on one GPU, and GPU 0 .* has 23 GiB when it is empty"):
         Ledger().reserve(want("p", 24), account(devices, [], {}))
+    with pytest.raises(NodeError, match=r"needs 23 GiB on GPU 0 .* where 3 GiB of 24 GiB may still be reserved"):
+        Ledger().reserve(want("p", 23), account(devices, [], {}))
     with pytest.raises(NodeError) as shared:
         Ledger().reserve(want("p", 1, exclusive=True), account(devices, [], {}))
     assert (shared.value.code, shared.value.status, shared.value.pool_id) == ("GPU_NOT_SHARED", 503, "p")

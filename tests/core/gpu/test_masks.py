@@ -40,6 +40,8 @@ def test_what_is_no_mask_is_refused_with_the_part_at_fault(text: str, why: str) 
 def test_an_unknown_device_is_refused_and_what_exists_is_listed() -> None:
     with pytest.raises(SpecError, match=r"there is no device 9; there are 0 \(NVIDIA Test\), 1 \(NVIDIA Test\)"):
         DeviceMask.parse("0,9").validate_against_discovered(EIGHT[:2])
+    with pytest.raises(SpecError, match="there is no device GPU-9; there are 0"):
+        DeviceMask.parse("GPU-9").resolve(EIGHT)
     with pytest.raises(SpecError, match="no GPU was found"):
         DeviceMask.parse("0").validate_against_discovered(())
 
@@ -70,7 +72,9 @@ def test_every_refusal_of_a_mask_shows_it_and_says_what_to_write() -> None:
     for mixed in ("MIG-0-1,1", "MIG-0-1,GPU-00000001"):
         assert refused(mixed).hint == "give the pool one kind of device" and repr(mixed) in refused(mixed).message
     assert "the device mask '0':" in refused("0").message
-    assert refused("x" * 81).message.startswith(f"cannot use the device mask '{'x' * 80}…': ")
+    with pytest.raises(SpecError, match="mixes MIG"):
+        DeviceMask.parse("MIG-0-1,1")
+    assert refused("x" * 81).message.startswith(f"cannot use the device mask '{'x' * 80}…': '{'x' * 80}' is neither")
     assert refused("x" * 80).message.startswith(f"cannot use the device mask '{'x' * 80}': ")
     with pytest.raises(SpecError) as empty:
         DeviceMask.parse("0").resolve((PARENT,))

@@ -162,6 +162,7 @@ def test_weights_that_rules_keep_in_ram_are_not_on_the_gpu() -> None:
     kept = replace(LLAMA_8B, tensors=(("blk.0.ffn_up_exps.weight", 100 * MIB), ("blk.31.ffn_up_exps.weight", 7 * MIB)))
     found, whole = fit(kept, rules=(PlaceRule("exps"),)), fit(kept)
     assert whole.weights.size_bytes - found.weights.size_bytes == 107 * MIB == found.host.size_bytes - whole.host.size_bytes
+    assert {type(part) for part in whole.layer_bytes} == {int} and sum(whole.layer_bytes) < whole.weights.size_bytes + GIB
     saved = [a - b for a, b in zip(whole.layer_bytes, found.layer_bytes, strict=True)]
     assert saved == [100 * MIB, *[0] * 30, 7 * MIB]
     half = fit(kept, rules=(PlaceRule("exps"),), gpu_layers=16)

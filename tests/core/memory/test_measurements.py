@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,13 @@ def test_load_peak_and_spread_are_kept_per_gpu() -> None:
     assert seen.observe(KEY, [130, 40], loaded=False) == Measurement((100, 50), (130, 50))
     assert seen.observe(KEY, [90, 55], loaded=True) == Measurement((90, 55), (115, 55), 2, (10, 5))
     assert seen.get(KEY) == Measurement((90, 55), (115, 55), 2, (10, 5))
+
+
+def test_launches_that_differ_in_anything_are_not_alike() -> None:
+    seen = Measurements()
+    seen.observe(KEY, [1], loaded=True)
+    others = (replace(KEY, engine_version="b2"), replace(KEY, model_digest="x"), replace(KEY, ctx=1), replace(KEY, parallel=1))
+    assert [seen.get(key) for key in others] == [None] * 4
 
 
 def test_another_number_of_gpus_starts_anew() -> None:

@@ -110,6 +110,8 @@ def test_each_fact_alone_decides_and_what_was_not_asked_for_does_not() -> None:
     assert objection(PlacementRequest(quantization="q8_0"), hinted) is None
     assert objection(PlacementRequest(ctx_tokens=8192), pool("a", slots_total=1)) is None
     assert objection(PlacementRequest(ctx_tokens=8193), pool("a", slots_total=None)) is not None
+    outside = objection(PlacementRequest(device_mask=DeviceMask.parse("7")), pool("a", devices=on("0")))
+    assert outside == "it runs on GPU 0, outside the mask 7"
     assert objection(PlacementRequest(vram_bytes=1), pool("a", None)) == "0 of VRAM are free for it, 1 B are needed"
 
 
@@ -128,6 +130,8 @@ def test_who_is_ruled_out_is_told_and_of_many_the_first_five() -> None:
     wish = PlacementRequest(prefer=("b", "a"), avoid=("a",), allow_fallback=False)
     strict = decide(wish, [pool("a"), pool("b", draining=True), pool("c")])
     assert "(b: it is draining; a: is to be avoided, too)" in strict.why
+    many = decide(PlacementRequest(prefer=tuple("uvwxyz"), allow_fallback=False), [pool("a")])
+    assert "y: there is no such pool)" in many.why and "z:" not in many.why
 
 
 POOLS = st.lists(

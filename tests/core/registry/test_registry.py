@@ -106,6 +106,11 @@ def test_a_pool_that_comes_back_under_its_name_has_leases_of_its_own(registry: R
         registry.release("p", old.lease_id)
 
 
+def test_ids_of_two_daemons_are_never_the_same() -> None:
+    ids = {Registry(clock_ms=lambda: 0, salt=salt).grant("p").lease_id for salt in ("a", "b")}
+    assert len(ids) == 2 and {len(lease_id) for lease_id in ids} == {14}
+
+
 def test_leases_expire_by_the_clock_they_are_given(registry: Registry) -> None:
     registry.grant("p", expires_at=10.0)
     kept = registry.grant("p", expires_at=20.0)
