@@ -99,6 +99,10 @@ def test_what_sleeps_in_the_kernel_and_does_not_move_cannot_be_killed() -> None:
     found = watched(*every_5_s(60, blocked=at))
     assert found.verdict is Verdict.UNKILLABLE and found.why == f"{at}, and nothing of it has moved for 60 s"
     assert watched(*every_5_s(60, cores=0.5, blocked=at)).verdict is not Verdict.UNKILLABLE, "it reads a disk"
+    woke = [*every_5_s(55, blocked=at), Sample(60, cpu_s=0), *(Sample(60 + 5 * n, cpu_s=0, blocked=at) for n in range(1, 13))]
+    assert watched(*woke[:-1]).verdict is not Verdict.UNKILLABLE and watched(*woke).verdict is Verdict.UNKILLABLE
+    stuck = [Sample(5.0 * n, cpu_s=min(5.0 * n, 30), blocked=at) for n in range(19)]
+    assert watched(*stuck).why == f"{at}, and nothing of it has moved for 60 s"
 
 
 def test_counters_that_are_asked_in_vain_are_work_in_hand() -> None:

@@ -107,6 +107,7 @@ def test_several_gpus_are_only_warned_about_too() -> None:
     for split in (None, "auto", (0.5, 0.5)):
         found = place(needs(60), TWO, mask=(0, 1), split=split, enforce=False)
         assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO) and found.notices
+        assert found.shares == pytest.approx((0.5, 0.5) if split == (0.5, 0.5) else (2 / 3, 1 / 3))
 
 
 def test_the_refusal_speaks_of_the_gpu_that_came_closest() -> None:

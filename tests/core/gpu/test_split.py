@@ -23,6 +23,10 @@ def test_shares_follow_usable_memory_in_pci_order() -> None:
     assert plan.tensor_split_flag() == "0.671429,0.328571"
     assert sum(plan.shares_bytes) == pytest.approx(18 * GIB + 2 * OVERHEAD_BYTES, abs=2)
     plan.validate()
+    assert (plan.kv_bytes, plan.overhead_bytes) == (0, OVERHEAD_BYTES)
+    with pytest.raises(NodeError) as full:
+        SplitPlan.compute([gpu(0, free_gib=0)], GIB)
+    assert full.value.details["free_bytes"] == 0 and full.value.message.endswith("that is 1.5 GiB too much")
 
 
 def test_given_ratios_belong_to_the_devices_as_given_and_need_not_sum_to_one() -> None:

@@ -74,6 +74,7 @@ def test_a_launch_that_takes_a_fraction_of_each_gpu_is_not_measured() -> None:
     on_cpu = launch(takes).estimate(0)
     assert on_cpu.host == EstimatePart("RAM", 4 * GIB + 4 * GIB + on_cpu.kv.size_bytes, 0.25)
     assert (on_cpu.overhead.size_bytes, found.host) == (0, EstimatePart("RAM", 4 * GIB, 0.25))
+    assert launch(takes).estimate_on((gpu(0),)).host == found.host
     assert str(found.weights) == "weights: 4 GiB" and found.weights.error_fraction == 0.02
     unread = launch(replace(takes, shape=None)).estimate(1)
     assert (unread.weights.size_bytes, unread.kv.size_bytes) == (4 * GIB, 0)

@@ -9,6 +9,7 @@ import pytest
 
 from pool_managerd.core.registry import DeviceShare, PerfHints, PoolSnapshot, Registry
 from pool_managerd.core.registry.placement import PlacementRequest, decide
+from pool_managerd.core.registry.snapshot import unknown
 from pool_managerd.errors import SpecError
 
 GIB = 1 << 30
@@ -45,7 +46,8 @@ def test_a_snapshot_of_another_version_is_read_as_far_as_it_goes() -> None:
 def test_what_is_no_device_is_left_out_and_what_a_device_does_not_say_is_nothing() -> None:
     read = PoolSnapshot.from_dict({"pool_id": "a", "devices": [{"uuid": "GPU-1"}, "x"], "models_available": ["m", 5]})
     assert read.devices == (DeviceShare(-1, "", "GPU-1", None, 0, None, 0),) and read.models_available == ("m",)
-    assert PoolSnapshot.from_dict({"pool_id": "a", "devices": "x", "models_available": "m"}).models_available == ()
+    assert PoolSnapshot.from_dict({"pool_id": "a", "devices": "x", "models_available": "m"}) == unknown("a")
+    assert unknown("a").devices == () and unknown("a").models_available == ()
 
 
 @pytest.mark.parametrize(
