@@ -61,6 +61,13 @@ def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -
     assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO)
 
 
+def test_an_automatic_split_leaves_out_what_others_have_reserved_and_do_not_use_yet() -> None:
+    devices, book = (gpu(0, 24), gpu(1, 24)), Ledger()
+    book.reserve(Reservation(InstanceId("x"), 1, {devices[0].uuid: 12 * GIB}), account(devices, [], {}))
+    found = place(needs(20), devices, mask=(0, 1), split="auto", ledger=book)
+    assert found.shares == pytest.approx((11.5 / 35, 23.5 / 35))
+
+
 def test_given_shares_belong_to_the_order_of_the_mask() -> None:
     found = place(needs(10), TWO, mask=(1, 0), split=(0.25, 0.75))
     assert found.shares == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
