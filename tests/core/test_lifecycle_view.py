@@ -62,8 +62,8 @@ def test_an_outline_changes_with_what_others_go_by_and_not_with_timers() -> None
 
 GOOD: list[PoolState] = [
     PLAIN, READY, ATTACHED, on(PLAIN, phase=Phase.STAGING, deadline=9.0), on(READY, phase=Phase.SLEEPING),
-    replace(READY, held=True), replace(on(PLAIN, phase=Phase.OPEN, deadline=9.0), history=OPEN), replace(PLAIN, history=OPEN),
-    on(READY, phase=Phase.STOPPING, deadline=9.0, vram_pending=True),
+    replace(on(READY, since=9.0), held=True), replace(on(PLAIN, phase=Phase.OPEN, deadline=9.0), history=OPEN),
+    replace(PLAIN, history=OPEN), on(READY, phase=Phase.STOPPING, deadline=9.0, vram_pending=True),
     on(PLAIN, phase=Phase.FAILED, vram_pending=True, has_process=True), on(READY, probe_failures=2, next_probe_at=9.0),
     replace(PLAIN, pending_start=True), replace(PLAIN, history=FailureHistory(restarts=(1.0, 1.0, 2.0))),
     replace(on(PLAIN, phase=Phase.STAGING, deadline=9.0), held=True), on(READY, phase=Phase.DRAINING, deadline=9.0),
