@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-vllm faults soak attack lint bench explore simulate docs pictures lock dist clean
+.PHONY: help setup demo test test-vllm faults soak attack lint bench explore mutants simulate docs pictures lock dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -79,11 +79,16 @@ pictures: setup ## record the demo and the GPUs anew and draw the pictures of th
 	$(BIN)/python -m docs.pictures.make
 
 lock: setup ## resolve the *.in files of requirements/ again
-	cd requirements && for f in runtime dev docs; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
+	cd requirements && for f in runtime dev docs mutants; do ../$(LOCK) $(LOCKFLAGS) $$f.in -o $$f.txt; done
 	cd requirements && ../$(LOCK) $(LOCKFLAGS) --no-deps model.in -o model.txt
 
 explore: setup ## try new random examples for every property, many of them
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/core tests/models tests/host
+
+mutants: setup ## core/ with one small mistake at a time, for its tests to find: make mutants ONLY=core/breaker.py, SAMPLE=200
+	$(PIP) install --quiet --require-hashes -r requirements/mutants.txt
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(JOBS),--jobs $(JOBS))
 
 simulate: setup ## a whole node on virtual time under faults: make simulate SECONDS=600, or SEED=n for one run
 	$(BIN)/python -m pool_managerd.testing.simulate --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
@@ -92,5 +97,5 @@ attack: setup ## the API under attack, with many more requests than the tests se
 	POOL_MANAGERD_ATTACK_EXAMPLES=200 $(BIN)/python -m pytest -q tests/attack
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist site
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist mutants site
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,9 @@ DEADLINE_S = 30.0
 # How long an example takes says nothing on a shared machine. Examples are the same each time; `make explore` tries new ones.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, database=None, max_examples=25, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.core.registry import DeviceShare, PerfHints, PoolSnapshot, Registry
-from pool_managerd.core.registry.placement import PlacementRequest, decide
-from pool_managerd.errors import SpecError
 from tests.cli.test_commands import Invoke, Server
 
 GIB = 1 << 30
@@ -173,31 +170,3 @@ def test_an_answer_that_is_no_snapshot_is_refused(invoke: Invoke, server: Server
 def test_names_from_elsewhere_cannot_steer_the_terminal(invoke: Invoke, server: Server) -> None:
     server.node.add("evil", ready=False, state="failed", last_error="bad\x1b[2J")
     assert "\x1b" not in invoke("explain", "--place")[1]
-
-
-def full() -> PoolSnapshot:
-    registry = Registry(lambda: 0)
-    registry.register("a")
-    registry.publish(
-        "a", state="ready", quant="Q8_0", ctx_max=4096, vram_free_bytes=GIB, compute_capability="8.6",
-        perf_hints=PerfHints(90.5, None, ("Q8_0",)), devices=(DeviceShare(0, "0", "GPU-0", None, 3, None, 1, 2, 1),),
-        model_id="m", vram_reserved_bytes=2, vram_used_bytes=1, node_id="n",
-    )  # fmt: skip
-    registry.set_health("a", live=True, ready=True)
-    return registry.snapshots()[0]
-
-
-def test_a_snapshot_survives_json() -> None:
-    assert PoolSnapshot.from_dict(json.loads(json.dumps(full().to_dict()))) == full()
-
-
-def test_a_snapshot_of_another_version_is_read_as_far_as_it_goes() -> None:
-    raw = json.loads(json.dumps(full().to_dict()))
-    for name in raw.keys() - {"pool_id"}:
-        assert PoolSnapshot.from_dict({key: value for key, value in raw.items() if key != name}).pool_id == "a"
-        assert PoolSnapshot.from_dict(raw | {name: object()}).pool_id == "a"
-    new = PoolSnapshot.from_dict(raw | {"later": 1, "ready": 1, "ctx_max": True, "perf_hints": {"perf_tokens_per_s": 7}})
-    assert (new.ready, new.ctx_max, new.perf_hints) == (False, None, PerfHints(7.0))
-    assert decide(PlacementRequest(), [PoolSnapshot.from_dict({"pool_id": "a"})]).pool_id is None
-    with pytest.raises(SpecError, match="no pool_id"):
-        PoolSnapshot.from_dict({})

@@ -99,6 +99,10 @@ def test_what_sleeps_in_the_kernel_and_does_not_move_cannot_be_killed() -> None:
     found = watched(*every_5_s(60, blocked=at))
     assert found.verdict is Verdict.UNKILLABLE and found.why == f"{at}, and nothing of it has moved for 60 s"
     assert watched(*every_5_s(60, cores=0.5, blocked=at)).verdict is not Verdict.UNKILLABLE, "it reads a disk"
+    woke = [*every_5_s(55, blocked=at), Sample(60, cpu_s=0), *(Sample(60 + 5 * n, cpu_s=0, blocked=at) for n in range(1, 13))]
+    assert watched(*woke[:-1]).verdict is not Verdict.UNKILLABLE and watched(*woke).verdict is Verdict.UNKILLABLE
+    stuck = [Sample(5.0 * n, cpu_s=min(5.0 * n, 30), blocked=at) for n in range(19)]
+    assert watched(*stuck).why == f"{at}, and nothing of it has moved for 60 s"
 
 
 def test_counters_that_are_asked_in_vain_are_work_in_hand() -> None:
@@ -133,6 +137,25 @@ def test_a_load_moves_by_what_it_reads_logs_and_holds() -> None:
     assert watched(*breathing).loaded_at == 1, "what comes and goes is no progress"
 
 
+def test_the_cpu_in_use_is_measured_over_a_second_at_least() -> None:
+    track, cores = None, []
+    for sample in (Sample(0, cpu_s=0), Sample(0.5, cpu_s=0.4), Sample(1, cpu_s=0.5), Sample(2, cpu_s=0.5)):
+        track = observe(track, sample, RULES)
+        cores.append(track.cores)
+    assert cores == [None, None, 0.5, 0.0]
+    assert track is not None and (track.since, track.cpu_at) == (0, 1)
+
+
+def test_an_engine_at_work_says_only_what_is_known_of_it() -> None:
+    assert watched(Sample(0, cpu_s=0), Sample(5, cpu_s=5)).why == "is at work (1.0 CPUs)"
+    assert watched(Sample(0, gpu_percent=80), Sample(5, gpu_percent=90)).why == "is at work (its GPU 90 %)"
+    assert watched(Sample(0, tokens=1), Sample(5, tokens=2)).why == "is at work"
+
+
+def test_what_ran_before_a_process_was_seen_to_end_is_no_negative_work() -> None:
+    assert watched(Sample(0, cpu_s=50), Sample(5, cpu_s=10), silent_since=0) == Activity(Verdict.IDLE, "nothing of it moves")
+
+
 def test_doubt_comes_at_half_of_a_limit() -> None:
     def doubted(samples: list[Sample]) -> bool:
         track: Track | None = None
@@ -144,6 +167,8 @@ def test_doubt_comes_at_half_of_a_limit() -> None:
     assert not doubted(every_5_s(25, requests=1)) and doubted(every_5_s(30, requests=1))
     assert not doubted(every_5_s(295, requests=1, cores=1)) and doubted(every_5_s(300, requests=1, cores=1))
     assert not doubted(every_5_s(600, requests=0)) and not doubted(every_5_s(600, requests=1, tokens_per_s=1))
+    asked = [replace(sample, unanswered_s=sample.at) for sample in every_5_s(30)]
+    assert doubted(asked) and not doubted(asked[:-1])
 
 
 def test_a_prompt_of_our_own_that_is_not_answered_is_work_that_stands_still() -> None:

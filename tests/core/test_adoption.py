@@ -116,6 +116,22 @@ def test_what_cannot_be_adopted_gives_back_all_that_was_its_before_it_starts_ane
     assert story.phase() is Phase.DOWN
 
 
+@pytest.mark.parametrize("desired", [Desired.STOPPED, Desired.EVICTED])
+def test_a_start_in_the_middle_is_not_forgotten_whatever_becomes_of_the_adoption(desired: Desired) -> None:
+    story = restarted(desired)
+    story.tell(ev.Adopt(EPOCH), ev.Start(), ev.NotAdopted(EPOCH, "it is gone"))
+    assert story.phase() is Phase.STAGING
+    story = restarted(desired)
+    story.tell(ev.Adopt(EPOCH), ev.Start(), ev.Adopted(EPOCH, 0.0, was_ready=True), ev.ProbeSucceeded(EPOCH))
+    assert view(story.i).ready and story.i.desired is Desired.WANTED
+
+
+def test_in_the_middle_of_an_adoption_demand_does_not_start_what_a_person_stopped() -> None:
+    story = restarted(Desired.STOPPED)
+    story.tell(ev.Adopt(EPOCH), ev.Start(origin="demand"), ev.NotAdopted(EPOCH, "it is gone"))
+    assert story.phase() is Phase.DOWN and story.i.desired is Desired.STOPPED
+
+
 def test_looking_takes_no_longer_than_its_time() -> None:
     story = restarted()
     story.tell(ev.Adopt(EPOCH))

@@ -1,4 +1,4 @@
-"""The small pure functions: delays, verdicts on answers, drain requests, sentences."""
+"""The small pure functions: delays, verdicts on answers, drain requests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core import narration
 from pool_managerd.core.backoff import BackoffPolicy, BackoffRules, delay_ms
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS, DrainOutcome, DrainRequest
 from pool_managerd.core.health import ProbeOutcome, check_response, next_probe_at, start_gap_ms
-from pool_managerd.core.narration import parse_size
 from pool_managerd.core.preflight import assert_gpu_only
 from pool_managerd.errors import NodeError, SpecError
 
@@ -54,12 +52,26 @@ def test_the_stateful_policy_grows_and_resets() -> None:
         BackoffPolicy(-1, 5)
 
 
+@pytest.mark.parametrize("wrong", [(-1, 5, 0.1), (5, -1, 0.1), (5, 5, 1.1), (5, 5, -0.1)])
+def test_a_policy_of_impossible_numbers_is_refused(wrong: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="cannot use a negative delay or a jitter factor outside"):
+        BackoffPolicy(*wrong)
+
+
+def test_a_policy_has_no_least_delay_and_a_tenth_of_jitter() -> None:
+    assert BackoffPolicy(0, 0, 0.0).next_delay() == 0
+    assert {900 <= BackoffPolicy(1000, 60_000, seed=str(n)).next_delay() <= 1100 for n in range(20)} == {True}
+    assert BackoffPolicy(1000, 60_000, seed="a").next_delay() == delay_ms(BackoffRules(min_delay_ms=0), 1, seed="a")
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "body", "ok"),
     [
         (200, "application/json", b'{"status":"ok"}', True), (200, "", b"", True), (200, "text/plain", b"OK", True),
         (503, "application/json", b'{"error":{}}', False), (204, "", b"", False), (301, "", b"", False),
         (200, "text/html", b"hello", False), (200, "", b" <!DOCTYPE html>", False), (200, "", b"\x00\x01\x02", False),
+        (200, "", b"\tok\n", True), (200, "", b"ok\x08", False),
+        (200, "", b"x" * 512 + b"\x00", True), (200, "application/json", b'{"status":"ready"}', True),
         (200, "application/json", b'{"status":"loading model"}', False),
     ],
 )  # fmt: skip
@@ -108,19 +120,3 @@ def test_baselines_are_smoothed_and_bounded() -> None:
     known.observe(("v", "n", ""), 1, 1)
     known.observe(("v", "o", ""), 1, 1)
     assert known.get(("v", "m", "")) is None and known.get(("v", "o", "")) is not None
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.85, "850 ms"), (4.0, "4 s"), (180, "3 min")])
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert narration.duration(seconds) == text
-
-
-@pytest.mark.parametrize(("text", "size"), [("4GiB", 4 << 30), ("1.5 MiB", 3 << 19), ("7 b", 7), ("2tib", 2 << 40)])
-def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "4", "4GB", "GiB", "-1GiB", "1e3GiB", "٤GiB", "9" * 40 + "GiB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
-        parse_size(text)

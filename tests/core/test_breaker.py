@@ -111,6 +111,13 @@ def test_a_storm_is_more_than_so_many_in_the_window_and_ten_in_half_a_minute_ope
     assert not restart_limit.opens((), rules)
 
 
+def test_as_many_restarts_are_remembered_as_the_rule_that_counts_most_needs() -> None:
+    rules = RestartRules(max_restarts=1, storm_open=1, storm_warn=3)
+    assert [restart_limit.storms(times(*range(n), rules=rules), rules) for n in (3, 4)] == [False, True]
+    assert not restart_limit.storms((), rules)
+    assert restart_limit.within((0.0, 1.0, 2.0), 61.0, 60_000) == (2.0,), "what is as old as the window has left it"
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200).map(sorted))
 def test_what_is_remembered_of_restarts_is_bounded(seconds: list[float]) -> None:
     assert len(times(*seconds)) <= 11

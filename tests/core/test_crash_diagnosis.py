@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import LATE_LINES, Diagnosis, LaunchLog, diagnose
-from pool_managerd.core.crash_report import Source
+from pool_managerd.core.crash_report import Source, default_remedy
 from pool_managerd.core.gpu.devices import DeviceIncident
 from pool_managerd.core.gpu.incidents import as_incident
 
@@ -139,6 +139,39 @@ def test_the_gpu_knows_better_than_cuda_what_is_broken_and_the_log_what_is_full(
     assert told(ExitRecord(code=1), "CUDA error: out of memory", xid=31).crash is CrashClass.VRAM_OOM
     assert told(ExitRecord(code=1), BAD_FLAG, xid=31).crash is CrashClass.BAD_FLAGS
     assert told(ExitRecord(signal=9, oom_line=VICTIM), CUDA, xid=48).crash is CrashClass.OUT_OF_MEMORY
+
+
+def test_how_it_ended_is_told_with_who_ended_it() -> None:
+    def ending(record: ExitRecord) -> str:
+        return told(record).evidence[0].text
+
+    assert ending(ExitRecord(code=3)) == "exit code 3, by itself"
+    assert ending(ExitRecord(signal=11)) == "SIGSEGV (signal 11), not sent by the daemon"
+    assert ending(ExitRecord(signal=15, stopped_by_us=True)) == "SIGTERM (signal 15), after a stop was asked for"
+    assert ending(ExitRecord()) == "the record of its end was lost"
+
+
+@pytest.mark.parametrize(
+    ("scope", "where"),
+    [
+        ("engine", "in its own memory cgroup"), (None, "in its own memory cgroup"),
+        ("shared", "in the memory cgroup that it shares with others, about when it ended"),
+        ("host", "on this machine, about when it ended; which process was killed, the counter does not say"),
+    ],
+)  # fmt: skip
+def test_what_the_kernel_killed_is_evidence_with_its_place(scope: str | None, where: str) -> None:
+    found = told(ExitRecord(signal=9, oom_kills=2, oom_scope=scope, oom_line=VICTIM)).evidence[1:]
+    assert [(e.source, e.text) for e in found] == [
+        (Source.KERNEL_LOG, VICTIM), (Source.CGROUP, f"the kernel killed 2 for want of memory {where}"),
+    ]  # fmt: skip
+
+
+def test_a_port_that_another_program_holds_is_the_cause_whatever_else_was_said() -> None:
+    found = told(ExitRecord(code=1), BAD_FLAG).port_taken(8080, "pid 7 (nginx)")
+    assert (found.crash, found.remedy) == (CrashClass.PORT_CONFLICT, default_remedy(CrashClass.PORT_CONFLICT))
+    assert [e.source for e in found.evidence] == [Source.EXIT_RECORD, Source.LOG, Source.PROBE]
+    assert found.evidence[-1].text == "port 8080 is held by pid 7 (nginx)"
+    assert told(ExitRecord(code=1)).port_taken(1, "").evidence[-1].text == "port 1 is held by another program"
 
 
 @given(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -51,6 +51,21 @@ def test_what_a_later_version_added_is_read_as_far_as_it_is_known() -> None:
     data["crash_class"] = "melted"
     data["evidence"].append({"source": "oracle", "text": "?", "offset": None})
     assert CrashReport.from_json({**data, "more": 1}) == replace(ONE, crash=CrashClass.UNKNOWN)
+
+
+def test_texts_are_kept_whole_up_to_their_limit_and_cut_with_an_ellipsis_beyond() -> None:
+    whole, long = "x" * 400, "x" * 401
+    for name in ("human", "summary", "action", "engine", "engine_version"):
+        kept, cut_off = (replace(ONE, **cast(Any, {name: text})).bounded() for text in (whole, long))
+        assert (getattr(kept, name), getattr(cut_off, name)) == (whole, "x" * 399 + "…")
+    assert replace(ONE, last_error="x" * 1600).bounded().last_error == "x" * 1600
+    cut = replace(ONE, evidence=(Evidence(Source.LOG, long),), log_tail=("first", *["line"] * 19, long)).bounded()
+    assert cut.evidence == (Evidence(Source.LOG, "x" * 399 + "…"),)
+    assert cut.log_tail == (*["line"] * 19, "x" * 399 + "…"), "the end of the log is what counts"
+
+
+def test_a_report_is_named_by_its_launch_and_its_moment() -> None:
+    assert ONE.crash_id == "p/r0/3/1795000000000"
 
 
 @pytest.mark.parametrize(

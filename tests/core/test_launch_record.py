@@ -10,7 +10,7 @@ import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.instance_id import InstanceId
-from pool_managerd.core.launch_record import MAX_ARGV_BYTES, LaunchRecord, argv_digest, env_digest, record_of
+from pool_managerd.core.launch_record import MAX_ARGV_BYTES, FileStamp, LaunchRecord, argv_digest, env_digest, record_of
 
 ENGINE = PreparedEngine(
     "p", "/bin/engine", ("--port", "8080", "--api-key", "hunter22"), port=8080, model_path="/m.gguf", model_id="file:m.gguf",
@@ -39,6 +39,27 @@ def test_secrets_are_in_its_digests_alone() -> None:
     assert env_digest({"B": "2", "A": "1"}) == env_digest({"A": "1", "B": "2"}) != env_digest({"A": "1", "B": "3"})
 
 
+def test_the_engine_that_it_shows_is_the_one_that_was_launched_but_for_its_secrets() -> None:
+    engine = replace(ENGINE, device_mask="0", ctx=4096, verbatim=True, warmup="rerank", provisioning_mode="binary",
+                     health_path="/ready", host="::1", engine="vllm")  # fmt: skip
+    shown = record(engine).engine_as_shown()
+    assert shown == replace(engine, flags=("--port", "8080", "--api-key", "***"), env={})
+    assert replace(record(), argv=(), warmup="of a later version").engine_as_shown() == replace(
+        ENGINE, binary_path="", flags=(), env={}, warmup="none"
+    )
+
+
+def test_the_files_and_the_share_of_a_launch_are_kept_and_a_stamp_of_another_version_is_left_out() -> None:
+    stamp = FileStamp("/m.gguf", 1, 2, 3, 4)
+    kept = record_of(
+        ENGINE, epoch=7, reserved_bytes={}, log_mark={}, decided_at_ms=1, order_at_ms=2, exclusive=True, files=(stamp,)
+    )
+    written = json.loads(json.dumps(kept.to_json()))
+    assert LaunchRecord.from_json(written) == kept and kept.files == (stamp,) and kept.exclusive
+    assert LaunchRecord.from_json({**written, "files": [{"path": "/x"}, *written["files"]]}) == kept
+    assert LaunchRecord.from_json({**written, "files": None}).files == ()
+
+
 @pytest.mark.parametrize("word", ["x" * 500, "\N{GRINNING FACE}" * 500])
 def test_it_stays_small_however_long_the_command_line_is(word: str) -> None:
     long = record(replace(ENGINE, flags=(word,) * 1_000))
@@ -54,5 +75,7 @@ def test_it_stays_small_however_long_the_command_line_is(word: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="cannot use a launch record"):
+    (key,) = wrong
+    named = "of version 2: this one knows 1" if wrong == {"schema_version": 2} else f"its {key} is missing or of another type"
+    with pytest.raises(ValueError, match=f"cannot use a launch record.* {named}"):
         LaunchRecord.from_json({**record().to_json(), **wrong})

@@ -394,6 +394,7 @@ def test_a_stop_that_cut_a_drain_short_says_so() -> None:
     story.up()
     story.tell(ev.Drain(9000, 1), ev.LeasesChanged(1), ev.Stop(), ev.Died(1), ev.Exited(1, code=0))
     assert story.i.last_error == "stopped while draining: one lease was cut off"
+    assert story.said("drain_finished").human == f"Pool 'p' has drained; {story.i.last_error}"
 
 
 def test_a_drain_that_cut_nothing_off_is_no_error() -> None:

@@ -250,6 +250,13 @@ def test_a_drain_without_leases_completes_at_once() -> None:
     assert "StopEngine" in story.kinds()
 
 
+def test_a_drain_of_a_pool_that_is_being_staged_cancels_that_once() -> None:
+    story = Story()
+    story.tell(ev.Start(), ev.Drain(30_000, 0))
+    assert story.kinds() == ["StageArtifacts", "CancelStaging", "Withdraw", "EndLeases", "ReleaseVram"]
+    assert story.phase() is Phase.DOWN and story.i.desired is Desired.DRAINED
+
+
 def test_a_crash_during_a_drain_ends_it_and_nothing_restarts() -> None:
     story = Story().until_ready()
     story.tell(ev.Drain(30_000, 1), ev.Died(1), ev.Exited(1, signal=11, summary="signal SIGSEGV"))
@@ -411,6 +418,34 @@ def test_a_stop_of_a_pool_with_held_memory_waits_for_it_again() -> None:
     assert story.phase() is Phase.STOPPING and story.kinds() == ["AwaitVram"]
     story.tell(ev.Drain(1000, 0))
     assert story.phase() is Phase.STOPPING
+
+
+def test_a_stop_of_a_pool_whose_memory_was_held_after_a_crash_keeps_it_down() -> None:
+    story = gpu_story_stopping_unasked()
+    story.tell(ev.Exited(1, code=1, summary="exit_code=1"), ev.VramHeld(1, "pid 7"), ev.Stop(), ev.VramFree(1))
+    assert story.phase() is Phase.DOWN and story.i.desired is Desired.STOPPED
+
+
+def test_an_engine_that_came_up_although_its_launch_had_failed_is_ended_and_the_wait_goes_on() -> None:
+    story = spawning()
+    story.tell(ev.SpawnFailed(1, "no answer"), ev.Spawned(1, 42))
+    assert story.phase() is Phase.STOPPING and story.kinds()[-1] == "KillEngine"
+    story.tell(ev.Exited(1, signal=9))
+    assert story.phase() is Phase.BACKOFF and story.i.last_error == "no answer" and story.i.crash_count == 0
+
+
+def test_a_submitted_engine_that_is_asked_for_during_a_stop_is_not_tried_twice() -> None:
+    story = Story().until_ready()
+    story.tell(ev.Stop(), ev.Start(retry=False), ev.Exited(1, signal=15), ev.StagingFailed(2, "no disk"))
+    assert story.phase() is Phase.FAILED
+
+
+def test_a_submitted_engine_whose_gpu_is_lost_during_its_launch_is_not_started_again() -> None:
+    story = Story()
+    story.tell(ev.Start(retry=False), ev.Staged(1), ev.Quarantine("GPU 0 is lost", lost=True), ev.SpawnFailed(1, "no"))
+    assert story.phase() is Phase.DOWN and not story.i.pending_start
+    story.tell(ev.EndQuarantine())
+    assert story.phase() is Phase.DOWN
 
 
 def test_a_death_whose_record_is_still_to_come_does_not_count_as_held_memory() -> None:

@@ -350,6 +350,59 @@ def test_gpu_only_is_enforced_at_once() -> None:
         assert_gpu_only(False)
 
 
+def test_an_error_of_a_preflight_is_the_nodes_and_carries_its_findings() -> None:
+    with pytest.raises(NodeError) as caught:
+        assert_gpu_only(False)
+    assert (caught.value.code, caught.value.status, caught.value.retriable) == ("GPU_REQUIRED", 503, False)
+    assert caught.value.hint is not None and "profile: dev" in caught.value.hint
+    failed = Finding("a", "fail", "s", "first", ("one", "two"))
+    with pytest.raises(NodeError, match=r"^cannot start it on this machine: first; second$") as caught:
+        assert_passed(Report("home", (failed, Finding("b", "fail", "s", "second"), Finding("c", "warn", "s", "third"))))
+    error = caught.value
+    assert (error.status, error.hint, error.pool_id) == (503, "one; two", None)
+    assert [finding["code"] for finding in error.details["findings"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "level"),
+    [
+        ({"ram_available_bytes": GIB}, "ram", "ok"), ({"ram_available_bytes": GIB - 1}, "ram", "warn"),
+        ({"open_files": 256 + 32}, "open_files", None), ({"open_files": 256 + 31}, "open_files", "warn"),
+        ({"shm_total_bytes": GIB}, "shm", None), ({"shm_total_bytes": GIB - 1}, "shm", "warn"),
+        ({"memlock_bytes": 64 * MIB}, "memlock", None), ({"memlock_bytes": 64 * MIB - 1}, "memlock", "warn"),
+        ({"folders": (Folder("tmp", "/t", 16 * MIB),)}, "disk_full", None),
+        ({"folders": (Folder("tmp", "/t", 16 * MIB - 1),)}, "disk_full", "fail"),
+        ({"folders": (Folder("state", "/s", 64 * MIB),)}, "disk_full", None),
+        ({"folders": (Folder("state", "/s", GIB),)}, "disk_low", None),
+        ({"folders": (Folder("state", "/s", GIB - 1),)}, "disk_low", "warn"),
+    ],
+)  # fmt: skip
+def test_what_is_just_enough_is_enough(changes: dict[str, Any], code: str, level: str | None) -> None:
+    found = {finding.code: finding.level for finding in check(machine(gpu(0), gpu(1), **changes), pools({}))}
+    assert found.get(code) == level
+
+
+def test_a_model_need_not_fit_into_ram_where_a_gpu_runs_it_or_nothing_does() -> None:
+    small = {"model_bytes": {"p0": 9 * GIB}, "ram_available_bytes": 4 * GIB}
+    assert the(machine(gpu(), **small), pools({}, profile="dev"), "ram").level == "ok"
+    assert the(machine(scan=NO_CUDA.scan, **small), pools({}), "ram").level == "ok"
+    assert the(machine(scan=NO_CUDA.scan, **small), pools({}, profile="dev"), "ram").level == "fail"
+
+
+def test_of_many_pools_four_are_named() -> None:
+    def needing(count: int) -> str:
+        return the(machine(gpu()), pools(*[{"mode": "container"}] * count), "missing_tool").message
+
+    assert needing(4).endswith("which pool p0, p1, p2, p3 needs")
+    assert needing(6).endswith("which pool p0, p1, p2, p3 and 2 more needs")
+
+
+def test_ports_of_the_pool_itself_leave_the_range_to_others() -> None:
+    wants = pools({"ports": (5,)}, {}, {"mode": "external"}, engine_ports=(10, 11))
+    assert "engine_ports" not in codes(machine(gpu(), ports_taken=frozenset({9, 10, 12})), wants)
+    assert "engine_ports" in codes(machine(gpu(), ports_taken=frozenset({10, 11})), wants)
+
+
 FACTS = st.builds(
     machine,
     st.builds(

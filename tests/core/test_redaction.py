@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pool_managerd.core.redaction import MASK, Redactor, is_secret_variable, masked_argv, masked_env, masked_text, secrets_in
+from pool_managerd.core.redaction import (
+    MASK,
+    Redactor,
+    is_secret_variable,
+    masked_argv,
+    masked_env,
+    masked_text,
+    named_secrets,
+    secrets_in,
+)
 from pool_managerd.errors import EngineError
 
 
@@ -86,6 +95,49 @@ def test_what_names_a_thing_is_left_alone_and_an_error_is_redacted_throughout() 
     assert (error.message, str(error), error.hint, error.details) == (
         f"it said {MASK}", f"it said {MASK}", f"not {MASK}", {"log_tail": [MASK]},
     )  # fmt: skip
+
+
+def test_what_is_secret_of_an_engine_is_named_and_not_shown() -> None:
+    env = {"HF_TOKEN": "x", "PATH": "/bin", "API_KEY": "y"}
+    argv = ("run", "--api-key", "a", "b", "--port", "1", "--token=t", "--url", "https://u:p4ss@h", "--api-key", "c")
+    assert named_secrets(env, argv) == ["API_KEY", "HF_TOKEN", "--api-key", "--token", "an argument"]
+    assert named_secrets({}, ("run", "--port", "1")) == []
+
+
+def test_the_secrets_of_one_owner_are_told_by_their_owner_alone() -> None:
+    redactor = Redactor()
+    redactor.know("a", ["secret-2", "secret-1", "secret-3"])
+    redactor.know("b", ["secret-0"])
+    assert redactor.known("a", 2) == ["secret-1", "secret-2"] and redactor.known("c", 2) == []
+
+
+def test_a_userinfo_without_a_password_is_secret_as_a_whole_and_one_with_colons_from_the_first() -> None:
+    assert secrets_in({"LANG": "http://user:pa:ss@h"}) == {"user:pa:ss", "pa:ss"}
+    assert "only-a-user" in secrets_in({}, ("--url=http://only-a-user@h",))
+
+
+@pytest.mark.parametrize(
+    ("secret", "masked"),
+    [("abcabc", True), ("ababab", False), ("abcde", False), ("1234567", False), ("12345678", True), ("1.2.345", True),
+     ("123.45", False), ("  abc   ", False), ("enabled", False)],
+)  # fmt: skip
+def test_only_what_tells_more_than_a_word_or_a_figure_is_masked(secret: str, masked: bool) -> None:
+    assert (Redactor([secret]).text(f"<{secret}>") == f"<{MASK}>") is masked
+
+
+def test_nothing_deeper_than_eight_levels_is_told_and_numbers_under_secret_names_are() -> None:
+    deep: object = "end"
+    for _ in range(7):
+        deep = [deep]
+    assert Redactor().mapping({"a": deep}) == {"a": deep}
+    assert "end" not in str(Redactor().mapping({"a": [[deep]]}))
+    nested: dict[str, object] = {"n": "end"}
+    for _ in range(8):
+        nested = {"n": nested}
+    assert Redactor().mapping(nested) == nested
+    assert "end" not in str(Redactor().mapping({"n": nested}))
+    assert Redactor().mapping({"token": 5, "api_key": True, "password": None}) == {"token": 5, "api_key": True, "password": None}
+    assert Redactor().mapping({"token": ["x"], "token_file": "/x"}) == {"token": MASK, "token_file": "/x"}
 
 
 def test_a_number_that_json_has_not_is_told_as_text_wherever_it_stands() -> None:

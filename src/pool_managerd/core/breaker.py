@@ -70,10 +70,10 @@ def failed(b: Breaker, now: float, rules: BreakerRules, *, counts: bool) -> Brea
 
 
 def opened(b: Breaker, now: float, rules: BreakerRules) -> Breaker:
-    """Open from now on, for twice as long as the time before."""
+    """Open from now on, for twice as long as the time before; no trial of ``b`` is under way."""
     times = b.opened + 1
     open_s = rules.open_ms / 1000 * 2 ** min(times - 1, MAX_DOUBLINGS)
-    return replace(b, opened=times, open_until=now + open_s, trial=None)
+    return replace(b, opened=times, open_until=now + open_s)
 
 
 def tried(b: Breaker, now: float) -> Breaker:

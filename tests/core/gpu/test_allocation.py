@@ -61,6 +61,13 @@ def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -
     assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO)
 
 
+def test_an_automatic_split_leaves_out_what_others_have_reserved_and_do_not_use_yet() -> None:
+    devices, book = (gpu(0, 24), gpu(1, 24)), Ledger()
+    book.reserve(Reservation(InstanceId("x"), 1, {devices[0].uuid: 12 * GIB}), account(devices, [], {}))
+    found = place(needs(20), devices, mask=(0, 1), split="auto", ledger=book)
+    assert found.shares == pytest.approx((11.5 / 35, 23.5 / 35))
+
+
 def test_given_shares_belong_to_the_order_of_the_mask() -> None:
     found = place(needs(10), TWO, mask=(1, 0), split=(0.25, 0.75))
     assert found.shares == pytest.approx((0.75, 0.25)) and [d.id for d in found.devices] == [0, 1]
@@ -107,12 +114,62 @@ def test_several_gpus_are_only_warned_about_too() -> None:
     for split in (None, "auto", (0.5, 0.5)):
         found = place(needs(60), TWO, mask=(0, 1), split=split, enforce=False)
         assert all(found.bytes_by_device[d.uuid] <= d.vram_total_bytes for d in TWO) and found.notices
+        assert found.shares == pytest.approx((0.5, 0.5) if split == (0.5, 0.5) else (2 / 3, 1 / 3))
 
 
 def test_the_refusal_speaks_of_the_gpu_that_came_closest() -> None:
     devices = (gpu(0, 24, processes=(process(9, 20),)), gpu(1, 24, processes=(process(8, 10),)), gpu(2, 12))
     with pytest.raises(NodeError, match=r"needs 15 GiB on GPU 1 .*14 GiB of 24 GiB"):
         place(needs(14.5), devices)
+
+
+def test_without_a_gpu_to_use_the_start_says_how_many_it_needs() -> None:
+    with pytest.raises(NodeError, match=r"^cannot start pool p: it needs 1 usable GPU, and 0 can be used now$") as caught:
+        place(needs(1), ())
+    error = caught.value
+    assert (error.code, error.status, error.pool_id) == ("GPU_UNAVAILABLE", 503, "p")
+    assert error.hint == "pool-managerd devices shows why"
+    with pytest.raises(NodeError, match="it needs 3 usable GPUs, and 2 can be used now"):
+        place(needs(1), TWO, split=(1.0, 1.0, 1.0))
+
+
+def test_an_engine_is_shown_its_devices_alone_by_uuid() -> None:
+    found = place(needs(10), TWO, mask=(1, 0), split=(1.0, 1.0))
+    assert found.environment() == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000000,GPU-00000001",
+    }  # fmt: skip
+
+
+def test_what_is_reserved_for_a_start_that_is_only_warned_about_is_its_launchs_own() -> None:
+    book, devices = Ledger(), (gpu(0, 24, processes=(process(9, 20),)),)
+    found = place(needs(10), devices, ledger=book, enforce=False)
+    assert book.all() == [Reservation(InstanceId("p"), 1, {"GPU-00000000": 4 * GIB})]
+    assert found.notices == (
+        "Started although it may not fit (gpu.fit is not enforce): it needs 10.5 GiB on GPU 0 (NVIDIA Test), where 4 GiB of"
+        " 24 GiB may still be reserved; the rest is held by pid 9 (python) 20 GiB",
+    )
+
+
+def test_an_exclusive_neighbour_is_no_matter_of_room() -> None:
+    book = Ledger()
+    book.reserve(Reservation(InstanceId("x"), 1, {TWO[0].uuid: GIB}, exclusive=True), account(TWO, [], {}))
+    with pytest.raises(NodeError, match=r"needs 14\.5 GiB on one GPU, and GPU 1") as caught:
+        place(needs(14), TWO, ledger=book)
+    assert caught.value.code == "INSUFFICIENT_VRAM", "the GPU that lacks a known amount is nearer"
+    with pytest.raises(NodeError, match="exclusive there"):
+        place(needs(1), TWO, mask=(0,), ledger=book, enforce=False)
+
+
+def test_what_other_pools_must_have_is_taken_last() -> None:
+    devices = (gpu(0, 24), gpu(1, 20))
+    wanted = AllocationRequest(InstanceId("p"), 1, devices, reserved_by_masks=frozenset({devices[0].uuid}))
+    found = allocate(needs(10), wanted, Ledger(), account(devices, [], {}))
+    assert [d.id for d in found.devices] == [1]
+
+
+def test_an_engine_that_uses_one_gpu_alone_is_told_the_whole_share_of_it() -> None:
+    launch = LaunchEstimator(LaunchInputs("v1", "m", EngineSettings(only_device=1), None, 10 * GIB, GIB // 2), Measurements())
+    assert place(launch, TWO, mask=(0, 1)).shares == (0.0, 1.0)
 
 
 def test_every_single_gpu_is_tried_however_many_there_are() -> None:

@@ -27,6 +27,11 @@ def test_two_gpus_are_nvlink_neighbours_before_they_are_the_emptiest() -> None:
     assert [d.id for d in best_first(EIGHT, room(80, 10, 80, 20, 1, 1, 1, 1), 2)[0]] == [2, 3]
 
 
+def test_of_pairs_whose_smaller_gpu_has_as_much_room_the_one_with_more_in_all_comes_first() -> None:
+    unlinked = [gpu(i, 80) for i in range(3)]
+    assert [tuple(d.id for d in pair) for pair in best_first(unlinked, room(10, 10, 20), 2)] == [(0, 2), (1, 2), (0, 1)]
+
+
 def test_four_gpus_share_a_numa_node() -> None:
     assert [d.id for d in best_first(EIGHT, room(*[80] * 8), 4)[0]] == [0, 1, 2, 3]
 

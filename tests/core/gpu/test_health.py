@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pool_managerd.core.gpu.health import GpuHealth, Healthy, Probation, Quarantined, after_scan, after_xid, override, withdrawn
-from pool_managerd.core.gpu.xid import Verdict, meaning
+from pool_managerd.core.gpu.health import (
+    GpuHealth,
+    Healthy,
+    Probation,
+    Quarantined,
+    Until,
+    after_scan,
+    after_xid,
+    override,
+    withdrawn,
+)
+from pool_managerd.core.gpu.xid import Verdict, meaning, recovery
 from tests.core.gpus import gpu
 
 GOOD = gpu(0)
@@ -234,3 +244,55 @@ def test_the_xids_of_the_published_catalogue_are_known(xid: int, text: str, verd
 def test_a_gpu_whose_uuid_was_never_read_is_named_by_its_index_in_the_remedy() -> None:
     t = after_scan(GpuHealth("GPU-unknown-1", "1"), gpu(1, uuid="GPU-unknown-1", error="RESET_REQUIRED (16)"))
     assert "nvidia-smi --gpu-reset -i 1;" in str(t.remedy)
+
+
+def test_a_gpu_that_is_lost_while_it_waits_for_something_waits_for_that_still() -> None:
+    pending = scans(GpuHealth("u"), gpu(0, ecc_uncorrected=4), gpu(0, ecc_uncorrected=4, reset_pending=True))
+    t = scans(pending, LOST)
+    assert isinstance(t.state, Quarantined)
+    assert (t.state.reason, t.state.lost, t.state.away) == ("it is lost: GPU_IS_LOST (15)", True, True)
+    assert isinstance(pending.state, Quarantined)
+    assert (t.state.until, t.state.ecc_before) == (pending.state.until, 4)
+    again = scans(t, None)
+    assert again.state == t.state, "what is lost already is not lost anew"
+
+
+def test_a_gpu_that_is_gone_is_not_called_unreadable_any_more() -> None:
+    t = scans(GpuHealth("u"), GOOD, UNREADABLE, None)
+    assert t.unreadable is None and isinstance(t.state, Quarantined) and "no longer there" in t.problem
+
+
+def test_what_is_asked_for_while_a_gpu_waits_for_a_repair_is_what_it_waits_for_then() -> None:
+    repair = scans(GpuHealth("u"), gpu(0, reset_pending=True))
+    asked = scans(repair, gpu(0, reset_pending=True, recovery_action=1))
+    assert isinstance(asked.state, Quarantined) and asked.state.until is Until.WITHDRAWN
+    assert asked.state.reason == "repaired memory waits for a reset of the GPU", "why it is out of use stays"
+    lost = scans(GpuHealth("u"), LOST, gpu(0, recovery_action=1))
+    assert isinstance(lost.state, Quarantined) and "asks for a recovery" in lost.state.reason and lost.lost
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("changed from 0x1 (GPU Reset Required) to 0x0 (None)", "the driver asks for no recovery any more"),
+        ("changed from 0x0 (None) to 0x2 (Node Reboot Required)", "the driver asks for a recovery (Node Reboot Required)"),
+        ("changed from 0x0 (None) to 0x3 (Drain P2P)", "the driver asks for a recovery that concerns several GPUs (Drain P2P)"),
+        ("changed from 0x0 (None) to 0x10 (New)", "the driver asks for a recovery that concerns several GPUs (New)"),
+    ],
+)
+def test_a_recovery_action_is_told_in_the_drivers_own_words(text: str, what: str) -> None:
+    assert meaning(154, text).what == what
+    assert meaning(154, text).withdrawn is ("0x2" not in text)
+
+
+def test_a_recovery_that_was_asked_without_words_has_ours() -> None:
+    assert recovery(1).what == "the driver asks for a recovery (GPU reset)" and recovery(1).asked
+    assert recovery(4).lost is False and recovery(6).lost is True
+    assert recovery(9).what.endswith("(action 9)") and recovery(5).what.endswith("(recovery of the IMEX domain)")
+
+
+def test_an_xid_of_a_blackwell_link_is_fatal_by_its_text() -> None:
+    assert meaning(149).verdict is Verdict.FATAL and meaning(148).verdict is Verdict.SUSPECT
+    assert meaning(149, "NETIR nonfatal").what == "an NVLink reports an error (NETIR)"
+    failed = meaning(144, "SAW Fatal error")
+    assert failed.what == "an NVLink failed (SAW)" and failed.remedy == meaning(48).remedy != ""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_managerd.core.gpu.ledger import Ledger, Reservation, account
+from pool_managerd.core.gpu.devices import DeviceProcess
+from pool_managerd.core.gpu.ledger import InstanceUsage, Ledger, Reservation, account, who
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError
@@ -150,6 +151,80 @@ def test_what_two_replicas_of_a_pool_use_is_never_mixed() -> None:
 def test_an_earlier_launch_of_the_same_replica_owns_nothing_of_the_later() -> None:
     earlier = owners([process(100)], [EngineMark(A, 1, 100, "nonce-0")], {})
     assert owners([process(100), process(300)], [EngineMark(A, 2, 300, "nonce-1")], earlier) == {300: Owner(A, 2, None)}
+
+
+def test_a_copy_is_for_trying_and_what_is_restored_is_not_asked_for() -> None:
+    ledger, devices = Ledger(), (gpu(0, 24),)
+    ledger.restore(want("a", 30))
+    assert ledger.get(A) == want("a", 30) and ledger.get(B) is None and ledger.version == 1
+    trial = ledger.copy()
+    assert trial.release(A, 1) and trial.all() == [] and ledger.all() == [want("a", 30)]
+    ledger.release(A, 1)
+    ledger.reserve(want("b", 5), account(devices, ledger.all(), {}))
+    assert ledger.version == 3, "every change counts"
+
+
+def test_a_refusal_tells_machines_what_it_tells_people() -> None:
+    devices = (gpu(0, 24, vram_reserved_bytes=GIB, processes=(process(7, 20),)),)
+    with pytest.raises(NodeError) as full:
+        Ledger().reserve(want("p", 5), account(devices, [], {}))
+    error = full.value
+    assert (error.code, error.status, error.pool_id) == ("INSUFFICIENT_VRAM", 503, "p")
+    assert error.details == {"device": "0", "uuid": "GPU-00000000", "needed_bytes": 5 * GIB, "free_bytes": 3 * GIB}
+    assert error.hint == "free memory there, use another GPU, or lower ctx or slots"
+    with pytest.raises(NodeError, match=r"needs 24 GiB on one GPU, and GPU 0 .* has 23 GiB when it is empty"):
+        Ledger().reserve(want("p", 24), account(devices, [], {}))
+    with pytest.raises(NodeError, match=r"needs 23 GiB on GPU 0 .* where 3 GiB of 24 GiB may still be reserved"):
+        Ledger().reserve(want("p", 23), account(devices, [], {}))
+    with pytest.raises(NodeError) as shared:
+        Ledger().reserve(want("p", 1, exclusive=True), account(devices, [], {}))
+    assert (shared.value.code, shared.value.status, shared.value.pool_id) == ("GPU_NOT_SHARED", 503, "p")
+    assert shared.value.hint == "stop it, or use another GPU"
+
+
+def test_who_holds_memory_is_named_however_little_is_known() -> None:
+    assert who(process(7, name=None)) == "pid 7" and who(process(7, certain=False)) == "driver's pid 7 (python)"
+    assert who(process(7, ended=True)) == "pid 7 (python), which has ended and did not give it back"
+    devices = (gpu(0, 24, free_gib=20, vram_reserved_bytes=GIB, processes=(process(7, 1), process(3, None))),)
+    (here,) = account(devices, [want("a", 2)], {}).values()
+    assert (
+        here.holders()
+        == "pool a 2 GiB, pid 3 (python), pid 7 (python) 1 GiB, processes that cannot be seen 2 GiB, the driver 1 GiB"
+    )
+    assert account((gpu(0),), [], {})["GPU-00000000"].holders() == "nobody"
+
+
+def test_what_a_gpu_that_does_not_answer_told_last_is_not_counted_as_used() -> None:
+    lost = gpu(0, 24, error="GPU_IS_LOST (15)", processes=(process(7, 20),))
+    (here,) = account((lost,), [want("a", 5, exclusive=True)], {7: A}).values()
+    assert (here.usages, here.foreign) == ((InstanceUsage(A, 5 * GIB, None, (), True),), ())
+
+
+def test_of_a_process_whose_memory_the_driver_does_not_tell_nothing_is_used() -> None:
+    (here,) = account((gpu(0, 24, free_gib=24, processes=(process(7, None),)),), [want("a", 5)], {7: A}).values()
+    assert here.usages == (InstanceUsage(A, 5 * GIB, None, (7,)),) and here.usages[0].measured_bytes is None
+
+
+def test_memory_that_cannot_be_attributed_goes_to_who_was_launched_into_the_least_of_it() -> None:
+    """In a container no pid is ours: what was there before is nobody's of us, the rest is given out in the order of launches."""
+    devices = (gpu(0, 24, free_gib=24 - 9),)
+    running = {B: {"GPU-00000000": 3 * GIB}, A: {"GPU-00000000": 6 * GIB}}
+    (here,) = account(devices, [want("a", 4), want("b", 4)], {}, running).values()
+    assert {u.instance_id: u.used_bytes for u in here.usages} == {A: 2 * GIB, B: 4 * GIB}
+    assert (here.foreign_bytes, here.inferred_bytes, here.usages[0].measured_bytes) == (3 * GIB, 6 * GIB, None)
+    assert not here.attributable and here.unattributable_bytes == 9 * GIB
+
+
+def test_memory_is_attributable_where_pids_tell_whose_it_is_or_none_is_held() -> None:
+    def attributable(*processes: DeviceProcess, free_gib: float | None = None) -> bool:
+        return account((gpu(0, 24, free_gib=free_gib, processes=processes),), [], {})["GPU-00000000"].attributable
+
+    assert attributable() and attributable(process(7, 5))
+    assert not attributable(process(7, 5, certain=False)) and not attributable(free_gib=20)
+
+
+def test_a_process_keeps_what_tells_it_from_a_later_one_with_its_pid() -> None:
+    assert owners([process(100, start_ticks=9)], MARKS, {}) == {100: Owner(A, 1, 9)}
 
 
 @given(

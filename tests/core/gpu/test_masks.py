@@ -40,6 +40,8 @@ def test_what_is_no_mask_is_refused_with_the_part_at_fault(text: str, why: str) 
 def test_an_unknown_device_is_refused_and_what_exists_is_listed() -> None:
     with pytest.raises(SpecError, match=r"there is no device 9; there are 0 \(NVIDIA Test\), 1 \(NVIDIA Test\)"):
         DeviceMask.parse("0,9").validate_against_discovered(EIGHT[:2])
+    with pytest.raises(SpecError, match="there is no device GPU-9; there are 0"):
+        DeviceMask.parse("GPU-9").resolve(EIGHT)
     with pytest.raises(SpecError, match="no GPU was found"):
         DeviceMask.parse("0").validate_against_discovered(())
 
@@ -56,6 +58,36 @@ def test_mig_instances_are_named_by_uuid_and_not_mixed_with_whole_gpus() -> None
     with pytest.raises(SpecError, match="GPU 0 is in MIG mode") as refused:
         DeviceMask.parse("0").resolve(MIGS)
     assert refused.value.hint == "name its instances: MIG-0-1, MIG-0-2"
+
+
+def test_every_refusal_of_a_mask_shows_it_and_says_what_to_write() -> None:
+    def refused(text: str) -> SpecError:
+        with pytest.raises(SpecError) as caught:
+            DeviceMask.parse(text).resolve(MIGS)
+        assert caught.value.code == "INVALID_PARAMS"
+        return caught.value
+
+    assert refused("0,").hint == "leave `devices` out to allow all GPUs"
+    assert refused("1,1").hint == "write `devices: [0, 1]`, or UUIDs as `nvidia-smi -L` shows them"
+    for mixed in ("MIG-0-1,1", "MIG-0-1,GPU-00000001"):
+        assert refused(mixed).hint == "give the pool one kind of device" and repr(mixed) in refused(mixed).message
+    assert "the device mask '0':" in refused("0").message
+    with pytest.raises(SpecError, match="mixes MIG"):
+        DeviceMask.parse("MIG-0-1,1")
+    assert refused("x" * 81).message.startswith(f"cannot use the device mask '{'x' * 80}…': '{'x' * 80}' is neither")
+    assert refused("x" * 80).message.startswith(f"cannot use the device mask '{'x' * 80}': ")
+    with pytest.raises(SpecError) as empty:
+        DeviceMask.parse("0").resolve((PARENT,))
+    assert empty.value.hint == "create MIG instances, or turn MIG off"
+
+
+def test_a_mask_names_up_to_64_devices() -> None:
+    assert len(DeviceMask.parse(",".join(map(str, range(64)))).items) == 64
+
+
+def test_only_an_index_can_come_to_mean_another_gpu() -> None:
+    assert DeviceMask.parse("GPU-1,0").has_indices and not DeviceMask.parse("GPU-1").has_indices
+    assert str(DeviceMask.parse("GPU-1, 0")) == "GPU-1,0"
 
 
 def test_an_engine_is_shown_uuids_in_pci_order() -> None:
@@ -101,4 +133,22 @@ def test_the_middle_gpu_is_lost_and_the_last_one_is_not_taken_for_it() -> None:
 
 def test_a_gpu_replaced_in_its_slot_is_taken_and_said() -> None:
     new = resolve(DeviceMask.parse("0"), (gpu(0, uuid="GPU-new"),), {0: MaskGpu("GPU-old", "00000000:01:00.0")})
-    assert new.gpus[0].uuid == "GPU-new" and "replaced in its slot" in new.notices[0]
+    assert new.gpus == {0: MaskGpu("GPU-new", "00000000:01:00.0")}
+    assert new.notices == ("GPU 0 of the mask 0 was replaced in its slot 00000000:01:00.0; the pool uses the new one",)
+
+
+def test_the_gpus_of_a_mask_are_remembered_by_their_index_and_those_named_by_uuid_are_not() -> None:
+    found = resolve(DeviceMask.parse("1,GPU-00000000"), EIGHT[:2], {})
+    assert found.gpus == {1: MaskGpu("GPU-00000001", "00000000:02:00.0")} and found.notices == ()
+    assert [d.id for d in found.devices] == [1, 0], "in the order of the mask"
+    again = resolve(DeviceMask.parse("1"), EIGHT[:2], found.gpus)
+    assert again.gpus == found.gpus and again.notices == ()
+
+
+def test_what_is_there_instead_of_a_gpu_that_is_gone_is_told() -> None:
+    mask, known = DeviceMask.parse("1"), {1: MaskGpu("GPU-old", "")}
+    with pytest.raises(NodeError, match=r"mask '1': GPU 1 was GPU-old at , which is gone \(0 is GPU-00000000\)"):
+        resolve(mask, (EIGHT[0],), known)
+    with pytest.raises(NodeError, match=r"\(none is left\)") as gone:
+        resolve(mask, (), known)
+    assert gone.value.hint == "bring the GPU back, or name another one in `devices`; a UUID says which one is meant"

@@ -23,6 +23,10 @@ def test_shares_follow_usable_memory_in_pci_order() -> None:
     assert plan.tensor_split_flag() == "0.671429,0.328571"
     assert sum(plan.shares_bytes) == pytest.approx(18 * GIB + 2 * OVERHEAD_BYTES, abs=2)
     plan.validate()
+    assert (plan.kv_bytes, plan.overhead_bytes) == (0, OVERHEAD_BYTES)
+    with pytest.raises(NodeError) as full:
+        SplitPlan.compute([gpu(0, free_gib=0)], GIB)
+    assert full.value.details["free_bytes"] == 0 and full.value.message.endswith("that is 1.5 GiB too much")
 
 
 def test_given_ratios_belong_to_the_devices_as_given_and_need_not_sum_to_one() -> None:
@@ -118,6 +122,25 @@ def test_devices_that_cannot_share_are_refused() -> None:
 def test_sizes_below_zero_are_refused() -> None:
     with pytest.raises(SpecError, match="a size is negative"):
         SplitPlan.compute([LARGE], GIB, kv_bytes=-1)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "hint"),
+    [((1,), "write one ratio per device of the pool"), ((1, -1), "use positive numbers"),
+     ((1, float("nan")), "use positive numbers"), ((True, 1), "use positive numbers"),
+     ((1, 0), "remove that GPU from `devices`, or give it a ratio above 0"),
+     ((2, 5e-324), "use numbers of like size")],
+)  # fmt: skip
+def test_ratios_that_cannot_be_are_refused_with_what_to_write(ratios: tuple[float, ...], hint: str) -> None:
+    with pytest.raises(SpecError, match=r"^cannot divide the model among the GPUs: ") as caught:
+        SplitPlan.compute([LARGE, SMALL], GIB, ratios=ratios)
+    assert caught.value.hint == hint
+
+
+def test_a_gpu_that_cannot_be_read_carries_nothing_and_the_machine_is_at_fault() -> None:
+    with pytest.raises(NodeError, match=r"GPU 1 cannot be read: UNKNOWN \(999\)") as caught:
+        SplitPlan.compute([LARGE, gpu(1, unreadable="UNKNOWN (999)")], GIB)
+    assert caught.value.hint == "use another GPU"
 
 
 fleets = st.lists(st.integers(1, 96), min_size=1, max_size=8).map(

@@ -65,8 +65,9 @@ def test_a_model_larger_than_the_fraction_is_refused_before_it_is_started() -> N
 def test_as_many_gpus_are_used_as_the_heads_can_be_divided_among() -> None:
     big = replace(SHAPE, weights_bytes=50 * GIB)
     assert len(place(inputs(big), FOUR, "auto").devices) == 4, "three would hold it, and 32 heads are no multiple of three"
-    with pytest.raises(SpecError, match="32 attention heads among 3 GPUs"):
+    with pytest.raises(SpecError, match="32 attention heads among 3 GPUs") as odd:
         place(inputs(big), FOUR[:3], "auto", masked=True)
+    assert odd.value.hint == "use a number of GPUs that divides it"
     assert len(place(inputs(replace(big, n_heads=None)), FOUR, "auto").devices) == 3, "what the header does not tell"
 
 
@@ -74,8 +75,9 @@ def test_a_division_that_such_an_engine_cannot_do_is_refused() -> None:
     with pytest.raises(SpecError, match="divides equally"):
         place(inputs(), TWO, (0.7, 0.3), masked=True)
     assert place(inputs(), FOUR[:2], (1.0, 1.0), masked=True).shares == (0.5, 0.5)
-    with pytest.raises(SpecError, match="uses the first alone"):
+    with pytest.raises(SpecError, match="uses the first alone") as first:
         place(inputs(), TWO, masked=True)
+    assert first.value.hint == "set `tensor_split: auto` to divide the model among them, or name one device"
     parent = gpu(0, 80, mig_enabled=True)
     with pytest.raises(SpecError, match="MIG"):
         place(inputs(), (mig(parent, 1, 40), mig(parent, 2, 40)), "auto", masked=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings, MemoryEstimate, estimate
 from pool_managerd.core.memory.measurements import Measurement
 from pool_managerd.core.memory.model_shape import ModelShape, Recurrent, SlidingWindow
+from pool_managerd.core.memory.tensor_places import PlaceRule
 
 MIB, GIB = 1 << 20, 1 << 30
 OVERHEAD = 512 * MIB
@@ -141,6 +142,55 @@ def test_it_explains_itself() -> None:
         "overhead: 512 MiB",
         "RAM: 684 MiB ± 25%, up to 8 GiB more while it serves",
     )
+
+
+def test_what_is_not_followed_is_said_and_makes_the_estimate_wider() -> None:
+    unknown = fit(replace(LLAMA_8B, architecture="new", known=False))
+    assert unknown.notes == ("the architecture 'new' is unknown here: its cache and state are a guess",)
+    assert (unknown.weights.error_fraction, unknown.kv.error_fraction) == (0.02, 1.0)
+    for found, note in (
+        (fit(rules=(PlaceRule("x"),)), "which weights stay in RAM is not counted: the model has too many tensors to read each"),
+        (fit(unmodelled=("--a", "--b")), "not counted: --a, --b, which changes what is needed"),
+    ):
+        assert found.notes == (note,) and found.explain()[-1] == note
+        assert {part.error_fraction for part in (found.weights, found.kv, found.compute, found.host)} == {0.25}
+        assert found.weights.size_bytes == fit().weights.size_bytes
+    assert fit().notes == () and fit().weights.error_fraction == 0.02
+
+
+def test_weights_that_rules_keep_in_ram_are_not_on_the_gpu() -> None:
+    kept = replace(LLAMA_8B, tensors=(("blk.0.ffn_up_exps.weight", 100 * MIB), ("blk.31.ffn_up_exps.weight", 7 * MIB)))
+    found, whole = fit(kept, rules=(PlaceRule("exps"),)), fit(kept)
+    assert whole.weights.size_bytes - found.weights.size_bytes == 107 * MIB == found.host.size_bytes - whole.host.size_bytes
+    assert {type(part) for part in whole.layer_bytes} == {int} and sum(whole.layer_bytes) < whole.weights.size_bytes + GIB
+    saved = [a - b for a, b in zip(whole.layer_bytes, found.layer_bytes, strict=True)]
+    assert saved == [100 * MIB, *[0] * 30, 7 * MIB]
+    half = fit(kept, rules=(PlaceRule("exps"),), gpu_layers=16)
+    assert fit(kept, gpu_layers=16).weights.size_bytes - half.weights.size_bytes == 107 * MIB // 2
+    assert half.layer_bytes == ()
+
+
+def test_an_encoder_keeps_no_cache() -> None:
+    found = fit(replace(LLAMA_8B, encoder=True))
+    assert str(found.kv) == "no KV cache: an encoder: 0" and found.kv.size_bytes == 0
+    assert found.explain()[0].startswith("weights") and "KV cache" not in "".join(found.explain())
+
+
+def test_a_draft_model_computes_and_caches_with_types_of_its_own() -> None:
+    draft = replace(LLAMA_8B, kv_heads=(8,) * 8, n_layers=8, weights_bytes=500 * MIB, quantization=None)
+    found = fit(draft=draft, draft_cache_type_k="q8_0", draft_cache_type_v="q8_0")
+    assert found.kv.size_bytes == GIB + GIB // 4 * 34 // 64
+    assert found.compute.size_bytes == 2 * fit().compute.size_bytes
+    assert str(found.weights) == "weights (Q4_K_M) with a draft model: 4.8 GiB"
+
+
+def test_the_cache_says_what_it_is_made_of() -> None:
+    assert fit(kv_unified=True, parallel=4).kv.text == "KV cache, 8192 tokens for 4 slots, f16"
+    mamba = replace(LLAMA_8B, kv_heads=(0,) * 32, recurrent=Recurrent(10 * MIB))
+    copies = fit(mamba, state_copies=3, cache_type_v="q8_0")
+    assert copies.kv.text == "KV cache, 1 × 8192 tokens, f16/q8_0, 3 states each" and copies.kv.size_bytes == 30 * MIB
+    assert copies.kv.error_fraction == 0.02
+    assert fit(replace(LLAMA_8B, window=SlidingWindow(1024))).kv.error_fraction == 0.25
 
 
 shapes = st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,13 @@ def test_load_peak_and_spread_are_kept_per_gpu() -> None:
     assert seen.observe(KEY, [130, 40], loaded=False) == Measurement((100, 50), (130, 50))
     assert seen.observe(KEY, [90, 55], loaded=True) == Measurement((90, 55), (115, 55), 2, (10, 5))
     assert seen.get(KEY) == Measurement((90, 55), (115, 55), 2, (10, 5))
+
+
+def test_launches_that_differ_in_anything_are_not_alike() -> None:
+    seen = Measurements()
+    seen.observe(KEY, [1], loaded=True)
+    others = (replace(KEY, engine_version="b2"), replace(KEY, model_digest="x"), replace(KEY, ctx=1), replace(KEY, parallel=1))
+    assert [seen.get(key) for key in others] == [None] * 4
 
 
 def test_another_number_of_gpus_starts_anew() -> None:
@@ -62,3 +70,22 @@ def test_rows_survive_a_store_and_broken_ones_are_left_out() -> None:
     broken.append([*rows[0][:4], "nan", "1", "1", "", 1])
     assert len(Measurements.from_rows(broken)) == 0
     assert len(Measurements.from_rows(rows, limit=1)) == 1
+
+
+def test_what_was_far_apart_once_fades_by_half_with_each_load() -> None:
+    seen = Measurements()
+    for size in (100, 200, 200, 200):
+        seen.observe(KEY, [size], loaded=True)
+    assert seen.get(KEY) == Measurement((200,), (200,), 4, (25,))
+
+
+def test_a_gpu_that_holds_nothing_can_be_measured() -> None:
+    assert Measurements().observe(KEY, [0] * 64, loaded=True).load_bytes == (0,) * 64
+
+
+def test_of_stored_measurements_the_newest_are_kept() -> None:
+    seen = Measurements()
+    for number in range(3):
+        seen.observe(MeasurementKey("v", str(number), 1, 1), [1], loaded=True)
+    read = Measurements.from_rows(seen.to_rows(), limit=2)
+    assert (len(read), read.limit) == (2, 2) and read.get(MeasurementKey("v", "0", 1, 1)) is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.gpu.masks import DeviceMask
-from pool_managerd.core.registry import DeviceShare, PoolSnapshot, Registry
+from pool_managerd.core.registry import DeviceShare, PerfHints, PoolSnapshot, Registry
 from pool_managerd.core.registry.placement import PlacementRequest, decide, objection
 from tests.core.gpus import GIB
 
@@ -99,6 +99,39 @@ def test_preferred_pools_come_first_and_avoided_ones_last() -> None:
     assert nobody.why == "No pool takes it: all that could take it are to be avoided, and the request allows no fallback"
     assert decide(PlacementRequest(avoid=("a", "b", "c")), pools).fallback
     assert decide(ANY, []).why == "There is no pool"
+
+
+def test_each_fact_alone_decides_and_what_was_not_asked_for_does_not() -> None:
+    assert objection(PlacementRequest(model="ref"), pool("a", model_ref="ref")) is None
+    assert objection(PlacementRequest(model="x"), pool("a", model_id=None)) == "it serves another model"
+    assert objection(ANY, pool("a", ready=False, state="offline")) == "it is not ready (offline)"
+    assert objection(PlacementRequest(quantization="q"), pool("a")) == "its quantisation is not known"
+    hinted = pool("a", quant="x", perf_hints=PerfHints(quantizations=("Q8_0",)))
+    assert objection(PlacementRequest(quantization="q8_0"), hinted) is None
+    assert objection(PlacementRequest(ctx_tokens=8192), pool("a", slots_total=1)) is None
+    assert objection(PlacementRequest(ctx_tokens=8193), pool("a", slots_total=None)) is not None
+    outside = objection(PlacementRequest(device_mask=DeviceMask.parse("7")), pool("a", devices=on("0")))
+    assert outside == "it runs on GPU 0, outside the mask 7"
+    assert objection(PlacementRequest(vram_bytes=1), pool("a", None)) == "0 of VRAM are free for it, 1 B are needed"
+
+
+def test_a_decision_says_what_spoke_for_it() -> None:
+    assert decide(ANY, [pool("a")]).why == "Pool 'a' takes it: it is the only one that can"
+    assert decide(ANY, [pool("a", None), pool("b", None)]).why == "Pool 'a' takes it: it has no active leases"
+    pinned = decide(PlacementRequest(pin="b"), [pool("a"), pool("b")])
+    assert pinned.why == "Pool 'b' takes it: the request names it" and pinned.code == "assigned"
+    refused = decide(PlacementRequest(pin="b"), [pool("a"), pool("b", draining=True)])
+    assert refused.why == "Pool 'b', which the request names, cannot take it: it is draining"
+
+
+def test_who_is_ruled_out_is_told_and_of_many_the_first_five() -> None:
+    none = decide(ANY, [pool(name, draining=True) for name in "gfedcba"])
+    assert none.why == "No pool can take it: " + "; ".join(f"{name}: it is draining" for name in "abcde")
+    wish = PlacementRequest(prefer=("b", "a"), avoid=("a",), allow_fallback=False)
+    strict = decide(wish, [pool("a"), pool("b", draining=True), pool("c")])
+    assert "(b: it is draining; a: is to be avoided, too)" in strict.why
+    many = decide(PlacementRequest(prefer=tuple("uvwxyz"), allow_fallback=False), [pool("a")])
+    assert "y: there is no such pool)" in many.why and "z:" not in many.why
 
 
 POOLS = st.lists(

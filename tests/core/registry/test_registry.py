@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.health import HealthStatus
-from pool_managerd.core.registry import Registry
+from pool_managerd.core.registry import KeptLeases, Lease, LeaseChange, PerfHints, Registry
 from pool_managerd.errors import RequestError, SpecError
 
 
@@ -106,6 +106,11 @@ def test_a_pool_that_comes_back_under_its_name_has_leases_of_its_own(registry: R
         registry.release("p", old.lease_id)
 
 
+def test_ids_of_two_daemons_are_never_the_same() -> None:
+    ids = {Registry(clock_ms=lambda: 0, salt=salt).grant("p").lease_id for salt in ("a", "b")}
+    assert len(ids) == 2 and {len(lease_id) for lease_id in ids} == {14}
+
+
 def test_leases_expire_by_the_clock_they_are_given(registry: Registry) -> None:
     registry.grant("p", expires_at=10.0)
     kept = registry.grant("p", expires_at=20.0)
@@ -158,6 +163,115 @@ def test_snapshots_are_sorted_complete_and_versioned(registry: Registry) -> None
     registry.set_version("a", "2")
     assert registry.revision > before
     assert registry.snapshots()[0].version == "2"
+
+
+def test_what_was_set_is_what_is_read(registry: Registry) -> None:
+    registry.set_heartbeat("p", 5)
+    registry.set_last_error("p", "boom")
+    assert registry.get_last_error("p") == "boom"
+    registry.set_engine_version("p", "v2")
+    registry.set_device_mask("p", "0,1")
+    registry.set_perf_hints("p", PerfHints(9.0))
+    registry.set_health("p", HealthStatus(live=True, ready=True))
+    assert (registry.get_heartbeat("p"), registry.get_engine_version("p"), registry.get_device_mask("p")) == (5, "v2", "0,1")
+    assert registry.get_health("p") == HealthStatus(live=True, ready=True)
+    found = registry.get("p")
+    assert found is not None and found.perf_hints == PerfHints(9.0)
+    registry.set_health("p", True)
+    assert registry.get_health("p") == HealthStatus(live=True, ready=False)
+
+
+def test_a_row_shows_its_model_its_leases_and_the_slots_that_they_leave(registry: Registry) -> None:
+    registry.set_slots("p", 3, 3)
+    registry.publish("p", model_id="m")
+    registry.grant("p")
+    row = registry.get("p")
+    assert row is not None and (row.active_leases, row.slots_free, row.models_available) == (1, 2, ("m",))
+    registry.register("q")
+    bare = registry.get("q")
+    assert bare is not None and bare.models_available == ()
+
+
+def test_slots_are_updated_one_at_a_time(registry: Registry) -> None:
+    registry.update("p", {"slots_total": 4, "slots_free": 2})
+    registry.update("p", {"slots_total": 3})
+    assert registry.get_slots("p") == (3, 2)
+    registry.update("p", {"slots_free": 1})
+    assert registry.get_slots("p") == (3, 1)
+
+
+def test_a_handoff_with_slots_sets_them_and_a_mistyped_value_counts_as_absent(registry: Registry) -> None:
+    registry.register_ready_from_handoff("p", {"slots_total": 4, "slots_free": 3, "engine_version": 5})
+    assert registry.get_slots("p") == (4, 3) and registry.get_engine_version("p") is None
+    registry.register_ready_from_handoff("q", {"slots_total": "4", "slots_free": 1})
+    assert registry.get_slots("q") == (None, 1)
+
+
+def test_a_refused_lease_says_what_to_do_and_whether_waiting_helps(registry: Registry) -> None:
+    registry.set_slots("p", 0, 0)
+    with pytest.raises(RequestError) as full:
+        registry.grant("p")
+    registry.set_draining("p", True)
+    with pytest.raises(RequestError) as draining:
+        registry.grant("p")
+    for refused, retriable in ((full.value, True), (draining.value, False)):
+        assert (refused.status, refused.pool_id, refused.retriable) == (409, "p", retriable) and refused.hint
+    with pytest.raises(RequestError, match="not found on pool p") as missing:
+        registry.renew("p", "x", None)
+    assert (missing.value.code, missing.value.status, missing.value.pool_id) == ("LEASE_NOT_FOUND", 404, "p")
+    assert registry.leases("unknown") == [] and registry.next_expiry("p") is None
+
+
+def test_the_same_request_has_the_same_lease_while_it_lasts(registry: Registry) -> None:
+    registry.set_slots("p", 1, 1)
+    lease = registry.grant("p", holder="h", key="request-1", expires_at=5.0)
+    assert registry.grant("p", key="request-1") == lease and lease.given_at_ms == 0
+    registry.release("p", lease.lease_id)
+    assert registry.grant("p", key="request-1").lease_id != lease.lease_id
+
+
+def test_every_change_of_a_lease_is_told_with_the_launch_that_it_is_on() -> None:
+    told: list[LeaseChange] = []
+    registry = Registry(clock_ms=lambda: 0, on_lease=told.append)
+    registry.publish("p", epoch=3)
+    first, second = registry.grant("p"), registry.grant("p")
+    renewed = registry.renew("p", first.lease_id, 9.0)
+    registry.release("p", first.lease_id)
+    registry.deregister("p")
+    assert told == [
+        LeaseChange("p", 3, first.lease_id, first, new=True), LeaseChange("p", 3, second.lease_id, second, new=True),
+        LeaseChange("p", 3, first.lease_id, renewed), LeaseChange("p", 3, first.lease_id, None),
+        LeaseChange("p", 3, second.lease_id, None),
+    ]  # fmt: skip
+
+
+def test_leases_of_an_earlier_daemon_go_on_with_their_launch_and_no_id_is_given_twice() -> None:
+    told: list[LeaseChange] = []
+    registry = Registry(clock_ms=lambda: 0, on_lease=told.append)
+    kept = KeptLeases("p", "a-b-1f", ((7, Lease("a-b-1e", "h")), (6, Lease("a-b-2"))))
+    registry.publish("p", epoch=7)
+    registry.restore_leases(kept, 7)
+    assert registry.leases("p") == [Lease("a-b-1e", "h")]
+    assert told == [LeaseChange("p", 6, "a-b-2", None)]
+    assert registry.release("p", "a-b-2") == 1, "it was given once"
+    assert registry.grant("p").lease_id == "a-b-20"
+    assert registry.end_leases("p", 7) == 2
+
+
+def test_every_change_has_a_revision_of_its_own(registry: Registry) -> None:
+    seen = {registry.revision}
+    lease = registry.grant("p")
+    seen.add(registry.revision)
+    registry.release("p", lease.lease_id)
+    seen.add(registry.revision)
+    registry.grant("p")
+    registry.end_leases("p", 0)
+    before = registry.revision
+    assert registry.end_leases("p", 0) == 0 and registry.revision == before, "there was none to end"
+    registry.deregister("p")
+    assert len(seen) == 3 and registry.revision == before + 1
+    registry.deregister("p")
+    assert registry.revision == before + 1
 
 
 @given(

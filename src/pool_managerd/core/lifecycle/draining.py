@@ -31,11 +31,9 @@ def drain_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
 
 def drain_not_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
     """Nothing is in flight on an engine that is not ready: stop it now and stay down."""
-    i = pool.active
     drained = replace(pool, desired=Desired.DRAINED, pending_start=False)
     draining = on(drained, drain_since=now, drain_leases=0, force_stopped=False)
-    cancel = (do.CancelStaging(i.epoch),) if i.phase is Phase.STAGING else ()
-    return then((_started(pool, 0, e.deadline_ms), *cancel), begin_stop(draining, now, p, After.STAY))
+    return then((_started(pool, 0, e.deadline_ms),), begin_stop(draining, now, p, After.STAY))
 
 
 def drain_draining(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:

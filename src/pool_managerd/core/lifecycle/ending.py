@@ -91,10 +91,15 @@ def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect,
 
 def _escalated(pool: PoolState, leases: int) -> PoolState:
     """A drain that had to cut leases off is an error until the next good start; what a quarantine says goes before it."""
-    why = "stopped while draining" if pool.desired is Desired.STOPPED else "drain deadline reached"
-    error = narration.cut_off(leases, "GPU lost while draining" if pool.quarantined else why)
+    error = narration.cut_off(leases, _why_cut_off(pool))
     shown = pool.last_error if pool.quarantined else error
     return replace(pool, last_error=shown, history=replace(pool.history, error=error))
+
+
+def _why_cut_off(pool: PoolState) -> str:
+    if pool.quarantined:
+        return "GPU lost while draining"
+    return "stopped while draining" if pool.desired is Desired.STOPPED else "drain deadline reached"
 
 
 def _drain_finished(pool: PoolState, now: float) -> do.Say:
@@ -103,7 +108,7 @@ def _drain_finished(pool: PoolState, now: float) -> do.Say:
     cut = i.drain_leases if i.force_stopped else 0
     human = f"Pool '{pool.pool_id}' has drained"
     if i.force_stopped:
-        human = narration.cut_off(cut, f"Pool '{pool.pool_id}' reached its drain deadline")
+        human += f"; {narration.cut_off(cut, _why_cut_off(pool))}"
     fields = {"force_stopped": i.force_stopped, "duration_ms": spent, "final_lease_count": cut}
     return do.Say("drain_finished", human, level="warn" if i.force_stopped else "info", fields=fields)
 

@@ -69,6 +69,12 @@ def join_start(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
     return refuse(pool, "OPERATION_IN_PROGRESS", f"cannot start pool '{pool.pool_id}': it has an engine that is not ready{why}")
 
 
+def start_adopting(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
+    """Whether its engine can be taken over is not known yet; that it is wanted is, so that a start follows where it cannot."""
+    wanted = e.join and _barred(pool, "start", e.origin) is None
+    return (replace(pool, desired=Desired.WANTED), ()) if wanted else join_start(pool, e, now, p)
+
+
 def start_when_due(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
     """Demand does not hasten the restart of an engine that keeps failing; a person's request does."""
     return join_start(pool, e, now, p) if e.origin == "demand" else start(pool, e, now, p)

@@ -178,7 +178,7 @@ def starting_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) ->
     i = pool.active
     if not i.has_process:
         return pool, ()
-    good = on(pool, last_good_at=now, probe_failures=0, probe_reason="", probe_sent_at=None)
+    good = on(pool, last_good_at=now, probe_failures=0, probe_reason="")
     if i.warmable and not i.warmed and p.warmup == "before_ready":
         warming = to(good, Phase.WARMING, now, deadline=now + p.warmup_timeout_s)
         say = do.Say("warming", f"Engine of pool '{pool.pool_id}' is healthy; sending it a first prompt")

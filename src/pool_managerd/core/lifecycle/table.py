@@ -63,7 +63,8 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
         ({P.DOWN, P.FAILED, P.OPEN}, requests.start), (P.BACKOFF, requests.start_when_due),
-        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop), rest=requests.join_start,
+        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop),
+        (P.ADOPTING, requests.start_adopting), rest=requests.join_start,
     ),
     ev.CancelStart: _row(
         (P.STAGING, requests.stop_staging), (RISING - {P.STAGING}, requests.stop_running), (P.STOPPING, requests.cancel_stopping),
