@@ -157,3 +157,31 @@ def test_a_parent_in_which_every_user_can_swap_the_directory_is_told(tmp_path: P
     lock.release()
     assert len(repaired) == 1
     assert repaired[0].endswith(f"chmod o-w {tmp_path / 'open'}")
+
+
+def test_a_lock_whose_file_was_removed_is_held_and_put_back(lock: DirectoryLock, tmp_path: Path) -> None:
+    lock.acquire()
+    (tmp_path / "state/daemon.lock").unlink()
+    other = DirectoryLock(tmp_path / "state", "state directory")
+    with pytest.raises(NodeError, match="another pool-managerd"):
+        other.acquire()
+    assert "was removed while this daemon uses the directory" in str(lock.keep())
+    assert lock.keep() is None and (tmp_path / "state/daemon.lock").read_text() == f"{os.getpid()}\n"
+    with pytest.raises(NodeError, match=rf"pid {os.getpid()}"):
+        other.acquire()
+    lock.release()
+    other.acquire()
+    other.release()
+
+
+def test_a_lock_that_another_daemon_has_taken_meanwhile_is_told_once(tmp_path: Path) -> None:
+    """A directory that others may look into is not locked itself: they could hold that."""
+    first, second = (DirectoryLock(tmp_path / "run", "runtime directory", 0o755) for _ in range(2))
+    first.acquire()
+    (tmp_path / "run/daemon.lock").unlink()
+    second.acquire()
+    assert "is not this daemon's any more: cannot use runtime directory" in str(first.keep())
+    assert first.keep() is None
+    second.release()
+    assert "it is there again" in str(first.keep())
+    first.release()

@@ -21,7 +21,8 @@ _OTHERS = ("state.generation", "journal.ids", "daemon.lock")
 class DirectoryLock:
     """An exclusive lock that the kernel drops when its holder dies; the file names the holder's pid for people.
 
-    The directory is made with ``mode`` where it is missing.
+    The directory is made with ``mode`` where it is missing. One that is closed to others is locked itself, too: its file may be
+    removed, by a cleaner of old files or by somebody who takes it for a stale one.
     """
 
     def __init__(self, directory: Path, what: str, mode: int = 0o700) -> None:
@@ -29,6 +30,8 @@ class DirectoryLock:
         self._path = directory / "daemon.lock"
         self._what = what
         self._fd: int | None = None
+        self._directory_fd: int | None = None
+        self._told: str | None = None
 
     def acquire(self) -> list[str]:
         """What had to be closed to other users, a sentence each. Does nothing when it is held already.
@@ -45,6 +48,7 @@ class DirectoryLock:
             raise unwritable(self._path.parent, self._what, problem) from problem
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_directory()
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(fd)
@@ -62,10 +66,49 @@ class DirectoryLock:
         self._fd = fd
         return repaired
 
+    def _lock_directory(self) -> None:
+        """Raises BlockingIOError. Other users could hold one that they may open, and some file systems lock no directories."""
+        if self._mode & 0o077 or self._directory_fd is not None:
+            return
+        fd = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise
+        except OSError:
+            os.close(fd)
+        else:
+            self._directory_fd = fd
+
+    def keep(self) -> str | None:
+        """Put the file back where it was removed or replaced: the next daemon would find nobody here. What is new about that."""
+        if self._fd is None or self._has_its_name(self._fd):
+            return None
+        before, self._fd = self._fd, None
+        try:
+            self.acquire()
+        except NodeError as problem:
+            self._fd = before
+            told = f"{self._path} is not this daemon's any more: {problem.message}"
+        else:
+            os.close(before)
+            told = f"{self._path} was removed while this daemon uses the directory; it is there again"
+        new, self._told = told != self._told or self._fd is not before, told
+        return told if new else None
+
+    def _has_its_name(self, fd: int) -> bool:
+        try:
+            named, held = self._path.stat(follow_symlinks=False), os.fstat(fd)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+
     def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        for fd in (self._fd, self._directory_fd):
+            if fd is not None:
+                os.close(fd)
+        self._fd = self._directory_fd = None
 
 
 def unwritable(directory: Path, what: str, problem: OSError) -> NodeError:

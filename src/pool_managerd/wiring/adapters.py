@@ -55,6 +55,9 @@ def ignore_fatal(problem: BaseException) -> None:
     """Embedded, a pool's broken task ends nothing else; the daemon ends itself instead (A11)."""
 
 
+_LOCKS_S = 5.0
+
+
 class SystemClock:
     """The real time."""
 
@@ -190,7 +193,14 @@ class Adapters:
         return {
             "the watch of handoff files": self._watch_handoffs(on_handoff, on_error).run,
             "the watch of the GPUs": self.gpus.watch.run, "the report on this machine": self.gpu_parts.announce,
+            "the watch of the locks": self._keep_locks,
         }  # fmt: skip
+
+    async def _keep_locks(self) -> None:
+        while True:
+            await asyncio.sleep(_LOCKS_S)
+            for told in filter(None, (lock.keep() for lock in self._locks)):
+                self.events.emit("notice", told, level="error")
 
     def _watch_handoffs(self, on_handoff: OnHandoff, on_error: OnError) -> HandoffWatcher:
         own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
