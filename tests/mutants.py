@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 SURVIVORS = Path("mutants/survivors.diff")
+WHICH_TESTS = Path("mutants/mutmut-stats.json")
+"""Which tests come through which function. mutmut asks new tests alone, also where an old one was changed."""
 SOURCE = Path("src/pool_managerd")
 NOTICED = ("killed", "timeout", "segfault")
 
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """1 when less than ``--least`` percent of the mutants were noticed."""
     asked = _asked(arguments)
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    WHICH_TESTS.unlink(missing_ok=True)
     mutmut, mutators, harness = (
         cast(Any, importlib.import_module(f"mutmut.{name}")) for name in ("__main__", "mutation.mutators", "runners.harness")
     )

@@ -297,8 +297,9 @@ def test_more_than_five_restarts_within_a_minute_are_told_once_as_a_storm() -> N
         story.up()
         story.crash()
         story.wait()
-        told += [(e.level, e.fields) for e in story.effects if isinstance(e, do.Say) and e.action == "storm"]
-    assert told == [("critical", {"restart_count": 6, "time_window": 60_000})]
+        told += [(e.level, e.human, e.fields) for e in story.effects if isinstance(e, do.Say) and e.action == "storm"]
+    human = "Pool 'p' is restarted again and again: 6 times within 60 s"
+    assert told == [("critical", human, {"restart_count": 6, "time_window": 60_000})]
 
 
 def test_ten_restarts_within_half_a_minute_open_the_breaker() -> None:

@@ -388,6 +388,15 @@ def test_a_start_that_is_owed_happens_when_the_quarantine_ended_while_the_late_p
     assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
 
 
+def test_a_start_that_is_owed_happens_when_the_hold_ended_while_an_engine_that_came_up_late_was_ended() -> None:
+    story = spawning()
+    story.tell(ev.SpawnFailed(1, "no answer"), ev.Hold())
+    story.tell(ev.Tick(), ev.Spawned(1, 77), after_s=1)
+    assert story.phase() is Phase.STOPPING and story.i.pending_start
+    story.tell(ev.Release(), ev.Exited(1, signal=9))
+    assert story.phase() is Phase.STAGING and story.i.active.epoch == 2
+
+
 @pytest.mark.parametrize(("bar", "lift"), [(ev.Hold(), ev.Release()), (ev.Quarantine("Xid 48"), ev.EndQuarantine())])
 def test_a_hold_or_a_quarantine_that_ends_soon_does_not_cut_the_backoff_short_nor_forget_the_crash(
     bar: ev.Event, lift: ev.Event

@@ -389,6 +389,10 @@ def test_a_model_need_not_fit_into_ram_where_a_gpu_runs_it_or_nothing_does() -> 
     assert the(machine(scan=NO_CUDA.scan, **small), pools({}, profile="dev"), "ram").level == "fail"
 
 
+def test_the_gpus_that_were_found_are_counted() -> None:
+    assert [the(machine(*map(gpu, range(n))), Wants(), "gpus").subject for n in (1, 2, 3)] == ["1 GPU", "2 GPUs", "3 GPUs"]
+
+
 def test_of_many_pools_four_are_named() -> None:
     def needing(count: int) -> str:
         return the(machine(gpu()), pools(*[{"mode": "container"}] * count), "missing_tool").message

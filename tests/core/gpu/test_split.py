@@ -105,15 +105,16 @@ def test_ratios_that_make_no_sense_are_the_authors_error(ratios: tuple[float, ..
 
 def test_devices_that_cannot_share_are_refused() -> None:
     parent = gpu(2, 40, mig_enabled=True)
-    for devices, why in (
-        ([], "no GPU to use"),
-        ([LARGE, LARGE], "named twice"),
-        ([mig(parent, 1), mig(parent, 2)], "MIG instances cannot share"),
-        ([LARGE, mig(parent, 1)], "MIG instances cannot share"),
-        ([LARGE, parent], "is in MIG mode"),
+    for devices, why, hint in (
+        ([], "no GPU to use", "name the pool's `devices`"),
+        ([LARGE, LARGE], "named twice", "name each device once"),
+        ([mig(parent, 1), mig(parent, 2)], "MIG instances cannot share", "give the pool one MIG instance, or whole GPUs"),
+        ([LARGE, mig(parent, 1)], "MIG instances cannot share", "give the pool one MIG instance, or whole GPUs"),
+        ([LARGE, parent], "is in MIG mode", "use another GPU, or one of its MIG instances"),
     ):
-        with pytest.raises(SpecError, match=why):
+        with pytest.raises(SpecError, match=why) as refused:
             SplitPlan.compute(devices, GIB)
+        assert refused.value.hint == hint
     with pytest.raises(NodeError, match="cannot be read: GPU is lost"):
         SplitPlan.compute([LARGE, gpu(1, error="GPU is lost")], GIB)
     assert SplitPlan.compute([mig(parent, 1)], GIB).ratios() == (1.0,)
