@@ -187,14 +187,11 @@ class EngineProcess:
             record = await self._end_without_shim()
         self._release()
         if self._told is None or record.stopped_by_us:
-            self._forget_record()
+            with suppress(NodeError):  # a broken disk must not cost the outcome
+                self._records.forget(self.identity)
         else:  # the next launch has a record of its own, and does not wait for the disk
-            self._loop.run_in_executor(None, self._forget_record)
+            self._records.forget_soon(self.identity)
         return record
-
-    def _forget_record(self) -> None:
-        with suppress(NodeError):  # a broken disk must not cost the outcome
-            self._records.forget(self.identity)
 
     async def _end_without_shim(self) -> ExitRecord:
         self._send_engine(signal.SIGKILL)
