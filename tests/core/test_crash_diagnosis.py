@@ -190,3 +190,34 @@ def test_whatever_it_left_it_is_explained(record: ExitRecord, lines: list[str], 
         assert not ready
     if found.summary == "out_of_memory":
         assert found.crash is CrashClass.OUT_OF_MEMORY
+
+
+def test_what_an_engine_said_before_it_was_ready_did_not_end_it() -> None:
+    lines = ("no CUDA-capable device is detected", "CUDA error: out of memory", "server is listening", "done request 50")
+    log = LaunchLog(lines, (0, 100, 200, 300))
+    assert diagnose(ExitRecord(code=1), log, "llamacpp", was_ready=True, ready_at=200).crash is CrashClass.PROCESS_EXIT
+    assert diagnose(ExitRecord(code=1), log, "llamacpp", was_ready=True).crash is not CrashClass.PROCESS_EXIT
+    late = LaunchLog((*lines, CUDA), (0, 100, 200, 300, 400))
+    found = diagnose(ExitRecord(code=1), late, "llamacpp", was_ready=True, ready_at=200)
+    assert (found.crash, found.evidence[1].offset) == (CrashClass.CUDA, 400)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'received request: {"prompt":"what does CUDA error: out of memory mean?"}',
+        "Received request cmpl-1: prompt: 'what does CUDA error: out of memory mean?', params: SamplingParams(n=1)",
+        'POST /v1/chat/completions {"messages":[{"role":"user","content":"CUDA error: out of memory"}]}',
+    ],
+)
+def test_the_words_of_a_user_are_no_cause_and_are_not_quoted(line: str) -> None:
+    found = told(ExitRecord(code=1), "serving", line, was_ready=True)
+    assert (found.crash, found.quoted) == (CrashClass.PROCESS_EXIT, "serving")
+
+
+def test_a_class_that_is_ruled_out_is_not_taken_from_the_log() -> None:
+    lines = ("metrics exporter: bind: Address already in use", "error: tokenizer is corrupt")
+    log = LaunchLog(lines, (0, 60))
+    assert diagnose(ExitRecord(code=1), log, "llamacpp").crash is CrashClass.PORT_CONFLICT
+    found = diagnose(ExitRecord(code=1), log, "llamacpp", ruled_out=CrashClass.PORT_CONFLICT)
+    assert found.crash is not CrashClass.PORT_CONFLICT and "tokenizer" in found.quoted

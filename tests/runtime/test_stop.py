@@ -12,6 +12,7 @@ import pytest
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.engine_users import UserRules
 from pool_managerd.runtime.launcher import LaunchOptions
 from tests.runtime.support import Bench, alive, end, eventually, fake, sh, within
 
@@ -253,3 +254,26 @@ async def test_the_last_words_of_a_burst_are_in_the_log_though_the_engine_says_n
     assert b"bytes of output were dropped here" in bench.log()
     process.kill()
     await within(5, process)
+
+
+_SHARING = """
+import multiprocessing, os, signal, sys, time
+from multiprocessing.shared_memory import SharedMemory
+
+def linger():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+shared = SharedMemory(create=True, size=4096)
+multiprocessing.get_context("fork").Process(target=linger).start()
+print("shares", shared.name, flush=True)
+os._exit(3)
+"""
+
+
+async def test_a_resource_tracker_is_the_last_to_be_killed_so_that_shared_memory_is_unlinked(bench: Bench) -> None:
+    """It does that when all others have ended, and a worker of vLLM may take longer than the moment that is given."""
+    other = LaunchOptions(UserRules(user="daemon")) if os.geteuid() == 0 else None  # with no uid of its own nothing is swept
+    record = await bench.run(PreparedEngine("p", "/usr/bin/python3", ("-c", _SHARING)), options=other)
+    name = bench.log().decode().split("shares ")[1].split()[0]
+    assert record.code == 3 and not Path(f"/dev/shm/{name}").exists()

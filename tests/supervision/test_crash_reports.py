@@ -144,6 +144,43 @@ async def test_who_holds_its_port_is_evidence(world: World) -> None:
     assert report.evidence[-1].source is Source.PROBE and "nginx (pid 7)" in report.evidence[-1].text
 
 
+@pytest.mark.parametrize(("lines", "crash"), [
+    (["metrics: Address already in use", "error: tokenizer is corrupt"], "process_exit"),
+    (["couldn't bind HTTP server socket: Address already in use"], "port_conflict"),
+])  # fmt: skip
+async def test_a_port_that_nobody_holds_was_not_taken_where_its_log_names_another_cause(
+    world: World, lines: list[str], crash: str
+) -> None:
+    world.services = world.fakes.services(listener=FakeListeners(NOBODY))
+    world.pools = type(world.pools)(world.config, world.services, world.store, world.store, world.new_id)
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "was refused: nothing listens on the port", refused=True)
+    world.pools.add("p", world.config.pools[0])
+    await world.start()
+    await settle()
+    world.fakes.files.log = lines
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    seen = world.p.launch.diagnosis
+    told = [event.type for event in world.fakes.told if event.type in ("port_conflict", "crash")]
+    assert told[0] == ("crash" if crash == "process_exit" else "port_conflict"), (seen, told)
+
+
+async def test_what_it_said_before_it_was_ready_does_not_explain_its_end(world: World) -> None:
+    good, world.fakes.prober.result = world.fakes.prober.result, SILENT
+    world.pools.add("p", world.config.pools[0])
+    await world.start()
+    await settle()
+    world.fakes.files.log.append("E ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected")
+    world.fakes.prober.result = good
+    await world.fakes.clock.advance(3)
+    assert view(world.p.state).ready
+    world.fakes.files.log.append("a request was answered")
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await settle()
+    (report,) = world.fakes.crashes.recent("p")
+    assert report.crash is CrashClass.PROCESS_EXIT and "a request was answered" not in report.summary
+
+
 async def test_an_engine_that_listens_elsewhere_is_told_so_when_it_is_given_up(world: World) -> None:
     listeners = FakeListeners(NOBODY, ["127.0.0.1:9999", "[::1]:8080"])
     world.services = world.fakes.services(listener=listeners)

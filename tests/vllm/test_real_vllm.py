@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import aiohttp
 import pytest
 
 from pool_managerd import PoolManager
-from tests.system.nodes import alive, config, left_behind, mentioning, until
+from tests.system.nodes import FAST, alive, config, left_behind, mentioning, until
 
 VLLM = os.environ.get("POOL_MANAGERD_TEST_VLLM")
 LOADING_S = 400.0
+PTRACE_ATTACH, PTRACE_DETACH, WALL = 16, 17, 0x40000000
 pytestmark = [
     pytest.mark.skipif(VLLM is None, reason="no vLLM: make test-vllm VLLM=/path/to/bin/vllm"),
     pytest.mark.timeout(900),
@@ -47,7 +51,11 @@ async def node(open_dir: Path, tiny_llama: Path) -> AsyncIterator[PoolManager]:
         },
     }  # fmt: skip
     daemon = {"engine_user": "root"} if os.geteuid() == 0 else {}  # its Python may lie where only this user may go
-    async with PoolManager(config(open_dir, pool, daemon=daemon)) as made:
+    quick: Any = FAST
+    health = {**quick["health"], "stall_ms": 10_000}
+    # Its own clean-up needs seconds; nobody else can know whose shared memory it is where it runs as root.
+    supervision = {**quick["supervision"], "stop_grace_ms": 15_000}
+    async with PoolManager(config(open_dir, pool, daemon=daemon, health=health, supervision=supervision)) as made:
         yield made
     assert mentioning(open_dir) == []
     assert [path for path in left_behind(open_dir) if not path.startswith("cache/v/")] == []
@@ -79,16 +87,36 @@ def engine_core(pid: int) -> int:
     pytest.fail(f"pid {pid} has no EngineCore")
 
 
-async def test_a_real_vllm_serves_loses_its_engine_core_comes_back_and_leaves_nothing(node: PoolManager) -> None:
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Its main thread does not run, as in a deadlock; no signal stopped it."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    if ptrace(PTRACE_ATTACH, pid, None, None) != 0:
+        pytest.skip(f"this machine lets nobody trace: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(pid, WALL)
+    try:
+        yield
+    finally:
+        ptrace(PTRACE_DETACH, pid, None, None)
+
+
+async def test_a_real_vllm_serves_hangs_loses_its_engine_core_comes_back_and_leaves_nothing(node: PoolManager) -> None:
     before = shared_memory()
     first = await node.ensure_ready("v")
     assert await chat(first["url"]) in ("length", "stop")
 
     core = engine_core(first["pid"])
+    with standing_still(core):
+        asked = asyncio.create_task(chat(first["url"]))  # its gauges will not know of it
+        await until(lambda: bool(node.events.recent("unhealthy")), "the standstill of its EngineCore to be noticed", 90)
+    assert "a prompt of the daemon's own has not been answered" in str(node.events.recent("unhealthy")[0].fields["last_error"])
+    assert await asked in ("length", "stop")
+    await until(lambda: node.status("v")["ready"], "it to be ready again", 30)
+
     os.kill(core, signal.SIGKILL)
     await until(lambda: node.status("v")["crash_count"] == 1, "the death of its EngineCore to be a crash", 60)
     crash = node.crashes("v")[0]
-    assert not alive(core) and crash["exit_code"] is not None
+    assert not alive(core) and (crash["exit_code"], crash["remediation"]["code"]) == (0, "look_at_worker")
     await until(lambda: node.status("v")["ready"], "the pool to be ready again", LOADING_S)
     again = node.status("v")
     assert again["restart_count"] == 1 and again["pid"] != first["pid"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -58,12 +59,16 @@ class Diagnosis:
 
 
 def diagnose(
-    record: ExitRecord, log: LaunchLog, engine: str, *, graceful: bool = False, was_ready: bool = False,
-    incidents: Sequence[Incident] = (),
+    record: ExitRecord, log: LaunchLog, engine: str, *, graceful: bool = False, was_ready: bool = False, ready_at: int = 0,
+    incidents: Sequence[Incident] = (), ruled_out: CrashClass | None = None,
 ) -> Diagnosis:  # fmt: skip
-    """Why ``engine`` ended. A deterministic class is given only to one that was never ready: another start may go well else."""
-    first = max(0, len(log.lines) - LATE_LINES) if was_ready else 0
-    cause = find_cause(log.lines[first:], engine)
+    """Why ``engine`` ended. A deterministic class is given only to one that was never ready: another start may go well else.
+
+    ``ready_at``: so many bytes it had written when it was ready; what it said before did not end it. ``ruled_out``: not of this
+    class, whatever its log says.
+    """
+    first = max(len(log.lines) - LATE_LINES, bisect_left(log.offsets, ready_at), 0) if was_ready else 0
+    cause = find_cause(log.lines[first:], engine, ruled_out=ruled_out)
     at = None if cause.at is None else cause.at + first
     crash, summary, remedy = _class_of(record, cause, graceful, was_ready, incidents)
     evidence = [Evidence(Source.EXIT_RECORD, _ending(record))]

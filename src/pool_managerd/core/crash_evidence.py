@@ -19,6 +19,8 @@ MAX_EVIDENCE_CHARS = 300
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,512}(?:\x07|\x1b\\)|[ -/]{0,8}[0-~])|\x00+")
 _PROGRESS = re.compile(r"\d ?%|\d/\d|\b(?:it/s|s/it)\b")
+_OF_A_REQUEST = re.compile(r"""\b(?:prompts?|content|inputs?)\b['"]?\s*[:=]""", re.IGNORECASE)
+"""What follows may be the words of a user, who can write of any error."""
 _ERROR_LEVEL = re.compile(r"\d+(?:\.\d+){1,5} E ")
 _PREFIX = re.compile(
     r"E |\d+(?:\.\d+){1,5} [DIWE] |\(\w+ ?(?:rank=\d+ )?(?:pid=\d+)?\) (?:(?:ERROR|WARNING|INFO) [\d: -]+\[\S+\] )?"
@@ -47,8 +49,8 @@ class Cause:
         return self.rule.remedy if self.rule is not None else ""
 
 
-def find_cause(lines: Sequence[str], engine: str) -> Cause:
-    """What in ``lines`` (one launch's log, oldest first) names why ``engine`` ended.
+def find_cause(lines: Sequence[str], engine: str, *, ruled_out: CrashClass | None = None) -> Cause:
+    """What in ``lines`` (one launch's log, oldest first) names why ``engine`` ended; a line of the class ``ruled_out`` does not.
 
     Without any that is known to name a cause, the last one that is no parting line; an empty text when there is none.
     """
@@ -62,17 +64,34 @@ def find_cause(lines: Sequence[str], engine: str) -> Cause:
         for rank, tier in enumerate(tiers[: best + 1]):
             if rank == best and not tier.last:
                 break  # the first at this rank stays
-            if _matching(tier.rules, line) is not None and PARTING.search(line) is None:
+            if _names(tier.rules, line) and not (ruled_out and _class_of(line, log) is ruled_out):
                 best, found, at = rank, line, number
                 break
     if at is None:
-        last = ((number, line) for number, line in reversed(said) if line.strip() and PARTING.search(line) is None)
+        last = (
+            (number, line) for number, line in reversed(said)
+            if line.strip() and PARTING.search(line) is None and _OF_A_REQUEST.search(line) is None
+        )  # fmt: skip
         at, found = next(last, (None, ""))
         return Cause(_quoted(found), at)
     seen = _matching(tiers[best].rules, found)
     part = seen.groupdict().get("said") if seen is not None else None
-    rule = next((rule for rule in meanings_of(log) if rule.pattern.search(found) is not None), None)
-    return Cause(_quoted(part or found), at, named=True, rule=rule)
+    return Cause(_quoted(part or found), at, named=True, rule=_meaning(found, log))
+
+
+def _meaning(line: str, log: str) -> Rule | None:
+    return next((rule for rule in meanings_of(log) if rule.pattern.search(line) is not None), None)
+
+
+def _class_of(line: str, log: str) -> CrashClass | None:
+    rule = _meaning(line, log)
+    return None if rule is None else rule.crash
+
+
+def _names(rules: Iterable[Rule], line: str) -> bool:
+    """Whether one of ``rules`` finds in ``line`` what is the engine's own and no farewell."""
+    found = _matching(rules, line)
+    return found is not None and PARTING.search(line) is None and _OF_A_REQUEST.search(line, 0, found.start()) is None
 
 
 def _matching(rules: Iterable[Rule], line: str) -> re.Match[str] | None:

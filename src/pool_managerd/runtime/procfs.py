@@ -127,6 +127,11 @@ def uids(pid: int) -> set[int]:
     return {int(uid) for uid in (status(pid) or {}).get("Uid", "").split()}
 
 
+def is_resource_tracker(pid: int) -> bool:
+    """Whether it is Python's own, which unlinks the shared memory of a program whose processes have all ended."""
+    return b"from multiprocessing.resource_tracker import main" in (_read(pid, "cmdline") or b"")
+
+
 def children(pid: int) -> list[int]:
     """The pids of the processes that any thread of ``pid`` started, zombies included."""
     if _read(os.getpid(), f"task/{os.getpid()}/children") is None:  # a kernel without CONFIG_PROC_CHILDREN

@@ -16,6 +16,7 @@ from pool_managerd.runtime import procfs
 
 _LEFTOVER_SECONDS = 5.0
 _TURN_SECONDS = 0.02
+_TRACKER_SECONDS = 2.0
 MAX_KEPT = 512
 _FIRST_SECONDS, _OFTEN_SECONDS, _SELDOM_SECONDS = 0.02, 2.0, 5.0
 _YOUNG_SECONDS = 30.0
@@ -34,6 +35,24 @@ def has_living_children() -> bool:
     """Whether one of our children has not ended; zombies have."""
     states = (procfs.stat(pid) for pid in procfs.children(os.getpid()))
     return any(found is not None and found.state not in "ZX" for found in states)
+
+
+def kill_all_but_trackers(wakeup: int) -> None:
+    """Where a Python of theirs has a resource tracker, kill the others first: it then unlinks what they shared, and ends."""
+    until = time.monotonic() + _TRACKER_SECONDS
+    while time.monotonic() < until:
+        living = [
+            pid for pid in procfs.children(os.getpid()) if (seen := procfs.stat(pid)) is not None and seen.state not in "ZX"
+        ]
+        others = [pid for pid in living if not procfs.is_resource_tracker(pid)]
+        if len(others) == len(living):
+            return
+        for pid in others:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)  # a child of ours that is not reaped: the pid is still its own
+        select.select([wakeup], [], [], _TURN_SECONDS)
+        with suppress(BlockingIOError):
+            os.read(wakeup, 4096)
 
 
 def kill_descendants(wakeup: int) -> list[int]:

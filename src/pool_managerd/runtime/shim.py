@@ -282,6 +282,7 @@ class Shim:
         uptime = time.monotonic() - self._started
         kills, scope = self._oom.kills()
         self._let_descendants_end()
+        reaper.kill_all_but_trackers(self._wakeup)
         self._signal_group(signal.SIGKILL)
         _, status, usage = os.wait4(self._engine, 0)
         self._engine = 0

@@ -19,7 +19,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.announcement import Announcement
-from pool_managerd.supervision.crash_reports import CrashReports
+from pool_managerd.supervision.crash_reports import CrashReports, written
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
@@ -283,8 +283,11 @@ class PoolActor:
             case do.WritePid(pid=pid):
                 self._s.files.write_pid(self.pool.instance_id, pid)
             case do.Announce():
+                launch = self.pool.launch
+                if launch.ready_at == 0:
+                    self.learn(launch.epoch, ready_at=written(self._s, self.pool.instance_id, launch.log_mark))
                 if (path := self._files.announce()) is not None:
-                    self.learn(self.pool.launch.epoch, handoff_path=str(path))
+                    self.learn(launch.epoch, handoff_path=str(path))
                 self._s.gpus.wake()
             case do.StopEngine(grace_ms=grace_ms) if process is not None:
                 process.stop(grace_ms)

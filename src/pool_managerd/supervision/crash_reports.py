@@ -94,6 +94,15 @@ def launch_log(s: Services, instance: InstanceId, mark: Mapping[int, int]) -> La
     return replace(log, lines=tuple(map(s.events.clean, log.lines)))
 
 
+def written(s: Services, instance: InstanceId, mark: Mapping[int, int]) -> int:
+    """How many bytes that launch has written; 0 where it cannot be seen."""
+    try:
+        now = s.files.log_mark(instance)
+    except PoolError:
+        return 0
+    return sum(max(0, size - mark.get(part, 0)) for part, size in now.items())
+
+
 def _action_of(effects: Iterable[do.Effect]) -> str | None:
     """What is done next, in a few words; None where the step decides nothing of that."""
     says = [effect for effect in effects if isinstance(effect, do.Say)]

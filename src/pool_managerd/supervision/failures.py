@@ -20,10 +20,14 @@ _REASONS = {
 
 
 def ending(
-    record: ExitRecord, log: LaunchLog, prepared: PreparedEngine, *, was_ready: bool, incidents: Sequence[Incident] = ()
-) -> Diagnosis:
+    record: ExitRecord, log: LaunchLog, prepared: PreparedEngine, *, was_ready: bool, ready_at: int = 0,
+    incidents: Sequence[Incident] = (), ruled_out: CrashClass | None = None,
+) -> Diagnosis:  # fmt: skip
     """Why ``prepared`` ended. ``log`` is that of this launch alone; ``incidents`` are what its GPUs met just before."""
-    return diagnose(record, log, prepared.engine, graceful=prepared.verbatim, was_ready=was_ready, incidents=incidents)
+    return diagnose(
+        record, log, prepared.engine, graceful=prepared.verbatim, was_ready=was_ready, ready_at=ready_at, incidents=incidents,
+        ruled_out=ruled_out,
+    )  # fmt: skip
 
 
 def exit_event(epoch: int, record: ExitRecord, why: Diagnosis) -> ev.Exited:

@@ -19,8 +19,8 @@ class Launch:
     """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total.
 
     ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
-    ``log_mark`` is where its part of the log begins, ``log_tail`` the end of that part, read once when the engine has ended,
-    and ``diagnosis`` why it has.
+    ``log_mark`` is where its part of the log begins, ``ready_at`` how many bytes of it there were when it was ready, ``log_tail``
+    the end of that part, read once when the engine has ended, and ``diagnosis`` why it has.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
     ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
     daemon started, was made of and is another now.
@@ -36,6 +36,7 @@ class Launch:
     handoff_path: str | None = None
     cause: PoolError | None = None
     log_mark: Mapping[int, int] = field(default_factory=dict)
+    ready_at: int = 0
     log_tail: tuple[str, ...] = ()
     diagnosis: Diagnosis | None = None
     first_token_ms: float | None = None

@@ -20,13 +20,14 @@ from pool_managerd import failpoints
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import Diagnosis, LaunchLog
+from pool_managerd.core.crash_report import Source
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
-from pool_managerd.supervision.crash_reports import launch_log
+from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
@@ -212,25 +213,32 @@ class LaunchWork:
         launch = self._pool.launch
         incidents = self._s.gpus.incidents(launch.device_uuids) if launch.epoch == epoch else []
 
-        def explained() -> tuple[LaunchLog, Diagnosis]:
-            log = launch_log(self._s, prepared.instance_id, log_mark) if quote else LaunchLog()
-            return log, ending(record, log, prepared, was_ready=was_ready, incidents=incidents)
+        ready_at = launch.ready_at if launch.epoch == epoch else 0
 
-        log, why = await asyncio.to_thread(explained) if self._wrote_much(prepared, log_mark) else explained()
-        if record.code and why.crash is CrashClass.PROCESS_EXIT and self._pool.instance.last_good_at is None:
-            # An engine that logs from a thread of its own may end without a word; who holds its port tells all the same.
-            found = await self._s.listener(process.pid, prepared.host, prepared.port)
-            why = why.port_taken(prepared.port, found.who) if found.owner == "other" else why
+        def explained(ruled_out: CrashClass | None = None) -> tuple[LaunchLog, Diagnosis]:
+            log = launch_log(self._s, prepared.instance_id, log_mark) if quote else LaunchLog()
+            return log, ending(
+                record, log, prepared, was_ready=was_ready, ready_at=ready_at, incidents=incidents, ruled_out=ruled_out
+            )
+
+        much = written(self._s, prepared.instance_id, log_mark) > LONG_LOG_BYTES  # reading it takes time that others would notice
+        log, why = await asyncio.to_thread(explained) if much else explained()
+        if record.code and self._pool.instance.last_good_at is None:
+            why = await self._with_its_port(process, prepared, why, lambda: explained(CrashClass.PORT_CONFLICT)[1])
         self._actor.learn(epoch, log_tail=log.lines[-LOG_TAIL_LINES:], diagnosis=why)
         self._actor.post(exit_event(epoch, record, why))
 
-    def _wrote_much(self, prepared: PreparedEngine, log_mark: Mapping[int, int]) -> bool:
-        """Whether reading its log takes so long that other pools would notice."""
-        try:
-            now = self._s.files.log_mark(prepared.instance_id)
-        except PoolError:
-            return False
-        return sum(max(0, size - log_mark.get(part, 0)) for part, size in now.items()) > LONG_LOG_BYTES
+    async def _with_its_port(
+        self, process: Process, prepared: PreparedEngine, why: Diagnosis, otherwise: Callable[[], Diagnosis]
+    ) -> Diagnosis:
+        """Who holds its port tells more than its log: an engine may end without a word, or speak of another port than this."""
+        if why.crash not in (CrashClass.PROCESS_EXIT, CrashClass.PORT_CONFLICT):
+            return why
+        found = await self._s.listener(process.pid, prepared.host, prepared.port)
+        if why.crash is CrashClass.PROCESS_EXIT:
+            return why.port_taken(prepared.port, found.who) if found.owner == "other" else why
+        else_ = otherwise() if found.owner == "nobody" else why
+        return else_ if else_.quoted and any(e.source is Source.LOG for e in else_.evidence) else why
 
     # --- requests to the engine ---
 
