@@ -99,7 +99,7 @@ def test_it_works_with_more_files_open_than_select_knows() -> None:
 def test_it_ends_with_the_daemon_that_asked(root: Path) -> None:
     code = (
         "import sys; from tests.conftest import confined\n"
-        "confined()(['/bin/sh', '-c', 'setsid sleep 60 >&- 2>&- & echo $! > $0; wait', sys.argv[1]], {}, 60, 100)"
+        "confined()(['/bin/sh', '-c', 'setsid sleep 60 >&- 2>&- & echo $! $TMPDIR > $0; wait', sys.argv[1]], {}, 60, 100)"
     )
     told = root / "told"
     told.touch()
@@ -109,8 +109,11 @@ def test_it_ends_with_the_daemon_that_asked(root: Path) -> None:
     deadline = time.monotonic() + 15
     while not told.read_text().strip():
         assert time.monotonic() < deadline, "it was never run"
-    sleeper = int(told.read_text())
+    pid, temporary = told.read_text().split()
+    sleeper = int(pid)
     end(daemon.pid, signal.SIGKILL)
     daemon.wait()
     while alive(sleeper):
         assert time.monotonic() < deadline, f"{procfs.stat(sleeper)} outlived the daemon"
+    while Path(temporary).exists():
+        assert time.monotonic() < deadline, "its temporary directory outlived the daemon"

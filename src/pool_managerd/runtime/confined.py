@@ -47,7 +47,7 @@ class ConfinedRun:
             "timeout_s": timeout_s, "max_bytes": max_bytes,
         }  # fmt: skip
         with self._lock, _scratch(user) as places:
-            return self._ask({**order, "env": {**env, **places}}, timeout_s)
+            return self._ask({**order, "env": {**env, **places}, "temporary": places.get("TMPDIR")}, timeout_s)
 
     def _ask(self, order: Mapping[str, object], timeout_s: float) -> ProgramAnswer:
         try:

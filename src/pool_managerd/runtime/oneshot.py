@@ -24,7 +24,7 @@ def main() -> None:
     from forkserver import make_package_importable  # type: ignore[import-not-found]
 
     make_package_importable()
-    from pool_managerd.runtime import confine, reaper
+    from pool_managerd.runtime import confine, reaper, removal
 
     confine.set_name("pm-probe")
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
@@ -46,6 +46,8 @@ def main() -> None:
         os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still the child's
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     reaper.kill_descendants(wakeup)
+    if (temporary := order.get("temporary")) is not None:  # a daemon that died cannot do it
+        removal.remove_temporary(*os.path.split(temporary))
     answer = {"output": base64.b64encode(printed).decode(), "code": code if ended else None, "failed": failed}
     os.write(1, json.dumps(answer).encode() + b"\n")
 
