@@ -169,7 +169,7 @@ async def test_a_real_engine_under_thirty_clients_with_long_prompts_is_never_rep
         outcome = await PreloadOutcome.execute("p", node)
         url = node.status("p")["url"]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as many:
-            prompts = (f"{number}: " + "the quick brown fox jumps over the lazy dog " * 12 for number in range(30))
+            prompts = (f"{number}: " + "the quick brown fox jumps over the lazy dog " * 6 for number in range(30))
             answers = await asyncio.gather(*(complete(many, url, prompt, 4) for prompt in prompts))
         assert answers == [200] * 30, (answers, told(node, "unhealthy"), told(node, "crash"))
         await until(lambda: node.status("p")["ready"], "it to be ready, once it has nothing more to do")

@@ -31,8 +31,6 @@ from pool_managerd.store.place import StatePlace, code_of, is_damage, linked_par
 
 SCHEMA_VERSION = 2
 CHECK_S = 5.0
-_GATHER_S = 0.02
-"""Where nobody waits: one commit for all that came within it, and no thread that competes with who has more to do."""
 # Room and locks come and go; after anything else the pages that SQLite remembers may not be on disk.
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
@@ -55,7 +53,6 @@ class StateStore:
         self.last_error: str | None = None
         self.listener: Callable[[str | None, str | None], None] = lambda _trouble, _told: None
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self._closed = False
@@ -176,7 +173,6 @@ class StateStore:
             raise self._unwritable("the state is closed: the daemon is shutting down")
         done: Future[None] = Future()
         self._orders.put((change, done))
-        self._hurry.set()
         try:
             await asyncio.shield(asyncio.wrap_future(done))
         except (sqlite3.Error, OSError) as problem:
@@ -190,8 +186,6 @@ class StateStore:
             orders: list[_Order | None] = []
             with suppress(queue.Empty):
                 orders.append(self._orders.get(timeout=self._check_s))
-                self._hurry.wait(_GATHER_S)
-                self._hurry.clear()
                 while True:
                     orders.append(self._orders.get_nowait())
             ended = None in orders
@@ -264,7 +258,6 @@ class StateStore:
         self._closed = True
         if self._thread is not None:
             self._orders.put(None)
-            self._hurry.set()
             await asyncio.to_thread(self._thread.join, 10)
             self._thread = None
         if self._db is not None:

@@ -9,8 +9,6 @@ import threading
 import time
 
 _MAX_LINES = 4096
-_GATHER_S = 0.01
-"""Lines that come within it are one write, and the thread does not compete with who has more to say."""
 
 
 class LogSink:
@@ -26,7 +24,6 @@ class LogSink:
         self._dropped_lock = threading.Lock()
         self._dropped = 0  # since the last line that got through
         self._closed = False
-        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -46,23 +43,17 @@ class LogSink:
             return
         self._closed = True
         deadline = time.monotonic() + timeout
-        self._hurry.set()
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
-        lines: list[bytes | None] = []
-        while None not in lines:
-            lines = [self._queue.get()]
-            self._hurry.wait(_GATHER_S)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    lines.append(self._queue.get_nowait())
+        while (line := self._queue.get()) is not None:
             with self._dropped_lock:
                 missed, self._dropped = self._dropped, 0
-            first = b'{"level":"warn","action":"log_dropped","lines":%d}\n' % missed if missed else b""
-            if not self._write_all(first + b"".join(line for line in lines if line is not None)):
+            if missed:
+                line = b'{"level":"warn","action":"log_dropped","lines":%d}\n' % missed + line
+            if not self._write_all(line):
                 self._closed = True
                 return
 
