@@ -82,11 +82,11 @@ def check_response(status: int, content_type: str, body: bytes) -> ProbeResult:
 
 
 def start_gap_ms(waited_ms: int, longest_ms: int) -> int:
-    """The gap before the next start-up probe: a sixteenth of the wait so far, at least 2 ms, up to ``longest_ms``.
+    """The gap before the next start-up probe: a sixteenth of the wait so far, at least 8 ms, up to ``longest_ms``.
 
     Readiness is noticed late by a few percent of the load time at most, whatever that is.
     """
-    return min(max(2, waited_ms // 16), longest_ms)
+    return min(max(8, waited_ms // 16), longest_ms)
 
 
 def next_probe_at(now: float, interval_s: float) -> float:

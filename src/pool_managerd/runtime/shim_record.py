@@ -14,7 +14,7 @@ from typing import Any
 
 from pool_managerd.runtime import wire
 
-_LOOK_SECONDS = 5.0
+_LOOK_SECONDS = 4.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -45,12 +45,10 @@ class ShimRecord:
         with suppress(FileNotFoundError):
             os.unlink(self._name, dir_fd=self._shims)
 
-    def milliseconds_to_look(self) -> float:
-        """When the next look is due."""
-        return max(0.0, (self._due - time.monotonic()) * 1000 + 1)
-
     def look(self) -> None:
-        """Write it again where it is gone, when a look is due. What cannot be done now is tried at the next one."""
+        """Write it again where it is gone. Called at every turn, which there are enough of; most do nothing. What cannot be done
+        now is tried at the next one.
+        """
         now = time.monotonic()
         if now < self._due:
             return
