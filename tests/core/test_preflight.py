@@ -292,7 +292,9 @@ def test_open_files_must_do_for_all_pools() -> None:
 def test_ports_that_are_taken_are_found() -> None:
     facts = machine(gpu(), ports_taken=frozenset({8080, 9200}))
     wants = pools({"ports": (8080, 8081)}, control_port=9200)
-    assert the(facts, wants, "port_taken").subject == "port 8080"
+    found = the(facts, wants, "port_taken")
+    assert (found.subject, found.level) == ("port 8080", "warn"), "it has another one of its own"
+    assert the(facts, pools({"ports": (8080,)}), "port_taken").level == "fail"
     assert the(facts, wants, "control_port").level == "warn"
     assert codes(facts, pools({}, {}, engine_ports=(8080, 8081))) == ["engine_ports"]
     assert codes(facts, pools({}, engine_ports=(8080, 8081))) == []

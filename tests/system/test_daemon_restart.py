@@ -129,6 +129,22 @@ def test_an_engine_whose_runtime_files_were_cleared_away_is_taken_over_all_the_s
     assert not alive(pid) and mentioning(daemon.folder) == []
 
 
+def test_engines_of_an_earlier_runtime_directory_are_ended_and_that_is_said(make: Make) -> None:
+    daemon = make().start()
+    pid = daemon.preload("p")["pid"]
+    daemon.kill()
+    before, daemon.run = daemon.run, daemon.folder / "elsewhere"
+    daemon.config.write_text(daemon.config.read_text().replace(f"runtime_dir: {before}", f"runtime_dir: {daemon.run}"))
+    daemon.start()
+    daemon.until(lambda s: s["ready"], "the pool to be ready anew")
+    assert daemon.status()["pid"] != pid and not alive(pid)
+    assert any(
+        f"The runtime directory was {before}" in line["human"] and "'p'" in line["human"] for line in daemon.lines("notice")
+    )
+    assert daemon.terminate() == 0
+    assert mentioning(daemon.folder) == []
+
+
 def test_leases_and_the_deadline_of_a_drain_go_on_under_the_next_daemon(make: Make) -> None:
     daemon = make().start()
     pid = daemon.preload("p", slots_total=4)["pid"]

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
 from pool_managerd.runtime.spawner import Spawner
+from pool_managerd.runtime.survivors import stop_survivors
 from pool_managerd.runtime.usage import EngineUsages
 from pool_managerd.store.journal import Journal
 from pool_managerd.store.leases import LeaseStore
@@ -56,6 +58,8 @@ def ignore_fatal(problem: BaseException) -> None:
 
 
 _LOCKS_S = 5.0
+_PLACE = "place"
+"""The kind of the fact that says where the runtime directory was."""
 
 
 class SystemClock:
@@ -147,6 +151,7 @@ class Adapters:
             stored = self.store.open()
             self.kept_leases = self.leases.open(self.events.from_threads())
             self.notices += self.files.prepare()
+            self.notices += await self._leave_earlier_place()
             self._adoption.find()
             await self.gpu_parts.open()
             await self._spawner.start()
@@ -159,6 +164,32 @@ class Adapters:
         if self.store.degraded:
             self.notices.append(self.store.degraded)
         return stored
+
+    async def _leave_earlier_place(self) -> list[str]:
+        """Where the runtime directory was another one: engines that still run there are ended, as nobody would know them again.
+
+        A sentence for each.
+        """
+        now, known = str(self.config.daemon.runtime_dir.resolve()), self.store.facts(_PLACE).get("runtime_dir", {}).get("path")
+        if known == now:
+            return []
+        told: list[str] = []
+        if isinstance(known, str) and _had_engines(Path(known)):
+            lock, records = DirectoryLock(Path(known), "runtime directory", 0o755), RuntimeFiles(Path(known)).records
+            try:
+                lock.acquire()
+            except NodeError:  # another daemon's, by now
+                return []
+            try:
+                left = [record.identity for record in records.all() if record.exit is None]
+                ended = await stop_survivors(left, self.config.supervision.stop_grace_ms)
+                told = [f"The runtime directory was {known}: {survivor.human}" for survivor in ended]
+                for identity in left:
+                    records.forget(identity)
+            finally:
+                lock.release()
+        self.store.note_fact(_PLACE, "runtime_dir", {"path": now})
+        return told
 
     def _tell_of_state(self, trouble: str | None, done: str | None) -> None:
         self.events.state_trouble = trouble
@@ -238,3 +269,7 @@ def default_adapters(config: Config, redactor: Redactor | None = None) -> Adapte
             hint="mount -t proc proc /proc  # or unshare with --mount-proc", retriable=False,
         )  # fmt: skip
     return Adapters(config, redactor)
+
+
+def _had_engines(runtime_dir: Path) -> bool:
+    return (runtime_dir / "shims").is_dir()

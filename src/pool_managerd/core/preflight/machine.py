@@ -120,10 +120,11 @@ def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
 
 def _ports(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     for pool in wants.local_pools:
-        for port in pool.ports:
-            if port in facts.ports_taken:
-                message = f"cannot give port {port} to pool {pool.pool_id}: something listens there"
-                yield Finding("port_taken", FAIL, f"port {port}", message, (f"ss -ltnp 'sport = :{port}'",))
+        taken = [port for port in pool.ports if port in facts.ports_taken]
+        for port in taken:
+            message = f"cannot give port {port} to pool {pool.pool_id}: something listens there"
+            level = FAIL if len(taken) == len(pool.ports) else WARN  # it takes another one of its own
+            yield Finding("port_taken", level, f"port {port}", message, (f"ss -ltnp 'sport = :{port}'",))
     if wants.control_port and wants.control_port in facts.ports_taken:
         message = f"something listens on the control API's port {wants.control_port} already, perhaps a running daemon"
         yield Finding("control_port", WARN, f"port {wants.control_port}", message, (f"ss -ltnp 'sport = :{wants.control_port}'",))
