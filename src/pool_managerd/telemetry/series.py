@@ -51,7 +51,9 @@ BREAKER_OPENED = Series(
 )
 STORMS = Series("restart_storm_total", "counter", ("pool_id",), "Times that a storm of restarts began.")
 DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
-HEALTH_CHECKS = Series("pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error, timeout, or discarded.")
+HEALTH_CHECKS = Series(
+    "pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error, timeout, or discarded."
+)
 HANDOFF_FILES = Series(
     "pool_handoff_files_processed_total", "counter", ("pool_id", "outcome"), "Handoff files read from the runtime directory."
 )
