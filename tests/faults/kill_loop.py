@@ -181,8 +181,11 @@ class Client(threading.Thread):
             return
         pid = status[1]["pid"]
         if str(pool.port).encode() in _command_line(pid):  # an engine of ours, by its own command line
-            os.kill(pid, self._random.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
-            if not status[1]["ready"]:  # a preload that fails is not tried again, and not by the next daemon either
+            number = self._random.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+            os.kill(pid, number)
+            # A preload that fails is not tried again, an engine that ends with code 0 has done its work, and the next daemon
+            # knows both.
+            if number == signal.SIGTERM or not status[1]["ready"]:
                 pool.desired = None
 
 
