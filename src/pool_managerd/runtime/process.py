@@ -186,11 +186,8 @@ class EngineProcess:
         if record is None:
             record = await self._end_without_shim()
         self._release()
-        if self._told is None or record.stopped_by_us:
-            with suppress(NodeError):  # a broken disk must not cost the outcome
-                self._records.forget(self.identity)
-        else:  # the next launch has a record of its own, and does not wait for the disk
-            self._records.forget_soon(self.identity)
+        with suppress(NodeError):  # a broken disk must not cost the outcome
+            self._records.forget(self.identity)  # at once: the next daemon would count this end again
         return record
 
     async def _end_without_shim(self) -> ExitRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -19,7 +18,6 @@ from pool_managerd.runtime.directory import ConfinedDirectory
 from pool_managerd.runtime.identity import Identity
 
 MAX_RECORD_BYTES = 256 << 10
-_SOON_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,6 @@ class InstanceRecords:
     def __init__(self, path: Path) -> None:
         self._directory = ConfinedDirectory(path, 0o700, closed=0o077)
         self._doubtful = False
-        self._read_ones: dict[str, asyncio.TimerHandle] = {}
 
     def prepare(self) -> list[str]:
         """Create the directory; what was put right. Raises NodeError, also when it belongs to somebody else."""
@@ -80,22 +77,6 @@ class InstanceRecords:
     def forget(self, identity: Identity) -> None:
         """Remove the record of an instance whose end was read. Raises NodeError."""
         self._directory.remove(Path(identity.record_path).name)
-
-    def forget_soon(self, identity: Identity) -> None:
-        """As ``forget``, in a moment: the launch that follows goes first. ``flush`` does it now. On a broken disk it stays."""
-        name = Path(identity.record_path).name
-        self._read_ones[name] = asyncio.get_running_loop().call_later(_SOON_SECONDS, self._forget_read, name)
-
-    def flush(self) -> None:
-        """Remove what was to be removed soon."""
-        for name, timer in list(self._read_ones.items()):
-            timer.cancel()
-            self._forget_read(name)
-
-    def _forget_read(self, name: str) -> None:
-        del self._read_ones[name]
-        with suppress(NodeError):
-            self._directory.remove(name)
 
     def remove_temporaries(self) -> None:
         """Remove what shims that were killed while writing left behind. Raises NodeError."""

@@ -205,7 +205,6 @@ class Adapters:
         await self.prober.close()
         await self.gpu_parts.monitor.close()
         await self._spawner.close()
-        self.files.records.flush()
         await self._close_stores()
         self.unclaim()
 
