@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 from pool_managerd.runtime import procfs
@@ -33,26 +34,23 @@ def reap_orphans(engine: int) -> None:
 
 def has_living_children() -> bool:
     """Whether one of our children has not ended; zombies have."""
-    states = (procfs.stat(pid) for pid in procfs.children(os.getpid()))
-    return any(found is not None and found.state not in "ZX" for found in states)
+    return bool(_living_children())
+
+
+def _living_children() -> list[int]:
+    seen = ((pid, procfs.stat(pid)) for pid in procfs.children(os.getpid()))
+    return [pid for pid, found in seen if found is not None and found.state not in "ZX"]
 
 
 def kill_all_but_trackers(wakeup: int) -> None:
     """Where a Python of theirs has a resource tracker, kill the others first: it then unlinks what they shared, and ends."""
     until = time.monotonic() + _TRACKER_SECONDS
     while time.monotonic() < until:
-        living = [
-            pid for pid in procfs.children(os.getpid()) if (seen := procfs.stat(pid)) is not None and seen.state not in "ZX"
-        ]
+        living = _living_children()
         others = [pid for pid in living if not procfs.is_resource_tracker(pid)]
         if len(others) == len(living):
             return
-        for pid in others:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)  # a child of ours that is not reaped: the pid is still its own
-        select.select([wakeup], [], [], _TURN_SECONDS)
-        with suppress(BlockingIOError):
-            os.read(wakeup, 4096)
+        _kill(others, wakeup)
 
 
 def kill_descendants(wakeup: int) -> list[int]:
@@ -72,12 +70,17 @@ def kill_descendants(wakeup: int) -> list[int]:
         left = procfs.children(me)
         if time.monotonic() >= deadline:
             return left
-        for pid in left:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)  # a child of ours that is not reaped: the pid is still its own
-        select.select([wakeup], [], [], _TURN_SECONDS)
-        with suppress(BlockingIOError):
-            os.read(wakeup, 4096)
+        _kill(left, wakeup)
+
+
+def _kill(children: Iterable[int], wakeup: int) -> None:
+    """Kill them, and wait a moment for one to end."""
+    for pid in children:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)  # a child of ours that is not reaped: the pid is still its own
+    select.select([wakeup], [], [], _TURN_SECONDS)
+    with suppress(BlockingIOError):
+        os.read(wakeup, 4096)
 
 
 class Lineage:

@@ -203,14 +203,13 @@ def exited(pool: PoolState, e: ev.Exited, now: float, p: Policy) -> Step:
         human = f"Engine of pool '{pool.pool_id}' ended by itself with code 0; the pool is offline"
         say = do.Say("exit", human, fields={"exit_code": 0})
         return then((*effects, say), _after_reaping(on(gone, after=After.STAY), now, p))
-    gone, said = _crash(gone, e, now, never_ready=never_ready)  # 4
+    gone, said = _crash(gone, e, never_ready=never_ready)  # 4
     return then((*effects, said), _after_reaping(gone, now, p))
 
 
-def _crash(pool: PoolState, e: ev.Exited, now: float, *, never_ready: bool) -> tuple[PoolState, do.Say]:
+def _crash(pool: PoolState, e: ev.Exited, *, never_ready: bool) -> tuple[PoolState, do.Say]:
     name, started_at = signal_name(e.signal), pool.active.started_at
-    ended_at = now if pool.active.asked else pool.active.since  # the record may have come late
-    uptime = 0.0 if started_at is None else ended_at - started_at
+    uptime = 0.0 if started_at is None else pool.active.since - started_at  # to its death: the record may have come late
     summary = e.summary or (f"signal {name}" if name else f"exit_code={e.code}")
     error = summary
     if never_ready:
