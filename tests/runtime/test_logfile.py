@@ -17,6 +17,14 @@ def folder(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The log's clock, to be moved."""
+    moment = [100.0]
+    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: moment[0])
+    return moment
+
+
 def make(folder: int, **limits: int) -> LogFile:
     defaults = {"max_bytes": 1000, "keep": 2, "bytes_per_second": 1 << 30}
     log = LogFile(folder, "log", **{**defaults, **limits})
@@ -86,11 +94,7 @@ def test_a_link_planted_while_running_is_not_written_through(folder: int, tmp_pa
     assert log.dropped_bytes == len(b"overwritten")
 
 
-def test_above_the_rate_whole_reads_are_dropped_with_one_marker(
-    folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: now[0])
+def test_above_the_rate_whole_reads_are_dropped_with_one_marker(folder: int, tmp_path: Path, now: list[float]) -> None:
     log = make(folder, max_bytes=1 << 20, bytes_per_second=1000)
     log.write(b"a" * 900)
     log.write(b"b" * 900)
@@ -104,10 +108,8 @@ def test_above_the_rate_whole_reads_are_dropped_with_one_marker(
 
 
 def test_what_was_dropped_is_due_when_its_second_is_over_whatever_comes_next(
-    folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: int, tmp_path: Path, now: list[float]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: now[0])
     log = make(folder, max_bytes=1 << 20, bytes_per_second=10)
     log.write(b"spam\n")
     assert log.milliseconds_to_look() > 60_000, "nothing was dropped"
@@ -121,9 +123,9 @@ def test_what_was_dropped_is_due_when_its_second_is_over_whatever_comes_next(
     assert log.milliseconds_to_look() > 60_000
 
 
-def test_a_disk_that_stays_full_is_asked_once_a_second(folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pool_managerd.runtime.logfile.time.monotonic", lambda: now[0])
+def test_a_disk_that_stays_full_is_asked_once_a_second(
+    folder: int, tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = make(folder, max_bytes=1 << 20, bytes_per_second=10)
     log.write(b"x" * 11)
     monkeypatch.setattr("pool_managerd.runtime.logfile.os.write", lambda fd, data: 0)

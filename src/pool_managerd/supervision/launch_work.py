@@ -237,8 +237,10 @@ class LaunchWork:
         found = await self._s.listener(process.pid, prepared.host, prepared.port)
         if why.crash is CrashClass.PROCESS_EXIT:
             return why.port_taken(prepared.port, found.who) if found.owner == "other" else why
-        else_ = otherwise() if found.owner == "nobody" else why
-        return else_ if else_.quoted and any(e.source is Source.LOG for e in else_.evidence) else why
+        if found.owner != "nobody":
+            return why
+        other = otherwise()
+        return other if any(e.source is Source.LOG for e in other.evidence) else why
 
     # --- requests to the engine ---
 
