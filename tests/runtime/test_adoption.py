@@ -159,6 +159,16 @@ async def test_an_engine_of_the_first_release_that_wrote_no_launch_down_is_stopp
     assert survivor.outcome == "stopped" and not alive(identity.pid)
 
 
+async def test_it_runs_since_its_order_and_since_its_process_where_a_release_did_not_write_that_down(root: Path) -> None:
+    identity = leave_survivor(root, "/bin/sleep", "60")
+    rewrite(root, lambda record: record.update(began_at=123.5))
+    assert found(root).left()["p"].started_at == 123.5
+    rewrite(root, lambda record: record.pop("began_at"))
+    assert abs(found(root).left()["p"].started_at - procfs.started_at(identity.start_ticks)) < 0.1
+    end(identity.shim_pid, signal.SIGUSR1)
+    await eventually(lambda: not alive(identity.pid))
+
+
 async def test_an_engine_can_be_adopted_once(root: Path) -> None:
     leave_survivor(root, "/bin/sleep", "60")
     here = found(root)

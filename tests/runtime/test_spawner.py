@@ -4,6 +4,8 @@ import asyncio
 import os
 import resource
 import signal
+import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from pool_managerd.errors import EngineError, NodeError
 from pool_managerd.runtime import procfs
+from pool_managerd.runtime.process import EngineProcess
 from pool_managerd.runtime.spawner import Spawner
 from tests.runtime.support import Bench, alive, end, eventually, sh, within
 
@@ -67,28 +70,53 @@ async def test_closing_ends_the_fork_server_and_leaves_engines_alone(bench: Benc
     assert (await within(2, process)).signal == signal.SIGKILL
 
 
-async def test_a_shim_waits_in_advance_takes_the_next_order_and_goes_with_the_daemon(bench: Bench) -> None:
-    first = await bench.launch(sh("exec sleep 60"))
+async def spare_of(bench: Bench, *others: EngineProcess) -> tuple[int, int]:
+    """The shim that waits for an order, and the child that waits in it, when both are there."""
     server = bench.spawner.pid
     assert server is not None
-    await eventually(lambda: len(procfs.children(server)) == 2)
-    (spare,) = set(procfs.children(server)) - {first.shim_pid}
+
+    def found() -> list[tuple[int, int]]:
+        spares = set(procfs.children(server)) - {process.shim_pid for process in others}
+        return [(spare, child) for spare in spares for child in procfs.children(spare) if procfs.name(child) == "pm-engine"]
+
+    await eventually(lambda: len(found()) == 1)
+    return found()[0]
+
+
+async def test_a_shim_and_its_child_wait_in_advance_take_the_next_order_and_go_with_the_daemon(bench: Bench) -> None:
+    first = await bench.launch(sh("exec sleep 60"))
+    spare, child = await spare_of(bench, first)
+    before = time.monotonic()
     second = await bench.launch(sh("exec sleep 60", pool_id="q"))
-    assert second.shim_pid == spare
-    await eventually(lambda: len(procfs.children(server)) == 3)
-    (spare,) = set(procfs.children(server)) - {first.shim_pid, second.shim_pid}
+    assert (second.shim_pid, second.pid) == (spare, child)
+    (record,) = (record for record in bench.files.records.all() if record.identity.pid == child)
+    assert record.began_at is not None and before < record.began_at < time.monotonic(), (
+        "it began with its order, not when its process was forked"
+    )
+    spare, child = await spare_of(bench, first, second)
     await bench.spawner.close()
-    await eventually(lambda: not alive(spare))
+    await eventually(lambda: not alive(spare) and not alive(child))
     assert alive(first.pid) and alive(second.pid)
 
 
-async def test_a_spare_shim_that_was_killed_costs_nothing_but_itself(bench: Bench) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["the shim", "its child"])
+async def test_a_spare_that_was_killed_costs_nothing_but_itself(bench: Bench, which: int) -> None:
     process = await bench.launch(sh("exec sleep 60"))
-    server = bench.spawner.pid
-    assert server is not None
-    await eventually(lambda: len(procfs.children(server)) == 2)
-    end((set(procfs.children(server)) - {process.shim_pid}).pop())
+    end((await spare_of(bench, process))[which])
     assert (await bench.run(sh("exit 5"), epoch=2)).code == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a process that has not executed yet")
+async def test_the_child_that_waits_holds_nothing_of_the_daemon_or_its_shim(bench: Bench, tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(held, True)
+    try:
+        process = await bench.launch(sh("exec sleep 60"))
+        _, child = await spare_of(bench, process)
+        kinds = Counter(name.partition(":")[0].partition("[")[0] for name in map(str, open_files(child)))
+        assert kinds == {"/dev/null": 1, "pipe": 3, "socket": 1}, "in, out, error, its status, its order"
+    finally:
+        os.close(held)
 
 
 looks_into_shims = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into the fork server and its shims")

@@ -91,4 +91,5 @@ class Adoption:
         if record.exit is None and not who.shim_runs() and who.engine_runs():
             return None  # nobody keeps its output or would collect it
         ready = self._files.announced_pid(record.launch.instance) == who.pid
-        return LeftEngine(record.launch, procfs.started_at(who.start_ticks), ready, record.exit)
+        began_at = procfs.started_at(who.start_ticks) if record.began_at is None else record.began_at
+        return LeftEngine(record.launch, began_at, ready, record.exit)

@@ -1,7 +1,7 @@
 """What happens to an engine between fork and exec. Stdlib only; runs in the forked child of a shim.
 
-The steps are ordered: what needs privileges comes before they are given up, and the parent-death signal comes
-after the change of user, which would clear it. Each step has a name, so that a failure can be told.
+The steps are ordered: what needs privileges comes before they are given up, and the parent-death signal comes once more
+after the change of user, which clears it. Each step has a name, so that a failure can be told.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import ctypes
 import os
 import resource
 import signal
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -46,12 +47,48 @@ def set_name(name: str) -> None:
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
 
 
-def execute(order: dict[str, Any], *, output: int, status: int, shim_pid: int) -> NoReturn:
-    """Become the engine that ``order`` describes. Never returns: a failure goes to ``status`` as ``step:errno``."""
+class Orders(Protocol):
+    """Where the forked child has its order from. ``descriptors`` are what it needs for that; the others are closed."""
+
+    descriptors: Sequence[int]
+
+    def take(self) -> dict[str, Any]:
+        """The order, however long it takes. Does not return when there will be none."""
+        ...
+
+    def await_leave(self) -> None:
+        """Return when it may be executed. Does not return when it must not be."""
+        ...
+
+
+class OneOrder:
+    """For a child that is forked when all is ready."""
+
+    descriptors: Sequence[int] = ()
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+
+    def take(self) -> dict[str, Any]:
+        return self._order
+
+    def await_leave(self) -> None: ...
+
+
+def execute(orders: Orders, *, output: int, status: int, shim_pid: int) -> NoReturn:
+    """Become the engine that is ordered. Never returns: a failure goes to ``status`` as ``step:errno``.
+
+    What needs no order is done before there is one.
+    """
     step = "start"
     try:
-        for step, action in _steps(order, output, status, shim_pid):  # noqa: B007 - the name is used after a failure
+        for step, action in _before(output, (status, *orders.descriptors), shim_pid):  # noqa: B007 - used after a failure
             action()
+        step = "order"
+        order = orders.take()
+        for step, action in _after(order, shim_pid):  # noqa: B007
+            action()
+        orders.await_leave()
         step = "exec"
         os.execve(order["program"], order["argv"], order["env"])  # noqa: S606 - no shell is the point
     except OSError as error:
@@ -61,12 +98,20 @@ def execute(order: dict[str, Any], *, output: int, status: int, shim_pid: int) -
     os._exit(127)
 
 
-def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> list[tuple[str, Any]]:
+def _before(output: int, kept: tuple[int, ...], shim_pid: int) -> list[tuple[str, Any]]:
     return [
         ("session", os.setsid),
+        ("parent", lambda: _die_with(shim_pid)),
         ("signals", _reset_signals),
+        ("limits", _be_modest),
+        ("descriptors", lambda: _connect(output, kept)),
+        ("capabilities", _drop_bounding_set),
+    ]
+
+
+def _after(order: dict[str, Any], shim_pid: int) -> list[tuple[str, Any]]:
+    return [
         ("limits", lambda: _limit(order.get("limits", {}))),
-        ("descriptors", lambda: _connect(output, status)),
         ("user", lambda: _change_user(order["credentials"])),
         ("capabilities", _drop_capabilities),
         ("no_new_privs", lambda: prctl(PR_SET_NO_NEW_PRIVS, 1)),
@@ -75,35 +120,38 @@ def _steps(order: dict[str, Any], output: int, status: int, shim_pid: int) -> li
     ]
 
 
-def _limit(limits: dict[str, int]) -> None:
+def _be_modest() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of an engine holds prompts, and is huge
-    for name, wanted in limits.items():
-        number = getattr(resource, f"RLIMIT_{name}")
-        _, hardest = resource.getrlimit(number)
-        limit = wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest)
-        resource.setrlimit(number, (limit, limit))
     os.umask(0o077)
     try:
         prctl(PR_SET_DUMPABLE, 1)  # the shim is not; without it this process may not write below its own /proc
         with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
             file.write(_MORE_LIKELY_OOM_VICTIM)
+        prctl(PR_SET_DUMPABLE, 0)  # until it has given up what the shim has
     except OSError:
         pass  # only a preference: without it the kernel chooses by size alone
 
 
-def _connect(output: int, status: int) -> None:
+def _limit(limits: dict[str, int]) -> None:
+    for name, wanted in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        _, hardest = resource.getrlimit(number)
+        limit = wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest)
+        resource.setrlimit(number, (limit, limit))
+
+
+def _connect(output: int, kept: tuple[int, ...]) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    # The shim's own descriptors close on exec; this is for whatever reached the fork server uninvited.
-    os.closerange(3, status)
-    os.closerange(status + 1, 1 << 20)
+    first = 3  # the daemon's channel, which must have one end, and whatever reached the fork server uninvited
+    for fd in (*sorted(kept), 1 << 20):
+        os.closerange(first, fd)
+        first = fd + 1
 
 
 def _change_user(credentials: dict[str, Any] | None) -> None:
-    if os.geteuid() == 0:
-        _drop_bounding_set()
     if credentials is not None:
         os.setgroups(credentials["groups"])
         os.setresgid(credentials["gid"], credentials["gid"], credentials["gid"])
@@ -111,6 +159,8 @@ def _change_user(credentials: dict[str, Any] | None) -> None:
 
 
 def _drop_bounding_set() -> None:
+    if os.geteuid() != 0:
+        return
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)

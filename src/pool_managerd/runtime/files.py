@@ -55,6 +55,7 @@ class RuntimeFiles:
         self._work = ConfinedDirectory(self.root / "work", 0o755)
         self._cache = ConfinedDirectory(self.root / "cache", 0o755)
         self.unswept = False  # something was taken away, and its content is still there
+        self._announced_last: InstanceId | None = None
 
     def prepare(self) -> list[str]:
         """Create what is missing (SPEC §6.1 no. 8): 0755, but 0700 for ``shims``, where exit records are.
@@ -93,12 +94,13 @@ class RuntimeFiles:
         # For the daemon's own user: flags may say more than this file's masks know of.
         self.engines.write(self.handoff_path(engine.instance_id).name, data, 0o600)
         self.engines.write(LATEST_HANDOFF, data, 0o600)
+        self._announced_last = engine.instance_id
         return self.engines.path / LATEST_HANDOFF
 
     def remove_handoff(self, instance: InstanceId) -> None:
         """Remove the replica's handoff file, and the copy when it is about this replica."""
         self.engines.remove(self.handoff_path(instance).name)
-        if self._latest_instance() == instance:
+        if self._announced_last in (None, instance) and self._latest_instance() == instance:
             self.engines.remove(LATEST_HANDOFF)
 
     def are_there(self, instance: InstanceId) -> bool:

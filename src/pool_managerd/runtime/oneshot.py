@@ -37,7 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
-        confine.execute(order, output=output_of_child, status=status_of_child, shim_pid=parent)
+        confine.execute(confine.OneOrder(order), output=output_of_child, status=status_of_child, shim_pid=parent)
     os.close(output_of_child)
     os.close(status_of_child)
     failed = os.read(status, 256).decode("ascii", "replace")

@@ -140,7 +140,7 @@ class EngineProcess:
             if self._connection.engine_pidfd is not None:
                 self._loop.remove_reader(self._connection.engine_pidfd)
             if self._connection.channel is not None:
-                self._loop.add_reader(self._connection.channel, self._on_frame)
+                self._loop.add_reader(self._connection.channel.fileno(), self._on_frame)
             self._overdue = self._loop.call_later(_SHIM_OVERDUE_SECONDS, self._send_shim, signal.SIGKILL)
         self._dead.set()
 
@@ -157,7 +157,7 @@ class EngineProcess:
         except (OSError, wire.WireError, TypeError):
             data, exits = b"", []
         if not data:
-            self._loop.remove_reader(channel)  # the rest is in the record, or nowhere
+            self._loop.remove_reader(channel.fileno())  # the rest is in the record, or nowhere
         if exits:
             self._told = exits[0]
             if not self._told.stopped_by_us:  # a stop is over when its shim is
@@ -204,7 +204,7 @@ class EngineProcess:
         connection, self._connection = self._connection, None
         if connection is not None:
             if connection.channel is not None:
-                self._loop.remove_reader(connection.channel)
+                self._loop.remove_reader(connection.channel.fileno())
             for pidfd in (connection.engine_pidfd, connection.shim_pidfd):
                 if pidfd is not None:
                     self._loop.remove_reader(pidfd)

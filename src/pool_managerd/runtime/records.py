@@ -25,13 +25,15 @@ class InstanceRecord:
     """What a shim wrote down: who its engine is and, once it ended, how. ``exit`` is None while it runs.
 
     ``launch`` is what it was started as, None in records of the first version. ``descendants`` are the pids and start ticks of
-    what the engine had started when the shim last looked.
+    what the engine had started when the shim last looked. ``began_at`` is the monotonic second of its order, which its process
+    may have waited for; None where an earlier release has written the record.
     """
 
     identity: Identity
     exit: ExitRecord | None = None
     launch: LaunchRecord | None = None
     descendants: frozenset[tuple[int, int]] = frozenset()
+    began_at: float | None = None
 
 
 class InstanceRecords:
@@ -102,7 +104,10 @@ def parse_record(content: Mapping[str, Any], record_path: str) -> InstanceRecord
     pairs = (tuple(pair) for pair in (seen if isinstance(seen, list) else ()) if isinstance(pair, list) and len(pair) == 2)
     descendants = frozenset((pid, ticks) for pid, ticks in pairs if type(pid) is type(ticks) is int)
     ended = parse_exit(ending) if isinstance(ending, dict) else None
-    return InstanceRecord(identity, ended, _parse_launch(content.get("launch")), descendants)
+    began_at = content.get("began_at")
+    return InstanceRecord(
+        identity, ended, _parse_launch(content.get("launch")), descendants, began_at if isinstance(began_at, float) else None
+    )
 
 
 def _parse_launch(data: Any) -> LaunchRecord | None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from pool_managerd.runtime import confine, procfs, reaper, removal, wire
+from pool_managerd.runtime.child import Child
 from pool_managerd.runtime.logfile import LogFile
 from pool_managerd.runtime.oom import OomWatch
 from pool_managerd.runtime.shim_record import ShimRecord
@@ -43,18 +44,23 @@ def run(channel: socket.socket) -> None:
     os.setsid()
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
     confine.set_name(wire.SHIM_NAME)
+    child = None
+    with suppress(OSError):  # too many processes now: it is tried again when there is an order
+        child = Child.fork()
     waiting = select.poll()
     waiting.register(channel, select.POLLIN)
     waiting.poll()  # a spare shim waits for its order as long as there is somebody who could give it one
-    order = wire.receive(channel, _ORDER_SECONDS)
-    if order is None:
-        return  # the daemon went away before it said what to start
-    shim = Shim(channel, order)
+    frame = wire.receive(channel, _ORDER_SECONDS)
+    if frame is None:
+        return  # the daemon went away before it said what to start; the child goes with us
+    if child is not None:
+        child.prepare(frame)
+    shim = Shim(channel, wire.decode(frame))
     try:
-        shim.start()
+        shim.start(frame, child)
     except StartFailedError as failure:
         channel.sendall(wire.encode({"ok": False, "step": failure.step, "errno": failure.code}))
-        removal.remove_temporary(order["cwd"], order["temporary"])
+        removal.remove_temporary(shim.order["cwd"], shim.order["temporary"])
         return
     shim.supervise()
     shim.finish()
@@ -66,7 +72,7 @@ class Shim:
     def __init__(self, channel: socket.socket, order: dict[str, Any]) -> None:
         self._channel: socket.socket | None = channel
         self._decoder = wire.Decoder()
-        self._order = order
+        self.order = order
         self._identity: dict[str, Any] = dict(order["identity"])
         self._engine = 0
         self._engine_pidfd = -1
@@ -78,26 +84,30 @@ class Shim:
         self._kill_at: float | None = None
         self._started_at_ms = 0
         self._started = 0.0
+        self._running: dict[str, Any] = {}
 
-    def start(self) -> None:
-        """Fork and exec the engine, and answer the daemon. Raises StartFailedError."""
+    def start(self, frame: bytes, child: Child | None) -> None:
+        """Have the engine executed, and answer the daemon. ``child`` was given ``frame``, the order. Raises StartFailedError."""
         step = "runtime_dir"
         try:
             self._open_files()
             step = "fork"
             self._handle_signals()
-            status = self._fork()
+            if child is None or child.has_ended():
+                child = Child.fork()
+                child.prepare(frame)
+            self._begin(child)
             step = "record"
-            self._record.write(self._identity, {"state": "running"})
+            self._record.write(self._identity, self._running)
         except OSError as error:
-            self._abandon()
+            self._abandon(child)
             raise StartFailedError(step, error.errno or errno.EIO) from error
-        self._await_exec(status)
+        self._await_exec(child)
         self._answer()
 
     def _open_files(self) -> None:
-        self._record = ShimRecord(self._order["runtime_dir"], self._order["record_name"], self._order["launch"])
-        self._log = LogFile(self._record.directory, **self._order["log"])
+        self._record = ShimRecord(self.order["runtime_dir"], self.order["record_name"], self.order["launch"])
+        self._log = LogFile(self._record.directory, **self.order["log"])
         try:
             self._log.open()
         except OSError as error:
@@ -109,48 +119,37 @@ class Shim:
         self._wakeup, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake the poll
-        signal.signal(signal.SIGTERM, lambda *_: self._stop(self._order["grace_ms"]))
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(self.order["grace_ms"]))
         signal.signal(signal.SIGUSR1, lambda *_: self._stop(0))
         for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
             signal.signal(ignored, signal.SIG_IGN)
 
-    def _fork(self) -> int:
-        self._output, output = os.pipe2(os.O_CLOEXEC)
-        status, status_of_child = os.pipe2(os.O_CLOEXEC)
-        shim_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            confine.execute(self._order, output=output, status=status_of_child, shim_pid=shim_pid)
-        self._engine = pid
+    def _begin(self, child: Child) -> None:
+        child.go()
+        self._engine, self._engine_pidfd, self._output = child.pid, child.pidfd, child.output
         self._started_at_ms = time.time_ns() // 1_000_000
         self._started = time.monotonic()
-        os.close(output)
-        os.close(status_of_child)
-        os.set_blocking(self._output, False)
-        self._engine_pidfd = os.pidfd_open(pid)
+        self._running = {"state": "running", "began_at": self._started}
+        shim_pid = os.getpid()
         self._identity.update(
-            pid=pid,
-            start_ticks=procfs.start_ticks(pid) or 0,
-            shim_pid=shim_pid,
-            shim_start_ticks=procfs.start_ticks(shim_pid) or 0,
+            pid=child.pid, start_ticks=child.start_ticks, shim_pid=shim_pid, shim_start_ticks=procfs.start_ticks(shim_pid) or 0
         )
-        self._lineage = reaper.Lineage(shim_pid, pid)
-        return status
+        self._lineage = reaper.Lineage(shim_pid, child.pid)
 
-    def _await_exec(self, status: int) -> None:
-        """Until exec closed the status pipe, or said which step failed."""
-        readable = select.select([status], [], [], _EXEC_SECONDS)[0]
-        report = os.read(status, 256).decode("ascii", "replace") if readable else f"exec:{errno.ETIMEDOUT}"
-        os.close(status)
+    def _await_exec(self, child: Child) -> None:
+        """Until it executes, or said which step failed."""
+        report = child.failed_at(_EXEC_SECONDS)
+        if report is None:
+            report = f"exec:{errno.ETIMEDOUT}"
         if report:
-            self._abandon()
+            self._abandon(child)
             step, _, code = report.rpartition(":")
             raise StartFailedError(step, int(code))
 
-    def _abandon(self) -> None:
+    def _abandon(self, child: Child | None) -> None:
+        if child is not None:
+            child.end()
         if self._engine:
-            os.kill(self._engine, signal.SIGKILL)  # unreaped, so the pid is still the child's
-            os.waitpid(self._engine, 0)
             self._engine = 0
             self._record.remove()
 
@@ -197,7 +196,7 @@ class Shim:
         self._record.look()
         if (found := self._lineage.look()) is not None:
             with suppress(OSError):  # a full disk: it is tried again when there are others
-                self._record.write(self._identity, {"state": "running", "descendants": found})
+                self._record.write(self._identity, {**self._running, "descendants": found})
         return ready
 
     def _milliseconds_to_kill(self) -> float:
@@ -307,11 +306,11 @@ class Shim:
         }
         removal.remove_shared_memory(self._identity.get("uid", 0))
         with suppress(OSError):  # a broken disk; a daemon that is there learns it all the same
-            self._record.write(self._identity, {"state": "exited", "exit": ending, "leftover_pids": leftovers})
+            self._record.write(self._identity, {**self._running, "state": "exited", "exit": ending, "leftover_pids": leftovers})
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.send(wire.encode({"exit": ending}))
-        removal.remove_temporary(self._order["cwd"], self._order["temporary"])
+        removal.remove_temporary(self.order["cwd"], self.order["temporary"])
 
     def _drain(self) -> None:
         """What is in the pipe already; whoever else still holds its other end is not waited for."""

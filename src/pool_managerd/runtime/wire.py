@@ -54,14 +54,19 @@ class Decoder:
         self._pending += data
         frames: list[dict[str, Any]] = []
         while len(self._pending) >= 4:
-            size = int.from_bytes(self._pending[:4], "big")
-            if size > MAX_FRAME_BYTES:
-                raise WireError(f"cannot read a frame of {size} bytes")
+            size = _size(self._pending)
             if len(self._pending) < 4 + size:
                 break
             frames.append(_object(bytes(self._pending[4 : 4 + size])))
             del self._pending[: 4 + size]  # moves the start, not the bytes
         return frames
+
+
+def _size(frame: bytes | bytearray) -> int:
+    size = int.from_bytes(frame[:4], "big")
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"cannot read a frame of {size} bytes")
+    return size
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -74,22 +79,30 @@ def _object(body: bytes) -> dict[str, Any]:
     return message
 
 
-def receive(channel: socket.socket, timeout: float) -> dict[str, Any] | None:
-    """The next frame from a blocking socket; None when the other side is gone or silent for ``timeout`` seconds."""
-    decoder = Decoder()
-    deadline = time.monotonic() + timeout
-    while True:
-        channel.settimeout(max(deadline - time.monotonic(), 0.001))
+def receive(channel: socket.socket, timeout: float | None) -> bytes | None:
+    """The next frame from a blocking socket, which ``decode`` reads, and nothing behind it; None when the other side is gone or
+    silent for ``timeout`` seconds (None: for ever). Raises WireError for an oversized one.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    frame, size = b"", 4
+    while len(frame) < size:
+        channel.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
         try:
-            data = channel.recv(65536)
+            data = channel.recv(size - len(frame))
         except OSError:  # includes the timeout
             return None
         if not data:
             return None
-        frames = decoder.feed(data)
-        if frames:
-            channel.settimeout(None)
-            return frames[0]
+        frame += data
+        if len(frame) == 4:
+            size += _size(frame)
+    channel.settimeout(None)
+    return frame
+
+
+def decode(frame: bytes) -> dict[str, Any]:
+    """What is in a whole frame. Raises WireError for a malformed one."""
+    return _object(frame[4:])
 
 
 def write_atomically(directory: int, name: str, data: bytes, mode: int) -> None:
