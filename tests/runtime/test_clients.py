@@ -46,3 +46,13 @@ def test_where_the_kernel_does_not_tell_nobody_is_held_to_wait(listening: socket
     monkeypatch.setattr(sock_diag, "sockets", refuse)
     with socket.create_connection(("127.0.0.1", listening.getsockname()[1])):
         assert silent_clients(listening.getsockname()[1]) == ()
+
+
+def test_a_question_that_failed_does_not_spoil_the_next_one(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, port = listening.family, listening.getsockname()[1]
+    (before,) = sock_diag.sockets(family, port, sock_diag.LISTEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(sock_diag, "_SOCK_DIAG_BY_FAMILY", 999)  # the kernel knows no such question
+        with pytest.raises(OSError, match="refused"):
+            sock_diag.sockets(family, port, sock_diag.LISTEN)
+    assert sock_diag.sockets(family, port, sock_diag.LISTEN) == [before]

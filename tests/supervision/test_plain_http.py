@@ -86,6 +86,44 @@ def test_an_answer_is_the_same_however_it_is_framed_and_cut_up(
     assert by_the_standard_library(data) == body
 
 
+NAMES = st.sampled_from(
+    [b"Server", b"server", b"Content-Type", b"CONTENT-LENGTH", b"Content-Length", b"X-A", b"Transfer-Encoding"]
+)
+VALUES = st.sampled_from([b"3", b"03", b"-1", b"3, 3", b"a/b; c=d", b"identity", b"", b"a  b"]) | st.binary(max_size=6).filter(
+    lambda value: b"\n" not in value and b"\r" not in value
+)
+HEADS = st.builds(
+    lambda line, fields: line + b"\r\n" + b"".join(b"%s:%s%s\r\n" % field for field in fields) + b"\r\n",
+    st.sampled_from(
+        [b"HTTP/1.1 200 OK", b"HTTP/1.1 503 ", b"HTTP/1.1 204 No Content", b"HTTP/1.0 200 OK", b"HTTP/1.1 100 Continue"]
+    ),
+    st.lists(st.tuples(NAMES, st.sampled_from([b"", b" ", b"  ", b"\t"]), VALUES), max_size=5),
+)
+
+
+@given(HEADS, st.integers(0, 5))
+def test_a_head_without_surprises_means_what_the_standard_library_makes_of_it(head: bytes, length: int) -> None:
+    quick = plain_http._measured(head)
+    if quick is None:
+        return
+    body = bytearray(b"x" * length)
+    outcomes: list[tuple[bool, object]] = []
+    for answer in (quick, plain_http._Received(head)):
+        try:
+            outcomes.append((answer.is_whole(body), answer.content(body)))
+        except http.client.HTTPException as problem:
+            outcomes.append((answer.is_whole(body), type(problem)))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_engines_answer_is_a_head_without_surprises() -> None:
+    llamacpp = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\nContent-Type: application/json; charset=utf-8\r\nServer: llama.cpp\r\n\r\n"
+    )
+    vllm = b"HTTP/1.1 200 OK\r\ndate: Thu, 26 Nov 2026 10:00:00 GMT\r\nserver: uvicorn\r\ncontent-length: 0\r\n\r\n"
+    assert plain_http._measured(llamacpp) and plain_http._measured(vllm)
+
+
 @pytest.mark.parametrize("rest", [b"Content-Length: 9000\r\n\r\n", b"\r\n", b"Transfer-Encoding: chunked\r\n\r\n2000\r\n"])
 async def test_more_than_the_limit_is_not_read(rest: bytes) -> None:
     answer = await ask([b"HTTP/1.1 200 OK\r\n" + rest, *[b"a" * 1000] * 8], stays_open=True)

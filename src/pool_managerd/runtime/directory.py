@@ -124,19 +124,15 @@ class ConfinedDirectory:
             raise ValueError(f"it is longer than {max_bytes} bytes")
         return data
 
-    def identity(self, name: str) -> tuple[int, int] | None:
-        """(inode, size in bytes) of a regular file; None when there is none."""
-        return next(iter(self.identities((name,))), None)
-
-    def identities(self, names: Iterable[str]) -> list[tuple[int, int]]:
-        """As ``identity``, of those that are there."""
-        found: list[tuple[int, int]] = []
+    def identities(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """(inode, size in bytes) of each that is a regular file, by name."""
+        found: dict[str, tuple[int, int]] = {}
         with suppress(OSError, NodeError), self.opened() as directory:
             for name in names:
                 with suppress(OSError):
                     info = os.stat(name, dir_fd=directory, follow_symlinks=False)
                     if stat.S_ISREG(info.st_mode):
-                        found.append((info.st_ino, info.st_size))
+                        found[name] = (info.st_ino, info.st_size)
         return found
 
     def read_part(self, name: str, start: int, count: int) -> bytes:

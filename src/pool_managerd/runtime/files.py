@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -168,9 +169,11 @@ class RuntimeFiles:
                 self._put_away(parent, fd, name)
         with ConfinedDirectory(path, 0o700, owned=False).opened() as fd:
             try:
-                if (os.fstat(fd).st_uid, os.fstat(fd).st_gid) != (uid, gid):
+                info = os.fstat(fd)
+                if (info.st_uid, info.st_gid) != (uid, gid):
                     os.fchown(fd, uid, gid)
-                os.fchmod(fd, 0o700)
+                if stat.S_IMODE(info.st_mode) != 0o700:
+                    os.fchmod(fd, 0o700)
             except OSError as error:
                 raise cannot("use", path, error) from error
         return path
@@ -235,13 +238,12 @@ class RuntimeFiles:
 
     def log_mark(self, instance: InstanceId) -> dict[int, int]:
         """How long each part of the engine's log is now, by inode: what is there before a launch is not of that launch."""
-        return dict(self._top.identities(self._log_parts(instance)))
+        return dict(self._top.identities(self._log_parts(instance)).values())
 
     def launch_log(self, instance: InstanceId, mark: Mapping[int, int]) -> LaunchLog:
         """What the log was given since ``mark``: its first and last lines, as a terminal would leave them, safe to show."""
         written: list[tuple[str, int, int]] = []
-        for name in reversed(self._log_parts(instance)):
-            inode, size = self._top.identity(name) or (0, 0)
+        for name, (inode, size) in reversed(self._top.identities(self._log_parts(instance)).items()):
             start = mark.get(inode, 0)
             start = 0 if start > size else start  # cut by somebody, or another file that got the number
             if size > start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from typing import NamedTuple
 
 NONCE_VARIABLE = "POOL_MANAGERD_NONCE"
@@ -169,6 +170,7 @@ def is_ours() -> bool:
         return False
 
 
+@cache
 def boot_id() -> str:
     """A name for the running boot of this machine: pids and start times mean nothing in another one."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:

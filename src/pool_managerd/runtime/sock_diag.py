@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 ESTABLISHED, LISTEN = 1, 10
@@ -15,9 +16,20 @@ _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLMSG = struct.Struct("=IHHII")
+_LEAST = 72
+_LIMIT_S = 1
 
 
-def sockets(family: int, port: int, state: int, attribute: int = 0) -> Iterator[bytes]:
+class _Own(threading.local):
+    """Each thread asks over a channel of its own, which stays: to make one for every question costs more than the answer."""
+
+    channel: socket.socket | None = None
+
+
+_own = _Own()
+
+
+def sockets(family: int, port: int, state: int, attribute: int = 0) -> list[bytes]:
     """The messages (struct inet_diag_msg and the ``attribute`` asked for) of all sockets on local ``port`` in ``state``.
 
     /proc/net/tcp has every connection that lingers, too: thousands on a busy machine, milliseconds per look.
@@ -26,19 +38,37 @@ def sockets(family: int, port: int, state: int, attribute: int = 0) -> Iterator[
     asked = 1 << (attribute - 1) if attribute else 0
     wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, asked, 1 << state) + struct.pack("!H46x", port)
     head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as channel:
-        channel.settimeout(1.0)
-        channel.sendto(head + wanted, (0, 0))
-        while True:
-            data = channel.recv(65536)
-            at = 0
-            while at + _NLMSG.size <= len(data):
-                length, kind = _NLMSG.unpack_from(data, at)[:2]
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise OSError(-struct.unpack_from("=i", data, at + _NLMSG.size)[0], "sock_diag refused")
-                message = data[at + _NLMSG.size : at + max(length, _NLMSG.size)]
-                if len(message) >= 72 and struct.unpack_from("!H", message, 4)[0] == port:
-                    yield message
-                at += (max(length, _NLMSG.size) + 3) & ~3
+    channel, _own.channel = _own.channel or _open(), None
+    try:
+        channel.send(head + wanted)
+        found = list(_messages(channel))
+    except BaseException:
+        channel.close()  # the rest of an answer would be taken for the next one
+        raise
+    _own.channel = channel
+    return [message for message in found if len(message) >= _LEAST and struct.unpack_from("!H", message, 4)[0] == port]
+
+
+def _open() -> socket.socket:
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    try:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LIMIT_S, 0))
+        channel.connect((0, 0))
+    except OSError:
+        channel.close()
+        raise
+    return channel
+
+
+def _messages(channel: socket.socket) -> Iterator[bytes]:
+    while True:
+        data = channel.recv(65536)
+        at = 0
+        while at + _NLMSG.size <= len(data):
+            length, kind = _NLMSG.unpack_from(data, at)[:2]
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR:
+                raise OSError(-struct.unpack_from("=i", data, at + _NLMSG.size)[0], "sock_diag refused")
+            yield data[at + _NLMSG.size : at + max(length, _NLMSG.size)]
+            at += (max(length, _NLMSG.size) + 3) & ~3
