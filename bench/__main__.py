@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from bench import adopt, cold_start, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
+from bench import adopt, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
 from bench.fleet import Settings
 from bench.processes import sweep
 from bench.result import NotInstalledError, Row, not_measured, show
@@ -20,6 +20,7 @@ from bench.result import NotInstalledError, Row, not_measured, show
 ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "restart": restart.measure,
     "ready": ready_again.measure,
+    "crashes": crash_loop.measure,
     "memory": memory.measure,
     "idle": idle.measure,
     "cold": cold_start.measure,

@@ -1,5 +1,5 @@
 /* The smallest engine: it says when it began, and answers every request, /metrics with llama.cpp's counters. Flags: --port N --stamp FIFO --name TEXT
-   --load-ms N (503 until then). Others are ignored. */
+   --load-ms N (503 until then) --end-after-ms N (code 1). Others are ignored. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,6 +33,11 @@ static void stamp(const char *path, const char *name, long long began) {
     close(fd);
 }
 
+static void fail(int number) {
+    (void)number;
+    _exit(1);
+}
+
 int main(int argc, char **argv) {
     static const char good[] = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n"
                                "Connection: close\r\n\r\n{\"status\":\"ok\"}";
@@ -42,6 +48,12 @@ int main(int argc, char **argv) {
     const char *fifo = flag(argc, argv, "--stamp", NULL);
     if (fifo) stamp(fifo, flag(argc, argv, "--name", "engine"), began);
     signal(SIGPIPE, SIG_IGN);
+    long end_after_ms = atol(flag(argc, argv, "--end-after-ms", "0"));
+    if (end_after_ms > 0) {
+        struct itimerval alarm_at = {.it_value = {end_after_ms / 1000, end_after_ms % 1000 * 1000}};
+        signal(SIGALRM, fail);
+        setitimer(ITIMER_REAL, &alarm_at, NULL);
+    }
     long long ready = began + atoll(flag(argc, argv, "--load-ms", "0")) * 1000000LL;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     address.sin_port = htons((unsigned short)atoi(flag(argc, argv, "--port", "0")));

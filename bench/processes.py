@@ -116,6 +116,11 @@ def cpu_seconds(pids: Sequence[int]) -> float:
     return ticks / TICKS
 
 
+def cpu_seconds_with_children(pid: int) -> float:
+    """User and system time of a process and of all its children that have ended."""
+    return sum(map(int, _stat(pid)[11:15])) / TICKS
+
+
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat behind the name: state, ppid, …"""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

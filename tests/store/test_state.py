@@ -54,6 +54,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
+async def test_what_is_refused_is_not_in_the_file_any_more_when_that_is_told(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit whose sync failed, or that cannot be read back, is there for a daemon that comes right after."""
+    await store.put_pool(StoredPool("kept", "up"))
+    read_back, failures = store._place.read_back, [OSError(5, "Input/output error")]
+    monkeypatch.setattr(store._place, "read_back", lambda: _raise(failures.pop()) if failures else read_back())
+    with pytest.raises(NodeError, match="Input/output error"):
+        await store.put_pool(StoredPool("refused", "up"))
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(tmp_path, copy)
+    next_one = StateStore(copy)
+    assert set(next_one.open()) == {"kept"} and not failures
+    await next_one.close()
+    assert store.last_error is not None, "until the next write has succeeded"
+    await store.put_pool(StoredPool("more", "up"))
+    assert store.last_error is None
+
+
+def _raise(error: OSError) -> int:
+    raise error
+
+
 async def put_many(store: StateStore) -> None:
     """More than SQLite has already reserved space for."""
     for number in range(100):

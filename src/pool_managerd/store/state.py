@@ -208,6 +208,8 @@ class StateStore:
             for change, done in batch:
                 if done is None:  # nobody can be told that these failed, so they are written when it is possible
                     change(self._contents)
+            if self._suspect:
+                told = self._take_back()
         before, self.last_error = self.last_error, None if problem is None else str(problem) or type(problem).__name__
         if told is not None or (before is None) is not (self.last_error is None):
             self.listener(self.last_error, told)
@@ -240,6 +242,17 @@ class StateStore:
         self._place.acknowledge(found)
         failpoints.reach("state.committed")
         return told
+
+    def _take_back(self) -> str | None:
+        """What could not be written may be in the file all the same, for the next daemon to find: the file is written anew before
+        the change is refused. Where that fails, too, the next commit begins with it.
+        """
+        again = self._contents.copy()
+        with suppress(sqlite3.Error, OSError):
+            told = self._write(again)
+            self._contents = again
+            return told
+        return None
 
     def _renew(self, wanted: Contents, why: str) -> str:
         """A new file from memory in the place of one that is not ours any more, or that is not to be relied on."""
