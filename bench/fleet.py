@@ -87,15 +87,12 @@ def fleets(settings: Settings, where: str, pipe: Stamps) -> Iterator[Fleets]:
 
 
 @contextlib.contextmanager
-def our_fleet(
-    directory: Path, names: Sequence[str], programs: Sequence[Sequence[str]], *, await_ready: bool = True, **sections: Any
-) -> Iterator[Daemon]:
-    """A daemon with one pool per program, which is ready unless nobody waits for it; each names its port behind ``--port``."""
+def our_fleet(directory: Path, names: Sequence[str], programs: Sequence[Sequence[str]], **sections: Any) -> Iterator[Daemon]:
+    """A daemon with one ready pool per program; each names its port behind ``--port``."""
     with daemon(directory, **{**AT_ONCE, **sections}) as running_daemon:
         for name, argv in zip(names, programs, strict=True):
             running_daemon.submit(name, argv, int(argv[argv.index("--port") + 1]))
-        if await_ready:
-            running_daemon.wait_ready(names)
+        running_daemon.wait_ready(names)
         yield running_daemon
 
 
