@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 ESTABLISHED, LISTEN = 1, 10
 TCP_INFO = 2
@@ -20,10 +21,21 @@ _LEAST = 72
 _LIMIT_S = 1
 
 
-class _Own(threading.local):
-    """Each thread asks over a channel of its own, which stays: to make one for every question costs more than the answer."""
+class _Channel:
+    """To the kernel. Each thread has one of its own, which stays: to make one for every question costs more than the answer."""
 
-    channel: socket.socket | None = None
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LIMIT_S, 0))
+        self.socket.connect((0, 0))
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            self.socket.close()
+
+
+class _Own(threading.local):
+    channel: _Channel | None = None
 
 
 _own = _Own()
@@ -38,26 +50,11 @@ def sockets(family: int, port: int, state: int, attribute: int = 0) -> list[byte
     asked = 1 << (attribute - 1) if attribute else 0
     wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, asked, 1 << state) + struct.pack("!H46x", port)
     head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    channel, _own.channel = _own.channel or _open(), None
-    try:
-        channel.send(head + wanted)
-        found = list(_messages(channel))
-    except BaseException:
-        channel.close()  # the rest of an answer would be taken for the next one
-        raise
-    _own.channel = channel
+    channel, _own.channel = _own.channel or _Channel(), None
+    channel.socket.send(head + wanted)
+    found = list(_messages(channel.socket))
+    _own.channel = channel  # only now: the rest of an answer that was broken off would be taken for the next one
     return [message for message in found if len(message) >= _LEAST and struct.unpack_from("!H", message, 4)[0] == port]
-
-
-def _open() -> socket.socket:
-    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
-    try:
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LIMIT_S, 0))
-        channel.connect((0, 0))
-    except OSError:
-        channel.close()
-        raise
-    return channel
 
 
 def _messages(channel: socket.socket) -> Iterator[bytes]:

@@ -155,7 +155,8 @@ class GpuMemory:
 
     def _now(self) -> GpuUsage:
         """Made anew when the scan, the ledger or the engines have changed."""
-        scan, engines, last = self._scan(), self._engines(), self._usage
+        scan, last = self._scan(), self._usage
+        engines = self._engines() if scan.devices else ()  # nobody holds anything where there is nothing
         if (self.ledger.version, engines) == (last.ledger_version, last.engines) and last.same_memory(scan):
             if scan is not last.scan:
                 self._usage = replace(last, scan=scan)

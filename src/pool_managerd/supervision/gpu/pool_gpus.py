@@ -60,8 +60,9 @@ class Gpus:
         return self.watch.recent(uuids)
 
     def wake(self) -> None:
-        """Something has come or gone: scan now."""
-        self.watch.wake()
+        """Something has come or gone: scan now, where there are GPUs that it could be on."""
+        if not self.watch.scan.no_gpus:
+            self.watch.wake()
 
     def release(self, instance_id: InstanceId, epoch: int) -> None:
         """Give a launch's reservation back; what others see free changes at once."""
