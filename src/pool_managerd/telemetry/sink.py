@@ -9,8 +9,6 @@ import threading
 import time
 
 _MAX_LINES = 4096
-_GATHER_S = 0.02
-"""What comes within it is one write: the thread does not compete with whoever has just logged something and has more to do."""
 
 
 class LogSink:
@@ -26,7 +24,6 @@ class LogSink:
         self._dropped_lock = threading.Lock()
         self._dropped = 0  # since the last line that got through
         self._closed = False
-        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -45,7 +42,6 @@ class LogSink:
         if self._closed:
             return
         self._closed = True
-        self._hurry.set()
         deadline = time.monotonic() + timeout
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
@@ -53,22 +49,12 @@ class LogSink:
 
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
-            self._hurry.wait(_GATHER_S)
-            lines, ended = [line], False
-            with contextlib.suppress(queue.Empty):
-                while not ended:
-                    if (line := self._queue.get_nowait()) is None:
-                        ended = True
-                    else:
-                        lines.append(line)
             with self._dropped_lock:
                 missed, self._dropped = self._dropped, 0
             if missed:
-                lines.insert(0, b'{"level":"warn","action":"log_dropped","lines":%d}\n' % missed)
-            if not self._write_all(b"".join(lines)):
+                line = b'{"level":"warn","action":"log_dropped","lines":%d}\n' % missed + line
+            if not self._write_all(line):
                 self._closed = True
-                return
-            if ended:
                 return
 
     def _write_all(self, data: bytes) -> bool:
