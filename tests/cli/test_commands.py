@@ -322,6 +322,20 @@ pools:
     assert code == 0 and "warning: pool gone: cannot use the model" in err and "--deep" in err and "--ctx-siz" not in err
 
 
+@pytest.mark.parametrize("deep", [[], ["--deep"]])
+def test_a_port_that_two_pools_have_is_warned_of(
+    invoke: Invoke, open_dir: Path, tiny_model: Path, deep: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(open_dir)
+    pool = f'engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package, ports: [8081]}}'
+    (open_dir / "c.yaml").write_text(f"profile: dev\npools: [{{id: chat, {pool}}}, {{id: code, {pool}}}]\n")
+    code, out, err = invoke("config", "check", *deep, str(open_dir / "c.yaml"), "-o", "json")
+    (told,) = json.loads(out)["warnings"]
+    assert (code, told["code"]) == (0, "port_shared")
+    assert f"warning: pools chat and code both have port 8081: {told['message'].partition(': ')[2]}" in err
+    assert "ports: [8082]}  # pool code" in err
+
+
 def test_the_configuration_in_effect_is_shown_without_its_secrets(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

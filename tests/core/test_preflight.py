@@ -403,6 +403,19 @@ def test_of_many_pools_four_are_named() -> None:
     assert needing(6).endswith("which pool p0, p1, p2, p3 and 2 more needs")
 
 
+def test_ports_that_several_pools_have_are_warned_of_with_one_for_each() -> None:
+    found = the(machine(gpu(), ports_taken=frozenset({9001})), pools({"ports": (9000,)}, {"ports": (9000,)}), "port_shared")
+    assert (found.level, found.subject) == ("warn", "port 9000"), "the second start falls back to the range: it does not fail"
+    assert found.message == "pools p0 and p1 both have port 9000: whichever starts later runs on one of daemon.engine_ports"
+    assert found.remedy == ("provisioning: {ports: [9002]}  # pool p1",)
+    three = the(machine(gpu()), pools(*({"ports": (1, 2, n)} for n in (3, 4, 5))), "port_shared")
+    assert three.message == "pools p0, p1 and p2 all have ports 1, 2: whichever starts later runs on another of its own"
+    assert three.remedy == ("provisioning: {ports: [6]}  # pool p1", "provisioning: {ports: [7]}  # pool p2")
+    last = the(machine(gpu()), pools({"ports": (65535,)}, {"ports": (65535,)}), "port_shared")
+    assert last.remedy == ("provisioning: {ports: []}  # pool p1",)
+    assert not codes(machine(gpu()), pools({"ports": (1, 1)}, {"ports": (2,)}, {"ports": (2,), "mode": "external"}), "warn")
+
+
 def test_ports_of_the_pool_itself_leave_the_range_to_others() -> None:
     wants = pools({"ports": (5,)}, {}, {"mode": "external"}, engine_ports=(10, 11))
     assert "engine_ports" not in codes(machine(gpu(), ports_taken=frozenset({9, 10, 12})), wants)
@@ -430,7 +443,7 @@ WANTS = st.builds(
             mode=st.sampled_from(["source", "container", "package", "external"]),
             scheme=st.sampled_from(["file", "hf", "s3"]),
             mask=st.sampled_from([None, DeviceMask((0,)), DeviceMask((3,))]),
-            ports=st.sampled_from([(), (8080,), (8081, 8082)]),
+            ports=st.sampled_from([(), (8080,), (8081, 8082), (8082, 8083)]),
         ),
         max_size=4,
     ).map(tuple),

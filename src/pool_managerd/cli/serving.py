@@ -97,21 +97,31 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
     if failure is not None:
         answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
     if failure is None or output is Format.JSON:
-        shown = {key: value for key, value in answer.items() if key != "problems"} if output is not Format.JSON else answer
+        told = ("problems", "warnings") if output is not Format.JSON else ()
+        shown = {key: value for key, value in answer.items() if key not in told}
         show(shown, output, lambda found: facts((key, ", ".join(v) if isinstance(v, list) else v) for key, v in found.items()))
     if failure is not None:
         raise failure
 
 
 def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> CommandFailed | None:
-    """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings."""
+    """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings.
+
+    Ports that several pools have are warned of in any case: no start fails for them.
+    """
+    from pool_managerd.core.preflight import shared_ports
+    from pool_managerd.wiring.preflight import wants_of
     from pool_managerd.wiring.setups import setups_of
 
-    found = setups_of(loaded, engines=deep).problems()
-    if not found:
+    if shared := list(shared_ports(wants_of(loaded))):
+        answer["warnings"] = [{"code": f.code, "message": f.message, "remedy": list(f.remedy)} for f in shared]
+        for found in shared:
+            sys.stderr.write(printable(f"warning: {found.message} (such as {'; '.join(found.remedy)})") + "\n")
+    problems = setups_of(loaded, engines=deep).problems()
+    if not problems:
         return None
-    answer["problems"] = [{"pool": pool, "message": message, "hint": hint or None} for pool, message, hint in found]
-    lines = [f"pool {pool}: {message}" + (f" ({hint})" if hint else "") for pool, message, hint in found]
+    answer["problems"] = [{"pool": pool, "message": message, "hint": hint or None} for pool, message, hint in problems]
+    lines = [f"pool {pool}: {message}" + (f" ({hint})" if hint else "") for pool, message, hint in problems]
     if deep:
         return CommandFailed("\n".join(lines), NO)
     for line in lines:

@@ -1,4 +1,4 @@
-"""What is to be found about memory, disks, limits and ports."""
+"""What is to be found about memory, disks and limits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pool_managerd.core.preflight.facts import Folder, HostFacts, Wants
 from pool_managerd.core.preflight.findings import FAIL, OK, WARN, Finding
+from pool_managerd.core.preflight.ports import port_findings
 
 _MIB, _GIB = 1 << 20, 1 << 30
 LEAST_FREE_BYTES = {"tmp": 16 * _MIB}  # engines and this daemon fail below it; other folders: 64 MiB
@@ -25,7 +26,7 @@ def machine_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
     yield from _folders(facts)
     yield from _memory(facts, wants)
     yield from _limits(facts, wants)
-    yield from _ports(facts, wants)
+    yield from port_findings(facts, wants)
     yield from _isolation(facts, wants)
 
 
@@ -116,26 +117,6 @@ def _limits(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
         has, needs = _mib(facts.shm_total_bytes), _mib(LEAST_SHM_BYTES)
         message = f"{SHM} has {has}: engines on several GPUs exchange data there and need {needs}"
         yield Finding("shm", WARN, SHM, message, (f"sudo mount -o remount,size=8G {SHM}",))
-
-
-def _ports(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
-    for pool in wants.local_pools:
-        taken = [port for port in pool.ports if port in facts.ports_taken]
-        for port in taken:
-            message = f"cannot give port {port} to pool {pool.pool_id}: something listens there"
-            level = FAIL if len(taken) == len(pool.ports) else WARN  # it takes another one of its own
-            yield Finding("port_taken", level, f"port {port}", message, (f"ss -ltnp 'sport = :{port}'",))
-    if wants.control_port and wants.control_port in facts.ports_taken:
-        message = f"something listens on the control API's port {wants.control_port} already, perhaps a running daemon"
-        yield Finding("control_port", WARN, f"port {wants.control_port}", message, (f"ss -ltnp 'sport = :{wants.control_port}'",))
-    if wants.engine_ports is not None:
-        low, high = wants.engine_ports
-        free = high - low + 1 - len([port for port in facts.ports_taken if low <= port <= high])
-        needed = len([pool for pool in wants.local_pools if not pool.ports])
-        if free < needed:
-            message = f"cannot find ports for {needed} pools: {free} of {low}-{high} are free"
-            remedy = ('daemon: {engine_ports: "20000-29999"}', "ss -ltn")
-            yield Finding("engine_ports", FAIL, f"ports {low}-{high}", message, remedy)
 
 
 def _mib(size: int) -> str:
