@@ -19,7 +19,7 @@ from pool_managerd.api import strict_json
 from pool_managerd.api.auth import Access
 from pool_managerd.api.requests import checked
 from pool_managerd.api.schemas import LeaseBody
-from pool_managerd.cli.follow import sse_events
+from pool_managerd.cli.reconnect import sse_events
 from pool_managerd.config import split_address
 from pool_managerd.config.load import load_config
 from pool_managerd.config.parse import parse_scalar, parse_toml, parse_yaml

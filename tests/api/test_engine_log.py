@@ -136,3 +136,28 @@ def test_a_log_is_read_from_a_place_and_to_one_through_a_rotation(tmp_path: Path
     assert window((new, 13)) == b"" == window((new, 0), lines=0)
     assert window((1, 0)) == b"first\nsecond\nthird\nfourth\n" == window((0, 0), (1, 5)), "places that are no more bound nothing"
     assert window((new, 9_999)) == b"", "it was cut by somebody"
+
+
+def test_a_place_goes_on_without_a_gap_or_a_repetition(tmp_path: Path) -> None:
+    older, newer = tmp_path / "log.1", tmp_path / "log"
+    older.write_bytes(b"first\nsecond\n" + b"x" * CHUNK_BYTES + b"\n")
+    newer.write_bytes(b"third\nfourth\n")
+    whole = EngineLog(newer, lambda text: text)
+    pieces = list(whole.past(100))
+    for count in range(1, len(pieces) + 1):
+        first = EngineLog(newer, lambda text: text)
+        given = [chunk for _, chunk in zip(range(count), first.past(100), strict=False)]
+        again = EngineLog(newer, lambda text: text)
+        assert b"".join([*given, *again.behind(first.place)]) == b"".join(pieces)
+    with newer.open("ab") as file:
+        file.write(b"fifth\nhalf")
+    assert whole.appended() == b"fifth\n"
+    again = EngineLog(newer, lambda text: text)
+    assert b"".join(again.behind(whole.place)) == b"half\n"
+    inode = newer.stat().st_ino
+    assert b"".join(again.behind((inode, 15))) == b"fifth\nhalf\n", "no line is cut, nor a secret in it"
+    assert b"".join(again.behind((older.stat().st_ino, 100))).startswith(b"x" * 100 + b"xx"), "nor from the part before"
+    older.write_bytes(b"x" * 3 * CHUNK_BYTES)
+    assert len(b"".join(again.behind((older.stat().st_ino, 2 * CHUNK_BYTES))).partition(b"\n")[0]) < 2 * CHUNK_BYTES
+    newer.write_bytes(b"new\n")
+    assert b"".join(again.behind((inode, 15))) == b"new\n", "it was truncated: all of it is new"

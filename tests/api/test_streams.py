@@ -128,6 +128,42 @@ async def test_a_log_is_read_and_followed_through_rotation(api: Served, tmp_path
         assert await response.content.readline() == b"rotated\n"
 
 
+async def test_a_log_as_events_resumes_behind_the_last_one_and_shows_signs_of_life(api: Served, tmp_path: Path) -> None:
+    log = api.node.log_file = tmp_path / "engine.log"
+    log.write_bytes(b"first\nsecond\n")
+    url, sse = api.url + "/v1/pools/demo/logs?follow=true", {"Accept": "text/event-stream"}
+    async with api.session.get(url + "&lines=1", headers=sse) as response, asyncio.timeout(5):
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert [frame["text"] for frame in await log_frames(response, 2)] == ["second\n", ""]
+    log.write_bytes(log.read_bytes() + b"third \xff\rfourth\n")
+    place = f"{log.stat().st_ino}:13"
+    async with asyncio.timeout(5):
+        async with api.session.get(url + "&lines=0", headers=sse | {"Last-Event-ID": place}) as response:
+            given, end = await log_frames(response, 2)
+            assert (given["text"], end["text"]) == ("third \ufffd\\rfourth\n", "")
+            while not (await response.content.readline()).startswith(b": "):
+                pass
+        async with api.session.get(url.replace("true", "false") + f"&after={end['id']}", headers=sse) as response:
+            assert await response.text() == ""
+        for wrong in ("7", "7:", "7:x", "-1:3", "%C2%B2:3"):
+            async with api.session.get(f"{url}&after={wrong}") as response:
+                assert response.status == 400
+
+
+async def log_frames(response: ClientResponse, count: int) -> list[dict[str, Any]]:
+    """The next frames of a log as events; each id is in its data, too."""
+    found: list[dict[str, Any]] = []
+    place = ""
+    while len(found) < count:
+        key, _, value = (await response.content.readline()).decode().rstrip("\n").partition(": ")
+        if key == "id":
+            place = value
+        elif key == "data":
+            found.append(json.loads(value))
+            assert found[-1]["id"] == place
+    return found
+
+
 async def test_a_link_in_the_place_of_a_log_is_not_followed(api: Served, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hidden\n")

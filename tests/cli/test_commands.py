@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from pool_managerd.api.auth import Access, Token
 from pool_managerd.cli.client import find_daemon
-from pool_managerd.cli.follow import sse_events
 from pool_managerd.cli.main import app, run
+from pool_managerd.cli.reconnect import sse_events
 from pool_managerd.errors import EngineError
 from tests.api.conftest import Served, close, serve
 from tests.api.fake_node import FakeNode

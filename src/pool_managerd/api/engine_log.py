@@ -16,6 +16,7 @@ from pool_managerd.core.narration import printable
 
 CHUNK_BYTES = 64 * 1024
 MAX_TAIL_BYTES = 16 << 20
+_ALL_LINES = 1 << 40
 
 
 Place = tuple[int, int]
@@ -27,18 +28,23 @@ class _Part:
     """An open file of the log, from ``start`` up to ``end``."""
 
     fd: int
+    inode: int
     start: int
     end: int
 
 
 class EngineLog:
-    """Lines are shown through ``redact``. ``past`` comes first; ``appended`` goes on where it ended."""
+    """Lines are shown through ``redact``. ``past`` comes first; ``appended`` goes on where it ended.
+
+    ``place`` is behind what was given last: another one that begins there goes on without a gap or a repetition.
+    """
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
         self._path = path
         self._redact = redact
         self._inode = self._offset = 0
         self._rest = b""
+        self.place: Place = (0, 0)
 
     def past(self, lines: int, begin: Place | None = None, end: Place | None = None) -> Generator[bytes]:
         """The last ``lines`` lines as chunks, control characters escaped; those of the part before, if need be.
@@ -54,9 +60,22 @@ class EngineLog:
                     at += len(block)
                     whole, rest = _lines(rest + block)
                     if whole:
+                        self.place = (part.inode, max(part.start, at - len(rest)))
                         yield self._shown(whole)
+            self.place = (self._inode, self._offset)
             if rest:
                 yield self._shown(rest)
+
+    def behind(self, place: Place) -> Generator[bytes]:
+        """All that is behind ``place``, and all there is where that is no more in the log.
+
+        A line that it lies in is given from its start: half a secret would not be known as one.
+        """
+        with ExitStack() as stack:
+            for fd in (self._open(stack, path) for path in self._names()):
+                if fd is not None and (found := os.fstat(fd)).st_ino == place[0]:
+                    place = (found.st_ino, _start_of_line(fd, place[1]) if place[1] <= found.st_size else 0)
+        yield from self.past(_ALL_LINES, place)
 
     def appended(self) -> bytes:
         """What was appended since, raw, up to the end of a line; a rotated or truncated log is read from its start."""
@@ -70,6 +89,7 @@ class EngineLog:
             block = os.pread(fd, CHUNK_BYTES, self._offset)
         self._offset += len(block)
         whole, self._rest = _lines(self._rest + block)
+        self.place = (self._inode, max(0, self._offset - len(self._rest)))
         return self._redact(whole.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
     def _parts(self, stack: ExitStack, lines: int, begin: Place | None, end: Place | None) -> list[_Part]:
@@ -87,7 +107,7 @@ class EngineLog:
             first = begin[1] if begin is not None and found.st_ino == begin[0] else None
             start, missing = _start_of_last(fd, stop, lines, budget)
             start = max(start, min(first or 0, stop))
-            parts.insert(0, _Part(fd, start, stop))
+            parts.insert(0, _Part(fd, found.st_ino, start, stop))
             lines, budget = missing, budget - (stop - start)
             if first is not None or lines <= 0 or budget <= 0:
                 break
@@ -116,6 +136,14 @@ def _lines(data: bytes) -> tuple[bytes, bytes]:
     if at == 0 and len(data) > CHUNK_BYTES:
         at = len(data)
     return data[:at], data[at:]
+
+
+def _start_of_line(fd: int, at: int) -> int:
+    """Where the line begins that ``at`` lies in; ``at`` where that is too far before."""
+    begin = max(0, at - CHUNK_BYTES)
+    block = os.pread(fd, at - begin, begin)
+    found = max(block.rfind(b"\n"), block.rfind(b"\r")) + 1
+    return begin + found if found or begin == 0 else at
 
 
 def _start_of_last(fd: int, size: int, lines: int, budget: int) -> tuple[int, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -19,6 +21,8 @@ from pool_managerd.errors import NodeError, RequestError
 
 MAX_EVENT_ID = 2**63 - 1
 _REPLAY_GAP_S = 0.05
+_STILL_HERE = b": still here\n\n"
+_PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,20})", re.ASCII)
 
 
 async def events(context: ApiContext, request: web.Request) -> web.StreamResponse:
@@ -47,7 +51,7 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
                 elif closing.done() or not follow:
                     break
                 else:
-                    await _send(context, response, b": still here\n\n")
+                    await _send(context, response, _STILL_HERE)
         except StopAsyncIteration:
             pending = None
         finally:
@@ -59,31 +63,71 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
 
 
 async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
-    """The last lines of the engine's log; ``?follow=true`` goes on with what is appended."""
+    """The last lines of the engine's log; ``?follow=true`` goes on with what is appended.
+
+    As server-sent events where those are accepted: their ids are places in the log, behind which ``Last-Event-ID`` (or
+    ``?after=``) goes on, under the next daemon, too.
+    """
     wanted = pool_id(request)
     lines = number(request, "lines", 200, 0, 10_000) or 0
     follow = switch(request, "follow", default=False)
     since_ms, previous = number(request, "since_ms", None, 0, MAX_EVENT_ID), switch(request, "previous", default=False)
+    after = _log_place(request)
     if follow and previous:
         raise RequestError("cannot follow the log of a launch that has ended: leave follow or previous out")
+    sse = "text/event-stream" in request.headers.get("Accept", "")
+    media = "text/event-stream" if sse else "text/plain; charset=utf-8"
     if request.method == "HEAD":
         context.node.status(wanted)
-        return web.Response(content_type="text/plain")
+        return web.Response(content_type=media.partition(";")[0])
     log = EngineLog(context.node.log_path(wanted), context.node.events.redactor.text)  # 404 for a pool that does not exist
-    past = log.past(lines, *_window(context, wanted, since_ms, previous=previous))
-    async with _stream(context, request, "text/plain; charset=utf-8") as response:
+    window = _window(context, wanted, since_ms, previous=previous)
+    past = log.past(lines, *window) if after is None else log.behind(after)
+    frame = functools.partial(log_frame, log) if sse else bytes
+    async with _stream(context, request, media) as response:
         try:
             while (chunk := await asyncio.to_thread(next, past, None)) is not None:
-                await _send(context, response, chunk)
+                await _send(context, response, frame(chunk))
         finally:
             past.close()
-        while follow and not context.closing.is_set():
-            if chunk := await asyncio.to_thread(log.appended):
-                await _send(context, response, chunk)
-            else:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(context.closing.wait(), context.streams.poll_s)
+        if follow:
+            await _send(context, response, frame(b""))
+            await _follow(context, response, log, frame, beats=sse)
     return response
+
+
+async def _follow(
+    context: ApiContext, response: web.StreamResponse, log: EngineLog, frame: Callable[[bytes], bytes], *, beats: bool
+) -> None:
+    """What is appended, until the daemon ends. ``beats``: a quiet log shows signs of life."""
+    spoke = time.monotonic()
+    while not context.closing.is_set():
+        if chunk := await asyncio.to_thread(log.appended):
+            await _send(context, response, frame(chunk))
+            spoke = time.monotonic()
+            continue
+        if beats and time.monotonic() - spoke >= context.streams.heartbeat_s:
+            await _send(context, response, _STILL_HERE)
+            spoke = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(context.closing.wait(), context.streams.poll_s)
+
+
+def log_frame(log: EngineLog, text: bytes) -> bytes:
+    """One SSE frame: a piece of the log, and the place behind it."""
+    place = f"{log.place[0]}:{log.place[1]}"
+    data = json.dumps({"id": place, "text": text.decode("utf-8", "replace")}, separators=(",", ":"))
+    return f"id: {place}\ndata: {data}\n\n".encode()
+
+
+def _log_place(request: web.Request) -> tuple[int, int] | None:
+    """Where to go on. Raises RequestError 400 for what is no place."""
+    given = request.headers.get("Last-Event-ID", request.query.get("after"))
+    if given is None:
+        return None
+    if (found := _PLACE.fullmatch(given)) is None:
+        raise RequestError("cannot go on behind that: it is no id of an event of the log")
+    return int(found[1]), int(found[2])
 
 
 def _window(

@@ -69,12 +69,14 @@ READ_ROUTES = (
         404, 500, 503, private=True,
     ),
     _read(
-        f"{_POOL}/logs", "The engine's log", streams.logs, None, 400, 404, 503, media="text/plain", private=True,
+        f"{_POOL}/logs", "The engine's log; with Accept: text/event-stream as SSE, which Last-Event-ID resumes", streams.logs,
+        None, 400, 404, 503, media="text/plain", private=True,
         query=(
             Query("lines", "How many of the last lines.", {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 200}),
             Query("follow", "Go on with what is appended.", _BOOL),
             Query("since_ms", "Only what is not older than so many ms, and a little more.", {"type": "integer", "minimum": 0}),
             Query("previous", "The launch before the last one.", _BOOL),
+            Query("after", "Go on behind this id of an event of the log.", {"type": "string", "pattern": "^[0-9]+:[0-9]+$"}),
         ),
     ),
     _read(f"{_POOL}/crashes", "Crash reports of a pool", reads.pool_crashes, Crash, 404, many=True, private=True),

@@ -53,9 +53,10 @@ class Daemon:
         raise self._not_found(refused(value, response.status), path)
 
     @contextmanager
-    def stream(self, *path: str, **query: str | int | bool) -> Iterator[Iterator[bytes]]:
-        """The chunks of an endless answer as they come."""
-        with self._answer("GET", path, None, query, timeout_s=90) as response:
+    def stream(self, *path: str, sse: bool = False, **query: str | int | bool) -> Iterator[Iterator[bytes]]:
+        """The chunks of an endless answer as they come. ``sse``: as server-sent events, also where it can be had otherwise."""
+        accept = "text/event-stream" if sse else "*/*"
+        with self._answer("GET", path, None, query, timeout_s=90, accept=accept) as response:
             if response.status < 400:
                 yield _chunks(response)
                 return
@@ -79,7 +80,13 @@ class Daemon:
 
     @contextmanager
     def _answer(
-        self, method: str, path: tuple[str, ...], body: Any, query: Mapping[str, Any] | None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: tuple[str, ...],
+        body: Any,
+        query: Mapping[str, Any] | None,
+        timeout_s: float | None = None,
+        accept: str = "*/*",
     ) -> Iterator[http.client.HTTPResponse]:
         if not all(segment.strip() for segment in path):
             raise CommandFailed("cannot use an empty ID", USAGE, hint="pool-managerd pools, devices and operations list them")
@@ -90,7 +97,7 @@ class Daemon:
             target += "?" + urlencode(
                 {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
             )
-        headers = {"Accept": "*/*"}
+        headers = {"Accept": accept}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         if body is not None:
@@ -153,7 +160,7 @@ def refused(value: Any, status: int) -> CommandFailed:
     hint = body.get("hint")
     if status == 401:
         hint = f"give the token with POOL_MANAGERD_TOKEN_FILE or AUTH_TOKEN; the daemon says: {hint}"
-    return CommandFailed(message, exit_code, hint=hint, code=code)
+    return CommandFailed(message, exit_code, hint=hint, code=code, retriable=body.get("retriable") is True)
 
 
 def _token(env: Mapping[str, str]) -> str | None:

@@ -10,11 +10,17 @@ REFUSED = 4  # the daemon answered with an error
 
 
 class CommandFailed(Exception):
-    """A command ends with ``exit_code``; ``hint`` says what to do. ``code`` is the daemon's error code, if it gave one."""
+    """A command ends with ``exit_code``; ``hint`` says what to do. ``code`` is the daemon's error code, if it gave one.
 
-    def __init__(self, message: str, exit_code: int, *, hint: str | None = None, code: str | None = None) -> None:
+    ``passing``: the same may be answered otherwise later, because the daemon was not reached or says so itself.
+    """
+
+    def __init__(
+        self, message: str, exit_code: int, *, hint: str | None = None, code: str | None = None, retriable: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
         self.hint = hint
         self.code = code
+        self.passing = retriable or exit_code == UNREACHABLE

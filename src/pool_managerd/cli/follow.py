@@ -7,15 +7,17 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from pool_managerd.cli import completion
+from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon, seconds
 from pool_managerd.cli.output import Format, Json, moment, paint, printable
+from pool_managerd.cli.reconnect import over_restarts, sse_events
 from pool_managerd.cli.streams import end_with_reader
 from pool_managerd.cli.table import wrapped
 
@@ -54,29 +56,39 @@ def logs(
 ) -> None:  # fmt: skip
     """Show the log of a pool's engine.
 
-    Engines write no times: --since begins where the log stood then, give or take seconds. With -o json it is one object, and
-    with -f one a line.
+    Engines write no times: --since begins where the log stood then, give or take seconds. -f goes on when the daemon
+    restarts. With -o json it is one object, and with -f one a line.
     """
     if follow and previous:
         raise CommandFailed("cannot follow a log that has ended", USAGE, hint="leave -f or --previous out")
     age = seconds(since, "--since")
-    query: dict[str, int | bool] = {"lines": lines, "follow": follow}
+    query: dict[str, Any] = {"lines": lines}
     query |= {} if age is None else {"since_ms": round(age * 1000)}
     query |= {"previous": True} if previous else {}
     node = daemon(url, config)
     if follow:
-        end_with_reader()
+        _follow_log(node, pool_id, query, output)
+        return
     with node.stream("pools", pool_id, "logs", **query) as chunks:
         if output is not Format.JSON:
             for text in _decoded(chunks):
                 sys.stdout.write(_shown(text))
                 sys.stdout.flush()
-        elif follow:
-            for line in _lines(chunks):
-                _json_line({"pool_id": pool_id, "line": line})
         else:
-            answer = {"pool_id": pool_id, "lines": list(_lines(chunks))}
+            answer = {"pool_id": pool_id, "lines": list(_lines(_decoded(chunks)))}
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+
+
+def _follow_log(node: Daemon, pool_id: str, query: Mapping[str, Any], output: Format) -> None:
+    end_with_reader()
+    pieces = over_restarts(node, "pools", pool_id, "logs", follow=True, **query)
+    texts = (str(piece["text"]) for piece in pieces)
+    if output is Format.JSON:
+        for line in _lines(texts):
+            _json_line({"pool_id": pool_id, "line": line})
+    for text in texts:
+        sys.stdout.write(_shown(text))
+        sys.stdout.flush()
 
 
 def _decoded(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -85,10 +97,10 @@ def _decoded(chunks: Iterable[bytes]) -> Iterator[str]:
     return (decode(chunk) for chunk in chunks)
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Whole lines, as they come."""
     rest = ""
-    for text in _decoded(chunks):
+    for text in texts:
         *whole, rest = (rest + text).split("\n")
         yield from whole
     if rest:
@@ -101,8 +113,9 @@ def events(
 ) -> None:  # fmt: skip
     """Show what happened: crashes, restarts, drains, GPUs.
 
-    The last few, or what --since, --since-id and -n say; -f goes on with what happens. With -o json one object a line. Ids go on
-    over restarts of the daemon; where not everything behind an id is kept, an event "gap" says so.
+    The last few, or what --since, --since-id and -n say; -f goes on with what happens, when the daemon restarts, too. With -o
+    json one object a line. Ids go on over restarts of the daemon; where not everything behind an id is kept, an event "gap"
+    says so.
     """
     if level not in _LEVELS:
         raise CommandFailed(f"cannot use --level {level[:40]!r}", USAGE, hint="write debug, info, warn or error")
@@ -122,10 +135,9 @@ def events(
         show(event)
     if follow:
         end_with_reader()
-        with node.stream("events", after=last_id, follow=True) as chunks:
-            for event in sse_events(chunks):
-                if _wanted(event, floor, pools):
-                    show(event)
+        for event in over_restarts(node, "events", after=last_id, reached=True, follow=True):
+            if _wanted(event, floor, pools):
+                show(event)
 
 
 def _wanted(event: Json, floor: int, pools: frozenset[str]) -> bool:
@@ -171,22 +183,6 @@ class _Shown:
         text = " ".join(printable(human if pool in human else f"{pool}: {human}").split())
         sys.stdout.write(f"{when}  {paint(f'{level:<8}', style)}  {wrapped(text, len(when) + 12)}\n")
         sys.stdout.flush()
-
-
-def sse_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The data of each server-sent event."""
-    pending = bytearray()
-    for chunk in chunks:
-        looked = max(0, len(pending) - 1)
-        pending += chunk
-        if pending.find(b"\n\n", looked) < 0:
-            continue
-        *frames, rest = bytes(pending).split(b"\n\n")
-        pending = bytearray(rest)
-        for frame in frames:
-            data = b"\n".join(line[6:] for line in frame.split(b"\n") if line.startswith(b"data: "))
-            if data:
-                yield json.loads(data)
 
 
 def _json_line(value: Json) -> None:
