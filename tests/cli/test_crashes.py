@@ -10,8 +10,8 @@ import pytest
 from tests.cli.test_commands import Invoke, Server
 
 
-def at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def at_80_columns(monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
 
@@ -24,6 +24,24 @@ def test_all_crashes_are_a_table_with_class_and_cause(invoke: Invoke, monkeypatc
     for word in ("demo", "code 1", "bad_flags", "error: invalid"):
         assert word in row
     assert "WHEN" in head and "CLASS" in head
+
+
+@pytest.mark.parametrize(("columns", "there"), [(80, ["CLASS"]), (120, ["WHEN", "UPTIME", "EXIT", "CLASS"])])
+def test_what_an_engine_said_is_read_at_any_width(
+    invoke: Invoke, server: Server, monkeypatch: pytest.MonkeyPatch, columns: int, there: list[str]
+) -> None:
+    error = "signal SIGILL: this engine build uses CPU instructions that this machine lacks"
+    crash = {"pool_id": "mistral-large-instruct", "crash_class": "illegal_instruction", "ts_ms": 1_795_000_000_000,
+             "signal": "SIGILL", "uptime_seconds": 4_000.0, "last_error": error}  # fmt: skip
+    server.node.crashes = lambda pool_id=None: [crash]
+    at_80_columns(monkeypatch, columns)
+    head, *rows = invoke("crashes")[1].splitlines()
+    assert max(len(line) for line in (head, *rows)) <= columns and len(rows) == 2
+    at = head.index("WHAT")
+    assert " ".join(row[at:].strip() for row in rows).startswith("signal SIGILL: this engine build uses CPU instructions that")
+    assert all(word in head for word in there) and "illegal_instruction" in rows[0]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert error in invoke("crashes")[1], "whole, in one line, where there is no terminal"
 
 
 def test_one_pools_crashes_end_with_the_newest_in_full(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from pool_managerd.cli.output import Format, Json, moment, show
 from pool_managerd.cli.table import Column, facts, table
 from pool_managerd.core.narration import duration
 
+# What it said goes on in a second line and stays; how long it ran goes first, then how it ended, which the class tells, too.
 _COLUMNS = (
-    Column("WHEN", 5), Column("POOL", 0, least=7, middle=True), Column("UPTIME", 4), Column("EXIT", 3), Column("CLASS", 1),
-    Column("ACTION", 6, least=12, wide=True), Column("WHAT", 2, least=12),
+    Column("WHEN", 3), Column("POOL", 0, least=7, middle=True), Column("UPTIME", 5), Column("EXIT", 4), Column("CLASS", 1),
+    Column("ACTION", 6, least=12, wide=True), Column("WHAT", 2, least=32, lines=2),
 )  # fmt: skip
 _TAIL_LINES = 10
 
@@ -23,10 +24,12 @@ def crashes(pool_id: OptionalPoolId = None, url: Url = None, config: ConfigFile 
     """
     path = ("crashes",) if pool_id is None else ("pools", pool_id, "crashes")
 
+    short = output is Format.TABLE and sys.stdout.isatty()
+
     def rows(found: list[Json]) -> None:
         cells = (
-            (moment(crash.get("ts_ms")), crash.get("pool_id"), _uptime(crash), _exit(crash), crash.get("crash_class"),
-             crash.get("action"), _what(crash))
+            (moment(crash.get("ts_ms"), short=short), crash.get("pool_id"), _uptime(crash), _exit(crash),
+             crash.get("crash_class"), crash.get("action"), _what(crash))
             for crash in found
         )  # fmt: skip
         table(_COLUMNS, cells, empty="no crashes", wide=output is Format.WIDE)

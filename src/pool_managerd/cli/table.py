@@ -22,13 +22,15 @@ _FEWEST_COLUMNS = 20
 @dataclass(frozen=True, slots=True)
 class Column:
     """``rank`` 0 stays longest; ``wide``: only where there is no limit. ``least`` is the width a cell may be cut to,
-    0 for never; ``middle`` keeps both ends of what is cut (names that differ at the end)."""
+    0 for never; ``middle`` keeps both ends of what is cut (names that differ at the end); ``lines``: a cell is broken into so
+    many at most before it is cut."""
 
     head: str
     rank: int = 0
     least: int = 0
     middle: bool = False
     wide: bool = False
+    lines: int = 1
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: str, wide: bool = False) -> None:
@@ -42,6 +44,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: st
     shown = widths(columns, natural, room)
     sys.stdout.write(paint(_line(columns, {i: columns[i].head for i in shown}, shown), "1") + "\n")
     for row in found:
+        for i in shown:
+            row[i] = [part for line in row[i] for part in _broken(line, shown[i], columns[i].lines)]
         for number in range(max(len(row[i]) for i in shown)):
             cells = {i: row[i][number] if number < len(row[i]) else "" for i in shown}
             sys.stdout.write(_line(columns, cells, shown) + "\n")
@@ -101,6 +105,15 @@ def wrapped(text: str, indent: int) -> str:
         else:
             lines[-1] += f" {word}" if lines[-1] else word
     return ("\n" + " " * indent).join(lines)
+
+
+def _broken(text: str, room: int, most: int) -> list[str]:
+    """``text`` in at most ``most`` lines, broken between words; the last one has the rest, however long."""
+    lines = [text]
+    while len(lines) < most and width(lines[-1]) > room and " " in (head := _fitting(lines[-1], room + 1)):
+        head = head.rpartition(" ")[0]
+        lines[-1:] = [head, lines[-1][len(head) + 1 :]]
+    return lines
 
 
 def _cells(sign: str) -> int:
