@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
+from pool_managerd.store.place import StatePlace
 from pool_managerd.store.state import StateStore
 
 Told = list[tuple[str | None, str | None]]
@@ -233,3 +236,53 @@ async def test_a_damaged_count_of_commits_stops_no_write(directory: Path) -> Non
     await store.close()
     pools, degraded = await reread(directory)
     assert (pools, degraded, store.last_error) == ({"a"}, None, None)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process may open so many more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 8, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(count):
+            os.close(held.pop())
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", range(4))
+async def test_where_no_file_can_be_opened_that_is_what_is_told_and_no_change_of_ours(
+    store: StateStore, directory: Path, told: Told, left: int
+) -> None:
+    with descriptors_left(left):
+        with pytest.raises(NodeError, match=r"no more files can be opened \(Too many open files\)$") as refused:
+            await store.put_pool(StoredPool("c", "up"))
+        assert "LimitNOFILE" in str(refused.value.hint)
+        assert store.last_error == "no more files can be opened (Too many open files)"
+    async with asyncio.timeout(10):
+        while store.last_error:
+            await asyncio.sleep(0.01)
+    assert told == [("no more files can be opened (Too many open files)", None), (None, None)], "the file is still ours"
+    await store.put_pool(StoredPool("d", "up"))
+    await store.close()
+    assert (await reread(directory))[0] == {"a", "b", "d"}
+
+
+async def test_what_was_written_and_cannot_be_read_back_is_not_told_as_somebody_elses_change(
+    store: StateStore, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StatePlace, "read_back", lambda _: sqlite3.connect("/none/of/this"))
+    with pytest.raises(NodeError, match="unable to open database file"):
+        await store.put_pool(StoredPool("c", "up"))
+    monkeypatch.undo()
+    async with asyncio.timeout(10):
+        while store.last_error:
+            await asyncio.sleep(0.01)
+    assert (told[-1][1] or "").startswith("Wrote the state anew from memory, because what was written could not be read back")

@@ -112,10 +112,12 @@ class DirectoryLock:
 
 
 def unwritable(directory: Path, what: str, problem: OSError) -> NodeError:
+    room = "make the directory writable and leave some space, or choose another one with --state-dir / --runtime-dir"
+    descriptors = "raise the limit of open files: LimitNOFILE in the systemd unit, or ulimit -n; of the machine, fs.file-max"
     return NodeError(
         f"cannot write to {what} {directory}: {problem.strerror or problem}",
         code="STATE_UNWRITABLE", status=507, retriable=False,
-        hint="make the directory writable and leave some space, or choose another one with --state-dir / --runtime-dir",
+        hint=descriptors if problem.errno in (errno.EMFILE, errno.ENFILE) else room,
     )  # fmt: skip
 
 

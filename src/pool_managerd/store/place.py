@@ -16,6 +16,8 @@ _PARTS = ("", "-wal", "-shm", "-journal")
 # The file's content is at fault. Anything else, such as a full or read-only disk, is the place's.
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _MOST = 1 << 52
+_DESCRIPTORS = 4
+"""A file, its journal, their index, and the directory."""
 _Seen = tuple[int, int, int, int]
 
 
@@ -53,6 +55,19 @@ def is_damage(problem: Exception) -> bool:
 def code_of(problem: sqlite3.Error) -> int:
     """SQLite's primary code; 0 for what the binding raises itself."""
     return getattr(problem, "sqlite_errorcode", 0) & 0xFF
+
+
+def require_descriptors() -> None:
+    """Raises OSError, EMFILE or ENFILE, where SQLite could not open a database now: it says of that only that it cannot."""
+    held: list[int] = []
+    try:
+        while len(held) < _DESCRIPTORS:
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as problem:
+        raise OSError(problem.errno, f"no more files can be opened ({problem.strerror})") from problem
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 def read_number(path: Path) -> int:

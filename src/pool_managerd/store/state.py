@@ -27,7 +27,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
 from pool_managerd.store.contents import SCHEMA, Contents, read_contents
 from pool_managerd.store.lock import unwritable
-from pool_managerd.store.place import StatePlace, code_of, is_damage, linked_part, refuse_newer
+from pool_managerd.store.place import StatePlace, code_of, is_damage, linked_part, refuse_newer, require_descriptors
 
 SCHEMA_VERSION = 2
 CHECK_S = 5.0
@@ -175,8 +175,10 @@ class StateStore:
         self._orders.put((change, done))
         try:
             await asyncio.shield(asyncio.wrap_future(done))
-        except (sqlite3.Error, OSError) as problem:
+        except sqlite3.Error as problem:
             raise self._unwritable(str(problem)) from problem
+        except OSError as problem:
+            raise unwritable(self._path.parent, "state directory", problem) from problem
 
     # --- the writer's thread ---
 
@@ -210,7 +212,7 @@ class StateStore:
                     change(self._contents)
             if self._suspect:
                 told = self._take_back()
-        before, self.last_error = self.last_error, None if problem is None else str(problem) or type(problem).__name__
+        before, self.last_error = self.last_error, None if problem is None else _words(problem)
         if told is not None or (before is None) is not (self.last_error is None):
             self.listener(self.last_error, told)
         for _, done in batch:
@@ -222,6 +224,7 @@ class StateStore:
     def _write(self, wanted: Contents) -> str | None:
         """Make the file hold ``wanted``, and read it back; what had to be done for it. Raises sqlite3.Error or OSError."""
         failpoints.reach("state.commit")
+        require_descriptors()  # first: what is written must be read back
         why = self._place.changed() or self._suspect
         told = self._renew(wanted, why) if why else None
         if not why and self._db is not None:
@@ -233,8 +236,13 @@ class StateStore:
                 else:
                     self._place.remember()  # a write that was broken off leaves its marks in the journal: they are ours
                 raise
+        self._place.remember()  # the marks are ours, whether they can be read back or not
         self._suspect = "what was written could not be read back"  # until it was
-        found = self._place.read_back()
+        try:
+            found = self._place.read_back()
+        except sqlite3.Error:
+            require_descriptors()
+            raise
         if found != wanted.generation:
             raise sqlite3.OperationalError(f"generation {wanted.generation} was written and {found} read back")
         self._suspect = ""
@@ -276,3 +284,8 @@ class StateStore:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _words(problem: Exception) -> str:
+    """What is told of it, without numbers and paths."""
+    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or type(problem).__name__
