@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pool_managerd.cli.exits import NO, OK, USAGE, CommandFailed
-from pool_managerd.cli.output import Format, Json, printable, show
+from pool_managerd.cli.output import Format, Json, error, printable, show
 
 if TYPE_CHECKING:
     from pool_managerd.config import Config
@@ -47,9 +47,9 @@ def _report(path: Path | None, topology: Path | None) -> Json:
         if path is None and topology is None:
             return machine.home_report(machine.scan_once, os.environ).to_dict()
         config = _load(path, topology)
-        return machine.preflight_report(config, lambda: machine.scan_once(config), os.environ).to_dict()
-    except NodeError as error:  # this command's 1 means that it has looked
-        raise CommandFailed(error.message, USAGE, hint=error.hint) from error
+        return machine.preflight_report(config, lambda: machine.scan_once(config), os.environ, error).to_dict()
+    except NodeError as problem:  # this command's 1 means that it has looked
+        raise CommandFailed(problem.message, USAGE, hint=problem.hint) from problem
 
 
 def _load(path: Path | None, topology: Path | None) -> Config:

@@ -13,7 +13,7 @@ from pool_managerd._version import __version__
 from pool_managerd.cli.client import DEFAULT_CONFIG
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output
-from pool_managerd.cli.output import Format, printable, show
+from pool_managerd.cli.output import Format, error, printable, show
 from pool_managerd.cli.table import facts
 from pool_managerd.errors import SpecError
 
@@ -92,8 +92,8 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
         daemon.check(loaded, os.environ)
         answer |= {"profile": loaded.profile, "bind": loaded.daemon.bind, "pools": [pool.id for pool in loaded.pools]}
         failure = _look_at_pools(loaded, deep, answer)
-    except SpecError as error:
-        failure = CommandFailed(error.message, NO, hint=error.hint)
+    except SpecError as problem:
+        failure = CommandFailed(problem.message, NO, hint=problem.hint)
     if failure is not None:
         answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
     if failure is None or output is Format.JSON:
@@ -117,7 +117,7 @@ def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> Comman
         answer["warnings"] = [{"code": f.code, "message": f.message, "remedy": list(f.remedy)} for f in shared]
         for found in shared:
             sys.stderr.write(printable(f"warning: {found.message} (such as {'; '.join(found.remedy)})") + "\n")
-    problems = setups_of(loaded, engines=deep).problems()
+    problems = setups_of(loaded, engines=deep, tell=error).problems()
     if not problems:
         return None
     answer["problems"] = [{"pool": pool, "message": message, "hint": hint or None} for pool, message, hint in problems]

@@ -69,7 +69,8 @@ class GpuParts:
         self._facts: tuple[float, HostFacts] | None = None
         self._gathering: asyncio.Task[HostFacts] | None = None
         self._told: set[str] = set()
-        self._setups = Setups(config, means.models, means.engines)
+        tell = events.from_threads()
+        self._setups = Setups(config, means.models, means.engines, lambda said: tell(f"Preflight: {said}", "info"))
         self._topology: tuple[object, tuple[str, ...]] = (None, ())
         self.watch.listen(self._tell_notes)
 

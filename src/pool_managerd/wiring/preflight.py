@@ -28,14 +28,16 @@ from pool_managerd.host.worker_process import WorkerOptions, Workers
 from pool_managerd.runtime.engine_users import check_users, shared_user
 from pool_managerd.runtime.isolation import interpreter_needs
 from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
-from pool_managerd.wiring.setups import probing, setups_of, user_rules
+from pool_managerd.wiring.setups import Tell, probing, setups_of, user_rules
 
 _CUDA_TAG = re.compile(r"(?:cuda-?|cu)(?P<major>1\d)\.?(?P<minor>\d)(?!\d)", re.ASCII)
 
 
-def preflight_report(config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
-    """Check this machine for ``config``. Blocks for as long as ``scan`` does, and a little."""
-    return report_of(config, replace(facts_of(config, env), scan=scan()))
+def preflight_report(
+    config: Config, scan: Callable[[], DeviceScan], env: Mapping[str, str], tell: Tell = lambda _: None
+) -> Report:
+    """Check this machine for ``config``. Blocks for as long as ``scan`` and the engines do; ``tell`` is told of the latter."""
+    return report_of(config, replace(facts_of(config, env, tell), scan=scan()))
 
 
 def home_report(scan: Callable[[], DeviceScan], env: Mapping[str, str]) -> Report:
@@ -57,12 +59,12 @@ def _package_problems(engines: EngineProvisioner) -> Iterator[tuple[str, str, st
                 yield kind.package, problem.message.removeprefix("preload failed: "), problem.hint or ""
 
 
-def facts_of(config: Config, env: Mapping[str, str]) -> HostFacts:
+def facts_of(config: Config, env: Mapping[str, str], tell: Tell = lambda _: None) -> HostFacts:
     """What this machine is, its GPUs left out, and what is wrong with its pools. Blocks, for a bounded time.
 
     Where a node runs it knows better which models are loaded already, and has `machine_of` alone.
     """
-    setups = setups_of(config, probing(config))
+    setups = setups_of(config, probing(config), tell=tell)
     problems = setups.problems()
     return replace(machine_of(config, env), setup_problems=problems, model_bytes=dict(setups.model_bytes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,7 +24,10 @@ from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.isolation import require_reach
 
 ASK_AT_ONCE = 8
-ENGINE_TIMEOUT_S = 25.0
+ENGINE_TIMEOUT_S = 120.0
+"""The first time that vLLM lists its flags it reads gigabytes of Python and libraries: a minute and more from a slow disk."""
+TOLD_AFTER_S = 5.0
+Tell = Callable[[str], None]
 
 
 class Setups:
@@ -32,11 +35,14 @@ class Setups:
     read beyond its header.
 
     A pool whose disk does not answer is not asked again while it is still being asked. Without ``engines`` only the models'
-    files are looked for. ``model_bytes`` are their sizes by pool, as far as they were found.
+    files are looked for. ``model_bytes`` are their sizes by pool, as far as they were found. ``tell`` gets a sentence where
+    engines are waited for.
     """
 
-    def __init__(self, config: Config, models: ModelProvisioner, engines: EngineProvisioner | None) -> None:
-        self._config, self._models, self._engines = config, models, engines
+    def __init__(
+        self, config: Config, models: ModelProvisioner, engines: EngineProvisioner | None, tell: Tell = lambda _: None
+    ) -> None:
+        self._config, self._models, self._engines, self._say = config, models, engines, tell
         self.model_bytes: dict[str, int] = {}
         self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
         self._asking: dict[str, str] = {}
@@ -55,11 +61,21 @@ class Setups:
         began = time.monotonic()
         with self._changed:
             self._changed.wait_for(self._all_found, FOLDER_TIMEOUT_S)
-            while not self._all_found() and "engine" in self._asking.values():
-                if (left := began + ENGINE_TIMEOUT_S - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
+            self._wait_for_engines(began)
         return tuple(found for pool in self._pools for found in self._found.get(pool.id) or self._unanswered(pool.id))
+
+    def _wait_for_engines(self, began: float) -> None:
+        """Those that are being asked may take their time, as long as there are any; what is waited for is said once."""
+        silent = True
+        while not self._all_found() and (names := [pool for pool, stage in self._asking.items() if stage == "engine"]):
+            passed = time.monotonic() - began
+            if passed >= ENGINE_TIMEOUT_S:
+                return
+            if silent and passed >= TOLD_AFTER_S:
+                silent = False
+                whose = f"pool {names[0]}" if len(names) == 1 else f"pools {', '.join(sorted(names))}"
+                self._say(f"still asking the engine of {whose} what it knows, for {ENGINE_TIMEOUT_S:g} s at most")
+            self._changed.wait((TOLD_AFTER_S if silent else ENGINE_TIMEOUT_S) - passed)
 
     def _all_found(self) -> bool:
         return all(pool.id in self._found for pool in self._pools)
@@ -118,12 +134,12 @@ class Setups:
             require_reach(engine, str(Path.cwd() / program), self._config.daemon.runtime_dir.absolute(), user)
 
 
-def setups_of(config: Config, run: Run | None = None, *, engines: bool = True) -> Setups:
+def setups_of(config: Config, run: Run | None = None, *, engines: bool = True, tell: Tell = lambda _: None) -> Setups:
     """The setups of ``config`` where there is no node, whose provisioners would do. ``run`` asks binaries what they are."""
     models = ModelProvisioner(config.base_dir, config.policy)
     ports = PortAllocator(config.daemon.engine_ports)
     found = EngineProvisioner(config, ports, check_model=models.shapes.of_gguf, run=run) if engines else None
-    return Setups(config, models, found)
+    return Setups(config, models, found, tell)
 
 
 def user_rules(config: Config) -> UserRules:

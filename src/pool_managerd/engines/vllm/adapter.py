@@ -17,7 +17,7 @@ from pool_managerd.engines.vllm import command
 from pool_managerd.engines.vllm.flags import SET_BY_DAEMON, parse_argparse_help, table_of
 from pool_managerd.errors import PoolError
 
-HELP_TIMEOUT_S = 90.0
+HELP_TIMEOUT_S = 110.0
 _MIN_OPTIONS = 20
 
 
@@ -68,7 +68,7 @@ class Vllm:
         return Program((str(path),), version), self._options(pool, path, version)
 
     def _options(self, pool: PoolConfig, path: Path, version: str) -> OptionTable:
-        """The recorded flags. A pool that uses another one has its engine asked for all of its own: that takes half a minute."""
+        """The recorded flags. A pool with another one has its engine asked for its own: half a minute, the first time more."""
         if not command.OPTIONS.sift(pool.provisioning.flags)[1]:
             return command.OPTIONS
         key = (str(path), version)
