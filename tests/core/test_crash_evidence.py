@@ -149,12 +149,23 @@ CAUSES = {
     "vllm-missing_weights": ("RuntimeError: Cannot find any model weights with `/models/m`", "bad_model", "fetch_model_again"),
     "vllm-nccl": ("csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error", "cuda", "check_gpu"),
     "vllm-no_driver": ("se check that you have an NVIDIA GPU and installed a driver.", "driver_mismatch", "fix_driver_setup"),
+    # vllm-project/vllm#39610: Triton names the kernel first, and the reason four lines later.
+    "vllm-no_fp8_on_this_gpu": ("type fp8e4nv not supported in this architecture.", "bad_model", "use_other_format"),
     "vllm-no_model_type": ("Unrecognized model in /models/m. Should have a `model_type` key", "bad_model", "fetch_model_again"),
     "vllm-no_room_on_device": ("Error: Free memory on device (3.22/4.0 GiB) on startup is le", "vram_oom", "stop_vram_users"),
     "vllm-not_permitted": (" [Errno 13] Permission denied: '/models/m/model.safetensors'", "permission", "check_permission"),
     "vllm-old_driver": ("oo old (found version 11040). Please update your GPU driver.", "driver_mismatch", "update_driver"),
     "vllm-port_in_use": ("OSError: [Errno 98] Address already in use", "port_conflict", "free_port"),
     "vllm-quantization_without_config": ("Value error, Cannot find the config file for awq", "bad_flags", "fix_flags"),
+    # vllm-project/vllm#4327, and #14040 of a scheme: it is computed by newer GPUs alone.
+    "vllm-quantization_of_newer_gpus": (
+        "Value error, The quantization method fp8 is not supported for the current GPU.",
+        "bad_model",
+        "use_other_format",
+    ),
+    "vllm-scheme_of_newer_gpus": ("('Quantization scheme is not supported for '", "bad_model", "use_other_format"),
+    # vllm-project/vllm#41108, of weights in another format than the engine takes them for.
+    "vllm-tensor_sizes_differ": ("The size of tensor a (3072) must match the size of tensor b", "bad_model", "match_weights"),
     "vllm-truncated_weights": (": Error while deserializing header: MetadataIncompleteBuffer", "bad_model", "fetch_model_again"),
     "vllm-unknown_architecture": (
         "odel` but Transformers does not recognize this architecture.",
@@ -169,6 +180,9 @@ CAUSES = {
         "bad_model",
         "use_newer_engine",
     ),
+    # verl-project/verl#834 and vllm-project/vllm#42813: vLLM's weight loaders compare shapes.
+    "vllm-weights_do_not_fit": ("Attempted to load weight (torch.Size([512]))", "bad_model", "match_weights"),
+    "vllm-weights_of_another_size": ("Tried to load weights of size torch.Size([3096576,", "bad_model", "match_weights"),
     "vllm-worker_killed": ("Worker proc VllmWorker-0 died unexpectedly, shutting down executor.", "", "look_at_worker"),
     "vllm-worker_out_of_memory": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB.",

@@ -25,6 +25,7 @@ REMEDIES: Mapping[str, str] = MappingProxyType({
     "look_at_worker": "A process of the engine died: see whether the kernel killed it for want of RAM, and its lines above.",
     "lower_cache": "Ask for a smaller cache (the line says how much memory there is and what was asked for), or free RAM.",
     "lower_context": "Lower ctx (or the engine's own flag for it) to what the model was made for.",
+    "match_weights": "Make config.json, quantization and flags fit the weights, whose shapes differ, or use a newer engine.",
     "none": "Nothing: it ended as it was meant to.",
     "put_model_back": "Put the file back where the line looks for it, or correct the path.",
     "read_log": "Read its log around the end: `pool-managerd logs {pool_id}`.",
@@ -43,6 +44,7 @@ REMEDIES: Mapping[str, str] = MappingProxyType({
     "use_fitting_build": "Use a build of the engine for this machine's CPU: this one uses instructions that it lacks.",
     "use_gpu_build": "Use a build of the engine that was compiled for this GPU: this one has no code for it.",
     "use_newer_engine": "Use a newer build of the engine: this one does not know the model's architecture or format.",
+    "use_other_format": "Take the model in a number format that this GPU can compute (see dtype, quantization), or a newer GPU.",
     "wait_or_restart": "It is replaced; if it happens again, report it to the engine with its log and the load it had.",
     "why_not_started": "See `last_error`, and `pool-managerd explain {pool_id}` for what a start would do now.",
 })  # fmt: skip
@@ -101,8 +103,8 @@ MEANINGS: Mapping[CrashClass, Meaning] = MappingProxyType({
         "Another program had its port.", "Before it was ready it is started again on another port, which is no crash; where the "
         "port is fixed, or that did not help, it is.", "free_port"),
     CrashClass.BAD_MODEL: Meaning(
-        "It cannot use the model.", "The file is damaged, is not what it says, or is of a kind that this engine does not know. "
-        "Another start would end the same way.", "fetch_model_again"),
+        "It cannot use the model.", "The file is damaged, is not what it says, or is of a kind that this engine or its GPU does "
+        "not know. Another start would end the same way.", "fetch_model_again"),
     CrashClass.BAD_FLAGS: Meaning(
         "It does not know a flag, or cannot use its value.", "A typing error, or a flag of another version. Another start would "
         "end the same way.", "fix_flags"),

@@ -100,9 +100,13 @@ _NATIVE = (
 )  # fmt: skip
 
 _EXCEPTION = r"(?P<said>(?<![\w.])[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?:: .*|$))"
+_NO_FP8 = _rule(r"type fp8\w{1,20} not supported in this architecture", CrashClass.BAD_MODEL, "use_other_format")
+"""Behind a Triton error that says where in its kernel, and not what."""
 _PYTHON_MEANINGS = (
+    _NO_FP8,
     _rule(r"Free memory on device .{0,80}is less than desired GPU memory utilization", CrashClass.VRAM_OOM, "stop_vram_users"),
     _rule(r"memory capacity is unbalanced", CrashClass.VRAM_OOM, "stop_vram_users"),
+    # What is left for the cache is measured, other programs' memory included: a later start may find more.
     _rule(r"No available memory for the cache blocks", CrashClass.VRAM_OOM, "room_for_cache"),
     _rule(r"larger than the (?:available KV cache memory|maximum number of tokens that can be stored in KV cache)",
           CrashClass.VRAM_OOM, "room_for_cache"),
@@ -117,6 +121,10 @@ _PYTHON_MEANINGS = (
     _rule(r"[Ee]rror while deserializing header", CrashClass.BAD_MODEL),
     _rule(r"Cannot find any model weights with", CrashClass.BAD_MODEL),
     _rule(r"RuntimeError: weight \S{1,200} does not exist", CrashClass.BAD_MODEL),
+    _rule(r"Attempted to load weight \(|Tried to load weights of size ", CrashClass.BAD_MODEL, "match_weights"),
+    _rule(r"The (?:size of tensor a|expanded size of the tensor) \(\d{1,20}\) must match", CrashClass.BAD_MODEL, "match_weights"),
+    _rule(r"Quantization scheme is not supported for |The quantization method \S{1,80} is not supported for the current GPU",
+          CrashClass.BAD_MODEL, "use_other_format"),
     _rule(r"Couldn't instantiate the backend tokenizer", CrashClass.BAD_MODEL, "template_or_tokenizer"),
     _rule(r"Unrecognized model in \S{1,200}\. Should have a `model_type` key", CrashClass.BAD_MODEL),
     _rule(r"Cannot find the config file for \w+", CrashClass.BAD_FLAGS),
@@ -171,6 +179,7 @@ _LLAMACPP = (
 )  # fmt: skip
 _WORKER = r"^(?:\((?:\w*Worker|EngineCore)[^)]{0,80}\) )?ERROR \d\d-\d\d [^\]]{1,80}\] "
 _VLLM = (
+    Tier((_NO_FP8,)),
     Tier((_rule(_WORKER + _EXCEPTION),)),
     Tier((_rule(r"(?P<said>Value error, .+?)(?: \[type=value_error|$)"),)),
     Tier((*_NATIVE, _rule(r"(?:died|exited) unexpectedly", None, "look_at_worker"))),
