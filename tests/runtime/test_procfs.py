@@ -11,6 +11,18 @@ from pool_managerd.runtime import procfs
 from tests.runtime.support import eventually
 
 
+async def test_how_a_process_ended_is_seen_until_it_is_collected() -> None:
+    ended = subprocess.Popen(["/bin/sh", "-c", "read gone; exit 7"], stdin=subprocess.PIPE)
+    ticks = procfs.start_ticks(ended.pid) or 0
+    assert procfs.wait_status(ended.pid, ticks) is None, "it runs"
+    assert ended.stdin is not None
+    ended.stdin.close()
+    await eventually(lambda: procfs.wait_status(ended.pid, ticks) == 7 << 8)
+    assert procfs.wait_status(ended.pid, ticks + 1) is None, "another process of this pid"
+    ended.wait()
+    assert procfs.wait_status(ended.pid, ticks) is None
+
+
 @pytest.mark.parametrize("kernel", ["with children files", "without"])
 async def test_every_generation_is_found(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     nest = subprocess.Popen(["/bin/sh", "-c", "sh -c 'sleep 60 & wait' & wait"], start_new_session=True)

@@ -222,9 +222,24 @@ async def test_a_suspended_shim_does_not_keep_the_engine_alive(bench: Bench, mon
     end(process.identity.shim_pid, signal.SIGSTOP)
     process.kill()
     record = await within(3, process)
-    assert not record.known
+    assert (record.signal, record.stopped_by_us) == (signal.SIGKILL, True)
     assert not alive(process.pid)
     await eventually(lambda: not [pid for pid in grandchildren if alive(pid)])
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "number"), [("exit 3", 3, None), ("kill -SEGV $$", None, signal.SIGSEGV), (":", None, None)]
+)
+async def test_how_an_engine_ended_under_a_suspended_shim_is_what_the_kernel_shows(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, last: str, code: int | None, number: int | None
+) -> None:
+    monkeypatch.setattr("pool_managerd.runtime.process._SHIM_OVERDUE_SECONDS", 0.2)
+    process = await bench.launch(sh(f"trap '{last}; exit' USR1; echo ready; while :; do sleep 0.02; done"))
+    await bench.says("ready")
+    end(process.identity.shim_pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGUSR1)
+    record = await within(3, process)
+    assert (record.code, record.signal, record.stopped_by_us) == (code, number, False), "a 0 may be what others are shown"
 
 
 async def test_a_lost_shim_takes_the_engine_with_it_and_the_outcome_is_unknown(bench: Bench) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.errors import NodeError
@@ -72,6 +72,9 @@ class EngineProcess:
         self._told: ExitRecord | None = None
         self._over = asyncio.Event()
         """How it ended is known, or will not be told any more."""
+        self._asked_to_end = False
+        self._seen: int | None = None
+        """The wait status that the kernel showed before its shim collected it, should that tell of nothing any more."""
         self._frames = wire.Decoder()
         self._ending: asyncio.Task[ExitRecord] | None = None
         loop = self._loop = asyncio.get_running_loop()
@@ -99,7 +102,8 @@ class EngineProcess:
 
         Raises RuntimeError after ``close``.
 
-        When the shim itself was lost, the engine is killed, what it left behind too, and the record is unknown.
+        When the shim itself was lost, the engine is killed, what it left behind too, and the record is unknown; of an engine that
+        had ended before, it is what the kernel showed then.
         """
         if self._ending is None:
             if self._connection is None:
@@ -112,10 +116,12 @@ class EngineProcess:
 
         The shim carries it out, so it goes on if the daemon dies. Asked again, it can only get shorter.
         """
+        self._asked_to_end = True
         self._tell({"op": "stop", "grace_ms": max(0, grace_ms)}, signal.SIGTERM)
 
     def kill(self) -> None:
         """Stop at once, even when the shim does not react."""
+        self._asked_to_end = True
         self._tell({"op": "kill"}, signal.SIGUSR1)
         self._send_engine(signal.SIGKILL)
 
@@ -136,6 +142,8 @@ class EngineProcess:
             self._send_shim(otherwise)
 
     def _on_engine_end(self) -> None:
+        if self.identity.shim_runs():  # else its end is ours, or the kernel's answer to the shim's
+            self._seen = procfs.wait_status(self.pid, self.identity.start_ticks)
         if self._connection is not None:
             if self._connection.engine_pidfd is not None:
                 self._loop.remove_reader(self._connection.engine_pidfd)
@@ -198,7 +206,11 @@ class EngineProcess:
         except TimeoutError:
             pass  # stuck in the kernel: nothing more can be done to it from here
         await kill_strays(self.identity, self._records.of(self.identity).descendants)
-        return ExitRecord()
+        if self._seen is None:
+            return ExitRecord()
+        code = os.waitstatus_to_exitcode(self._seen)
+        record = ExitRecord(signal=-code) if code < 0 else ExitRecord(code)
+        return replace(record, stopped_by_us=self._asked_to_end)
 
     def _release(self) -> None:
         connection, self._connection = self._connection, None

@@ -13,6 +13,7 @@ _MAX_DESCENDANTS = 4096
 _MAX_THREADS = 256
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_EXIT_CODE = 49  # field 52, counted from the state
 
 
 class Stat(NamedTuple):
@@ -88,6 +89,17 @@ def is_running(pid: int, ticks: int) -> bool:
     """True when ``pid`` is the very process that started at ``ticks`` and has not ended (a zombie has)."""
     found = stat(pid)
     return found is not None and found.start_ticks == ticks and found.state not in "ZX"
+
+
+def wait_status(pid: int, ticks: int) -> int | None:
+    """How the very process that started at ``ticks`` ended, as waitpid(2) will tell, while nobody has collected it.
+
+    None where that is not known: to who may not see it 0 is shown, which therefore says nothing.
+    """
+    fields = _stat_fields(pid)
+    if fields is None or fields[0] != b"Z" or int(fields[19]) != ticks or len(fields) <= _EXIT_CODE:
+        return None
+    return int(fields[_EXIT_CODE]) or None
 
 
 def name(pid: int) -> str | None:
