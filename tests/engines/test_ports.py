@@ -52,6 +52,12 @@ def test_a_pool_keeps_its_port_over_a_restart(three: int) -> None:
     assert ports.all_claimed() == {three + 1}
 
 
+def test_what_is_another_pools_own_is_given_to_others_last(three: int) -> None:
+    ports = PortAllocator(f"{three}-{three + 2}", frozenset({three, three + 2}))
+    assert [ports.claim(InstanceId("a")), ports.claim(InstanceId("b"), [three])] == [three + 1, three]
+    assert ports.claim(InstanceId("c")) == three + 2, "nothing else is left"
+
+
 def test_the_pools_own_ports_come_first(three: int) -> None:
     ports = PortAllocator(f"{three}-{three + 1}")
     assert ports.claim(InstanceId("a"), [three + 2]) == three + 2

@@ -13,15 +13,16 @@ LOOPBACK = "127.0.0.1"
 
 
 class PortAllocator:
-    """Hands out ports of a range such as ``8080-8999``, from the bottom up.
+    """Hands out ports of a range such as ``8080-8999``, from the bottom up; the ``fixed`` ones of other pools last.
 
     A port stays claimed until it is released, so two instances never share one. Between the check and the engine's bind
     another program may still take it.
     """
 
-    def __init__(self, ports: str) -> None:
+    def __init__(self, ports: str, fixed: frozenset[int] = frozenset()) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
+        self._fixed = fixed
         self._claimed: dict[InstanceId, int] = {}
 
     def claim(self, instance: InstanceId, preferred: Sequence[int] = ()) -> int:
@@ -63,7 +64,8 @@ class PortAllocator:
         yield from preferred
         if had is not None and not preferred:
             yield had
-        yield from self._range
+        yield from (port for port in self._range if port not in self._fixed)
+        yield from (port for port in self._range if port in self._fixed)
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
