@@ -48,12 +48,8 @@ class OomWatch:
         self._gap = _FIRST_SECONDS
         self.look()
 
-    def milliseconds_to_look(self) -> float:
-        """When the next look is due."""
-        return max(0.0, (self._due - time.monotonic()) * 1000 + 1)
-
     def look(self) -> None:
-        """Remember how the counters stand, when that is due. An engine that has ended has no cgroup to be found any more."""
+        """Remember how the counters stand, when that is due. Called at every turn, of which there are enough. An engine that has ended has no cgroup to be found any more."""
         now = time.monotonic()
         if now < self._due:
             return

@@ -181,7 +181,7 @@ class Shim:
 
     def _turn(self, milliseconds: float) -> set[int]:
         """Wait for whatever comes first, and see to it. Returns the descriptors that were ready."""
-        due = min(watch.milliseconds_to_look() for watch in (self._lineage, self._oom, self._log))
+        due = min(watch.milliseconds_to_look() for watch in (self._lineage, self._log))  # the others look when one of them does
         ready = {fd for fd, _ in self._poll.poll(min(milliseconds, due))}
         if self._output in ready and not self._pump():
             self._poll.unregister(self._output)
