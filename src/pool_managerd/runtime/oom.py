@@ -49,7 +49,9 @@ class OomWatch:
         self.look()
 
     def look(self) -> None:
-        """Remember how the counters stand, when that is due. Called at every turn, of which there are enough. An engine that has ended has no cgroup to be found any more."""
+        """Remember how the counters stand, when that is due: an engine that has ended has no cgroup to be found any more. Called
+        at every turn, of which there are enough.
+        """
         now = time.monotonic()
         if now < self._due:
             return
