@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from pool_managerd.api import strict_json
 from pool_managerd.api.auth import Access
+from pool_managerd.api.bodies import LeaseBody
 from pool_managerd.api.requests import checked
-from pool_managerd.api.schemas import LeaseBody
 from pool_managerd.cli.reconnect import sse_events
 from pool_managerd.config import split_address
 from pool_managerd.config.load import load_config

@@ -18,21 +18,24 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.event_log import EventLog, Subscription
-from pool_managerd.supervision.gpu.view import device_named, devices_view, snapshots_view
+from pool_managerd.supervision.gpu.view import snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.wiring.adapters import Adapters, default_adapters
+from pool_managerd.wiring.device_calls import DeviceCalls
 
 
-class PoolManager:
+class PoolManager(DeviceCalls):
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
     Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
@@ -48,6 +51,7 @@ class PoolManager:
         self.started_at_ms = self._a.clock.wall_ms()
         self._gpus = self._a.gpus
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
+        self._reloads = Reloads(self._pools, self._a.services, lambda: self.config)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
@@ -82,7 +86,7 @@ class PoolManager:
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
-        await boot(self._pools, s, stored, self._a.kept_leases)
+        await boot(self._pools, s, stored, self._a.kept_leases, reloads=self._reloads)
         intake = HandoffIntake(self._pools, self.events)
         for what, work in self._a.own_tasks(intake.on_handoff, intake.on_error).items():
             self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))
@@ -103,6 +107,7 @@ class PoolManager:
     async def _close(self) -> None:
         for task in self._watching:
             task.cancel()
+        await self._reloads.close()
         if self.config.daemon.on_exit == "leave" and not self._hard:
             await self._pools.close(leave=True)
         else:
@@ -172,10 +177,6 @@ class PoolManager:
         """Every pool at one instant, and how old the metrics of its GPUs are; ``version`` grows with every change."""
         return snapshots_view(self.registry, self._gpus, self._a.clock)
 
-    def devices(self) -> dict[str, Any]:
-        """Every GPU as it was last seen, with who holds what of its memory."""
-        return devices_view(self._gpus, self._a.clock, self._a.gpu_parts.ram(), simulated=self.config.gpu.simulate is not None)
-
     def capabilities(self) -> dict[str, Any]:
         """What this node can run, per engine, and what its pools offer."""
         return capabilities_of(self.version, self.config.profile, self.statuses())
@@ -238,6 +239,19 @@ class PoolManager:
         """Stop if need be, then start. Raises RequestError OPERATION_IN_PROGRESS while the pool drains, POOL_HELD."""
         return await self._pools.change(self._pools.get(pool_id), "restart", ev.Restart(), "up", desired="up")
 
+    async def reload(self, request: ReloadRequest) -> Operation:
+        """Replace what the pool runs: gated, durable, and undone when the new engine does not do (OC-CTRL-2003).
+
+        The operation's outcome has ``strategy``, ``engine_version``, ``model_id``, ``downtime_ms``, ``duration_ms`` and
+        ``rolled_back``; its error begins with "reload failed". Raises SpecError, RequestError OPERATION_IN_PROGRESS,
+        POOL_UNAVAILABLE or POOL_NOT_FOUND.
+        """
+        return await self._reloads.begin(request)
+
+    async def plan_reload(self, request: ReloadRequest) -> dict[str, Any]:
+        """What ``reload`` would do, how long the pool would be down, what it would need; nothing happens. Raises PoolError."""
+        return await self._reloads.plan(request)
+
     async def hold(self, pool_id: str) -> Operation:
         """Nothing starts by itself until ``release``."""
         return await self._pools.change(self._pools.get(pool_id), "hold", ev.Hold(), "now", held=True)
@@ -281,32 +295,6 @@ class PoolManager:
             operation = await self._pools.change(pool, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
             await operation.wait()
         return self.status(pool_id)
-
-    # --- devices ---
-
-    async def cordon(self, device: str) -> dict[str, Any]:
-        """Nothing new starts on ``device`` (index or UUID), durably; its row. Raises RequestError DEVICE_NOT_FOUND."""
-        await self._gpus.watch.cordon(device)
-        return device_named(self.devices(), device)
-
-    async def uncordon(self, device: str) -> dict[str, Any]:
-        """Use it again: ends a cordon, a quarantine and a probation."""
-        await self._gpus.watch.uncordon(device)
-        return device_named(self.devices(), device)
-
-    async def preflight(self) -> dict[str, Any]:
-        """Whether this machine can run what is configured, with a remedy for all that stands in the way (SPEC §7)."""
-        return (await self._a.gpu_parts.preflight()).to_dict()
-
-    async def release_devices(self) -> dict[str, Any]:
-        """Release the driver's library, so that the driver can be replaced; nothing starts until ``resume_devices``."""
-        await self._gpus.watch.release()
-        return self.devices()
-
-    async def resume_devices(self) -> dict[str, Any]:
-        """Use the driver's library again, the one that is installed now."""
-        await self._gpus.watch.resume()
-        return self.devices()
 
     # --- leases ---
 

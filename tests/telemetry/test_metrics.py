@@ -25,6 +25,8 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("breaker", {"class": "cuda", "old_state": "closed", "new_state": "open", "failure_count": 5}),
     ("config_reread", {"outcome": "success"}),
     ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
+    ("reload_succeeded", {"duration_ms": 40, "downtime_ms": 10}),
+    ("reload_failed", {"duration_ms": 40, "reason": "gate"}),
     ("drain_finished", {"duration_ms": 40, "force_stopped": False, "final_lease_count": 0}),
     ("handoff", {"outcome": "success", "duration_ms": 2}),
     ("xid", {"device": "0", "xid": 79}),

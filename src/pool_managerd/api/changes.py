@@ -7,11 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
+from pool_managerd.api.bodies import DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
-from pool_managerd.api.schemas import DrainBody, LeaseBody, NoBody, RenewBody
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.node import Operation, PoolManager
 
@@ -35,6 +36,20 @@ async def drain(context: ApiContext, request: web.Request) -> web.Response:
     wait = switch(request, "wait", default=False)
     body = await read_model(request, DrainBody)
     return await _finish(context, context.node.drain(wanted, body.deadline_ms), wait)
+
+
+async def reload(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202, or answered when it has ended with ``?wait=true``; ``?dry_run=true`` answers with the plan alone."""
+    wanted = pool_id(request)
+    wait, dry_run = switch(request, "wait", default=False), switch(request, "dry_run", default=False)
+    body = await read_model(request, ReloadBody)
+    engine = None if body.engine is None else context.node.parse_prepared(body.engine, wanted)
+    asked = ReloadRequest(
+        wanted, body.new_model_ref, body.changes, engine, body.drain_deadline_ms, body.strategy, body.idempotency_key
+    )
+    if dry_run:
+        return json_response(await context.keep(context.node.plan_reload(asked)))
+    return await _finish(context, context.node.reload(asked), wait)
 
 
 def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:

@@ -1,81 +1,23 @@
-"""Bodies of requests and answers, for checking what comes in and for the OpenAPI document.
+"""Answers, for the OpenAPI document; what comes in is in bodies.py.
 
 The models are built when first used (``defer_build``): most serve the document alone, and the daemon starts without them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.api.crash_schemas import LastCrash
-from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
-from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.registry import PoolSnapshot
-
-MAX_DEADLINE_MS = 86_400_000
-MAX_TTL_MS = 604_800_000
-
-
-class Body(BaseModel):
-    """A request body: unknown keys and wrong types are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class Answer(BaseModel):
     """An answer: the keys named here stay, later versions may add some."""
 
     model_config = ConfigDict(extra="allow", defer_build=True)
-
-
-class NoBody(Body):
-    """No body, or an empty object."""
-
-
-class DrainBody(Body):
-    deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
-        None, description="How long leases may take to end; lifecycle.drain_deadline_ms when absent."
-    )
-
-
-class LeaseBody(Body):
-    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(None, description="Who holds it, human-readable.")
-    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
-        None, description="Ends by itself after this long; absent: never."
-    )
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None, description="The caller's own name for this request: sent again, it gives the same lease and no second one."
-    )
-
-
-class RenewBody(Body):
-    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)]
-
-
-_PATH = r"^[^\x00]+$"
-_LOOPBACK = r"^(localhost|::1|127(\.(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])){3})$"
-
-
-class PreparedBody(BaseModel):
-    """A PreparedEngine, run verbatim; also accepted wrapped as ``{"prepared": {…}}``. No body: the configured pool."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-    binary_path: str = Field(min_length=1, max_length=4096, pattern=_PATH)
-    port: int = Field(ge=1, le=65_535)
-    flags: list[str] = Field([], max_length=1024)
-    host: str = Field("127.0.0.1", pattern=_LOOPBACK)
-    pool_id: str = Field("", description="That of the path, when it is given.")
-    replica_id: str = Field("r0", max_length=32, pattern=POOL_ID_PATTERN)
-    model_path: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
-    engine: Engine = DEFAULT_ENGINE
-    engine_version: str = Field("unknown", min_length=1, max_length=200, pattern=_PATH)
-    device_mask: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
-    slots_total: int = Field(1, ge=1, le=65_536)
-    env: dict[str, str] = Field({}, max_length=256)
-    provisioning_mode: Mode = "source"
 
 
 class ErrorEnvelope(Answer):
@@ -171,6 +113,24 @@ class OperationAnswer(Answer):
     pool_id: str | None = None
     status: str
     outcome: dict[str, Any] | None = None
+
+
+class ReloadAnswer(Answer):
+    """With ``dry_run`` the plan, else the operation. The forecast is null where nothing was measured yet; its spread is half of
+    what it has varied by.
+    """
+
+    pool_id: str
+    operation_id: str | None = None
+    status: str | None = None
+    outcome: dict[str, Any] | None = None
+    strategy: str | None = None
+    changes: list[Any] | None = Field(None, description="{key, old, new} for each that is not the same.")
+    steps: list[str] | None = None
+    forecast_downtime_ms: int | None = None
+    forecast_spread_ms: int | None = None
+    forecast_duration_ms: int | None = None
+    vram: dict[str, Any] | None = Field(None, description="where it would run, and what it needs.")
 
 
 class LeaseGiven(Answer):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pool_managerd.api import changes, reads, schemas, streams
+from pool_managerd.api import bodies, changes, reads, schemas, streams
 from pool_managerd.api.crash_schemas import Crash
 from pool_managerd.api.routing import Handler, Query, Route
 
@@ -24,21 +24,21 @@ def _read(path: str, summary: str, handler: Handler, answer: type[BaseModel] | N
 
 def _change(path: str, summary: str, handler: Handler, *, method: str = "POST", bare: bool = False, drain: bool = False) -> Route:
     """A change of a pool that ends as an operation."""
-    body = schemas.DrainBody if drain else schemas.NoBody
+    body = bodies.DrainBody if drain else bodies.NoBody
     errors = (400, 404, 408, 409, 413, 415, 500, 503, 507)
     return Route(method, _POOL + path, summary, handler, _OP, errors=errors, body=body, query=(_WAIT,), bare=bare)
 
 
 def _without_body(path: str, summary: str, handler: Handler, answer: type[BaseModel], *errors: int) -> Route:
     """A change that takes no body."""
-    return Route("POST", path, summary, handler, {200: answer}, (400, 408, 413, 415, *errors), schemas.NoBody)
+    return Route("POST", path, summary, handler, {200: answer}, (400, 408, 413, 415, *errors), bodies.NoBody)
 
 
 _REGISTERED: dict[int, type[BaseModel] | None] = {200: schemas.Registered}
 LEASE_ROUTES = (
     Route(
         "POST", f"{_POOL}/leases", "Take a lease on a slot", changes.allocate_lease, {201: schemas.LeaseGiven},
-        (400, 404, 409, 413, 415, 503, 507), schemas.LeaseBody,
+        (400, 404, 409, 413, 415, 503, 507), bodies.LeaseBody,
     ),
     _read(f"{_POOL}/leases", "Leases that are held", reads.leases, schemas.Lease, 404, many=True),
     Route(
@@ -46,7 +46,7 @@ LEASE_ROUTES = (
     ),
     Route(
         "PUT", _LEASE, "Renew a lease", changes.renew_lease, {200: schemas.Lease}, (400, 404, 409, 413, 415, 507),
-        schemas.RenewBody,
+        bodies.RenewBody,
     ),
 )  # fmt: skip
 READ_ROUTES = (
@@ -118,7 +118,7 @@ CHANGE_ROUTES = (
     Route(
         "POST", f"{_POOL}/preload", "Bring a pool up: the configured one, or a submitted PreparedEngine", changes.preload,
         {200: schemas.Preloaded, 202: schemas.OperationAnswer}, (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507),
-        schemas.PreparedBody, (_WAIT,), bare=True,
+        bodies.PreparedBody, (_WAIT,), bare=True,
     ),
     _change("/preload", "Cancel a running preload", changes.cancel_preload, method="DELETE", bare=True),
     _change("/start", "Start the engine", changes.start),
@@ -126,14 +126,20 @@ CHANGE_ROUTES = (
     _change("/restart", "Stop and start the engine", changes.restart),
     _change("/drain", "Take no new leases, wait for the given ones, stop", changes.drain, drain=True),
     _change("/undrain", "Call a running drain off", changes.undrain),
+    Route(
+        "POST", f"{_POOL}/reload", "Replace what a pool runs, or leave it as it was", changes.reload,
+        {202: schemas.OperationAnswer, 200: schemas.ReloadAnswer}, (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507),
+        bodies.ReloadBody,
+        (_WAIT, Query("dry_run", "true: the plan (200), and nothing happens.", _BOOL)),
+    ),
     _change("/hold", "Leave the pool as it is: no automatic restarts", changes.hold),
     _change("/release", "End a hold", changes.release),
     _change("/circuit/reset", "Close the circuit breaker", changes.reset_breaker),
     Route(
-        "POST", _POOL, "Register a pool", changes.register, _REGISTERED, (400, 409, 413, 415, 503, 507), schemas.NoBody
+        "POST", _POOL, "Register a pool", changes.register, _REGISTERED, (400, 409, 413, 415, 503, 507), bodies.NoBody
     ),
     Route(
-        "DELETE", _POOL, "Deregister a pool", changes.deregister, _REGISTERED, (400, 404, 409, 413, 415, 503, 507), schemas.NoBody
+        "DELETE", _POOL, "Deregister a pool", changes.deregister, _REGISTERED, (400, 404, 409, 413, 415, 503, 507), bodies.NoBody
     ),
 )  # fmt: skip
 DEVICE_ROUTES = (

@@ -67,7 +67,7 @@ def preload(
     config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Bring pools up, or run an engine described in a file."""
-    body = None if file is None else _read_prepared(file)
+    body = None if file is None else read_prepared(file)
     if body is not None and (every or not ids or len(ids) != 1):
         raise CommandFailed("cannot use --file for anything but one pool", USAGE, hint="give one ID")
     _change(daemon(url, config), ids, every, "preload", no_wait, output, body=body, query={"wait": False})
@@ -172,6 +172,11 @@ class _Work:
         raise last
 
 
+def change_one(node: Daemon, pool_id: str, kind: str, no_wait: bool, output: Format, body: Json) -> None:
+    """Ask for one change of one pool, wait for its end unless ``no_wait``, and show it. Raises CommandFailed."""
+    _change(node, [pool_id], False, kind, no_wait, output, body=body)
+
+
 def _change(
     node: Daemon, ids: list[str] | None, every: bool, kind: str, no_wait: bool, output: Format, *,
     body: Json | None = None, query: Json | None = None,
@@ -248,7 +253,8 @@ def _outcome(operation: Json) -> None:
         sys.stdout.write(f"operation {operation.get('operation_id')}\n")
 
 
-def _read_prepared(file: Path) -> Json:
+def read_prepared(file: Path) -> Json:
+    """What is in the file. Raises CommandFailed."""
     try:
         body = json.loads(sys.stdin.read(1 << 20) if str(file) == "-" else file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:

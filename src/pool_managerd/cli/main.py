@@ -11,6 +11,7 @@ import typer
 
 from pool_managerd._version import __version__
 from pool_managerd.cli import changes, crashes, devices, explain, follow, output, preflight, reads, serving, streams, waiting
+from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.errors import PoolError, SpecError
 
@@ -29,7 +30,16 @@ devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, ca
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.restart, changes.preload),
-    *(changes.drain, changes.undrain, changes.hold, changes.release, changes.rm, waiting.wait, reads.operations),
+    *(
+        reloading.reload,
+        changes.drain,
+        changes.undrain,
+        changes.hold,
+        changes.release,
+        changes.rm,
+        waiting.wait,
+        reads.operations,
+    ),
     *(reads.command, reads.leases, follow.logs, follow.events, crashes.crashes, explain.explain, preflight.preflight),
     *(serving.version,),
 )

@@ -60,6 +60,11 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
     return _validate(tree, base_dir)
 
 
+def load_values(values: dict[str, Any], base_dir: Path) -> Config:
+    """The configuration that ``values`` say, as a file in ``base_dir`` would. Raises SpecError (``CONFIG_ERROR``)."""
+    return _validate(Tree(_absolute(values, (), base_dir, base_dir)), base_dir)
+
+
 def _current_directory() -> Path:
     try:
         return Path.cwd()

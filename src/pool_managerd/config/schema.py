@@ -17,6 +17,7 @@ from pool_managerd.config.sections import (
     LifecycleConfig,
     PolicyConfig,
     PreflightConfig,
+    ReloadConfig,
     SupervisionConfig,
     TelemetryConfig,
 )
@@ -34,6 +35,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
+    reload: ReloadConfig = ReloadConfig()
     auth: AuthConfig = AuthConfig()
     policy: PolicyConfig = PolicyConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

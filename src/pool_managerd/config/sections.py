@@ -141,6 +141,21 @@ class LifecycleConfig(Section):
     )
 
 
+class ReloadConfig(Section):
+    """What a reloaded engine must show before it stays: else the one before it runs again."""
+
+    smoke_prompt: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Asked of a new engine that serves completions; it must answer.", examples=["What is 2 + 2?"]
+    )
+    smoke_expect: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="What its answer must contain, upper and lower case alike; absent: any text.", examples=["4"]
+    )
+    baseline_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.7, description="Share of the rate measured before, for the same engine version, model and GPUs, that it must reach."
+    )
+    bake_ms: Annotated[int, Field(ge=0, le=3_600_000)] = Field(5_000, description="How long it must stay ready.")
+
+
 class AuthConfig(Section):
     """Who may use the control API."""
 

@@ -44,6 +44,12 @@ class Baselines:
             self._known.popitem(last=False)
         return new
 
+    def copy(self) -> Baselines:
+        """As they are now."""
+        copied = Baselines(self._limit)
+        copied._known = OrderedDict(self._known)
+        return copied
+
     def get(self, key: Key) -> Baseline | None:
         return self._known.get(key)
 

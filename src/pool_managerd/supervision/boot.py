@@ -17,15 +17,23 @@ from pool_managerd.supervision.launch_work import BASELINES
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.services import Services
 
 
-async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = ()) -> None:
+async def boot(
+    pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = (), *, reloads: Reloads
+) -> None:
     """Raises NodeError when the runtime directory or the state cannot be used."""
     services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
     await pools.restore(stored)
+    reloads.restore()
     failpoints.reach("boot.restored")
-    left = {pool_id: engine for pool_id, engine in services.adoption.left().items() if _may_go_on(pools.find(pool_id))}
+    undone, found = reloads.undone(), services.adoption.left()
+    left = {
+        pool_id: engine for pool_id, engine in found.items()
+        if _may_go_on(pools.find(pool_id)) and engine.launch.epoch <= undone.get(pool_id, engine.launch.epoch)
+    }  # fmt: skip
     for kept in leases:
         services.registry.restore_leases(kept, left[kept.pool_id].launch.epoch if kept.pool_id in left else None)
     failpoints.reach("boot.leases")
@@ -51,6 +59,9 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
 
     def goes_on(operation: Operation) -> bool:
         """What an engine that was left leads to, or a start; what else was to be done is done, or not known."""
+        if operation.kind == "reload" and reloads.is_committed(operation):
+            pools.operations.finish(operation, {"pool_id": operation.pool_id, "rolled_back": False})
+            return True
         awaited = operation.goal in ("now", "down") or operation.pool_id in started | left.keys()
         if not (awaited and operation.goal and pools.find(operation.pool_id)):
             return False
@@ -61,6 +72,7 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
         return True
 
     pools.operations.resume(goes_on)
+    await reloads.forget_undone()
 
 
 def _may_go_on(pool: Pool | None) -> bool:

@@ -35,7 +35,7 @@ class HandoffIntake:
             except PoolError as problem:
                 self.on_error(found.path, problem.message)
                 return
-            definition = self._pools.with_engine(found.pool_id, pool.definition, attached_engine(found))
+            definition = self._pools.definitions.with_engine(found.pool_id, pool.definition, attached_engine(found))
             if pool.state.desired.stays_down or pool.state.held:
                 human = f"{human}; it stays down until it is started"
                 self._pools.post(found.pool_id, ev.Tick(), definition)

@@ -192,7 +192,7 @@ class LaunchWork:
         self._actor.learn(epoch, outdated=outdated)
         for human in outdated:
             self._actor.emit("notice", human, level="warn")
-        if (known := self._s.baselines.get(_baseline_key(prepared))) is not None:
+        if (known := self._s.baselines.get(baseline_key(prepared))) is not None:
             self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)
         drain = self._s.records.facts(DRAIN).get(pool_id, {})
         since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
@@ -278,7 +278,7 @@ class LaunchWork:
             return self._actor.post(ev.WarmupFailed(epoch, f"no answer within {timeout_s:g} s"))
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             return self._actor.post(ev.WarmupFailed(epoch, str(problem) or type(problem).__name__))
-        key = _baseline_key(engine)
+        key = baseline_key(engine)
         smoothed = self._s.baselines.observe(key, first_ms, rate)
         self._s.records.note_fact(BASELINES, "all", {"rows": self._s.baselines.to_rows()})
         self._actor.learn(epoch, first_token_ms=smoothed.first_token_ms, tokens_per_s=smoothed.tokens_per_s)
@@ -316,7 +316,8 @@ class LaunchWork:
             task.cancel()
 
 
-def _baseline_key(engine: AnyEngine) -> tuple[str, str, str]:
+def baseline_key(engine: AnyEngine) -> tuple[str, str, str]:
+    """What its measurements are comparable with."""
     return (engine.engine_version, engine.model_id or "", engine.device_mask or "")
 
 

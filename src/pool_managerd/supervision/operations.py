@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 
 KEPT = 1_000
 _STATUS = {"POOL_UNREADY": 503, "POOL_UNAVAILABLE": 503, "CIRCUIT_OPEN": 503}
+OnEnd = Callable[["Operation", dict[str, Any] | None, PoolError | None], None]
 Ended = tuple[Any, PoolError | None]
 """Outcome and error; exactly one of them counts."""
 
@@ -35,11 +36,15 @@ Ended = tuple[Any, PoolError | None]
 class Operation:
     """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure.
 
-    ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules).
+    ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules). ``key`` is the caller's own
+    name for it.
     """
 
-    def __init__(self, operation_id: str, kind: str, pool_id: str, started_at_ms: int, goal: str = "") -> None:
+    def __init__(
+        self, operation_id: str, kind: str, pool_id: str, started_at_ms: int, goal: str = "", key: str | None = None
+    ) -> None:
         self.operation_id = operation_id
+        self.key = key
         self.kind = kind
         self.pool_id = pool_id
         self.goal = goal
@@ -69,9 +74,11 @@ class Operation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data."""
-        failure = None
+        failure: dict[str, Any] | None = None
         if self.error is not None:
             failure = {"code": self.error.code, "message": self.error.message, "hint": self.error.hint}
+            if self.kind == "reload":
+                failure["details"] = self.error.details
         return {
             "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id, "status": self.status,
             "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
@@ -104,8 +111,8 @@ class Operations:
             if not goes_on(operation):
                 self.finish(operation, error=_unfinished(operation))
 
-    def begin(self, kind: str, pool_id: str, goal: str = "") -> Operation:
-        operation = Operation(self._new_id(), kind, pool_id, self._clock_ms(), goal)
+    def begin(self, kind: str, pool_id: str, goal: str = "", key: str | None = None) -> Operation:
+        operation = Operation(self._new_id(), kind, pool_id, self._clock_ms(), goal, key)
         self._known[operation.operation_id] = operation
         self._write(operation)
         self._forget_oldest()
@@ -139,7 +146,8 @@ class Operations:
 
     def _write(self, operation: Operation) -> None:
         if self._journal is not None:
-            self._journal.put_operation(operation.operation_id, {**operation.to_dict(), "goal": operation.goal})
+            body = {**operation.to_dict(), "goal": operation.goal, "key": operation.key}
+            self._journal.put_operation(operation.operation_id, body)
 
     def get(self, operation_id: str) -> Operation:
         """Raises RequestError OPERATION_NOT_FOUND."""
@@ -151,18 +159,33 @@ class Operations:
     def all(self) -> list[Operation]:
         return list(self._known.values())
 
+    def keyed(self, kind: str, pool_id: str, key: str) -> Operation | None:
+        """The one that a caller has named so, None when there is none."""
+        wanted = (kind, pool_id, key)
+        return next((one for one in reversed(self.all()) if (one.kind, one.pool_id, one.key) == wanted), None)
+
 
 def _recalled(body: Mapping[str, Any]) -> Operation:
     """The inverse of ``to_dict``. Raises KeyError or TypeError for what is no operation."""
-    operation = Operation(body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"], body.get("goal", ""))
+    operation = Operation(
+        body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"], body.get("goal", ""), body.get("key")
+    )
     failure = body["error"]
-    error = None if failure is None else PoolError(failure["message"], code=failure["code"], hint=failure["hint"])
+    error = None
+    if failure is not None:
+        told = {key: failure[key] for key in ("code", "hint")}
+        error = PoolError(failure["message"], **told, details=failure.get("details"))
     if body["status"] != "running":
         operation.finish(body["ended_at_ms"], body["outcome"], error)
     return operation
 
 
 def _unfinished(operation: Operation) -> NodeError:
+    if operation.kind == "reload":
+        return NodeError(
+            "reload failed: the daemon ended before it was finished, and it was undone: the pool runs what it ran before",
+            code="NODE_RESTARTED", hint="reload it again if it is still wanted", details={"rolled_back": True},
+        )  # fmt: skip
     what = f"the {operation.kind.replace('_', ' ')} of pool {operation.pool_id}"
     return NodeError(
         f"cannot tell how {what} ended: the daemon ended before it was finished", code="NODE_RESTARTED",
@@ -189,7 +212,7 @@ class Waiting:
 
     operation: Operation
     goal: str
-    on_end: Callable[[Operation, dict[str, Any] | None, PoolError | None], None]
+    on_end: OnEnd
     epoch: int = 0
     answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 

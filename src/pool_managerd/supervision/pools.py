@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
+from pool_managerd.supervision.definitions import Definitions
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
-from pool_managerd.supervision.operations import Operation, Operations, Waiting, carried_through, objection
+from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through, objection
+from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.services import Services
 
@@ -37,17 +39,21 @@ class Pools:
         self._config = config
         self._s = services
         self._intents = Intents(store, codec)
+        self.definitions = Definitions(config, services, codec)
         self._actors: dict[str, PoolActor] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._leaving: dict[str, asyncio.Future[None]] = {}
         services.gpus.attach(self.all, self.post)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
+        self.overrides = Overrides(services.records, services.events)
+        self.before_change: Callable[[Pool, ev.Event], Awaitable[None]] = _nothing
         services.events.listen(self._hear)
 
     def use_config(self, config: Config) -> None:
         """Another policy; of the rest nothing may differ."""
         self._config = config
+        self.definitions.use_config(config)
 
     # --- reads ---
 
@@ -106,9 +112,7 @@ class Pools:
                 f"cannot add pool {pool_id}: there are {len(self._actors)} already", code="TOO_MANY_POOLS", status=409
             )
         stored = self._intents.get(pool_id) or StoredPool(pool_id)
-        definition = Definition(policy.policy_for(self._config, pool_id, config, self._s.node_id), config)
-        if config is None and stored.submitted is not None:
-            definition = self._recalled(pool_id, definition, stored.submitted)
+        definition = self.definitions.of(pool_id, config, stored.submitted)
         new = replace(PoolState.new(pool_id, self._s.epochs.first(pool_id)), history=self._s.histories.of(pool_id))
         barred = None if definition.barred is None else self._s.events.clean(definition.barred.message)
         state = state_of(new, stored, config, barred)
@@ -116,28 +120,11 @@ class Pools:
         actor = self._actors[pool_id] = PoolActor(definition, state, self._s)
         return actor.pool
 
-    def _recalled(self, pool_id: str, definition: Definition, submitted: Mapping[str, Any]) -> Definition:
-        """With the engine that a request submitted to an earlier daemon; barred, and said so, when it cannot be used any more."""
-        try:
-            if withheld := submitted.get("withheld"):
-                raise policy.not_kept(pool_id, withheld)
-            engine = self._intents.codec.parse_prepared(submitted, pool_id)
-            policy.check_submission(self._config, pool_id, engine)
-        except PoolError as problem:
-            human = f"The stored engine of pool '{pool_id}' cannot be used any more: {problem.message}"
-            self._s.events.emit("notice", human, level="error", pool_id=pool_id, hint=problem.hint)
-            return replace(definition, barred=problem)
-        return self.with_engine(pool_id, definition, engine)
-
-    def with_engine(self, pool_id: str, definition: Definition, engine: AnyEngine | None) -> Definition:
-        """``definition`` with this engine in the place of a submitted one."""
-        rules = policy.policy_for(self._config, pool_id, definition.config, self._s.node_id, engine)
-        return Definition(rules, definition.config, engine)
-
     async def restore(self, stored: dict[str, StoredPool]) -> None:
         """What the configuration and the stored intent name, in the order of pool ids; nothing of it is started."""
         self._intents.restore(stored)
-        configured = {pool.id: pool for pool in self._config.pools}
+        self.overrides.restore()
+        configured = {pool.id: self.overrides.in_force(pool, self._config.base_dir) for pool in self._config.pools}
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
         await self._s.launcher.forget_others(configured.keys() | requested)
         self._s.histories.forget_others(configured.keys() | requested)
@@ -193,6 +180,7 @@ class Pools:
             self._s.admission.forget(pool_id)
             self._s.registry.deregister(pool_id)
             self._s.crashes.forget(pool_id)
+            self.overrides.forget(pool_id)
             self._s.events.redactor.know(pool_id, ())
             await self._s.launcher.forget(pool_id)
         finally:
@@ -210,6 +198,7 @@ class Pools:
         What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
         A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
+        await self.before_change(pool, event)
         return await carried_through(self._change(pool, kind, event, goal, desired, held, engine))
 
     async def _change(
@@ -227,7 +216,7 @@ class Pools:
                 if goal == "up":
                     policy.check_startable(self._config, pool)
                 engine = pool.submitted
-            definition = None if engine is pool.submitted else self.with_engine(pool.pool_id, pool.definition, engine)
+            definition = None if engine is pool.submitted else self.definitions.with_engine(pool.pool_id, pool.definition, engine)
             policy.learn_secrets(self._s.events.redactor, pool.pool_id, definition or pool.definition)
             before = self._intents.get(pool.pool_id)
             await self._intents.keep(pool, engine, desired, held)
@@ -290,18 +279,28 @@ class Pools:
 
     async def request(self, pool: Pool, kind: str, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
         """Ask the pool, without making anything durable. Raises the RequestError of a refusal."""
-        actor = self._actors.get(pool.pool_id)
-        if actor is None or actor.pool is not pool:
-            raise _not_found(pool.pool_id)
         operation = self.operations.begin(kind, pool.pool_id, goal)
-        waiting = Waiting(operation, goal, self._on_end)
-        actor.post(event, waiting, definition)
         try:
-            await waiting.answer
+            await self.ask(pool, event, operation, self._on_end, definition)
         except PoolError:
             self.operations.discard(operation)
             raise
         return operation
+
+    async def ask(
+        self, pool: Pool, event: ev.Event, operation: Operation, on_end: OnEnd, definition: Definition | None = None
+    ) -> None:
+        """Ask the pool for what ``operation`` stands for; ``on_end`` is told its end. Raises the RequestError of a refusal."""
+        actor = self._actors.get(pool.pool_id)
+        if actor is None or actor.pool is not pool:
+            raise _not_found(pool.pool_id)
+        waiting = Waiting(operation, operation.goal, on_end)
+        actor.post(event, waiting, definition)
+        await waiting.answer
+
+    async def keep_intent(self, pool: Pool, engine: AnyEngine | None) -> None:
+        """It is wanted up, durably, with this engine where it was submitted. Raises NodeError."""
+        await self._intents.keep(pool, engine, "up")
 
     async def close(self, *, leave: bool = False) -> None:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
@@ -328,6 +327,10 @@ class Pools:
             "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,
             kind=operation.kind, status=operation.status,
         )  # fmt: skip
+
+
+async def _nothing(_pool: Pool, _event: ev.Event) -> None:
+    pass
 
 
 def _from_configuration(pool: Pool, event: ev.Event) -> bool:

@@ -24,6 +24,7 @@ LATE_S = 0.25
 """A time-out that is noticed so much too late says that this loop stood, and nothing of the engine (J3)."""
 WARMUP_BODY_LIMIT = 256 * 1024
 WARMUP_TOKENS = 16
+COMPLETION_TOKENS = 64
 _SINGLE_ANSWERS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "embedding": ("/v1/embeddings", {"input": "Once upon a time"}),
     "rerank": ("/v1/rerank", {"query": "Once upon a time", "documents": ["there was a king", "two and two"]}),
@@ -122,6 +123,22 @@ class HttpProber:
                     except RecursionError:
                         raise ValueError("the engine streamed something that is nested too deeply") from None
         return meter.result()
+
+    async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
+        """What the engine makes of ``prompt``, in a few tokens. Raises as ``warm_up``."""
+        body = {
+            "model": engine.model_id or "", "prompt": prompt, "max_tokens": COMPLETION_TOKENS, "temperature": 0, "stream": False,
+        }  # fmt: skip
+        asked = self._open().post(f"{engine.url}/v1/completions", json=body, allow_redirects=False)
+        async with asyncio.timeout(timeout_s), asked as response:
+            if response.status != 200:
+                raise ValueError(f"the engine answered {response.status}")
+            text = await response.content.read(BODY_LIMIT)
+        try:
+            choices = json.loads(text)["choices"]
+            return str(choices[0]["text"])
+        except (RecursionError, LookupError, TypeError):
+            raise ValueError("the engine answered with something that is no completion") from None
 
     async def _ask_once(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """One embedding or ranking: how long it took in ms, and tokens read per second."""

@@ -102,6 +102,12 @@ class Metrics:
                 self._count(series.BREAKER_OPENED, **{"pool_id": pool, "class": fields.get("class")})
             case "drain_finished":
                 self._observe(series.DRAIN_DURATION, fields.get("duration_ms"), pool_id=pool)
+            case "reload_succeeded":
+                self._count(series.RELOAD_SUCCESS, pool_id=pool)
+                self._observe(series.RELOAD_DURATION, fields.get("duration_ms"), pool_id=pool)
+            case "reload_failed":
+                self._count(series.RELOAD_FAILURE, pool_id=pool, reason=fields.get("reason"))
+                self._observe(series.RELOAD_DURATION, fields.get("duration_ms"), pool_id=pool)
             case "handoff":
                 self._count(series.HANDOFF_FILES, pool_id=pool, outcome=fields.get("outcome"))
                 self._observe(series.HANDOFF_DURATION, fields.get("duration_ms"), pool_id=pool)

@@ -50,6 +50,16 @@ BREAKER_OPENED = Series(
     "circuit_breaker_open_total", "counter", ("pool_id", "class"), "Times that a circuit breaker opened: general or cuda."
 )
 STORMS = Series("restart_storm_total", "counter", ("pool_id",), "Times that a storm of restarts began.")
+RELOAD_DURATION = Series(
+    "reload_duration_ms", "histogram", ("pool_id",), "From the acceptance of a reload to its end, good or bad, in ms."
+)
+RELOAD_SUCCESS = Series("reload_success_total", "counter", ("pool_id",), "Reloads whose new engine stayed.")
+RELOAD_FAILURE = Series(
+    "reload_failure_total",
+    "counter",
+    ("pool_id", "reason"),
+    "Reloads after which what ran before ran again, or nothing, by reason.",
+)
 DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
 HEALTH_CHECKS = Series(
     "pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error, timeout, or discarded."
@@ -139,6 +149,9 @@ COUNTED = (
     BREAKER_OPENED,
     STORMS,
     DRAIN_DURATION,
+    RELOAD_DURATION,
+    RELOAD_SUCCESS,
+    RELOAD_FAILURE,
     HEALTH_CHECKS,
     HANDOFF_FILES,
     HANDOFF_DURATION,

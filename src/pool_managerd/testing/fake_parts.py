@@ -81,11 +81,12 @@ class FakeProcess:
 
 
 class FakeLauncher:
-    """Starts fake processes; ``refuse`` makes the next launches fail with that error."""
+    """Starts fake processes; ``refuse`` makes the next launches fail with that error, ``refusals`` as many as there are."""
 
     def __init__(self) -> None:
         self.processes: list[FakeProcess] = []
         self.refuse: PoolError | None = None
+        self.refusals: list[PoolError] = []
         self.ignores_term = False
         self.forgotten: list[str] = []
 
@@ -95,6 +96,8 @@ class FakeLauncher:
     ) -> FakeProcess:  # fmt: skip
         if self.refuse is not None:
             raise self.refuse
+        if self.refusals:
+            raise self.refusals.pop(0)
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
         self.processes.append(process)
         return process
@@ -153,7 +156,10 @@ class FakeModels:
 
 
 class FakeEngines:
-    """Prepares an engine for any pool."""
+    """Prepares an engine for any pool that ``found`` says nothing of."""
+
+    def __init__(self) -> None:
+        self.found: tuple[PoolError, ...] = ()
 
     async def prepare(
         self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
@@ -165,6 +171,9 @@ class FakeEngines:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
+
+    def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+        return self.found
 
     def claim(self, instance: InstanceId, port: int) -> None:
         """Nobody else asks for ports."""

@@ -12,11 +12,15 @@ GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 
 
 class FakeProber:
-    """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail. ``told`` are the engine's counters, if any."""
+    """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail. ``told`` are the engine's counters, if any,
+    ``says`` what it makes of a prompt.
+    """
 
     def __init__(self) -> None:
         self.result = GOOD
         self.first_token_ms: float | None = 20.0
+        self.tokens_per_s = 50.0
+        self.says = "four"
         self.probes = 0
         self.told: Counters | None = None
 
@@ -30,7 +34,10 @@ class FakeProber:
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         if self.first_token_ms is None:
             raise ValueError("no token")
-        return self.first_token_ms, 50.0
+        return self.first_token_ms, self.tokens_per_s
+
+    async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
+        return self.says
 
 
 @dataclass

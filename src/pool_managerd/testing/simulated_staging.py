@@ -12,7 +12,7 @@ from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngi
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
-from pool_managerd.errors import NodeError, SpecError
+from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
 
 FIRST_PORT = 8_080
@@ -69,6 +69,10 @@ class SimulatedEngines:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
+
+    def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+        """Nothing is in the way of a simulated engine."""
+        return ()
 
     def claim(self, instance: InstanceId, port: int) -> None:
         self.ports[instance] = port

@@ -58,6 +58,10 @@ class SimulatedProber:
         """A simulated engine tells nothing of its work."""
         return None
 
+    async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
+        await self.warm_up(engine, timeout_s)
+        return "four"
+
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         await self._life.pass_time(0.01, 0.2)
         port = int(engine.url.rpartition(":")[2])

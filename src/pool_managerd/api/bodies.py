@@ -1,0 +1,83 @@
+"""Bodies of requests, for checking what comes in and for the OpenAPI document. Built when first used, as the answers are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
+from pool_managerd.core.engines import DEFAULT_ENGINE
+
+MAX_DEADLINE_MS = 86_400_000
+MAX_TTL_MS = 604_800_000
+
+
+class Body(BaseModel):
+    """A request body: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
+
+
+class NoBody(Body):
+    """No body, or an empty object."""
+
+
+class DrainBody(Body):
+    deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
+        None, description="How long leases may take to end; lifecycle.drain_deadline_ms when absent."
+    )
+
+
+class ReloadBody(Body):
+    """At least one of the first three. ``engine`` replaces a submitted engine, the others change a configured pool."""
+
+    new_model_ref: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(None, description="Another model.")
+    engine: dict[str, Any] | None = Field(None, description="A PreparedEngine.")
+    changes: Annotated[dict[str, Any], Field(max_length=64)] | None = Field(
+        None, description="Keys of the pool's configuration; null for a key that is to be as if it were not written."
+    )
+    drain_deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
+        None, description="How long leases may take to end; then the reload is given up, and the engine serves on."
+    )
+    strategy: Literal["stop_start"] | None = Field(None, description="Absent: what fits.")
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="The caller's own name for this request: sent again, it is the same reload."
+    )
+
+
+class LeaseBody(Body):
+    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(None, description="Who holds it, human-readable.")
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
+        None, description="Ends by itself after this long; absent: never."
+    )
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="The caller's own name for this request: sent again, it gives the same lease and no second one."
+    )
+
+
+class RenewBody(Body):
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)]
+
+
+_PATH = r"^[^\x00]+$"
+_LOOPBACK = r"^(localhost|::1|127(\.(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])){3})$"
+
+
+class PreparedBody(BaseModel):
+    """A PreparedEngine, run verbatim; also accepted wrapped as ``{"prepared": {…}}``. No body: the configured pool."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+    binary_path: str = Field(min_length=1, max_length=4096, pattern=_PATH)
+    port: int = Field(ge=1, le=65_535)
+    flags: list[str] = Field([], max_length=1024)
+    host: str = Field("127.0.0.1", pattern=_LOOPBACK)
+    pool_id: str = Field("", description="That of the path, when it is given.")
+    replica_id: str = Field("r0", max_length=32, pattern=POOL_ID_PATTERN)
+    model_path: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
+    engine: Engine = DEFAULT_ENGINE
+    engine_version: str = Field("unknown", min_length=1, max_length=200, pattern=_PATH)
+    device_mask: str | None = Field(None, min_length=1, max_length=4096, pattern=_PATH)
+    slots_total: int = Field(1, ge=1, le=65_536)
+    env: dict[str, str] = Field({}, max_length=256)
+    provisioning_mode: Mode = "source"

@@ -1,0 +1,130 @@
+"""Replacing what a pool runs, or leaving it as it was (OC-CTRL-2003, ORCH-3031): the rules, without doing any of it.
+
+A reload goes through these stages, and what it has done by then is undone in each of them:
+
+1. ``staging``: the new model is there and verified, nothing stands in the way of a start. The engine before it serves.
+2. ``draining``: no new leases; those in flight end, or the reload is given up and the engine serves on.
+3. ``switching``: the engine before it has ended, the new one loads.
+4. ``gating``: the new one is ready and shows what it must. After that it stays.
+5. ``undoing``: it did not; the one before it is started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baseline
+from pool_managerd.core.drain import MAX_DEADLINE_MS
+from pool_managerd.core.narration import duration
+from pool_managerd.errors import SpecError
+
+SAMPLES = 8
+TRIES = 3
+"""A measurement on a machine that does other things as well says how slow an engine can be: the best of so many counts."""
+UNNOTICED_MS = 50
+
+
+class Strategy(StrEnum):
+    """How one engine takes another's place."""
+
+    STOP_START = "stop_start"
+    """The old one ends before the new one loads: for want of room for both, and where nothing else is known to work."""
+
+
+class Stage(StrEnum):
+    """How far a reload is. Kept on disk: the next daemon undoes what is not committed."""
+
+    STAGING = "staging"
+    DRAINING = "draining"
+    SWITCHING = "switching"
+    GATING = "gating"
+    UNDOING = "undoing"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadRequest:
+    """What ``pool_id`` is to run: another model, other keys of its configuration, or an ``engine`` in a submitted one's place.
+
+    ``drain_deadline_ms`` is how long leases may take to end; when it passes the reload is given up, and the engine serves on.
+    ``key`` is the caller's own name for the request: sent again, it is the same reload. Raises SpecError for what asks for
+    nothing, or for two things at once.
+    """
+
+    pool_id: str
+    new_model_ref: str | None = None
+    changes: Mapping[str, Any] | None = None
+    engine: PreparedEngine | None = None
+    drain_deadline_ms: int | None = None
+    strategy: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.new_model_ref is None and self.changes is None and self.engine is None:
+            raise self._wrong("it asks for nothing", "give new_model_ref, changes or engine")
+        if self.engine is not None and (self.new_model_ref is not None or self.changes is not None):
+            raise self._wrong("an engine runs as it is", "leave new_model_ref and changes out, or engine")
+        deadline_ms = self.drain_deadline_ms
+        if deadline_ms is not None and not 0 <= deadline_ms <= MAX_DEADLINE_MS:
+            raise self._wrong(f"drain_deadline_ms is {deadline_ms}", f"it must be from 0 to {MAX_DEADLINE_MS} (24 h)")
+        if self.strategy is not None and self.strategy not in list(Strategy):
+            raise self._wrong(f"there is no strategy {self.strategy[:40]!r}", f"leave it out, or write {', '.join(Strategy)}")
+
+    def _wrong(self, why: str, hint: str) -> SpecError:
+        return SpecError(f"cannot reload pool {self.pool_id}: {why}", pool_id=self.pool_id, hint=hint)
+
+    def all_changes(self) -> dict[str, Any]:
+        """``changes``, the new model among them."""
+        model = {} if self.new_model_ref is None else {"model": self.new_model_ref}
+        return {**(self.changes or {}), **model}
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A time in ms as it was measured before, and how far apart the measurements were; None: never measured."""
+
+    ms: int | None
+    spread_ms: int | None
+
+    @classmethod
+    def of(cls, *parts: Sequence[float]) -> Forecast:
+        """The sum of what each part took, in the middle."""
+        if not all(parts):
+            return cls(None, None)
+        spread = sum((max(part) - min(part)) / 2 for part in parts)
+        return cls(round(sum(median(part) for part in parts)), round(spread))
+
+
+def slower(before: Baseline | None, first_token_ms: float, tokens_per_s: float, share: float) -> str | None:
+    """What is wrong with a measurement, beside those for the same engine version, model and GPUs; None when nothing is."""
+    if before is None:
+        return None
+    if tokens_per_s < before.tokens_per_s * share:
+        return f"it makes {tokens_per_s:.1f} tokens/s where {before.tokens_per_s:.1f} were measured before"
+    if first_token_ms * share > before.first_token_ms + UNNOTICED_MS:
+        return f"its first token takes {first_token_ms:.0f} ms where {before.first_token_ms:.0f} were measured before"
+    return None
+
+
+def unexpected(answer: str, expected: str | None) -> str | None:
+    """What is wrong with an answer to the smoke prompt; None when nothing is."""
+    if not answer.strip():
+        return "its answer to the smoke prompt is empty"
+    if expected is not None and expected.casefold() not in answer.casefold():
+        return f"its answer to the smoke prompt lacks {expected!r}: {answer.strip()[:200]!r}"
+    return None
+
+
+def steps(pool_id: str, model: str, deadline_ms: int, bake_ms: int, *, serves: bool) -> tuple[str, ...]:
+    """What a reload would do, in order."""
+    drain = f"wait up to {duration(deadline_ms / 1000)} for leases of pool '{pool_id}' to end, none are given meanwhile"
+    return (
+        f"make sure of the model {model}, and that nothing stands in the way of a start",
+        *((drain, "stop the engine, and wait until it holds nothing") if serves else ()),
+        "start the new engine, and wait until it is ready",
+        f"measure it, and see it stay ready for {duration(bake_ms / 1000)}; else start the one before it again",
+    )

@@ -1,0 +1,80 @@
+"""What a new engine must show before it stays: an answer, a rate, and a time without failing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import aiohttp
+
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.event import Event
+from pool_managerd.core.lifecycle import view
+from pool_managerd.core.reload import TRIES, slower, unexpected
+from pool_managerd.errors import EngineError
+from pool_managerd.supervision.launch_work import baseline_key
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.services import Services
+
+
+class Proving:
+    """Called when the pool is ready. ``config`` is what is in force."""
+
+    def __init__(self, services: Services, config: Callable[[], Config]) -> None:
+        self._s, self._config = services, config
+
+    async def prove(self, pool: Pool, measured: Baselines) -> None:
+        """Raises EngineError GATE_FAILED with what it did not show; ``measured`` is what was measured before it."""
+        epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload
+        try:
+            if isinstance(engine, PreparedEngine) and engine.warmable:
+                await self._rate(pool, engine, measured)
+            if isinstance(engine, PreparedEngine) and engine.warmup == "completion" and rules.smoke_prompt is not None:
+                timeout_s = pool.definition.policy.warmup_timeout_s
+                answer = await self._s.prober.complete(engine, rules.smoke_prompt, timeout_s)
+                if (wrong := unexpected(answer, rules.smoke_expect)) is not None:
+                    raise _failed(pool, wrong)
+        except TimeoutError:
+            raise _failed(pool, "it did not answer in time") from None
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            raise _failed(pool, f"it could not be asked: {str(problem) or type(problem).__name__}") from problem
+        await self._stays_ready(pool, epoch, rules.bake_ms / 1000)
+
+    async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines) -> None:
+        before, share, best = measured.get(baseline_key(engine)), self._config().reload.baseline_share, (math.inf, 0.0)
+        wrong: str | None = None
+        for _ in range(TRIES):
+            first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
+            best = min(best[0], first_ms), max(best[1], rate)
+            if (wrong := slower(before, *best, share)) is None:
+                return
+        raise _failed(pool, wrong or "it is slower than before")
+
+    async def _stays_ready(self, pool: Pool, epoch: int, seconds: float) -> None:
+        """For ``seconds``, looked at whenever something happens to it."""
+        over = asyncio.Event()
+
+        def hear(event: Event) -> None:
+            if event.pool_id == pool.pool_id and not serves():
+                over.set()
+
+        def serves() -> bool:
+            return pool.instance.epoch == epoch and view(pool.state).ready
+
+        stop_listening = self._s.events.listen(hear)
+        timer = self._s.clock.call_at(self._s.clock.monotonic() + seconds, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
+            stop_listening()
+        if not serves():
+            why = pool.state.last_error or f"it is {view(pool.state).state}"
+            raise _failed(pool, f"it did not stay ready for {seconds:g} s: {why}")
+
+
+def _failed(pool: Pool, why: str) -> EngineError:
+    return EngineError(f"the new engine did not pass: {why}", code="GATE_FAILED", status=500, pool_id=pool.pool_id)

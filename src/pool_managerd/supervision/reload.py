@@ -1,0 +1,331 @@
+"""Reloads, carried out: one pool's engine replaced by another, or everything as it was (core/reload.py has the rules).
+
+A reload is a part of no other change: while it is under way a start waits for its end, a stop gives it up, and everything else
+is refused. What it does to the pool it does as anybody would: it drains, starts and stops it. Until it is committed, in one
+write, the next daemon undoes it: what ran before is started again, or goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pool_managerd import failpoints
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.drain import MAX_DEADLINE_MS
+from pool_managerd.core.launch_record import argv_digest
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle.phase import IDLE, SERVING
+from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
+from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.launch_work import DRAIN
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.proving import Proving
+from pool_managerd.supervision.reload_target import Target, Targets
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.times import Times
+
+
+@dataclass
+class _Reload:
+    """One that is under way. ``served``: the engine before it did when it began. ``down_at``: since when no lease is given."""
+
+    request: ReloadRequest
+    target: Target
+    operation: Operation
+    began: float
+    served: bool
+    measured: Baselines
+    stage: Stage = Stage.STAGING
+    down_at: float | None = None
+    task: asyncio.Task[None] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def pool(self) -> Pool:
+        return self.target.pool
+
+
+class Reloads:
+    """Of all pools of a node."""
+
+    def __init__(self, pools: Pools, services: Services, config: Callable[[], Config]) -> None:
+        self._pools, self._s, self._overrides, self._config = pools, services, pools.overrides, config
+        self._running: dict[str, _Reload] = {}
+        self._targets = Targets(pools, services, config)
+        self._times = Times(services.events, services.records)
+        self._proving = Proving(services, config)
+        pools.before_change = self._before_change
+
+    # --- for the node ---
+
+    def restore(self) -> None:
+        """What earlier daemons measured; the drains that belonged to reloads which are undone now are not gone on with."""
+        self._times.restore()
+        for pool_id in self._overrides.pending():
+            self._s.records.facts(DRAIN).pop(pool_id, None)
+            self._s.records.note_fact(DRAIN, pool_id, None)
+
+    def undone(self) -> dict[str, int]:
+        """By pool id, the reloads that ended with the daemon before: what was launched after that epoch is not adopted."""
+        pending = self._overrides.pending().items()
+        return {pool_id: int(fact.get("epoch", 0)) for pool_id, fact in pending if not self._is_done(pool_id, fact)}
+
+    def is_committed(self, operation: Operation) -> bool:
+        """One that its daemon has not told the end of, and that was done all the same."""
+        done = self._overrides.pending().keys() - self.undone().keys()
+        return operation.operation_id in self._overrides.committed() or operation.pool_id in done
+
+    def _is_done(self, pool_id: str, pending: Mapping[str, Any]) -> bool:
+        """Its engine is the pool's already."""
+        pool = self._pools.find(pool_id)
+        return pool is not None and pending.get("argv") not in (None, _argv_of(pool.definition))
+
+    async def forget_undone(self) -> None:
+        """Told, and over: the pools run what they ran before, or will."""
+        undone = self.undone()
+        for pool_id in self._overrides.pending():
+            if pool_id not in undone:
+                await self._overrides.give_up(pool_id)
+                continue
+            human = f"The reload of pool '{pool_id}' that the daemon before had begun is undone: it runs what it ran before"
+            self._s.events.emit("reload_undone", human, level="warn", pool_id=pool_id)
+            await self._overrides.give_up(pool_id)
+
+    async def plan(self, request: ReloadRequest) -> dict[str, Any]:
+        """What a reload would do, and how long it would take, without doing any of it. Raises PoolError where it would not."""
+        target = self._targets.of(request)
+        pool_id, serves = target.pool.pool_id, target.pool.instance.phase in SERVING
+        where, needs = await self._s.admission.forecast(target.candidate())
+        load, stop = self._times.of(pool_id, "load"), self._times.of(pool_id, "stop")
+        down = Forecast.of(stop, load) if serves else Forecast.of(load)
+        bake_ms = self._config().reload.bake_ms
+        return {
+            "pool_id": pool_id, "strategy": Strategy.STOP_START.value, "changes": target.differences(),
+            "steps": list(steps(pool_id, target.model(), target.deadline_ms, bake_ms, serves=serves)),
+            "forecast_downtime_ms": down.ms, "forecast_spread_ms": down.spread_ms,
+            "forecast_duration_ms": None if down.ms is None else down.ms + bake_ms,
+            "vram": {"where": where, "needs": list(needs)},
+        }  # fmt: skip
+
+    async def begin(self, request: ReloadRequest) -> Operation:
+        """Accept a reload; its end is the operation's. Raises PoolError for what is refused at once."""
+        if request.key is not None and (known := self._pools.operations.keyed("reload", request.pool_id, request.key)):
+            return known
+        if request.pool_id in self._running:
+            raise RequestError(
+                f"cannot reload pool '{request.pool_id}': it is being reloaded already", code="OPERATION_IN_PROGRESS",
+                status=409, pool_id=request.pool_id, retriable=True,
+            )  # fmt: skip
+        target = self._targets.of(request)
+        operation = self._pools.operations.begin("reload", request.pool_id, key=request.key)
+        serves = target.pool.instance.phase in SERVING
+        reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, self._s.baselines.copy())
+        self._running[request.pool_id] = reload
+        reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
+        await self._pools.operations.kept()
+        return reload.operation
+
+    async def close(self) -> None:
+        """The daemon ends: what is not committed is left for the next one to undo."""
+        for reload in tuple(self._running.values()):
+            if reload.task is not None:
+                reload.task.cancel()
+                await asyncio.gather(reload.task, return_exceptions=True)
+
+    async def _before_change(self, pool: Pool, event: ev.Event) -> None:
+        """Whoever else wants to change the pool: waits, ends the reload, or is refused."""
+        reload = self._running.get(pool.pool_id)
+        if reload is None:
+            return
+        if isinstance(event, ev.Start) and event.join:
+            await reload.over.wait()
+        elif isinstance(event, ev.Stop):
+            await self._give_up(reload)
+        else:
+            raise RequestError(
+                f"cannot do that now: pool '{pool.pool_id}' is being reloaded", code="OPERATION_IN_PROGRESS", status=409,
+                pool_id=pool.pool_id, retriable=True, hint="wait for the reload, or stop the pool, which gives it up",
+            )  # fmt: skip
+
+    # --- carrying it out ---
+
+    async def _run(self, reload: _Reload) -> None:
+        try:
+            await self._replace(reload)
+        except PoolError as problem:
+            await self._undo(reload, problem)
+        except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told, and nothing stay half done
+            pool_id = reload.pool.pool_id
+            human = f"Internal error while pool '{pool_id}' was reloaded: {problem!r}"
+            self._s.events.emit("internal_error", human, level="critical", pool_id=pool_id)
+            await self._undo(reload, PoolError(human, pool_id=pool_id))
+        finally:
+            self._running.pop(reload.pool.pool_id, None)
+            reload.over.set()
+
+    async def _replace(self, reload: _Reload) -> None:
+        if reload.target.new == reload.target.old and view(reload.pool.state).ready:
+            return self._succeeded(reload, downtime_ms=0)
+        await self._stage(reload)
+        await self._begin(reload)
+        if reload.served:
+            await self._drain(reload)
+        elif reload.pool.instance.phase not in IDLE:
+            await self._ask(reload, ev.Stop(), "down")
+        await self._switch(reload)
+        reload.stage = Stage.GATING
+        await self._proving.prove(reload.pool, reload.measured)
+        failpoints.reach("reload.proven")
+        await self._commit(reload)
+        return None
+
+    async def _stage(self, reload: _Reload) -> None:
+        """Everything that can be known to be in the way of the new engine, while the one before it serves."""
+        failpoints.reach("reload.staging")
+        config, pool = reload.target.new.config, reload.pool
+        if config is not None:
+            model = await self._s.models.ensure_present(config.model, config.checksums)
+            found = await asyncio.to_thread(self._s.engines.problems, config, model.local_path)
+            if found:
+                raise SpecError("; ".join(problem.message for problem in found), pool_id=pool.pool_id, hint=found[0].hint)
+        await self._s.admission.forecast(reload.target.candidate())
+
+    async def _begin(self, reload: _Reload) -> None:
+        await self._overrides.begin(reload.pool.pool_id, {
+            "epoch": reload.pool.instance.epoch, "argv": _argv_of(reload.target.old),
+        })  # fmt: skip
+        failpoints.reach("reload.begun")
+
+    async def _drain(self, reload: _Reload) -> None:
+        """Its own deadline ends it, by taking the drain back: nobody's lease is cut off for a reload."""
+        reload.stage, pool_id, clock = Stage.DRAINING, reload.pool.pool_id, self._s.clock
+        drained = await self._asked(reload, ev.Drain(MAX_DEADLINE_MS, 0), "drained")
+        reload.down_at = clock.monotonic()
+        take_back = partial(self._pools.post, pool_id, ev.Undrain())
+        late = clock.call_at(reload.down_at + reload.target.deadline_ms / 1000, take_back)
+        failpoints.reach("reload.draining")
+        try:
+            await drained.wait()
+        except PoolError as problem:
+            if problem.code != "OPERATION_CANCELLED":
+                raise
+            left = self._s.registry.get_active_leases(pool_id)
+            raise RequestError(
+                f"drain timeout: {left} leases were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
+                code="DRAIN_TIMEOUT", status=409, pool_id=pool_id, retriable=True, hint="try again later, or give it longer",
+            ) from None  # fmt: skip
+        finally:
+            late.cancel()
+
+    async def _switch(self, reload: _Reload) -> None:
+        reload.stage = Stage.SWITCHING
+        failpoints.reach("reload.switching")
+        await self._ask(reload, ev.Start(retry=False, join=False, anew=True), "up", reload.target.new)
+        failpoints.reach("reload.switched")
+
+    async def _commit(self, reload: _Reload) -> None:
+        pool = reload.pool
+        if reload.request.engine is not None:
+            await self._pools.keep_intent(pool, reload.request.engine)
+            await self._overrides.commit(pool.pool_id, reload.operation.operation_id, None, {})
+        else:
+            await self._pools.keep_intent(pool, None)
+            base, changes = self._targets.base(pool), reload.target.changes
+            await self._overrides.commit(pool.pool_id, reload.operation.operation_id, base, changes)
+        failpoints.reach("reload.committed")
+        since = reload.pool.instance.ready_since or self._s.clock.monotonic()
+        self._succeeded(reload, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
+
+    def _succeeded(self, reload: _Reload, downtime_ms: int) -> None:
+        pool, engine = reload.pool, reload.pool.launch.prepared
+        took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
+        outcome = {
+            "pool_id": pool.pool_id, "strategy": Strategy.STOP_START.value,
+            "engine_version": None if engine is None else engine.engine_version,
+            "model_id": None if engine is None else engine.model_id, "downtime_ms": downtime_ms, "duration_ms": took_ms,
+            "rolled_back": False,
+        }  # fmt: skip
+        human = f"Pool '{pool.pool_id}' is reloaded; it was down for {downtime_ms} ms"
+        self._s.events.emit("reload_succeeded", human, pool_id=pool.pool_id, duration_ms=took_ms, downtime_ms=downtime_ms)
+        self._pools.operations.finish(reload.operation, outcome)
+
+    # --- undoing it ---
+
+    async def _undo(self, reload: _Reload, problem: PoolError) -> None:
+        """The engine before it serves again, as far as that can be; the operation has failed."""
+        failed_at, second = reload.stage, None
+        if failed_at in (Stage.SWITCHING, Stage.GATING):
+            reload.stage = Stage.UNDOING
+            failpoints.reach("reload.undoing")
+            try:
+                await self._ask(reload, ev.Stop(), "down", reload.target.old)
+                if reload.served:
+                    await self._ask(reload, ev.Start(join=False, anew=True), "up", reload.target.old)
+            except PoolError as worse:
+                second = worse
+        with suppress(PoolError):  # the next daemon undoes it again, which changes nothing
+            await self._overrides.give_up(reload.pool.pool_id)
+        self._failed(reload, failed_at, problem, second)
+
+    def _failed(self, reload: _Reload, stage: Stage, problem: PoolError, second: PoolError | None) -> None:
+        pool_id, why = reload.pool.pool_id, problem.message
+        told = f"reload failed: {why}"
+        if second is not None:
+            told += f"; what ran before did not start again either, and is tried again: {second.message}"
+        elif stage in (Stage.SWITCHING, Stage.GATING):
+            told += "; what ran before runs again" if reload.served else "; the pool stays down, as it was"
+        evidence = {"stage": stage.value, "log_tail": problem.details.get("log_tail", [])}
+        error = EngineError(
+            told, code=problem.code, status=problem.status, pool_id=pool_id, hint=problem.hint, retriable=problem.retriable,
+            details={"rolled_back": second is None, "evidence": evidence},
+        )  # fmt: skip
+        self._s.events.clean_error(error)
+        reason = "rollback_failed" if second is not None else _REASONS.get(problem.code, stage.value)
+        took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
+        human = f"Reload of pool '{pool_id}' failed: {error.message.removeprefix('reload failed: ')}"
+        self._s.events.emit("reload_failed", human, level="error", pool_id=pool_id, reason=reason, duration_ms=took_ms)
+        self._pools.operations.finish(reload.operation, error=error)
+
+    async def _give_up(self, reload: _Reload) -> None:
+        """Somebody stops the pool: the reload ends, and what is to run from now on is what ran before."""
+        if reload.task is not None:
+            reload.task.cancel()
+            await asyncio.gather(reload.task, return_exceptions=True)
+        stopped = RequestError("the pool was stopped by request", code="OPERATION_CANCELLED", status=409)
+        self._pools.post(reload.pool.pool_id, ev.Stop(), reload.target.old)
+        with suppress(PoolError):
+            await self._overrides.give_up(reload.pool.pool_id)
+        if reload.operation.status == "running":
+            self._failed(reload, Stage.STAGING, stopped, None)
+
+    async def _ask(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> None:
+        """Ask the pool, and wait for the end of that. Raises PoolError."""
+        await (await self._asked(reload, event, goal, definition)).wait()
+
+    async def _asked(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
+        clock = self._s.clock
+        part = Operation("", reload.operation.kind, reload.pool.pool_id, clock.wall_ms(), goal)
+
+        def ended(operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
+            operation.finish(clock.wall_ms(), outcome, error)
+
+        await self._pools.ask(reload.pool, event, part, ended, definition)
+        return part
+
+
+def _argv_of(definition: Definition) -> str | None:
+    submitted = definition.submitted
+    return argv_digest(submitted.argv) if isinstance(submitted, PreparedEngine) else None
+
+
+_REASONS = {"DRAIN_TIMEOUT": "drain_timeout", "OPERATION_CANCELLED": "cancelled", "GATE_FAILED": "gate"}

@@ -1,0 +1,307 @@
+"""Reloads on fake parts and a manual clock: what is seen meanwhile, how they end, and what is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.lifecycle import Desired, view
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.reload import ReloadRequest, Stage
+from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.boot import boot
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.overrides import OVERRIDE
+from pool_managerd.testing.manual_clock import settle
+from tests.supervision.test_pools import World
+
+RULES = {"smoke_prompt": "2 + 2?", "smoke_expect": "four", "bake_ms": 2_000}
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World(reload=RULES)
+    await made.up()
+    yield made
+    await made.reloads.close()
+    await made.pools.close()
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """What is looked at on disk is looked at in a thread, which no turn of the loop waits for."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        await asyncio.sleep(0.001)
+    await settle()
+
+
+async def reload(world: World, **asked: Any) -> Operation:
+    """Begun; it has ended, or waits for the clock or for leases."""
+    operation = await world.reloads.begin(ReloadRequest("p", **(asked or {"changes": {"slots": 3}})))
+    stages = (Stage.DRAINING, Stage.GATING)
+
+    def waits() -> bool:
+        running = world.reloads._running.get("p")
+        return running is None or running.stage in stages
+
+    await until(waits, "the reload to wait or end")
+    return operation
+
+
+async def baked(world: World) -> None:
+    """The time for which it is tried is over."""
+    deadline = time.monotonic() + 10
+    while world.reloads._running:
+        assert time.monotonic() < deadline, "the reload does not end"
+        await world.fakes.clock.advance(0.5)
+        await asyncio.sleep(0.001)
+    await settle()
+
+
+def slots(world: World) -> int | None:
+    """Of the engine that was launched last."""
+    entry = world.fakes.registry.get("p")
+    assert entry is not None
+    return entry.slots_total
+
+
+def error_of(operation: Operation) -> PoolError:
+    assert operation.status == "failed" and operation.error is not None
+    assert operation.error.message.startswith("reload failed")
+    return operation.error
+
+
+def fact(world: World) -> dict[str, Any]:
+    """What is kept for the next daemon, but for which operation was the last."""
+    kept = world.fakes.records.facts(OVERRIDE).get("p", {})
+    return {key: value for key, value in kept.items() if key != "operation"}
+
+
+async def test_a_pool_runs_what_it_was_reloaded_with_and_so_does_the_next_daemons(world: World) -> None:
+    epoch = world.p.instance.epoch
+    operation = await reload(world)
+    assert operation.status == "running" and view(world.p.state).ready, "it is tried for a while"
+    assert fact(world)["pending"]["epoch"] == epoch, "until then the next daemon undoes it"
+    await baked(world)
+    outcome = await operation.wait()
+    assert {k: outcome[k] for k in ("pool_id", "strategy", "engine_version", "rolled_back")} == {
+        "pool_id": "p", "strategy": "stop_start", "engine_version": "fake-1", "rolled_back": False,
+    }  # fmt: skip
+    assert slots(world) == 3 and world.p.config is not None and world.p.config.slots == 3 and "pending" not in fact(world)
+    assert world.store.pools["p"].desired == "up" and world.p.state.restart_count == 0
+    again = await reload(world, changes={"ctx": 512})
+    await baked(world)
+    assert (await again.wait())["rolled_back"] is False and fact(world)["changes"] == {"slots": 3, "ctx": 512}
+
+    following = World(reload=RULES)
+    following.fakes.records.known.update(world.fakes.records.known)
+    await following.pools.restore({})
+    assert following.p.config is not None and (following.p.config.slots, following.p.config.ctx) == (3, 512)
+    await following.pools.close()
+    edited = World(reload=RULES, pool={"slots": 5})
+    edited.fakes.records.known.update(world.fakes.records.known)
+    await edited.pools.restore({})
+    assert edited.p.config is not None and edited.p.config.slots == 5, "the file has the last word"
+    assert "not in force any more" in edited.fakes.told[-1].human
+    await edited.pools.close()
+
+
+async def test_what_is_the_same_already_is_a_success_that_touches_nothing(world: World) -> None:
+    outcome = await (await reload(world, new_model_ref="file:m.gguf")).wait()
+    assert (outcome["downtime_ms"], len(world.fakes.launcher.processes)) == (0, 1)
+
+
+async def test_leases_are_waited_for_and_no_new_ones_given(world: World) -> None:
+    world.fakes.registry.allocate_lease("p")
+    operation = await reload(world)
+    await until(lambda: view(world.p.state).draining, "the drain")
+    assert not world.fakes.launcher.processes[0].signals
+    world.fakes.registry.release_lease("p")
+    world.pools.leases_changed("p")
+    await settle()
+    await baked(world)
+    assert (await operation.wait())["rolled_back"] is False and slots(world) == 3
+
+
+async def test_leases_that_are_not_back_in_time_end_the_reload_and_nothing_else(world: World) -> None:
+    world.fakes.registry.allocate_lease("p")
+    operation = await reload(world, changes={"slots": 3}, drain_deadline_ms=1_000)
+    await until(lambda: view(world.p.state).draining, "the drain")
+    await world.fakes.clock.advance(1.1)
+    await settle()
+    error = error_of(operation)
+    assert "drain timeout: 1 leases" in error.message and error.code == "DRAIN_TIMEOUT" and error.details["rolled_back"]
+    assert view(world.p.state).ready and len(world.fakes.launcher.processes) == 1 and slots(world) == 2
+    assert world.fakes.registry.get_active_leases("p") == 1 and fact(world) == {} and world.p.state.desired is Desired.WANTED
+    assert world.fakes.types().count("reload_failed") == 1 and world.fakes.told[-1].fields["reason"] == "drain_timeout"
+
+
+@pytest.mark.parametrize(
+    ("prober", "why"),
+    [
+        ({"says": "five"}, "lacks 'four'"),
+        ({"says": " "}, "is empty"),
+        ({"tokens_per_s": 30.0}, "30.0 tokens/s where 50.0"),
+    ],
+)
+async def test_an_engine_that_does_not_pass_makes_room_for_the_one_before_it(
+    world: World, prober: dict[str, Any], why: str
+) -> None:
+    for name, value in prober.items():
+        setattr(world.fakes.prober, name, value)
+    operation = await reload(world)
+    await baked(world)
+    error = error_of(operation)
+    assert why in error.message and error.message.endswith("what ran before runs again") and error.code == "GATE_FAILED"
+    assert error.details["rolled_back"] is True and error.details["evidence"]["stage"] == "gating"
+    assert view(world.p.state).ready and slots(world) == 2 and len(world.fakes.launcher.processes) == 3
+    assert world.p.config is not None and world.p.config.slots == 2 and fact(world) == {}
+
+
+async def test_one_slow_measurement_of_three_is_forgiven(world: World) -> None:
+    measured = iter([(20.0, 10.0), (20.0, 10.0), (20.0, 48.0)])
+
+    async def warm_up(*_: Any) -> tuple[float, float]:
+        return next(measured, (20.0, 50.0))
+
+    warming = world.fakes.prober.warm_up
+    operation = await reload(world, changes={"slots": 3}, drain_deadline_ms=0)
+    assert operation.status == "running"
+    await baked(world)
+    assert operation.status == "succeeded"
+    world.fakes.prober.warm_up = warm_up  # type: ignore[method-assign,assignment]
+    again = await reload(world, changes={"slots": 4})
+    await baked(world)
+    world.fakes.prober.warm_up = warming  # type: ignore[method-assign]
+    assert again.status == "succeeded", again.error
+
+
+async def test_an_engine_that_crashes_while_it_is_tried_is_replaced_by_the_one_before_it(world: World) -> None:
+    operation = await reload(world)
+    world.fakes.launcher.processes[1].end(ExitRecord(signal=11))
+    await settle()
+    await baked(world)
+    error = error_of(operation)
+    assert "did not stay ready for 2 s" in error.message and view(world.p.state).ready and slots(world) == 2
+
+
+async def test_an_engine_that_cannot_start_is_replaced_by_the_one_before_it(world: World) -> None:
+    world.fakes.launcher.refusals.append(EngineError("preload failed: cannot run /engine: no such file"))
+    operation = await reload(world)
+    await baked(world)
+    error = error_of(operation)
+    assert "cannot run /engine" in error.message and error.details["rolled_back"] and view(world.p.state).ready
+    assert slots(world) == 2
+
+
+async def test_when_the_one_before_it_cannot_start_either_both_are_told(world: World) -> None:
+    world.fakes.launcher.refusals += [EngineError("preload failed: new one"), EngineError("preload failed: old one")]
+    operation = await reload(world)
+    await until(lambda: operation.status != "running", "the end")
+    error = error_of(operation)
+    assert "new one" in error.message and "old one" in error.message and error.details["rolled_back"] is False
+    assert view(world.p.state).state == "backoff" and world.fakes.told[-1].fields["reason"] == "rollback_failed"
+    await world.fakes.clock.advance(6)
+    await settle()
+    assert view(world.p.state).ready and slots(world) == 2, "it is tried again as after any failure"
+
+
+async def test_what_is_known_to_be_in_the_way_is_found_while_the_engine_serves(world: World) -> None:
+    world.fakes.engines.found = (SpecError("unknown flag '--ctx-siz'"), SpecError("no such model"))
+    operation = await reload(world)
+    assert "'--ctx-siz'; no such model" in error_of(operation).message
+    assert view(world.p.state).ready and len(world.fakes.launcher.processes) == 1 and fact(world) == {}
+
+
+async def test_a_pool_that_is_down_comes_up_as_it_was_reloaded_or_stays_down(world: World) -> None:
+    await (await world.pools.change(world.p, "stop", ev.Stop(), "down", desired="down")).wait()
+    world.fakes.launcher.refusals.append(EngineError("preload failed: no"))
+    failed = await reload(world)
+    await baked(world)
+    assert "the pool stays down, as it was" in error_of(failed).message and not view(world.p.state).live
+    operation = await reload(world)
+    await baked(world)
+    assert (await operation.wait())["downtime_ms"] == 0 and slots(world) == 3 and world.store.pools["p"].desired == "up"
+
+
+async def test_meanwhile_a_start_waits_a_stop_gives_it_up_and_everything_else_is_refused(world: World) -> None:
+    operation = await reload(world)
+    started = asyncio.create_task(world.start())
+    await settle()
+    assert not started.done()
+    for event in (ev.Drain(0, 0), ev.Restart(), ev.Start(join=False)):
+        with pytest.raises(RequestError, match="is being reloaded") as refused:
+            await world.pools.change(world.p, "x", event, "down")
+        assert refused.value.code == "OPERATION_IN_PROGRESS" and refused.value.retriable
+    with pytest.raises(RequestError, match="is being reloaded already"):
+        await reload(world)
+    stop = await world.pools.change(world.p, "stop", ev.Stop(), "down", desired="down")
+    await settle()
+    await stop.wait()
+    assert "stopped by request" in error_of(operation).message and not view(world.p.state).live
+    assert world.p.config is not None and world.p.config.slots == 2 and fact(world) == {}
+    await asyncio.gather(started, return_exceptions=True)
+    await settle()
+    assert world.p.state.desired is Desired.STOPPED and not view(world.p.state).live, "who asked last has it"
+
+
+async def test_the_same_request_again_is_the_same_reload(world: World) -> None:
+    one = await reload(world, changes={"slots": 3}, key="k")
+    assert await reload(world, changes={"slots": 3}, key="k") is one
+    await baked(world)
+    assert await reload(world, changes={"slots": 3}, key="k") is one and len(world.fakes.launcher.processes) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"changes": {"ctxx": 1}}, "unknown key 'ctxx'"),
+        ({"changes": {"id": "q"}}, "cannot change 'id'"),
+        ({"changes": {"provisioning": {"env": {"API_KEY": "s"}}}}, "what may be secret (API_KEY)"),
+    ],
+)
+async def test_what_cannot_be_is_refused_at_once(world: World, asked: dict[str, Any], why: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        await reload(world, **asked)
+    assert why in refused.value.message and world.pools.operations.all()[-1].kind == "start"
+
+
+async def test_a_held_pool_is_not_reloaded(world: World) -> None:
+    await world.pools.change(world.p, "hold", ev.Hold(), "now", held=True)
+    with pytest.raises(RequestError, match="it is held"):
+        await reload(world)
+
+
+async def test_a_plan_says_what_would_be_done_and_how_long_it_would_take_and_does_nothing(world: World) -> None:
+    request = ReloadRequest("p", changes={"slots": 4, "ctx": 9})
+    plan = await world.reloads.plan(request)
+    assert plan["changes"] == [{"key": "ctx", "old": None, "new": 9}, {"key": "slots", "old": 2, "new": 4}]
+    assert plan["forecast_downtime_ms"] is None and len(plan["steps"]) == 5 and plan["strategy"] == "stop_start"
+    operation = await reload(world)
+    await baked(world)
+    await operation.wait()
+    plan = await world.reloads.plan(request)
+    assert plan["forecast_downtime_ms"] >= 0 and plan["forecast_duration_ms"] == plan["forecast_downtime_ms"] + 2_000
+    assert len(world.fakes.launcher.processes) == 2
+    world.fakes.ram_bytes = 1
+    with pytest.raises(SpecError):
+        await world.reloads.plan(ReloadRequest("p", changes={"slots": 0}))
+
+
+async def test_the_next_daemon_starts_what_ran_before_a_reload_that_was_not_done(world: World) -> None:
+    operation = await reload(world)
+    assert operation.status == "running" and fact(world)["pending"]
+    following = World(reload=RULES, pool={"preload": True})
+    following.fakes.records.known.update({kind: dict(rows) for kind, rows in world.fakes.records.known.items()})
+    await boot(following.pools, following.services, {"p": StoredPool("p", desired="up")}, reloads=following.reloads)
+    await settle()
+    assert view(following.p.state).ready and slots(following) == 2 and fact(following) == {}
+    assert "is undone" in next(event.human for event in following.fakes.told if event.type == "reload_undone")
+    await following.pools.close()

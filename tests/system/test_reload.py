@@ -1,0 +1,106 @@
+"""A reload against a real daemon and real processes: seen from outside, and over the daemon's death at every step of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_managerd.failpoints import PLACES
+from tests.conftest import wait_until
+from tests.system.daemons import Daemon, engine
+
+RULES = "reload: {bake_ms: 300}\n"
+STEPS = [place for place in PLACES if place.startswith("reload.")]
+OLD, NEW = ("--model", "old.gguf"), ("--model", "new.gguf")
+
+
+@pytest.fixture
+def daemon(open_dir: Path) -> Iterator[Daemon]:
+    made = Daemon(open_dir / "d", RULES)
+    yield made
+    made.end()
+
+
+def runs(daemon: Daemon) -> str:
+    """Which engine runs, by its own command line."""
+    argv = Path(f"/proc/{daemon.status()['pid']}/cmdline").read_bytes().split(b"\0")
+    return argv[argv.index(b"--model") + 1].decode()
+
+
+def ended(daemon: Daemon, operation: str) -> dict[str, Any]:
+    def body() -> dict[str, Any]:
+        return dict(daemon.get(f"/v1/operations/{operation}")[1])
+
+    wait_until(lambda: body()["status"] != "running", "the reload to end", 30)
+    return body()
+
+
+def test_another_engine_takes_over_and_one_that_cannot_run_does_not(daemon: Daemon) -> None:
+    daemon.start().preload("p", *OLD)
+    before = daemon.status()
+    code, done = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine(*NEW, slots_total=3)})
+    assert code == 200 and done["outcome"]["rolled_back"] is False and done["outcome"]["downtime_ms"] > 0, done
+    after = daemon.status()
+    assert runs(daemon) == "new.gguf" and after["epoch"] == before["epoch"] + 1 and after["slots_total"] == 3
+    code, failed = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine("--model", "x", "--exit-after", "0")})
+    assert code == 500 and failed["message"].startswith("reload failed: ") and failed["details"]["rolled_back"] is True, failed
+    assert runs(daemon) == "new.gguf" and daemon.status()["ready"]
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda status: bool(status["ready"]), "the engine to be adopted")
+    assert runs(daemon) == "new.gguf"
+    text = daemon.get("/metrics")[1]
+    assert 'reload_failure_total{pool_id="p"' not in text, "a daemon counts what it saw"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_daemon_that_dies_in_a_reload_is_followed_by_one_that_undoes_it_or_had_committed_it(daemon: Daemon, step: str) -> None:
+    """One lease is held while it drains, so that it can die there; the undoing is that of an engine that ends at once."""
+    daemon.env |= {"POOL_MANAGERD_TEST_FAILPOINTS": "1", "PM_FAILPOINTS": f"{step}=panic"}
+    daemon.start().preload("p", *OLD)
+    new = engine("--exit-after", "0", "--model", "x") if step == "reload.undoing" else engine(*NEW)
+    code, accepted = daemon.post("/v1/pools/p/reload", {"engine": new}) if step != "reload.staging" else (202, {})
+    if step == "reload.staging":
+        with pytest.raises(OSError):
+            daemon.post("/v1/pools/p/reload?wait=true", {"engine": new})
+    assert code == 202, accepted
+    assert daemon.process is not None
+    assert daemon.process.wait(20) == -9, "it died there"
+    daemon.env = {}
+    daemon.start()
+    daemon.until(lambda status: bool(status["ready"] and not status["draining"]), "one of the two to serve")
+    committed = step == "reload.committed"
+    assert runs(daemon) == ("new.gguf" if committed else "old.gguf")
+    if accepted:
+        found = ended(daemon, accepted["operation_id"])
+        assert found["status"] == "succeeded" if committed else found["error"]["message"].startswith("reload failed"), found
+    code, again = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine(*NEW)})
+    assert code == 200 and runs(daemon) == "new.gguf", again
+
+
+def test_what_the_command_shows(daemon: Daemon, tiny_model: Path) -> None:
+    pool = f'pools:\n  - {{id: chat, engine: llamacpp, model: "file:{tiny_model}", ctx: 64, preload: false}}\n'
+    daemon.config.write_text(daemon.config.read_text() + pool)
+    daemon.start()
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "pool_managerd.cli", "reload", "chat", *words, "--url", f"http://127.0.0.1:{daemon.port}"]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    plan = command("--set", "ctx=128", "--plan")
+    assert plan.returncode == 0 and "ctx: 64 -> 128" in plan.stdout and "not known yet" in plan.stdout, plan.stderr
+    done = command("--set", "ctx=128", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"]["rolled_back"] is False
+    argv = daemon.get("/v1/pools/chat/command")[1]["argv"]
+    assert argv[argv.index("--ctx-size") + 1] == "128"
+    wrong = command("--set", "ctx=-1")
+    assert wrong.returncode == 4 and "ctx: cannot use -1" in wrong.stderr
+    nothing = command()
+    assert nothing.returncode == 2 and "nothing is to change" in nothing.stderr
