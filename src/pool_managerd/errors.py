@@ -84,6 +84,8 @@ CODES: Mapping[str, str] = MappingProxyType({
     "DEVICE_NOT_FOUND": "No GPU or MIG instance has that name; the hint lists those that exist.",
     "DIGEST_MISMATCH": "A model file is not the one that its checksum names.",
     "DIRECTORY_NOT_OURS": "A state or runtime directory could be changed by another user; the hint has the command.",
+    "DRAIN_TIMEOUT": "Leases were not back in time, so a reload was given up; the engine serves on.",
+    "GATE_FAILED": "A reloaded engine was ready and did not pass; the message says what it did not show.",
     "GPU_NOT_SHARED": "A pool is exclusive there, or asks to be where others are.",
     "GPU_REQUIRED": "Profiles home and cloud run engines on NVIDIA GPUs only, and there is none.",
     "GPU_UNAVAILABLE": "A GPU is quarantined, cordoned, gone or cannot be read; the hint says what to do.",

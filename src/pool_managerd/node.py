@@ -130,7 +130,9 @@ class PoolManager(DeviceCalls):
     def status(self, pool_id: str) -> dict[str, Any]:
         """What a pool is now: the fields of the API's status. Raises RequestError POOL_NOT_FOUND."""
         clock, crash = self._a.clock, self._a.services.crashes.last(pool_id)
-        return status_of(self._pools.get(pool_id), self.registry, self.config.profile, clock.monotonic(), clock.wall_ms(), crash)
+        pool, now, wall_ms = self._pools.get(pool_id), clock.monotonic(), clock.wall_ms()
+        known = status_of(pool, self.registry, self.config.profile, now, wall_ms, crash)
+        return {**known, "reload": self._reloads.stage_of(pool_id)}
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""

@@ -135,6 +135,10 @@ class EngineProvisioner:
             return found
         return found + self._adapter(pool.engine).problems(pool, mode_of(pool), model_path)
 
+    async def obstacles(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+        """As ``problems``, without blocking."""
+        return await asyncio.to_thread(self.problems, pool, model_path)
+
     def program_path(self, pool: PoolConfig) -> str:
         """What would be executed. Runs nothing. Raises SpecError when none is configured."""
         return str(binary_path(self._config, pool)) if mode_of(pool) == "binary" else sys.executable

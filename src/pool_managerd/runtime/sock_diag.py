@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -19,10 +18,11 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLMSG = struct.Struct("=IHHII")
 _LEAST = 72
 _LIMIT_S = 1
+_MOST_KEPT = 2
 
 
 class _Channel:
-    """To the kernel. Each thread has one of its own, which stays: to make one for every question costs more than the answer."""
+    """To the kernel. To make one for every question costs more than the answer, so that a few are kept."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
@@ -34,11 +34,8 @@ class _Channel:
             self.socket.close()
 
 
-class _Own(threading.local):
-    channel: _Channel | None = None
-
-
-_own = _Own()
+_kept: list[_Channel] = []
+"""Those that nobody asks over now; whoever asks takes one out."""
 
 
 def sockets(family: int, port: int, state: int, attribute: int = 0) -> list[bytes]:
@@ -50,10 +47,14 @@ def sockets(family: int, port: int, state: int, attribute: int = 0) -> list[byte
     asked = 1 << (attribute - 1) if attribute else 0
     wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, asked, 1 << state) + struct.pack("!H46x", port)
     head = struct.pack("=IHHII", _NLMSG.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    channel, _own.channel = _own.channel or _Channel(), None
+    try:
+        channel = _kept.pop()
+    except IndexError:
+        channel = _Channel()
     channel.socket.send(head + wanted)
     found = list(_messages(channel.socket))
-    _own.channel = channel  # only now: the rest of an answer that was broken off would be taken for the next one
+    if len(_kept) < _MOST_KEPT:  # only now: the rest of an answer that was broken off would be taken for the next one
+        _kept.append(channel)
     return [message for message in found if len(message) >= _LEAST and struct.unpack_from("!H", message, 4)[0] == port]
 
 

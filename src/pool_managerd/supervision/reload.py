@@ -20,8 +20,8 @@ from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS
 from pool_managerd.core.launch_record import argv_digest
+from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle import view
 from pool_managerd.core.lifecycle.phase import IDLE, SERVING
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
@@ -37,13 +37,16 @@ from pool_managerd.supervision.times import Times
 
 @dataclass
 class _Reload:
-    """One that is under way. ``served``: the engine before it did when it began. ``down_at``: since when no lease is given."""
+    """One that is under way. ``served``: the engine before it did when it began; ``desired`` is what was wanted of the pool then.
+    ``down_at``: since when no lease is given.
+    """
 
     request: ReloadRequest
     target: Target
     operation: Operation
     began: float
     served: bool
+    desired: Desired
     measured: Baselines
     stage: Stage = Stage.STAGING
     down_at: float | None = None
@@ -101,6 +104,11 @@ class Reloads:
             self._s.events.emit("reload_undone", human, level="warn", pool_id=pool_id)
             await self._overrides.give_up(pool_id)
 
+    def stage_of(self, pool_id: str) -> str | None:
+        """How far the pool's reload is; None when it is not being reloaded."""
+        reload = self._running.get(pool_id)
+        return None if reload is None else reload.stage.value
+
     async def plan(self, request: ReloadRequest) -> dict[str, Any]:
         """What a reload would do, and how long it would take, without doing any of it. Raises PoolError where it would not."""
         target = self._targets.of(request)
@@ -129,7 +137,8 @@ class Reloads:
         target = self._targets.of(request)
         operation = self._pools.operations.begin("reload", request.pool_id, key=request.key)
         serves = target.pool.instance.phase in SERVING
-        reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, self._s.baselines.copy())
+        desired = Desired.WANTED if serves else target.pool.state.desired
+        reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
         self._running[request.pool_id] = reload
         reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
         await self._pools.operations.kept()
@@ -195,7 +204,7 @@ class Reloads:
         config, pool = reload.target.new.config, reload.pool
         if config is not None:
             model = await self._s.models.ensure_present(config.model, config.checksums)
-            found = await asyncio.to_thread(self._s.engines.problems, config, model.local_path)
+            found = await self._s.engines.obstacles(config, model.local_path)
             if found:
                 raise SpecError("; ".join(problem.message for problem in found), pool_id=pool.pool_id, hint=found[0].hint)
         await self._s.admission.forecast(reload.target.candidate())
@@ -268,14 +277,23 @@ class Reloads:
             reload.stage = Stage.UNDOING
             failpoints.reach("reload.undoing")
             try:
-                await self._ask(reload, ev.Stop(), "down", reload.target.old)
-                if reload.served:
-                    await self._ask(reload, ev.Start(join=False, anew=True), "up", reload.target.old)
+                await self._put_back(reload)
             except PoolError as worse:
                 second = worse
         with suppress(PoolError):  # the next daemon undoes it again, which changes nothing
             await self._overrides.give_up(reload.pool.pool_id)
         self._failed(reload, failed_at, problem, second)
+
+    async def _put_back(self, reload: _Reload) -> None:
+        """As it was. Raises PoolError when the engine before it does not come up again."""
+        old = reload.target.old
+        if not reload.served and reload.desired in (Desired.ON_DEMAND, Desired.EVICTED):
+            with suppress(RequestError):  # leases are given already
+                return await self._ask(reload, ev.Evict(), "down", old)
+        await self._ask(reload, ev.Stop(), "down", old)
+        if reload.desired is Desired.WANTED:
+            await self._ask(reload, ev.Start(join=False, anew=True), "up", old)
+        return None
 
     def _failed(self, reload: _Reload, stage: Stage, problem: PoolError, second: PoolError | None) -> None:
         pool_id, why = reload.pool.pool_id, problem.message
@@ -283,7 +301,8 @@ class Reloads:
         if second is not None:
             told += f"; what ran before did not start again either, and is tried again: {second.message}"
         elif stage in (Stage.SWITCHING, Stage.GATING):
-            told += "; what ran before runs again" if reload.served else "; the pool stays down, as it was"
+            wanted = reload.desired is Desired.WANTED
+            told += "; what ran before runs again" if wanted else "; the pool stays down, as it was"
         evidence = {"stage": stage.value, "log_tail": problem.details.get("log_tail", [])}
         error = EngineError(
             told, code=problem.code, status=problem.status, pool_id=pool_id, hint=problem.hint, retriable=problem.retriable,

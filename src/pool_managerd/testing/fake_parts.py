@@ -172,7 +172,7 @@ class FakeEngines:
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
 
-    def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+    async def obstacles(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         return self.found
 
     def claim(self, instance: InstanceId, port: int) -> None:

@@ -90,9 +90,15 @@ class Oracle:
         pool_id, i, history = pool.pool_id, pool.instance, pool.state.history
         if i.phase is Phase.STAGING:
             trial = (history.general.open_until, history.general.opened, history.cuda.open_until, history.cuda.opened)
-            if self._trials.get(pool_id) == trial and not self._clients.asks_for(pool_id):
+            asked = self._clients.asks_for(pool_id) or self._is_reloaded(pool_id)
+            if self._trials.get(pool_id) == trial and not asked:
                 self._scene.fail("half-open admits exactly one start", f"{pool_id}: launch {i.epoch}")
             self._trials[pool_id] = trial
+
+    def _is_reloaded(self, pool_id: str) -> bool:
+        """Its starts are those of a person."""
+        node = self._scene.node
+        return node is not None and node.status(pool_id)["reload"] is not None
 
     def engine_started(self, engine: SimulatedEngine) -> None:
         """One engine process of a pool at a time, and each of a launch of its own."""
@@ -125,6 +131,8 @@ class Oracle:
 
     def _restarted(self, pool_id: str) -> None:
         rules, now = self._rules, self._scene.timeline.now
+        if self._is_reloaded(pool_id):
+            self._asked_at[pool_id] = now
         since = now - rules.window_ms / 1000 + 0.001  # one that is as old as the window has left it
         times = [t for t in self._restarts.get(pool_id, []) if t > since] + [now]
         self._restarts[pool_id] = times
@@ -161,6 +169,9 @@ class Oracle:
         """What goes wrong by nothing happening, and what is true of all pools together."""
         for pool in pools:
             self._look_for_stuck(pool)
+            possible = self._clients.slots.get(pool.pool_id)
+            if pool.config is not None and possible is not None and pool.config.slots not in possible:
+                self._scene.fail("a reload is committed or undone", f"{pool.pool_id}: {pool.config.slots}, not {possible}")
         self._look_at_gpus(pools)
         self._look_for_lost_leases()
         self._look_at_operations()
@@ -212,6 +223,7 @@ class Oracle:
         for operation_id, (operation, since, lost_s) in list(self._clients.operations.items()):
             if operation.status != "running":
                 del self._clients.operations[operation_id]
+                self._clients.ended(operation)
                 continue
             limit = DOWN_ENDS_S if operation.goal in ("down", "drained", "now") else ENDS_S
             if scene.timeline.now - since - (scene.lost_s - lost_s) > limit:

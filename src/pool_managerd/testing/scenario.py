@@ -13,6 +13,8 @@ from typing import Any
 from pool_managerd.config import Config
 
 GPU_BYTES = 24 << 30
+RELOAD = "reload"
+"""Drawn beside all other requests and faults."""
 SUBMITTED = "s0"
 """The pool that is not configured: requests make it and take it away."""
 REQUESTS = {
@@ -84,8 +86,9 @@ def draw(seed: int) -> Scenario:
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
     return Scenario(
-        seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs, _actions(chance, hours, pools)
-    )
+        seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs,
+        _with_reloads(seed, _actions(chance, hours, pools)),
+    )  # fmt: skip
 
 
 def _config(chance: Random, ids: list[str], probe_s: int, rules: int) -> dict[str, Any]:
@@ -129,6 +132,20 @@ def _actions(chance: Random, hours: float, pools: int) -> tuple[Action, ...]:
         )
         for index, at in enumerate(sorted(times))
     )
+
+
+def _with_reloads(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """In some runs, each a moment before something else happens. Drawn apart, so that the rest stays what it was."""
+    chance = Random(f"reloads {seed}")
+    times = chance.sample([action.at for action in actions], chance.choice((0, 0, 1, 2, 5)))
+    reloads = (
+        Action(
+            len(actions) + n, round(max(0.0, at - chance.expovariate(1 / chance.choice((0.01, 1.0, 10.0)))), 4), RELOAD,
+            chance.randrange(3), chance.randrange(1_000), chance.random(),
+        )
+        for n, at in enumerate(times)
+    )  # fmt: skip
+    return tuple(sorted((*actions, *reloads), key=lambda action: action.at))
 
 
 def _mixed(chance: Random) -> dict[str, float]:

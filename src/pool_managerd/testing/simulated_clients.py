@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.testing.scenario import SUBMITTED, Action
+from pool_managerd.testing.scenario import RELOAD, SUBMITTED, Action
 from pool_managerd.testing.scene import Scene
 
 CLOUDY_S = 60.0
@@ -74,6 +75,12 @@ class Question:
     touched: list[Touched] = field(default_factory=list)
     lease_id: str | None = None
     until: float | None = None
+    new_slots: int | None = None
+    """What a reload asks for, where the pool cannot have been configured so before."""
+
+
+def _slots_asked(action: Action) -> int:
+    return 1 + action.number % 3
 
 
 class SimulatedClients:
@@ -85,6 +92,9 @@ class SimulatedClients:
         self.desired = {pool_id: Promise({"auto"}) for pool_id in configured}
         self.held = {pool_id: Promise({False}) for pool_id in configured}
         self.exists = {SUBMITTED: Promise({False})}
+        self.slots = {pool.id: {pool.slots} for pool in scene.config.pools}
+        """What each pool may be configured with now: reloads change it."""
+        self._reloads: dict[str, tuple[Question, int]] = {}
         self.leases: dict[str, GivenLease] = {}
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
@@ -111,6 +121,11 @@ class SimulatedClients:
                 question.touched.append(Touched(promise, value, set(promise.possible), promise.asked if alone else None))
                 promise.possible = promise.possible | ({value, "auto"} if action.kind == "ensure_ready" else {value})
                 promise.asking += 1
+        if action.kind == RELOAD:  # committed, the pool is wanted up; nobody hears of when that was
+            self.desired[pool_id].possible |= {"up"}
+            new = _slots_asked(action)
+            question.new_slots = None if new in self.slots[pool_id] else new
+            self.slots[pool_id].add(new)
         task = self._scene.life_loop().create_task(work)
         self._asking.append(question)
         task.add_done_callback(lambda done: self._heard(question, done))
@@ -133,6 +148,9 @@ class SimulatedClients:
                 return self._of_lease(question, node)
             case "drain":
                 return node.drain(pool_id, round(60_000 * action.share**3))
+            case "reload":
+                changes = {"slots": _slots_asked(action), "ctx": 1024 << action.number % 4}
+                return node.reload(ReloadRequest(pool_id, changes=changes, drain_deadline_ms=round(60_000 * action.share**3)))
             case "submit":
                 engine = PreparedEngine(SUBMITTED, "/engine", port=9_000, slots_total=2, verbatim=True)
                 return node.preload(SUBMITTED, engine)
@@ -211,6 +229,8 @@ class SimulatedClients:
 
     def _refused(self, question: Question) -> None:
         """Nothing has changed, unless the disk failed while what was written was taken back."""
+        if question.new_slots is not None:
+            self.slots[question.pool_id].discard(question.new_slots)
         if self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now:
             return
         for touched in question.touched:
@@ -221,6 +241,8 @@ class SimulatedClients:
         scene, kind = self._scene, question.action.kind
         if isinstance(result, Operation):
             self.operations[result.operation_id] = (result, scene.timeline.now, scene.lost_s)
+            if kind == RELOAD:
+                self._reloads[result.operation_id] = question, _slots_asked(question.action)
         elif kind == "lease":
             self._lease_given(question, result["lease_id"])
         elif kind == "release_lease" and question.lease_id is not None:
@@ -232,6 +254,16 @@ class SimulatedClients:
             self._scene.fail("lease ids are never given twice", lease_id)
         epoch = self._scene.lease_epochs.get(lease_id, -1)
         self.leases[lease_id] = GivenLease(question.pool_id, epoch, question.until)
+
+    def ended(self, operation: Operation) -> None:
+        """What it was acknowledged for is so, or is not."""
+        if (asked := self._reloads.pop(operation.operation_id, None)) is None:
+            return
+        question, new = asked
+        if operation.status != "succeeded":
+            self.slots[question.pool_id].discard(question.new_slots or 0)
+        elif not any(other.pool_id == question.pool_id for other, _ in self._reloads.values()):
+            self.slots[question.pool_id] = {new}
 
     def daemon_died(self) -> None:
         """Whoever waits gets no answer."""

@@ -70,8 +70,9 @@ class SimulatedEngines:
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
 
-    def problems(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
-        """Nothing is in the way of a simulated engine."""
+    async def obstacles(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
+        """Nothing is in the way of a simulated engine; that takes a while to know."""
+        await self._life.pass_time(0.0, 0.2)
         return ()
 
     def claim(self, instance: InstanceId, port: int) -> None:
