@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pool_managerd.core.health import HealthStatus
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.core.registry.placement import Decision, PlacementRequest, decide
-    from pool_managerd.embedding import PreloadOutcome, Registry, execute_drain
+    from pool_managerd.core.reload import ReloadRequest
+    from pool_managerd.embedding import PreloadOutcome, Registry, ReloadOutcome, execute_drain, execute_reload
     from pool_managerd.engines.provisioner import EngineProvisioner
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
     from pool_managerd.models.provisioner import ModelProvisioner
@@ -42,10 +43,11 @@ _HOMES = {
     "core.gpu.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
+    "core.reload": ("ReloadRequest",),
     "core.gpu.split": ("SplitPlan",),
     "core.registry.placement": ("Decision", "PlacementRequest", "decide"),
     "core.registry": ("PoolSnapshot",),
-    "embedding": ("PreloadOutcome", "Registry", "execute_drain"),
+    "embedding": ("PreloadOutcome", "Registry", "ReloadOutcome", "execute_drain", "execute_reload"),
     "engines.provisioner": ("EngineProvisioner",),
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
     "models.provisioner": ("ModelProvisioner",),
@@ -78,6 +80,8 @@ __all__ = [
     "PreloadOutcome",
     "PreparedEngine",
     "Registry",
+    "ReloadOutcome",
+    "ReloadRequest",
     "RequestError",
     "ResolvedModel",
     "SpecError",
@@ -86,6 +90,7 @@ __all__ = [
     "__version__",
     "decide",
     "execute_drain",
+    "execute_reload",
     "load_config",
 ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pool_managerd.core.drain import DrainOutcome, DrainRequest
 from pool_managerd.core.registry import Registry as CoreRegistry
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.node import PoolManager
 
 
@@ -39,3 +40,24 @@ async def execute_drain(request: DrainRequest, node: PoolManager) -> DrainOutcom
     """Drain a pool and wait for its end (ORCH-3031). Raises RequestError for an unknown or already draining pool."""
     operation = await node.drain(request.pool_id, request.deadline_ms)
     return DrainOutcome(**await operation.wait())
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadOutcome:
+    """A reload whose new engine stayed: what it runs now, how long no lease was given, and how long it took in all."""
+
+    pool_id: str
+    strategy: str
+    engine_version: str | None
+    model_id: str | None
+    downtime_ms: int
+    duration_ms: int
+    rolled_back: bool = False
+
+
+async def execute_reload(request: ReloadRequest, node: PoolManager) -> ReloadOutcome:
+    """Replace what a pool runs and wait for the end (ORCH-3038). Raises PoolError ("reload failed: …"); ``details`` of it say
+    whether what ran before runs again.
+    """
+    operation = await node.reload(request)
+    return ReloadOutcome(**await operation.wait())

@@ -13,7 +13,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pool_managerd import DrainRequest, PoolManager, PreloadOutcome, PreparedEngine, RequestError, execute_drain
+from pool_managerd import (
+    DrainRequest,
+    EngineError,
+    PoolManager,
+    PreloadOutcome,
+    PreparedEngine,
+    ReloadRequest,
+    RequestError,
+    execute_drain,
+    execute_reload,
+)
 from pool_managerd.engines import ports
 from pool_managerd.errors import PoolError
 from pool_managerd.testing import fake_engine
@@ -122,6 +132,27 @@ async def test_a_real_engine_serves_is_killed_comes_back_and_drains(
         assert not alive(again["pid"]) and node.status("p")["state"] == "offline"
     assert mentioning(open_dir) == []
     assert left_behind(open_dir) == []
+
+
+async def test_a_real_engine_is_replaced_when_the_next_one_answers_as_it_should_and_not_otherwise(
+    open_dir: Path, smol_model: Path
+) -> None:
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{smol_model}", "ctx": 512, "preload": False, **ONE_THREAD}
+    rules = {"smoke_prompt": "The capital of France is", "smoke_expect": "paris", "bake_ms": 200}
+    async with PoolManager(config(open_dir, pool, reload=rules)) as node:
+        before = await node.ensure_ready("p")
+        outcome = await execute_reload(ReloadRequest("p", changes={"ctx": 1024}), node)
+        after = node.status("p")
+        assert outcome.downtime_ms > 0 and after["ready"] and after["epoch"] == before["epoch"] + 1
+        assert (after["ctx_max"], after["restart_count"], after["crash_count"]) == (1024, 0, 0)
+    async with PoolManager(config(open_dir, pool, reload={**rules, "smoke_expect": "Atlantis"})) as node:
+        before = await node.ensure_ready("p")
+        assert before["ctx_max"] == 1024, "what it was reloaded with holds"
+        with pytest.raises(EngineError, match=r"reload failed: .* lacks 'Atlantis'.*what ran before runs again") as failed:
+            await execute_reload(ReloadRequest("p", changes={"ctx": 256}), node)
+        assert failed.value.details["rolled_back"] is True
+        assert node.status("p")["ready"] and node.status("p")["ctx_max"] == 1024
+    assert mentioning(open_dir) == []
 
 
 async def test_callers_at_once_share_one_start_of_a_real_engine(open_dir: Path, tiny_model: Path) -> None:
