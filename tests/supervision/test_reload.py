@@ -137,7 +137,7 @@ async def test_leases_that_are_not_back_in_time_end_the_reload_and_nothing_else(
     await world.fakes.clock.advance(1.1)
     await settle()
     error = error_of(operation)
-    assert "drain timeout: 1 leases" in error.message and error.code == "DRAIN_TIMEOUT" and error.details["rolled_back"]
+    assert "drain timeout: 1 requests" in error.message and error.code == "DRAIN_TIMEOUT" and error.details["rolled_back"]
     assert view(world.p.state).ready and len(world.fakes.launcher.processes) == 1 and slots(world) == 2
     assert world.fakes.registry.get_active_leases("p") == 1 and fact(world) == {} and world.p.state.desired is Desired.WANTED
     assert world.fakes.types().count("reload_failed") == 1 and world.fakes.told[-1].fields["reason"] == "drain_timeout"

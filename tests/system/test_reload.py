@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,35 @@ def test_another_engine_takes_over_and_one_that_cannot_run_does_not(daemon: Daem
     assert runs(daemon) == "new.gguf"
     text = daemon.get("/metrics")[1]
     assert 'reload_failure_total{pool_id="p"' not in text, "a daemon counts what it saw"
+
+
+def stream(url: str, told: list[bytes]) -> None:
+    """A client that takes no lease: what it was told, to the end."""
+    body = json.dumps({"prompt": "x", "max_tokens": 40, "stream": True}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        told.append(answer.readline())
+        told.append(answer.read())
+
+
+@pytest.mark.parametrize("change", ["drain", "reload"])
+def test_a_request_without_a_lease_ends_before_its_engine_does(daemon: Daemon, change: str) -> None:
+    daemon.start().preload("p", *OLD, "--token-ms", "40")
+    told: list[bytes] = []
+    client = threading.Thread(target=stream, args=(daemon.status()["url"], told))
+    client.start()
+    try:
+        wait_until(lambda: bool(told), "the first token", 10)
+        body = {"engine": engine(*NEW)} if change == "reload" else {"deadline_ms": 10_000}
+        code, done = daemon.post(f"/v1/pools/p/{change}?wait=true", body)
+        assert code == 200, done
+    finally:
+        client.join(20)
+    assert told[-1].rstrip().endswith(b"data: [DONE]"), "it was answered in full"
+    if change == "drain":
+        assert done["outcome"]["force_stopped"] is False and done["outcome"]["duration_ms"] > 500
+    else:
+        assert runs(daemon) == "new.gguf"
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -92,7 +92,7 @@ class PoolActor:
         if expiry:
             self._arm()
         if self.pool.instance.phase is Phase.DRAINING:
-            self.post(ev.LeasesChanged(self._active_leases()))
+            self.post(ev.LeasesChanged(self._in_hand()))
 
     async def close(self, *, leave: bool = False) -> None:
         """End the task; effects still under way are cancelled. The engine must be down by now, or is to ``leave`` running."""
@@ -159,6 +159,9 @@ class PoolActor:
                 self._publish()
                 self._tell_transition(view(before).state, event)
             self._keep_drain(before)
+            if isinstance(event, ev.Drain) and event.in_flight and self.pool.instance.phase is Phase.DRAINING:
+                epoch = self.pool.instance.epoch
+                self._work.run(self._work.await_requests(epoch), epoch, "the look at its requests")
             if changed or message.waiting is not None:
                 self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:
@@ -179,8 +182,10 @@ class PoolActor:
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
             return replace(event, anew=anew)
+        if isinstance(event, ev.Drain):
+            self.learn(self.pool.launch.epoch, requests=event.in_flight)
         if isinstance(event, ev.Drain | ev.Evict | ev.Adopted):
-            return replace(event, active_leases=self._active_leases())
+            return replace(event, active_leases=self._in_hand())
         return event
 
     def _answer(self, waiting: Waiting, before: PoolState, refused: RequestError | None) -> None:
@@ -190,15 +195,16 @@ class PoolActor:
             waiting.accept(before, self.pool.state)
             self._waiting.append(waiting)
 
-    def _active_leases(self) -> int:
-        return self._s.registry.get_active_leases(self.pool.pool_id)
+    def _in_hand(self) -> int:
+        """Leases, or what the engine itself says it has while it drains."""
+        return max(self._s.registry.get_active_leases(self.pool.pool_id), self.pool.launch.requests)
 
     def _expire_leases(self, now: float) -> None:
         pool_id = self.pool.pool_id
         for lease in self._s.registry.expire(pool_id, now):
             human = f"A lease on pool '{pool_id}' ran out and was taken back"
             self._s.events.emit("lease_expired", human, pool_id=pool_id, lease_id=lease.lease_id, holder=lease.holder)
-            self.post(ev.LeasesChanged(self._active_leases()))
+            self.post(ev.LeasesChanged(self._in_hand()))
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -23,7 +23,8 @@ class Launch:
     the end of that part, read once when the engine has ended, and ``diagnosis`` why it has.
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
     ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
-    daemon started, was made of and is another now.
+    daemon started, was made of and is another now. ``requests`` are those that the engine had in hand when it was last asked
+    while it drains.
     """
 
     epoch: int = 0
@@ -43,6 +44,7 @@ class Launch:
     tokens_per_s: float | None = None
     activity: Activity = NOT_SEEN
     outdated: tuple[str, ...] = ()
+    requests: int = 0
 
     @property
     def device_uuids(self) -> tuple[str, ...]:

@@ -24,12 +24,14 @@ from pool_managerd.core.crash_report import Source
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome
+from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
+from pool_managerd.supervision.in_flight import a_moment, requests_of
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
 from pool_managerd.supervision.policy import learn_secrets_of
 from pool_managerd.supervision.pool import Pool
@@ -39,7 +41,6 @@ from pool_managerd.supervision.services import Services
 LONG_LOG_BYTES = 8192
 DRAIN = "drain"
 """The kind of the facts about drains that are under way, by pool id."""
-
 
 BASELINES = "baseline"
 """The kind of the one fact that has all baselines."""
@@ -287,6 +288,16 @@ class LaunchWork:
         measured: dict[str, Any] = {"first_token_ms": round(first_ms, 1), "tokens_per_s": round(rate, 2)}
         self._s.events.emit("warmup", human, pool_id=engine.pool_id, **measured)
         return self._actor.post(ev.WarmedUp(epoch))
+
+    async def await_requests(self, epoch: int) -> None:
+        """While it drains: until the engine has none in hand."""
+        drains = True
+        while drains and (left := await requests_of(self._pool, self._s)) > 0:
+            self._actor.learn(epoch, requests=left)
+            await a_moment(self._s)
+            drains = self._pool.instance.epoch == epoch and self._pool.instance.phase is Phase.DRAINING
+        if self._actor.learn(epoch, requests=0):
+            self._actor.post(ev.LeasesChanged(self._s.registry.get_active_leases(self._pool.pool_id)))
 
     # --- tasks ---
 

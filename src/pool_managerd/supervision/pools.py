@@ -17,6 +17,7 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.definitions import Definitions
+from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
 from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through, objection
 from pool_managerd.supervision.overrides import Overrides
@@ -294,6 +295,8 @@ class Pools:
         actor = self._actors.get(pool.pool_id)
         if actor is None or actor.pool is not pool:
             raise _not_found(pool.pool_id)
+        if isinstance(event, ev.Drain):
+            event = replace(event, in_flight=await requests_of(pool, self._s))
         waiting = Waiting(operation, operation.goal, on_end)
         actor.post(event, waiting, definition)
         await waiting.answer

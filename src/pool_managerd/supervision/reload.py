@@ -228,9 +228,9 @@ class Reloads:
         except PoolError as problem:
             if problem.code != "OPERATION_CANCELLED":
                 raise
-            left = self._s.registry.get_active_leases(pool_id)
+            left = max(self._s.registry.get_active_leases(pool_id), reload.pool.launch.requests)
             raise RequestError(
-                f"drain timeout: {left} leases were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
+                f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
                 code="DRAIN_TIMEOUT", status=409, pool_id=pool_id, retriable=True, hint="try again later, or give it longer",
             ) from None  # fmt: skip
         finally:

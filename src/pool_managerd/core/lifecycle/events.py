@@ -57,10 +57,14 @@ class Release(Event):
 
 @dataclass(frozen=True, slots=True)
 class Drain(Event):
-    """Refuse leases, wait for ``active_leases`` to end, stop at the latest after ``deadline_ms``."""
+    """Refuse leases, wait for ``active_leases`` to end, stop at the latest after ``deadline_ms``.
+
+    ``in_flight``: the requests that the engine says it has, of clients that may have no lease.
+    """
 
     deadline_ms: int
     active_leases: int
+    in_flight: int = 0
 
 
 class Undrain(Event):

@@ -1,0 +1,37 @@
+"""What an engine has in hand beside leases: the requests of clients that take none. A drain waits for those, too."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from pool_managerd.core.engines import ENGINES
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.services import Services
+
+_ANSWER_S = 1.0
+_GAP_S = 0.25
+
+
+async def requests_of(pool: Pool, services: Services) -> int:
+    """How many the engine says it works on, those that wait included; 0 where it does not say, or not at once."""
+    engine = pool.launch.prepared
+    kind = None if engine is None else ENGINES.get(engine.engine)
+    if engine is None or kind is None or kind.counters is None:
+        return 0
+    try:
+        told = await services.prober.counters(engine.url, kind.counters, _ANSWER_S)
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+        return 0
+    return 0 if told is None else told.requests
+
+
+async def a_moment(services: Services) -> None:
+    """Between two questions."""
+    over = asyncio.Event()
+    timer = services.clock.call_at(services.clock.monotonic() + _GAP_S, over.set)
+    try:
+        await over.wait()
+    finally:
+        timer.cancel()
