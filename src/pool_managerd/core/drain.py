@@ -29,7 +29,7 @@ class DrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class DrainOutcome:
-    """How a drain ended. When ``force_stopped``, ``final_lease_count`` leases (or requests of clients without one) were cut off."""
+    """How a drain ended. When ``force_stopped``, ``final_lease_count`` leases or requests without one were cut off."""
 
     pool_id: str
     force_stopped: bool
