@@ -82,11 +82,20 @@ class PoolManager(DeviceCalls):
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
         s = self._a.services
-        for part in (s.epochs, s.histories, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission):
+        restored = (
+            s.epochs,
+            s.histories,
+            self._pools.operations,
+            self._gpus.watch,
+            self._gpus.mask_gpus,
+            s.admission,
+            self._reloads,
+        )
+        for part in restored:
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
-        await boot(self._pools, s, stored, self._a.kept_leases, reloads=self._reloads)
+        await boot(self._pools, s, stored, self._a.kept_leases)
         intake = HandoffIntake(self._pools, self.events)
         for what, work in self._a.own_tasks(intake.on_handoff, intake.on_error).items():
             self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))

@@ -9,7 +9,6 @@ from pool_managerd.core.event import Event
 from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.reload import Reloads
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import World
 
@@ -44,9 +43,8 @@ async def next_daemon(operation: Operation) -> World:
     world = World(pool={"preload": True})
     world.fakes.events.journal = Journal(operation)
     world.pools = Pools(world.config, world.services, world.store, world.store, world.new_id)
-    world.reloads = Reloads(world.pools, world.services, lambda: world.config)
     world.pools.operations.restore()
-    await boot(world.pools, world.services, {}, reloads=world.reloads)
+    await boot(world.pools, world.services, {})
     await settle()
     return world
 

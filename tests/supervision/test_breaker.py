@@ -50,7 +50,7 @@ async def next_daemon(old: World, worlds: list[World], after_s: float, *, boot_i
         fact["boot_id"] = boot_id
     new.fakes.histories.restore()
     await new.fakes.clock.advance(old.fakes.clock.monotonic() + after_s - new.fakes.clock.monotonic())
-    await boot(new.pools, new.services, {"p": StoredPool("p", desired=desired)}, reloads=new.reloads)
+    await boot(new.pools, new.services, {"p": StoredPool("p", desired=desired)})
     await settle()
     return new
 

@@ -410,7 +410,7 @@ async def test_without_a_gpu_nothing_is_started_but_engines_of_others_are_attach
 async def test_boot_loads_one_pool_after_the_other_in_the_order_of_their_ids() -> None:
     world = World(ids=["c", "a", "b"])
     world.fakes.prober.result = BAD
-    await boot(world.pools, world.services, {}, reloads=world.reloads)
+    await boot(world.pools, world.services, {})
     await settle()
     states = {pool.pool_id: view(pool.state).state for pool in world.pools.all()}
     assert states == {"a": "starting", "b": "provisioning", "c": "provisioning"}
@@ -426,7 +426,7 @@ async def test_a_pool_that_was_stopped_or_held_stays_down_over_a_restart_of_the_
     await boot(world.pools, world.services, {
         "down": StoredPool("down", desired="down", crash_count=4, restart_count=3), "held": StoredPool("held", held=True),
         "sub": StoredPool("sub", desired="up", submitted={"binary_path": "/engine", "port": 9000}),
-    }, reloads=world.reloads)  # fmt: skip
+    })  # fmt: skip
     await world.fakes.clock.advance(1)
     states = {pool.pool_id: view(pool.state).state for pool in world.pools.all()}
     assert states == {"down": "uninitialized", "held": "uninitialized", "sub": "ready", "up": "ready"}

@@ -14,7 +14,7 @@ from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.reload import ReloadRequest, Stage
-from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.overrides import OVERRIDE
@@ -300,8 +300,63 @@ async def test_the_next_daemon_starts_what_ran_before_a_reload_that_was_not_done
     assert operation.status == "running" and fact(world)["pending"]
     following = World(reload=RULES, pool={"preload": True})
     following.fakes.records.known.update({kind: dict(rows) for kind, rows in world.fakes.records.known.items()})
-    await boot(following.pools, following.services, {"p": StoredPool("p", desired="up")}, reloads=following.reloads)
+    await boot(following.pools, following.services, {"p": StoredPool("p", desired="up")})
     await settle()
     assert view(following.p.state).ready and slots(following) == 2 and fact(following) == {}
     assert "is undone" in next(event.human for event in following.fakes.told if event.type == "reload_undone")
+    await following.pools.close()
+
+
+async def test_a_stop_that_comes_while_a_reload_is_committed_comes_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next daemon would run what this one had given up."""
+    written, commit = asyncio.Event(), world.pools.overrides.commit
+
+    async def slow(*given: Any) -> None:
+        await written.wait()
+        await commit(*given)
+
+    monkeypatch.setattr(world.pools.overrides, "commit", slow)
+    operation = await reload(world)
+    await world.fakes.clock.advance(2.5)
+    await until(lambda: world.reloads.stage_of("p") == "committing", "the commit")
+    stopping = asyncio.create_task(world.pools.change(world.p, "stop", ev.Stop(), "down", desired="down"))
+    await settle()
+    assert not stopping.done() and view(world.p.state).ready
+    written.set()
+    await (await stopping).wait()
+    assert operation.status == "succeeded" and fact(world)["changes"] == {"slots": 3}
+    assert world.p.config is not None and world.p.config.slots == 3 and not view(world.p.state).live
+
+
+async def test_a_change_that_is_being_made_is_made_before_a_reload_begins(world: World) -> None:
+    async with world.pools.turn(world.p):
+        begun = asyncio.create_task(reload(world))
+        stopped = asyncio.create_task(world.pools.change(world.p, "stop", ev.Stop(), "down", desired="down"))
+        await settle()
+        assert not world.reloads.has("p") and not stopped.done()
+    operation = await begun
+    await (await stopped).wait()
+    assert "stopped by request" in error_of(operation).message and not view(world.p.state).live
+
+
+async def test_a_pool_that_is_being_reloaded_is_not_forgotten(world: World) -> None:
+    await reload(world)
+    with pytest.raises(RequestError, match="it is being reloaded"):
+        await world.pools.remove(world.p)
+
+
+async def test_a_daemon_that_cannot_write_undoes_a_reload_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await reload(world)
+    following = World(reload=RULES, pool={"preload": True})
+    following.fakes.records.known.update({kind: dict(rows) for kind, rows in world.fakes.records.known.items()})
+
+    async def full(*_: Any) -> None:
+        raise NodeError("cannot write to state directory", code="STATE_UNWRITABLE", status=507)
+
+    monkeypatch.setattr(following.pools.overrides, "give_up", full)
+    await boot(following.pools, following.services, {"p": StoredPool("p", desired="up")})
+    await settle()
+    assert view(following.p.state).ready and slots(following) == 2 and fact(following)["pending"]
     await following.pools.close()

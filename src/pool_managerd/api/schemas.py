@@ -89,7 +89,9 @@ class PoolStatus(Answer):
     desired: Desired = Field(Desired.WANTED, description="What was asked for last; demand starts what is on_demand or evicted.")
     held: bool = False
     drained: bool = False
-    reload: str | None = Field(None, description="How far a reload is: staging, draining, switching, gating or undoing.")
+    reload: str | None = Field(
+        None, description="How far a reload is: staging, draining, switching, gating, committing or undoing."
+    )
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     perf: dict[str, Any] | None = None

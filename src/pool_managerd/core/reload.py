@@ -5,8 +5,9 @@ A reload goes through these stages, and what it has done by then is undone in ea
 1. ``staging``: the new model is there and verified, nothing stands in the way of a start. The engine before it serves.
 2. ``draining``: no new leases; those in flight end, or the reload is given up and the engine serves on.
 3. ``switching``: the engine before it has ended, the new one loads.
-4. ``gating``: the new one is ready and shows what it must. After that it stays.
-5. ``undoing``: it did not; the one before it is started again.
+4. ``gating``: the new one is ready and shows what it must.
+5. ``committing``: that it stays is written down; what cannot be written does not stay.
+6. ``undoing``: it did not; the one before it is started again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Stage(StrEnum):
     DRAINING = "draining"
     SWITCHING = "switching"
     GATING = "gating"
+    COMMITTING = "committing"
     UNDOING = "undoing"
 
 

@@ -17,19 +17,18 @@ from pool_managerd.supervision.launch_work import BASELINES
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.undone_reloads import UndoneReloads
 
 
-async def boot(
-    pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = (), *, reloads: Reloads
-) -> None:
+async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = ()) -> None:
     """Raises NodeError when the runtime directory or the state cannot be used."""
     services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
     await pools.restore(stored)
+    reloads = UndoneReloads(pools, services)
     reloads.restore()
     failpoints.reach("boot.restored")
-    undone, found = reloads.undone(), services.adoption.left()
+    undone, found = reloads.epochs(), services.adoption.left()
     left = {
         pool_id: engine for pool_id, engine in found.items()
         if _may_go_on(pools.find(pool_id)) and engine.launch.epoch <= undone.get(pool_id, engine.launch.epoch)
@@ -72,7 +71,7 @@ async def boot(
         return True
 
     pools.operations.resume(goes_on)
-    await reloads.forget_undone()
+    await reloads.forget()
 
 
 def _may_go_on(pool: Pool | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCo
 from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through, objection
 from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.precedence import Nobody, Precedence
 from pool_managerd.supervision.services import Services
 
 MAX_SUBMITTED = 1_000
@@ -48,7 +49,7 @@ class Pools:
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
         self.overrides = Overrides(services.records, services.events)
-        self.before_change: Callable[[Pool, ev.Event], Awaitable[None]] = _nothing
+        self.precedence: Precedence = Nobody()
         services.events.listen(self._hear)
 
     def use_config(self, config: Config) -> None:
@@ -146,13 +147,14 @@ class Pools:
 
     async def _remove(self, pool: Pool) -> bool:
         pool_id = pool.pool_id
-        async with self._turn(pool):
+        async with self.turn(pool):
             if self.find(pool_id) is not pool:
                 return False
             self._check_open(pool)
-            if pool.instance.has_process or pool.instance.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
+            reloaded, i = self.precedence.has(pool_id), pool.instance
+            if reloaded or i.has_process or i.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
                 raise RequestError(
-                    f"cannot deregister pool {pool_id}: it is {view(pool.state).state}",
+                    f"cannot deregister pool {pool_id}: it is {'being reloaded' if reloaded else view(pool.state).state}",
                     code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
                 )  # fmt: skip
             await self._s.epochs.forget(pool_id)
@@ -199,15 +201,21 @@ class Pools:
         What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
         A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
-        await self.before_change(pool, event)
-        return await carried_through(self._change(pool, kind, event, goal, desired, held, engine))
+        while True:
+            await self.precedence.wait(pool, event)
+            operation = await carried_through(self._change(pool, kind, event, goal, desired, held, engine))
+            if operation is not None:
+                return operation
 
     async def _change(
         self, pool: Pool, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
         engine: AnyEngine | None,
-    ) -> Operation:  # fmt: skip
-        async with self._turn(pool):
+    ) -> Operation | None:  # fmt: skip
+        """None when a reload has begun before it was this one's turn."""
+        async with self.turn(pool):
             self._check_open(pool)
+            if self.precedence.has(pool.pool_id):
+                return None
             refused = objection(pool.state, event, self._s.clock.monotonic(), pool.definition.policy)
             if refused is not None:
                 raise refused
@@ -249,7 +257,7 @@ class Pools:
         if not new:
             return False
         try:
-            async with self._turn(pool):
+            async with self.turn(pool):
                 self._check_open(pool)
                 await self._intents.keep(pool, pool.submitted)
         except PoolError:
@@ -268,7 +276,7 @@ class Pools:
             )
         return await self.remove(pool)
 
-    def _turn(self, pool: Pool) -> asyncio.Lock:
+    def turn(self, pool: Pool) -> asyncio.Lock:
         """Changes of one pool wait for each other: what is stored last is what was done last."""
         return self._turns.setdefault(pool.pool_id, asyncio.Lock())
 
@@ -313,7 +321,7 @@ class Pools:
     def _hear(self, event: Event) -> None:
         """A submitted engine that has done its work is not begun again by the next daemon, unless it is just asked for."""
         pool = self.find(event.pool_id) if event.type == "exit" and event.pool_id else None
-        if pool is not None and pool.config is None and not self._turn(pool).locked():
+        if pool is not None and pool.config is None and not self.turn(pool).locked():
             self._intents.note_down(pool.pool_id)
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
@@ -330,10 +338,6 @@ class Pools:
             "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,
             kind=operation.kind, status=operation.status,
         )  # fmt: skip
-
-
-async def _nothing(_pool: Pool, _event: ev.Event) -> None:
-    pass
 
 
 def _from_configuration(pool: Pool, event: ev.Event) -> bool:

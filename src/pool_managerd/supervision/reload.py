@@ -8,7 +8,7 @@ write, the next daemon undoes it: what ran before is started again, or goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,16 +16,13 @@ from typing import Any
 
 from pool_managerd import failpoints
 from pool_managerd.config import Config
-from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.drain import MAX_DEADLINE_MS
-from pool_managerd.core.launch_record import argv_digest
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, SERVING
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
-from pool_managerd.supervision.launch_work import DRAIN
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.pools import Pools
@@ -33,6 +30,7 @@ from pool_managerd.supervision.proving import Proving
 from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.times import Times
+from pool_managerd.supervision.undone_reloads import argv_of
 
 
 @dataclass
@@ -67,42 +65,13 @@ class Reloads:
         self._targets = Targets(pools, services, config)
         self._times = Times(services.events, services.records)
         self._proving = Proving(services, config)
-        pools.before_change = self._before_change
+        pools.precedence = self
 
     # --- for the node ---
 
     def restore(self) -> None:
-        """What earlier daemons measured; the drains that belonged to reloads which are undone now are not gone on with."""
+        """What earlier daemons measured, once the state is open."""
         self._times.restore()
-        for pool_id in self._overrides.pending():
-            self._s.records.facts(DRAIN).pop(pool_id, None)
-            self._s.records.note_fact(DRAIN, pool_id, None)
-
-    def undone(self) -> dict[str, int]:
-        """By pool id, the reloads that ended with the daemon before: what was launched after that epoch is not adopted."""
-        pending = self._overrides.pending().items()
-        return {pool_id: int(fact.get("epoch", 0)) for pool_id, fact in pending if not self._is_done(pool_id, fact)}
-
-    def is_committed(self, operation: Operation) -> bool:
-        """One that its daemon has not told the end of, and that was done all the same."""
-        done = self._overrides.pending().keys() - self.undone().keys()
-        return operation.operation_id in self._overrides.committed() or operation.pool_id in done
-
-    def _is_done(self, pool_id: str, pending: Mapping[str, Any]) -> bool:
-        """Its engine is the pool's already."""
-        pool = self._pools.find(pool_id)
-        return pool is not None and pending.get("argv") not in (None, _argv_of(pool.definition))
-
-    async def forget_undone(self) -> None:
-        """Told, and over: the pools run what they ran before, or will."""
-        undone = self.undone()
-        for pool_id in self._overrides.pending():
-            if pool_id not in undone:
-                await self._overrides.give_up(pool_id)
-                continue
-            human = f"The reload of pool '{pool_id}' that the daemon before had begun is undone: it runs what it ran before"
-            self._s.events.emit("reload_undone", human, level="warn", pool_id=pool_id)
-            await self._overrides.give_up(pool_id)
 
     def stage_of(self, pool_id: str) -> str | None:
         """How far the pool's reload is; None when it is not being reloaded."""
@@ -129,7 +98,13 @@ class Reloads:
         """Accept a reload; its end is the operation's. Raises PoolError for what is refused at once."""
         if request.key is not None and (known := self._pools.operations.keyed("reload", request.pool_id, request.key)):
             return known
-        if request.pool_id in self._running:
+        async with self._pools.turn(self._pools.get(request.pool_id)):  # whatever is being changed now is changed first
+            reload = self._accepted(request)
+        await self._pools.operations.kept()
+        return reload.operation
+
+    def _accepted(self, request: ReloadRequest) -> _Reload:
+        if self.has(request.pool_id):
             raise RequestError(
                 f"cannot reload pool '{request.pool_id}': it is being reloaded already", code="OPERATION_IN_PROGRESS",
                 status=409, pool_id=request.pool_id, retriable=True,
@@ -141,18 +116,19 @@ class Reloads:
         reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
         self._running[request.pool_id] = reload
         reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
-        await self._pools.operations.kept()
-        return reload.operation
+        return reload
 
     async def close(self) -> None:
         """The daemon ends: what is not committed is left for the next one to undo."""
         for reload in tuple(self._running.values()):
-            if reload.task is not None:
-                reload.task.cancel()
-                await asyncio.gather(reload.task, return_exceptions=True)
+            await _ended(reload)
 
-    async def _before_change(self, pool: Pool, event: ev.Event) -> None:
-        """Whoever else wants to change the pool: waits, ends the reload, or is refused."""
+    def has(self, pool_id: str) -> bool:
+        """It is being reloaded."""
+        return pool_id in self._running
+
+    async def wait(self, pool: Pool, event: ev.Event) -> None:
+        """Whoever else wants to change the pool: waits, ends the reload, or is refused. Raises RequestError."""
         reload = self._running.get(pool.pool_id)
         if reload is None:
             return
@@ -195,6 +171,7 @@ class Reloads:
         reload.stage = Stage.GATING
         await self._proving.prove(reload.pool, reload.measured)
         failpoints.reach("reload.proven")
+        reload.stage = Stage.COMMITTING
         await self._commit(reload)
         return None
 
@@ -211,7 +188,7 @@ class Reloads:
 
     async def _begin(self, reload: _Reload) -> None:
         await self._overrides.begin(reload.pool.pool_id, {
-            "epoch": reload.pool.instance.epoch, "argv": _argv_of(reload.target.old),
+            "epoch": reload.pool.instance.epoch, "argv": argv_of(reload.target.old),
         })  # fmt: skip
         failpoints.reach("reload.begun")
 
@@ -273,7 +250,7 @@ class Reloads:
     async def _undo(self, reload: _Reload, problem: PoolError) -> None:
         """The engine before it serves again, as far as that can be; the operation has failed."""
         failed_at, second = reload.stage, None
-        if failed_at in (Stage.SWITCHING, Stage.GATING):
+        if failed_at in _REPLACED:
             reload.stage = Stage.UNDOING
             failpoints.reach("reload.undoing")
             try:
@@ -300,7 +277,7 @@ class Reloads:
         told = f"reload failed: {why}"
         if second is not None:
             told += f"; what ran before did not start again either, and is tried again: {second.message}"
-        elif stage in (Stage.SWITCHING, Stage.GATING):
+        elif stage in _REPLACED:
             wanted = reload.desired is Desired.WANTED
             told += "; what ran before runs again" if wanted else "; the pool stays down, as it was"
         evidence = {"stage": stage.value, "log_tail": problem.details.get("log_tail", [])}
@@ -317,15 +294,14 @@ class Reloads:
 
     async def _give_up(self, reload: _Reload) -> None:
         """Somebody stops the pool: the reload ends, and what is to run from now on is what ran before."""
-        if reload.task is not None:
-            reload.task.cancel()
-            await asyncio.gather(reload.task, return_exceptions=True)
+        await _ended(reload)
+        if reload.operation.status != "running":
+            return  # it was just being committed
         stopped = RequestError("the pool was stopped by request", code="OPERATION_CANCELLED", status=409)
         self._pools.post(reload.pool.pool_id, ev.Stop(), reload.target.old)
         with suppress(PoolError):
             await self._overrides.give_up(reload.pool.pool_id)
-        if reload.operation.status == "running":
-            self._failed(reload, Stage.STAGING, stopped, None)
+        self._failed(reload, Stage.STAGING, stopped, None)
 
     async def _ask(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> None:
         """Ask the pool, and wait for the end of that. Raises PoolError."""
@@ -342,9 +318,13 @@ class Reloads:
         return part
 
 
-def _argv_of(definition: Definition) -> str | None:
-    submitted = definition.submitted
-    return argv_digest(submitted.argv) if isinstance(submitted, PreparedEngine) else None
+async def _ended(reload: _Reload) -> None:
+    """Broken off, unless it is being committed: that is carried through."""
+    if reload.task is not None:
+        if reload.stage is not Stage.COMMITTING:
+            reload.task.cancel()
+        await asyncio.gather(reload.task, return_exceptions=True)
 
 
+_REPLACED = (Stage.SWITCHING, Stage.GATING, Stage.COMMITTING)
 _REASONS = {"DRAIN_TIMEOUT": "drain_timeout", "OPERATION_CANCELLED": "cancelled", "GATE_FAILED": "gate"}

@@ -44,7 +44,7 @@ class Times:
             self._known.pop(pool_id, None)
             self._records.note_fact(TIMES, pool_id, None)
         elif event.type == "transition":
-            if event.fields.get("to_state") == "stopping":
+            if event.fields.get("to_state") == "stopping" and event.fields.get("event") != "Died":
                 self._stopping[pool_id] = event.ts_ms
             elif (since := self._stopping.pop(pool_id, None)) is not None:
                 self._note(pool_id, "stop", event.ts_ms - since)

@@ -1,0 +1,26 @@
+"""Who goes first where several want to change a pool: what takes several steps has others wait, or refuses them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pool_managerd.core.lifecycle.events import Event
+from pool_managerd.supervision.pool import Pool
+
+
+class Precedence(Protocol):
+    """Asked before each change. ``has`` is asked again when it is its turn: something may have begun in between."""
+
+    def has(self, pool_id: str) -> bool: ...
+    async def wait(self, pool: Pool, event: Event) -> None:
+        """Return when ``event`` may go ahead. Raises RequestError when it may not."""
+        ...
+
+
+class Nobody:
+    """No pool is changed in several steps."""
+
+    def has(self, pool_id: str) -> bool:
+        return False
+
+    async def wait(self, pool: Pool, event: Event) -> None: ...
