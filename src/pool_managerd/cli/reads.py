@@ -178,6 +178,7 @@ def _status_facts(pool: Json) -> None:
             ("pid", pool.get("pid")),
             ("url", pool.get("url")),
             ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
+            ("reload", pool.get("reload")),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
