@@ -13,7 +13,7 @@ import pytest
 
 
 @contextmanager
-def mounted_small(place: Path, size: str = "300k") -> Iterator[Path]:
+def mounted_small(place: Path, size: str = "400k") -> Iterator[Path]:
     """A file system of ``size`` at ``place`` inside the block; skips the test where none can be mounted."""
     place.mkdir(parents=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:

@@ -29,7 +29,7 @@ from tests.system.nodes import alive
 def disk(open_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A small file system as the state directory; its size and options are the test's."""
     (open_dir / "d").mkdir()
-    with mounted_small(open_dir / "d" / "state", getattr(request, "param", "300k")) as place:
+    with mounted_small(open_dir / "d" / "state", getattr(request, "param", "400k")) as place:
         yield place
 
 

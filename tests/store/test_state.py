@@ -49,7 +49,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StateStore]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 kB."""
+    """A file system of 400 kB."""
     with mounted_small(tmp_path / "small") as place:
         yield place
 

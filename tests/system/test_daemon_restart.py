@@ -403,7 +403,7 @@ def test_state_of_a_newer_version_is_refused_and_damaged_state_is_set_aside(make
 
 @pytest.fixture
 def small_disk(open_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of 300 kB as the state directory of daemon ``d``, or as another folder that the test names."""
+    """A file system of 400 kB as the state directory of daemon ``d``, or as another folder that the test names."""
     with mounted_small(open_dir / "d" / getattr(request, "param", "state")) as place:
         yield place
 

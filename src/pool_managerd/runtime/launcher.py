@@ -16,7 +16,7 @@ from typing import Any
 
 from pool_managerd import failpoints
 from pool_managerd.config import Profile
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.launch_record import FileStamp, LaunchRecord, record_of
 from pool_managerd.errors import EngineError, NodeError
 from pool_managerd.runtime import attestation, isolation, procfs, wire
@@ -25,7 +25,7 @@ from pool_managerd.runtime.environment import Places, engine_environment
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.process import Connection, EngineProcess
-from pool_managerd.runtime.program import explain_failure, failure, locate
+from pool_managerd.runtime.program import check_runnable, explain_failure, failure, locate
 from pool_managerd.runtime.spawner import Spawner, receive_answer
 from pool_managerd.runtime.waiting import in_own_thread
 
@@ -97,6 +97,11 @@ class Launcher:
             isolation=isolation.read_back(identity.pid),
             notice=self._new(choice.notice),
         )
+
+    def check(self, engine: AnyEngine | None) -> None:
+        """Raises EngineError when there is no such program, or none that can be executed."""
+        if isinstance(engine, PreparedEngine):
+            check_runnable(engine, locate(engine))
 
     def _look(self, engine: PreparedEngine, program: str) -> tuple[isolation.Choice, tuple[FileStamp, ...]]:
         """A launch that is the last one over again, from the same files, is not judged anew: exec tells what is in its way."""

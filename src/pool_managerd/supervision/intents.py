@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -43,6 +45,13 @@ class Intents:
     def get(self, pool_id: str) -> StoredPool | None:
         return self._known.get(pool_id)
 
+    def digest_of(self, pool_id: str) -> str | None:
+        """Of the submitted engine as it is stored; None without one."""
+        stored = self._known.get(pool_id)
+        if stored is None or stored.submitted is None:
+            return None
+        return hashlib.sha256(json.dumps(stored.submitted, sort_keys=True).encode()).hexdigest()
+
     async def keep(self, pool: Pool, engine: AnyEngine | None, desired: str | None = None, held: bool | None = None) -> None:
         """``engine`` is the submitted one that the pool is to have; None of the others leaves what is so.
 
@@ -50,6 +59,12 @@ class Intents:
         """
         while (new := self._intended(pool, engine, desired, held)) != self._known.get(pool.pool_id):
             await self.put(new)
+
+    async def keep_reloaded(self, pool: Pool, engine: AnyEngine | None) -> None:
+        """What a reload leads to: the pool is wanted up, unless it comes up by demand alone."""
+        stored = self._known.get(pool.pool_id)
+        by_demand = pool.config is not None and (stored is None or stored.desired == "auto")
+        await self.keep(pool, engine, "auto" if by_demand else "up")
 
     async def put(self, new: StoredPool) -> None:
         before = self._known.get(new.pool_id)

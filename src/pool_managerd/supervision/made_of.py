@@ -18,7 +18,8 @@ CONFIGURATION = "configuration"
 def keep_configuration(pool: Pool, records: Records) -> None:
     """The pool's engine was launched just now, by its configuration of now."""
     digest = _digest(pool)
-    if digest is not None and digest != records.facts(CONFIGURATION).get(pool.pool_id):
+    if digest is not None and digest != pool.launched_as:
+        pool.launched_as = digest
         records.note_fact(CONFIGURATION, pool.pool_id, digest)
 
 

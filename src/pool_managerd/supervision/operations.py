@@ -183,7 +183,7 @@ def _recalled(body: Mapping[str, Any]) -> Operation:
 def _unfinished(operation: Operation) -> NodeError:
     if operation.kind == "reload":
         return NodeError(
-            "reload failed: the daemon ended before it was finished, and it was undone: the pool runs what it ran before",
+            "reload failed: the daemon ended before it was finished; it was undone, what ran before runs on or is started again",
             code="NODE_RESTARTED", hint="reload it again if it is still wanted", details={"rolled_back": True},
         )  # fmt: skip
     what = f"the {operation.kind.replace('_', ' ')} of pool {operation.pool_id}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.config.changes import digest_of, merged, with_changes
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.protocols import Facts
 
@@ -68,10 +68,15 @@ class Overrides:
         await self._put(pool_id, {"operation": operation_id, **changed})
 
     async def give_up(self, pool_id: str) -> None:
-        """It is undone, or was never begun. Raises NodeError; then the next daemon undoes it again, which changes nothing."""
+        """It is undone, or was never begun. What cannot be written now is written as soon as it can be."""
         kept = {key: value for key, value in self._known.get(pool_id, {}).items() if key != "pending"}
-        if kept != self._known.get(pool_id, {}):
+        if kept == self._known.get(pool_id, {}):
+            return
+        try:
             await self._put(pool_id, kept)
+        except NodeError:
+            self._facts.note_fact(OVERRIDE, pool_id, kept or None)
+            self._keep(pool_id, kept)
 
     def forget(self, pool_id: str) -> None:
         """The pool is gone."""
@@ -80,6 +85,9 @@ class Overrides:
 
     async def _put(self, pool_id: str, fact: dict[str, Any]) -> None:
         await self._facts.put_fact(OVERRIDE, pool_id, fact or None)
+        self._keep(pool_id, fact)
+
+    def _keep(self, pool_id: str, fact: dict[str, Any]) -> None:
         if fact:
             self._known[pool_id] = fact
         else:

@@ -64,7 +64,7 @@ class Definition:
 
 @dataclass(slots=True)
 class Pool:
-    """One pool. ``last_drain`` is the outcome of the latest drain."""
+    """One pool. ``last_drain`` is the outcome of the latest drain, ``launched_as`` a digest of what this daemon launched last."""
 
     pool_id: str
     definition: Definition
@@ -72,6 +72,7 @@ class Pool:
     launch: Launch
     log_places: LogPlaces = field(default_factory=LogPlaces)
     last_drain: Mapping[str, Any] = field(default_factory=dict)
+    launched_as: Mapping[str, str] | None = None
 
     @property
     def instance(self) -> Instance:

@@ -40,7 +40,7 @@ class Pools:
     ) -> None:
         self._config = config
         self._s = services
-        self._intents = Intents(store, codec)
+        self.intents = Intents(store, codec)
         self.definitions = Definitions(config, services, codec)
         self._actors: dict[str, PoolActor] = {}
         self._turns: dict[str, asyncio.Lock] = {}
@@ -113,7 +113,7 @@ class Pools:
             raise RequestError(
                 f"cannot add pool {pool_id}: there are {len(self._actors)} already", code="TOO_MANY_POOLS", status=409
             )
-        stored = self._intents.get(pool_id) or StoredPool(pool_id)
+        stored = self.intents.get(pool_id) or StoredPool(pool_id)
         definition = self.definitions.of(pool_id, config, stored.submitted)
         new = replace(PoolState.new(pool_id, self._s.epochs.first(pool_id)), history=self._s.histories.of(pool_id))
         barred = None if definition.barred is None else self._s.events.clean(definition.barred.message)
@@ -124,7 +124,7 @@ class Pools:
 
     async def restore(self, stored: dict[str, StoredPool]) -> None:
         """What the configuration and the stored intent name, in the order of pool ids; nothing of it is started."""
-        self._intents.restore(stored)
+        self.intents.restore(stored)
         self.overrides.restore()
         configured = {pool.id: self.overrides.in_force(pool, self._config.base_dir) for pool in self._config.pools}
         requested = {p.pool_id for p in stored.values() if p.submitted or p.desired == "known"}
@@ -134,7 +134,7 @@ class Pools:
         for pool_id in sorted(configured.keys() | requested):
             pool = self.add(pool_id, configured.get(pool_id))
             if pool.submitted is not None or pool.definition.barred is not None:
-                await self._intents.keep(pool, pool.submitted)  # an earlier version wrote secrets down
+                await self.intents.keep(pool, pool.submitted)  # an earlier version wrote secrets down
 
     def resume(self, operation: Operation) -> None:
         """Go on waiting for the end of what an earlier daemon began. Raises RequestError POOL_NOT_FOUND."""
@@ -158,7 +158,7 @@ class Pools:
                     code="OPERATION_IN_PROGRESS", status=409, hint="stop it first",
                 )  # fmt: skip
             await self._s.epochs.forget(pool_id)
-            await self._intents.remove(pool_id)
+            await self.intents.remove(pool_id)
             await self.discard(pool)
         self._s.events.emit("pool_removed", f"Pool '{pool_id}' is forgotten", pool_id=pool_id)
         return True
@@ -227,13 +227,13 @@ class Pools:
                 engine = pool.submitted
             definition = None if engine is pool.submitted else self.definitions.with_engine(pool.pool_id, pool.definition, engine)
             policy.learn_secrets(self._s.events.redactor, pool.pool_id, definition or pool.definition)
-            before = self._intents.get(pool.pool_id)
-            await self._intents.keep(pool, engine, desired, held)
+            before = self.intents.get(pool.pool_id)
+            await self.intents.keep(pool, engine, desired, held)
             try:
                 self._check_open(pool)
                 operation = await self.request(pool, kind, event, goal, definition)
             except PoolError:  # things have moved while the disk was written
-                await self._intents.put(before or StoredPool(pool.pool_id))
+                await self.intents.put(before or StoredPool(pool.pool_id))
                 raise
             await self.operations.kept()
             return operation
@@ -246,7 +246,7 @@ class Pools:
             start = ev.Start(retry=False, join=False)
             return await self.change(pool, "preload", start, "up", desired="up", engine=engine)
         except PoolError:
-            if new and self._intents.get(pool_id) in (None, StoredPool(pool_id)):  # else another caller has made it theirs
+            if new and self.intents.get(pool_id) in (None, StoredPool(pool_id)):  # else another caller has made it theirs
                 await self.discard(pool)
             raise
 
@@ -259,7 +259,7 @@ class Pools:
         try:
             async with self.turn(pool):
                 self._check_open(pool)
-                await self._intents.keep(pool, pool.submitted)
+                await self.intents.keep(pool, pool.submitted)
         except PoolError:
             await self.discard(pool)
             raise
@@ -309,10 +309,6 @@ class Pools:
         actor.post(event, waiting, definition)
         await waiting.answer
 
-    async def keep_intent(self, pool: Pool, engine: AnyEngine | None) -> None:
-        """It is wanted up, durably, with this engine where it was submitted. Raises NodeError."""
-        await self._intents.keep(pool, engine, "up")
-
     async def close(self, *, leave: bool = False) -> None:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
         for actor in tuple(self._actors.values()):
@@ -322,14 +318,14 @@ class Pools:
         """A submitted engine that has done its work is not begun again by the next daemon, unless it is just asked for."""
         pool = self.find(event.pool_id) if event.type == "exit" and event.pool_id else None
         if pool is not None and pool.config is None and not self.turn(pool).locked():
-            self._intents.note_down(pool.pool_id)
+            self.intents.note_down(pool.pool_id)
 
     def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         pool = self.find(operation.pool_id)
         failed = error is not None and not self.closing and operation.kind == "preload"
         # In another phase than failed somebody's later start goes on.
         if failed and pool is not None and pool.config is None and pool.instance.phase is Phase.FAILED:
-            self._intents.note_down(operation.pool_id)
+            self.intents.note_down(operation.pool_id)
         if error is not None:
             self._s.events.clean_error(error)
         self.operations.finish(operation, outcome, error)

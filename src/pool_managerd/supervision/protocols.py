@@ -67,6 +67,10 @@ class Launcher(Protocol):
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] = ...,
         exclusive: bool = False, decided_at_ms: int | None = None,
     ) -> Process: ...  # fmt: skip
+    def check(self, engine: AnyEngine | None) -> None:
+        """Raises EngineError for a program that cannot be run."""
+        ...
+
     async def forget(self, pool_id: str) -> None: ...
     async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
 

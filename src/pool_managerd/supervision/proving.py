@@ -12,12 +12,15 @@ from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.event import Event
-from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.reload import TRIES, slower, unexpected
 from pool_managerd.errors import EngineError
+from pool_managerd.supervision.in_flight import a_moment, requests_of
 from pool_managerd.supervision.launch_work import baseline_key
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
+
+_EXPLAINED_S = 10.0
 
 
 class Proving:
@@ -25,6 +28,17 @@ class Proving:
 
     def __init__(self, services: Services, config: Callable[[], Config]) -> None:
         self._s, self._config = services, config
+
+    async def look_at(self, pool: Pool, measured: Baselines) -> None:
+        """How fast the engine is that is to be replaced, now, beside whatever else this machine does."""
+        engine = pool.launch.prepared
+        if not isinstance(engine, PreparedEngine) or not engine.warmable or baseline_key(engine) not in measured:
+            return
+        try:
+            first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            return  # it is replaced for a reason
+        measured.relax(baseline_key(engine), first_ms, rate)
 
     async def prove(self, pool: Pool, measured: Baselines) -> None:
         """Raises EngineError GATE_FAILED with what it did not show; ``measured`` is what was measured before it."""
@@ -38,7 +52,8 @@ class Proving:
                 if (wrong := unexpected(answer, rules.smoke_expect)) is not None:
                     raise _failed(pool, wrong)
         except TimeoutError:
-            raise _failed(pool, "it did not answer in time") from None
+            if not await requests_of(pool, self._s):  # else clients have all its slots, and it answers those
+                raise _failed(pool, "it did not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise _failed(pool, f"it could not be asked: {str(problem) or type(problem).__name__}") from problem
         await self._stays_ready(pool, epoch, rules.bake_ms / 1000)
@@ -52,6 +67,12 @@ class Proving:
             if (wrong := slower(before, *best, share)) is None:
                 return
         raise _failed(pool, wrong or "it is slower than before")
+
+    async def _until_explained(self, pool: Pool, epoch: int) -> None:
+        """How an engine ended is known a moment after that it did."""
+        until = self._s.clock.monotonic() + _EXPLAINED_S
+        while pool.instance.epoch == epoch and pool.instance.phase is Phase.STOPPING and self._s.clock.monotonic() < until:
+            await a_moment(self._s)
 
     async def _stays_ready(self, pool: Pool, epoch: int, seconds: float) -> None:
         """For ``seconds``, looked at whenever something happens to it."""
@@ -71,6 +92,7 @@ class Proving:
         finally:
             timer.cancel()
             stop_listening()
+        await self._until_explained(pool, epoch)
         if not serves():
             why = pool.state.last_error or f"it is {view(pool.state).state}"
             raise _failed(pool, f"it did not stay ready for {seconds:g} s: {why}")

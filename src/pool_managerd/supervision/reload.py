@@ -30,7 +30,6 @@ from pool_managerd.supervision.proving import Proving
 from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.times import Times
-from pool_managerd.supervision.undone_reloads import argv_of
 
 
 @dataclass
@@ -87,7 +86,7 @@ class Reloads:
         down = Forecast.of(stop, load) if serves else Forecast.of(load)
         bake_ms = self._config().reload.bake_ms
         return {
-            "pool_id": pool_id, "strategy": Strategy.STOP_START.value, "changes": target.differences(),
+            "pool_id": pool_id, "strategy": Strategy.STOP_START.value, "changes": self._targets.shown(target),
             "steps": list(steps(pool_id, target.model(), target.deadline_ms, bake_ms, serves=serves)),
             "forecast_downtime_ms": down.ms, "forecast_spread_ms": down.spread_ms,
             "forecast_duration_ms": None if down.ms is None else down.ms + bake_ms,
@@ -159,7 +158,7 @@ class Reloads:
             reload.over.set()
 
     async def _replace(self, reload: _Reload) -> None:
-        if reload.target.new == reload.target.old and view(reload.pool.state).ready:
+        if reload.target.new == reload.target.old and view(reload.pool.state).ready and not reload.pool.launch.outdated:
             return self._succeeded(reload, downtime_ms=0)
         await self._stage(reload)
         await self._begin(reload)
@@ -184,11 +183,15 @@ class Reloads:
             found = await self._s.engines.obstacles(config, model.local_path)
             if found:
                 raise SpecError("; ".join(problem.message for problem in found), pool_id=pool.pool_id, hint=found[0].hint)
+        else:
+            self._s.launcher.check(reload.target.new.submitted)
         await self._s.admission.forecast(reload.target.candidate())
+        if reload.served:
+            await self._proving.look_at(pool, reload.measured)
 
     async def _begin(self, reload: _Reload) -> None:
         await self._overrides.begin(reload.pool.pool_id, {
-            "epoch": reload.pool.instance.epoch, "argv": argv_of(reload.target.old),
+            "epoch": reload.pool.instance.epoch, "submitted": self._pools.intents.digest_of(reload.pool.pool_id),
         })  # fmt: skip
         failpoints.reach("reload.begun")
 
@@ -220,14 +223,16 @@ class Reloads:
         failpoints.reach("reload.switched")
 
     async def _commit(self, reload: _Reload) -> None:
-        pool = reload.pool
+        """By one write: the intent of a submitted engine, what is changed of a configured pool. What else is written may fail."""
+        pool, operation_id = reload.pool, reload.operation.operation_id
         if reload.request.engine is not None:
-            await self._pools.keep_intent(pool, reload.request.engine)
-            await self._overrides.commit(pool.pool_id, reload.operation.operation_id, None, {})
+            await self._pools.intents.keep_reloaded(pool, reload.request.engine)
+            with suppress(PoolError):  # the stored engine is another one than when it began: by that it is known to be done
+                await self._overrides.commit(pool.pool_id, operation_id, None, {})
         else:
-            await self._pools.keep_intent(pool, None)
-            base, changes = self._targets.base(pool), reload.target.changes
-            await self._overrides.commit(pool.pool_id, reload.operation.operation_id, base, changes)
+            await self._overrides.commit(pool.pool_id, operation_id, self._targets.base(pool), reload.target.changes)
+            with suppress(PoolError):
+                await self._pools.intents.keep_reloaded(pool, None)
         failpoints.reach("reload.committed")
         since = reload.pool.instance.ready_since or self._s.clock.monotonic()
         self._succeeded(reload, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
@@ -257,8 +262,7 @@ class Reloads:
                 await self._put_back(reload)
             except PoolError as worse:
                 second = worse
-        with suppress(PoolError):  # the next daemon undoes it again, which changes nothing
-            await self._overrides.give_up(reload.pool.pool_id)
+        await self._overrides.give_up(reload.pool.pool_id)
         self._failed(reload, failed_at, problem, second)
 
     async def _put_back(self, reload: _Reload) -> None:
@@ -267,7 +271,9 @@ class Reloads:
         if not reload.served and reload.desired in (Desired.ON_DEMAND, Desired.EVICTED):
             with suppress(RequestError):  # leases are given already
                 return await self._ask(reload, ev.Evict(), "down", old)
-        await self._ask(reload, ev.Stop(), "down", old)
+        drained = reload.desired is Desired.DRAINED
+        await self._ask(reload, ev.Drain(0, 0) if drained else ev.Stop(), "down", old)
+        await self._ask(reload, ev.ResetBreaker(), "now")  # what the new one has failed at is not held against the old one
         if reload.desired is Desired.WANTED:
             await self._ask(reload, ev.Start(join=False, anew=True), "up", old)
         return None
@@ -299,8 +305,7 @@ class Reloads:
             return  # it was just being committed
         stopped = RequestError("the pool was stopped by request", code="OPERATION_CANCELLED", status=409)
         self._pools.post(reload.pool.pool_id, ev.Stop(), reload.target.old)
-        with suppress(PoolError):
-            await self._overrides.give_up(reload.pool.pool_id)
+        await self._overrides.give_up(reload.pool.pool_id)
         self._failed(reload, Stage.STAGING, stopped, None)
 
     async def _ask(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> None:

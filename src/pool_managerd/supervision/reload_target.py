@@ -11,7 +11,7 @@ from pool_managerd.config.changes import differences, with_changes
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE
-from pool_managerd.core.redaction import named_secrets
+from pool_managerd.core.redaction import masked_argv, masked_env, named_secrets
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError, SpecError
 from pool_managerd.supervision import policy
@@ -50,7 +50,7 @@ class Target:
         if self.old.config is not None and self.new.config is not None:
             return differences(self.old.config, self.new.config)
         before, after = self.old.submitted, self.new.submitted
-        keys = ("binary_path", "flags", "model_path", "port", "slots_total", "ctx", "engine_version")
+        keys = ("binary_path", "flags", "env", "model_path", "port", "slots_total", "ctx", "engine_version")
         if not isinstance(before, PreparedEngine) or not isinstance(after, PreparedEngine):
             return [{"key": "engine", "old": None, "new": getattr(after, "binary_path", None)}]
         pairs = ((key, getattr(before, key), getattr(after, key)) for key in keys)
@@ -73,6 +73,14 @@ class Targets:
         deadline_ms = request.drain_deadline_ms
         default_ms = self._config().lifecycle.drain_deadline_ms
         return Target(pool, pool.definition, new, changes, default_ms if deadline_ms is None else deadline_ms)
+
+    def shown(self, target: Target) -> list[dict[str, Any]]:
+        """What differs, as it may be told."""
+        masked = (
+            {**one, "old": _shown(one["key"], one["old"]), "new": _shown(one["key"], one["new"])} for one in target.differences()
+        )
+        told: list[dict[str, Any]] = self._s.events.redactor.mapping({"changes": list(masked)})["changes"]
+        return told
 
     def base(self, pool: Pool) -> PoolConfig:
         """What the file says of the pool."""
@@ -123,3 +131,14 @@ class Targets:
             return self._pools.definitions.with_engine(pool.pool_id, pool.definition, request.engine)
         new = with_changes(self.base(pool), changes, config.base_dir)
         return self._pools.definitions.of(pool.pool_id, new)
+
+
+def _shown(key: str, value: Any) -> Any:
+    """Flags and variables without what may be secret in them."""
+    if key.endswith("flags") and isinstance(value, list | tuple):
+        return masked_argv([str(word) for word in value])
+    if isinstance(value, Mapping):
+        return masked_env({str(name): str(text) for name, text in value.items()})
+    if ".env." in key and value is not None:
+        return masked_env({key.rpartition(".")[2]: str(value)})[key.rpartition(".")[2]]
+    return value

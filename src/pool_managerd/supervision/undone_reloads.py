@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
-from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.launch_record import argv_digest
-from pool_managerd.errors import PoolError
 from pool_managerd.supervision.launch_work import DRAIN
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.pool import Definition
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
@@ -39,9 +34,8 @@ class UndoneReloads:
         return operation.operation_id in self._overrides.committed() or operation.pool_id in done
 
     def _is_done(self, pool_id: str, pending: Mapping[str, Any]) -> bool:
-        """Its engine is the pool's already."""
-        pool = self._pools.find(pool_id)
-        return pool is not None and pending.get("argv") not in (None, argv_of(pool.definition))
+        """What is stored of a submitted engine is another one than when the reload began: it was committed."""
+        return pending.get("submitted") not in (None, self._pools.intents.digest_of(pool_id))
 
     async def forget(self) -> None:
         """Told, and over: the pools run what they ran before, or will."""
@@ -50,11 +44,4 @@ class UndoneReloads:
             if pool_id in undone:
                 human = f"The reload of pool '{pool_id}' that the daemon before had begun is undone: it runs what it ran before"
                 self._s.events.emit("reload_undone", human, level="warn", pool_id=pool_id)
-            with suppress(PoolError):  # a state that cannot be written now: the next daemon does it again, which changes nothing
-                await self._overrides.give_up(pool_id)
-
-
-def argv_of(definition: Definition) -> str | None:
-    """A digest of a submitted engine's command line; None for a configured pool."""
-    submitted = definition.submitted
-    return argv_digest(submitted.argv) if isinstance(submitted, PreparedEngine) else None
+            await self._overrides.give_up(pool_id)

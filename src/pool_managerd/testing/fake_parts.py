@@ -102,6 +102,9 @@ class FakeLauncher:
         self.processes.append(process)
         return process
 
+    def check(self, engine: AnyEngine | None) -> None:
+        """Anything can be run."""
+
     async def forget(self, pool_id: str) -> None:
         self.forgotten.append(pool_id)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, ExitRecord, PreparedEngine
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine, record_of
 from pool_managerd.errors import EngineError
 from pool_managerd.testing.life import Life
@@ -92,6 +92,9 @@ class SimulatedLauncher:
             raise
         await life.pass_time(0.0, 0.005)
         return SimulatedProcess(life, started)
+
+    def check(self, engine: AnyEngine | None) -> None:
+        """Whether it can be run is seen at its launch."""
 
     async def forget(self, pool_id: str) -> None:
         """There are no files of a pool that stay behind it."""
