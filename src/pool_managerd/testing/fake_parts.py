@@ -81,7 +81,7 @@ class FakeProcess:
 
 
 class FakeLauncher:
-    """Starts fake processes; ``refuse`` makes the next launches fail with that error, ``refusals`` as many as there are."""
+    """Starts fake processes; ``refuse`` makes every launch fail, ``refusals`` as many as there are."""
 
     def __init__(self) -> None:
         self.processes: list[FakeProcess] = []
@@ -94,10 +94,8 @@ class FakeLauncher:
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] | None = None,
         exclusive: bool = False, decided_at_ms: int | None = None,
     ) -> FakeProcess:  # fmt: skip
-        if self.refuse is not None:
-            raise self.refuse
-        if self.refusals:
-            raise self.refusals.pop(0)
+        if (refused := self.refuse or (self.refusals.pop(0) if self.refusals else None)) is not None:
+            raise refused
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
         self.processes.append(process)
         return process
@@ -182,7 +180,7 @@ class FakeEngines:
         """Nobody else asks for ports."""
 
     def release(self, pool_id: str) -> None:
-        """There are no ports to give back."""
+        """There are none."""
 
 
 class FakeFiles:
