@@ -260,6 +260,9 @@ async def test_the_same_request_again_is_the_same_reload(world: World) -> None:
     assert await reload(world, changes={"slots": 3}, key="k") is one
     await baked(world)
     assert await reload(world, changes={"slots": 3}, key="k") is one and len(world.fakes.launcher.processes) == 2
+    with pytest.raises(RequestError, match="key 'k' was another request's") as refused:
+        await reload(world, changes={"slots": 4}, key="k")
+    assert refused.value.status == 409
 
 
 @pytest.mark.parametrize(

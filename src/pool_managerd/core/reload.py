@@ -12,6 +12,8 @@ A reload goes through these stages, and what it has done by then is undone in ea
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -78,6 +80,14 @@ class ReloadRequest:
 
     def _wrong(self, why: str, hint: str) -> SpecError:
         return SpecError(f"cannot reload pool {self.pool_id}: {why}", pool_id=self.pool_id, hint=hint)
+
+    def named(self) -> str | None:
+        """``key`` behind a digest of all else that is asked for; None without a key."""
+        if self.key is None:
+            return None
+        engine = None if self.engine is None else repr(self.engine)
+        asked = [self.new_model_ref, self.changes, engine, self.drain_deadline_ms, self.strategy]
+        return f"{hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]}:{self.key}"
 
     def all_changes(self) -> dict[str, Any]:
         """``changes``, the new model among them."""

@@ -96,6 +96,11 @@ class Reloads:
     async def begin(self, request: ReloadRequest) -> Operation:
         """Accept a reload; its end is the operation's. Raises PoolError for what is refused at once."""
         if request.key is not None and (known := self._pools.operations.keyed("reload", request.pool_id, request.key)):
+            if known.key != request.named():
+                raise RequestError(
+                    f"cannot reload pool '{request.pool_id}': the idempotency key {request.key[:64]!r} was another request's",
+                    status=409, pool_id=request.pool_id, hint="give each request a key of its own",
+                )  # fmt: skip
             return known
         async with self._pools.turn(self._pools.get(request.pool_id)):  # whatever is being changed now is changed first
             reload = self._accepted(request)
@@ -109,7 +114,7 @@ class Reloads:
                 status=409, pool_id=request.pool_id, retriable=True,
             )  # fmt: skip
         target = self._targets.of(request)
-        operation = self._pools.operations.begin("reload", request.pool_id, key=request.key)
+        operation = self._pools.operations.begin("reload", request.pool_id, key=request.named())
         serves = target.pool.instance.phase in SERVING
         desired = Desired.WANTED if serves else target.pool.state.desired
         reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
