@@ -59,9 +59,6 @@ class Baselines:
     def get(self, key: Key) -> Baseline | None:
         return self._known.get(key)
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._known
-
     def to_rows(self) -> list[list[Any]]:
         """JSON-able, the one longest unused first; ``restore`` reads them back."""
         return [[*key, found.first_token_ms, found.tokens_per_s, found.samples] for key, found in self._known.items()]

@@ -40,7 +40,7 @@ class Strategy(StrEnum):
 
 
 class Stage(StrEnum):
-    """How far a reload is. Kept on disk: the next daemon undoes what is not committed."""
+    """How far a reload is, as the status shows it."""
 
     STAGING = "staging"
     DRAINING = "draining"

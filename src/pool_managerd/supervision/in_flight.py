@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import aiohttp
 
 from pool_managerd.core.engines import ENGINES
+from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
 
@@ -29,9 +28,4 @@ async def requests_of(pool: Pool, services: Services) -> int:
 
 async def a_moment(services: Services) -> None:
     """Between two questions."""
-    over = asyncio.Event()
-    timer = services.clock.call_at(services.clock.monotonic() + _GAP_S, over.set)
-    try:
-        await over.wait()
-    finally:
-        timer.cancel()
+    await pause(services.clock, _GAP_S)

@@ -161,8 +161,8 @@ class Operations:
 
     def keyed(self, kind: str, pool_id: str, key: str) -> Operation | None:
         """The one that a caller has named so, None when there is none. In ``key`` of it a digest of the request comes first."""
-        known = (one for one in reversed(self.all()) if (one.kind, one.pool_id) == (kind, pool_id) and one.key is not None)
-        return next((one for one in known if one.key is not None and one.key.partition(":")[2] == key), None)
+        of_pool = (one for one in reversed(self.all()) if (one.kind, one.pool_id) == (kind, pool_id))
+        return next((one for one in of_pool if one.key is not None and one.key.partition(":")[2] == key), None)
 
 
 def _recalled(body: Mapping[str, Any]) -> Operation:

@@ -17,6 +17,7 @@ from pool_managerd.core.reload import TRIES, slower, unexpected
 from pool_managerd.errors import EngineError
 from pool_managerd.supervision.in_flight import a_moment, requests_of
 from pool_managerd.supervision.launch_work import baseline_key
+from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
 
@@ -32,7 +33,7 @@ class Proving:
     async def look_at(self, pool: Pool, measured: Baselines) -> None:
         """How fast the engine is that is to be replaced, now, beside whatever else this machine does."""
         engine = pool.launch.prepared
-        if not isinstance(engine, PreparedEngine) or not engine.warmable or baseline_key(engine) not in measured:
+        if not isinstance(engine, PreparedEngine) or not engine.warmable or measured.get(baseline_key(engine)) is None:
             return
         try:
             first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
@@ -86,11 +87,9 @@ class Proving:
             return pool.instance.epoch == epoch and view(pool.state).ready
 
         stop_listening = self._s.events.listen(hear)
-        timer = self._s.clock.call_at(self._s.clock.monotonic() + seconds, over.set)
         try:
-            await over.wait()
+            await pause(self._s.clock, seconds, over)
         finally:
-            timer.cancel()
             stop_listening()
         await self._until_explained(pool, epoch)
         if not serves():

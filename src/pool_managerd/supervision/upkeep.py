@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pool_managerd import failpoints
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.protocols import Clock
 
 MAX_FAILURES = 5
@@ -42,9 +42,4 @@ async def keep_up(
         if recent == MAX_FAILURES:
             on_fatal(problem)
             failures.clear()
-        over = asyncio.Event()
-        timer = clock.call_at(now + FIRST_PAUSE_S * 2 ** (recent - 1), over.set)
-        try:
-            await over.wait()
-        finally:
-            timer.cancel()
+        await pause(clock, FIRST_PAUSE_S * 2 ** (recent - 1))

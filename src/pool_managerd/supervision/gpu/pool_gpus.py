@@ -19,6 +19,7 @@ from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu.registry_fields import GpuFields
 from pool_managerd.supervision.gpu.watch import GpuWatch
+from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock, Emit
 
@@ -91,7 +92,7 @@ class Gpus:
         From then on every scan of the watch looks for it, too. Where processes are not attributable, their death has to do at
         the deadline. Ends without a word when the pool has moved on to another launch.
         """
-        pause, since = FIRST_PAUSE_S, self._clock.monotonic()
+        gap, since = FIRST_PAUSE_S, self._clock.monotonic()
 
         def impatient() -> bool:
             return self._clock.monotonic() - since >= self._patience_s(deadline_s)
@@ -106,8 +107,8 @@ class Gpus:
             if impatient():
                 self._post(pool.pool_id, ev.VramHeld(epoch, left.holder))
                 return
-            await self._sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE_S)
+            await pause(self._clock, gap)
+            gap = min(gap * 1.5, LONGEST_PAUSE_S)
 
     def _patience_s(self, deadline_s: float) -> float:
         """How long memory is waited for before its holder is named. A node that closes has little time."""
@@ -126,14 +127,6 @@ class Gpus:
                 return False
         scan.result()
         return True
-
-    async def _sleep(self, seconds: float) -> None:
-        over = asyncio.Event()
-        timer = self._clock.call_at(self._clock.monotonic() + seconds, over.set)
-        try:
-            await over.wait()
-        finally:
-            timer.cancel()
 
     # --- after every scan ---
 
