@@ -43,6 +43,16 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def test_a_launch_is_judged_where_every_engine_may_enter_whatever_the_umask(files: RuntimeFiles) -> None:
+    """Two first launches at once: one was told that ``work`` may not be entered, for the other had just made it."""
+    before = os.umask(0o077)
+    try:
+        files.prepare_launch()
+    finally:
+        os.umask(before)
+    assert mode(files.root / "work") == 0o755
+
+
 def test_the_directories_are_made_with_their_modes_whatever_the_umask(files: RuntimeFiles) -> None:
     before = os.umask(0o077)
     try:

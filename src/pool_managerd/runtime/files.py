@@ -66,6 +66,15 @@ class RuntimeFiles:
         directories = (self._top, self.engines, self._work, self._cache)
         return [told for directory in directories for told in directory.claim()] + self.records.prepare()
 
+    def prepare_launch(self) -> None:
+        """Make what must be there whole before a launch is judged; all else is made by its first use. Raises NodeError.
+
+        A directory is closed to others for the moment between being made and being opened to them: were it made while
+        another pool's launch is judged in a thread, that one would find it unreachable.
+        """
+        with self._work.opened():
+            self.records.prepare()
+
     def pid_path(self, instance: InstanceId) -> Path:
         """``{pool_id}.pid``; of another replica than ``r0`` ``{pool_id}@{replica_id}.pid``."""
         return self.root / f"{_file_stem(instance)}.pid"

@@ -72,7 +72,7 @@ class Launcher:
         NodeError for a runtime directory that cannot be used. Cancelled, it leaves nothing running.
         """
         program = locate(engine)
-        self._files.records.prepare()  # its shim needs it; every other directory is made by its first use
+        self._files.prepare_launch()
         # In a thread: it walks to every file and library that the engine needs, and asks the user database.
         choice, files = await in_own_thread(self._look, engine, program)
         now_ms = time.time_ns() // 1_000_000
