@@ -40,8 +40,9 @@ from pool_managerd.testing.manual_clock import ManualClock
 
 
 class FakeProcess:
-    """Runs until it is told to end. ``ignores_term`` makes only ``kill`` work."""
+    """Runs until it is told to end. ``ignores_term`` makes only ``kill`` work; ``epoch`` is its launch's number."""
 
+    epoch = 0
     isolation = "none"
     notice: str | None = None
     shim_pid = 0
@@ -97,6 +98,7 @@ class FakeLauncher:
         if (refused := self.refuse or (self.refusals.pop(0) if self.refusals else None)) is not None:
             raise refused
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
+        process.epoch = epoch
         self.processes.append(process)
         return process
 
@@ -114,24 +116,24 @@ class FakeAdoption:
     """Has what a test has left: engines, and the processes that go with them; without one, the adoption fails."""
 
     def __init__(self) -> None:
-        self.engines: dict[str, LeftEngine] = {}
-        self.processes: dict[str, FakeProcess] = {}
+        self.engines: dict[InstanceId, LeftEngine] = {}
+        self.processes: dict[InstanceId, FakeProcess] = {}
         self.changed_files: list[str] = []
-        self.cleared: list[str] = []
+        self.cleared: list[InstanceId] = []
 
-    def left(self) -> Mapping[str, LeftEngine]:
+    def left(self) -> Mapping[InstanceId, LeftEngine]:
         return self.engines
 
-    def adopt(self, pool_id: str) -> FakeProcess:
-        self.engines.pop(pool_id)
-        if pool_id not in self.processes:
-            raise EngineError(f"cannot adopt an engine of pool {pool_id}: none was left")
-        return self.processes[pool_id]
+    def adopt(self, instance: InstanceId) -> FakeProcess:
+        self.engines.pop(instance)
+        if instance not in self.processes:
+            raise EngineError(f"cannot adopt an engine of {instance}: none was left")
+        return self.processes[instance]
 
     def changed(self, launch: LaunchRecord) -> Sequence[str]:
         return self.changed_files
 
-    async def clear(self, kept: Collection[str]) -> Sequence[Ended]:
+    async def clear(self, kept: Collection[InstanceId]) -> Sequence[Ended]:
         self.cleared = sorted(self.engines.keys() - set(kept))
         return ()
 
@@ -163,11 +165,11 @@ class FakeEngines:
         self.found: tuple[PoolError, ...] = ()
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None, replica_id: str = "r0"
     ) -> PreparedEngine:
         return PreparedEngine(
-            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1",
-            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
+            pool.id, "/engine", replica_id=replica_id, port=8080 + (replica_id != "r0"), slots_total=pool.slots,
+            engine_version="fake-1", model_id=model.id if model else None, env=allocation.environment() if allocation else {},
         )  # fmt: skip
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
@@ -180,6 +182,9 @@ class FakeEngines:
         """Nobody else asks for ports."""
 
     def release(self, pool_id: str) -> None:
+        """There are none."""
+
+    def release_port(self, instance: InstanceId) -> None:
         """There are none."""
 
 
