@@ -17,7 +17,7 @@ import pytest
 from pool_managerd.failpoints import PLACES
 from tests.conftest import wait_until
 from tests.system.daemons import Daemon, engine
-from tests.system.nodes import left_behind
+from tests.system.nodes import left_behind, mentioning
 
 RULES = "reload: {bake_ms: 300}\n"
 BESIDE = ("reload.loading", "reload.loaded", "reload.taken_over")
@@ -178,7 +178,7 @@ def test_a_daemon_that_dies_with_two_engines_is_followed_by_one_that_goes_on_wit
     code, again = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine("--model", "third", **size)})
     assert code == 200 and runs(daemon) == "third", again
     daemon.terminate()
-    assert left_behind(daemon.folder) == []
+    assert left_behind(daemon.folder) == [] and mentioning(daemon.folder) == []
 
 
 def test_what_the_command_shows(daemon: Daemon, tiny_model: Path) -> None:

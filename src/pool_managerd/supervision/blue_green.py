@@ -36,8 +36,6 @@ class BlueGreen:
 
     async def put_back(self, reload: Reload) -> None:
         """The new one ends; the old one has never stopped. Raises PoolError when it would not end."""
-        reload.stage = Stage.UNDOING
-        failpoints.reach("reload.undoing")
         if reload.tried is not None:
             await self._replacements.end(reload.tried, ev.Stop())
 

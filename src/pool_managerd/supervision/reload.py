@@ -227,6 +227,8 @@ class Reloads:
         """The engine before it serves again, as far as that can be; the operation has failed."""
         failed_at, second = reload.stage, None
         if failed_at in _TOUCHED:
+            reload.stage = Stage.UNDOING
+            failpoints.reach("reload.undoing")
             try:
                 await self._ways[reload.strategy].put_back(reload)
             except PoolError as worse:

@@ -63,8 +63,6 @@ class StopStart:
 
     async def put_back(self, reload: Reload) -> None:
         """As it was. Raises PoolError when the engine before it does not come up again."""
-        reload.stage = Stage.UNDOING
-        failpoints.reach("reload.undoing")
         pool, old, ask = reload.pool, reload.target.old, self._asking.until
         if not reload.served and reload.desired in (Desired.ON_DEMAND, Desired.EVICTED):
             with suppress(RequestError):  # leases are given already

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
-from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import OURS, Listener
@@ -35,6 +32,7 @@ from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
+from pool_managerd.testing.fake_monitor import FakeMonitor
 from pool_managerd.testing.fake_watch import FakeProber, FakeUsages
 from pool_managerd.testing.manual_clock import ManualClock
 
@@ -240,40 +238,6 @@ class FakeListeners:
     async def elsewhere(self, pid: int) -> list[str]:
         self.looks += 1
         return self.others
-
-
-class FakeMonitor:
-    """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
-    younger than ``clock`` says. ``gate`` holds back every look while it is set.
-    """
-
-    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
-        self._clock = clock
-        self._taken_at = 0.0
-        self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
-        self.scans = 0
-        self.released = False
-        self.gate: asyncio.Event | None = None
-
-    def show(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None) -> None:
-        """With a ``problem`` and nothing else, the devices are the last known ones, as the real one tells them."""
-        devices = self.now.devices if problem is not None and not devices else devices
-        self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
-
-    async def scan(self) -> DeviceScan:
-        self.scans += 1
-        if self.gate is not None:
-            await self.gate.wait()
-        self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
-        if self.released:
-            return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was released"))
-        return replace(self.now, taken_at=self._taken_at)
-
-    async def release(self) -> None:
-        self.released = True
-
-    async def resume(self) -> None:
-        self.released = False
 
 
 class FakeRecords:

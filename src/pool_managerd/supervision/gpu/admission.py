@@ -121,10 +121,7 @@ class Admission:
         elif not (inputs.weights_bytes or inputs.configured_bytes or inputs.divides_equally):
             why = "the size of its model is not known"
         if why is not None:
-            raise NodeError(
-                f"cannot tell whether two engines of pool {pool.pool_id} fit: {why}", code="FIT_UNKNOWN", status=409,
-                pool_id=pool.pool_id,
-            )  # fmt: skip
+            raise NodeError(f"cannot tell whether two engines of pool {pool.pool_id} fit: {why}", pool_id=pool.pool_id)
         scan, memory = await self._scan(), self._gpus.memory
         self._decide(pool, pool.instance.epoch + 1, scan, sizing, memory.ledger.copy(), memory.accounts())
 
