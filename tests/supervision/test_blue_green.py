@@ -16,6 +16,7 @@ from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest, Stage
 from pool_managerd.errors import EngineError, NodeError, RequestError
+from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.testing.fake_parts import FakeProcess
@@ -34,6 +35,11 @@ async def world() -> AsyncIterator[World]:
     yield made
     await made.reloads.close()
     await made.pools.close()
+
+
+class Keeper:
+    async def kept(self) -> None:
+        """At once."""
 
 
 def known(world: World, weights_bytes: int = 1 << 30) -> None:
@@ -113,6 +119,14 @@ async def test_nobody_is_refused_a_lease_at_any_moment(world: World) -> None:
     assert (await done(world))["strategy"] == "blue_green"
     await until(lambda: world.pools.replacements.find("p") is None, "the old engine to be gone")
     assert refused == [] and len(processes(world)) == 2
+
+
+async def test_a_request_that_is_sent_again_has_its_lease_on_the_engine_that_it_was_given_on(world: World) -> None:
+    leases = Leases(world.pools, world.fakes.registry, world.fakes.clock, Keeper())
+    first = leases.allocate(world.p, None, None, "mine")
+    await done(world)
+    assert leases.allocate(world.p, None, None, "mine") == first and first["url"].endswith(":8080")
+    assert leases.allocate(world.p, None, None, "yours")["url"].endswith(":8081")
 
 
 async def test_what_it_runs_next_is_the_other_replica_again_and_no_epoch_is_used_twice(world: World) -> None:
