@@ -169,11 +169,15 @@ async def test_leases_on_the_old_engine_have_until_the_deadline(world: World) ->
     lease(world)
     await done(world, changes={"slots": 3}, drain_deadline_ms=60_000)
     lease(world)
+    kept = world.fakes.records.facts("retiring")["p"]
+    left_s = kept["deadline"] - world.fakes.clock.monotonic()
+    assert kept["epoch"] == 1 and 55 < left_s < 61, "it holds under the next daemon, too"
     await world.fakes.clock.advance(59)
     assert world.pools.replacements.find("p") is not None and world.fakes.registry.get_active_leases("p") == 2
     await world.fakes.clock.advance(2)
     await until(lambda: world.pools.replacements.find("p") is None, "the old engine to be gone")
     assert world.fakes.registry.get_active_leases("p") == 1 and view(world.p.state).ready
+    assert world.fakes.records.facts("retiring") == {}
 
 
 async def test_a_lease_that_runs_out_is_one_that_has_ended(world: World) -> None:

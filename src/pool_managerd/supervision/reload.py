@@ -123,19 +123,18 @@ class Reloads:
 
     async def wait(self, pool: Pool, event: ev.Event) -> None:
         """Whoever else wants to change the pool: waits, ends the reload, or is refused. Raises RequestError."""
-        reload = self._running.get(pool.pool_id)
-        if reload is None:
-            if isinstance(event, ev.Stop) and (other := self._pools.replacements.find(pool.pool_id)) is not None:
-                self._pools.replacements.see_off(other, event)
-        elif isinstance(event, ev.Start) and event.join:
+        reload, stops = self._running.get(pool.pool_id), isinstance(event, ev.Stop)
+        if reload is not None and isinstance(event, ev.Start) and event.join:
             await reload.over.wait()
-        elif isinstance(event, ev.Stop):
+        elif reload is not None and stops:
             await self._give_up(reload)
-        else:
+        elif reload is not None:
             raise RequestError(
                 f"cannot do that now: pool '{pool.pool_id}' is being reloaded", code="OPERATION_IN_PROGRESS", status=409,
                 pool_id=pool.pool_id, retriable=True, hint="wait for the reload, or stop the pool, which gives it up",
             )  # fmt: skip
+        if stops and (other := self._pools.replacements.find(pool.pool_id)) is not None:
+            self._pools.replacements.see_off(other, event)
 
     # --- carrying it out ---
 
