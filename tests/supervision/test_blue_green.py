@@ -95,6 +95,7 @@ async def test_the_new_engine_has_the_place_of_the_old_one_in_one_step_and_the_o
     assert world.p is not before and before.latest() is world.p and world.p.state.desired is Desired.WANTED
     lease(world)
     await give_back(world, first)
+    assert set(world.fakes.files.handoffs) == {R1} and set(world.fakes.files.pids) == {R0, R1}, "nobody is led to the old one"
     other = world.pools.replacements.find("p")
     assert other is before and other.instance.phase is Phase.DRAINING and registry.get_active_leases("p") == 2
     await give_back(world, registry.leases("p")[0].lease_id)

@@ -216,7 +216,8 @@ class Reloads:
             "model_id": None if engine is None else engine.model_id, "downtime_ms": downtime_ms, "duration_ms": took_ms,
             "rolled_back": False,
         }  # fmt: skip
-        human = f"Pool '{pool.pool_id}' is reloaded; it was down for {downtime_ms} ms"
+        down = f"it was down for {downtime_ms} ms" if downtime_ms else "it was never down"
+        human = f"Pool '{pool.pool_id}' is reloaded; {down}"
         self._s.events.emit("reload_succeeded", human, pool_id=pool.pool_id, duration_ms=took_ms, downtime_ms=downtime_ms)
         self._pools.operations.finish(reload.operation, outcome)
 
