@@ -92,6 +92,7 @@ class PoolStatus(Answer):
     reload: str | None = Field(
         None, description="How far a reload is: staging, draining, switching, gating, committing or undoing."
     )
+    unapplied: str | None = Field(None, description="Why what the file says of it is not in force; null where it is.")
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     perf: dict[str, Any] | None = None
