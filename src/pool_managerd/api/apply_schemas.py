@@ -39,6 +39,7 @@ class ApplyAnswer(Answer):
     pools: list[AppliedPool] | None = Field(None, description="Those that change or are not named, in order.")
     at_once: list[str] | None = Field(None, description="Keys that are taken over without touching a pool.")
     waiting: list[str] | None = Field(None, description="Keys that need another start of the daemon; they change nothing now.")
+    without_effect: list[str] | None = Field(None, description="Keys that nothing reads in this version.")
     untouched: int | None = None
     forecast_duration_ms: int | None = None
 

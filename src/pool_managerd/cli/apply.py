@@ -133,6 +133,8 @@ def _plan(plan: Json) -> None:
         _line(f"at once, no engine is touched: {', '.join(plan['at_once'])}")
     if plan["waiting"]:
         _line(f"needs a restart of the daemon, and changes nothing now: {', '.join(plan['waiting'])}", "33")
+    if plan.get("without_effect"):
+        _line(f"has no effect in this version: {', '.join(plan['without_effect'])}", "33")
     if plan.get("replaces_file"):
         _line(f"{plan['file']} is replaced; relative paths are those of its folder")
     touched = sum(row["action"] != "keep" for row in plan["pools"])

@@ -48,7 +48,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolNow:
-    """A configured pool as it is. ``config`` is in force, what it was reloaded with by hand included: ``reloaded`` names those
+    """A pool of the file as it is. ``config`` is in force, what it was reloaded with by hand included: ``reloaded`` names those
     keys. ``serves``: an engine of it runs or loads; ``outdated``: that one was launched by other keys than ``config`` has.
     Where none runs, ``wanted`` says that one is to, ``by_demand`` that demand may start one.
     """
@@ -63,8 +63,8 @@ class PoolNow:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pool. ``config`` is what it is to be from then on, None for one that goes or is only kept. ``changes`` are
-    ``{key, old, new}``, unmasked.
+    """One pool. ``config`` is what the file says of it, None for one that goes or is only kept; ``said``: that is something else
+    than before. ``changes`` are ``{key, old, new}``, unmasked.
     """
 
     action: Action
@@ -72,6 +72,7 @@ class Step:
     config: PoolConfig | None
     why: str
     changes: tuple[Mapping[str, Any], ...] = ()
+    said: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,12 @@ class Plan:
 
 
 def plan_of(old: Config, new: Config, now: Mapping[str, PoolNow], *, prune: bool = False) -> Plan:
-    """How to get from ``old``, which is in force with the pools ``now``, to ``new``. ``prune``: what it does not name goes."""
-    named = {pool.id for pool in new.pools}
+    """How to get from ``old``, what the file said of the pools ``now``, to ``new``. ``prune``: what that does not name goes."""
+    before, named = {pool.id: pool for pool in old.pools}, {pool.id for pool in new.pools}
     gone = [pool_id for pool_id in now if pool_id not in named]
     found = [_gone(pool_id, prune) for pool_id in gone]
     for pool in new.pools:
-        step = _added(pool) if pool.id not in now else _changed(now[pool.id], pool)
+        step = _added(pool) if pool.id not in now else _changed(before[pool.id], now[pool.id], pool)
         if step is not None:
             found.append(step)
     order = list(Action)
@@ -133,18 +134,22 @@ def _added(pool: PoolConfig) -> Step:
     return Step(Action.ADD, pool.id, pool, why)
 
 
-def _changed(now: PoolNow, new: PoolConfig) -> Step | None:
-    changes = tuple(differences(now.config, new))
-    if not changes and not now.outdated:
+def _changed(before: PoolConfig, now: PoolNow, new: PoolConfig) -> Step | None:
+    """What it was reloaded with by hand stays until the file says something else of it."""
+    said = bool(differences(before, new))
+    if not said and not now.outdated:
         return None
+    changes = tuple(differences(now.config, new)) if said else ()
     keys = [change["key"] for change in changes]
     launch = now.outdated or any(key.partition(".")[0] not in DECIDED for key in keys)
     action, why = _how(now, new, launch=launch)
-    if not changes:
+    if now.outdated and not changes:
         why += ": it was launched by what an earlier configuration said"
+    elif not changes:
+        why += ": the file says now what it was reloaded with by hand"
     if back := [key for key in now.reloaded if any(one == key or one.startswith(f"{key}.") for one in keys)]:
         why += f"; what it was reloaded with by hand ({', '.join(back)}) does not hold any more"
-    return Step(action, new.id, new, why, changes)
+    return Step(action, new.id, new, why, changes, said)
 
 
 def _how(now: PoolNow, new: PoolConfig, *, launch: bool) -> tuple[Action, str]:

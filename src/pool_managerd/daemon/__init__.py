@@ -27,10 +27,11 @@ from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
+from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
-from pool_managerd.wiring.adapters import default_adapters
+from pool_managerd.wiring.adapters import SystemClock, default_adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,9 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, origin: 
             notifier.ready(_status_line(served))
             keeping = [asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))]
             if rereading is not None and origin is not None and origin.watch:
-                keeping.append(asyncio.create_task(rereading.watch()))
+                what = "the watch of the configuration file"
+                watching = keep_up(rereading.watch, what, SystemClock(), served.node.events, on_fatal)
+                keeping.append(asyncio.create_task(watching))
             await signals.first.wait()
             for task in keeping:
                 task.cancel()

@@ -15,6 +15,7 @@ from pool_managerd.api.auth import Access, resolve_access, with_local_token
 from pool_managerd.api.server import ApiServer
 from pool_managerd.config import Config
 from pool_managerd.config.plan import Plan
+from pool_managerd.config.schema import not_in_force
 from pool_managerd.config.source import ConfigSource
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
@@ -58,7 +59,9 @@ class Configuration:
         wanted = await asyncio.to_thread(self._wanted, text, number)
         plan = await self._node.plan_apply(wanted.config, prune=prune)
         would_change = plan["would_change"] or wanted.replaces
-        return {"file": str(self.source.path), "replaces_file": wanted.replaces, **plan, "would_change": would_change}
+        no_effect = list(not_in_force(wanted.config))
+        mine = {"file": str(self.source.path), "replaces_file": wanted.replaces, "without_effect": no_effect}
+        return {**mine, **plan, "would_change": would_change}
 
     async def apply(
         self, *, text: str | None = None, number: int | None = None, prune: bool = False, expect: str | None = None,

@@ -44,6 +44,8 @@ class Rereading:
         try:
             operation = await self._configuration.apply(origin=origin)
         except PoolError as problem:
+            if origin == "watch" and problem.code == "OPERATION_IN_PROGRESS":
+                return False
             human = f"The configuration cannot be read again, so everything stays as it was: {problem.message}"
             self._events.emit("config_reread", human, level="error", outcome="error", hint=problem.hint)
             return not problem.retriable

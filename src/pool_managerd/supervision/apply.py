@@ -191,8 +191,8 @@ class Applies:
             rolled_back = problem.details.get("rolled_back")
             row = {"action": step.action.value, "status": "failed", "error": told, "rolled_back": rolled_back}
         apply.pools[step.pool_id] = row
-        pool = self._pools.find(step.pool_id)
-        if pool is None or pool.config == step.config:
+        pool, done = self._pools.find(step.pool_id), row["status"] == "succeeded"
+        if pool is None or (pool.config == step.config if step.said else done):
             self._placed(step if pool is not None else replace(step, config=None))
         else:
             self._unapplied[step.pool_id] = f"what the file says of it is not in force: {row.get('error')}"

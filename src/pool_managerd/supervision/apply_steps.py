@@ -7,11 +7,14 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.config.plan import Action, PoolNow, Step
+from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, WAITING
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.intents import desired_of
 from pool_managerd.supervision.made_of import runs_by_another
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Definition, Pool
@@ -37,6 +40,11 @@ def pool_now(pool: Pool, pools: Pools, services: Services) -> PoolNow | None:
     )  # fmt: skip
 
 
+def reload_of(step: Step) -> ReloadRequest:
+    """What is asked of a pool. Where the file says nothing new of it, what it was reloaded with by hand stays."""
+    return FileReload(step.pool_id, changes={}, to=step.config) if step.said else ReloadRequest(step.pool_id, changes={})
+
+
 class ApplySteps:
     """``do`` returns what is told of a step that is done, and raises PoolError for one that is not."""
 
@@ -48,7 +56,7 @@ class ApplySteps:
             case Action.REMOVE:
                 return await self._remove(self._pools.get(step.pool_id))
             case Action.RELOAD:
-                operation = await self._reloads.begin(FileReload(step.pool_id, changes={}, to=step.config))
+                operation = await self._reloads.begin(reload_of(step))
                 outcome = await operation.wait()
                 told = ("strategy", "downtime_ms", "duration_ms", "rolled_back")
                 return {key: outcome.get(key) for key in told}
@@ -93,7 +101,8 @@ class ApplySteps:
             pool = self._pools.add(step.pool_id, step.config)
         else:
             await self._take_over(pool, step)
-        if step.config is None or not step.config.preload or pool.state.held or pool.state.desired is not Desired.WANTED:
+        wanted = desired_of(self._pools.intents.get(step.pool_id) or StoredPool(step.pool_id), step.config)
+        if pool.state.held or wanted is not Desired.WANTED:
             return {}
         operation = await self._pools.request(pool, "start", ev.Start(origin="boot"), "up")
         outcome = await operation.wait()

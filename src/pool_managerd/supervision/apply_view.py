@@ -10,9 +10,10 @@ from pool_managerd.config.plan import Action, Plan, Step
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.apply_steps import reload_of
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
-from pool_managerd.supervision.reload_target import FileReload, Target, Targets
+from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
 
 _FORECAST = ("strategy", "forecast_downtime_ms", "forecast_spread_ms", "forecast_duration_ms")
@@ -46,7 +47,7 @@ class ApplyView:
                 "engine": step.config.engine, "model": masked_text(step.config.model), "slots": step.config.slots,
                 "ctx": step.config.ctx, "devices": list(step.config.devices), "preload": step.config.preload,
             }  # fmt: skip
-        elif step.config is not None:
+        elif step.changes:
             row["changes"] = self._changes(step)
         if step.action is Action.RELOAD:
             await self._forecast(step, row)
@@ -61,7 +62,7 @@ class ApplyView:
     async def _forecast(self, step: Step, row: dict[str, Any]) -> None:
         """What stands in the way of it now stands there; the rest of the plan does not depend on it."""
         try:
-            told = await self._reloads.plan(FileReload(step.pool_id, changes={}, to=step.config))
+            told = await self._reloads.plan(reload_of(step))
         except PoolError as problem:
             row["problem"] = self._s.events.clean_error(problem).message
             return

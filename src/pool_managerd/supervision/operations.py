@@ -81,7 +81,7 @@ class Operation:
             if self.kind in ("reload", "apply"):
                 failure["details"] = self.error.details
         return {
-            "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id, "status": self.status,
+            "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id or None, "status": self.status,
             "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
             **({} if self.progress is None else {"progress": self.progress}),
         }  # fmt: skip
@@ -170,7 +170,7 @@ class Operations:
 def _recalled(body: Mapping[str, Any]) -> Operation:
     """The inverse of ``to_dict``. Raises KeyError or TypeError for what is no operation."""
     operation = Operation(
-        body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"], body.get("goal", ""), body.get("key")
+        body["operation_id"], body["kind"], body["pool_id"] or "", body["started_at_ms"], body.get("goal", ""), body.get("key")
     )
     failure = body["error"]
     error = None
