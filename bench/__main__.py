@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from bench import adopt, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
+from bench import adopt, apply, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
 from bench.fleet import Settings
 from bench.processes import sweep
 from bench.result import NotInstalledError, Row, not_measured, show
@@ -27,6 +27,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "start": daemon_start.measure,
     "leases": leases.measure,
     "adopt": adopt.measure,
+    "apply": apply.measure,
     "gpus": gpus.measure,
 }
 _PATIENCE_S = 180.0
