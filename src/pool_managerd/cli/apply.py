@@ -161,7 +161,10 @@ def _said(row: Json) -> str:
         down, spread = row["forecast_downtime_ms"], row["forecast_spread_ms"]
         cost = _UNKNOWN if down is None else f"down for {down} ms, give or take {spread} ms"
         return f"reload ({row['strategy'] or 'not as it is now'}), {cost}: {row['why']}"
-    words = {"keep": "kept", "take_over": "no restart", "restart": "stop and start", "start": "start"}
+    if action == "start":
+        ready = row["forecast_duration_ms"]
+        return f"start, {_UNKNOWN if ready is None else f'ready in {ready} ms'}: {row['why']}"
+    words = {"keep": "kept", "take_over": "no restart", "restart": "stop and start"}
     return f"{words.get(action, action)}: {row['why']}"
 
 

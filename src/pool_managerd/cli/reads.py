@@ -180,6 +180,7 @@ def _status_facts(pool: Json) -> None:
             ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
             ("reload", pool.get("reload")),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
+            ("not applied", pool.get("unapplied")),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
             ("last crash", _last_crash(pool)),

@@ -136,7 +136,7 @@ def _added(pool: PoolConfig) -> Step:
 
 def _changed(before: PoolConfig, now: PoolNow, new: PoolConfig) -> Step | None:
     """What it was reloaded with by hand stays until the file says something else of it."""
-    said = bool(differences(before, new))
+    said = before != new and bool(differences(before, new))  # equal is quickly seen, and most are
     if not said and not now.outdated:
         return None
     changes = tuple(differences(now.config, new)) if said else ()

@@ -71,9 +71,14 @@ class Configuration:
         wanted = await asyncio.to_thread(self._wanted, text, number)
 
         async def first(plan: Plan) -> None:
-            await self._node.applied.keep(wanted.text, wanted.config, self.source.path, origin, summary(plan))
-            if wanted.replaces:
-                await asyncio.to_thread(self.source.replace, wanted.text)
+            applied = self._node.applied
+            number = await applied.keep(wanted.text, wanted.config, self.source.path, origin, summary(plan))
+            try:
+                if wanted.replaces:
+                    await asyncio.to_thread(self.source.replace, wanted.text)
+            except PoolError:
+                applied.forget(number)
+                raise
 
         operation = await self._node.apply(wanted.config, ApplyOptions(prune, expect, first))
         self._take_over(wanted)

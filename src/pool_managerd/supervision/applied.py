@@ -61,16 +61,23 @@ class Applied:
         known = self._secrets | {word: value for word, (_, value) in secrets_of(present).items()}
         return restored(str(fact["text"]), fact.get("withheld") or {}, known, path)
 
-    async def keep(self, text: str, config: Config, path: Path, origin: str, summary: str) -> None:
-        """``text`` of ``path`` is applied from now on. The same as the last one is not kept again. Durable when this returns.
+    async def keep(self, text: str, config: Config, path: Path, origin: str, summary: str) -> int | None:
+        """``text`` of ``path`` is applied from now on; its number, None where it is the last one anyway. Durable at its return.
 
         Raises NodeError.
         """
-        if (made := self._made(text, config, path, origin, summary)) is not None:
-            number, fact = made
-            await self._facts.put_fact(APPLIED, str(number), fact)
-            self._known[number] = fact
-            self._forget_oldest()
+        if (made := self._made(text, config, path, origin, summary)) is None:
+            return None
+        number, fact = made
+        await self._facts.put_fact(APPLIED, str(number), fact)
+        self._known[number] = fact
+        self._forget_oldest()
+        return number
+
+    def forget(self, number: int | None) -> None:
+        """It was not applied after all."""
+        if number is not None and self._known.pop(number, None) is not None:
+            self._facts.note_fact(APPLIED, str(number), None)
 
     def note(self, text: str, config: Config, path: Path, origin: str, summary: str) -> None:
         """As ``keep``, without waiting for the disk."""
@@ -99,5 +106,4 @@ class Applied:
         for place, number in enumerate(sorted(self._known, reverse=True)):
             chars += len(self._known[number].get("text") or "")
             if place and (place >= KEPT or chars > MAX_CHARS):
-                del self._known[number]
-                self._facts.note_fact(APPLIED, str(number), None)
+                self.forget(number)

@@ -49,7 +49,7 @@ class ApplyView:
             }  # fmt: skip
         elif step.changes:
             row["changes"] = self._changes(step)
-        if step.action is Action.RELOAD:
+        if step.action in (Action.RELOAD, Action.START):
             await self._forecast(step, row)
         return row
 
@@ -61,9 +61,13 @@ class ApplyView:
 
     async def _forecast(self, step: Step, row: dict[str, Any]) -> None:
         """What stands in the way of it now stands there; the rest of the plan does not depend on it."""
+        if step.config is not None and step.config.provisioning.mode == "external":
+            return
         try:
             told = await self._reloads.plan(reload_of(step))
         except PoolError as problem:
             row["problem"] = self._s.events.clean_error(problem).message
             return
         row |= {key: told[key] for key in _FORECAST} | {"where": told["vram"]["where"]}
+        if step.action is Action.START:  # nothing is replaced, and nothing tried: it is up when it is
+            row |= {"strategy": None, "forecast_duration_ms": told["forecast_downtime_ms"], "forecast_downtime_ms": None}
