@@ -159,7 +159,7 @@ def _said(row: Json) -> str:
         return f"drain, stop and forget it: {row['why']}"
     if action == "reload":
         down, spread = row["forecast_downtime_ms"], row["forecast_spread_ms"]
-        cost = _UNKNOWN if down is None else f"down for {down} ms, give or take {spread} ms"
+        cost = _UNKNOWN if down is None else f"down for {down} ms, give or take {spread} ms" if down else "without downtime"
         return f"reload ({row['strategy'] or 'not as it is now'}), {cost}: {row['why']}"
     if action == "start":
         ready = row["forecast_duration_ms"]

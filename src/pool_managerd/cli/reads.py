@@ -179,6 +179,7 @@ def _status_facts(pool: Json) -> None:
             ("url", pool.get("url")),
             ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
             ("reload", pool.get("reload")),
+            ("beside it", _beside(pool)),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("not applied", pool.get("unapplied")),
             ("isolation", pool.get("isolation")),
@@ -201,6 +202,15 @@ def _last_crash(pool: Json) -> str | None:
         return None
     what, remedy = crash.get("crash_class"), (crash.get("remediation") or {}).get("sentence")
     return f"{moment(crash.get('ts_ms'))}, {what}: {remedy} (pool-managerd crashes {pool['pool_id']})"
+
+
+def _beside(pool: Json) -> str | None:
+    """The pool's other engine, while one takes the other's place."""
+    other = pool.get("beside")
+    if not other:
+        return None
+    where = f", pid {other['pid']}, {other['url']}" if other.get("pid") else ""
+    return f"{other['role']} {other['replica_id']}, {other['state']}{where}, leases: {other['active_leases']}"
 
 
 def _activity(pool: Json) -> str | None:

@@ -66,6 +66,18 @@ def status_of(
     }  # fmt: skip
 
 
+def beside(other: Pool | None, registry: Registry) -> dict[str, Any] | None:
+    """The other engine of a pool that has two: one that is tried, or one that has been replaced and ends with its leases."""
+    if other is None:
+        return None
+    i, prepared, process = other.instance, other.launch.prepared, other.launch.process
+    return {
+        "replica_id": other.instance_id.replica_id, "role": other.role.value, "state": view(other.state).state, "epoch": i.epoch,
+        "active_leases": registry.leases_on(other.pool_id, i.epoch), "pid": process.pid if process and i.has_process else None,
+        "url": masked_text(prepared.url) if prepared and i.has_process else None,
+    }  # fmt: skip
+
+
 def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     """How far a start has come, while one is under way."""
     i, launch = pool.instance, pool.launch
