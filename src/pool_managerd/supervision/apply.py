@@ -72,6 +72,11 @@ class Applies:
         self._task: asyncio.Task[None] | None = None
         self._unapplied: dict[str, str] = {}
 
+    @property
+    def busy(self) -> bool:
+        """One is under way."""
+        return self._running
+
     def unapplied(self, pool_id: str) -> str | None:
         """Why what was last applied of the pool is not in force; None where it is."""
         return self._unapplied.get(pool_id)
