@@ -18,7 +18,7 @@ from pool_managerd.core.registry import KeptLeases, Registry
 from pool_managerd.core.registry.entry import PoolEntry
 from pool_managerd.supervision.apply_steps import ApplySteps
 from pool_managerd.supervision.intents import Intents
-from pool_managerd.testing.scenario import APPLY, Action, Scenario, draw
+from pool_managerd.testing.scenario import Action, Scenario, draw
 from pool_managerd.testing.shrink import shrink
 from pool_managerd.testing.simulate import main
 from pool_managerd.testing.world import run
