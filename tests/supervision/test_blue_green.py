@@ -16,6 +16,7 @@ from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest, Stage
 from pool_managerd.errors import EngineError, NodeError, RequestError
+from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.testing.fake_parts import FakeProcess
@@ -34,6 +35,11 @@ async def world() -> AsyncIterator[World]:
     yield made
     await made.reloads.close()
     await made.pools.close()
+
+
+class Keeper:
+    async def kept(self) -> None:
+        """At once."""
 
 
 def known(world: World, weights_bytes: int = 1 << 30) -> None:
@@ -89,6 +95,7 @@ async def test_the_new_engine_has_the_place_of_the_old_one_in_one_step_and_the_o
     assert world.p is not before and before.latest() is world.p and world.p.state.desired is Desired.WANTED
     lease(world)
     await give_back(world, first)
+    assert set(world.fakes.files.handoffs) == {R1} and set(world.fakes.files.pids) == {R0, R1}, "nobody is led to the old one"
     other = world.pools.replacements.find("p")
     assert other is before and other.instance.phase is Phase.DRAINING and registry.get_active_leases("p") == 2
     await give_back(world, registry.leases("p")[0].lease_id)
@@ -113,6 +120,14 @@ async def test_nobody_is_refused_a_lease_at_any_moment(world: World) -> None:
     assert (await done(world))["strategy"] == "blue_green"
     await until(lambda: world.pools.replacements.find("p") is None, "the old engine to be gone")
     assert refused == [] and len(processes(world)) == 2
+
+
+async def test_a_request_that_is_sent_again_has_its_lease_on_the_engine_that_it_was_given_on(world: World) -> None:
+    leases = Leases(world.pools, world.fakes.registry, world.fakes.clock, Keeper())
+    first = leases.allocate(world.p, None, None, "mine")
+    await done(world)
+    assert leases.allocate(world.p, None, None, "mine") == first and first["url"].endswith(":8080")
+    assert leases.allocate(world.p, None, None, "yours")["url"].endswith(":8081")
 
 
 async def test_what_it_runs_next_is_the_other_replica_again_and_no_epoch_is_used_twice(world: World) -> None:
@@ -155,11 +170,15 @@ async def test_leases_on_the_old_engine_have_until_the_deadline(world: World) ->
     lease(world)
     await done(world, changes={"slots": 3}, drain_deadline_ms=60_000)
     lease(world)
+    kept = world.fakes.records.facts("retiring")["p"]
+    left_s = kept["deadline"] - world.fakes.clock.monotonic()
+    assert kept["epoch"] == 1 and 55 < left_s < 61, "it holds under the next daemon, too"
     await world.fakes.clock.advance(59)
     assert world.pools.replacements.find("p") is not None and world.fakes.registry.get_active_leases("p") == 2
     await world.fakes.clock.advance(2)
     await until(lambda: world.pools.replacements.find("p") is None, "the old engine to be gone")
     assert world.fakes.registry.get_active_leases("p") == 1 and view(world.p.state).ready
+    assert world.fakes.records.facts("retiring") == {}
 
 
 async def test_a_lease_that_runs_out_is_one_that_has_ended(world: World) -> None:

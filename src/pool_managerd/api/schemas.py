@@ -152,6 +152,7 @@ class ReloadAnswer(Answer):
 class LeaseGiven(Answer):
     lease_id: str
     active_leases: int
+    url: str | None = Field(None, description="The engine that the lease is on: requests under it go there.")
 
 
 class LeaseCount(Answer):

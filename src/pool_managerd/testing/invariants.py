@@ -82,6 +82,7 @@ class Oracle:
             "a process": running,
             "a pid file": key in scene.machine.pids,
             "a handoff file": key in scene.machine.handoffs,
+            "a lease": scene.adapters is not None and scene.adapters.registry.leases_on(pool_id, pool.instance.epoch) > 0,
             "a reservation": scene.adapters is not None and scene.adapters.gpus.memory.ledger.get(key) is not None,
         }
         if any(left.values()):
@@ -159,12 +160,8 @@ class Oracle:
         self._given.add(change.lease_id)
         self._scene.lease_epochs[change.lease_id] = change.epoch
         pool = self._scene.pool(change.pool_id)
-        if (
-            pool is None
-            or pool.instance.phase not in SERVING
-            or not view(pool.state).ready
-            or pool.instance.epoch != change.epoch
-        ):
+        serves = pool is not None and pool.instance.phase in SERVING and view(pool.state).ready
+        if pool is None or not serves or pool.instance.epoch != change.epoch:
             self._scene.fail("leases are given on ready pools alone", f"{change.pool_id}: {pool and pool.state}")
         entry = self._scene.node.registry.get(change.pool_id)
         if entry is not None and entry.slots_total is not None:
@@ -246,9 +243,8 @@ class Oracle:
 
     def daemon_died(self) -> None:
         self._trials.clear()
-        self._asked_at = dict.fromkeys(
-            (*self._pool_ids(), SUBMITTED), self._scene.timeline.now
-        )  # what was not written yet is lost
+        # What was not written yet is lost.
+        self._asked_at = dict.fromkeys((*self._pool_ids(), SUBMITTED), self._scene.timeline.now)
         self._seen.clear()
         self._given.clear()
 

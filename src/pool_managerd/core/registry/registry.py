@@ -206,15 +206,12 @@ class Registry:
         as long as that lasts. Raises as ``allocate_lease``.
         """
         entry = self._change(pool_id)
-        launch = entry.leases.setdefault(entry.epoch, LaunchLeases())
-        if key is not None:
-            for lease in launch.by_id.values():
-                if lease.key == key:
-                    return lease
+        if key is not None and (known := next((lease for lease in self.leases(pool_id) if lease.key == key), None)) is not None:
+            return known  # perhaps on a launch that another one has replaced
         self._admit(entry)
         entry.leases_given += 1
         lease = Lease(f"{entry.lease_prefix}-{entry.leases_given:x}", holder, given_at_ms, expires_at, key)
-        launch.by_id[lease.lease_id] = lease
+        entry.leases.setdefault(entry.epoch, LaunchLeases()).by_id[lease.lease_id] = lease
         self._on_lease(LeaseChange(pool_id, entry.epoch, lease.lease_id, lease, new=True))
         return lease
 
@@ -267,6 +264,12 @@ class Registry:
         """Those with an id, in the order in which they were given; none of an unknown pool."""
         entry = self._entries.get(pool_id)
         return [lease for launch in entry.leases.values() for lease in launch.by_id.values()] if entry else []
+
+    def epoch_of(self, pool_id: str, lease_id: str) -> int | None:
+        """The launch that the lease is on; None when it is over, or never was."""
+        entry = self._entries.get(pool_id)
+        found = None if entry is None else entry.find(lease_id)
+        return None if found is None else found[0]
 
     def end_leases(self, pool_id: str, epoch: int) -> int:
         """Launch ``epoch`` is gone and its leases with it, those of no other; how many there were."""
