@@ -179,6 +179,19 @@ async def test_what_a_person_stopped_is_not_started_by_a_file(world: ApplyWorld)
     assert entry is not None and entry.slots_total == 5, "its next start goes by it"
 
 
+async def test_one_that_drains_is_not_changed_before_it_is_down(world: ApplyWorld) -> None:
+    """The drain may be taken back, and what runs then is not what the file says."""
+    pool, new = world.pools.get("b"), world.file({"id": "a"}, {"id": "b", "slots": 5}, {"id": "c"})
+    world.fakes.registry.allocate_lease("b")
+    drain = await world.pools.change(pool, "drain", ev.Drain(600_000, 0), "drained", desired="drained")
+    operation = await world.apply(new)
+    assert operation.status == "failed" and "it is draining" in told(operation, "b")["error"]
+    world.fakes.registry.release_lease("b")
+    world.pools.leases_changed("b")
+    await drain.wait()
+    assert told(await world.apply(new), "b")["action"] == "take_over" and world.pids()["b"] is None
+
+
 async def test_one_that_fails_is_tried_again_by_what_the_file_says_now(world: ApplyWorld) -> None:
     pool = world.pools.get("b")
     await (await world.pools.change(pool, "stop", ev.Stop(), "down", desired="down")).wait()

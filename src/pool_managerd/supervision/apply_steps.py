@@ -23,15 +23,13 @@ from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import FileReload
 from pool_managerd.supervision.services import Services
 
-_ON_THE_WAY_OUT = (Phase.DRAINING, Phase.STOPPING)
-
 
 def pool_now(pool: Pool, pools: Pools, services: Services) -> PoolNow | None:
     """A configured pool as the plan has to know it."""
     if pool.config is None:
         return None
     i, desired = pool.instance, pool.state.desired
-    serves = i.phase not in IDLE and i.phase not in _ON_THE_WAY_OUT
+    serves = i.phase not in IDLE and i.phase is not Phase.STOPPING  # a drain may be taken back: its engine goes on then
     return PoolNow(
         pool.config, serves=serves, wanted=desired is Desired.WANTED and not pool.state.held,
         by_demand=desired in (Desired.ON_DEMAND, Desired.EVICTED) and not pool.state.held,
