@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
     from pool_managerd.models.provisioner import ModelProvisioner
     from pool_managerd.node import PoolManager
+    from pool_managerd.supervision.apply import ApplyOptions
     from pool_managerd.supervision.event_log import Subscription
     from pool_managerd.supervision.operations import Operation
 
@@ -52,12 +53,14 @@ _HOMES = {
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
     "models.provisioner": ("ModelProvisioner",),
     "node": ("PoolManager",),
+    "supervision.apply": ("ApplyOptions",),
     "supervision.event_log": ("Subscription",),
     "supervision.operations": ("Operation",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ApplyOptions",
     "BackoffPolicy",
     "Config",
     "Decision",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd._version import __version__
-from pool_managerd.config import Config, PolicyConfig
+from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.drain import DrainRequest
 from pool_managerd.core.intent import StoredPool
@@ -19,6 +19,8 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.reload import ReloadRequest
+from pool_managerd.supervision.applied import Applied
+from pool_managerd.supervision.apply import Applies
 from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import snapshots_view
@@ -32,10 +34,11 @@ from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import beside, capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.wiring.adapters import Adapters, default_adapters
+from pool_managerd.wiring.apply_calls import ApplyCalls
 from pool_managerd.wiring.device_calls import DeviceCalls
 
 
-class PoolManager(DeviceCalls):
+class PoolManager(DeviceCalls, ApplyCalls):
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
     Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
@@ -52,6 +55,8 @@ class PoolManager(DeviceCalls):
         self._gpus = self._a.gpus
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
         self._reloads = Reloads(self._pools, self._a.services, lambda: self.config)
+        self._applies = Applies(self._pools, self._a.services, self._reloads, lambda: self.config, self.use_config)
+        self.applied = Applied(self._a.services.records, self._a.clock.wall_ms)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
@@ -82,16 +87,10 @@ class PoolManager(DeviceCalls):
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
         s = self._a.services
-        restored = (
-            s.epochs,
-            s.histories,
-            self._pools.operations,
-            self._gpus.watch,
-            self._gpus.mask_gpus,
-            s.admission,
-            self._reloads,
-        )
-        for part in restored:
+        for part in (
+            s.epochs, s.histories, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission, self._reloads,
+            self.applied,
+        ):  # fmt: skip
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
@@ -116,6 +115,7 @@ class PoolManager(DeviceCalls):
     async def _close(self) -> None:
         for task in self._watching:
             task.cancel()
+        await self._applies.close()
         await self._reloads.close()
         if self.config.daemon.on_exit == "leave" and not self._hard:
             await self._pools.close(leave=True)
@@ -123,12 +123,6 @@ class PoolManager(DeviceCalls):
             await stop_all(self._pools, self._a.services, self.config.lifecycle.drain_deadline_ms)
         self.events.close()
         await self._a.close()
-
-    def use_policy(self, policy: PolicyConfig) -> None:
-        """What may be fetched and run from now on; what runs goes on."""
-        self.config = self.config.model_copy(update={"policy": policy})
-        self._pools.use_config(self.config)
-        self._a.use_config(self.config)
 
     # --- reads ---
 
@@ -142,7 +136,12 @@ class PoolManager(DeviceCalls):
         pool, now, wall_ms = self._pools.get(pool_id), clock.monotonic(), clock.wall_ms()
         known = status_of(pool, self.registry, self.config.profile, now, wall_ms, crash)
         other = beside(self._pools.replacements.find(pool_id), self.registry)
-        return {**known, "reload": self._reloads.stage_of(pool_id), "beside": other}
+        return {
+            **known,
+            "reload": self._reloads.stage_of(pool_id),
+            "beside": other,
+            "unapplied": self._applies.unapplied(pool_id),
+        }
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""

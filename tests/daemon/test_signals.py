@@ -56,11 +56,12 @@ def test_level_and_policy_hold_at_once_and_the_rest_is_named(daemon: Daemon) -> 
     pid = daemon.preload("p")["pid"]
     text = daemon.config.read_text()
     daemon.config.write_text(
-        text.replace("interval_ms: 50", "interval_ms: 60")
+        text.replace("interval_ms: 50", "interval_ms: 60").replace("runtime_dir:", "preload_parallelism: 2, runtime_dir:")
         + "telemetry: {log_level: debug}\npolicy: {allow_schemes: [file, hf]}\n"
     )
     said = hang_up(daemon)
-    assert said["waiting"] == ["health.interval_ms"] and "health.interval_ms" in str(said["human"])
+    assert said["waiting"] == ["daemon.preload_parallelism"] and "daemon.preload_parallelism" in str(said["human"])
+    assert "take over health, policy, telemetry" in str(said["human"])
     assert daemon.status()["pid"] == pid and daemon.status()["ready"], "no pool is touched"
     daemon.post("/v1/pools/p/restart?wait=true")
     wait_until(lambda: daemon.lines("transition") != [], "a line of the level debug", 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_until
-from tests.faults.conftest import Make
+from tests.faults.conftest import Make, MakeNode, MakePool
 from tests.faults.inject import build, cgroup, leader_of
 from tests.faults.watched import Watched
+from tests.gpu.nodes import cards
 
 SHIFTED = r"""
 #define _GNU_SOURCE
@@ -78,6 +80,20 @@ def test_J3_a_daemon_that_gets_hardly_any_cpu_kills_nobody(daemon: Watched) -> N
         status = daemon.status(name)
         assert (status["pid"], status["crash_count"]) == (pid, 0)
     assert daemon.lines("unhealthy") == []
+
+
+def test_J7_a_configuration_that_gives_a_gpu_away_twice_costs_nobody_their_engine(make_node: MakeNode, fake: MakePool) -> None:
+    """Pool a has GPU 0 to itself; the file moves b there. That cannot be, so b goes on where it was, and says so."""
+    pools = [fake("a", devices=[0], gib=2, exclusive=True), fake("b", devices=[1], gib=2)]
+    node = make_node(cards(24, 24), "engines vram=1GiB", pools=pools).start()
+    node.until_ready("a", "b")
+    pids = [node.status(name)["pid"] for name in ("a", "b")]
+    node.config.write_text(node.config.read_text().replace(json.dumps(pools[1]), json.dumps({**pools[1], "devices": [0]})))
+    hang_up(node)
+    wait_until(lambda: node.lines("apply_finished") != [], "the apply to end", 20)
+    assert node.lines("apply_finished")[-1]["failed"] == ["b"]
+    assert [node.status(name)["pid"] for name in ("a", "b")] == pids and node.status("b")["ready"]
+    assert "exclusive" in node.status("b")["unapplied"] and node.status("a")["unapplied"] is None
 
 
 def hang_up(daemon: Watched) -> dict[str, object]:

@@ -41,10 +41,10 @@ class Daemon:
 
     # --- the process ---
 
-    def launch(self, *, wrap: tuple[str, ...] = (), **how: Any) -> subprocess.Popen[bytes]:
-        """Start without waiting for anything."""
+    def launch(self, *, wrap: tuple[str, ...] = (), more: tuple[str, ...] = (), **how: Any) -> subprocess.Popen[bytes]:
+        """Start without waiting for anything; ``more`` are words for ``serve``."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        argv = [*wrap, sys.executable, "-m", "pool_managerd.cli", "serve", "--config", str(self.config)]
+        argv = [*wrap, sys.executable, "-m", "pool_managerd.cli", "serve", "--config", str(self.config), *more]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pool_managerd.config.plan import Step
 from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.lifecycle import relaunch
 from pool_managerd.core.registry import KeptLeases, Registry
 from pool_managerd.core.registry.entry import PoolEntry
+from pool_managerd.supervision.apply_steps import ApplySteps
 from pool_managerd.supervision.intents import Intents
 from pool_managerd.testing.scenario import Action, Scenario, draw
 from pool_managerd.testing.shrink import shrink
@@ -21,7 +24,7 @@ from pool_managerd.testing.simulate import main
 from pool_managerd.testing.world import run
 
 SCAN_S = 18.0
-LIMIT_SEED, LEDGER_SEED = 3, 5
+LIMIT_SEED, LEDGER_SEED, APPLY_SEED = 3, 5, 11
 FOUND: dict[str, tuple[int, ...]] = {
     "an evict never ended under the next daemon, which had started its pool anew": (2445,),
     "a candidate that had to look for another port used the epoch of the pool's next launch": (30166,),
@@ -117,6 +120,17 @@ def test_a_registry_that_forgets_is_found(name: str, monkeypatch: pytest.MonkeyP
     assert run(draw(seed)).broken is None
     monkeypatch.setattr(Registry, name, forgetful)
     assert run(draw(seed)).broken is not None, "are scenarios drawn in another way now? take a seed that finds it"
+
+
+def test_an_apply_that_is_not_carried_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def do(self: ApplySteps, step: Step) -> dict[str, Any]:
+        """It says so, and that is all."""
+        return {}
+
+    assert run(draw(APPLY_SEED)).broken is None
+    monkeypatch.setattr(ApplySteps, "do", do)
+    outcome = run(draw(APPLY_SEED))
+    assert outcome.broken is not None and outcome.broken.rule == "a reload is committed or undone"
 
 
 def test_restarts_without_a_limit_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

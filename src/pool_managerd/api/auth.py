@@ -64,6 +64,18 @@ class Access:
         known = uid()
         return (known is not None and known in (0, self.owner_uid)) or self.bears_token(header)
 
+    def is_owner(self, header: str | None, uid: Callable[[], int | None]) -> bool:
+        """Whether the caller is the daemon's own user or root on this machine: the kernel says so, or the token that only they
+        can read. The configured token does not: it may be shared.
+        """
+        known, given = uid(), _bearer(header)
+        if known is not None and known in (0, self.owner_uid):
+            return True
+        if given is None or self.local_digest is None:
+            return False
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        return hmac.compare_digest(digest, self.local_digest)
+
     def bears_token(self, header: str | None) -> bool:
         """Whether ``header`` (Authorization) carries a token of this daemon."""
         given = _bearer(header)

@@ -48,6 +48,19 @@ class ReloadBody(Body):
     )
 
 
+class ApplyBody(Body):
+    """The daemon's file as it is, ``text`` in its place, or one of the history in its place. The latter two are for the daemon's
+    own user and root, on this machine: they write the file.
+    """
+
+    text: Annotated[str, Field(max_length=1_000_000)] | None = Field(None, description="What the file is to say: YAML or TOML.")
+    number: Annotated[int, Field(ge=1)] | None = Field(None, description="A configuration of the history.")
+    prune: bool = Field(False, description="Remove pools that it does not name; else they are kept.")
+    expect: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of the plan that was agreed to: another one is refused with PLAN_CHANGED."
+    )
+
+
 class LeaseBody(Body):
     holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(None, description="Who holds it, human-readable.")
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(

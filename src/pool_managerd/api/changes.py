@@ -7,9 +7,9 @@ from typing import Any
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
+from pool_managerd.api.bodies import ApplyBody, DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.envelope import json_response
+from pool_managerd.api.envelope import OWNER_KEY, json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
 from pool_managerd.core.reload import ReloadRequest
@@ -95,6 +95,30 @@ async def _finish(context: ApiContext, change: Coroutine[Any, Any, Operation], w
         return json_response(operation.to_dict(), 202)
     await context.keep(operation.wait())
     return json_response(operation.to_dict())
+
+
+async def apply(context: ApiContext, request: web.Request) -> web.Response:
+    """As ``reload``: 202, the end with ``?wait=true``, the plan with ``?dry_run=true``."""
+    wait, dry_run = switch(request, "wait", default=False), switch(request, "dry_run", default=False)
+    body = await read_model(request, ApplyBody)
+    own = context.configuration
+    if own is None:
+        why = "cannot apply a configuration: this daemon was started without a file"
+        raise RequestError(why, code="NO_CONFIGURATION", status=409)
+    brought = body.text is not None or body.number is not None
+    if body.text is not None and body.number is not None:
+        raise RequestError("cannot apply both a text and a configuration of the history: give one")
+    if brought and not request.get(OWNER_KEY, False):
+        raise RequestError(
+            "cannot take a configuration from you: it names programs to run, and is written into the daemon's file, which is for"
+            " the daemon's own user and root, on its machine", code="POLICY_DENIED", status=403,
+            hint="write the daemon's file, and apply that (pool-managerd apply, without a file)",
+        )  # fmt: skip
+    if dry_run:
+        return json_response(await context.keep(own.plan(text=body.text, number=body.number, prune=body.prune)))
+    origin = "apply" if body.number is None else "rollback"
+    asked = own.apply(text=body.text, number=body.number, prune=body.prune, expect=body.expect, origin=origin)
+    return await _finish(context, asked, wait)
 
 
 # --- leases: the hot path, so nothing here waits or builds more than it must ---

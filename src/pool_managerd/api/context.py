@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from pool_managerd.errors import PoolError
-from pool_managerd.node import PoolManager
+from pool_managerd.node import Operation, PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 
 _T = TypeVar("_T")
@@ -27,12 +27,24 @@ class StreamLimits:
     poll_s: float = 0.25
 
 
+class OwnConfiguration(Protocol):
+    """The daemon's file. Raises PoolError."""
+
+    def history(self) -> list[dict[str, Any]]: ...
+    async def plan(self, *, text: str | None = None, number: int | None = None, prune: bool = False) -> dict[str, Any]: ...
+    async def apply(
+        self, *, text: str | None = None, number: int | None = None, prune: bool = False, expect: str | None = None,
+        origin: str = "apply",
+    ) -> Operation: ...  # fmt: skip
+
+
 @dataclass(slots=True)
 class ApiContext:
-    """One per server. ``closing`` ends the endless answers when the server stops."""
+    """One per server. ``closing`` ends the endless answers when the server stops; ``configuration`` is None without a file."""
 
     node: PoolManager
     metrics: Metrics
+    configuration: OwnConfiguration | None = None
     streams: StreamLimits = field(default_factory=StreamLimits)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     open_streams: int = 0

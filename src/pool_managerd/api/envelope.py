@@ -14,6 +14,9 @@ CORRELATION_KEY = web.RequestKey("correlation_id", str)
 TRUSTED_KEY = web.RequestKey("trusted", bool)
 """False for a local user who may see ids and states only; absent: the caller has the token."""
 
+OWNER_KEY = web.RequestKey("owner", bool)
+"""True for the daemon's own user and root on this machine; only where the route asks."""
+
 CORRELATION_HEADER = "X-Correlation-Id"
 _encode = json.JSONEncoder(separators=(",", ":"), default=str, allow_nan=False).encode
 _HTTP_REFUSALS = {

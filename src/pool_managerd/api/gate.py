@@ -14,7 +14,14 @@ from aiohttp.typedefs import Middleware
 
 from pool_managerd import failpoints
 from pool_managerd.api.auth import Access
-from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY, TRUSTED_KEY, error_response, from_http_exception
+from pool_managerd.api.envelope import (
+    CORRELATION_HEADER,
+    CORRELATION_KEY,
+    OWNER_KEY,
+    TRUSTED_KEY,
+    error_response,
+    from_http_exception,
+)
 from pool_managerd.api.guard import GuardedConnection
 from pool_managerd.config import is_pool_id
 from pool_managerd.errors import NodeError, PoolError, RequestError
@@ -32,12 +39,14 @@ log = structlog.get_logger("pool_managerd.api")
 class Paths:
     """``labels`` maps a route's template to its metrics label; ``exempt`` ones need no token.
 
-    ``private`` ones show text of engines or of the configuration: without a configured token they are the owner's.
+    ``private`` ones show text of engines or of the configuration: without a configured token they are the owner's. Of
+    ``asks_owner`` ones the handler is told who calls.
     """
 
     labels: Mapping[str, str]
     exempt: frozenset[str]
     private: frozenset[str] = frozenset()
+    asks_owner: frozenset[str] = frozenset()
 
 
 class Gate:
@@ -125,6 +134,8 @@ class Gate:
                 if request.method not in _READS or label in self._paths.private:
                     self.access.check_owner(token, uid)
                 request[TRUSTED_KEY] = self.access.trusts(token, uid)
+            if label in self._paths.asks_owner:
+                request[OWNER_KEY] = self.access.is_owner(token, uid)
         except RequestError as error:
             self._log_refusal(request, label, error)
             raise

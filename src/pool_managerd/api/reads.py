@@ -14,7 +14,7 @@ from pool_managerd.telemetry.metrics import CONTENT_TYPE
 
 PAGE, MAX_PAGE = 100, 1_000
 WITHHELD = "shown to the daemon's own user, to root, and with the token"
-_TEXTS = ("last_error", "model_path")
+_TEXTS = ("last_error", "model_path", "unapplied")
 
 # --- the node ---
 
@@ -104,6 +104,10 @@ async def pool_crashes(context: ApiContext, request: web.Request) -> web.Respons
     wanted = pool_id(request)
     context.node.status(wanted)  # 404 for a pool that does not exist
     return json_response(context.node.crashes(wanted))
+
+
+async def history(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response([] if context.configuration is None else context.configuration.history())
 
 
 async def operations(context: ApiContext, request: web.Request) -> web.Response:

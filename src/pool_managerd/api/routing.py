@@ -26,7 +26,8 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class Route:
     """One operation. Served under /v1 and /v2, and without a prefix where ``bare``; ``exempt`` needs no token;
-    ``private`` shows text of engines or of the configuration, which on an open loopback is for the owner alone.
+    ``private`` shows text of engines or of the configuration, which on an open loopback is for the owner alone. ``asks_owner``:
+    its handler has to know whether the caller is the daemon's own user, token or not.
 
     ``answers`` maps each success status to its model; ``many`` means a list of them. ``media`` other than JSON
     has no model. ``errors`` are the statuses this operation itself can end with; 401 and the like are added.
@@ -44,6 +45,7 @@ class Route:
     bare: bool = False
     exempt: bool = False
     private: bool = False
+    asks_owner: bool = False
     media: str = "application/json"
 
     @property

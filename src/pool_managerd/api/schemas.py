@@ -102,6 +102,7 @@ class PoolStatus(Answer):
     reload: str | None = Field(
         None, description="How far a reload is: staging, loading, draining, switching, gating, committing or undoing."
     )
+    unapplied: str | None = Field(None, description="Why what the file says of it is not in force; null where it is.")
     beside: Beside | None = Field(None, description="The pool's other engine, while one takes the other's place.")
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None

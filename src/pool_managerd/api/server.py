@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from pool_managerd.api import openapi, reads
 from pool_managerd.api.auth import Access
-from pool_managerd.api.context import ApiContext, StreamLimits
+from pool_managerd.api.context import ApiContext, OwnConfiguration, StreamLimits
 from pool_managerd.api.envelope import error_response, json_response
 from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.guard import Connections
@@ -51,7 +51,7 @@ class ApiServer:
 
     def __init__(self, node: PoolManager, access: Access, metrics: Metrics, limits: ServerLimits | None = None) -> None:
         self._limits = limits or ServerLimits()
-        self._context = ApiContext(node, metrics, self._limits.streams)
+        self._context = ApiContext(node, metrics, streams=self._limits.streams)
         self._gate = _gate(self._context, access, self._limits)
         self._runner = _runner(_application(self._context, self._gate), self._limits)
         self._metrics_runner = _runner(_metrics_application(self._context, self._limits), self._limits)
@@ -71,6 +71,10 @@ class ApiServer:
     def use_access(self, access: Access) -> None:
         """Other tokens from now on; the address is the same."""
         self._gate.access = access
+
+    def use_configuration(self, configuration: OwnConfiguration) -> None:
+        """The daemon's file can be applied by requests from now on."""
+        self._context.configuration = configuration
 
     async def start(self, listener: socket.socket, metrics_listener: socket.socket | None = None) -> None:
         """Begin to answer on ``listener``, and /metrics alone on ``metrics_listener``."""
@@ -136,7 +140,7 @@ def _gate(context: ApiContext, access: Access, limits: ServerLimits) -> Gate:
     }
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
     private = frozenset(route.path for route in ROUTES if route.private)
-    paths = Paths(labels, exempt, private)
+    paths = Paths(labels, exempt, private, frozenset(route.path for route in ROUTES if route.asks_owner))
     return Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
 
 

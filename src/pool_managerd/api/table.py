@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pool_managerd.api import bodies, changes, reads, schemas, streams
+from pool_managerd.api.apply_schemas import AppliedConfiguration, ApplyAnswer
 from pool_managerd.api.crash_schemas import Crash
 from pool_managerd.api.routing import Handler, Query, Route
 
@@ -98,6 +99,10 @@ READ_ROUTES = (
             Query("after", "Those that began behind this operation; without it, the newest.", {"type": "string"}),
         ),
     ),
+    _read(
+        "/config/history", "The configurations that were applied, oldest first", reads.history, AppliedConfiguration,
+        many=True, private=True,
+    ),
     _read("/operations/{operation_id}", "An operation", reads.operation, schemas.OperationAnswer, 404, private=True),
     _read("/snapshots", "What placement reads: all pools at one moment", reads.snapshots, schemas.Snapshots),
     _read("/capabilities", "What this daemon can do", reads.capabilities, schemas.Capabilities),
@@ -131,6 +136,12 @@ CHANGE_ROUTES = (
         {202: schemas.OperationAnswer, 200: schemas.ReloadAnswer}, (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507),
         bodies.ReloadBody,
         (_WAIT, Query("dry_run", "true: the plan (200), and nothing happens.", _BOOL)),
+    ),
+    Route(
+        "POST", "/apply", "Have the configuration file in force, touching only the pools that it changes", changes.apply,
+        {202: schemas.OperationAnswer, 200: ApplyAnswer}, (400, 403, 404, 408, 409, 413, 415, 500, 503, 507),
+        bodies.ApplyBody,
+        (_WAIT, Query("dry_run", "true: the plan (200), and nothing happens.", _BOOL),), asks_owner=True,
     ),
     _change("/hold", "Leave the pool as it is: no automatic restarts", changes.hold),
     _change("/release", "End a hold", changes.release),

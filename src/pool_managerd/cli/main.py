@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pool_managerd._version import __version__
+from pool_managerd.cli import apply as applying
 from pool_managerd.cli import changes, crashes, devices, explain, follow, output, preflight, reads, serving, streams, waiting
 from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
@@ -24,7 +25,9 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Check, show or describe the configuration.", rich_markup_mode=None, no_args_is_help=True)
+config_app = typer.Typer(
+    help="Check, show, describe the configuration; bring one back.", rich_markup_mode=None, no_args_is_help=True
+)
 breaker_app = typer.Typer(help="The circuit breaker of a pool.", rich_markup_mode=None, no_args_is_help=True)
 devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, callback=devices.devices)
 
@@ -32,6 +35,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.restart, changes.preload),
     *(
         reloading.reload,
+        applying.apply,
         changes.drain,
         changes.undrain,
         changes.hold,
@@ -51,6 +55,8 @@ breaker_app.command("reset")(changes.breaker_reset)
 config_app.command("check")(serving.config_check)
 config_app.command("show")(serving.config_show)
 config_app.command("schema")(serving.config_schema)
+config_app.command("history")(applying.history)
+config_app.command("rollback")(applying.rollback)
 for _command in (devices.cordon, devices.uncordon, devices.release, devices.resume):
     devices_app.command()(_command)
 app.add_typer(devices_app, name="devices")

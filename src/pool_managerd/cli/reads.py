@@ -181,6 +181,7 @@ def _status_facts(pool: Json) -> None:
             ("reload", pool.get("reload")),
             ("beside it", _beside(pool)),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
+            ("not applied", pool.get("unapplied")),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
             ("last crash", _last_crash(pool)),

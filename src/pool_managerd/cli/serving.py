@@ -33,6 +33,7 @@ SimulateGpus = Annotated[
         "--simulate-gpus", metavar="FILE", help="Simulate the GPUs of this topology file; profile dev only.", show_default=False
     ),
 ]
+Watch = Annotated[bool, typer.Option("--watch", help="Apply the configuration file whenever it changes.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Look at models, engines and flags of every pool as well.")]
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="FILE.gguf", help="This model instead of the bundled one.", show_default=False)
@@ -48,10 +49,11 @@ def serve(
     runtime_dir: RuntimeDir = None,
     state_dir: StateDir = None,
     simulate_gpus: SimulateGpus = None,
+    watch: Watch = False,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C.
 
-    A second signal does not wait for engines to end. SIGHUP reads the log's level, the token and the policy again.
+    A second signal does not wait for engines to end. SIGHUP applies the configuration file as it is then, as `apply` does.
     """
     overrides = {"daemon.bind": bind, "daemon.runtime_dir": runtime_dir, "daemon.state_dir": state_dir}
     if simulate_gpus is not None:
@@ -60,12 +62,16 @@ def serve(
 
     become_init()
     path = _config_path(config)
-    loaded = _load(path, overrides)
+    from pool_managerd.config.source import ConfigSource
+
+    source = ConfigSource(path, os.environ, overrides)
+    text = source.text()
+    loaded = source.load(text)
     import asyncio
 
     from pool_managerd import daemon
 
-    raise typer.Exit(asyncio.run(daemon.serve(loaded, os.environ, lambda: _load(path, overrides))))
+    raise typer.Exit(asyncio.run(daemon.serve(loaded, os.environ, daemon.Origin(source, text, watch))))
 
 
 def demo(model: Model = None) -> None:

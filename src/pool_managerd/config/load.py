@@ -26,6 +26,7 @@ from pool_managerd.config.parse import (
     key_text,
     parse_file,
     parse_scalar,
+    parse_text,
     place_of,
 )
 from pool_managerd.config.problems import explain, merged, unknown_key
@@ -45,8 +46,16 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
     dotted key (``{"daemon.bind": "127.0.0.1:0"}``); a None value is a flag that was not given.
     Raises SpecError (``CONFIG_ERROR``) whose message has one line per problem.
     """
+    return _loaded(parse_file(path) if path is not None else Tree(), path, env, overrides)
+
+
+def load_text(text: str, path: Path, *, env: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:
+    """As ``load_config``, if ``text`` were what is in ``path``."""
+    return _loaded(parse_text(text, path), path, env, overrides)
+
+
+def _loaded(tree: Tree, path: Path | None, env: Mapping[str, str], overrides: Mapping[str, Any] | None) -> Config:
     here = _current_directory()
-    tree = parse_file(path) if path is not None else Tree()
     if not tree.problems:
         _apply_env(tree, env)
         _apply_flags(tree, overrides or {})

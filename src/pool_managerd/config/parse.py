@@ -83,6 +83,11 @@ def parse_file(path: Path) -> Tree:
         text = read_bounded(path)
     except ValueError as error:
         return Tree(problems=[Problem(str(path), "", str(error))])
+    return parse_text(text, path)
+
+
+def parse_text(text: str, path: Path) -> Tree:
+    """As ``parse_file``, if ``text`` were what is in ``path``."""
     return parse_toml(text, str(path)) if path.suffix.lower() == ".toml" else parse_yaml(text, str(path))
 
 

@@ -22,6 +22,11 @@ from pool_managerd.config.values import (
 )
 from pool_managerd.core.gpu.masks import DeviceMask
 
+DECIDED = frozenset({
+    "id", "preload", "quant", "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
+})  # fmt: skip
+"""The keys of a pool that the daemon alone goes by: an engine that runs is the same with another value of them."""
+
 
 class SourceBuild(Section):
     """How a source tree is built. Not in force yet."""

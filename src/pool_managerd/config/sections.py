@@ -232,9 +232,7 @@ class TelemetryConfig(Section):
     labels: dict[str, str] = Field(
         default_factory=dict, description="Constant labels on every series and log line.", examples=[{"node_id": "gpu-7"}]
     )
-    log_level: Literal["debug", "info", "warn", "error"] = Field(
-        "info", description="Log lines below this are left out. Read again on SIGHUP."
-    )
+    log_level: Literal["debug", "info", "warn", "error"] = Field("info", description="Log lines below this are left out.")
     log_format: Literal["auto", "json", "pretty"] = Field(
         "auto", description="auto: readable on a terminal, JSON Lines elsewhere."
     )

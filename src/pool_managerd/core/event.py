@@ -9,6 +9,7 @@ from typing import Any
 
 EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "adopt": "an engine that ran already was taken over", "adopting": "an engine that ran already was found",
+    "apply_finished": "a configuration was applied, or not as a whole", "apply_started": "a configuration is being applied",
     "attach": "an engine that somebody else runs is probed from now on", "backoff": "a restart is due, and when",
     "breaker": "the circuit breaker opened, closed, or lets one start through",
     "config_reread": "the configuration was read again, or could not be",

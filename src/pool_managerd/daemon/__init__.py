@@ -18,17 +18,20 @@ from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_a
 from pool_managerd.api.server import ApiServer, listen
 from pool_managerd.config import Config
 from pool_managerd.config.schema import not_in_force
+from pool_managerd.config.source import ConfigSource
 from pool_managerd.core.redaction import Redactor
+from pool_managerd.daemon.configuration import Configuration
 from pool_managerd.daemon.loop_watch import LoopWatch
 from pool_managerd.daemon.rereading import Rereading
 from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
+from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
-from pool_managerd.wiring.adapters import default_adapters
+from pool_managerd.wiring.adapters import SystemClock, default_adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,20 @@ async def serving(
         node.unclaim()
 
 
-async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Config] | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the configuration came from: ``text`` of ``source``. ``watch``: it is applied when the file changes."""
+
+    source: ConfigSource
+    text: str
+    watch: bool = False
+
+
+async def serve(config: Config, env: Mapping[str, str], origin: Origin | None = None) -> int:
     """Run the daemon until SIGTERM or SIGINT; a second one stops hard. Returns the exit code.
 
-    ``reread`` gives the configuration as it is now, for SIGHUP. The code is 0 after a clean stop, 1 when one of the daemon's own
-    tasks failed so often that it did not trust itself any more.
+    With ``origin`` its file can be applied while it runs: on SIGHUP and by requests. The code is 0 after a clean stop, 1 when
+    one of the daemon's own tasks failed so often that it did not trust itself any more.
 
     Raises what ``serving`` raises.
     """
@@ -104,7 +116,7 @@ async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Con
         if told is not None:
             logs.write("warn", "failpoints", told)
         _first_lines(logs, config, *resolve_access(config, env))
-        return await _serve(config, env, logs, reread)
+        return await _serve(config, env, logs, origin)
     except PoolError as error:
         action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"  # audited: SEC-AUTH-5002
         fields = {"code": error.code, "hint": error.hint, "bind": config.daemon.bind}
@@ -114,7 +126,7 @@ async def serve(config: Config, env: Mapping[str, str], reread: Callable[[], Con
         logs.close()
 
 
-async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: Callable[[], Config] | None) -> int:
+async def _serve(config: Config, env: Mapping[str, str], logs: Logging, origin: Origin | None) -> int:
     notifier, watch = Notifier(env), LoopWatch(partial(_tell_standstill, logs))
     leave = config.daemon.on_exit == "leave"
     signals = Signals(logs, leave=leave)
@@ -134,12 +146,17 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: 
             served.node.on_fatal(on_fatal)
             served.metrics.watch_loop(watch.lag_seconds)
             watch.start()
-            if reread is not None:
-                signals.on_hang_up = Rereading(reread, env, served.node, served.server, logs)
+            rereading = _rereading(origin, config, env, served, logs)
+            signals.on_hang_up = rereading
             notifier.ready(_status_line(served))
-            keeping = asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))
+            keeping = [asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))]
+            if rereading is not None and origin is not None and origin.watch:
+                what = "the watch of the configuration file"
+                watching = keep_up(rereading.watch, what, SystemClock(), served.node.events, on_fatal)
+                keeping.append(asyncio.create_task(watching))
             await signals.first.wait()
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
             notifier.send("STOPPING=1")
             ending = asyncio.create_task(notifier.extend_timeout())
             await stop_node(served.node, signals)
@@ -151,6 +168,16 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, reread: 
     engines = "its engines go on, for the next daemon" if leave else "its engines are down"
     logs.write("info", "stopped", f"The daemon stopped; {engines}")
     return 0
+
+
+def _rereading(origin: Origin | None, config: Config, env: Mapping[str, str], served: Served, logs: Logging) -> Rereading | None:
+    """What applies the daemon's file, from now on by requests as well; None where it has none."""
+    if origin is None:
+        return None
+    configuration = Configuration(origin.source, env, served.node, served.server, logs)
+    configuration.started(origin.text, config)
+    served.server.use_configuration(configuration)
+    return Rereading(configuration, served.node.events)
 
 
 def _status_line(served: Served) -> str:

@@ -1,38 +1,27 @@
-"""SIGHUP: the configuration is read again, and what may change without touching a pool is in force from then on.
+"""The file read again without a request: on SIGHUP, and with ``serve --watch`` when it has changed.
 
-That is the log's level, the token and the policy. Everything else waits for a restart, and is named. A file that cannot be used
-changes nothing.
+A file that cannot be used changes nothing. Pools that the file does not name any more are kept: taking them away is for somebody
+to say (``apply --prune``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
 
-from pydantic import BaseModel
-
-from pool_managerd.api.auth import Access, resolve_access, with_local_token
-from pool_managerd.api.server import ApiServer
-from pool_managerd.config import Config
+from pool_managerd.daemon.configuration import Configuration
 from pool_managerd.errors import PoolError
-from pool_managerd.node import PoolManager
-from pool_managerd.telemetry.logs import Logging
+from pool_managerd.supervision.event_log import EventLog
 
-IN_FORCE_AT_ONCE = ("policy", "auth", "telemetry.log_level")
 MAX_NAMED = 8
-TOKEN_GRACE_S = 300.0
-"""How long the token holds that was replaced (SPEC §20 no. 56): callers change theirs one after the other."""
+WATCH_S = 1.0
+"""How often a watched file is looked at; it must look the same twice before it is read, as it may be in the middle of a write."""
 
 
 class Rereading:
-    """Call it to read again. ``read`` gives the configuration as a start would have it, and raises PoolError."""
+    """Call it to read again."""
 
-    def __init__(
-        self, read: Callable[[], Config], env: Mapping[str, str], node: PoolManager, server: ApiServer, logs: Logging
-    ) -> None:
-        self._read, self._env, self._node, self._server, self._logs = read, env, node, server, logs
+    def __init__(self, configuration: Configuration, events: EventLog) -> None:
+        self._configuration, self._events = configuration, events
         self._running: asyncio.Task[None] | None = None
         self._again = False
 
@@ -46,50 +35,39 @@ class Rereading:
     async def _run(self) -> None:
         while True:
             self._again = False
-            try:
-                self._apply(await asyncio.to_thread(self._read))
-            except PoolError as problem:
-                human = f"The configuration cannot be read again, so everything stays as it was: {problem.message}"
-                self._node.events.emit("config_reread", human, level="error", outcome="error", hint=problem.hint)
+            await self.read("sighup")
             if not self._again:
                 return
 
-    def _apply(self, new: Config) -> None:
-        access, token = resolve_access(new, self._env)
-        access = with_local_token(access, self._node.config.daemon.state_dir)
-        waiting = [key for key in changed_keys(self._node.config, new) if not key.startswith(IN_FORCE_AT_ONCE)]
-        if token is not None:
-            self._node.events.redactor.know("auth", [*self._node.events.redactor.known("auth", 8), token.value])
-        self._use(access)
-        self._logs.use_level(new.telemetry.log_level)
-        self._node.use_policy(new.policy)
-        human = "The configuration was read again; the log's level, the token and the policy are in force"
+    async def read(self, origin: str) -> bool:
+        """Read and apply the file, to the end; false where it should be tried again, as something was in the way for now."""
+        try:
+            operation = await self._configuration.apply(origin=origin)
+        except PoolError as problem:
+            if origin == "watch" and problem.code == "OPERATION_IN_PROGRESS":
+                return False
+            human = f"The configuration cannot be read again, so everything stays as it was: {problem.message}"
+            self._events.emit("config_reread", human, level="error", outcome="error", hint=problem.hint)
+            return not problem.retriable
+        waiting = list((operation.progress or {}).get("waiting", ()))
+        human = f"The configuration was read again: {(operation.progress or {}).get('summary')}"
         if waiting:
             more = f" and {len(waiting) - MAX_NAMED} more" if len(waiting) > MAX_NAMED else ""
-            human += f". These wait for a restart: {', '.join(waiting[:MAX_NAMED])}{more}"
-        self._node.events.emit("config_reread", human, outcome="success", waiting=waiting)
+            human += f". These wait for a restart of the daemon: {', '.join(waiting[:MAX_NAMED])}{more}"
+        self._events.emit("config_reread", human, outcome="success", waiting=waiting, operation_id=operation.operation_id)
+        try:
+            await operation.wait()
+        except PoolError:
+            return True  # it is told as the end of the apply
+        return True
 
-    def _use(self, access: Access) -> None:
-        before = self._server.access
-        if access.token_digest == before.token_digest:
-            access = replace(access, former_digest=before.former_digest)
-        elif before.token_digest is not None:
-            access = replace(access, former_digest=before.token_digest)
-            asyncio.get_running_loop().call_later(TOKEN_GRACE_S, self._forget_former, before.token_digest)
-        self._server.use_access(access)
-
-    def _forget_former(self, digest: bytes) -> None:
-        if self._server.access.former_digest == digest:
-            self._server.use_access(replace(self._server.access, former_digest=None))
-
-
-def changed_keys(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
-    """The keys whose values differ, as they are written: ``daemon.bind``; a list counts as one key."""
-    for name in type(old).model_fields:
-        before: Any = getattr(old, name)
-        after: Any = getattr(new, name)
-        key = f"{path}{name}"
-        if isinstance(before, BaseModel) and type(after) is type(before):
-            yield from changed_keys(before, after, f"{key}.")
-        elif before != after:
-            yield key
+    async def watch(self) -> None:
+        """Read the file again each time that it has changed, until cancelled."""
+        source = self._configuration.source
+        applied = before = await asyncio.to_thread(source.seen)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = await asyncio.to_thread(source.seen)
+            settled, before = now == before, now
+            if now is not None and settled and now != applied and await self.read("watch"):
+                applied = now

@@ -22,7 +22,7 @@ class PortAllocator:
     def __init__(self, ports: str, fixed: frozenset[int] = frozenset()) -> None:
         low, _, high = ports.partition("-")
         self._range = range(int(low), int(high) + 1)
-        self._fixed = fixed
+        self.fixed = fixed
         self._claimed: dict[InstanceId, int] = {}
 
     def claim(self, instance: InstanceId, preferred: Sequence[int] = ()) -> int:
@@ -64,8 +64,8 @@ class PortAllocator:
         yield from preferred
         if had is not None and not preferred:
             yield had
-        yield from (port for port in self._range if port not in self._fixed)
-        yield from (port for port in self._range if port in self._fixed)
+        yield from (port for port in self._range if port not in self.fixed)
+        yield from (port for port in self._range if port in self.fixed)
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:

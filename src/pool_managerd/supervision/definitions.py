@@ -22,7 +22,7 @@ class Definitions:
         self._config, self._s, self._codec = config, services, codec
 
     def use_config(self, config: Config) -> None:
-        """Another policy; of the rest nothing may differ."""
+        """What the next ones are made from."""
         self._config = config
 
     def of(self, pool_id: str, config: PoolConfig | None, submitted: Mapping[str, Any] | None = None) -> Definition:

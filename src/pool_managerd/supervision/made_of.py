@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
+from pool_managerd.config.pools import DECIDED
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Records
 
@@ -23,10 +24,15 @@ def keep_configuration(pool: Pool, records: Records) -> None:
         records.note_fact(CONFIGURATION, pool.pool_id, digest)
 
 
+def runs_by_another(pool: Pool, records: Records) -> bool:
+    """Whether the engine was launched by another configuration than the pool has now, by this daemon or the one before."""
+    known, digest = pool.launched_as or records.facts(CONFIGURATION).get(pool.pool_id), _digest(pool)
+    return known is not None and digest is not None and any(known.get(key, value) != value for key, value in digest.items())
+
+
 def changed_configuration(pool: Pool, records: Records) -> Iterator[str]:
-    """A sentence, where the engine was launched by another configuration than the pool has now."""
-    known, digest = records.facts(CONFIGURATION).get(pool.pool_id), _digest(pool)
-    if None not in (known, digest) and known != digest:
+    """A sentence, where that is so."""
+    if runs_by_another(pool, records):
         yield f"Pool '{pool.pool_id}' still runs as an earlier configuration said; restart it to apply the present one"
 
 
@@ -37,5 +43,7 @@ def changed_files(pool_id: str, paths: Iterable[str]) -> Iterator[str]:
 
 
 def _digest(pool: Pool) -> dict[str, str] | None:
-    """Of the pool's configuration; None for a pool that has none."""
-    return None if pool.config is None else {"digest": hashlib.sha256(pool.config.model_dump_json().encode()).hexdigest()}
+    """Of what an engine is launched by in the pool's configuration; None for a pool that has none."""
+    if pool.config is None:
+        return None
+    return {"launch": hashlib.sha256(pool.config.model_dump_json(exclude=set(DECIDED)).encode()).hexdigest()}

@@ -37,7 +37,7 @@ class Operation:
     """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure.
 
     ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules). ``key`` is the caller's own
-    name for it.
+    name for it. ``pool_id`` is empty for what concerns several; ``progress`` says how far such a one is.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Operation:
         self.status = "running"
         self.outcome: dict[str, Any] | None = None
         self.error: PoolError | None = None
+        self.progress: dict[str, Any] | None = None
         self.started_at_ms = started_at_ms
         self.ended_at_ms: int | None = None
         self._done = asyncio.Event()
@@ -77,11 +78,12 @@ class Operation:
         failure: dict[str, Any] | None = None
         if self.error is not None:
             failure = {"code": self.error.code, "message": self.error.message, "hint": self.error.hint}
-            if self.kind == "reload":
+            if self.kind in ("reload", "apply"):
                 failure["details"] = self.error.details
         return {
-            "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id, "status": self.status,
+            "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id or None, "status": self.status,
             "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
+            **({} if self.progress is None else {"progress": self.progress}),
         }  # fmt: skip
 
 
@@ -168,7 +170,7 @@ class Operations:
 def _recalled(body: Mapping[str, Any]) -> Operation:
     """The inverse of ``to_dict``. Raises KeyError or TypeError for what is no operation."""
     operation = Operation(
-        body["operation_id"], body["kind"], body["pool_id"], body["started_at_ms"], body.get("goal", ""), body.get("key")
+        body["operation_id"], body["kind"], body["pool_id"] or "", body["started_at_ms"], body.get("goal", ""), body.get("key")
     )
     failure = body["error"]
     error = None
@@ -185,6 +187,11 @@ def _unfinished(operation: Operation) -> NodeError:
         return NodeError(
             "reload failed: the daemon ended before it was finished; it was undone, what ran before runs on or is started again",
             code="NODE_RESTARTED", hint="reload it again if it is still wanted", details={"rolled_back": True},
+        )  # fmt: skip
+    if operation.kind == "apply":
+        return NodeError(
+            "cannot tell how the apply ended: the daemon ended before it was finished; the next one has started by its file",
+            code="NODE_RESTARTED", hint="apply the file again: the plan shows what is not as it says",
         )  # fmt: skip
     what = f"the {operation.kind.replace('_', ' ')} of pool {operation.pool_id}"
     return NodeError(

@@ -55,7 +55,7 @@ class Pools:
         services.events.listen(self._endings.hear)
 
     def use_config(self, config: Config) -> None:
-        """Another policy; of the rest nothing may differ."""
+        """What is in force from now on, of pools to come and of requests; those that are there have what they were defined by."""
         self._config = config
         self.definitions.use_config(config)
 

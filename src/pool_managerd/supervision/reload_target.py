@@ -25,6 +25,13 @@ _RELOADED = frozenset({Phase.READY, *IDLE, Phase.STAGING, Phase.STARTING, Phase.
 
 
 @dataclass(frozen=True, slots=True)
+class FileReload(ReloadRequest):
+    """To what a file says of the pool, ``to``: nothing beside the file is kept of it."""
+
+    to: PoolConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What ``pool`` is to run instead of ``old``. ``changes`` are all that its file's configuration is changed by then."""
 
@@ -73,7 +80,8 @@ class Targets:
         """Raises PoolError for a pool that is not there or cannot be reloaded now, and for what it cannot run."""
         pool = self._pools.get(request.pool_id)
         self._check(pool)
-        changes = {} if request.engine is not None else self._changes_of(pool, request)
+        asked = request.engine is None and not isinstance(request, FileReload)
+        changes = self._changes_of(pool, request) if asked else {}
         new = self._definition(pool, request, changes)
         policy.learn_secrets(self._s.events.redactor, pool.pool_id, new)
         deadline_ms = request.drain_deadline_ms
@@ -126,6 +134,8 @@ class Targets:
 
     def _definition(self, pool: Pool, request: ReloadRequest, changes: Mapping[str, Any]) -> Definition:
         config = self._config()
+        if isinstance(request, FileReload):
+            return self._pools.definitions.of(pool.pool_id, request.to)
         if request.engine is not None:
             if pool.config is not None:
                 raise SpecError(

@@ -136,7 +136,7 @@ NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
 LOOP_LAG = Series("loop_lag_seconds", "gauge", (), "By how much the daemon's event loop was late at most, in the last minute.")
-CONFIG_READ = Series("config_reread_total", "counter", ("outcome",), "Times that SIGHUP had the configuration read again.")
+CONFIG_READ = Series("config_reread_total", "counter", ("outcome",), "Times that SIGHUP or --watch had the file read again.")
 
 COUNTED = (
     PRELOAD_SUCCESS,

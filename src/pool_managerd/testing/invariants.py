@@ -101,7 +101,7 @@ class Oracle:
     def _is_reloaded(self, pool_id: str) -> bool:
         """Its starts are those of a person."""
         node = self._scene.node
-        return node is not None and node.status(pool_id)["reload"] is not None
+        return node is not None and (node.status(pool_id)["reload"] is not None or node._applies.busy)
 
     def engine_started(self, engine: SimulatedEngine) -> None:
         """One engine process of a pool at a time, or two while one replaces the other; and each of a launch of its own."""

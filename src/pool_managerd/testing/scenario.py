@@ -13,8 +13,8 @@ from typing import Any
 from pool_managerd.config import Config
 
 GPU_BYTES = 24 << 30
-RELOAD = "reload"
-"""Drawn beside all other requests and faults."""
+RELOAD, APPLY = "reload", "apply"
+"""Drawn beside all other requests and faults, each by itself."""
 SUBMITTED = "s0"
 """The pool that is not configured: requests make it and take it away."""
 REQUESTS = {
@@ -87,7 +87,7 @@ def draw(seed: int) -> Scenario:
     shown = chance.random() < 0.8
     return Scenario(
         seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs,
-        _with_reloads(seed, _actions(chance, hours, pools)),
+        _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))),
     )  # fmt: skip
 
 
@@ -135,17 +135,24 @@ def _actions(chance: Random, hours: float, pools: int) -> tuple[Action, ...]:
 
 
 def _with_reloads(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    return _with(RELOAD, Random(f"reloads {seed}"), actions)
+
+
+def _with_applies(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    return _with(APPLY, Random(f"applies {seed}"), actions)
+
+
+def _with(kind: str, chance: Random, actions: tuple[Action, ...]) -> tuple[Action, ...]:
     """In some runs, each a moment before something else happens. Drawn apart, so that the rest stays what it was."""
-    chance = Random(f"reloads {seed}")
     times = chance.sample([action.at for action in actions], chance.choice((0, 0, 1, 2, 5)))
-    reloads = (
+    more = (
         Action(
-            len(actions) + n, round(max(0.0, at - chance.expovariate(1 / chance.choice((0.01, 1.0, 10.0)))), 4), RELOAD,
+            len(actions) + n, round(max(0.0, at - chance.expovariate(1 / chance.choice((0.01, 1.0, 10.0)))), 4), kind,
             chance.randrange(3), chance.randrange(1_000), chance.random(),
         )
         for n, at in enumerate(times)
     )  # fmt: skip
-    return tuple(sorted((*actions, *reloads), key=lambda action: action.at))
+    return tuple(sorted((*actions, *more), key=lambda action: action.at))
 
 
 def _mixed(chance: Random) -> dict[str, float]:

@@ -7,16 +7,18 @@ both are right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pool_managerd.config import Config
+from pool_managerd.config.plan import with_pool
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.testing.scenario import RELOAD, SUBMITTED, Action
+from pool_managerd.testing.scenario import APPLY, RELOAD, SUBMITTED, Action
 from pool_managerd.testing.scene import Scene
 
 CLOUDY_S = 60.0
@@ -77,6 +79,8 @@ class Question:
     until: float | None = None
     new_slots: int | None = None
     """What a reload asks for, where the pool cannot have been configured so before."""
+    file: Config | None = None
+    """What an apply was asked with."""
 
 
 def _slots_asked(action: Action) -> int:
@@ -95,6 +99,11 @@ class SimulatedClients:
         self.slots = {pool.id: {pool.slots} for pool in scene.config.pools}
         """What each pool may be configured with now: reloads change it."""
         self._reloads: dict[str, tuple[Question, int]] = {}
+        self._applies: dict[str, Config] = {}
+        self._taken = dict(self._filed_slots())
+        """What the daemon has taken of the file: what says the same touches no pool, and what was reloaded stays."""
+        self._unapplied: set[str] = set()
+        """Pools that the file says something of that may not be in force."""
         self.leases: dict[str, GivenLease] = {}
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
@@ -151,6 +160,8 @@ class SimulatedClients:
             case "reload":
                 changes = {"slots": _slots_asked(action), "ctx": 1024 << action.number % 4}
                 return node.reload(ReloadRequest(pool_id, changes=changes, drain_deadline_ms=round(60_000 * action.share**3)))
+            case "apply":
+                return node.apply(self._edited(question))
             case "submit":
                 engine = PreparedEngine(SUBMITTED, "/engine", port=9_000, slots_total=2, verbatim=True)
                 return node.preload(SUBMITTED, engine)
@@ -162,6 +173,42 @@ class SimulatedClients:
             case _:
                 asked: Coroutine[Any, Any, Any] = getattr(node, action.kind)(pool_id)
                 return asked
+
+    def _edited(self, question: Question) -> Config:
+        """The file with one line changed. The next daemon begins by it, whatever becomes of the apply; one applies all of it."""
+        scene, pool_id = self._scene, question.pool_id
+        pool = next(one for one in scene.config.pools if one.id == pool_id)
+        question.file = scene.config = with_pool(scene.config, pool.model_copy(update={"slots": _slots_asked(question.action)}))
+        if self._filed(pool_id) != self._taken[pool_id]:
+            self._unapplied.add(pool_id)
+        for one in self._unapplied:
+            self.slots[one].add(self._filed(one))
+            self.desired[one].possible |= {"up"}
+        return question.file
+
+    def _filed_slots(self) -> Iterator[tuple[str, int]]:
+        return ((pool.id, pool.slots) for pool in self._scene.config.pools)
+
+    def _filed(self, pool_id: str) -> int:
+        """What the file says of the pool now."""
+        return dict(self._filed_slots())[pool_id]
+
+    def _cannot_be(self, pool_id: str, slots: int | None) -> None:
+        """It was undone, or never begun; but the file may say so as well."""
+        if slots is not None and slots != self._filed(pool_id):
+            self.slots[pool_id].discard(slots)
+
+    def _applied(self, config: Config) -> None:
+        """All of it is in force, but for what has been written into the file since."""
+        for pool in config.pools:
+            if pool.id in self._unapplied and pool.slots != self._taken[pool.id] and not self._is_reloaded(pool.id):
+                self.slots[pool.id] = {pool.slots, self._filed(pool.id)}
+            if pool.slots == self._filed(pool.id):
+                self._unapplied.discard(pool.id)
+            self._taken[pool.id] = pool.slots
+
+    def _is_reloaded(self, pool_id: str) -> bool:
+        return any(other.pool_id == pool_id for other, _ in self._reloads.values())
 
     async def _lease(self, question: Question, node: PoolManager) -> Any:
         action = question.action
@@ -229,8 +276,7 @@ class SimulatedClients:
 
     def _refused(self, question: Question) -> None:
         """Nothing has changed, unless the disk failed while what was written was taken back."""
-        if question.new_slots is not None:
-            self.slots[question.pool_id].discard(question.new_slots)
+        self._cannot_be(question.pool_id, question.new_slots)
         if self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now:
             return
         for touched in question.touched:
@@ -241,6 +287,8 @@ class SimulatedClients:
         scene, kind = self._scene, question.action.kind
         if isinstance(result, Operation):
             self.operations[result.operation_id] = (result, scene.timeline.now, scene.lost_s)
+            if kind == APPLY:
+                self._applies[result.operation_id] = question.file or scene.config
             if kind == RELOAD:
                 self._reloads[result.operation_id] = question, _slots_asked(question.action)
         elif kind == "lease":
@@ -257,18 +305,22 @@ class SimulatedClients:
 
     def ended(self, operation: Operation) -> None:
         """What it was acknowledged for is so, or is not."""
+        if (config := self._applies.pop(operation.operation_id, None)) is not None and operation.status == "succeeded":
+            self._applied(config)
         if (asked := self._reloads.pop(operation.operation_id, None)) is None:
             return
         question, new = asked
+        pool_id = question.pool_id
         if operation.status != "succeeded":
-            self.slots[question.pool_id].discard(question.new_slots or 0)
-        elif not any(other.pool_id == question.pool_id for other, _ in self._reloads.values()):
-            self.slots[question.pool_id] = {new}
+            self._cannot_be(pool_id, question.new_slots)
+        elif not self._is_reloaded(pool_id):
+            self.slots[pool_id] = {new, self._filed(pool_id)} if pool_id in self._unapplied else {new}
 
     def daemon_died(self) -> None:
         """Whoever waits gets no answer."""
         self.unanswered += len(self._asking)
         self._asking.clear()
+        self._taken = dict(self._filed_slots())
         for promises in (self.desired, self.held, self.exists):
             for promise in promises.values():
                 promise.asking, promise.cloudy_until = 0, 0.0

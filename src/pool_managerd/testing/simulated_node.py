@@ -118,6 +118,10 @@ class SimulatedAdapters:
         self._ids += 1
         return f"op-{self._life.number}-{self._ids}"
 
+    def use_config(self, config: Config) -> None:
+        """Other pools, and sections that a running daemon takes over."""
+        self.config = config
+
     def claim(self) -> None:
         """There is one daemon at a time."""
 

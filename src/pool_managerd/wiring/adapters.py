@@ -89,8 +89,7 @@ class Adapters:
         self.registry = Registry(self.clock.wall_ms, salt=secrets.token_hex(8), on_lease=self.leases.put)
         self.files = RuntimeFiles(config.daemon.runtime_dir)
         self.store = StateStore(config.daemon.state_dir)
-        fixed = frozenset(port for pool in config.pools for port in pool.provisioning.ports)
-        self._ports = PortAllocator(config.daemon.engine_ports, fixed)
+        self._ports = PortAllocator(config.daemon.engine_ports, fixed_ports(config))
         self._spawner = Spawner()
         self._launcher = Launcher(self._spawner, self.files, launch_options(config))
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
@@ -118,9 +117,11 @@ class Adapters:
         )  # fmt: skip
 
     def use_config(self, config: Config) -> None:
-        """Another policy; of the rest nothing may differ."""
-        self.config = self.gpu_parts.config = config
+        """Other pools, and sections that a running daemon takes over; of the rest nothing may differ."""
+        self.config = config
+        self.gpu_parts.use_config(config)
         self.models.policy = config.policy
+        self._ports.fixed = fixed_ports(config)
 
     def claim(self) -> None:
         """Take the locks, unless they are taken. Raises NodeError ALREADY_RUNNING with the holder's pid."""
@@ -251,6 +252,11 @@ class Adapters:
 
     parse_prepared = staticmethod(prepared_from_json)
     prepared_to_json = staticmethod(prepared_to_json)
+
+
+def fixed_ports(config: Config) -> frozenset[int]:
+    """The ports that pools have asked for."""
+    return frozenset(port for pool in config.pools for port in pool.provisioning.ports)
 
 
 def launch_options(config: Config) -> LaunchOptions:

@@ -74,6 +74,11 @@ class GpuParts:
         self._topology: tuple[object, tuple[str, ...]] = (None, ())
         self.watch.listen(self._tell_notes)
 
+    def use_config(self, config: Config) -> None:
+        """Other pools, and findings that are allowed to fail; of the GPUs nothing may differ."""
+        self.config = config
+        self._setups.use_config(config)
+
     async def open(self) -> None:
         """Build the simulated driver, if there is to be one. Raises NodeError without a C compiler, SpecError
         naming file and line when its topology file is wrong.

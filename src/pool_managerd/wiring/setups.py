@@ -42,12 +42,17 @@ class Setups:
     def __init__(
         self, config: Config, models: ModelProvisioner, engines: EngineProvisioner | None, tell: Tell = lambda _: None
     ) -> None:
-        self._config, self._models, self._engines, self._say = config, models, engines, tell
+        self._models, self._engines, self._say = models, engines, tell
         self.model_bytes: dict[str, int] = {}
-        self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
+        self.use_config(config)
         self._asking: dict[str, str] = {}
         self._found: dict[str, list[tuple[str, str, str]]] = {}
         self._changed = threading.Condition()
+
+    def use_config(self, config: Config) -> None:
+        """Other pools, from the next ``problems`` on."""
+        self._config = config
+        self._pools = [pool for pool in config.pools if mode_of(pool) != "external"]
 
     def problems(self) -> tuple[tuple[str, str, str], ...]:
         """Pool, message and remedy of each. Blocks, for a bounded time: disks get less of it than engines."""

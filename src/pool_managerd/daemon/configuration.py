@@ -1,0 +1,130 @@
+"""The daemon's own configuration file, applied while it runs: by a request, a signal, or because it has changed.
+
+The file has the last word: whatever is applied is in it first, so that the next daemon starts with the same. A text that comes
+with a request, and one of the history, therefore take the file's place before anything else happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pool_managerd.api.auth import Access, resolve_access, with_local_token
+from pool_managerd.api.server import ApiServer
+from pool_managerd.config import Config
+from pool_managerd.config.plan import Plan
+from pool_managerd.config.schema import not_in_force
+from pool_managerd.config.source import ConfigSource
+from pool_managerd.errors import PoolError
+from pool_managerd.node import PoolManager
+from pool_managerd.supervision.apply import ApplyOptions, summary
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.telemetry.logs import Logging
+from pool_managerd.telemetry.metrics import Metrics
+
+TOKEN_GRACE_S = 300.0
+"""How long the token holds that was replaced (SPEC §20 no. 56): callers change theirs one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A text, the configuration that it says, and whether it is to take the file's place."""
+
+    text: str
+    config: Config
+    replaces: bool
+    access: Access
+    token: str | None
+
+
+class Configuration:
+    """``env`` is what tokens are looked for in."""
+
+    def __init__(self, source: ConfigSource, env: Mapping[str, str], node: PoolManager, server: ApiServer, logs: Logging) -> None:
+        self.source = source
+        self._env, self._node, self._server, self._logs = env, node, server, logs
+
+    def started(self, text: str, config: Config) -> None:
+        """The daemon has begun with this; it is the first of its history, unless that ends with it."""
+        self._node.applied.note(text, config, self.source.path, "start", f"{len(config.pools)} pools at the start")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The configurations that were applied, oldest first."""
+        return self._node.applied.rows()
+
+    async def plan(self, *, text: str | None = None, number: int | None = None, prune: bool = False) -> dict[str, Any]:
+        """What applying the file would do; with ``text`` or a ``number`` of the history, what that would. Raises PoolError."""
+        wanted = await asyncio.to_thread(self._wanted, text, number)
+        plan = await self._node.plan_apply(wanted.config, prune=prune)
+        would_change = plan["would_change"] or wanted.replaces
+        no_effect = list(not_in_force(wanted.config))
+        mine = {"file": str(self.source.path), "replaces_file": wanted.replaces, "without_effect": no_effect}
+        return {**mine, **plan, "would_change": would_change}
+
+    async def apply(
+        self, *, text: str | None = None, number: int | None = None, prune: bool = False, expect: str | None = None,
+        origin: str = "apply",
+    ) -> Operation:  # fmt: skip
+        """Do it. ``expect`` is the digest of the plan that was agreed to. Raises PoolError, and nothing has changed then."""
+        wanted = await asyncio.to_thread(self._wanted, text, number)
+
+        async def first(plan: Plan) -> None:
+            applied = self._node.applied
+            number = await applied.keep(wanted.text, wanted.config, self.source.path, origin, summary(plan))
+            try:
+                if wanted.replaces:
+                    await asyncio.to_thread(self.source.replace, wanted.text)
+            except PoolError:
+                applied.forget(number)
+                raise
+
+        operation = await self._node.apply(wanted.config, ApplyOptions(prune, expect, first))
+        self._take_over(wanted)
+        return operation
+
+    def _wanted(self, text: str | None, number: int | None) -> _Wanted:
+        """Read and checked as at a start. Blocks."""
+        try:
+            present = self.source.text()
+        except PoolError:
+            if text is None:
+                raise
+            present = ""
+        if number is not None:
+            text = self._node.applied.text(number, self._secrets_from(present), self.source.path)
+        chosen = present if text is None else text
+        config = self.source.load(chosen)
+        access, token = resolve_access(config, self._env)
+        Metrics(config.telemetry.labels)
+        access = with_local_token(access, self._node.config.daemon.state_dir)
+        return _Wanted(chosen, config, chosen != present, access, None if token is None else token.value)
+
+    def _secrets_from(self, present: str) -> Config:
+        """What the file says now, where it can be used; else what is in force."""
+        try:
+            return self.source.load(present)
+        except PoolError:
+            return self._node.config
+
+    def _take_over(self, wanted: _Wanted) -> None:
+        """The token and the log's level: no pool goes by them."""
+        if wanted.token is not None:
+            redactor = self._node.events.redactor
+            redactor.know("auth", [*redactor.known("auth", 8), wanted.token])
+        self._use(wanted.access)
+        self._logs.use_level(wanted.config.telemetry.log_level)
+
+    def _use(self, access: Access) -> None:
+        before = self._server.access
+        if access.token_digest == before.token_digest:
+            access = replace(access, former_digest=before.former_digest)
+        elif before.token_digest is not None:
+            access = replace(access, former_digest=before.token_digest)
+            asyncio.get_running_loop().call_later(TOKEN_GRACE_S, self._forget_former, before.token_digest)
+        self._server.use_access(access)
+
+    def _forget_former(self, digest: bytes) -> None:
+        if self._server.access.former_digest == digest:
+            self._server.use_access(replace(self._server.access, former_digest=None))

@@ -1,0 +1,73 @@
+"""What an apply would do, as it is shown: each pool's part, what it costs in time, and nothing that is secret."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pool_managerd.config import Config
+from pool_managerd.config.plan import Action, Plan, Step
+from pool_managerd.core.redaction import masked_text
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision import policy
+from pool_managerd.supervision.apply_steps import reload_of
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.reload import Reloads
+from pool_managerd.supervision.reload_target import Target, Targets
+from pool_managerd.supervision.services import Services
+
+_FORECAST = ("strategy", "forecast_downtime_ms", "forecast_spread_ms", "forecast_duration_ms")
+_STOPS = frozenset({Action.REMOVE, Action.RELOAD, Action.RESTART})
+
+
+class ApplyView:
+    """Asks the planner of reloads for each pool that one is planned for."""
+
+    def __init__(self, pools: Pools, services: Services, reloads: Reloads, config: Callable[[], Config]) -> None:
+        self._pools, self._s, self._reloads = pools, services, reloads
+        self._targets = Targets(pools, services, config)
+
+    async def of(self, plan: Plan) -> dict[str, Any]:
+        """``pools`` in the order in which they are changed. ``forecast_duration_ms`` is null where a part was never measured."""
+        rows = [await self._row(step) for step in plan.steps]
+        costs = [row["forecast_duration_ms"] for row in rows if row["restarts"] or row["action"] in ("start", "add")]
+        return {
+            "digest": plan.digest, "would_change": plan.would_change, "pools": rows, "at_once": list(plan.at_once),
+            "waiting": list(plan.waiting), "untouched": plan.untouched,
+            "forecast_duration_ms": None if None in costs else sum(costs),
+        }  # fmt: skip
+
+    async def _row(self, step: Step) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "pool_id": step.pool_id, "action": step.action.value, "why": step.why, "restarts": step.action in _STOPS,
+            "changes": [], **dict.fromkeys(_FORECAST), "where": None, "problem": None,
+        }  # fmt: skip
+        if step.action is Action.ADD and step.config is not None:
+            row["adds"] = {
+                "engine": step.config.engine, "model": masked_text(step.config.model), "slots": step.config.slots,
+                "ctx": step.config.ctx, "devices": list(step.config.devices), "preload": step.config.preload,
+            }  # fmt: skip
+        elif step.changes:
+            row["changes"] = self._changes(step)
+        if step.action in (Action.RELOAD, Action.START):
+            await self._forecast(step, row)
+        return row
+
+    def _changes(self, step: Step) -> list[dict[str, Any]]:
+        pool = self._pools.get(step.pool_id)
+        new = self._pools.definitions.of(step.pool_id, step.config)
+        policy.learn_secrets(self._s.events.redactor, step.pool_id, new)
+        return self._targets.shown(Target(pool, pool.definition, new, {}, 0))
+
+    async def _forecast(self, step: Step, row: dict[str, Any]) -> None:
+        """What stands in the way of it now stands there; the rest of the plan does not depend on it."""
+        if step.config is not None and step.config.provisioning.mode == "external":
+            return
+        try:
+            told = await self._reloads.plan(reload_of(step))
+        except PoolError as problem:
+            row["problem"] = self._s.events.clean_error(problem).message
+            return
+        row |= {key: told[key] for key in _FORECAST} | {"where": told["vram"]["where"]}
+        if step.action is Action.START:  # nothing is replaced, and nothing tried: it is up when it is
+            row |= {"strategy": None, "forecast_duration_ms": told["forecast_downtime_ms"], "forecast_downtime_ms": None}

@@ -1,0 +1,110 @@
+"""``apply``, ``config history`` and ``config rollback``: what they show, ask, and end with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pool_managerd.errors import PoolError, RequestError, SpecError
+from tests.api.fake_configuration import FakeConfiguration, row
+from tests.cli.test_commands import Invoke, Server
+
+
+@pytest.fixture
+def own(server: Server) -> FakeConfiguration:
+    made = FakeConfiguration(server.node)
+    server.served.server.use_configuration(cast("Any", made))
+    return made
+
+
+def asked(own: FakeConfiguration) -> list[str]:
+    return [name for name, _ in own.calls]
+
+
+def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own: FakeConfiguration) -> None:
+    new = {"engine": "llamacpp", "model": "file:n.gguf", "slots": 1, "ctx": 512, "devices": [0], "preload": True}
+    own.planned |= {
+        "pools": [
+            row("gone", "remove"), row("kept", "keep"), row("light", "take_over"),
+            row("chat", "reload", strategy="stop_start", forecast_downtime_ms=1004, forecast_spread_ms=62,
+                changes=[{"key": "ctx", "old": 512, "new": None}]),
+            row("never", "reload", problem="cannot use the flag --nope"), row("new", "add", adds=new),
+        ],
+        "at_once": ["health.interval_ms"], "waiting": ["daemon.bind"], "without_effect": ["gpu.x"], "untouched": 44,
+        "forecast_duration_ms": None, "replaces_file": True,
+    }  # fmt: skip
+    code, out, _ = invoke("apply", "--dry-run")
+    assert code == 2 and asked(own) == ["plan"]
+    assert out.splitlines() == [
+        "- gone: drain, stop and forget it: because",
+        "= kept: kept: because",
+        "~ light: no restart: because",
+        "~ chat: reload (stop_start), down for 1004 ms, give or take 62 ms: because",
+        "    ctx: 512 -> null",
+        "~ never: reload (not as it is now), how long is not known yet: because",
+        "    as it is now it would fail, and what runs would go on: cannot use the flag --nope",
+        "+ new: add llamacpp file:n.gguf, 1 slot, context 512, devices 0; because",
+        "at once, no engine is touched: health.interval_ms",
+        "needs a restart of the daemon, and changes nothing now: daemon.bind",
+        "has no effect in this version: gpu.x",
+        "/etc/pm.yaml is replaced; relative paths are those of its folder",
+        "5 to change, 44 untouched; how long is not known yet",
+    ]
+
+
+def test_nothing_to_do_is_no_question_and_exit_0(invoke: Invoke, own: FakeConfiguration) -> None:
+    own.planned |= {"would_change": False, "pools": []}
+    assert invoke("apply", "--dry-run") == (0, "nothing would change\n", "")
+    code, out, _ = invoke("apply")
+    assert (code, out, asked(own)) == (0, "nothing would change\n", ["plan", "plan", "apply"]), "token and level are taken over"
+
+
+def test_without_a_terminal_it_does_not_guess(invoke: Invoke, own: FakeConfiguration) -> None:
+    code, _, err = invoke("apply")
+    assert code == 2 and "no terminal" in err and "--yes" in err and asked(own) == ["plan"]
+
+
+def test_what_was_shown_is_what_is_done(invoke: Invoke, own: FakeConfiguration, tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text("profile: dev\n")
+    code, out, _ = invoke("apply", "-f", "new.yaml", "--prune", "--yes")
+    assert code == 0 and out.endswith("apply: succeeded\ndemo  take over succeeded\n")
+    assert own.calls[0] == ("plan", {"text": "profile: dev\n", "number": None, "prune": True})
+    assert {key: own.calls[1][1][key] for key in ("text", "prune", "expect")} == {
+        "text": "profile: dev\n", "prune": True, "expect": "d1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"#" * 1_000_001], ids=["missing", "no text", "too large"])
+def test_a_file_that_cannot_be_read_asks_nobody(
+    invoke: Invoke, own: FakeConfiguration, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "new.yaml").write_bytes(content)
+    code, _, err = invoke("apply", "-f", "new.yaml", "--yes")
+    assert code == 2 and "new.yaml" in err and own.calls == []
+
+
+def test_a_refusal_and_a_failure_have_codes_of_their_own(invoke: Invoke, own: FakeConfiguration) -> None:
+    own.fails = PoolError("apply failed for 1 of 1 pools (demo), the others stand", code="APPLY_FAILED")
+    code, _, err = invoke("apply", "--yes")
+    assert code == 1 and "the others stand" in err
+    own.refuses = SpecError("pm.yaml:3:1: unknown key", code="CONFIG_ERROR")
+    code, _, err = invoke("apply", "--dry-run")
+    assert code == 4 and "pm.yaml:3:1" in err
+    own.refuses = RequestError(
+        "cannot apply a configuration: another one is being applied", code="OPERATION_IN_PROGRESS", status=409
+    )
+    assert invoke("apply", "--yes")[0] == 4
+
+
+def test_the_history_and_the_way_back(invoke: Invoke, own: FakeConfiguration) -> None:
+    code, out, _ = invoke("config", "history")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["N", "1", "2"]
+    assert "1 (not kept)" in out and "2 (now)" in out and "reload demo" in out
+    assert invoke("config", "rollback", "1", "--yes")[0] == 0
+    assert own.calls[0] == ("plan", {"text": None, "number": 1, "prune": False}) and own.calls[1][1]["origin"] == "rollback"
+    assert json.loads(invoke("config", "history", "-o", "json")[1])[1]["number"] == 2
+    assert invoke("config", "rollback", "0")[0] == 2
