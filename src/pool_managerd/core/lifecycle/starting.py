@@ -193,7 +193,8 @@ def _restore_first(pool: PoolState, now: float, p: Policy) -> Step:
     if i.warmed or not (i.keeps_slots or p.primes):
         return _ready_and_warm(pool, now, p)
     restoring = to(pool, Phase.WARMING, now, deadline=now + p.restore_timeout_s + HELPER_LATE_S, restoring=True)
-    return restoring, (do.RestoreCache(i.epoch),)
+    say = do.Say("warming", f"Engine of pool '{pool.pool_id}' is healthy; it gets back what it had read before", level="debug")
+    return restoring, (do.RestoreCache(i.epoch), say)
 
 
 def _ready_and_warm(pool: PoolState, now: float, p: Policy) -> Step:

@@ -131,12 +131,12 @@ class LlamaSlots:
         if not head.startswith(_MAGIC):
             raise ValueError("the file is none of llama.cpp's")
         words = struct.unpack(f"<{len(head) // 4}i", head[: len(head) // 4 * 4])
-        for at in range(1, min(_FRAME_WORDS, len(words))):
-            found = words[at + 1 : at + 1 + count]
-            if words[at] == count and len(found) == count:
-                if min(found) < 0:
-                    raise ValueError("it holds images or sound, which nobody can ask for again to see whether they are there")
-                return found
+        starts = [at + 1 for at in range(1, min(_FRAME_WORDS, len(words) - count)) if words[at] == count]
+        found = [words[start : start + count] for start in starts]
+        if (tokens := next((each for each in found if min(each) >= 0), None)) is not None:
+            return tokens
+        if found:
+            raise ValueError("it holds images or sound, which nobody can ask for again to see whether they are there")
         raise ValueError("the file has a format that is not known here, so that nobody can see whether it was restored")
 
     def ask_again(self, slot: int, tokens: Sequence[int]) -> Question:
