@@ -12,7 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from bench import adopt, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
+from bench import (
+    adopt,
+    cold_start,
+    conversation,
+    crash_loop,
+    daemon_start,
+    gpus,
+    idle,
+    leases,
+    machine,
+    memory,
+    ready_again,
+    restart,
+)
 from bench.fleet import Settings
 from bench.processes import sweep
 from bench.result import NotInstalledError, Row, not_measured, show
@@ -24,6 +37,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "memory": memory.measure,
     "idle": idle.measure,
     "cold": cold_start.measure,
+    "conversation": conversation.measure,
     "start": daemon_start.measure,
     "leases": leases.measure,
     "adopt": adopt.measure,
