@@ -277,6 +277,28 @@ async def test_why_an_engine_keeps_nothing_is_said_once(scene: Scene) -> None:
     ]
 
 
+async def test_what_was_kept_goes_when_nobody_wants_it_kept_any_more(scene: Scene) -> None:
+    scene.engine.slots[0] = list(range(500))
+    await scene.save()
+    scene.world.p.launch = type(scene.world.p.launch)(2, prepared=PreparedEngine("p", "/engine"))
+    scene.caches.launching(scene.world.p, scene.emit)
+    for _ in range(200):
+        if not scene.store.names():
+            break
+        await asyncio.sleep(0)
+        await asyncio.to_thread(lambda: None)
+    assert scene.store.names() == [] and scene.types() == ["cache_saved"]
+
+
+async def test_what_replaces_a_file_needs_no_room_beside_it(scene: Scene) -> None:
+    scene.set(disk_bytes=700_000)
+    scene.store.put("q", name_of(KEY, 0, 300), 100_000)
+    for tokens in (500, 600):
+        scene.engine.slots[0] = list(range(tokens))
+        await scene.save()
+    assert scene.types() == ["cache_saved", "cache_saved"] and len(scene.store.names()) == 2
+
+
 async def test_an_engine_whose_files_were_changed_since_is_not_saved(scene: Scene) -> None:
     scene.engine.slots[0] = list(range(500))
     scene.world.p.launch = type(scene.world.p.launch)(

@@ -8,7 +8,7 @@ asked the same prompt once more, and how many tokens of it it had tells.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 import aiohttp
@@ -71,14 +71,26 @@ class SlotCaches:
         """Keys of engines that were given slots back and had nothing of them."""
         self._per_token: dict[tuple[tuple[str, str], ...], float] = {}
         self._told: set[tuple[str, str]] = set()
+        self._forgetting: set[asyncio.Task[None]] = set()
 
     def launching(self, pool: Pool, emit: Emit) -> None:
-        """Say why this launch keeps nothing of its slots, once."""
+        """Say why this launch keeps nothing of its slots, once; where nobody wants it to, what was kept before is removed."""
         engine = pool.launch.prepared
+        if isinstance(engine, PreparedEngine) and engine.slots is None:
+            task = asyncio.create_task(self._forget(pool.pool_id, emit))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
         why = engine.slots.unable if isinstance(engine, PreparedEngine) and engine.slots is not None else ""
         if why and (pool.pool_id, why) not in self._told:
             self._told.add((pool.pool_id, why))
             emit("notice", f"What pool '{pool.pool_id}' has read is not kept over its stops: {why}")
+
+    async def _forget(self, pool_id: str, emit: Emit) -> None:
+        try:
+            for file in await asyncio.to_thread(self._files.of, pool_id):
+                await asyncio.to_thread(self._files.remove, file)
+        except PoolError as problem:
+            emit("notice", problem.message, level="warn", hint=problem.hint)
 
     # --- saving ---
 
@@ -119,7 +131,7 @@ class SlotCaches:
         pool_id, key = turn.pool.pool_id, turn.saving.key
         temporary = temporary_name(turn.pool.instance.epoch, state.slot)
         writing = (pool_id, temporary)
-        await self._make_room(turn, writing, round((state.tokens or 0) * self._bytes_per_token(turn)))
+        await self._make_room(turn, state, writing)
         kept = False
         try:
             answer = await self._prober.ask(turn.engine.url, turn.dialect.save(state.slot, temporary))
@@ -130,10 +142,14 @@ class SlotCaches:
                 raise NotKeptError("error", "the engine wrote nothing of it")
             self._per_token[_named(turn.saving)] = written / tokens
             self._writing.pop(writing)
-            others = [file for file in await asyncio.to_thread(self._files.all) if file.name != temporary]
-            if (room := self._room(written, others)).why_not:
+            files = await asyncio.to_thread(self._files.all)
+            before = [file for file in files if _is_of(file, pool_id, state.slot, key)]
+            others = [file for file in files if file not in before and (file.pool_id, file.name) != writing]
+            if (room := self._room(written, others, on_disk=written)).why_not:
                 raise NotKeptError("budget", room.why_not)
-            await asyncio.to_thread(self._complete, turn, temporary, name_of(key, state.slot, tokens), written)
+            for file in before:
+                await asyncio.to_thread(self._files.remove, file)
+            await asyncio.to_thread(self._files.complete, pool_id, temporary, name_of(key, state.slot, tokens), written)
             await self._remove(turn, room.remove)
             kept = True
             done.append((tokens, written))
@@ -142,27 +158,20 @@ class SlotCaches:
             if not kept:
                 self._files.remove(SlotFile(pool_id, temporary, 0, 0.0))
 
-    def _complete(self, turn: _Turn, temporary: str, final: str, written: int) -> None:
-        """In the place of what was saved of this slot before."""
-        pool_id = turn.pool.pool_id
-        self._files.complete(pool_id, temporary, final, written)
-        slot = slot_of(final)
-        for file in self._files.of(pool_id):
-            before = slot_of(file.name)
-            if file.name != final and before and slot and before[0] == slot[0] and not differences(turn.saving.key, file.name):
-                self._files.remove(file)
-
-    async def _make_room(self, turn: _Turn, writing: tuple[str, str], need: int) -> None:
-        files = await asyncio.to_thread(self._files.all)
+    async def _make_room(self, turn: _Turn, state: SlotState, writing: tuple[str, str]) -> None:
+        """For what it will be, as far as that is known; what it replaces goes afterwards, by itself."""
+        need, own = round((state.tokens or 0) * self._bytes_per_token(turn)), (turn.pool.pool_id, state.slot, turn.saving.key)
+        files = [file for file in await asyncio.to_thread(self._files.all) if not _is_of(file, *own)]
         if (room := self._room(need, files)).why_not:
             raise NotKeptError("budget", room.why_not)
         self._writing[writing] = need
         await self._remove(turn, room.remove)
 
-    def _room(self, need: int, files: list[SlotFile]) -> Room:
+    def _room(self, need: int, files: list[SlotFile], *, on_disk: int = 0) -> Room:
+        """``on_disk`` of what is needed is written already."""
         whole = [file for file in files if (file.pool_id, file.name) not in self._writing]
         return room_for(
-            need, whole, budget_bytes=self._config().slot_cache.disk_bytes, free_bytes=self._files.free_bytes(),
+            need, whole, budget_bytes=self._config().slot_cache.disk_bytes, free_bytes=self._files.free_bytes() + on_disk,
             reserved_bytes=sum(self._writing.values()),
         )  # fmt: skip
 
@@ -307,6 +316,11 @@ class SlotCaches:
 
     def _lost(self, turn: _Turn, reason: str, why: str) -> None:
         turn.emit("cache_lost", f"Cache lost in pool '{turn.pool.pool_id}': {why}", level="warn", reason=reason)
+
+
+def _is_of(file: SlotFile, pool_id: str, slot: int, key: Mapping[str, str]) -> bool:
+    place = slot_of(file.name)
+    return file.pool_id == pool_id and place is not None and place[0] == slot and not differences(key, file.name)
 
 
 def _named(saving: SlotSaving) -> tuple[tuple[str, str], ...]:

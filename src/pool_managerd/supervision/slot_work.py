@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.supervision.launch_work import Reports
@@ -18,5 +20,6 @@ async def slot_work(effect: do.SlotEffect, pool: Pool, actor: Reports, services:
         return
     actor.learn(epoch, step="restore")
     found = await services.slots.restore(pool, actor.emit)
+    found = replace(found, lost=services.events.clean(found.lost))  # an engine's words may be among it
     actor.learn(epoch, restored=found)
     actor.post(ev.CacheRestored(epoch, found.slots))
