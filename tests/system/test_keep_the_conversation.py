@@ -106,3 +106,21 @@ async def test_a_drained_pool_is_saved_too_and_what_was_saved_goes_with_its_pool
         assert len(saved(open_dir)) == 1, "a drained pool's, too"
     async with PoolManager(config(open_dir, **rules)):
         await until(lambda: not list((open_dir / "run/cache").rglob("*.kv")), "the files of a pool that is gone to be gone")
+
+
+async def test_a_prime_prompt_is_read_before_anybody_asks(open_dir: Path, smol_model: Path) -> None:
+    prompt = "You know the capitals of all countries, and say nothing but their names. " * 8
+    pool = {
+        "id": "p", "engine": "llamacpp", "model": f"file:{smol_model}", "ctx": 1024, "slots": 2, "preload": False,
+        "prime_prompt": prompt, "provisioning": {"flags": ["--threads", "1"]},
+    }  # fmt: skip
+    async with PoolManager(config(open_dir, pool)) as node:
+        url = (await node.ensure_ready("p"))["url"]
+        assert len(told(node, "primed")) == 1
+        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": "What is the capital of France?"}]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/v1/chat/completions", json={"messages": messages, "max_tokens": 1}) as answer,
+        ):
+            timings = (await answer.json())["timings"]
+        assert timings["cache_n"] > 100 and timings["prompt_n"] < 30
