@@ -76,6 +76,11 @@ def test_what_changes_the_cache_changes_its_part_of_the_key(
     assert [name for name in before.key if before.key[name] != after.key[name]] == [part]
 
 
+def test_no_flag_is_in_the_key_as_it_was_written(tmp_path: Path) -> None:
+    found = saving(tmp_path, "--chat-template-kwargs", '{"key": "hunter22"}', "--rope-freq-base", "1234")
+    assert found is not None and "hunter22" not in str(found.key) and "1234" not in str(found.key)
+
+
 def test_what_does_not_leaves_it(tmp_path: Path) -> None:
     other = ("--port", "1", "--threads", "8", "-ngl", "99", "--temp", "0.5", "--tensor-split", "1,2", "--alias", "x")
     assert saving(tmp_path, *other) == saving(tmp_path)

@@ -1,8 +1,9 @@
 """What is to be written to run one more engine: an adapter, beside its line in `core.engines`.
 
 The module that is named like the engine has an ``ADAPTER``: a class that is made with a `Host`, once per node. It answers
-three questions: how is this pool run (`Adapter.recipe`), what is wrong with it (`Adapter.problems`), and what decides the
-memory of a command line that somebody else wrote (`Adapter.memory_of`). Everything else about an engine is data in its line.
+four questions: how is this pool run (`Adapter.recipe`), what is wrong with it (`Adapter.problems`), what decides the memory of
+a command line that somebody else wrote (`Adapter.memory_of`), and how does it save what is in its slots, if it can
+(`Adapter.dialect`). Everything else about an engine is data in its line.
 
 A recipe is made once per start, before the GPUs and the port are known: what it says of memory decides which GPUs those are.
 Whatever can be wrong with a pool is found while it is made, so that nothing is reserved for one that cannot run.

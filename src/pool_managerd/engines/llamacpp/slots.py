@@ -8,6 +8,7 @@ when a request says that its tokens were there, and not before.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def saving_of(
         "model": ";".join([model.id, *(_stamp(path) for path in model.files or (model.local_path,))]),
         "engine": version, "context": str(pool.ctx), "slots": str(pool.slots),
         "cache": _shown(uses, table, lambda use: _is(use, _CACHE_TYPES, table)),
-        "flags": _shown(uses, table, lambda use: not _is(use, (*_INDIFFERENT, *_CACHE_TYPES), table)),
+        "flags": _digest(_shown(uses, table, lambda use: not _is(use, (*_INDIFFERENT, *_CACHE_TYPES), table))),
     }  # fmt: skip
     return SlotSaving(directory_of(str(config.daemon.runtime_dir.absolute()), pool.id), key)
 
@@ -84,6 +85,11 @@ def _is(use: FlagUse, names: Iterable[str], table: OptionTable) -> bool:
 
 def _shown(uses: Mapping[str, FlagUse], table: OptionTable, wanted: Any) -> str:
     return " ".join(item for use in sorted(uses.values(), key=lambda use: use.name) if wanted(use) for item in use.argv)
+
+
+def _digest(text: str) -> str:
+    """The key is written down with the launch, and flags may say what nobody is to read there."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _stamp(path: str) -> str:
