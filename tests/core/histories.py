@@ -26,8 +26,8 @@ def news(epoch: int) -> list[ev.Event]:
     """Everything that can be heard of launch ``epoch``."""
     staging = [
         ev.StagingProgress(epoch), ev.Staged(epoch), ev.Staged(epoch, external=True), ev.Staged(epoch, uses_gpus=True),
-        ev.Staged(epoch, warmable=False), ev.StagingFailed(epoch, "no model", retriable=False),
-        ev.StagingFailed(epoch, "no disk"),
+        ev.Staged(epoch, warmable=False), ev.Staged(epoch, keeps_slots=True),
+        ev.StagingFailed(epoch, "no model", retriable=False), ev.StagingFailed(epoch, "no disk"),
     ]  # fmt: skip
     running = [
         ev.Spawned(epoch, 4711), ev.SpawnFailed(epoch, "no binary"), ev.ProbeSucceeded(epoch),
@@ -36,6 +36,7 @@ def news(epoch: int) -> list[ev.Event]:
         ev.ProbeSucceeded(epoch, Activity(Verdict.HUNG, "it stands still")), ev.ProbeDiscarded(epoch), ev.WarmedUp(epoch),
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
         ev.Adopted(epoch, 0.0), ev.Adopted(epoch, 0.0, was_ready=True, uses_gpus=True, active_leases=1, drain_deadline=5.0),
+        ev.CacheRestored(epoch), ev.CacheRestored(epoch, 2), ev.CacheSaved(epoch),
         ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
     ]  # fmt: skip
     ending = [
@@ -54,6 +55,7 @@ policies = st.builds(
     Policy,
     restart=st.sampled_from(["on-failure", "always", "never"]),
     warmup=st.sampled_from(["before_ready", "after_ready", "off"]),
+    primes=st.booleans(),
     fail_open=st.booleans(),
     failure_threshold=st.integers(1, 4),
     backoff=st.builds(

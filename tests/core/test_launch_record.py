@@ -11,6 +11,7 @@ import pytest
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import MAX_ARGV_BYTES, FileStamp, LaunchRecord, argv_digest, env_digest, record_of
+from pool_managerd.core.slot_cache import SlotSaving
 
 ENGINE = PreparedEngine(
     "p", "/bin/engine", ("--port", "8080", "--api-key", "hunter22"), port=8080, model_path="/m.gguf", model_id="file:m.gguf",
@@ -28,6 +29,16 @@ def test_it_survives_json_and_what_a_later_version_adds() -> None:
     assert record().instance == InstanceId("p", "r1") and record().log_mark == {11: 12}
     bare = record(PreparedEngine("p", "/bin/engine"))
     assert LaunchRecord.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+def test_an_adopted_engine_keeps_its_slots_where_it_did_before() -> None:
+    engine = replace(ENGINE, slots=SlotSaving("/run/cache/p/slots", {"model": "m", "context": "4096"}))
+    written = LaunchRecord.from_json(json.loads(json.dumps(record(engine).to_json())))
+    assert written.engine_as_shown().slots == engine.slots and written.engine_as_shown().keeps_slots
+    unable = record(replace(ENGINE, slots=SlotSaving(unable="it cannot")))
+    assert not unable.engine_as_shown().keeps_slots
+    before = {key: value for key, value in record().to_json().items() if key != "slots"}
+    assert not LaunchRecord.from_json(before).engine_as_shown().keeps_slots, "as an earlier release wrote it"
 
 
 def test_secrets_are_in_its_digests_alone() -> None:

@@ -52,7 +52,7 @@ def test_ready_comes_only_with_a_good_probe_of_this_launch(data: st.DataObject) 
     for _ in range(40):
         now += 0.1
         event = data.draw(st.one_of(st.sampled_from(SAMPLES), st.sampled_from(news(i.active.epoch)), st.just(ev.Tick())))
-        if isinstance(event, ev.ProbeSucceeded | ev.WarmedUp) and event.epoch == i.active.epoch:
+        if isinstance(event, ev.ProbeSucceeded | ev.WarmedUp | ev.CacheRestored) and event.epoch == i.active.epoch:
             good_epoch = i.active.epoch
         i, _ = step(i, event, now, policy)
         assert not view(i).ready or good_epoch == i.active.epoch

@@ -65,7 +65,11 @@ async def test_mode_binary_prepares_a_real_llama_server_that_serves(
     pool = make_pool(
         slots=2, ctx=256, provisioning={"mode": "binary", "binary": {"path": str(llama_server)}, "flags": ["-t", "1"]}
     )
-    prepared = await engines(dev_config).prepare(pool, ResolvedModel("file:tiny", str(tiny_model)))
+    daemon = dev_config.daemon.model_copy(update={"runtime_dir": dev_config.base_dir / "run"})
+    config = dev_config.model_copy(update={"daemon": daemon})
+    prepared = await engines(config).prepare(pool, ResolvedModel("file:tiny", str(tiny_model)))
+    assert prepared.slots is not None and "--slot-save-path" in prepared.flags
+    Path(prepared.slots.directory).mkdir(parents=True)  # which the launch does
     assert prepared.engine_version.startswith("llamacpp-b")
     assert (prepared.provisioning_mode, prepared.slots_total, prepared.ctx, prepared.warnings) == ("binary", 2, 256, ())
     process = run_engine(prepared.argv, dict(prepared.env))

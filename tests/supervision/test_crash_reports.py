@@ -20,7 +20,7 @@ from pool_managerd.core.lifecycle import view
 from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.supervision.crash_log import MAX_OF_A_POOL, MAX_REPORTS, CrashLog
 from pool_managerd.supervision.launch_work import LONG_LOG_BYTES
-from pool_managerd.testing.fake_parts import FakeListeners
+from pool_managerd.testing.fake_watch import FakeListeners
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import World
 

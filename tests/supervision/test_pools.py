@@ -27,7 +27,8 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
-from pool_managerd.testing.fake_parts import FakeListeners, FakeNode, no_binary
+from pool_managerd.testing.fake_parts import FakeNode, no_binary
+from pool_managerd.testing.fake_watch import FakeListeners
 from pool_managerd.testing.manual_clock import settle
 
 BAD = ProbeResult(ProbeOutcome.ERROR, "answered 503")

@@ -107,6 +107,11 @@ class PoolStatus(Answer):
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     perf: dict[str, Any] | None = None
+    cache: dict[str, Any] | None = Field(
+        None,
+        description="`restored_slots`, `restored_tokens`: given back to this launch of what its slots held before its last stop;"
+        " `lost`: what was not, and why. Null for an engine that keeps nothing.",
+    )
 
 
 class PoolHealth(Answer):

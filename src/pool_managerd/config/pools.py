@@ -163,6 +163,14 @@ class PoolConfig(Section):
     sampler_profile_version: str | None = Field(
         None, description="Passed on to placement, for clients that compare it.", examples=["v2"]
     )
+    save_slots: bool = Field(
+        True,
+        description="Keep what an engine has read of its prompts over a stop, where it can (llama.cpp); see `slot_cache`.",
+    )
+    prime_prompt: Annotated[str, Field(min_length=1, max_length=262_144)] | None = Field(
+        None, description="A system prompt that the engine reads before it is ready, so that nobody waits for it.",
+        examples=["You are a helpful assistant."],
+    )  # fmt: skip
     served_name: str | None = Field(
         None, description="The name that vLLM serves the model under; absent: the pool's id.", examples=["mistral-small"]
     )

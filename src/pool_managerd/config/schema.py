@@ -18,6 +18,7 @@ from pool_managerd.config.sections import (
     PolicyConfig,
     PreflightConfig,
     ReloadConfig,
+    SlotCacheConfig,
     SupervisionConfig,
     TelemetryConfig,
 )
@@ -36,6 +37,7 @@ class Config(Section):
     supervision: SupervisionConfig = SupervisionConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     reload: ReloadConfig = ReloadConfig()
+    slot_cache: SlotCacheConfig = SlotCacheConfig()
     auth: AuthConfig = AuthConfig()
     policy: PolicyConfig = PolicyConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

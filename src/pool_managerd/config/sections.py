@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pool_managerd.config.values import Devices, NonNegative, Positive, RestartPolicy, Section, split_address
+from pool_managerd.config.values import Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 from pool_managerd.core.crash import CrashClass
 
 
@@ -154,6 +154,21 @@ class ReloadConfig(Section):
         0.7, description="Share of the rate measured before, for the same engine version, model and GPUs, that it must reach."
     )
     bake_ms: Annotated[int, Field(ge=0, le=3_600_000)] = Field(5_000, description="How long it must stay ready.")
+
+
+class SlotCacheConfig(Section):
+    """Prompts that engines have read, kept on disk while an engine is down: they hold what was said, as a prompt does."""
+
+    disk_bytes: Bytes | Literal[0] = Field(
+        8 << 30, description="All pools together, a number or a size such as 8GiB; the oldest make room. 0: nothing is saved."
+    )
+    min_tokens: Positive = Field(256, description="A slot with fewer tokens than this is not worth a file.")
+    save_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
+        20_000, description="How long a planned stop may wait for its slots to be saved; then it stops all the same."
+    )
+    restore_timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] = Field(
+        60_000, description="How long a start may take to restore slots, or to read `pools[].prime_prompt`, before it is ready."
+    )
 
 
 class AuthConfig(Section):

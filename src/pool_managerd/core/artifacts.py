@@ -8,6 +8,7 @@ from typing import Literal
 
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.slot_cache import SlotSaving
 
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
@@ -38,6 +39,7 @@ class PreparedEngine:
     ``model_files`` are all parts of a split model. ``device_uuids`` are the GPUs that this launch was given. ``verbatim``
     marks an engine submitted by a caller: it runs as given, is not warmed up, and may end by itself: its unasked exit 0 is
     graceful (SPEC §8.5). A server that this version prepares never ends unasked but by failing, whatever its exit code.
+    ``slots`` is how the caches of its slots are kept from one launch to the next, if they are.
     """
 
     pool_id: str
@@ -61,6 +63,7 @@ class PreparedEngine:
     verbatim: bool = False
     warnings: tuple[str, ...] = ()
     warmup: Warmup = "completion"
+    slots: SlotSaving | None = None
 
     @property
     def instance_id(self) -> InstanceId:
@@ -77,6 +80,16 @@ class PreparedEngine:
     def warmable(self) -> bool:
         """Whether we may ask it something of our own: what was submitted runs verbatim, and is asked by its clients alone."""
         return not self.verbatim and self.warmup != "none"
+
+    @property
+    def keeps_slots(self) -> bool:
+        """Whether the caches of its slots are saved when it is stopped."""
+        return self.slots is not None and not self.slots.unable and not self.verbatim
+
+    @property
+    def abilities(self) -> dict[str, bool]:
+        """What the lifecycle goes by."""
+        return {"warmable": self.warmable, "keeps_slots": self.keeps_slots}
 
     @property
     def size_chars(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine, Warmup
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.redaction import masked_argv
+from pool_managerd.core.slot_cache import SlotSaving
 
 SCHEMA_VERSION = 1
 MAX_ARGV_BYTES = 16 << 10
@@ -71,6 +72,7 @@ class LaunchRecord:
     provisioning_mode: str = "external"
     exclusive: bool = False
     files: tuple[FileStamp, ...] = ()
+    slots: SlotSaving | None = None
 
     def engine_as_shown(self) -> PreparedEngine:
         """The engine that runs, for whoever only looks at it: its flags are as they may be shown, its variables are not known."""
@@ -81,11 +83,12 @@ class LaunchRecord:
             engine=self.engine, engine_version=self.engine_version, device_mask=self.device_mask,
             device_uuids=self.device_uuids, provisioning_mode=self.provisioning_mode, slots_total=self.slots_total, ctx=self.ctx,
             health_path=self.health_path, verbatim=self.verbatim, warmup=_WARMUPS.get(self.warmup, "none"),
+            slots=self.slots,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; ``from_json`` reads it back."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("instance", "log_mark", "files")}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("instance", "log_mark", "files", "slots")}
         return {
             "schema_version": SCHEMA_VERSION,
             "pool_id": self.instance.pool_id,
@@ -96,6 +99,7 @@ class LaunchRecord:
             "reserved_bytes": dict(self.reserved_bytes),
             "log_mark": {str(inode): size for inode, size in self.log_mark.items()},
             "files": [asdict(stamp) for stamp in self.files],
+            "slots": None if self.slots is None else self.slots.to_json(),
         }
 
     @classmethod
@@ -128,6 +132,7 @@ class LaunchRecord:
             order_at_ms=_number(data, "order_at_ms"),
             **{name: data[name] for name, kind in _ADDED.items() if isinstance(data.get(name), kind)},
             files=tuple(_stamps(data.get("files"))),
+            slots=SlotSaving.from_json(data.get("slots")),
         )
 
 
@@ -143,7 +148,7 @@ def record_of(
         slots_total=engine.slots_total, device_uuids=engine.device_uuids, reserved_bytes=dict(reserved_bytes),
         log_mark=dict(log_mark), decided_at_ms=decided_at_ms, order_at_ms=order_at_ms, device_mask=engine.device_mask,
         ctx=engine.ctx, verbatim=engine.verbatim, warmup=engine.warmup, provisioning_mode=engine.provisioning_mode,
-        exclusive=exclusive, files=files,
+        exclusive=exclusive, files=files, slots=engine.slots if engine.keeps_slots else None,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """What is to be written to run one more engine: an adapter, beside its line in `core.engines`.
 
 The module that is named like the engine has an ``ADAPTER``: a class that is made with a `Host`, once per node. It answers
-three questions: how is this pool run (`Adapter.recipe`), what is wrong with it (`Adapter.problems`), and what decides the
-memory of a command line that somebody else wrote (`Adapter.memory_of`). Everything else about an engine is data in its line.
+four questions: how is this pool run (`Adapter.recipe`), what is wrong with it (`Adapter.problems`), what decides the memory of
+a command line that somebody else wrote (`Adapter.memory_of`), and how does it save what is in its slots, if it can
+(`Adapter.dialect`). Everything else about an engine is data in its line.
 
 A recipe is made once per start, before the GPUs and the port are known: what it says of memory decides which GPUs those are.
 Whatever can be wrong with a pool is found while it is made, so that nothing is reserved for one that cannot run.
@@ -20,6 +21,8 @@ from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
+from pool_managerd.core.slot_cache import SlotSaving
+from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.engines.programs import ProgramProbe
 from pool_managerd.errors import PoolError, SpecError
 
@@ -58,7 +61,8 @@ class LaunchMemory:
 class Recipe:
     """One launch, checked: all of it but its GPUs and its port, which ``flags`` adds.
 
-    ``flags`` may raise a NodeError for GPUs that do not do. ``warmup`` is the first request, which it can answer.
+    ``flags`` may raise a NodeError for GPUs that do not do. ``warmup`` is the first request, which it can answer. ``slots`` is
+    how the caches of its slots are kept from one launch to the next; None where they are not.
     """
 
     program: Program
@@ -66,6 +70,7 @@ class Recipe:
     flags: Callable[[Allocation | None, int], tuple[str, ...]]
     memory: LaunchMemory
     warmup: Warmup = "completion"
+    slots: SlotSaving | None = None
 
 
 class Adapter(Protocol):
@@ -79,6 +84,11 @@ class Adapter(Protocol):
 
     def problems(self, pool: PoolConfig, mode: str, model_path: str | None) -> tuple[PoolError, ...]:
         """All for which ``recipe`` would be refused, at once; of the model, if it is known where it lies. Starts no engine."""
+        ...
+
+    @property
+    def dialect(self) -> SlotDialect | None:
+        """How the engine saves the caches of its slots; None for one that cannot."""
         ...
 
     def memory_of(self, flags: Sequence[str], version: str) -> LaunchMemory:

@@ -17,6 +17,7 @@ from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.narration import count
+from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.engines.adapter import Adapter, Host, LaunchMemory, Recipe, adapter_of
 from pool_managerd.engines.environment import device_env
 from pool_managerd.engines.flags import attempt
@@ -97,6 +98,7 @@ class EngineProvisioner:
             health_path=_health_path(pool),
             warnings=(*program.warnings, *_another_port(pool, port)),
             warmup=recipe.warmup,
+            slots=recipe.slots,
         )
 
     def size(self, pool: PoolConfig, model: ResolvedModel) -> Recipe:
@@ -114,6 +116,10 @@ class EngineProvisioner:
         if kind is None or kind.modes == ("external",):
             return LaunchMemory(EngineSettings())
         return self._adapter(engine.engine).memory_of(engine.flags, engine.engine_version)
+
+    def dialect(self, engine: PreparedEngine) -> SlotDialect | None:
+        """How its slots are saved; None for an engine that cannot."""
+        return self._adapter(engine.engine).dialect if engine.keeps_slots else None
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         """The running engine of a pool whose mode is external. Raises SpecError for a URL that is none."""

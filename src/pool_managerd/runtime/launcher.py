@@ -26,6 +26,7 @@ from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
 from pool_managerd.runtime.process import Connection, EngineProcess
 from pool_managerd.runtime.program import check_runnable, explain_failure, failure, locate
+from pool_managerd.runtime.slot_files import SlotFiles
 from pool_managerd.runtime.spawner import Spawner, receive_answer
 from pool_managerd.runtime.waiting import in_own_thread
 
@@ -55,6 +56,7 @@ class Launcher:
         self._files = files
         self._options = options
         self.users = EngineUsers(options.users, files)
+        self._slots = SlotFiles(files.root)
         self._told: set[str] = set()
         self._looked: dict[str, tuple[tuple[object, ...], isolation.Choice]] = {}
         """By pool, what the last launch was found to run as, and all that this was judged by."""
@@ -157,6 +159,8 @@ class Launcher:
             cache=str(self._files.cachedir(engine.pool_id, *owner)),
             user=user.name if user else isolation.user_name(os.geteuid()),
         )
+        if engine.keeps_slots:
+            self._slots.make(engine.pool_id, *owner)
         return {
             "v": wire.VERSION,
             "identity": {

@@ -31,6 +31,7 @@ from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.protocols import Timer
 from pool_managerd.supervision.publishing import Publishing, log_context
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.slot_work import slot_work
 
 MAX_TASK_FAILURES = 5
 _LEASED = SERVING | {Phase.DRAINING}
@@ -60,7 +61,8 @@ class PoolActor:
         self._waiting: list[Waiting] = []
         self._timer: Timer | None = None
         self._boot = False
-        self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
+        self._reports = Reports(self.post, self.learn, self.emit)
+        self._work = LaunchWork(self.pool, self._reports, services)
         self._crashes = CrashReports(self.pool, self.emit, services)
         self._files = Announcement(self.pool, self.emit, services)
         self._task_failures = 0
@@ -252,17 +254,17 @@ class PoolActor:
                 self.pool.launch = self.pool.launch.next(epoch, "queue" if queue else "")
                 self._work.run(self._work.stage(epoch, queue=queue), epoch, "the preparation")
             case do.SpawnEngine(epoch):
+                self._s.slots.launching(self.pool, self.emit)
                 self.learn(epoch, log_mark=self._s.files.log_mark(self.pool.instance_id))
                 self.pool.log_places.launched(self._s.clock.wall_ms(), place_of(self.pool.launch.log_mark))
                 self._work.run(self._work.spawn(epoch), epoch, "the launch")
             case do.SendProbe(epoch):
-                if self.pool.state.active.phase is Phase.READY:
-                    self._files.put_back()
-                    mark = self._s.files.log_mark(self.pool.instance_id)
-                    self.pool.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
+                self._look_at_files()
                 self._work.run(self._work.probe(epoch), epoch, "the probe")
             case do.SendWarmup(epoch):
                 self._work.run(self._work.warm_up(epoch), epoch, "the warm-up")
+            case do.SlotEffect(epoch):
+                self._work.run(slot_work(effect, self.pool, self._reports, self._s), epoch, "the work on its slots")
             case do.AwaitVram(epoch):
                 waiting = self._s.gpus.wait_until_free(self.pool, epoch, self.pool.definition.policy.vram_wait_s, self.emit)
                 self._work.run(waiting, epoch, "the watch of its GPU memory")
@@ -276,6 +278,13 @@ class PoolActor:
                     self._do_now(effect)
                 except PoolError as problem:
                     self._not_done(effect, problem)
+
+    def _look_at_files(self) -> None:
+        """At each probe of a ready engine."""
+        if self.pool.state.active.phase is Phase.READY:
+            self._files.put_back()
+            mark = self._s.files.log_mark(self.pool.instance_id)
+            self.pool.log_places.seen(self._s.clock.wall_ms(), place_of(mark))
 
     def _do_now(self, effect: do.LaunchEffect) -> None:
         """The effects that are done when this returns."""

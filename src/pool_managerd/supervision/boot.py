@@ -56,6 +56,9 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
         if operation.kind == "reload" and reloads.is_committed(operation):
             pools.operations.finish(operation, {"pool_id": operation.pool_id, "rolled_back": False})
             return True
+        found = left.get(operation.pool_id)
+        if operation.kind == "evict" and found is not None and found.exit is None:  # it is not durable: what runs goes on
+            return False
         awaited = operation.goal in ("now", "down") or operation.pool_id in started | left.keys()
         if not (awaited and operation.goal and pools.find(operation.pool_id)):
             return False

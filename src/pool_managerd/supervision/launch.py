@@ -10,6 +10,7 @@ from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.crash_diagnosis import Diagnosis
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimator import LaunchEstimator
+from pool_managerd.core.slot_cache import Restored
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.protocols import Process
 
@@ -24,7 +25,7 @@ class Launch:
     ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
     ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
     daemon started, was made of and is another now. ``requests`` are those that the engine had in hand when it was last asked
-    while it drains.
+    while it drains. ``restored`` is what was given back to it of what its slots held before.
     """
 
     epoch: int = 0
@@ -45,6 +46,7 @@ class Launch:
     activity: Activity = NOT_SEEN
     outdated: tuple[str, ...] = ()
     requests: int = 0
+    restored: Restored | None = None
 
     @property
     def device_uuids(self) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ class LaunchWork:
         self._actor.learn(epoch, prepared=prepared, step="starting")
         for notice in (*prepared.warnings, *(allocation.notices if allocation is not None else ())):
             self._actor.emit("notice", notice, level="warn")
-        self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, warmable=prepared.warmable))
+        self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, **prepared.abilities))
 
     async def _admit(self, epoch: int) -> Allocation | None:
         """May it run here, and on which GPUs. Raises PoolError."""
@@ -197,7 +197,7 @@ class LaunchWork:
         since, deadline = kept_drain(self._pool, epoch, self._s.records)
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            warmable=prepared.warmable, drain_since=since, drain_deadline=deadline,
+            **prepared.abilities, drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
     async def _watch(

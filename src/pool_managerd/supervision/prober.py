@@ -16,6 +16,7 @@ import aiohttp
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
+from pool_managerd.core.slot_dialect import Question
 from pool_managerd.supervision import plain_http
 
 BODY_LIMIT = 64 * 1024
@@ -25,6 +26,8 @@ LATE_S = 0.25
 WARMUP_BODY_LIMIT = 256 * 1024
 WARMUP_TOKENS = 16
 COMPLETION_TOKENS = 64
+ANSWER_LIMIT = 16 << 20
+"""Some engines send the prompt back."""
 _SINGLE_ANSWERS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "embedding": ("/v1/embeddings", {"input": "Once upon a time"}),
     "rerank": ("/v1/rerank", {"query": "Once upon a time", "documents": ["there was a king", "two and two"]}),
@@ -140,6 +143,40 @@ class HttpProber:
         except (RecursionError, LookupError, TypeError):
             raise ValueError("the engine answered with something that is no completion") from None
 
+    async def ask(self, url: str, question: Question) -> Any:
+        """The engine's answer to ``question``, as JSON; the caller bounds the time.
+
+        Raises ValueError with what it says where it refuses, or answers with something else; aiohttp.ClientError, OSError.
+        """
+        # In a thread: a prompt of a hundred thousand tokens takes a moment to write.
+        body = None if question.body is None else (await asyncio.to_thread(json.dumps, question.body)).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        asked = self._open().request(
+            "GET" if body is None else "POST", url + question.path, data=body, headers=headers, allow_redirects=False
+        )
+        async with asked as response:
+            text = b""
+            while len(text) <= ANSWER_LIMIT and (more := await response.content.read(ANSWER_LIMIT + 1 - len(text))):
+                text += more
+            if len(text) > ANSWER_LIMIT:
+                response.close()
+                raise ValueError(f"the engine answered with more than {ANSWER_LIMIT >> 20} MiB")
+            if response.status != 200:
+                raise ValueError(f"the engine answered {response.status}: {_said(text)}")
+        try:
+            return await asyncio.to_thread(json.loads, text)
+        except RecursionError:
+            raise ValueError("the engine answered with something that is nested too deeply") from None
+
+    async def prime(self, engine: AnyEngine, prompt: str, timeout_s: float) -> float:
+        """Have the engine read ``prompt`` as the system's; in how many ms. Raises as ``warm_up``."""
+        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": "."}]
+        body = {"model": engine.model_id or "", "messages": messages, "max_tokens": 1, "temperature": 0}
+        began = time.monotonic()
+        async with asyncio.timeout(timeout_s):
+            await self.ask(engine.url, Question("/v1/chat/completions", body))
+        return (time.monotonic() - began) * 1000
+
     async def _ask_once(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """One embedding or ranking: how long it took in ms, and tokens read per second."""
         route, asked = _SINGLE_ANSWERS[engine.warmup]
@@ -200,6 +237,15 @@ class _Meter:
             raise ValueError("the engine answered without a token")
         seen = (self._pieces - 1) / max(self._last - self._first, 1e-3) if self._pieces > 1 else 1 / (self._first - self._began)
         return (self._first - self._began) * 1000, self._reported or seen
+
+
+def _said(text: bytes) -> str:
+    """What an error answer says, in short."""
+    try:
+        told = json.loads(text)["error"]
+        return str(told["message"] if isinstance(told, dict) else told)[:200]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return text[:100].decode("utf-8", "replace")
 
 
 def _refused(problem: aiohttp.ClientConnectorError) -> ProbeResult:

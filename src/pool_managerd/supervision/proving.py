@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 
@@ -35,6 +36,7 @@ class Proving:
         engine = pool.launch.prepared
         if not isinstance(engine, PreparedEngine) or not engine.warmable or measured.get(baseline_key(engine)) is None:
             return
+        await self._keep_slots(pool, engine)
         try:
             first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
@@ -46,6 +48,7 @@ class Proving:
         epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload
         try:
             if isinstance(engine, PreparedEngine) and engine.warmable:
+                await self._keep_slots(pool, engine)
                 await self._rate(pool, engine, measured)
             if isinstance(engine, PreparedEngine) and engine.warmup == "completion" and rules.smoke_prompt is not None:
                 timeout_s = pool.definition.policy.warmup_timeout_s
@@ -58,6 +61,15 @@ class Proving:
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise _failed(pool, f"it could not be asked: {str(problem) or type(problem).__name__}") from problem
         await self._stays_ready(pool, epoch, rules.bake_ms / 1000)
+
+    async def _keep_slots(self, pool: Pool, engine: PreparedEngine) -> None:
+        """A prompt of ours takes a slot, and what is in it is to be there for whichever engine is stopped next."""
+
+        def emit(type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
+            self._s.events.emit(type_, human, level=level, pool_id=pool.pool_id, **fields)
+
+        if engine.keeps_slots:
+            await self._s.slots.save(pool, emit)
 
     async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines) -> None:
         before, share, best = measured.get(baseline_key(engine)), self._config().reload.baseline_share, (math.inf, 0.0)

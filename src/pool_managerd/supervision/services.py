@@ -14,6 +14,7 @@ from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.core.memory.estimator import LaunchEstimator
 from pool_managerd.core.registry import Registry
+from pool_managerd.core.slot_cache import Restored
 from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.crash_log import CrashLog
 from pool_managerd.supervision.epochs import Epochs
@@ -61,6 +62,16 @@ class Admission(Protocol):
     def forget(self, pool_id: str) -> None: ...
 
 
+class SlotKeeper(Protocol):
+    """Keeps what engines have read over their stops. Neither raises for what goes wrong: that is told; nor takes longer than it
+    may.
+    """
+
+    def launching(self, pool: Pool, emit: Emit) -> None: ...
+    async def save(self, pool: Pool, emit: Emit) -> None: ...
+    async def restore(self, pool: Pool, emit: Emit) -> Restored: ...
+
+
 @dataclass(frozen=True)
 class Services:
     """Adapters and shared state. ``gate`` bounds how many pools load at boot; ``on_fatal`` ends the daemon.
@@ -88,6 +99,7 @@ class Services:
     preflight: Preflight
     gpus: Gpus
     admission: Admission
+    slots: SlotKeeper
     node_id: str
     on_fatal: Callable[[BaseException], None]
     silent: set[str] = field(default_factory=set)

@@ -17,6 +17,7 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, masked_text
 from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.core.restart_limit import within
+from pool_managerd.core.slot_cache import Restored
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
@@ -60,6 +61,7 @@ def status_of(
         "preload": _preload(pool, now, wall_ms),
         "perf": None if launch.first_token_ms is None else {
             "first_token_ms": round(launch.first_token_ms, 1), "tokens_per_s": round(launch.tokens_per_s or 0, 2)},
+        "cache": _cache(pool),
         "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
         "profile": profile, "configured": pool.config is not None,
@@ -78,6 +80,15 @@ def beside(other: Pool | None, registry: Registry) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def _cache(pool: Pool) -> dict[str, Any] | None:
+    """What this launch was given back of what its slots held before; None for an engine that keeps nothing."""
+    found = pool.launch.restored
+    if not pool.instance.keeps_slots:
+        return None
+    known = found or Restored()
+    return {"restored_slots": known.slots, "restored_tokens": known.tokens, "lost": known.lost or None}
+
+
 def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     """How far a start has come, while one is under way."""
     i, launch = pool.instance, pool.launch
@@ -89,6 +100,7 @@ def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
         "queue": "Waiting for other pools to load first", "memory": "Looking for room on the GPUs",
         "model": "Verifying the model file", "engine": "Preparing the engine",
         "starting": "The engine is loading its model", "warm-up": "The engine answers its first prompt",
+        "restore": "The engine is given back what it had read",
         "attach": "Nobody healthy answers at the engine's URL yet; it is asked again and again",
     }  # fmt: skip
     elapsed_ms = round((now - i.launched_at) * 1000)

@@ -26,8 +26,14 @@ _MAX_VALUE_CHARS = 64
 _COUNTED: Mapping[str, Series] = MappingProxyType({
     "probe": series.HEALTH_CHECKS, "crash": series.CRASHES, "restart": series.RESTARTS, "storm": series.STORMS,
     "xid": series.XIDS, "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
+    "cache_lost": series.CACHE_LOST,
 })  # fmt: skip
 """What one event of a type adds one to; its labels are fields of the event."""
+_ADDED: Mapping[str, tuple[tuple[Series, str], ...]] = MappingProxyType({
+    "cache_saved": ((series.SLOTS_SAVED, "slots"), (series.SLOTS_SAVED_BYTES, "bytes")),
+    "cache_restored": ((series.SLOTS_RESTORED, "slots"),), "drain_finished": ((series.DRAIN_DURATION, "duration_ms"),),
+})  # fmt: skip
+"""What the fields of an event add, or are observed as."""
 
 
 class Metrics:
@@ -86,6 +92,8 @@ class Metrics:
         if (spec := _COUNTED.get(event.type)) is not None:
             self._count(spec, **{**{label: fields.get(label) for label in spec.labels}, "pool_id": pool})
             return
+        for spec, name in _ADDED.get(event.type, ()):
+            (self._count if spec.kind == "counter" else self._observe)(spec, fields.get(name), pool_id=pool)
         match event.type:
             case "preload_succeeded":
                 self._count(series.PRELOAD_SUCCESS, pool_id=pool, engine=fields.get("engine"))
@@ -100,8 +108,6 @@ class Metrics:
                 )
             case "breaker" if fields.get("new_state") == "open":
                 self._count(series.BREAKER_OPENED, **{"pool_id": pool, "class": fields.get("class")})
-            case "drain_finished":
-                self._observe(series.DRAIN_DURATION, fields.get("duration_ms"), pool_id=pool)
             case "reload_succeeded":
                 self._count(series.RELOAD_SUCCESS, pool_id=pool)
                 self._observe(series.RELOAD_DURATION, fields.get("duration_ms"), pool_id=pool)
@@ -125,8 +131,8 @@ class Metrics:
                     family.child(**{label: value})
             family.drop(label, lambda value: value not in live and value != NO_POOL)
 
-    def _count(self, spec: Series, **labels: Any) -> None:
-        self._families[spec.name].child(**labels).inc()
+    def _count(self, spec: Series, amount: Any = 1, **labels: Any) -> None:
+        self._families[spec.name].child(**labels).inc(amount if isinstance(amount, int) else 0)
 
     def _observe(self, spec: Series, value: Any, **labels: Any) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):

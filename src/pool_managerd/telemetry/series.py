@@ -60,6 +60,13 @@ RELOAD_FAILURE = Series(
     ("pool_id", "reason"),
     "Reloads after which what ran before ran again, or nothing, by reason.",
 )
+SLOTS_SAVED = Series("slots_saved_total", "counter", ("pool_id",), "Slots whose cache was saved before a stop.")
+SLOTS_SAVED_BYTES = Series("slots_saved_bytes_total", "counter", ("pool_id",), "Bytes that were written for them.")
+SLOTS_RESTORED = Series("slots_restored_total", "counter", ("pool_id",), "Slots that were given back to an engine, proven.")
+CACHE_LOST = Series(
+    "cache_lost_total", "counter", ("pool_id", "reason"),
+    "Times that what an engine had read was not kept: budget, different, error, timeout or unproven.",
+)  # fmt: skip
 DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
 HEALTH_CHECKS = Series(
     "pool_health_checks_total", "counter", ("pool_id", "outcome"), "Health probes: success, error, timeout, or discarded."
@@ -149,6 +156,10 @@ COUNTED = (
     BREAKER_OPENED,
     STORMS,
     DRAIN_DURATION,
+    SLOTS_SAVED,
+    SLOTS_SAVED_BYTES,
+    SLOTS_RESTORED,
+    CACHE_LOST,
     RELOAD_DURATION,
     RELOAD_SUCCESS,
     RELOAD_FAILURE,

@@ -15,11 +15,12 @@ from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
-from pool_managerd.core.listeners import OURS, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.registry import Registry
+from pool_managerd.core.slot_cache import SlotSaving
+from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.errors import EngineError, PoolError
 from pool_managerd.supervision.boot_gate import BootGate
 from pool_managerd.supervision.crash_log import CrashLog
@@ -33,7 +34,8 @@ from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.fake_monitor import FakeMonitor
-from pool_managerd.testing.fake_watch import FakeProber, FakeUsages
+from pool_managerd.testing.fake_slots import FakeSlots
+from pool_managerd.testing.fake_watch import FakeListeners, FakeProber, FakeUsages
 from pool_managerd.testing.manual_clock import ManualClock
 
 
@@ -157,9 +159,10 @@ class FakeModels:
 
 
 class FakeEngines:
-    """Prepares an engine for any pool that ``found`` says nothing of."""
+    """Prepares an engine for any pool that ``found`` says nothing of, with ``slots``."""
 
     def __init__(self) -> None:
+        self.slots: SlotSaving | None = None
         self.found: tuple[PoolError, ...] = ()
 
     async def prepare(
@@ -168,7 +171,11 @@ class FakeEngines:
         return PreparedEngine(
             pool.id, "/engine", replica_id=replica_id, port=8080 + (replica_id != "r0"), slots_total=pool.slots,
             engine_version="fake-1", model_id=model.id if model else None, env=allocation.environment() if allocation else {},
+            slots=self.slots,
         )  # fmt: skip
+
+    def dialect(self, engine: PreparedEngine) -> SlotDialect | None:
+        return None
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
@@ -225,21 +232,6 @@ class FakeFiles:
         return LaunchLog(tuple(lines), tuple(range(len(lines))))
 
 
-class FakeListeners:
-    """Says who holds every engine's port: the engine, until ``found`` says otherwise."""
-
-    def __init__(self, found: Listener = OURS, elsewhere: Sequence[str] = ()) -> None:
-        self.found, self.others = found, list(elsewhere)
-        self.looks = 0
-
-    async def __call__(self, pid: int, host: str, port: int) -> Listener:
-        return self.found
-
-    async def elsewhere(self, pid: int) -> list[str]:
-        self.looks += 1
-        return self.others
-
-
 class FakeRecords:
     """Counters and facts in memory."""
 
@@ -282,7 +274,7 @@ class FakeNode:
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
         self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records))
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
-        self.histories = Histories(self.records, "boot")
+        self.histories, self.slots = Histories(self.records, "boot"), FakeSlots()
         self.fatal: list[BaseException] = []
         self.told: list[Event] = []
         self.events.listen(self.told.append)
@@ -294,7 +286,7 @@ class FakeNode:
             "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
             "files": self.files, "prober": self.prober, "usages": self.usages, "listener": FakeListeners(),
             "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
-            "gpus": self.gpus, "admission": self.admission, "node_id": "node", "on_fatal": self.fatal.append,
+            "gpus": self.gpus, "admission": self.admission, "slots": self.slots, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})
 

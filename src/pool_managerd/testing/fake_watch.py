@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
+from pool_managerd.core.listeners import OURS, Listener
+from pool_managerd.core.slot_dialect import Question
 
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 
 
 class FakeProber:
     """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail. ``told`` are the engine's counters, if any,
-    ``says`` what it makes of a prompt.
+    ``says`` what it makes of a prompt, ``answers`` what it answers to whatever else it is asked.
     """
 
     def __init__(self) -> None:
@@ -23,6 +27,9 @@ class FakeProber:
         self.says = "four"
         self.probes = 0
         self.told: Counters | None = None
+        self.questions: list[Question] = []
+        self.answers: Callable[[Question], Any] = lambda question: None
+        self.primed: list[str] = []
 
     async def probe(self, url: str, timeout_s: float) -> ProbeResult:
         self.probes += 1
@@ -35,6 +42,14 @@ class FakeProber:
         if self.first_token_ms is None:
             raise ValueError("no token")
         return self.first_token_ms, self.tokens_per_s
+
+    async def ask(self, url: str, question: Question) -> Any:
+        self.questions.append(question)
+        return self.answers(question)
+
+    async def prime(self, engine: AnyEngine, prompt: str, timeout_s: float) -> float:
+        self.primed.append(prompt)
+        return 5.0
 
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
         return self.says
@@ -63,3 +78,18 @@ class FakeUsages:
 
     async def silent_clients(self, port: int) -> tuple[float, ...]:
         return self.clients
+
+
+class FakeListeners:
+    """Says who holds every engine's port: the engine, until ``found`` says otherwise."""
+
+    def __init__(self, found: Listener = OURS, elsewhere: Sequence[str] = ()) -> None:
+        self.found, self.others = found, list(elsewhere)
+        self.looks = 0
+
+    async def __call__(self, pid: int, host: str, port: int) -> Listener:
+        return self.found
+
+    async def elsewhere(self, pid: int) -> list[str]:
+        self.looks += 1
+        return self.others

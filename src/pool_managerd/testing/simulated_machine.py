@@ -113,6 +113,8 @@ class SimulatedMachine:
         self.answered: dict[tuple[str, int], float] = {}
         """When an engine last answered a probe well, by pool and epoch: the truth that readiness is held against."""
         self.strangers: set[int] = set()
+        self.saved_slots: set[str] = set()
+        """Pools of whose slots there are files."""
         self.pids: dict[InstanceId, int] = {}
         self.handoffs: dict[InstanceId, int] = {}
         self.logs: dict[InstanceId, list[str]] = {}

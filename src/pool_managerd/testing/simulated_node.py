@@ -29,6 +29,7 @@ from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_processes import SimulatedAdoption, SimulatedLauncher
+from pool_managerd.testing.simulated_slots import SimulatedSlots
 from pool_managerd.testing.simulated_staging import SimulatedEngines, SimulatedFiles, SimulatedHandoffs, SimulatedModels
 from pool_managerd.testing.simulated_stores import SimulatedJournal, SimulatedLeases, SimulatedState
 from pool_managerd.testing.simulated_watch import SimulatedListeners, SimulatedMonitor, SimulatedProber, SimulatedUsages
@@ -100,7 +101,7 @@ class SimulatedAdapters:
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self._preflight, gpus=self.gpus,
             admission=Admission(self.gpus, self._size, lambda: RAM_BYTES, self.store, rules),
-            node_id="simulated", on_fatal=self._on_fatal,
+            slots=SimulatedSlots(life), node_id="simulated", on_fatal=self._on_fatal,
         )  # fmt: skip
         self._ids = 0
 

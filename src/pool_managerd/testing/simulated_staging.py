@@ -12,6 +12,7 @@ from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngi
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.slot_cache import SlotSaving
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
 
@@ -58,6 +59,7 @@ class SimulatedEngines:
             slots_total=pool.slots, engine_version="simulated-1", model_id=model.id if model else None,
             env=allocation.environment() if allocation else {},
             device_uuids=tuple(d.uuid for d in allocation.devices) if allocation else (),
+            slots=SlotSaving("/run/cache", {"model": pool.model}),
         )  # fmt: skip
 
     def _claim(self, instance: InstanceId) -> int:
@@ -70,6 +72,9 @@ class SimulatedEngines:
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
         return AttachedEngine(pool.id, pool.provisioning.url or "", slots_total=pool.slots)
+
+    def dialect(self, engine: PreparedEngine) -> None:
+        """Nobody asks: `SimulatedSlots` does all of it."""
 
     async def obstacles(self, pool: PoolConfig, model_path: str | None) -> tuple[PoolError, ...]:
         """Nothing is in the way of a simulated engine; that takes a while to know."""

@@ -10,6 +10,7 @@ from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import NOBODY, OURS, Listener
+from pool_managerd.core.slot_dialect import Question
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 
@@ -57,6 +58,12 @@ class SimulatedProber:
     async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None:
         """A simulated engine tells nothing of its work."""
         return None
+
+    async def ask(self, url: str, question: Question) -> None:
+        """Slots are not asked for over HTTP here."""
+
+    async def prime(self, engine: AnyEngine, prompt: str, timeout_s: float) -> float:
+        return (await self.warm_up(engine, timeout_s))[0]
 
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
         await self.warm_up(engine, timeout_s)

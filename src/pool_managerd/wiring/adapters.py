@@ -32,6 +32,7 @@ from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.handoff import HandoffWatcher
 from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.listener import Listeners
+from pool_managerd.runtime.slot_files import SlotFiles
 from pool_managerd.runtime.spawner import Spawner
 from pool_managerd.runtime.survivors import stop_survivors
 from pool_managerd.runtime.usage import EngineUsages
@@ -46,6 +47,7 @@ from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.slot_cache import SlotCaches
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.wiring.setups import user_rules
 
@@ -113,6 +115,7 @@ class Adapters:
             prober=self.prober, usages=EngineUsages(), listener=Listeners(), records=self.store,
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
+            slots=SlotCaches(SlotFiles(config.daemon.runtime_dir), self.engines, self.prober, self.clock, lambda: self.config),
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip
 

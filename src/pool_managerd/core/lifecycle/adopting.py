@@ -44,7 +44,8 @@ def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
         replace(tried, has_run=True, desired=desired, proven=pool.proven or e.was_ready), Phase.STARTING, now,
         deadline=now + p.startup_timeout_s, has_process=True,
         launched_at=e.started_at, started_at=e.started_at, ready_since=e.started_at if e.was_ready else None,
-        uses_gpus=e.uses_gpus, warmable=e.warmable and p.warmup != "off", warmed=e.was_ready, probe_sent_at=now,
+        uses_gpus=e.uses_gpus, warmable=e.warmable and p.warmup != "off", warmed=e.was_ready, keeps_slots=e.keeps_slots,
+        probe_sent_at=now,
     )  # fmt: skip
     effects: tuple[Effect, ...] = (
         do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"), *told,

@@ -47,6 +47,18 @@ class SendWarmup(LaunchEffect):
     """Send the warm-up prompt and measure it."""
 
 
+class SlotEffect(LaunchEffect):
+    """Something to do about what is in the engine's slots."""
+
+
+class RestoreCache(SlotEffect):
+    """Give the engine back what it had read before, or have it read what it is to know; the first it does before it is ready."""
+
+
+class SaveCache(SlotEffect):
+    """Save what the engine has read of its prompts: it is stopped next."""
+
+
 class Announce(LaunchEffect):
     """Write the handoff file: this launch is ready for the first time."""
 

@@ -53,6 +53,8 @@ def begin_stop(
         hung=False, busy=False,
     )  # fmt: skip
     say = do.Say("stop", f"Stopping the engine of pool '{pool.pool_id}'", fields={"grace_ms": p.stop_grace_ms})
+    if i.has_process and after is not After.RECOVER and _worth_saving(pool):
+        return on(stopping, saving=True, deadline=now + p.save_timeout_s + HELPER_LATE_S), (do.SaveCache(i.epoch), say)
     if i.has_process:
         told: tuple[Effect, ...] = ()
         if after is After.RECOVER and error:  # that it is ended by us makes it no less of a crash
@@ -61,6 +63,35 @@ def begin_stop(
     if i.phase in (Phase.STARTING, Phase.ADOPTING):  # it may run any moment, so it is waited for: down means that nothing runs
         return on(stopping, deadline=now + p.kill_wait_s), (say,)
     return _finish_without_process(stopping, now, p)
+
+
+def _worth_saving(pool: PoolState) -> bool:
+    """A planned stop of an engine that answers, and that nobody is cut off from: there is no time to lose in any other."""
+    i = pool.active
+    serves = i.phase in (Phase.READY, Phase.DRAINING) and i.last_good_at is not None and not (i.hung or i.busy)
+    return i.keeps_slots and serves and not (i.force_stopped or pool.quarantined)
+
+
+def terminate(pool: PoolState, now: float, p: Policy) -> Step:
+    """Its slots are saved, or are given up: the stop ladder begins."""
+    epoch = pool.active.epoch
+    told = on(pool, saving=False, deadline=now + p.stop_grace_ms / 1000 + p.kill_wait_s)
+    return told, (do.StopEngine(epoch, p.stop_grace_ms),)
+
+
+def cache_saved(pool: PoolState, e: ev.CacheSaved, now: float, p: Policy) -> Step:
+    return terminate(pool, now, p) if pool.active.saving else (pool, ())
+
+
+def helper_died_stopping(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
+    if not pool.active.saving:
+        return not_spawned_stopping(pool, e, now, p)
+    return then((_not_saved(pool, e.what),), terminate(pool, now, p))
+
+
+def _not_saved(pool: PoolState, why: str) -> do.Say:
+    human = f"Cache lost: what pool '{pool.pool_id}' has read was not saved: {why}"
+    return do.Say("cache_lost", human, level="warn", fields={"reason": "error"})
 
 
 def finish_stop(pool: PoolState, now: float, p: Policy, *, before: tuple[Effect, ...] = ()) -> Step:
@@ -164,7 +195,7 @@ def died(pool: PoolState, e: ev.Died, now: float, p: Policy) -> Step:
 def died_stopping(pool: PoolState, e: ev.Died, now: float, p: Policy) -> Step:
     if pool.active.reaped:
         return pool, ()
-    gone = on(pool, has_process=False, reaped=True, deadline=now + p.kill_wait_s)
+    gone = on(pool, has_process=False, reaped=True, saving=False, deadline=now + p.kill_wait_s)
     return gone, (do.Withdraw(e.epoch), do.EndLeases(e.epoch))
 
 
@@ -256,6 +287,9 @@ def stopping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
         return vram_held(pool, ev.VramHeld(i.epoch, "nothing was heard of it"), now, p)
     if _awaits_spawn(i):
         return _finish_without_process(pool, now, p)
+    if i.saving:
+        why = f"it took longer than {narration.duration(p.save_timeout_s)}"
+        return then((_not_saved(pool, why),), terminate(pool, now, p))
     if not i.killed:
         return on(pool, killed=True, deadline=now + p.kill_wait_s), (do.KillEngine(i.epoch),)
     if i.reaped:

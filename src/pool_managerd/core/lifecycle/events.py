@@ -137,6 +137,7 @@ class Staged(EpochEvent):
     external: bool = False
     uses_gpus: bool = False
     warmable: bool = True
+    keeps_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,17 @@ class WarmupFailed(EpochEvent):
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRestored(EpochEvent):
+    """The engine has what could be given back to it: ``slots`` of them, with a proof of each."""
+
+    slots: int = 0
+
+
+class CacheSaved(EpochEvent):
+    """What is worth it is saved, or cannot be: the engine may be stopped."""
+
+
 class Died(EpochEvent):
     """The engine process is dead; how it ended is not known yet."""
 
@@ -254,6 +266,7 @@ class Adopted(EpochEvent):
     was_ready: bool = False
     uses_gpus: bool = False
     warmable: bool = False
+    keeps_slots: bool = False
     drain_since: float | None = None
     drain_deadline: float | None = None
     active_leases: int = 0

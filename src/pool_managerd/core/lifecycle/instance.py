@@ -31,6 +31,9 @@ class Instance:
     was decided, ``started_at`` when the process began to run, ``ready_since`` when it was ready first. ``hung`` stands
     beside the phase: it stopped answering and was left running. ``busy`` too: it works, and answers no probes meanwhile.
 
+    ``keeps_slots``: what is in the engine's slots is saved before a planned stop (``saving``) and restored while it warms up
+    (``restoring``).
+
     While stopping: ``after`` is what follows, ``fell_from`` where it was, ``asked`` whether the stop was our wish.
     ``reaped``: the process is dead; ``vram_pending``: its exit is recorded and its GPU memory not yet seen free.
     ``pending_error`` and ``pending_crash`` say why it is to recover, in a sentence and in a word.
@@ -50,6 +53,9 @@ class Instance:
     uses_gpus: bool = False
     warmable: bool = True
     warmed: bool = False
+    keeps_slots: bool = False
+    restoring: bool = False
+    restored_slots: int = 0
     # probing
     next_probe_at: float | None = None
     probe_sent_at: float | None = None
@@ -63,6 +69,7 @@ class Instance:
     drain_leases: int = 0
     force_stopped: bool = False
     # stopping
+    saving: bool = False
     after: After = After.STAY
     fell_from: Phase | None = None
     asked: bool = False

@@ -18,11 +18,14 @@ class Policy:
     """Durations in seconds unless their name says otherwise. ``seed`` makes the jitter this pool's own.
 
     ``startup_timeout_s`` is how long a load may stand still, ``startup_cap_s`` how long it may take at all (0: any time).
+    ``primes``: there is a prompt that the engine is to read before it is ready.
     """
 
     startup_timeout_s: float = 120.0
     staging_stall_s: float = 600.0
     warmup_timeout_s: float = 30.0
+    save_timeout_s: float = 20.0
+    restore_timeout_s: float = 60.0
     probe_gap_ms: int = 500
     probe_interval_s: float = 5.0
     probe_timeout_s: float = 2.0
@@ -38,6 +41,7 @@ class Policy:
     sleep_timeout_s: float = 60.0
     restart: str = "on-failure"
     warmup: str = "before_ready"
+    primes: bool = False
     fail_open: bool = False
     port_retries: int = 3
     backoff: BackoffRules = field(default_factory=BackoffRules)

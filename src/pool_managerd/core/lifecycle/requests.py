@@ -13,7 +13,7 @@ from pool_managerd.core import narration
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.ending import begin_stop
+from pool_managerd.core.lifecycle.ending import begin_stop, terminate
 from pool_managerd.core.lifecycle.history import FailureHistory
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, RISING, WAITING, Phase
@@ -204,6 +204,8 @@ def quarantine(pool: PoolState, e: ev.Quarantine, now: float, p: Policy) -> Step
     if pool.quarantined and not lost:
         return barred, ()
     say = do.Say("quarantine", f"Pool '{pool.pool_id}' is quarantined: {e.reason}", level="error", fields={"lost": e.lost})
+    if i.saving:  # of an engine on such a GPU nothing is waited for
+        return then((say,), terminate(barred, now, p))
     if i.phase is Phase.STAGING:
         return then((say,), cancel_staging(replace(barred, pending_start=pool.retry), now))
     if i.phase is Phase.STARTING and not i.has_process:  # the start is due again, once this one is known to have come to nothing

@@ -15,11 +15,11 @@ from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.health import start_gap_ms
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.ending import begin_stop
+from pool_managerd.core.lifecycle.ending import HELPER_LATE_S, begin_stop
 from pool_managerd.core.lifecycle.instance import After, Instance
 from pool_managerd.core.lifecycle.phase import PROBED_AT_START, SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import PoolState, Step, on, to
+from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import fail_start
 
 CPU_ALONE = 5
@@ -34,7 +34,8 @@ def stage_progress(pool: PoolState, e: ev.StagingProgress, now: float, p: Policy
 
 def staged(pool: PoolState, e: ev.Staged, now: float, p: Policy) -> Step:
     """Model and engine are there. An external engine is attached to: there is no process to own."""
-    known = on(pool, uses_gpus=e.uses_gpus, warmable=e.warmable and p.warmup != "off", external=e.external)
+    warmable = e.warmable and p.warmup != "off"
+    known = on(pool, uses_gpus=e.uses_gpus, warmable=warmable, keeps_slots=e.keeps_slots, external=e.external)
     if not e.external:
         starting = to(known, Phase.STARTING, now, deadline=now + p.startup_timeout_s)
         say = do.Say("staged", f"Model and engine of pool '{pool.pool_id}' are in place; launching the engine")
@@ -183,9 +184,32 @@ def starting_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) ->
         warming = to(good, Phase.WARMING, now, deadline=now + p.warmup_timeout_s)
         say = do.Say("warming", f"Engine of pool '{pool.pool_id}' is healthy; sending it a first prompt")
         return warming, (do.SendWarmup(i.epoch), say)
-    late = (do.SendWarmup(i.epoch),) if i.warmable and not i.warmed and p.warmup == "after_ready" else ()
-    ready, effects = become_ready(good, now, p)
-    return ready, (*effects, *late)
+    return _restore_first(good, now, p)
+
+
+def _restore_first(pool: PoolState, now: float, p: Policy) -> Step:
+    """Ready, once the engine has what can be given back to it: after the warm-up, whose prompt takes a slot, too."""
+    i = pool.active
+    if i.warmed or not (i.keeps_slots or p.primes):
+        return _ready_and_warm(pool, now, p)
+    restoring = to(pool, Phase.WARMING, now, deadline=now + p.restore_timeout_s + HELPER_LATE_S, restoring=True)
+    say = do.Say("warming", f"Engine of pool '{pool.pool_id}' is healthy; it gets back what it had read before", level="debug")
+    return restoring, (do.RestoreCache(i.epoch), say)
+
+
+def _ready_and_warm(pool: PoolState, now: float, p: Policy) -> Step:
+    """A warm-up after it is ready must not take the slot of a conversation that was just given back.
+
+    An engine that was not heard of since all that began, as when it never answered its warm-up, is asked again first.
+    """
+    i = pool.active
+    if i.last_good_at is None or now - i.last_good_at > p.fresh_s:
+        asked = to(pool, Phase.STARTING, now, deadline=now + p.startup_timeout_s, next_probe_at=now, warmed=True, restoring=False)
+        say = do.Say("warming", f"Engine of pool '{pool.pool_id}' was not heard of for a while; it is asked again", level="debug")
+        return asked, (say,)
+    warms = i.warmable and not i.warmed and p.warmup == "after_ready" and not i.restored_slots
+    ready, effects = become_ready(on(pool, restoring=False), now, p)
+    return ready, (*effects, do.SendWarmup(i.epoch)) if warms else effects
 
 
 def become_ready(pool: PoolState, now: float, p: Policy) -> Step:
@@ -213,25 +237,41 @@ def become_ready(pool: PoolState, now: float, p: Policy) -> Step:
 
 
 def warmed_up(pool: PoolState, e: ev.WarmedUp, now: float, p: Policy) -> Step:
-    return become_ready(on(pool, last_good_at=now), now, p)
+    return (pool, ()) if pool.active.restoring else _restore_first(on(pool, last_good_at=now), now, p)
 
 
 def warmup_failed(pool: PoolState, e: ev.WarmupFailed, now: float, p: Policy) -> Step:
-    """A failed warm-up only warns (DESIGN §7); but an engine that was not heard of all that time is asked again first."""
+    """A failed warm-up only warns (DESIGN §7)."""
+    if pool.active.restoring:
+        return pool, ()
     say = do.Say("warmup_failed", f"Warm-up of pool '{pool.pool_id}' failed: {e.error}", level="warn")
-    last = pool.active.last_good_at
-    if last is None or now - last > p.fresh_s:
-        return to(pool, Phase.STARTING, now, deadline=now + p.startup_timeout_s, next_probe_at=now, warmed=True), (say,)
-    ready, effects = become_ready(pool, now, p)
-    return ready, (say, *effects)
+    return then((say,), _restore_first(pool, now, p))
+
+
+def cache_restored(pool: PoolState, e: ev.CacheRestored, now: float, p: Policy) -> Step:
+    if not pool.active.restoring:
+        return pool, ()
+    proved = on(pool, last_good_at=now, restored_slots=e.slots) if e.slots else pool
+    return _ready_and_warm(proved, now, p)
+
+
+def _not_restored(pool: PoolState, why: str, now: float, p: Policy) -> Step:
+    """What was not given back is read again; nobody is kept waiting for it."""
+    human = f"Cache lost: what pool '{pool.pool_id}' had read before is not there: {why}"
+    say = do.Say("cache_lost", human, level="warn", fields={"reason": "error"})
+    return then((say,), _ready_and_warm(pool, now, p))
 
 
 def warming_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     if pool.active.deadline is None or now < pool.active.deadline:
         return pool, ()
+    if pool.active.restoring:
+        return _not_restored(pool, f"it was not given back within {narration.duration(p.restore_timeout_s)}", now, p)
     limit = narration.duration(p.warmup_timeout_s)
     return warmup_failed(pool, ev.WarmupFailed(pool.active.epoch, f"no answer within {limit}"), now, p)
 
 
 def warming_helper_died(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
+    if pool.active.restoring:
+        return _not_restored(pool, e.what, now, p)
     return warmup_failed(pool, ev.WarmupFailed(e.epoch, e.what), now, p)

@@ -124,6 +124,8 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.ProbeDiscarded: _row((PROBED_AT_START | SERVING | {P.DRAINING}, starting.probe_discarded), rest=ignore),
     ev.WarmedUp: _row((P.WARMING, starting.warmed_up), rest=ignore),
     ev.WarmupFailed: _row((P.WARMING, starting.warmup_failed), rest=ignore),
+    ev.CacheRestored: _row((P.WARMING, starting.cache_restored), rest=ignore),
+    ev.CacheSaved: _row((P.STOPPING, ending.cache_saved), rest=ignore),
     ev.Died: _row((RUNNING, ending.died), (P.STOPPING, ending.died_stopping), (P.FAILED, ending.died_failed), rest=ignore),
     ev.Exited: _row((RUNNING, ending.exited_running), (P.STOPPING, ending.exited), (P.FAILED, ending.exited_failed), rest=ignore),
     ev.VramFree: _row(({P.STOPPING, P.FAILED}, ending.vram_free), rest=ignore),
@@ -131,7 +133,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.HelperDied: _row(
         (P.STAGING, starting.staging_helper_died), (P.STARTING, starting.starting_helper_died),
         (P.WARMING, starting.warming_helper_died), (P.ADOPTING, adopting.adopting_helper_died),
-        ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.not_spawned_stopping), rest=ignore,
+        ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.helper_died_stopping), rest=ignore,
     ),
     ev.Adopted: _row((P.ADOPTING, adopting.adopted), (P.STOPPING, adopting.adopted_stopping), rest=ignore),
     ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),

@@ -20,6 +20,7 @@ from pool_managerd.engines.llamacpp import server
 from pool_managerd.engines.llamacpp.command import Surroundings, build_env, build_flags, checked_flags, warmup_of
 from pool_managerd.engines.llamacpp.memory import settings_of
 from pool_managerd.engines.llamacpp.options import ServerBinaries, launcher_options, recorded_options
+from pool_managerd.engines.llamacpp.slots import LlamaSlots, saving_of, with_files
 from pool_managerd.engines.programs import package_changed_ns, package_installed, package_version, runnable
 from pool_managerd.errors import EngineError, PoolError, SpecError
 
@@ -31,6 +32,7 @@ class LlamaCpp:
     """See `engines.adapter`. What was learnt of a program is kept as long as it is the same."""
 
     def __init__(self, host: Host) -> None:
+        self.dialect = LlamaSlots()
         self._host = host
         self._binaries = ServerBinaries(host.probe)
         self._options: tuple[int, OptionTable] | None = None
@@ -55,8 +57,11 @@ class LlamaCpp:
             return build_flags(pool, own, path, port, table, replace(around, gpu_present=gpu, tensor_split=split))
 
         sized = flags(None, 0, on_gpu=True)  # what it needs on GPUs, whichever they will be
-        memory = settings_of(sized, version=program.version)
-        return Recipe(program, env, flags, memory, warmup_of(sized, table, around))
+        memory, warmup = settings_of(sized, version=program.version), warmup_of(sized, table, around)
+        slots = saving_of(config, pool, model, sized, table, program.version) if warmup == "completion" else None
+        if slots is not None and not slots.unable:
+            around = replace(around, slot_dir=slots.directory)
+        return Recipe(program, env, flags, memory, warmup, with_files(slots, memory))
 
     def problems(self, pool: PoolConfig, mode: str, model_path: str | None) -> tuple[PoolError, ...]:
         """Loads a build of llama.cpp to see whether it can be."""

@@ -23,12 +23,13 @@ from pool_managerd.errors import PoolError, SpecError
 
 _SERVES: dict[str, Task] = {"--reranking": "rerank", "--embedding": "embed"}
 _PRESET = re.compile(rules.REFUSED_PATTERN[0])
+SLOT_SAVE_PATH = "--slot-save-path"
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory; ``task`` is what the model
-    is made for, an ``encoder`` can do nothing else.
+    is made for, an ``encoder`` can do nothing else. ``slot_dir`` is where it saves the caches of its slots, if it does.
     """
 
     profile: Profile
@@ -37,6 +38,7 @@ class Surroundings:
     tensor_split: tuple[float, ...] | None = None
     encoder: bool = False
     task: Task = "generate"
+    slot_dir: str | None = None
 
     @property
     def gpu_only(self) -> bool:
@@ -49,6 +51,9 @@ def build_flags(
     """argv items after the binary: the pool's ``own`` flags and those the daemon sets, in normal form. Deterministic."""
     chosen = dict(own)
     for use in _set_by_daemon(pool, model_path, port, table, around.tensor_split):
+        chosen[use.option.canonical] = use
+    if around.slot_dir is not None:
+        use = table.use(SLOT_SAVE_PATH, around.slot_dir)
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")

@@ -29,7 +29,7 @@ REFUSED: dict[str, str] = {
     "--ssl-cert-file": "the daemon speaks plain HTTP with the engine over loopback",
     "--path": _FILES,
     "--media-path": _FILES,
-    "--slot-save-path": _FILES,
+    "--slot-save-path": "the daemon saves slots itself, each pool's in a directory of its own; see slot_cache",
     "--log-file": "the engine's output belongs in the pool's own, bounded log",
     "--log-prompts-dir": "it writes every prompt to disk",
     "--props": "it lets any client change the engine's settings behind the daemon's back",

@@ -101,6 +101,11 @@ def _on_off(text: str) -> bool:
     return text == "on"
 
 
+def _folder(text: str) -> str:
+    """llama.cpp puts a file's name right behind it."""
+    return text if text.endswith("/") else text + "/"
+
+
 def _ratios(text: str) -> list[float]:
     ratios = [float(part) for part in text.replace("/", ",").split(",")]
     return ratios + [0.0] * (128 - len(ratios))
@@ -156,6 +161,7 @@ OPTIONS: tuple[LaunchOption, ...] = (
     ),
     LaunchOption(("--cache-reuse",), "n_cache_reuse", int),
     LaunchOption(("-cram", "--cache-ram"), "cache_ram_mib", int),
+    LaunchOption(("--slot-save-path",), "slot_save_path", _folder),
     LaunchOption(("--cors-origins",), "cors_origins", str),
     LaunchOption(("-sps", "--slot-prompt-similarity"), "slot_prompt_similarity", float),
     LaunchOption(("--sleep-idle-seconds",), "sleep_idle_seconds", int),

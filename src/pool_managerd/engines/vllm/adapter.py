@@ -53,6 +53,10 @@ class Vllm:
             found += attempt(partial(self._checked_model, pool, model_path))
         return found + command.checked_flags(pool, command.Around(options))[1] + env_problems(pool, command.build_env)
 
+    @property
+    def dialect(self) -> None:
+        """It saves none."""
+
     def memory_of(self, flags: Sequence[str], version: str) -> LaunchMemory:
         return LaunchMemory(command.submitted_settings(flags))
 

@@ -1,0 +1,331 @@
+"""Keeping what engines have read of their prompts over a stop: saved before it, given back before the next launch is ready.
+
+A file is given back once, and removed then, whatever came of it: one that ends its engine must not end every launch after it,
+and what was said lies on disk only while nobody has it in memory. What an engine says of a restore is not believed: it is
+asked the same prompt once more, and how many tokens of it it had tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+import aiohttp
+
+from pool_managerd.config import Config
+from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.narration import count, size
+from pool_managerd.core.slot_cache import (
+    Restored,
+    Room,
+    SlotFile,
+    SlotSaving,
+    SlotState,
+    differences,
+    name_of,
+    proven,
+    restorable,
+    room_for,
+    slot_of,
+    temporary_name,
+    worth_saving,
+)
+from pool_managerd.core.slot_dialect import SlotDialect
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.protocols import Clock, Emit, Engines, Prober, SlotStore
+
+PROOF_S = 15.0
+"""An engine that has the tokens answers with the time of one; one that has not is not let compute them all."""
+_TROUBLE = (aiohttp.ClientError, OSError, ValueError, PoolError)
+
+
+class NotKeptError(Exception):
+    """Why a slot is not saved, or not restored; ``reason`` is the word for it in metrics."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One launch whose slots are saved or restored."""
+
+    pool: Pool
+    engine: PreparedEngine
+    saving: SlotSaving
+    dialect: SlotDialect
+    emit: Emit
+
+
+class SlotCaches:
+    """Of all pools of a node."""
+
+    def __init__(self, files: SlotStore, engines: Engines, prober: Prober, clock: Clock, config: Callable[[], Config]) -> None:
+        self._files, self._engines, self._prober, self._clock, self._config = files, engines, prober, clock, config
+        self._writing: dict[tuple[str, str], int] = {}
+        """Files that are being written, by pool and name: how large they will be."""
+        self._useless: set[tuple[tuple[str, str], ...]] = set()
+        """Keys of engines that were given slots back and had nothing of them."""
+        self._per_token: dict[tuple[tuple[str, str], ...], float] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._forgetting: set[asyncio.Task[None]] = set()
+
+    def launching(self, pool: Pool, emit: Emit) -> None:
+        """Say why this launch keeps nothing of its slots, once; where nobody wants it to, what was kept before is removed."""
+        engine = pool.launch.prepared
+        if isinstance(engine, PreparedEngine) and engine.slots is None:
+            task = asyncio.create_task(self._forget(pool.pool_id, emit))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+        why = engine.slots.unable if isinstance(engine, PreparedEngine) and engine.slots is not None else ""
+        if why and (pool.pool_id, why) not in self._told:
+            self._told.add((pool.pool_id, why))
+            emit("notice", f"What pool '{pool.pool_id}' has read is not kept over its stops: {why}")
+
+    async def _forget(self, pool_id: str, emit: Emit) -> None:
+        try:
+            for file in await asyncio.to_thread(self._files.of, pool_id):
+                await asyncio.to_thread(self._files.remove, file)
+        except PoolError as problem:
+            emit("notice", problem.message, level="warn", hint=problem.hint)
+
+    # --- saving ---
+
+    async def save(self, pool: Pool, emit: Emit) -> None:
+        """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``."""
+        turn = self._turn(pool, emit)
+        if turn is None or _named(turn.saving) in self._useless:
+            return
+        if pool.launch.outdated:
+            self._lost(turn, "different", "its slots are not saved: what it was started from was changed since")
+            return
+        began, done = self._clock.monotonic(), list[tuple[int, int]]()
+        limit_s = pool.definition.policy.save_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                for state in await self._states(turn):
+                    await self._told_if_not(turn, self._save(turn, state, done), "saved", state.slot)
+        except TimeoutError:
+            self._lost(turn, "timeout", f"what its slots hold was not saved within {limit_s:g} s (slot_cache.save_timeout_ms)")
+        except _TROUBLE as problem:
+            self._lost(turn, "error", f"what its slots hold was not saved: {_words(problem)}")
+        if done:
+            tokens, written = (sum(numbers) for numbers in zip(*done, strict=True))
+            took_ms = round((self._clock.monotonic() - began) * 1000)
+            what = f"{count(len(done), 'slot')} of pool '{pool.pool_id}'"
+            human = f"Saved {what}: {tokens} tokens, {size(written)}, in {took_ms} ms"
+            emit("cache_saved", human, slots=len(done), tokens=tokens, bytes=written, duration_ms=took_ms)
+
+    async def _states(self, turn: _Turn) -> list[SlotState]:
+        """The slots that are worth it."""
+        await self._tidy(turn.pool.pool_id)
+        answer = await self._prober.ask(turn.engine.url, turn.dialect.list_slots())
+        least = self._config().slot_cache.min_tokens
+        worth = [state for state in turn.dialect.slots(answer) if worth_saving(state, least)]
+        return sorted(worth, key=lambda state: -(state.tokens or 0))
+
+    async def _save(self, turn: _Turn, state: SlotState, done: list[tuple[int, int]]) -> None:
+        pool_id, key = turn.pool.pool_id, turn.saving.key
+        temporary = temporary_name(turn.pool.instance.epoch, state.slot)
+        writing = (pool_id, temporary)
+        await self._make_room(turn, state, writing)
+        kept = False
+        try:
+            answer = await self._prober.ask(turn.engine.url, turn.dialect.save(state.slot, temporary))
+            tokens, written = turn.dialect.saved(answer)
+            if tokens < self._config().slot_cache.min_tokens:
+                return
+            if not written:
+                raise NotKeptError("error", "the engine wrote nothing of it")
+            self._per_token[_named(turn.saving)] = written / tokens
+            self._writing.pop(writing)
+            files = await asyncio.to_thread(self._files.all)
+            before = [file for file in files if _is_of(file, pool_id, state.slot, key)]
+            others = [file for file in files if file not in before and (file.pool_id, file.name) != writing]
+            if (room := self._room(written, others, on_disk=written)).why_not:
+                raise NotKeptError("budget", room.why_not)
+            for file in before:
+                await asyncio.to_thread(self._files.remove, file)
+            await asyncio.to_thread(self._files.complete, pool_id, temporary, name_of(key, state.slot, tokens), written)
+            await self._remove(turn, room.remove)
+            kept = True
+            done.append((tokens, written))
+        finally:
+            self._writing.pop(writing, None)
+            if not kept:
+                self._files.remove(SlotFile(pool_id, temporary, 0, 0.0))
+
+    async def _make_room(self, turn: _Turn, state: SlotState, writing: tuple[str, str]) -> None:
+        """For what it will be, as far as that is known; what it replaces goes afterwards, by itself."""
+        need, own = round((state.tokens or 0) * self._bytes_per_token(turn)), (turn.pool.pool_id, state.slot, turn.saving.key)
+        files = [file for file in await asyncio.to_thread(self._files.all) if not _is_of(file, *own)]
+        if (room := self._room(need, files)).why_not:
+            raise NotKeptError("budget", room.why_not)
+        self._writing[writing] = need
+        await self._remove(turn, room.remove)
+
+    def _room(self, need: int, files: list[SlotFile], *, on_disk: int = 0) -> Room:
+        """``on_disk`` of what is needed is written already."""
+        whole = [file for file in files if (file.pool_id, file.name) not in self._writing]
+        return room_for(
+            need, whole, budget_bytes=self._config().slot_cache.disk_bytes, free_bytes=self._files.free_bytes() + on_disk,
+            reserved_bytes=sum(self._writing.values()),
+        )  # fmt: skip
+
+    def _bytes_per_token(self, turn: _Turn) -> float:
+        """As it was the last time; before there was one, as the memory of a launch is estimated; 0 where nobody knows."""
+        if (known := self._per_token.get(_named(turn.saving))) is not None:
+            return known
+        sizing, allocation = turn.pool.launch.sizing, turn.pool.launch.allocation
+        if sizing is None or not turn.engine.ctx:
+            return 0.0
+        devices = 0 if allocation is None else len(allocation.devices)
+        return sizing.estimate(devices).kv.size_bytes / turn.engine.ctx
+
+    async def _remove(self, turn: _Turn, files: tuple[SlotFile, ...]) -> None:
+        for file in files:
+            await asyncio.to_thread(self._files.remove, file)
+            what = f"A saved slot of pool '{file.pool_id}' ({size(file.size_bytes)})"
+            human = f"{what} made room for one of pool '{turn.pool.pool_id}'"
+            turn.emit("cache_removed", human, removed_from=file.pool_id, bytes=file.size_bytes)
+
+    async def _tidy(self, pool_id: str) -> None:
+        """What is not whole, and not being written, is of a save that did not come to its end."""
+        for file in await asyncio.to_thread(self._files.of, pool_id):
+            if slot_of(file.name) is None and (pool_id, file.name) not in self._writing:
+                await asyncio.to_thread(self._files.remove, file)
+
+    # --- restoring ---
+
+    async def restore(self, pool: Pool, emit: Emit) -> Restored:
+        """What fits this launch and is proven, and the prime prompt where a slot is left for it."""
+        began, limit_s = self._clock.monotonic(), pool.definition.policy.restore_timeout_s
+        found, turn = Restored(), self._turn(pool, emit)
+        if turn is not None:
+            found = await self._restore_all(turn, limit_s)
+        if found.slots:
+            took_ms = round((self._clock.monotonic() - began) * 1000)
+            what = f"{count(found.slots, 'slot')} of pool '{pool.pool_id}'"
+            human = f"Restored {what}: {found.tokens} tokens, proven, in {took_ms} ms"
+            emit("cache_restored", human, slots=found.slots, tokens=found.tokens, duration_ms=took_ms)
+        await self._prime(pool, emit, found, limit_s - (self._clock.monotonic() - began))
+        return found
+
+    async def _restore_all(self, turn: _Turn, limit_s: float) -> Restored:
+        """A file that was tried is removed; one that the daemon's own end kept from it is there for the next."""
+        found, pool_id, fitting = Restored(), turn.pool.pool_id, dict[int, SlotFile]()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._tidy(pool_id)
+                files = await asyncio.to_thread(self._files.of, pool_id)
+                fitting = restorable(files, turn.saving.key, turn.engine.slots_total)
+                found = self._say_what_does_not_fit(turn, files)
+                for slot, file in sorted(fitting.items()):
+                    why = await self._told_if_not(turn, self._restore(turn, slot, file), "restored", slot)
+                    await asyncio.to_thread(self._files.remove, file)
+                    if why is None:
+                        tokens = (slot_of(file.name) or (0, 0))[1]
+                        found = replace(found, slots=found.slots + 1, tokens=found.tokens + tokens)
+                    else:
+                        found = replace(found, lost=why)
+        except TimeoutError:
+            for file in fitting.values():
+                await asyncio.to_thread(self._files.remove, file)
+            why = f"it was not given back within {limit_s:g} s (slot_cache.restore_timeout_ms)"
+            self._lost(turn, "timeout", why)
+            found = replace(found, lost=why)
+        except _TROUBLE as problem:
+            why = f"it was not given back: {_words(problem)}"
+            self._lost(turn, "error", why)
+            found = replace(found, lost=why)
+        return found
+
+    async def _restore(self, turn: _Turn, slot: int, file: SlotFile) -> None:
+        """Raises NotKeptError when the engine does not have it then."""
+        url, dialect, (_, tokens) = turn.engine.url, turn.dialect, slot_of(file.name) or (0, 0)
+        head = await asyncio.to_thread(self._files.head, file.pool_id, file.name, dialect.head_bytes(tokens))
+        saved = dialect.tokens(head, tokens)
+        dialect.restored(await self._prober.ask(url, dialect.restore(slot, file.name)))
+        try:
+            async with asyncio.timeout(PROOF_S):
+                cached = dialect.cached(await self._prober.ask(url, dialect.ask_again(slot, saved)))
+        except TimeoutError:
+            raise NotKeptError("unproven", f"it did not answer the same prompt within {PROOF_S:g} s") from None
+        if not proven(len(saved), cached):
+            self._useless.add(_named(turn.saving))
+            why = f"the engine said that it was, and had {cached} of {len(saved)} tokens; it is not asked to save any more"
+            raise NotKeptError("unproven", why)
+
+    def _say_what_does_not_fit(self, turn: _Turn, files: list[SlotFile]) -> Restored:
+        """Once per file: it stays as long as there is room, for a reload that is undone."""
+        pool_id, others = turn.pool.pool_id, list[SlotFile]()
+        parts: dict[str, None] = {}
+        for file in files:
+            if different := differences(turn.saving.key, file.name):
+                others.append(file)
+                parts |= dict.fromkeys(different)
+        if not others:
+            return Restored()
+        why = f"{count(len(others), 'saved slot')} of it cannot be used: another {' and '.join(parts)} than when saved"
+        if any((pool_id, file.name) not in self._told for file in others):
+            self._told |= {(pool_id, file.name) for file in others}
+            self._lost(turn, "different", why)
+        return Restored(lost=why)
+
+    async def _prime(self, pool: Pool, emit: Emit, found: Restored, left_s: float) -> None:
+        """In a slot that nothing was given back to."""
+        prompt, engine = pool.config.prime_prompt if pool.config is not None else None, pool.launch.prepared
+        if prompt is None or engine is None or found.slots >= engine.slots_total or left_s <= 0:
+            return
+        try:
+            took_ms = await self._prober.prime(engine, prompt, left_s)
+        except TimeoutError:
+            emit("notice", f"Pool '{pool.pool_id}' did not read its prime prompt within {left_s:.0f} s", level="warn")
+        except _TROUBLE as problem:
+            emit("notice", f"Pool '{pool.pool_id}' did not read its prime prompt: {_words(problem)}", level="warn")
+        else:
+            emit("primed", f"Pool '{pool.pool_id}' has read its prime prompt in {took_ms:.0f} ms", duration_ms=round(took_ms))
+
+    # --- both ---
+
+    def _turn(self, pool: Pool, emit: Emit) -> _Turn | None:
+        """None for an engine that saves no slots; why it cannot is said once."""
+        engine = pool.launch.prepared
+        if not isinstance(engine, PreparedEngine) or engine.slots is None:
+            return None
+        dialect = self._engines.dialect(engine)
+        return None if dialect is None else _Turn(pool, engine, engine.slots, dialect, emit)
+
+    async def _told_if_not(self, turn: _Turn, work: Awaitable[None], what: str, slot: int) -> str | None:
+        """Why ``work`` has failed, which is told; the other slots have their turn all the same."""
+        try:
+            await work
+        except TimeoutError:
+            raise
+        except NotKeptError as problem:
+            reason, why = problem.reason, f"slot {slot} was not {what}: {problem}"
+        except _TROUBLE as problem:
+            reason, why = "error", f"slot {slot} was not {what}: {_words(problem)}"
+        else:
+            return None
+        self._lost(turn, reason, why)
+        return why
+
+    def _lost(self, turn: _Turn, reason: str, why: str) -> None:
+        turn.emit("cache_lost", f"Cache lost in pool '{turn.pool.pool_id}': {why}", level="warn", reason=reason)
+
+
+def _is_of(file: SlotFile, pool_id: str, slot: int, key: Mapping[str, str]) -> bool:
+    place = slot_of(file.name)
+    return file.pool_id == pool_id and place is not None and place[0] == slot and not differences(key, file.name)
+
+
+def _named(saving: SlotSaving) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(saving.key.items()))
+
+
+def _words(problem: Exception) -> str:
+    return problem.message if isinstance(problem, PoolError) else str(problem) or type(problem).__name__
