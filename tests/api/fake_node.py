@@ -10,6 +10,7 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_report import CrashReport, Evidence, Source, remediation
 from pool_managerd.core.event import Event
@@ -24,7 +25,9 @@ READY_POOL: Mapping[str, Any] = MappingProxyType({
     "engine_version": "b1", "model_id": "tiny", "device_mask": None, "crash_count": 0, "restart_count": 0, "last_error": None,
     "last_heartbeat_ms": 1, "circuit_state": "closed", "pid": 4242, "url": "http://127.0.0.1:8080", "isolation": "no_new_privs",
     "reason": None, "held": False, "drained": False, "next_restart_at_ms": None, "preload": None,
-    "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0}, "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
+    "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0, "measured_with": "warm-up of 16 tokens", "measured_at_ms": 1},
+    "baselines": [Baseline(5.0, 90.0, 3, "warm-up of 16 tokens", 1).to_dict()],
+    "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
 })  # fmt: skip
 
 

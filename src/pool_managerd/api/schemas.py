@@ -94,7 +94,12 @@ class PoolStatus(Answer):
     )
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
-    perf: dict[str, Any] | None = None
+    perf: dict[str, Any] | None = Field(
+        None, description="What tells most of how fast it is: a bench, else its warm-ups; `measured_with` says which."
+    )
+    baselines: list[dict[str, Any]] = Field(
+        default_factory=list, description="All that was measured of this engine version with this model on these GPUs."
+    )
 
 
 class PoolHealth(Answer):

@@ -16,7 +16,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.reload import TRIES, slower, unexpected
 from pool_managerd.errors import EngineError
 from pool_managerd.supervision.in_flight import a_moment, requests_of
-from pool_managerd.supervision.launch_work import baseline_key
+from pool_managerd.supervision.measured import baseline_key
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
