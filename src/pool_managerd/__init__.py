@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pool_managerd.config.load import load_config
     from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
     from pool_managerd.core.backoff import BackoffPolicy
+    from pool_managerd.core.bench import BenchRequest
     from pool_managerd.core.drain import DrainOutcome, DrainRequest
     from pool_managerd.core.event import Event
     from pool_managerd.core.gpu.devices import DeviceSnapshot
@@ -38,6 +39,7 @@ _HOMES = {
     "config.load": ("load_config",),
     "core.artifacts": ("PreparedEngine", "ResolvedModel"),
     "core.backoff": ("BackoffPolicy",),
+    "core.bench": ("BenchRequest",),
     "core.event": ("Event",),
     "core.gpu.masks": ("DeviceMask",),
     "core.gpu.devices": ("DeviceSnapshot",),
@@ -59,6 +61,7 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BackoffPolicy",
+    "BenchRequest",
     "Config",
     "Decision",
     "DeviceMask",

@@ -11,6 +11,7 @@ from typing import Any
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baseline
+from pool_managerd.core.bench import BenchRequest
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_report import CrashReport, Evidence, Source, remediation
 from pool_managerd.core.event import Event
@@ -28,6 +29,18 @@ READY_POOL: Mapping[str, Any] = MappingProxyType({
     "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0, "measured_with": "warm-up of 16 tokens", "measured_at_ms": 1},
     "baselines": [Baseline(5.0, 90.0, 3, "warm-up of 16 tokens", 1).to_dict()],
     "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
+})  # fmt: skip
+
+
+_LOAD = {
+    "requests": 1, "runs": 2, "first_token_ms_p50": 12.0, "between_tokens_ms_p50": 9.5, "between_tokens_ms_p99": 11.0,
+    "tokens_per_s": 100.0, "tokens_per_s_total": 80.0, "prompt_tokens_per_s": 900.5,
+}  # fmt: skip
+_FULL = {"requests": 4, "first_token_ms_p50": 40.0, "tokens_per_s_total": 160.0, "prompt_tokens_per_s": None}
+BENCH: Mapping[str, Any] = MappingProxyType({
+    "engine": "llamacpp", "engine_version": "b1", "model_id": "file:models/tiny", "device_mask": None, "duration_ms": 900,
+    "measured_with": "bench of 8 tokens behind a prompt of 512, 2 runs", "tokens": 8, "prompt_tokens": 512, "runs": 2, "slots": 4,
+    "pool_id": "demo", "alone": _LOAD, "full": {**_LOAD, **_FULL},
 })  # fmt: skip
 
 
@@ -140,6 +153,7 @@ class FakeNode(FakeDevices):
         self.past_leases: set[str] = set()
         self.submitted: list[PreparedEngine | None] = []
         self.calls: list[tuple[str, str]] = []
+        self.benched: list[tuple[str, int | None, int | None, int]] = []
         self.places = LogPlaces()
         self.fail_next: PoolError | Exception | None = None
         self.log_file = Path("/nonexistent")  # a test that reads the log says where it is
@@ -254,6 +268,13 @@ class FakeNode(FakeDevices):
 
     async def cancel_preload(self, pool_id: str) -> FakeOperation:
         return self._accept("cancel_preload", pool_id)
+
+    async def bench(self, request: BenchRequest) -> FakeOperation:
+        self.benched.append((request.pool_id, request.tokens, request.prompt_tokens, request.runs))
+        return self._accept("bench", request.pool_id, {**BENCH, "pool_id": request.pool_id})
+
+    def cancel_bench(self, pool_id: str) -> FakeOperation:
+        return self._accept("cancel_bench", pool_id)
 
     async def start(self, pool_id: str) -> FakeOperation:
         return self._accept("start", pool_id)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
+from pool_managerd.core.bench import MAX_PROMPT_TOKENS, MAX_RUNS, MAX_TOKENS, PROMPT_TOKENS, RUNS, TOKENS
 from pool_managerd.core.engines import DEFAULT_ENGINE
 
 MAX_DEADLINE_MS = 86_400_000
@@ -44,6 +45,16 @@ class ReloadBody(Body):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="The caller's own name for this request: sent again, it is the same reload."
     )
+
+
+class BenchBody(Body):
+    tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = Field(
+        None, description=f"To make for each request; {TOKENS} when absent, or what a slot has room for."
+    )
+    prompt_tokens: Annotated[int, Field(ge=1, le=MAX_PROMPT_TOKENS)] | None = Field(
+        None, description=f"About so many in each prompt; {PROMPT_TOKENS} when absent, or what a slot has room for."
+    )
+    runs: Annotated[int, Field(ge=1, le=MAX_RUNS)] = Field(RUNS, description="So often alone, and so often on all slots.")
 
 
 class LeaseBody(Body):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
+from pool_managerd.api.bodies import BenchBody, DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
+from pool_managerd.core.bench import BenchRequest
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.node import Operation, PoolManager
@@ -50,6 +53,29 @@ async def reload(context: ApiContext, request: web.Request) -> web.Response:
     if dry_run:
         return json_response(await context.keep(context.node.plan_reload(asked)))
     return await _finish(context, context.node.reload(asked), wait)
+
+
+async def bench(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202; with ``?wait=true`` it is for that caller alone, and ends when they go."""
+    wanted = pool_id(request)
+    wait = switch(request, "wait", default=False)
+    body = await read_model(request, BenchBody)
+    operation = await context.keep(context.node.bench(BenchRequest(wanted, body.tokens, body.prompt_tokens, body.runs)))
+    if not wait:
+        return json_response(operation.to_dict(), 202)
+    try:
+        await operation.wait()
+    except asyncio.CancelledError:
+        with suppress(RequestError):  # it was over already
+            context.node.cancel_bench(wanted)
+        raise
+    return json_response(operation.to_dict())
+
+
+async def cancel_bench(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = pool_id(request)
+    await read_model(request, NoBody)
+    return json_response(context.node.cancel_bench(wanted).to_dict(), 202)
 
 
 def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:

@@ -121,6 +121,7 @@ class OperationAnswer(Answer):
     pool_id: str | None = None
     status: str
     outcome: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = Field(None, description="While it runs, of some kinds: `done`, `total` and `human`.")
 
 
 class ReloadAnswer(Answer):

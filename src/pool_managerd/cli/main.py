@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from pool_managerd._version import __version__
-from pool_managerd.cli import changes, crashes, devices, explain, follow, output, preflight, reads, serving, streams, waiting
+from pool_managerd.cli import (
+    bench,
+    changes,
+    crashes,
+    devices,
+    explain,
+    follow,
+    output,
+    preflight,
+    reads,
+    serving,
+    streams,
+    waiting,
+)
 from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.errors import PoolError, SpecError
@@ -32,6 +45,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.restart, changes.preload),
     *(
         reloading.reload,
+        bench.bench,
         changes.drain,
         changes.undrain,
         changes.hold,

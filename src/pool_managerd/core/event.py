@@ -10,7 +10,9 @@ from typing import Any
 EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "adopt": "an engine that ran already was taken over", "adopting": "an engine that ran already was found",
     "attach": "an engine that somebody else runs is probed from now on", "backoff": "a restart is due, and when",
-    "breaker": "the circuit breaker opened, closed, or lets one start through",
+    "bench_failed": "a pool was not measured",
+    "bench_progress": "how far a bench is", "bench_started": "a pool is measured; all its slots are leased",
+    "bench_succeeded": "a pool was measured", "breaker": "the circuit breaker opened, closed, or lets one start through",
     "config_reread": "the configuration was read again, or could not be",
     "cordon": "nothing new starts on a GPU",
     "crash": "an engine failed, and how",

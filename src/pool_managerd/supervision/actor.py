@@ -71,11 +71,15 @@ class PoolActor:
         """Put ``event`` into the inbox."""
         self._inbox.put_nowait(Message(event, copy_context(), waiting, definition))
 
-    def learn(self, epoch: int, **known: Any) -> bool:
-        """Write down what is known of launch ``epoch`` now; false when it is not the present one any more."""
+    def learn(self, epoch: int, *, tell: bool = False, **known: Any) -> bool:
+        """Write down what is known of launch ``epoch`` now, and ``tell`` the registry; false when it is not the present one
+        any more.
+        """
         if self.pool.launch.epoch != epoch:
             return False
         self.pool.launch = replace(self.pool.launch, **known)
+        if tell:
+            self._publish()
         return True
 
     def emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:

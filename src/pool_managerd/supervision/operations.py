@@ -34,7 +34,8 @@ Ended = tuple[Any, PoolError | None]
 
 
 class Operation:
-    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure.
+    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure; ``progress`` of some kinds
+    until then: done, in total, and in words.
 
     ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules). ``key`` is the caller's own
     name for it.
@@ -51,6 +52,7 @@ class Operation:
         self.status = "running"
         self.outcome: dict[str, Any] | None = None
         self.error: PoolError | None = None
+        self.progress: dict[str, Any] | None = None
         self.started_at_ms = started_at_ms
         self.ended_at_ms: int | None = None
         self._done = asyncio.Event()
@@ -81,7 +83,8 @@ class Operation:
                 failure["details"] = self.error.details
         return {
             "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id, "status": self.status,
-            "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
+            "outcome": self.outcome, "error": failure, "progress": self.progress if self.status == "running" else None,
+            "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
         }  # fmt: skip
 
 

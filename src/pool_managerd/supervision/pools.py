@@ -89,6 +89,11 @@ class Pools:
         """A lease was given or ended; ``expiry``: its end may come sooner than anything else."""
         self._actors[pool_id].leases_changed(expiry=expiry)
 
+    def learn(self, pool_id: str, epoch: int, **known: Any) -> None:
+        """Write down what is known of launch ``epoch`` now, and tell the registry; of one that is over nothing."""
+        if (actor := self._actors.get(pool_id)) is not None:
+            actor.learn(epoch, **known, tell=True)
+
     def kill_all(self) -> None:
         """Every engine, at once."""
         for actor in self._actors.values():

@@ -14,9 +14,11 @@ from typing import Any
 import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
 from pool_managerd.supervision import plain_http
+from pool_managerd.supervision.timed_stream import timed
 
 BODY_LIMIT = 64 * 1024
 COUNTERS_LIMIT = 1 << 20
@@ -139,6 +141,10 @@ class HttpProber:
             return str(choices[0]["text"])
         except (RecursionError, LookupError, TypeError):
             raise ValueError("the engine answered with something that is no completion") from None
+
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer:
+        """As `timed_stream.timed`: for as long as the engine takes. Whoever does not want to wait any longer cancels it."""
+        return await timed(self._open(), engine, prompt, tokens)
 
     async def _ask_once(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """One embedding or ranking: how long it took in ms, and tokens read per second."""

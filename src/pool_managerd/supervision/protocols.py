@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.event import Event
@@ -132,6 +133,7 @@ class Prober(Protocol):
     async def counters(self, url: str, names: CounterNames, timeout_s: float) -> Counters | None: ...
     async def warm_up(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]: ...
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str: ...
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer: ...
 
 
 class Usage(Protocol):
