@@ -94,6 +94,9 @@ class PoolStatus(Answer):
     )
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
+    drain: dict[str, Any] | None = Field(
+        None, description="While it drains: `left`, of it `requests` that the engine counts, and `remaining_ms` to the deadline."
+    )
     perf: dict[str, Any] | None = Field(
         None, description="What tells most of how fast it is: a bench, else its warm-ups; `measured_with` says which."
     )

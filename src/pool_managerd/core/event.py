@@ -22,6 +22,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "device_scan": "the GPUs that were found, or why none can be read", "device_unclear": "a GPU cannot be read",
     "devices_released": "the driver's library was released", "devices_resumed": "the driver's library is in use again",
     "died": "an engine's process is gone", "drain_finished": "a drain ended, and whether leases were cut off",
+    "drain_progress": "what a drain still waits for, and until when at the latest",
     "drain_started": "a pool takes no new leases", "exit": "an engine that may end did so",
     "gap": "to a reader that resumes: not everything since then is kept", "gave_up": "no further start",
     "handoff": "a handoff file announced an engine, or was wrong", "hold": "nothing of the pool starts by itself",

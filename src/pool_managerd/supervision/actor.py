@@ -20,6 +20,7 @@ from pool_managerd.core.lifecycle.phase import LOADING, SERVING
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.announcement import Announcement
 from pool_managerd.supervision.crash_reports import CrashReports, written
+from pool_managerd.supervision.drain_watch import watch_drain
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
@@ -57,7 +58,8 @@ class PoolActor:
         self._waiting: list[Waiting] = []
         self._timer: Timer | None = None
         self._boot = False
-        self._work = LaunchWork(self.pool, Reports(self.post, self.learn, self.emit), services)
+        self._reports = Reports(self.post, self.learn, self.emit)
+        self._work = LaunchWork(self.pool, self._reports, services)
         self._crashes = CrashReports(self.pool, self.emit, services)
         self._files = Announcement(self.pool, self.emit, services)
         self._task_failures = 0
@@ -163,9 +165,6 @@ class PoolActor:
                 self._publish()
                 self._tell_transition(view(before).state, event)
             self._keep_drain(before)
-            if isinstance(event, ev.Drain) and event.in_flight and self.pool.instance.phase is Phase.DRAINING:
-                epoch = self.pool.instance.epoch
-                self._work.run(self._work.await_requests(epoch), epoch, "the look at its requests")
             if changed or message.waiting is not None:
                 self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:
@@ -226,10 +225,13 @@ class PoolActor:
 
     def _keep_drain(self, before: PoolState) -> None:
         """A drain goes on to its deadline under the next daemon, too."""
-        was, now = (i.deadline if i.phase is Phase.DRAINING else None for i in (before.active, self.pool.instance))
+        i = self.pool.instance
+        was, now = (one.deadline if one.phase is Phase.DRAINING else None for one in (before.active, i))
         if now != was:
-            kept = {"epoch": self.pool.instance.epoch, "since": self.pool.instance.drain_since, "deadline": now}
+            kept = {"epoch": i.epoch, "since": i.drain_since, "deadline": now, "requests": self.pool.launch.requests}
             self._s.records.note_fact(DRAIN, self.pool.pool_id, None if now is None else kept)
+        if now is not None and was is None:
+            self._work.run(watch_drain(self.pool, self._reports, self._s, i.epoch), i.epoch, "the watch of its drain")
 
     # --- what others see ---
 

@@ -24,14 +24,13 @@ from pool_managerd.core.crash_report import Source
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome
-from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
-from pool_managerd.supervision.in_flight import a_moment, requests_of
+from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
 from pool_managerd.supervision.measured import baseline_key, warmed_up
 from pool_managerd.supervision.policy import learn_secrets_of
@@ -193,10 +192,13 @@ class LaunchWork:
             self._actor.emit("notice", human, level="warn")
         self._actor.learn(epoch, measured=self._s.baselines.all_of(baseline_key(prepared)))
         drain = self._s.records.facts(DRAIN).get(pool_id, {})
-        since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
+        drain = drain if drain.get("epoch") == epoch else {}
+        if drain:  # its clients may have no lease; one that is too busy to say has what it had
+            requests = await requests_of(self._pool, self._s, unheard=drain.get("requests", 0))
+            self._actor.learn(epoch, requests=requests)
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            warmable=prepared.warmable, drain_since=since, drain_deadline=deadline,
+            warmable=prepared.warmable, drain_since=drain.get("since"), drain_deadline=drain.get("deadline"),
         ))  # fmt: skip
 
     async def _watch(
@@ -282,16 +284,6 @@ class LaunchWork:
         measured: dict[str, Any] = {"first_token_ms": round(first_ms, 1), "tokens_per_s": round(rate, 2)}
         self._s.events.emit("warmup", human, pool_id=engine.pool_id, **measured)
         return self._actor.post(ev.WarmedUp(epoch))
-
-    async def await_requests(self, epoch: int) -> None:
-        """While it drains: until the engine has none in hand."""
-        drains = True
-        while drains and (left := await requests_of(self._pool, self._s)) > 0:
-            self._actor.learn(epoch, requests=left)
-            await a_moment(self._s)
-            drains = self._pool.instance.epoch == epoch and self._pool.instance.phase is Phase.DRAINING
-        if self._actor.learn(epoch, requests=0):
-            self._actor.post(ev.LeasesChanged(self._s.registry.get_active_leases(self._pool.pool_id)))
 
     # --- tasks ---
 

@@ -58,12 +58,21 @@ def status_of(
         "compute": "cpu" if on_cpu else "gpu" if launch.allocation is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase in WAITING and i.deadline else None,
-        "preload": _preload(pool, now, wall_ms),
+        "preload": _preload(pool, now, wall_ms), "drain": _drain(pool, entry.active_leases, now),
         "perf": _perf(launch.measured), "baselines": [baseline.to_dict() for baseline in launch.measured],
         "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
         "profile": profile, "configured": pool.config is not None,
     }  # fmt: skip
+
+
+def _drain(pool: Pool, leases: int, now: float) -> dict[str, Any] | None:
+    """What a drain still waits for, and until when at the latest; None while there is none."""
+    i = pool.instance
+    if i.phase is not Phase.DRAINING or i.deadline is None:
+        return None
+    left = max(leases, pool.launch.requests)
+    return {"left": left, "requests": pool.launch.requests, "remaining_ms": max(0, round((i.deadline - now) * 1000))}
 
 
 def _perf(measured: Sequence[Baseline]) -> dict[str, Any] | None:
