@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pool_managerd.core.gpu.masks import DeviceMask
     from pool_managerd.core.gpu.split import SplitPlan
     from pool_managerd.core.health import HealthStatus
+    from pool_managerd.core.purge import PurgeRequest
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.core.registry.placement import Decision, PlacementRequest, decide
     from pool_managerd.core.reload import ReloadRequest
@@ -45,6 +46,7 @@ _HOMES = {
     "core.gpu.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
+    "core.purge": ("PurgeRequest",),
     "core.reload": ("ReloadRequest",),
     "core.gpu.split": ("SplitPlan",),
     "core.registry.placement": ("Decision", "PlacementRequest", "decide"),
@@ -82,6 +84,7 @@ __all__ = [
     "PoolSnapshot",
     "PreloadOutcome",
     "PreparedEngine",
+    "PurgeRequest",
     "Registry",
     "ReloadOutcome",
     "ReloadRequest",

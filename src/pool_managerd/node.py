@@ -28,6 +28,7 @@ from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.purge import Purges
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
@@ -55,6 +56,7 @@ class PoolManager(DeviceCalls, PoolCalls):
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
         self._reloads = Reloads(self._pools, self._a.services, lambda: self.config)
         self._benches = Benches(self._pools, self._a.services)
+        self._purges = Purges(self._pools, self._a.services, lambda: self.config)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
@@ -120,6 +122,7 @@ class PoolManager(DeviceCalls, PoolCalls):
         for task in self._watching:
             task.cancel()
         await self._benches.close()
+        await self._purges.close()
         await self._reloads.close()
         if self.config.daemon.on_exit == "leave" and not self._hard:
             await self._pools.close(leave=True)

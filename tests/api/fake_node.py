@@ -15,6 +15,7 @@ from pool_managerd.core.bench import BenchRequest
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_report import CrashReport, Evidence, Source, remediation
 from pool_managerd.core.event import Event
+from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.log_places import LogPlaces
@@ -153,6 +154,7 @@ class FakeNode(FakeDevices):
         self.past_leases: set[str] = set()
         self.submitted: list[PreparedEngine | None] = []
         self.calls: list[tuple[str, str]] = []
+        self.purges: list[PurgeRequest] = []
         self.benched: list[tuple[str, int | None, int | None, int]] = []
         self.places = LogPlaces()
         self.fail_next: PoolError | Exception | None = None
@@ -268,6 +270,19 @@ class FakeNode(FakeDevices):
 
     async def cancel_preload(self, pool_id: str) -> FakeOperation:
         return self._accept("cancel_preload", pool_id)
+
+    async def plan_purge(self, request: PurgeRequest) -> Json:
+        self._pool(request.pool_id)
+        self.purges.append(request)
+        rows = [{"path": f"/run/{place}/{request.pool_id}", "bytes": 4 << 20} for place in sorted(request.places)]
+        return {
+            "pool_id": request.pool_id, "stops_by": request.stops_by, "would_remove": rows, "would_free_bytes": len(rows) << 22,
+        }  # fmt: skip
+
+    async def purge(self, request: PurgeRequest) -> FakeOperation:
+        plan = await self.plan_purge(request)
+        outcome = {"pool_id": request.pool_id, "removed": plan["would_remove"], "freed_bytes": plan["would_free_bytes"]}
+        return self._accept("purge", request.pool_id, outcome)
 
     async def bench(self, request: BenchRequest) -> FakeOperation:
         self.benched.append((request.pool_id, request.tokens, request.prompt_tokens, request.runs))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
 from pool_managerd.core.bench import MAX_PROMPT_TOKENS, MAX_RUNS, MAX_TOKENS, PROMPT_TOKENS, RUNS, TOKENS
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.purge import MAX_MODELS
 
 MAX_DEADLINE_MS = 86_400_000
 MAX_TTL_MS = 604_800_000
@@ -45,6 +46,16 @@ class ReloadBody(Body):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="The caller's own name for this request: sent again, it is the same reload."
     )
+
+
+class PurgeBody(Body):
+    purge_engine: bool = Field(False, description="The engine, too: refused where it is not in a cache of this daemon.")
+    purge_models: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(max_length=MAX_MODELS)] = Field(
+        [], description="Models, too, by reference: refused where they are not in a cache of this daemon."
+    )
+    drain_first: bool = Field(True, description="An engine that runs is drained first.")
+    delete_cache_dirs: bool = Field(False, description="Also what later starts would use again.")
+    force: bool = Field(False, description="An engine that runs is stopped at once.")
 
 
 class BenchBody(Body):

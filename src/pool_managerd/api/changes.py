@@ -9,12 +9,13 @@ from typing import Any
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import BenchBody, DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
+from pool_managerd.api.bodies import BenchBody, DrainBody, LeaseBody, NoBody, PurgeBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
 from pool_managerd.core.bench import BenchRequest
+from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.node import Operation, PoolManager
@@ -76,6 +77,19 @@ async def cancel_bench(context: ApiContext, request: web.Request) -> web.Respons
     wanted = pool_id(request)
     await read_model(request, NoBody)
     return json_response(context.node.cancel_bench(wanted).to_dict(), 202)
+
+
+async def purge(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202, or answered when it has ended with ``?wait=true``; ``?dry_run=true`` says what would be freed."""
+    wanted = pool_id(request)
+    wait, dry_run = switch(request, "wait", default=False), switch(request, "dry_run", default=False)
+    body = await read_model(request, PurgeBody)
+    asked = PurgeRequest(
+        wanted, body.purge_engine, tuple(body.purge_models), body.drain_first, body.delete_cache_dirs, body.force
+    )
+    if dry_run:
+        return json_response(await context.keep(context.node.plan_purge(asked)))
+    return await _finish(context, context.node.purge(asked), wait)
 
 
 def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:

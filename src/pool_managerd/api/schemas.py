@@ -145,6 +145,18 @@ class ReloadAnswer(Answer):
     vram: dict[str, Any] | None = Field(None, description="where it would run, and what it needs.")
 
 
+class PurgeAnswer(Answer):
+    """With ``dry_run`` what would be done, else the operation, whose outcome has ``removed`` and ``freed_bytes``."""
+
+    pool_id: str
+    operation_id: str | None = None
+    status: str | None = None
+    outcome: dict[str, Any] | None = None
+    stops_by: str | None = Field(None, description="How an engine that runs would be ended: drain or stop.")
+    would_remove: list[Any] | None = Field(None, description="{path, bytes} of each directory.")
+    would_free_bytes: int | None = None
+
+
 class LeaseGiven(Answer):
     lease_id: str
     active_leases: int

@@ -133,6 +133,11 @@ CHANGE_ROUTES = (
         (_WAIT, Query("dry_run", "true: the plan (200), and nothing happens.", _BOOL)),
     ),
     Route(
+        "POST", f"{_POOL}/purge", "Stop a pool and delete what is kept on disk for it", changes.purge,
+        {202: schemas.OperationAnswer, 200: schemas.PurgeAnswer}, (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.PurgeBody,
+        (_WAIT, Query("dry_run", "true: what would be freed (200), and nothing happens.", _BOOL)),
+    ),
+    Route(
         "POST", f"{_POOL}/bench", "Measure a pool on purpose; all its slots are leased meanwhile", changes.bench, _OP,
         (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.BenchBody, (_WAIT,),
     ),

@@ -24,6 +24,7 @@ from pool_managerd.cli import (
     streams,
     waiting,
 )
+from pool_managerd.cli import purge as purging
 from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.errors import PoolError, SpecError
@@ -46,6 +47,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(
         reloading.reload,
         bench.bench,
+        purging.purge,
         changes.drain,
         changes.undrain,
         changes.hold,

@@ -32,6 +32,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "pool_removed": "a pool was forgotten", "port_conflict": "another program took the port",
     "preflight": "a finding about this machine", "preload_failed": "a start failed, and why",
     "preload_succeeded": "a pool became ready", "quarantine": "one of the pool's GPUs is out of use",
+    "purged": "what was kept of a pool on disk is deleted",
     "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung or busy engine answers again",
     "ready_again": "an engine that was ready before is ready again",
     "release": "a hold ended", "reload_failed": "a reload was given up or undone",

@@ -19,6 +19,7 @@ from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
 from pool_managerd.core.preflight import Report
+from pool_managerd.core.purge import Freed
 from pool_managerd.errors import PoolError
 
 
@@ -74,6 +75,8 @@ class Launcher(Protocol):
 
     async def forget(self, pool_id: str) -> None: ...
     async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
+    async def measure(self, pool_id: str, places: Collection[str]) -> Sequence[Freed]: ...
+    async def purge(self, pool_id: str, places: Collection[str]) -> Sequence[Freed]: ...
 
 
 class Adoption(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pool_managerd.core.bench import BenchRequest
+from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.supervision.bench import Benches
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.purge import Purges
 
 
 class PoolCalls:
@@ -17,6 +19,7 @@ class PoolCalls:
     _pools: Pools
     _leases: Leases
     _benches: Benches
+    _purges: Purges
 
     # --- measuring ---
 
@@ -33,6 +36,20 @@ class PoolCalls:
     def cancel_bench(self, pool_id: str) -> Operation:
         """Break off the bench that is under way. Raises RequestError when there is none."""
         return self._benches.cancel(pool_id)
+
+    # --- purging ---
+
+    async def purge(self, request: PurgeRequest) -> Operation:
+        """Stop the pool and delete what is kept on disk for it (SPEC §10.3); it is uninitialized then, and stays down.
+
+        The operation's outcome has ``removed`` and ``freed_bytes``. Raises SpecError, RequestError POOL_IN_USE, NOT_OURS,
+        OPERATION_IN_PROGRESS or POOL_NOT_FOUND.
+        """
+        return await self._purges.begin(request)
+
+    async def plan_purge(self, request: PurgeRequest) -> dict[str, Any]:
+        """What ``purge`` would stop and free; nothing happens. Raises as ``purge``."""
+        return await self._purges.plan(request)
 
     # --- leases ---
 
