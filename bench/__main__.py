@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from bench import adopt, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, restart
+from bench import adopt, cold_start, crash_loop, daemon_start, gpus, idle, leases, machine, memory, ready_again, reload, restart
 from bench.fleet import Settings
 from bench.processes import sweep
 from bench.result import NotInstalledError, Row, not_measured, show
@@ -28,6 +28,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "leases": leases.measure,
     "adopt": adopt.measure,
     "gpus": gpus.measure,
+    "reload": reload.measure,
 }
 _PATIENCE_S = 180.0
 

@@ -25,8 +25,8 @@ FLAG = "POOL_MANAGERD_TEST_FAILPOINTS"
 PLACES = (
     "state.commit", "state.committed", "leases.commit", "leases.committed", "api.before_reply", "engine.spawned", "engine.kept",
     "pid.write", "handoff.write", "boot.restored", "boot.leases", "boot.adopting", "boot.cleared", "boot.started", "loop.health",
-    "loop.pool", "loop.task", "reload.staging", "reload.begun", "reload.draining", "reload.switching", "reload.switched",
-    "reload.proven", "reload.committed", "reload.undoing",
+    "loop.pool", "loop.task", "reload.staging", "reload.begun", "reload.loading", "reload.loaded", "reload.draining",
+    "reload.switching", "reload.switched", "reload.proven", "reload.committed", "reload.taken_over", "reload.undoing",
 )  # fmt: skip
 """Every place. ``X.commit`` is before, ``X.committed`` behind; ``engine.spawned`` is before the shim is told to keep it."""
 

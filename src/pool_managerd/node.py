@@ -31,7 +31,7 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.purge import Purges
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
-from pool_managerd.supervision.status import capabilities_of, command_of, explanation, health_of, lease_rows, status_of
+from pool_managerd.supervision.status import beside, capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 from pool_managerd.wiring.device_calls import DeviceCalls
@@ -148,7 +148,8 @@ class PoolManager(DeviceCalls, PoolCalls):
         clock, crash = self._a.clock, self._a.services.crashes.last(pool_id)
         pool, now, wall_ms = self._pools.get(pool_id), clock.monotonic(), clock.wall_ms()
         known = status_of(pool, self.registry, self.config.profile, now, wall_ms, crash)
-        return {**known, "reload": self._reloads.stage_of(pool_id)}
+        other = beside(self._pools.replacements.find(pool_id), self.registry)
+        return {**known, "reload": self._reloads.stage_of(pool_id), "beside": other}
 
     def statuses(self) -> list[dict[str, Any]]:
         """All pools' statuses, by id."""

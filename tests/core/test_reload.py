@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baseline, Baselines
-from pool_managerd.core.reload import UNNOTICED_MS, Forecast, ReloadRequest, slower, steps, unexpected
+from pool_managerd.core.reload import UNNOTICED_MS, Forecast, ReloadRequest, Strategy, slower, steps, unexpected
 from pool_managerd.errors import SpecError
 
 BEFORE = Baseline(100.0, 50.0)
@@ -24,7 +24,7 @@ ENGINE = PreparedEngine("p", "/engine")
         ({"engine": ENGINE, "new_model_ref": "file:m"}, "runs as it is"),
         ({"changes": {}, "drain_deadline_ms": -1}, "drain_deadline_ms is -1"),
         ({"changes": {}, "drain_deadline_ms": 86_400_001}, "drain_deadline_ms is 86400001"),
-        ({"changes": {}, "strategy": "blue_green"}, "no strategy 'blue_green'"),
+        ({"changes": {}, "strategy": "sleep_old"}, "no strategy 'sleep_old'"),
     ],
 )
 def test_what_asks_for_nothing_or_for_what_cannot_be_is_refused(asked: dict[str, Any], why: str) -> None:
@@ -70,7 +70,15 @@ def test_a_forecast_is_what_was_measured_and_how_much_that_varied() -> None:
 
 
 def test_a_pool_that_does_not_serve_is_not_drained() -> None:
-    assert len(steps("p", "file:m", 30_000, 5_000, serves=True)) == len(steps("p", "file:m", 30_000, 5_000, serves=False)) + 2
+    def of(*, serves: bool) -> tuple[str, ...]:
+        return steps("p", Strategy.STOP_START, "file:m", 30_000, 5_000, serves=serves)
+
+    assert len(of(serves=True)) == len(of(serves=False)) + 2
+
+
+def test_where_both_run_the_old_engine_drains_last() -> None:
+    told = steps("p", Strategy.BLUE_GREEN, "file:m", 30_000, 5_000, serves=True)
+    assert "beside the old one" in told[1] and "wait up to 30 s" in told[-1]
 
 
 def test_a_copy_of_the_baselines_stays_as_it_was() -> None:

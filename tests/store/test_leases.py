@@ -36,7 +36,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Open]:
         registry = Registry(lambda: 0, salt="s", on_lease=store.put)
         registry.publish("p", epoch=7, slots_total=4)
         for kept in found:
-            registry.restore_leases(kept, 7)
+            registry.restore_leases(kept, {7})
         return store, registry, found
 
     yield make

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ from pool_managerd.core.bench import LIMIT_S, BenchRequest
 from pool_managerd.core.health import Counters
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.bench import HOLDER, LEASE_S, Benches
 from pool_managerd.supervision.measured import baseline_key
@@ -90,6 +93,19 @@ async def test_whoever_wants_the_pool_has_it_at_once(world: Benched, event: ev.E
     await settle()
     assert operation.error is not None and operation.error.message.startswith("the bench of pool 'p' was given up: it is ")
     assert world.leases() == [] and view(world.p.state).state in ("offline", "ready")
+
+
+async def test_a_reload_is_not_measured_and_does_not_wait_for_a_bench(world: Benched) -> None:
+    world.fakes.prober.stuck = True
+    operation = await world.bench()
+    await world.reloads.begin(ReloadRequest("p", changes={"slots": 3}))
+    assert (await world.refusal()).code == "OPERATION_IN_PROGRESS"
+    deadline = time.monotonic() + 10
+    while operation.status == "running":
+        assert time.monotonic() < deadline, "the bench goes on"
+        await asyncio.sleep(0.001)
+    assert operation.error is not None and operation.error.code == "OPERATION_CANCELLED" and world.leases() == []
+    await world.reloads.close()
 
 
 async def test_it_is_over_when_its_time_is(world: Benched) -> None:

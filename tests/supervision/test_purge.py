@@ -156,6 +156,18 @@ async def test_a_start_that_comes_while_it_ends_is_not_cut_off(world: Purged) ->
     assert operation.error is not None and "somebody started it meanwhile" in operation.error.message
 
 
+async def test_an_engine_that_was_replaced_and_has_leases_still_has_the_directories(world: Purged) -> None:
+    other: list[Any] = [world.p]
+    world.pools.replacements.find = lambda _: other[0] if other else None  # type: ignore[method-assign,assignment]
+    assert "the engine that it ran before has not ended yet" in (await world.refusal()).message
+    operation = await world.purge(force=True)
+    assert operation.status == "running" and world.fakes.launcher.purged == [] and not world.p.instance.has_process
+    other.clear()
+    await world.fakes.clock.advance(1)
+    await settle(200)
+    assert operation.status == "succeeded", operation.error
+
+
 async def test_what_the_disk_forbids_is_told(world: Purged) -> None:
     def full() -> None:
         raise NodeError("cannot take away /run/work/p: Read-only file system")

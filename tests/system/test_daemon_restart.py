@@ -159,7 +159,7 @@ def test_leases_and_the_deadline_of_a_drain_go_on_under_the_next_daemon(make: Ma
     same = ("lease_id", "holder", "given_at_ms")
     assert [[row[key] for key in same] for row in after] == [[row[key] for key in same] for row in before]
     assert [row["expires_at_ms"] is None for row in after] == [True, True, False]
-    assert daemon.post("/v1/pools/p/leases", {"idempotency_key": "k1"}) == (201, {"lease_id": given[1], "active_leases": 3})
+    assert daemon.post("/v1/pools/p/leases", {"idempotency_key": "k1"})[1]["lease_id"] == given[1]
     assert daemon.delete(f"/v1/pools/p/leases/{given[2]}")[0] == 200, "it was given once"
     assert daemon.delete("/v1/pools/p/leases/000000000000-1")[0] == 404
     daemon.until(lambda s: s["active_leases"] == 2, "the lease with an end to end")

@@ -49,6 +49,14 @@ async def ask(url: str) -> str:
         return str((await answer.json())["choices"][0]["message"]["content"])
 
 
+async def write(url: str, tokens: int) -> int:
+    """As many tokens as asked for, at ease: how many it made."""
+    body = {"prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True}
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=body) as answer:
+        assert answer.status == 200
+        return int((await answer.json())["usage"]["completion_tokens"])
+
+
 @pytest.mark.parametrize("mode", ["package", "binary"])
 @pytest.mark.parametrize("pooling", [2, 4])
 async def test_an_encoder_embeds_or_ranks_and_its_warm_up_is_answered(
@@ -141,7 +149,7 @@ async def test_a_real_engine_is_replaced_when_the_next_one_answers_as_it_should_
     rules = {"smoke_prompt": "The capital of France is", "smoke_expect": "paris", "bake_ms": 200}
     async with PoolManager(config(open_dir, pool, reload=rules)) as node:
         before = await node.ensure_ready("p")
-        outcome = await execute_reload(ReloadRequest("p", changes={"ctx": 1024}), node)
+        outcome = await execute_reload(ReloadRequest("p", changes={"ctx": 1024}, strategy="stop_start"), node)
         after = node.status("p")
         assert outcome.downtime_ms > 0 and after["ready"] and after["epoch"] == before["epoch"] + 1
         assert (after["ctx_max"], after["restart_count"], after["crash_count"]) == (1024, 0, 0)
@@ -149,9 +157,32 @@ async def test_a_real_engine_is_replaced_when_the_next_one_answers_as_it_should_
         before = await node.ensure_ready("p")
         assert before["ctx_max"] == 1024, "what it was reloaded with holds"
         with pytest.raises(EngineError, match=r"reload failed: .* lacks 'Atlantis'.*what ran before runs again") as failed:
-            await execute_reload(ReloadRequest("p", changes={"ctx": 256}), node)
+            await execute_reload(ReloadRequest("p", changes={"ctx": 256}, strategy="stop_start"), node)
         assert failed.value.details["rolled_back"] is True
         assert node.status("p")["ready"] and node.status("p")["ctx_max"] == 1024
+    assert mentioning(open_dir) == []
+
+
+async def test_another_model_takes_over_beside_the_one_that_answers_and_no_answer_is_cut_off(
+    open_dir: Path, smol_model: Path, tiny_model: Path
+) -> None:
+    """Two real models: a request that is under way ends on the engine that it began on, while the next one has its place."""
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{smol_model}", "ctx": 512, "preload": False, **ONE_THREAD}
+    async with PoolManager(config(open_dir, pool, reload={"bake_ms": 200})) as node:
+        before = await node.ensure_ready("p")
+        lease = node.allocate_lease("p")
+        answer = asyncio.create_task(write(before["url"], 150))
+        outcome = await execute_reload(ReloadRequest("p", new_model_ref=f"file:{tiny_model}", drain_deadline_ms=60_000), node)
+        after = node.status("p")
+        assert (outcome.strategy, outcome.downtime_ms) == ("blue_green", 0)
+        assert after["ready"] and after["url"] != before["url"] and after["beside"]["pid"] == before["pid"]
+        assert await answer == 150
+        node.release_lease("p", lease["lease_id"])
+        await until(lambda: node.status("p")["beside"] is None, "the old engine to end")
+        assert not alive(before["pid"]) and node.status("p")["pid"] == after["pid"]
+        with pytest.raises(EngineError, match="reload failed: cannot use the flag --override-kv"):
+            await execute_reload(ReloadRequest("p", changes={"provisioning": {"flags": ["--override-kv", "x"]}}), node)
+        assert node.status("p")["pid"] == after["pid"]
     assert mentioning(open_dir) == []
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import pytest
 from pool_managerd.failpoints import PLACES
 from tests.conftest import wait_until
 from tests.system.daemons import Daemon, engine
+from tests.system.nodes import left_behind, mentioning
 
 RULES = "reload: {bake_ms: 300}\n"
-STEPS = [place for place in PLACES if place.startswith("reload.")]
+BESIDE = ("reload.loading", "reload.loaded", "reload.taken_over")
+IN_PLACE = ("reload.draining", "reload.switching", "reload.switched")
+STEPS = [place for place in PLACES if place.startswith("reload.") and place not in BESIDE]
+BESIDE_STEPS = [place for place in PLACES if place.startswith("reload.") and place not in IN_PLACE]
 OLD, NEW = ("--model", "old.gguf"), ("--model", "new.gguf")
 
 
@@ -132,6 +137,67 @@ def test_a_daemon_that_dies_in_a_reload_is_followed_by_one_that_undoes_it_or_had
         assert found["status"] == "succeeded" if committed else found["error"]["message"].startswith("reload failed"), found
     code, again = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine(*NEW)})
     assert code == 200 and runs(daemon) == "new.gguf", again
+
+
+def weighed(folder: Path) -> dict[str, Any]:
+    """What says of an engine how much memory it needs, so that two of them are known to fit."""
+    model = folder / "model.bin"
+    model.write_bytes(bytes(1 << 20))
+    model.chmod(0o644)
+    return {"model_path": str(model)}
+
+
+def test_two_engines_side_by_side_until_the_last_lease_of_the_old_one_has_ended(daemon: Daemon, open_dir: Path) -> None:
+    size = weighed(open_dir)
+    daemon.start().preload("p", *OLD, **size)
+    before = daemon.status()
+    lease = daemon.post("/v1/pools/p/leases", {})[1]["lease_id"]
+    body = {"engine": engine(*NEW, **size), "drain_deadline_ms": 60_000}
+    code, done = daemon.post("/v1/pools/p/reload?wait=true", body)
+    assert code == 200 and (done["outcome"]["strategy"], done["outcome"]["downtime_ms"]) == ("blue_green", 0), done
+    after = daemon.status()
+    assert runs(daemon) == "new.gguf" and after["replica_id"] == "r1" and after["pid"] != before["pid"]
+    assert after["beside"]["role"] == "retiring" and after["beside"]["pid"] == before["pid"] and after["active_leases"] == 1
+    daemon.kill()
+    daemon.start()
+    daemon.until(lambda status: bool(status["ready"] and status["beside"]), "both engines to be adopted")
+    kept = daemon.status()
+    assert (kept["pid"], kept["beside"]["pid"], kept["beside"]["active_leases"]) == (after["pid"], before["pid"], 1)
+    assert daemon.delete(f"/v1/pools/p/leases/{lease}")[0] == 200
+    daemon.until(lambda status: status["beside"] is None, "the old engine to end")
+    assert runs(daemon) == "new.gguf" and not Path(f"/proc/{before['pid']}").exists()
+    code, failed = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine("--model", "x", "--exit-after", "0", **size)})
+    assert code == 500 and failed["message"].endswith("what ran before has served all along"), failed
+    assert daemon.status()["pid"] == after["pid"]
+
+
+@pytest.mark.parametrize("step", BESIDE_STEPS)
+def test_a_daemon_that_dies_with_two_engines_is_followed_by_one_that_goes_on_with_the_right_ones(
+    daemon: Daemon, open_dir: Path, step: str
+) -> None:
+    """A lease is held on the old engine, which must outlive all of it."""
+    size = weighed(open_dir)
+    daemon.env |= {"POOL_MANAGERD_TEST_FAILPOINTS": "1", "PM_FAILPOINTS": f"{step}=panic"}
+    daemon.start().preload("p", *OLD, **size)
+    before = daemon.status()
+    lease = daemon.post("/v1/pools/p/leases", {})[1]["lease_id"]
+    new = engine("--exit-after", "0", "--model", "x", **size) if step == "reload.undoing" else engine(*NEW, **size)
+    with suppress(OSError):
+        daemon.post("/v1/pools/p/reload", {"engine": new})
+    assert daemon.process is not None
+    assert daemon.process.wait(20) == -9, "it died there"
+    daemon.env = {}
+    daemon.start()
+    daemon.until(lambda status: bool(status["ready"]), "one of the two to serve")
+    done, status = step in ("reload.committed", "reload.taken_over"), daemon.status()
+    assert runs(daemon) == ("new.gguf" if done else "old.gguf") and status["active_leases"] == 1
+    assert (status["beside"] or status)["pid"] == before["pid"] and (status["beside"] is not None) is done
+    assert daemon.delete(f"/v1/pools/p/leases/{lease}")[0] == 200
+    daemon.until(lambda status: status["beside"] is None, "what was replaced to end")
+    code, again = daemon.post("/v1/pools/p/reload?wait=true", {"engine": engine("--model", "third", **size)})
+    assert code == 200 and runs(daemon) == "third", again
+    daemon.terminate()
+    assert left_behind(daemon.folder) == [] and mentioning(daemon.folder) == []
 
 
 def test_what_the_command_shows(daemon: Daemon, tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -102,7 +103,7 @@ def end_leases(self: Registry, pool_id: str, epoch: int) -> int:
     return 0
 
 
-def restore_leases(self: Registry, kept: KeptLeases, epoch: int | None) -> None:
+def restore_leases(self: Registry, kept: KeptLeases, epochs: Collection[int]) -> None:
     """The next daemon forgets them."""
 
 

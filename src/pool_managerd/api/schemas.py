@@ -50,6 +50,16 @@ class Ready(Answer):
     pools: list[PoolProblem] = Field(description="The pools that are not ready.")
 
 
+class Beside(Answer):
+    replica_id: str
+    role: str = Field(description="`candidate`: it is tried, nobody knows of it yet; `retiring`: it ends with its last lease.")
+    state: str
+    epoch: int
+    active_leases: int
+    pid: int | None = None
+    url: str | None = None
+
+
 class PoolStatus(Answer):
     pool_id: str
     state: str
@@ -90,8 +100,9 @@ class PoolStatus(Answer):
     held: bool = False
     drained: bool = False
     reload: str | None = Field(
-        None, description="How far a reload is: staging, draining, switching, gating, committing or undoing."
+        None, description="How far a reload is: staging, loading, draining, switching, gating, committing or undoing."
     )
+    beside: Beside | None = Field(None, description="The pool's other engine, while one takes the other's place.")
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
     drain: dict[str, Any] | None = Field(
@@ -137,6 +148,7 @@ class ReloadAnswer(Answer):
     status: str | None = None
     outcome: dict[str, Any] | None = None
     strategy: str | None = None
+    why: str | None = Field(None, description="Why it is this strategy.")
     changes: list[Any] | None = Field(None, description="{key, old, new} for each that is not the same.")
     steps: list[str] | None = None
     forecast_downtime_ms: int | None = None
@@ -160,6 +172,7 @@ class PurgeAnswer(Answer):
 class LeaseGiven(Answer):
     lease_id: str
     active_leases: int
+    url: str | None = Field(None, description="The engine that the lease is on: requests under it go there.")
 
 
 class LeaseCount(Answer):

@@ -178,6 +178,7 @@ def _status_facts(pool: Json) -> None:
             ("url", pool.get("url")),
             *((str(baseline["kind"]), _measured(baseline)) for baseline in pool.get("baselines") or ()),
             ("reload", pool.get("reload")),
+            ("beside it", _beside(pool)),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("isolation", pool.get("isolation")),
             ("crashes", pool.get("crash_count")),
@@ -206,6 +207,15 @@ def _last_crash(pool: Json) -> str | None:
         return None
     what, remedy = crash.get("crash_class"), (crash.get("remediation") or {}).get("sentence")
     return f"{moment(crash.get('ts_ms'))}, {what}: {remedy} (pool-managerd crashes {pool['pool_id']})"
+
+
+def _beside(pool: Json) -> str | None:
+    """The pool's other engine, while one takes the other's place."""
+    other = pool.get("beside")
+    if not other:
+        return None
+    where = f", pid {other['pid']}, {other['url']}" if other.get("pid") else ""
+    return f"{other['role']} {other['replica_id']}, {other['state']}{where}, leases: {other['active_leases']}"
 
 
 def _activity(pool: Json) -> str | None:

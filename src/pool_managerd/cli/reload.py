@@ -19,25 +19,31 @@ Changed = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="A key of the pool's configuration and its value, such as ctx=4096; null unsets it."),
 ]
+Strategy = Annotated[
+    str | None,
+    typer.Option("--strategy", help="blue_green: beside the old engine; stop_start: after it. By default what fits."),
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Show what it would do and how long it would take; nothing happens.")]
 
 
 def reload(
     pool_id: PoolId, model: Model = None, changes: Changed = None, file: Prepared = None, deadline_ms: Deadline = None,
-    plan: Plan = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE,
+    strategy: Strategy = None, plan: Plan = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Replace what a pool runs: another model, other keys.
 
-    No new lease is given, those in flight end, the engine is stopped, the new one started and tried. When it does not do, or
-    leases are not back in time, what ran before goes on.
+    Where there is room for both, the new engine is started and tried beside the old one, which then ends with its last lease.
+    Else no new lease is given, those in flight end, the engine is stopped, the new one started and tried. When it does not do,
+    or leases are not back in time, what ran before goes on.
     """
-    body: dict[str, Any] = {"new_model_ref": model, "drain_deadline_ms": deadline_ms}
+    body: dict[str, Any] = {"new_model_ref": model, "drain_deadline_ms": deadline_ms, "strategy": strategy}
     if changes:
         body["changes"] = _changes(changes)
     if file is not None:
         body["engine"] = read_prepared(file)
     body = {key: value for key, value in body.items() if value is not None}
-    if not body.keys() - {"drain_deadline_ms"}:
+    if not body.keys() - {"drain_deadline_ms", "strategy"}:
         raise CommandFailed(
             f"cannot reload {pool_id}: nothing is to change", USAGE, hint="give --model, --set KEY=VALUE or --file"
         )
@@ -72,7 +78,8 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _plan(answer: Json) -> None:
     down, spread = answer.get("forecast_downtime_ms"), answer.get("forecast_spread_ms")
     forecast = "not known yet: no start and stop of it were measured" if down is None else f"{down} ms, give or take {spread} ms"
-    facts([("strategy", answer.get("strategy")), ("downtime", forecast), ("runs", (answer.get("vram") or {}).get("where"))])
+    why = f"{answer.get('strategy')}: {answer.get('why')}"
+    facts([("strategy", why), ("downtime", forecast), ("runs", (answer.get("vram") or {}).get("where"))])
     for change in answer.get("changes") or ():
         sys.stdout.write(printable(f"  {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}") + "\n")
     for number, step in enumerate(answer.get("steps") or (), 1):

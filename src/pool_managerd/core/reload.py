@@ -3,11 +3,14 @@
 A reload goes through these stages, and what it has done by then is undone in each of them:
 
 1. ``staging``: the new model is there and verified, nothing stands in the way of a start. The engine before it serves.
-2. ``draining``: no new leases; those in flight end, or the reload is given up and the engine serves on.
-3. ``switching``: the engine before it has ended, the new one loads.
-4. ``gating``: the new one is ready and shows what it must.
-5. ``committing``: that it stays is written down; what cannot be written does not stay.
-6. ``undoing``: it did not; the one before it is started again.
+2. Where there is room for both, ``loading``: the new one comes up beside the one before it, which serves. Else
+   ``draining``: no new leases; those in flight end, or the reload is given up and the engine serves on; and then
+   ``switching``: the engine before it has ended, the new one loads.
+3. ``gating``: the new one is ready and shows what it must.
+4. ``committing``: that it stays is written down; what cannot be written does not stay.
+5. ``undoing``: it did not; the one before it is started again, or has never stopped.
+
+Where both ran, leases are given on the new one alone from the commit on, and the one before it ends with its last lease.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ UNNOTICED_MS = 50
 class Strategy(StrEnum):
     """How one engine takes another's place."""
 
+    BLUE_GREEN = "blue_green"
+    """The new one loads and is tried beside the old one; nobody is refused and no request fails."""
     STOP_START = "stop_start"
     """The old one ends before the new one loads: for want of room for both, and where nothing else is known to work."""
 
@@ -43,6 +48,7 @@ class Stage(StrEnum):
     """How far a reload is, as the status shows it."""
 
     STAGING = "staging"
+    LOADING = "loading"
     DRAINING = "draining"
     SWITCHING = "switching"
     GATING = "gating"
@@ -131,12 +137,23 @@ def unexpected(answer: str, expected: str | None) -> str | None:
     return None
 
 
-def steps(pool_id: str, model: str, deadline_ms: int, bake_ms: int, *, serves: bool) -> tuple[str, ...]:
+def steps(pool_id: str, strategy: Strategy, model: str, deadline_ms: int, bake_ms: int, *, serves: bool) -> tuple[str, ...]:
     """What a reload would do, in order."""
-    drain = f"wait up to {duration(deadline_ms / 1000)} for leases of pool '{pool_id}' to end, none are given meanwhile"
+    staged = f"make sure of the model {model}, and that nothing stands in the way of a start"
+    patience = duration(deadline_ms / 1000)
+    tried = f"measure it, and see it stay ready for {duration(bake_ms / 1000)}"
+    if strategy is Strategy.BLUE_GREEN:
+        return (
+            staged,
+            "start the new engine beside the old one, which goes on serving, and wait until it is ready",
+            f"{tried}; else end it, and nobody has noticed",
+            "give new leases on the new one alone, at its own URL",
+            f"wait up to {patience} for leases on the old one to end, then stop it",
+        )
+    drain = f"wait up to {patience} for leases of pool '{pool_id}' to end, none are given meanwhile"
     return (
-        f"make sure of the model {model}, and that nothing stands in the way of a start",
+        staged,
         *((drain, "stop the engine, and wait until it holds nothing") if serves else ()),
         "start the new engine, and wait until it is ready",
-        f"measure it, and see it stay ready for {duration(bake_ms / 1000)}; else start the one before it again",
+        f"{tried}; else start the one before it again",
     )

@@ -55,12 +55,12 @@ class EngineProvisioner:
         self._sized: dict[str, tuple[PoolConfig, str, str, Recipe]] = {}
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None, replica_id: str = "r0"
     ) -> PreparedEngine:
         """How to run ``pool`` on ``model`` and the devices of ``allocation``; the same input gives the same answer
         (EP-PROP-3207). Spawns no engine.
 
-        Claims a port for the pool. Raises SpecError for what the configuration must change, EngineError
+        Claims a port for this replica of the pool. Raises SpecError for what the configuration must change, EngineError
         (``preload failed: …``) for a binary that cannot be run, NodeError when no port is free.
         """
         mode = require_mode(pool)
@@ -69,15 +69,17 @@ class EngineProvisioner:
         recipe = self._sized_recipe(pool, model)
         if recipe is None:
             recipe = await asyncio.to_thread(self._adapter(pool.engine).recipe, pool, mode, model)
-        port = self._ports.claim(InstanceId(pool.id), pool.provisioning.ports)
+        instance = InstanceId(pool.id, replica_id)
+        port = self._ports.claim(instance, pool.provisioning.ports)
         try:
             flags = recipe.flags(allocation, port)
         except PoolError:
-            self._ports.release(InstanceId(pool.id))
+            self._ports.release(instance)
             raise
         program = recipe.program
         return PreparedEngine(
             pool_id=pool.id,
+            replica_id=replica_id,
             binary_path=program.argv[0],
             flags=(*program.argv[1:], *flags),
             port=port,
@@ -172,8 +174,12 @@ class EngineProvisioner:
         """The instance's engine, which an earlier daemon has left, listens there."""
         self._ports.keep(instance, port)
 
+    def release_port(self, instance: InstanceId) -> None:
+        """Give the port of one replica back."""
+        self._ports.release(instance)
+
     def release(self, pool_id: str) -> None:
-        """Give the pool's port back."""
+        """Give the pool's ports back."""
         self._ports.forget(pool_id)
         self._sized.pop(pool_id, None)
 

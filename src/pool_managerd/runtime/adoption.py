@@ -23,14 +23,14 @@ from pool_managerd.runtime.survivors import Survivor, stop_survivors
 
 
 class Adoption:
-    """What was left in one runtime directory. ``find`` looks; then every pool's engine is adopted, or goes with ``clear``."""
+    """What was left in one runtime directory. ``find`` looks; then every instance's engine is adopted, or goes with ``clear``."""
 
     def __init__(self, files: RuntimeFiles, grace_ms: int) -> None:
         self._files = files
         self._grace_ms = grace_ms
-        self._by_pool: dict[str, InstanceRecord] = {}
-        self._left: dict[str, LeftEngine] = {}
-        self._nonces: dict[str, tuple[InstanceId, str]] = {}
+        self._records: dict[InstanceId, InstanceRecord] = {}
+        self._left: dict[InstanceId, LeftEngine] = {}
+        self._nonces: dict[InstanceId, str] = {}
         self._others: list[InstanceRecord] = []
 
     def find(self) -> None:
@@ -41,21 +41,22 @@ class Adoption:
             if left is None:
                 self._others.append(record)
                 continue
-            pool_id = left.launch.instance.pool_id
-            if (older := self._by_pool.get(pool_id)) is not None:
-                self._others.append(older)  # a pool has one engine, the one that was started last
-            self._by_pool[pool_id], self._left[pool_id] = record, left
-            self._nonces[pool_id] = left.launch.instance, record.identity.nonce
+            instance = left.launch.instance
+            if (older := self._records.get(instance)) is not None:
+                self._others.append(older)  # an instance has one engine, the one that was started last
+            self._records[instance], self._left[instance] = record, left
+            self._nonces[instance] = record.identity.nonce
 
-    def left(self) -> Mapping[str, LeftEngine]:
-        """What can be adopted, by pool id."""
+    def left(self) -> Mapping[InstanceId, LeftEngine]:
+        """What can be adopted."""
         return self._left
 
-    def adopt(self, pool_id: str) -> EngineProcess:
-        """Take hold of what the pool has left; it is no longer left then. Raises EngineError when there is none any more."""
-        record = self._by_pool.pop(pool_id, None)
-        self._left.pop(pool_id, None)
+    def adopt(self, instance: InstanceId) -> EngineProcess:
+        """Take hold of what it has left; it is no longer left then. Raises EngineError when there is none any more."""
+        record = self._records.pop(instance, None)
+        self._left.pop(instance, None)
         if record is None:
+            pool_id = instance.pool_id
             raise EngineError(f"cannot adopt an engine of pool {pool_id}: none was left", pool_id=pool_id)
         who = record.identity
         engine = open_proved(who.pid, who.engine_runs)
@@ -67,20 +68,20 @@ class Adoption:
         """Which of the files that the launch was started from are not any more what they were. Blocks for a moment."""
         return changed(launch.files)
 
-    async def clear(self, kept: Collection[str]) -> list[Survivor]:
-        """Stop what is left of pools that are not ``kept``, and all that cannot be adopted; forget the files that spoke of it.
+    async def clear(self, kept: Collection[InstanceId]) -> list[Survivor]:
+        """Stop what is left of instances that are not ``kept``, and all that cannot be adopted; forget the files that tell of it.
 
         Takes the grace of a stop and about ten seconds at most. Raises NodeError.
         """
-        for pool_id in self._by_pool.keys() - set(kept):
-            self._others.append(self._by_pool.pop(pool_id))
-            del self._left[pool_id]
-            del self._nonces[pool_id]
+        for instance in self._records.keys() - set(kept):
+            self._others.append(self._records.pop(instance))
+            del self._left[instance]
+            del self._nonces[instance]
         others, self._others = self._others, []
         stopped = await stop_survivors([record.identity for record in others if record.exit is None], self._grace_ms)
         for record in others:
             self._files.records.forget(record.identity)
-        self._files.remove_stale(dict(self._nonces.values()))  # of those that were adopted meanwhile, too
+        self._files.remove_stale(dict(self._nonces))  # of those that were adopted meanwhile, too
         return stopped
 
     def _left_by(self, record: InstanceRecord) -> LeftEngine | None:

@@ -67,11 +67,7 @@ class RuntimeFiles:
         return [told for directory in directories for told in directory.claim()] + self.records.prepare()
 
     def prepare_launch(self) -> None:
-        """Make what must be there whole before a launch is judged; all else is made by its first use. Raises NodeError.
-
-        A directory is closed to others for the moment between being made and being opened to them: were it made while
-        another pool's launch is judged in a thread, that one would find it unreachable.
-        """
+        """What must be whole before a launch is judged in a thread; all else is made by its first use. Raises NodeError."""
         with self._work.opened():
             self.records.prepare()
 
@@ -128,10 +124,9 @@ class RuntimeFiles:
         return pid if type(pid) is int else None
 
     def remove_stale(self, kept: Mapping[InstanceId, str] = NOTHING_KEPT) -> None:
-        """Forget a dead predecessor: its handoff, pid and temporary files.
+        """Forget a dead predecessor: its handoff, pid and temporary files, before the first launch.
 
-        Call it before the first launch, once no engine of this runtime directory runs any more but those of ``kept``, whose
-        files stay. It has their launches' nonces.
+        No engine of this runtime directory runs then but those of ``kept``, which has their launches' nonces.
         """
         spared = {path(instance).name for instance in kept for path in (self.pid_path, self.handoff_path)}
         if self._latest_instance() in kept:

@@ -76,7 +76,7 @@ class ActivityWatch:
         seen.activity = judge(seen.track, sample.at, rules, silent_since=(i.last_good_at or i.since) if silent else None)
         if not loading:
             works = seen.track.cpu_at == sample.at
-            leased = self._s.registry.get_active_leases(self._pool.pool_id) > 0
+            leased = self._s.registry.leases_on(self._pool.pool_id, self._pool.instance.epoch) > 0
             self._ask(engine, seen, often=silent or in_hand or works or leased)
             if not silent and (doubtful(seen.track, sample.at, rules) or await self._ignores_clients(seen, rules, often=leased)):
                 self._prompt(engine, seen, sample.at, rules.stall_s / 2)

@@ -13,21 +13,24 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pool_managerd import failpoints
-from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, outline, step, view
+from pool_managerd.core.lifecycle import Phase, PoolState, next_timer, step
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import LOADING, SERVING
+from pool_managerd.core.lifecycle.phase import SERVING
+from pool_managerd.core.lifecycle.replacing import candidate_beside, in_place_of
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.announcement import Announcement
 from pool_managerd.supervision.crash_reports import CrashReports, written
 from pool_managerd.supervision.drain_watch import watch_drain
+from pool_managerd.supervision.kept_drains import keep_drain
 from pool_managerd.supervision.launch import Launch
-from pool_managerd.supervision.launch_work import DRAIN, LaunchWork, Reports
+from pool_managerd.supervision.launch_work import LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
+from pool_managerd.supervision.made_of import keep_configuration
 from pool_managerd.supervision.operations import Waiting, refusal, settle
-from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.protocols import Timer
-from pool_managerd.supervision.publishing import log_context, registry_fields
+from pool_managerd.supervision.publishing import Publishing, log_context
 from pool_managerd.supervision.services import Services
 
 MAX_TASK_FAILURES = 5
@@ -51,8 +54,8 @@ class Message:
 class PoolActor:
     """Owns one pool."""
 
-    def __init__(self, definition: Definition, state: PoolState, services: Services) -> None:
-        self.pool = Pool(state.pool_id, definition, state, Launch())
+    def __init__(self, definition: Definition, state: PoolState, services: Services, role: Role = Role.CURRENT) -> None:
+        self.pool = Pool(state.pool_id, definition, state, Launch(), role)
         self._s = services
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._waiting: list[Waiting] = []
@@ -63,9 +66,9 @@ class PoolActor:
         self._crashes = CrashReports(self.pool, self.emit, services)
         self._files = Announcement(self.pool, self.emit, services)
         self._task_failures = 0
-        self._shown = outline(state)
+        self._shown = Publishing(self.pool, self.emit, services)
         self._task = asyncio.create_task(self._run(), name=f"pool:{state.pool_id}")
-        self._publish()
+        self._shown.publish()
 
     # --- for the node ---
 
@@ -81,12 +84,14 @@ class PoolActor:
             return False
         self.pool.launch = replace(self.pool.launch, **known)
         if tell:
-            self._publish()
+            self._shown.publish()
         return True
 
     def emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
         """Tell something that happened to the pool, with what every line about it carries."""
-        self._s.events.emit(type_, human, level=level, pool_id=self.pool.pool_id, **{**log_context(self.pool), **fields})
+        who = "" if self.pool.current else f"{self.pool.role.capitalize()} {self.pool.instance_id.replica_id}: "
+        told = {**log_context(self.pool), **fields}
+        self._s.events.emit(type_, f"{who}{human}", level=level, pool_id=self.pool.pool_id, **told)
 
     def kill(self) -> None:
         """No more patience: the engine is killed at once; its end comes back as an event."""
@@ -100,6 +105,24 @@ class PoolActor:
         if self.pool.instance.phase is Phase.DRAINING:
             self.post(ev.LeasesChanged(self._in_hand()))
 
+    def candidate(self) -> PoolState:
+        """The state that a candidate for this one's place begins in."""
+        self.pool.state, candidate = candidate_beside(self.pool.state, self.pool.instance_id)
+        return candidate
+
+    def take_place(self, old: PoolActor, definition: Definition) -> None:
+        """From now on this one is what the pool's id stands for, and ``old`` is retiring: in one step for every reader."""
+        self.pool.state = in_place_of(old.pool.state, self.pool.state)
+        self.pool.definition = definition
+        old.pool.role, old.pool.successor, self.pool.role = Role.RETIRING, self.pool, Role.CURRENT
+        self._shown.took_place()
+        try:
+            self._announce()
+        except PoolError as problem:
+            self.emit("notice", problem.message, level="error", hint=problem.hint)
+        keep_configuration(self.pool, self._s.records)
+        self._arm()
+
     async def close(self, *, leave: bool = False) -> None:
         """End the task; effects still under way are cancelled. The engine must be down by now, or is to ``leave`` running."""
         tasks = [self._task, *self._work.tasks]
@@ -111,7 +134,8 @@ class PoolActor:
         if not leave:
             self.kill()
         pool_id = self.pool.pool_id
-        self._s.silent.discard(pool_id)
+        if self.pool.current:
+            self._s.silent.discard(pool_id)
         gone = RequestError(f"cannot go on: pool {pool_id} is closed", code="NODE_UNAVAILABLE", status=503, pool_id=pool_id)
         while not self._inbox.empty():
             if (waiting := self._inbox.get_nowait().waiting) is not None:
@@ -158,13 +182,11 @@ class PoolActor:
                 self._start(effect)
             if message.waiting is not None:
                 self._answer(message.waiting, before, refused)
-            shown, self._shown = self._shown, outline(self.pool.state)
-            self._s.histories.note(self.pool.pool_id, self.pool.state.history)
-            changed = self._shown != shown or self.pool.definition is not defined
-            if changed:
-                self._publish()
-                self._tell_transition(view(before).state, event)
-            self._keep_drain(before)
+            changed = self._shown.stepped(before, event, defined_anew=self.pool.definition is not defined)
+            keep_drain(self.pool, before.active, self._s.records)
+            if self.pool.instance.phase is Phase.DRAINING and before.active.phase is not Phase.DRAINING:
+                epoch = self.pool.instance.epoch
+                self._work.run(watch_drain(self.pool, self._reports, self._s, epoch), epoch, "the watch of its drain")
             if changed or message.waiting is not None:
                 self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:
@@ -200,11 +222,11 @@ class PoolActor:
 
     def _in_hand(self) -> int:
         """Leases, or what the engine itself says it has while it drains."""
-        return max(self._s.registry.get_active_leases(self.pool.pool_id), self.pool.launch.requests)
+        return max(self._s.registry.leases_on(self.pool.pool_id, self.pool.instance.epoch), self.pool.launch.requests)
 
     def _expire_leases(self, now: float) -> None:
         pool_id = self.pool.pool_id
-        for lease in self._s.registry.expire(pool_id, now):
+        for lease in self._s.registry.expire(pool_id, self.pool.instance.epoch, now):
             human = f"A lease on pool '{pool_id}' ran out and was taken back"
             self._s.events.emit("lease_expired", human, pool_id=pool_id, lease_id=lease.lease_id, holder=lease.holder)
             self.post(ev.LeasesChanged(self._in_hand()))
@@ -215,39 +237,13 @@ class PoolActor:
             self._timer = None
         due = next_timer(self.pool.state, self.pool.definition.policy)
         if self.pool.state.active.phase in _LEASED:
-            expiry = self._s.registry.next_expiry(self.pool.pool_id)
+            expiry = self._s.registry.next_expiry(self.pool.pool_id, self.pool.instance.epoch)
             due = min((t for t in (due, expiry) if t is not None), default=None)
         if due is not None:
             self._timer = self._s.clock.call_at(due, self._fire)
 
     def _fire(self) -> None:
         self._inbox.put_nowait(Message(ev.Tick(), Context()))
-
-    def _keep_drain(self, before: PoolState) -> None:
-        """A drain goes on to its deadline under the next daemon, too."""
-        i = self.pool.instance
-        was, now = (one.deadline if one.phase is Phase.DRAINING else None for one in (before.active, i))
-        if now != was:
-            kept = {"epoch": i.epoch, "since": i.drain_since, "deadline": now, "requests": self.pool.launch.requests}
-            self._s.records.note_fact(DRAIN, self.pool.pool_id, None if now is None else kept)
-        if now is not None and was is None:
-            self._work.run(watch_drain(self.pool, self._reports, self._s, i.epoch), i.epoch, "the watch of its drain")
-
-    # --- what others see ---
-
-    def _publish(self) -> None:
-        fields = registry_fields(self.pool, self._s.clock.wall_ms(), self._s.node_id, self._s.models.id_of)
-        self._s.registry.publish(self.pool.pool_id, **fields)
-        if self.pool.instance.phase not in LOADING:
-            self._s.gate.leave(self.pool.pool_id)
-        if self.pool.instance.phase is not Phase.ATTACHED:
-            self._s.silent.discard(self.pool.pool_id)
-
-    def _tell_transition(self, was: str, event: ev.Event) -> None:
-        state = view(self.pool.state).state
-        if state != was:
-            fields = {"from_state": was, "to_state": state, "reason": self.pool.state.reason, "event": type(event).__name__}
-            self.emit("transition", f"Pool '{self.pool.pool_id}' is {state} now (was {was})", level="debug", **fields)
 
     # --- effects: started here, never awaited ---
 
@@ -298,8 +294,7 @@ class PoolActor:
                 launch = self.pool.launch
                 if launch.ready_at == 0:
                     self.learn(launch.epoch, ready_at=written(self._s, self.pool.instance_id, launch.log_mark))
-                if (path := self._files.announce()) is not None:
-                    self.learn(launch.epoch, handoff_path=str(path))
+                self._announce()
                 self._s.gpus.wake()
             case do.StopEngine(grace_ms=grace_ms) if process is not None:
                 process.stop(grace_ms)
@@ -308,12 +303,16 @@ class PoolActor:
             case do.Withdraw():
                 self._files.withdraw()
             case do.ReportCrash():
-                self._keep_counters()
+                self._shown.keep_counters()
                 self._crashes.failed(effect)
             case do.EndLeases(epoch):
                 self._s.registry.end_leases(pool_id, epoch)
             case do.ReleaseVram(epoch):
                 self._s.gpus.release(self.pool.instance_id, epoch)
+
+    def _announce(self) -> None:
+        if (path := self._files.announce()) is not None:
+            self.learn(self.pool.launch.epoch, handoff_path=str(path))
 
     def _not_done(self, effect: do.LaunchEffect, problem: PoolError) -> None:
         """The runtime directory is full or not ours any more. A launch whose pid cannot be written is ended (SPEC §6.1)."""
@@ -331,9 +330,5 @@ class PoolActor:
         if effect.action == "drain_finished":
             self.pool.last_drain = {"pool_id": state.pool_id, **fields}
         if effect.action in ("crash", "restart"):
-            self._keep_counters()
+            self._shown.keep_counters()
         self.emit(effect.action, effect.human, level=effect.level, **fields)
-
-    def _keep_counters(self) -> None:
-        state = self.pool.state
-        self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)

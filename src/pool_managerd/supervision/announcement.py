@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pool_managerd.errors import PoolError
-from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.pool import Pool, Role
 from pool_managerd.supervision.protocols import Emit
 from pool_managerd.supervision.services import Services
 
@@ -18,9 +18,12 @@ class Announcement:
         self._pool, self._emit, self._s = pool, emit, services
 
     def announce(self) -> Path | None:
-        """Write the handoff files of the present launch; where, unless somebody else announces it. Raises PoolError."""
+        """Write the handoff files of the present launch; where, unless somebody else announces it. Raises PoolError.
+
+        A candidate is nobody's yet: it is announced when it takes its place.
+        """
         launch = self._pool.launch
-        if launch.prepared is None or self._pool.definition.announced:
+        if launch.prepared is None or self._pool.definition.announced or self._pool.role is Role.CANDIDATE:
             return None
         pid = launch.process.pid if launch.process is not None else 0
         return self._s.files.write_handoff(launch.prepared, pid, written_at_ms=self._s.clock.wall_ms())
@@ -34,7 +37,7 @@ class Announcement:
     def put_back(self) -> None:
         """A cleaner of old files, or a person, may take those of an engine that runs; its shim does the same with its record."""
         process = self._pool.launch.process
-        if process is None or self._s.files.are_there(self._pool.instance_id):
+        if process is None or self._pool.role is Role.CANDIDATE or self._s.files.are_there(self._pool.instance_id):
             return
         with suppress(PoolError):  # a full disk is told where it keeps somebody waiting; the next probe tries it again
             self._s.files.write_pid(self._pool.instance_id, process.pid)

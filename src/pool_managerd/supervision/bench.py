@@ -264,8 +264,10 @@ class Benches:
 
     def _hear(self, event: Event) -> None:
         bench = self._running.get(event.pool_id or "")
-        if bench is not None and not bench.serves():
-            why = f"the bench of pool '{{}}' was given up: it is {view(bench.pool.state).state} now"
+        reloaded = bench is not None and self._pools.precedence.has(bench.request.pool_id)
+        if bench is not None and (reloaded or not bench.serves()):
+            state = "being reloaded" if reloaded else view(bench.pool.state).state
+            why = f"the bench of pool '{{}}' was given up: it is {state} now"
             bench.stop(_refusal(bench.request.pool_id, why, "OPERATION_CANCELLED"))
 
 

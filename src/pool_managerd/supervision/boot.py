@@ -6,10 +6,11 @@ any more is stopped before others start, as it may hold what they need.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pool_managerd import failpoints
 from pool_managerd.core.intent import StoredPool
+from pool_managerd.core.launch_record import LeftEngine
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import KeptLeases
@@ -28,21 +29,15 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
     reloads = UndoneReloads(pools, services)
     reloads.restore()
     failpoints.reach("boot.restored")
-    undone, found = reloads.epochs(), services.adoption.left()
-    left = {
-        pool_id: engine for pool_id, engine in found.items()
-        if _may_go_on(pools.find(pool_id)) and engine.launch.epoch <= undone.get(pool_id, engine.launch.epoch)
-    }  # fmt: skip
-    for kept in leases:
-        services.registry.restore_leases(kept, left[kept.pool_id].launch.epoch if kept.pool_id in left else None)
-    failpoints.reach("boot.leases")
+    left, replaced = _taken_over(pools, services.adoption.left().values(), reloads)
+    both = [*left.values(), *replaced.values()]
+    _restore_promises(pools, services, both, leases)
     for pool_id, engine in left.items():
-        services.admission.restore_launch(engine.launch)
-        if pools.get(pool_id).config is not None:
-            services.engines.claim(engine.launch.instance, engine.launch.port)
-        pools.post(pool_id, ev.Adopt(engine.launch.epoch))
+        pools.post(pool_id, ev.Adopt(engine.launch.epoch, engine.launch.instance.replica_id))
         failpoints.reach("boot.adopting")
-    for ended in await services.adoption.clear(left.keys()):
+    for pool_id, engine in replaced.items():
+        pools.replacements.adopt(pools.get(pool_id), engine.launch)
+    for ended in await services.adoption.clear({engine.launch.instance for engine in both}):
         services.events.emit(
             "survivor", ended.human, level="warn", pool_id=ended.pool_id, outcome=ended.outcome, pid=ended.pid
         )  # fmt: skip
@@ -72,6 +67,33 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
 
     pools.operations.resume(goes_on)
     await reloads.forget()
+
+
+def _taken_over(
+    pools: Pools, found: Iterable[LeftEngine], reloads: UndoneReloads
+) -> tuple[dict[str, LeftEngine], dict[str, LeftEngine]]:
+    """By pool id, the engine that goes on as the pool's, and one that it had replaced and that drains still.
+
+    What a reload launched that was not done is neither.
+    """
+    undone, done, left, replaced = reloads.epochs(), reloads.replaced(), dict[str, LeftEngine](), dict[str, LeftEngine]()
+    for engine in sorted(found, key=lambda engine: engine.launch.epoch):
+        pool_id, epoch = engine.launch.instance.pool_id, engine.launch.epoch
+        if _may_go_on(pools.find(pool_id)) and epoch <= undone.get(pool_id, epoch):
+            (replaced if done.get(pool_id) == epoch else left)[pool_id] = engine
+    return left, replaced
+
+
+def _restore_promises(pools: Pools, services: Services, engines: Iterable[LeftEngine], leases: Iterable[KeptLeases]) -> None:
+    """Leases, memory and ports of what goes on, before anything else may be promised them."""
+    launches = [engine.launch for engine in engines]
+    for kept in leases:
+        services.registry.restore_leases(kept, {launch.epoch for launch in launches if launch.instance.pool_id == kept.pool_id})
+    failpoints.reach("boot.leases")
+    for launch in launches:
+        services.admission.restore_launch(launch)
+        if pools.get(launch.instance.pool_id).config is not None:
+            services.engines.claim(launch.instance, launch.port)
 
 
 def _may_go_on(pool: Pool | None) -> bool:

@@ -24,7 +24,7 @@ async def watch_drain(pool: Pool, actor: Reports, services: Services, epoch: int
         if pool.launch.requests:
             left = await requests_of(pool, services, unheard=pool.launch.requests)
             if actor.learn(epoch, requests=left) and not left:
-                actor.post(ev.LeasesChanged(services.registry.get_active_leases(pool.pool_id)))
+                actor.post(ev.LeasesChanged(services.registry.leases_on(pool.pool_id, epoch)))
         now, left = clock.monotonic(), _left(pool, services)
         since_s = now - told_at
         rarely_s = (now - (pool.instance.drain_since or now)) * _PATIENCE
@@ -40,7 +40,7 @@ def _drains(pool: Pool, epoch: int) -> bool:
 
 
 def _left(pool: Pool, services: Services) -> int:
-    return max(services.registry.get_active_leases(pool.pool_id), pool.launch.requests)
+    return max(services.registry.leases_on(pool.pool_id, pool.instance.epoch), pool.launch.requests)
 
 
 def _tell(pool: Pool, actor: Reports, now: float, left: int) -> None:

@@ -31,6 +31,7 @@ from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
 from pool_managerd.supervision.in_flight import requests_of
+from pool_managerd.supervision.kept_drains import kept_drain
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
 from pool_managerd.supervision.measured import baseline_key, warmed_up
 from pool_managerd.supervision.policy import learn_secrets_of
@@ -39,8 +40,6 @@ from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
 
 LONG_LOG_BYTES = 8192
-DRAIN = "drain"
-"""The kind of the facts about drains that are under way, by pool id."""
 
 
 class Learn(Protocol):
@@ -124,7 +123,7 @@ class LaunchWork:
         if not model.verified:
             self._actor.emit("notice", f"Model of pool '{pool.pool_id}' is used unverified: no checksum is configured")
         self._actor.learn(epoch, step="engine")
-        return await self._s.engines.prepare(config, model, allocation)
+        return await self._s.engines.prepare(config, model, allocation, pool.instance.id.replica_id)
 
     def _model_progress(self, epoch: int, done: int, total: int) -> None:
         before = self._pool.launch.progress[0]
@@ -155,7 +154,8 @@ class LaunchWork:
             self._actor.post(ev.SpawnFailed(epoch, failure(problem)[0]))
             return
         current = self._actor.learn(epoch, process=process)
-        keep_configuration(pool, self._s.records)
+        if pool.current:
+            keep_configuration(pool, self._s.records)
         # Its own context: a death in an hour has nothing to do with the request that asked for this launch.
         watch = self._watch(epoch, process, prepared, mark)
         self._keep(asyncio.create_task(watch, name=f"watch:{pool.pool_id}:{epoch}", context=Context()))
@@ -169,12 +169,12 @@ class LaunchWork:
     async def adopt(self, epoch: int) -> None:
         """Take hold of the engine that an earlier daemon has left, or hear how it ended."""
         pool_id = self._pool.pool_id
-        left = self._s.adoption.left().get(pool_id)
+        left = self._s.adoption.left().get(self._pool.instance.id)
         if left is None:
             self._actor.post(ev.NotAdopted(epoch, "it is gone"))
             return
         try:
-            process = self._s.adoption.adopt(pool_id)
+            process = self._s.adoption.adopt(self._pool.instance.id)
         except PoolError as problem:
             self._actor.post(ev.NotAdopted(epoch, problem.message))
             return
@@ -191,14 +191,12 @@ class LaunchWork:
         for human in outdated:
             self._actor.emit("notice", human, level="warn")
         self._actor.learn(epoch, measured=self._s.baselines.all_of(baseline_key(prepared)))
-        drain = self._s.records.facts(DRAIN).get(pool_id, {})
-        drain = drain if drain.get("epoch") == epoch else {}
-        if drain:  # its clients may have no lease; one that is too busy to say has what it had
-            requests = await requests_of(self._pool, self._s, unheard=drain.get("requests", 0))
-            self._actor.learn(epoch, requests=requests)
+        since, deadline, requests = kept_drain(self._pool, epoch, self._s.records)
+        if since is not None:  # its clients may have no lease; one that is too busy to say has what it had
+            self._actor.learn(epoch, requests=await requests_of(self._pool, self._s, unheard=requests))
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            warmable=prepared.warmable, drain_since=drain.get("since"), drain_deadline=drain.get("deadline"),
+            warmable=prepared.warmable, drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
     async def _watch(

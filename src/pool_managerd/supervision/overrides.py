@@ -62,10 +62,19 @@ class Overrides:
         """The operations of the latest reloads that are done: one may not have told so before its daemon ended."""
         return {str(fact["operation"]) for fact in self._known.values() if "operation" in fact}
 
-    async def commit(self, pool_id: str, operation_id: str, base: PoolConfig | None, changes: Mapping[str, Any]) -> None:
-        """It is done. ``base`` is what the file says. Durable when this returns; raises NodeError."""
+    def replaced(self) -> dict[str, int]:
+        """By pool id, the epoch of the launch that the latest reload has replaced while it ran: it may still have leases."""
+        return {pool_id: fact["replaced"] for pool_id, fact in self._known.items() if isinstance(fact.get("replaced"), int)}
+
+    async def commit(
+        self, pool_id: str, operation_id: str, base: PoolConfig | None, changes: Mapping[str, Any], replaced: int | None = None
+    ) -> None:
+        """It is done. ``base`` is what the file says, ``replaced`` the epoch of a launch that has yet to end. Durable when this
+        returns; raises NodeError.
+        """
         changed = {} if base is None or not changes else {"base": digest_of(base), "changes": dict(changes)}
-        await self._put(pool_id, {"operation": operation_id, **changed})
+        left = {} if replaced is None else {"replaced": replaced}
+        await self._put(pool_id, {"operation": operation_id, **changed, **left})
 
     async def give_up(self, pool_id: str) -> None:
         """It is undone, or was never begun. What cannot be written now is written as soon as it can be."""

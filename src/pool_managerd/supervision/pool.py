@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pool_managerd.config import PoolConfig
@@ -62,17 +63,43 @@ class Definition:
         return self.config.mask if self.config is not None else None
 
 
+class Role(StrEnum):
+    """Which of a pool's two instances a record is of, while one replaces the other."""
+
+    CURRENT = "current"
+    CANDIDATE = "candidate"
+    """It is tried, and nobody but the reload knows of it."""
+    RETIRING = "retiring"
+    """Another one has its place; its leases are still in flight."""
+
+
 @dataclass(slots=True)
 class Pool:
-    """One pool. ``last_drain`` is the outcome of the latest drain, ``launched_as`` a digest of what this daemon launched last."""
+    """One pool, or the other instance of one. ``last_drain`` is the outcome of the latest drain, ``launched_as`` a digest of
+    what this daemon launched last; ``successor`` has taken this one's place.
+    """
 
     pool_id: str
     definition: Definition
     state: PoolState
     launch: Launch
+    role: Role = Role.CURRENT
+    successor: Pool | None = None
     log_places: LogPlaces = field(default_factory=LogPlaces)
     last_drain: Mapping[str, Any] = field(default_factory=dict)
     launched_as: Mapping[str, str] | None = None
+
+    def latest(self) -> Pool:
+        """What the pool's id stands for now, whoever has had this record meanwhile."""
+        pool = self
+        while pool.successor is not None:
+            pool = pool.successor
+        return pool
+
+    @property
+    def current(self) -> bool:
+        """It is what the pool's id stands for, to everybody."""
+        return self.role is Role.CURRENT
 
     @property
     def instance(self) -> Instance:

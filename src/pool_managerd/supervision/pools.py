@@ -9,7 +9,6 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
-from pool_managerd.core.event import Event
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, PoolState, view
 from pool_managerd.core.lifecycle import events as ev
@@ -17,12 +16,14 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.definitions import Definitions
+from pool_managerd.supervision.endings import Endings
 from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
 from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through, objection
 from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.precedence import Nobody, Precedence
+from pool_managerd.supervision.replacements import Replacements
 from pool_managerd.supervision.services import Services
 
 MAX_SUBMITTED = 1_000
@@ -45,12 +46,14 @@ class Pools:
         self._actors: dict[str, PoolActor] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._leaving: dict[str, asyncio.Future[None]] = {}
-        services.gpus.attach(self.all, self.post)
+        self.replacements = Replacements(self._actors, services)
+        services.gpus.attach(self.instances, self.tell)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
         self.overrides = Overrides(services.records, services.events)
         self.precedence: Precedence = Nobody()
-        services.events.listen(self._hear)
+        self._endings = Endings(self, services)
+        services.events.listen(self._endings.hear)
 
     def use_config(self, config: Config) -> None:
         """Another policy; of the rest nothing may differ."""
@@ -64,6 +67,10 @@ class Pools:
 
     def all(self) -> list[Pool]:
         return [self._actors[pool_id].pool for pool_id in self.ids()]
+
+    def instances(self) -> list[Pool]:
+        """All pools, and the other instances of those that have two."""
+        return [*self.all(), *self.replacements.all()]
 
     def find(self, pool_id: str) -> Pool | None:
         actor = self._actors.get(pool_id)
@@ -85,9 +92,15 @@ class Pools:
                 policy.learn_secrets(self._s.events.redactor, pool_id, definition)
             actor.post(event, definition=definition)
 
+    def tell(self, pool: Pool, event: ev.Event) -> None:
+        """As ``post``, this very instance."""
+        if (actor := self.replacements.actor_of(pool)) is not None:
+            actor.post(event)
+
     def leases_changed(self, pool_id: str, *, expiry: bool = False) -> None:
         """A lease was given or ended; ``expiry``: its end may come sooner than anything else."""
-        self._actors[pool_id].leases_changed(expiry=expiry)
+        for actor in self.replacements.actors(pool_id):
+            actor.leases_changed(expiry=expiry)
 
     def learn(self, pool_id: str, epoch: int, **known: Any) -> None:
         """Write down what is known of launch ``epoch`` now, and tell the registry; of one that is over nothing."""
@@ -96,8 +109,9 @@ class Pools:
 
     def kill_all(self) -> None:
         """Every engine, at once."""
-        for actor in self._actors.values():
-            actor.kill()
+        for pool_id in self._actors:
+            for actor in self.replacements.actors(pool_id):
+                actor.kill()
 
     # --- coming and going ---
 
@@ -144,19 +158,19 @@ class Pools:
     def resume(self, operation: Operation) -> None:
         """Go on waiting for the end of what an earlier daemon began. Raises RequestError POOL_NOT_FOUND."""
         pool = self.get(operation.pool_id)
-        self._actors[pool.pool_id].post(ev.Tick(), Waiting(operation, operation.goal, self._on_end))
+        self._actors[pool.pool_id].post(ev.Tick(), Waiting(operation, operation.goal, self._endings.tell))
 
     async def remove(self, pool: Pool) -> bool:
         """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
         return await carried_through(self._remove(pool))
 
     async def _remove(self, pool: Pool) -> bool:
-        pool_id = pool.pool_id
+        pool_id, pool = pool.pool_id, pool.latest()
         async with self.turn(pool):
             if self.find(pool_id) is not pool:
                 return False
             self._check_open(pool)
-            reloaded, i = self.precedence.has(pool_id), pool.instance
+            reloaded, i = self.precedence.has(pool_id) or self.replacements.find(pool_id), pool.instance
             if reloaded or i.has_process or i.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
                 raise RequestError(
                     f"cannot deregister pool {pool_id}: it is {'being reloaded' if reloaded else view(pool.state).state}",
@@ -207,8 +221,8 @@ class Pools:
         A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
         while True:
-            await self.precedence.wait(pool, event)
-            operation = await carried_through(self._change(pool, kind, event, goal, desired, held, engine))
+            await self.precedence.wait(pool.latest(), event)
+            operation = await carried_through(self._change(pool.latest(), kind, event, goal, desired, held, engine))
             if operation is not None:
                 return operation
 
@@ -295,7 +309,7 @@ class Pools:
         """Ask the pool, without making anything durable. Raises the RequestError of a refusal."""
         operation = self.operations.begin(kind, pool.pool_id, goal)
         try:
-            await self.ask(pool, event, operation, self._on_end, definition)
+            await self.ask(pool, event, operation, self._endings.tell, definition)
         except PoolError:
             self.operations.discard(operation)
             raise
@@ -305,8 +319,8 @@ class Pools:
         self, pool: Pool, event: ev.Event, operation: Operation, on_end: OnEnd, definition: Definition | None = None
     ) -> None:
         """Ask the pool for what ``operation`` stands for; ``on_end`` is told its end. Raises the RequestError of a refusal."""
-        actor = self._actors.get(pool.pool_id)
-        if actor is None or actor.pool is not pool:
+        actor = self.replacements.actor_of(pool)
+        if actor is None:
             raise _not_found(pool.pool_id)
         if isinstance(event, ev.Drain):
             event = replace(event, in_flight=await requests_of(pool, self._s))
@@ -316,29 +330,10 @@ class Pools:
 
     async def close(self, *, leave: bool = False) -> None:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
-        for actor in tuple(self._actors.values()):
-            await actor.close(leave=leave)
-
-    def _hear(self, event: Event) -> None:
-        """A submitted engine that has done its work is not begun again by the next daemon, unless it is just asked for."""
-        pool = self.find(event.pool_id) if event.type == "exit" and event.pool_id else None
-        if pool is not None and pool.config is None and not self.turn(pool).locked():
-            self.intents.note_down(pool.pool_id)
-
-    def _on_end(self, operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
-        pool = self.find(operation.pool_id)
-        failed = error is not None and not self.closing and operation.kind == "preload"
-        # In another phase than failed somebody's later start goes on.
-        if failed and pool is not None and pool.config is None and pool.instance.phase is Phase.FAILED:
-            self.intents.note_down(operation.pool_id)
-        if error is not None:
-            self._s.events.clean_error(error)
-        self.operations.finish(operation, outcome, error)
-        human = f"{operation.kind.replace('_', ' ').capitalize()} of pool '{operation.pool_id}' {operation.status}"
-        self._s.events.emit(
-            "operation", human, level="debug", pool_id=operation.pool_id, operation_id=operation.operation_id,
-            kind=operation.kind, status=operation.status,
-        )  # fmt: skip
+        await self.replacements.close()
+        for pool_id in self.ids():
+            for actor in self.replacements.actors(pool_id):
+                await actor.close(leave=leave)
 
 
 def _from_configuration(pool: Pool, event: ev.Event) -> bool:

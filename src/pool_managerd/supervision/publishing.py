@@ -1,4 +1,4 @@
-"""What the registry and the log are told of a pool, in one step each."""
+"""What everybody is told of a pool: the registry, the log, the next daemon."""
 
 from __future__ import annotations
 
@@ -6,10 +6,64 @@ from collections.abc import Callable
 from typing import Any
 
 from pool_managerd.core.baselines import Baseline
-from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle import Phase, PoolState, outline, view
+from pool_managerd.core.lifecycle.events import Event
+from pool_managerd.core.lifecycle.phase import LOADING
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.protocols import Emit
+from pool_managerd.supervision.services import Services
+
+
+class Publishing:
+    """Called by the pool's actor alone. Of an instance that is not the pool's current one nobody is told anything here."""
+
+    def __init__(self, pool: Pool, emit: Emit, services: Services) -> None:
+        self._pool, self._emit, self._s = pool, emit, services
+        self._shown = outline(pool.state)
+
+    def stepped(self, before: PoolState, event: Event, *, defined_anew: bool) -> bool:
+        """The pool's state was ``before``; true when there is something in it that others go by and did not know."""
+        shown, self._shown = self._shown, outline(self._pool.state)
+        changed = self._shown != shown or defined_anew
+        if self._pool.current:
+            self._s.histories.note(self._pool.pool_id, self._pool.state.history)
+            if changed:
+                self.publish()
+                self._tell_transition(view(before).state, event)
+        return changed
+
+    def publish(self) -> None:
+        """To the registry, in one step."""
+        pool = self._pool
+        if not pool.current:
+            return
+        fields = registry_fields(pool, self._s.clock.wall_ms(), self._s.node_id, self._s.models.id_of)
+        self._s.registry.publish(pool.pool_id, **fields)
+        if pool.instance.phase not in LOADING:
+            self._s.gate.leave(pool.pool_id)
+        if pool.instance.phase is not Phase.ATTACHED:
+            self._s.silent.discard(pool.pool_id)
+
+    def keep_counters(self) -> None:
+        """For the next daemon."""
+        state = self._pool.state
+        if self._pool.current:
+            self._s.records.note_counters(state.pool_id, state.crash_count, state.restart_count)
+
+    def took_place(self) -> None:
+        """The pool's instance is another one from now on, whatever was shown before."""
+        self._shown = outline(self._pool.state)
+        self.publish()
+        self._s.histories.note(self._pool.pool_id, self._pool.state.history)
+        self.keep_counters()
+
+    def _tell_transition(self, was: str, event: Event) -> None:
+        state = view(self._pool.state).state
+        if state != was:
+            fields = {"from_state": was, "to_state": state, "reason": self._pool.state.reason, "event": type(event).__name__}
+            self._emit("transition", f"Pool '{self._pool.pool_id}' is {state} now (was {was})", level="debug", **fields)
 
 
 def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callable[[str], str]) -> dict[str, Any]:

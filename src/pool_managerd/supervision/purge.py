@@ -13,6 +13,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.narration import size
 from pool_managerd.core.purge import Freed, PurgeRequest
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.supervision.in_flight import a_moment
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -62,6 +63,8 @@ class Purges:
         if self._pools.precedence.has(pool_id) or pool_id in self._running:
             doing = "purged" if pool_id in self._running else "reloaded"
             raise _refusal(pool_id, f"it is being {doing} already", "OPERATION_IN_PROGRESS")
+        if self._pools.replacements.find(pool_id) is not None and not request.force:
+            raise _refusal(pool_id, "the engine that it ran before has not ended yet", "OPERATION_IN_PROGRESS")
         if pool.definition.external:
             raise _refusal(pool_id, "somebody else runs its engine, and nothing of it is kept here", "NOT_OURS")
         if request.purge_engine:
@@ -121,7 +124,7 @@ class Purges:
 
     async def _stop(self, request: PurgeRequest, pool: Pool) -> None:
         """Until it is down; one that fails again and again is started no more."""
-        if pool.instance.phase is Phase.DOWN:
+        if pool.instance.phase is Phase.DOWN and self._pools.replacements.find(pool.pool_id) is None:
             return
         if request.force or not _is_up(pool):
             ended = await self._pools.change(pool, "stop", ev.Stop(), "down", desired="down")
@@ -129,21 +132,28 @@ class Purges:
             drain = ev.Drain(self._config().lifecycle.drain_deadline_ms, 0)
             ended = await self._pools.change(pool, "drain", drain, "drained", desired="drained")
         await ended.wait()
+        while self._pools.replacements.find(pool.pool_id) is not None:  # it was stopped, too, and uses the same directories
+            await a_moment(self._s)
 
     async def _delete(self, request: PurgeRequest, pool: Pool) -> dict[str, Any]:
         """Between the look at the pool and the moment from which its directories have no name nothing is waited for."""
         pool_id = pool.pool_id
         async with self._pools.turn(pool):
-            if self._pools.find(pool_id) is not pool or pool.instance.phase is not Phase.DOWN:
+            if self._pools.find(pool_id) is not pool or not self._is_at_rest(pool):
                 raise _refusal(pool_id, f"somebody started it meanwhile: it is {view(pool.state).state}", "OPERATION_CANCELLED")
             found = await self._s.launcher.purge(pool_id, request.places)
-            if pool.instance.phase is Phase.DOWN:
+            if self._is_at_rest(pool):
                 part = Operation("", "purge", pool_id, self._s.clock.wall_ms(), "now")
                 await self._pools.ask(pool, ev.Purge(), part, lambda *_: None)
         told = _told(found, "removed", "freed_bytes")
         human = f"Pool '{pool_id}' is purged: {size(told['freed_bytes'])} freed"
         self._s.events.emit("purged", human, pool_id=pool_id, **told)
         return {"pool_id": pool_id, **told}
+
+    def _is_at_rest(self, pool: Pool) -> bool:
+        """Nothing of it runs, and nothing has begun that would."""
+        waits = self._pools.precedence.has(pool.pool_id) or self._pools.replacements.find(pool.pool_id) is not None
+        return pool.instance.phase is Phase.DOWN and not waits
 
 
 def _is_up(pool: Pool) -> bool:

@@ -1,8 +1,8 @@
 """Reloads, carried out: one pool's engine replaced by another, or everything as it was (core/reload.py has the rules).
 
 A reload is a part of no other change: while it is under way a start waits for its end, a stop gives it up, and everything else
-is refused. What it does to the pool it does as anybody would: it drains, starts and stops it. Until it is committed, in one
-write, the next daemon undoes it: what ran before is started again, or goes on.
+is refused. How the new engine comes up and goes again is its strategy's (stop_start.py, blue_green.py). Until it is committed, in
+one write, the next daemon undoes it: what ran before is started again, or goes on.
 """
 
 from __future__ import annotations
@@ -10,49 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from pool_managerd import failpoints
 from pool_managerd.config import Config
-from pool_managerd.core.baselines import Baselines
-from pool_managerd.core.drain import MAX_DEADLINE_MS
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import IDLE, SERVING
+from pool_managerd.core.lifecycle.phase import SERVING
+from pool_managerd.core.narration import count
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.supervision.blue_green import BlueGreen
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.proving import Proving
-from pool_managerd.supervision.reload_target import Target, Targets
+from pool_managerd.supervision.reload_run import Reload, broken_off
+from pool_managerd.supervision.reload_strategy import Strategies
+from pool_managerd.supervision.reload_target import Targets
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.stop_start import StopStart
 from pool_managerd.supervision.times import Times
-
-
-@dataclass
-class _Reload:
-    """One that is under way. ``served``: the engine before it did when it began; ``desired`` is what was wanted of the pool then.
-    ``down_at``: since when no lease is given.
-    """
-
-    request: ReloadRequest
-    target: Target
-    operation: Operation
-    began: float
-    served: bool
-    desired: Desired
-    measured: Baselines
-    stage: Stage = Stage.STAGING
-    down_at: float | None = None
-    task: asyncio.Task[None] | None = None
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def pool(self) -> Pool:
-        return self.target.pool
 
 
 class Reloads:
@@ -60,10 +38,14 @@ class Reloads:
 
     def __init__(self, pools: Pools, services: Services, config: Callable[[], Config]) -> None:
         self._pools, self._s, self._overrides, self._config = pools, services, pools.overrides, config
-        self._running: dict[str, _Reload] = {}
+        self._running: dict[str, Reload] = {}
         self._targets = Targets(pools, services, config)
         self._times = Times(services.events, services.records)
         self._proving = Proving(services, config)
+        self._strategies = Strategies(pools, services, config)
+        self._ways: dict[Strategy, StopStart | BlueGreen] = {
+            Strategy.STOP_START: StopStart(pools, services), Strategy.BLUE_GREEN: BlueGreen(pools, services),
+        }  # fmt: skip
         pools.precedence = self
 
     # --- for the node ---
@@ -81,15 +63,17 @@ class Reloads:
         """What a reload would do, and how long it would take, without doing any of it. Raises PoolError where it would not."""
         target = self._targets.of(request)
         pool_id, serves = target.pool.pool_id, target.pool.instance.phase in SERVING
-        where, needs = await self._s.admission.forecast(target.candidate())
+        strategy, why = await self._strategies.choose(request, target)
+        beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload.bake_ms
+        where, needs = await self._s.admission.forecast(target.beside() if beside else target.in_its_place())
         load, stop = self._times.of(pool_id, "load"), self._times.of(pool_id, "stop")
-        down = Forecast.of(stop, load) if serves else Forecast.of(load)
-        bake_ms = self._config().reload.bake_ms
+        takes = Forecast.of(stop, load) if serves and not beside else Forecast.of(load)
+        down = Forecast(0, 0) if beside else takes
         return {
-            "pool_id": pool_id, "strategy": Strategy.STOP_START.value, "changes": self._targets.shown(target),
-            "steps": list(steps(pool_id, target.model(), target.deadline_ms, bake_ms, serves=serves)),
+            "pool_id": pool_id, "strategy": strategy.value, "why": why, "changes": self._targets.shown(target),
+            "steps": list(steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)),
             "forecast_downtime_ms": down.ms, "forecast_spread_ms": down.spread_ms,
-            "forecast_duration_ms": None if down.ms is None else down.ms + bake_ms,
+            "forecast_duration_ms": None if takes.ms is None else takes.ms + bake_ms,
             "vram": {"where": where, "needs": list(needs)},
         }  # fmt: skip
 
@@ -107,17 +91,23 @@ class Reloads:
         await self._pools.operations.kept()
         return reload.operation
 
-    def _accepted(self, request: ReloadRequest) -> _Reload:
+    def _accepted(self, request: ReloadRequest) -> Reload:
         if self.has(request.pool_id):
             raise RequestError(
                 f"cannot reload pool '{request.pool_id}': it is being reloaded already", code="OPERATION_IN_PROGRESS",
                 status=409, pool_id=request.pool_id, retriable=True,
             )  # fmt: skip
+        if (other := self._pools.replacements.find(request.pool_id)) is not None:
+            left = count(self._s.registry.leases_on(request.pool_id, other.instance.epoch), "lease")
+            raise RequestError(
+                f"cannot reload pool '{request.pool_id}': the engine that it ran before has not ended yet ({left} in flight)",
+                code="OPERATION_IN_PROGRESS", status=409, pool_id=request.pool_id, retriable=True,
+            )  # fmt: skip
         target = self._targets.of(request)
         operation = self._pools.operations.begin("reload", request.pool_id, key=request.named())
         serves = target.pool.instance.phase in SERVING
         desired = Desired.WANTED if serves else target.pool.state.desired
-        reload = _Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
+        reload = Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
         self._running[request.pool_id] = reload
         reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
         return reload
@@ -125,7 +115,7 @@ class Reloads:
     async def close(self) -> None:
         """The daemon ends: what is not committed is left for the next one to undo."""
         for reload in tuple(self._running.values()):
-            await _ended(reload)
+            await broken_off(reload)
 
     def has(self, pool_id: str) -> bool:
         """It is being reloaded."""
@@ -135,8 +125,9 @@ class Reloads:
         """Whoever else wants to change the pool: waits, ends the reload, or is refused. Raises RequestError."""
         reload = self._running.get(pool.pool_id)
         if reload is None:
-            return
-        if isinstance(event, ev.Start) and event.join:
+            if isinstance(event, ev.Stop) and (other := self._pools.replacements.find(pool.pool_id)) is not None:
+                self._pools.replacements.see_off(other, event)
+        elif isinstance(event, ev.Start) and event.join:
             await reload.over.wait()
         elif isinstance(event, ev.Stop):
             await self._give_up(reload)
@@ -148,7 +139,7 @@ class Reloads:
 
     # --- carrying it out ---
 
-    async def _run(self, reload: _Reload) -> None:
+    async def _run(self, reload: Reload) -> None:
         try:
             await self._replace(reload)
         except PoolError as problem:
@@ -162,24 +153,25 @@ class Reloads:
             self._running.pop(reload.pool.pool_id, None)
             reload.over.set()
 
-    async def _replace(self, reload: _Reload) -> None:
+    async def _replace(self, reload: Reload) -> None:
         if reload.target.new == reload.target.old and view(reload.pool.state).ready and not reload.pool.launch.outdated:
-            return self._succeeded(reload, downtime_ms=0)
+            return self._succeeded(reload, reload.pool, downtime_ms=0)
         await self._stage(reload)
         await self._begin(reload)
-        if reload.served:
-            await self._drain(reload)
-        elif reload.pool.instance.phase not in IDLE:
-            await self._ask(reload, ev.Stop(), "down")
-        await self._switch(reload)
+        way = self._ways[reload.strategy]
+        tried = await way.bring_up(reload)
         reload.stage = Stage.GATING
-        await self._proving.prove(reload.pool, reload.measured)
+        if tried is not reload.pool:
+            await self._proving.look_at(reload.pool, reload.measured)  # they share the machine now
+        await self._proving.prove(tried, reload.measured)
         failpoints.reach("reload.proven")
         reload.stage = Stage.COMMITTING
-        await self._commit(reload)
-        return None
+        await self._commit(reload, tried)
+        way.take_over(reload)
+        since = tried.instance.ready_since or self._s.clock.monotonic()
+        return self._succeeded(reload, tried, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
 
-    async def _stage(self, reload: _Reload) -> None:
+    async def _stage(self, reload: Reload) -> None:
         """Everything that can be known to be in the way of the new engine, while the one before it serves."""
         failpoints.reach("reload.staging")
         config, pool = reload.target.new.config, reload.pool
@@ -190,63 +182,37 @@ class Reloads:
                 raise SpecError("; ".join(problem.message for problem in found), pool_id=pool.pool_id, hint=found[0].hint)
         else:
             self._s.launcher.check(reload.target.new.submitted)
-        await self._s.admission.forecast(reload.target.candidate())
+        reload.strategy, _ = await self._strategies.choose(reload.request, reload.target)
+        if reload.strategy is Strategy.STOP_START:
+            await self._s.admission.forecast(reload.target.in_its_place())
         if reload.served:
             await self._proving.look_at(pool, reload.measured)
 
-    async def _begin(self, reload: _Reload) -> None:
+    async def _begin(self, reload: Reload) -> None:
         await self._overrides.begin(reload.pool.pool_id, {
             "epoch": reload.pool.instance.epoch, "submitted": self._pools.intents.digest_of(reload.pool.pool_id),
         })  # fmt: skip
         failpoints.reach("reload.begun")
 
-    async def _drain(self, reload: _Reload) -> None:
-        """Its own deadline ends it, by taking the drain back: nobody's lease is cut off for a reload."""
-        reload.stage, pool_id, clock = Stage.DRAINING, reload.pool.pool_id, self._s.clock
-        drained = await self._asked(reload, ev.Drain(MAX_DEADLINE_MS, 0), "drained")
-        reload.down_at = clock.monotonic()
-        take_back = partial(self._pools.post, pool_id, ev.Undrain())
-        late = clock.call_at(reload.down_at + reload.target.deadline_ms / 1000, take_back)
-        failpoints.reach("reload.draining")
-        try:
-            await drained.wait()
-        except PoolError as problem:
-            if problem.code != "OPERATION_CANCELLED":
-                raise
-            left = max(self._s.registry.get_active_leases(pool_id), reload.pool.launch.requests)
-            raise RequestError(
-                f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
-                code="DRAIN_TIMEOUT", status=409, pool_id=pool_id, retriable=True, hint="try again later, or give it longer",
-            ) from None  # fmt: skip
-        finally:
-            late.cancel()
-
-    async def _switch(self, reload: _Reload) -> None:
-        reload.stage = Stage.SWITCHING
-        failpoints.reach("reload.switching")
-        await self._ask(reload, ev.Start(retry=False, join=False, anew=True), "up", reload.target.new)
-        failpoints.reach("reload.switched")
-
-    async def _commit(self, reload: _Reload) -> None:
+    async def _commit(self, reload: Reload, tried: Pool) -> None:
         """By one write: the intent of a submitted engine, what is changed of a configured pool. What else is written may fail."""
         pool, operation_id = reload.pool, reload.operation.operation_id
+        replaced = None if tried is pool else pool.instance.epoch
         if reload.request.engine is not None:
-            await self._pools.intents.keep_reloaded(pool, reload.request.engine)
+            await self._pools.intents.keep_reloaded(pool, tried.submitted)
             with suppress(PoolError):  # the stored engine is another one than when it began: by that it is known to be done
-                await self._overrides.commit(pool.pool_id, operation_id, None, {})
+                await self._overrides.commit(pool.pool_id, operation_id, None, {}, replaced)
         else:
-            await self._overrides.commit(pool.pool_id, operation_id, self._targets.base(pool), reload.target.changes)
+            await self._overrides.commit(pool.pool_id, operation_id, self._targets.base(pool), reload.target.changes, replaced)
             with suppress(PoolError):
                 await self._pools.intents.keep_reloaded(pool, None)
         failpoints.reach("reload.committed")
-        since = reload.pool.instance.ready_since or self._s.clock.monotonic()
-        self._succeeded(reload, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
 
-    def _succeeded(self, reload: _Reload, downtime_ms: int) -> None:
-        pool, engine = reload.pool, reload.pool.launch.prepared
+    def _succeeded(self, reload: Reload, pool: Pool, downtime_ms: int) -> None:
+        engine = pool.launch.prepared
         took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
         outcome = {
-            "pool_id": pool.pool_id, "strategy": Strategy.STOP_START.value,
+            "pool_id": pool.pool_id, "strategy": reload.strategy.value,
             "engine_version": None if engine is None else engine.engine_version,
             "model_id": None if engine is None else engine.model_id, "downtime_ms": downtime_ms, "duration_ms": took_ms,
             "rolled_back": False,
@@ -257,84 +223,47 @@ class Reloads:
 
     # --- undoing it ---
 
-    async def _undo(self, reload: _Reload, problem: PoolError) -> None:
+    async def _undo(self, reload: Reload, problem: PoolError) -> None:
         """The engine before it serves again, as far as that can be; the operation has failed."""
         failed_at, second = reload.stage, None
-        if failed_at in _REPLACED:
+        if failed_at in _TOUCHED:
             reload.stage = Stage.UNDOING
             failpoints.reach("reload.undoing")
             try:
-                await self._put_back(reload)
+                await self._ways[reload.strategy].put_back(reload)
             except PoolError as worse:
                 second = worse
         await self._overrides.give_up(reload.pool.pool_id)
         self._failed(reload, failed_at, problem, second)
 
-    async def _put_back(self, reload: _Reload) -> None:
-        """As it was. Raises PoolError when the engine before it does not come up again."""
-        old = reload.target.old
-        if not reload.served and reload.desired in (Desired.ON_DEMAND, Desired.EVICTED):
-            with suppress(RequestError):  # leases are given already
-                return await self._ask(reload, ev.Evict(), "down", old)
-        drained = reload.desired is Desired.DRAINED
-        await self._ask(reload, ev.Drain(0, 0) if drained else ev.Stop(), "down", old)
-        await self._ask(reload, ev.ResetBreaker(), "now")  # what the new one has failed at is not held against the old one
-        if reload.desired is Desired.WANTED:
-            await self._ask(reload, ev.Start(join=False, anew=True), "up", old)
-        return None
-
-    def _failed(self, reload: _Reload, stage: Stage, problem: PoolError, second: PoolError | None) -> None:
+    def _failed(self, reload: Reload, stage: Stage, problem: PoolError, second: PoolError | None) -> None:
         pool_id, why = reload.pool.pool_id, problem.message
         told = f"reload failed: {why}"
-        if second is not None:
-            told += f"; what ran before did not start again either, and is tried again: {second.message}"
-        elif stage in _REPLACED:
-            wanted = reload.desired is Desired.WANTED
-            told += "; what ran before runs again" if wanted else "; the pool stays down, as it was"
+        if stage in _TOUCHED:
+            told += f"; {self._ways[reload.strategy].undone(reload, second)}"
+        rolled_back = second is None or reload.strategy is Strategy.BLUE_GREEN  # the old one has never stopped
         evidence = {"stage": stage.value, "log_tail": problem.details.get("log_tail", [])}
         error = EngineError(
             told, code=problem.code, status=problem.status, pool_id=pool_id, hint=problem.hint, retriable=problem.retriable,
-            details={"rolled_back": second is None, "evidence": evidence},
+            details={"rolled_back": rolled_back, "evidence": evidence},
         )  # fmt: skip
         self._s.events.clean_error(error)
-        reason = "rollback_failed" if second is not None else _REASONS.get(problem.code, stage.value)
+        reason = "rollback_failed" if not rolled_back else _REASONS.get(problem.code, stage.value)
         took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
         human = f"Reload of pool '{pool_id}' failed: {error.message.removeprefix('reload failed: ')}"
         self._s.events.emit("reload_failed", human, level="error", pool_id=pool_id, reason=reason, duration_ms=took_ms)
         self._pools.operations.finish(reload.operation, error=error)
 
-    async def _give_up(self, reload: _Reload) -> None:
+    async def _give_up(self, reload: Reload) -> None:
         """Somebody stops the pool: the reload ends, and what is to run from now on is what ran before."""
-        await _ended(reload)
+        await broken_off(reload)
         if reload.operation.status != "running":
             return  # it was just being committed
         stopped = RequestError("the pool was stopped by request", code="OPERATION_CANCELLED", status=409)
-        self._pools.post(reload.pool.pool_id, ev.Stop(), reload.target.old)
+        self._ways[reload.strategy].give_up(reload)
         await self._overrides.give_up(reload.pool.pool_id)
         self._failed(reload, Stage.STAGING, stopped, None)
 
-    async def _ask(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> None:
-        """Ask the pool, and wait for the end of that. Raises PoolError."""
-        await (await self._asked(reload, event, goal, definition)).wait()
 
-    async def _asked(self, reload: _Reload, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
-        clock = self._s.clock
-        part = Operation("", reload.operation.kind, reload.pool.pool_id, clock.wall_ms(), goal)
-
-        def ended(operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
-            operation.finish(clock.wall_ms(), outcome, error)
-
-        await self._pools.ask(reload.pool, event, part, ended, definition)
-        return part
-
-
-async def _ended(reload: _Reload) -> None:
-    """Broken off, unless it is being committed: that is carried through."""
-    if reload.task is not None:
-        if reload.stage is not Stage.COMMITTING:
-            reload.task.cancel()
-        await asyncio.gather(reload.task, return_exceptions=True)
-
-
-_REPLACED = (Stage.SWITCHING, Stage.GATING, Stage.COMMITTING)
+_TOUCHED = (Stage.LOADING, Stage.SWITCHING, Stage.GATING, Stage.COMMITTING)
 _REASONS = {"DRAIN_TIMEOUT": "drain_timeout", "OPERATION_CANCELLED": "cancelled", "GATE_FAILED": "gate"}

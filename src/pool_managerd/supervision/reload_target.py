@@ -11,12 +11,13 @@ from pool_managerd.config.changes import differences, with_changes
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE
+from pool_managerd.core.lifecycle.replacing import candidate_beside
 from pool_managerd.core.redaction import masked_argv, masked_env, named_secrets
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError, SpecError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.launch import Launch
-from pool_managerd.supervision.pool import Definition, Pool
+from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
@@ -33,8 +34,13 @@ class Target:
     changes: Mapping[str, Any]
     deadline_ms: int
 
-    def candidate(self) -> Pool:
-        """The pool as it will be: with another definition, and what its engine holds about to be free."""
+    def beside(self) -> Pool:
+        """The other instance of the pool, as it would be while this one serves."""
+        _, state = candidate_beside(self.pool.state, self.pool.instance_id)
+        return Pool(self.pool.pool_id, self.new, state, Launch(), Role.CANDIDATE)
+
+    def in_its_place(self) -> Pool:
+        """The pool as it would be: with another definition, and what its engine holds about to be free."""
         state = self.pool.state
         freed = replace(state, active=replace(state.active, vram_pending=True))
         return Pool(self.pool.pool_id, self.new, freed, Launch())

@@ -16,13 +16,13 @@ from pool_managerd.supervision.services import Services
 async def stop_all(pools: Pools, services: Services, deadline_ms: int) -> None:
     """Drain and stop every pool, each in ``deadline_ms`` and its own grace at most, and end their actors."""
     pools.closing = True
-    await asyncio.gather(*(_stop(pool, pools, services, deadline_ms) for pool in pools.all()))
+    await asyncio.gather(*(_stop(pool, pools, services, deadline_ms) for pool in pools.instances()))
     await pools.close()
 
 
 async def _stop(pool: Pool, pools: Pools, services: Services, deadline_ms: int) -> None:
     clock, phase = services.clock, pool.instance.phase
-    late = clock.call_at(clock.monotonic() + deadline_ms / 1000, lambda: pools.post(pool.pool_id, ev.Stop()))
+    late = clock.call_at(clock.monotonic() + deadline_ms / 1000, lambda: pools.tell(pool, ev.Stop()))
     event: ev.Event = ev.Drain(deadline_ms, 0) if phase in SERVING else ev.Stop()
     if phase is Phase.DRAINING:
         event = ev.Tick()

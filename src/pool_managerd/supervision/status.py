@@ -58,7 +58,7 @@ def status_of(
         "compute": "cpu" if on_cpu else "gpu" if launch.allocation is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase in WAITING and i.deadline else None,
-        "preload": _preload(pool, now, wall_ms), "drain": _drain(pool, entry.active_leases, now),
+        "preload": _preload(pool, now, wall_ms), "drain": _drain(pool, registry, now),
         "perf": _perf(launch.measured), "baselines": [baseline.to_dict() for baseline in launch.measured],
         "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
@@ -66,12 +66,12 @@ def status_of(
     }  # fmt: skip
 
 
-def _drain(pool: Pool, leases: int, now: float) -> dict[str, Any] | None:
+def _drain(pool: Pool, registry: Registry, now: float) -> dict[str, Any] | None:
     """What a drain still waits for, and until when at the latest; None while there is none."""
     i = pool.instance
     if i.phase is not Phase.DRAINING or i.deadline is None:
         return None
-    left = max(leases, pool.launch.requests)
+    left = max(registry.leases_on(pool.pool_id, i.epoch), pool.launch.requests)
     return {"left": left, "requests": pool.launch.requests, "remaining_ms": max(0, round((i.deadline - now) * 1000))}
 
 
@@ -80,6 +80,18 @@ def _perf(measured: Sequence[Baseline]) -> dict[str, Any] | None:
     found = measured[0].to_dict() if measured else {}
     keys = ("first_token_ms", "tokens_per_s", "measured_with", "measured_at_ms")
     return {key: found[key] for key in keys} if found else None
+
+
+def beside(other: Pool | None, registry: Registry) -> dict[str, Any] | None:
+    """The other engine of a pool that has two: one that is tried, or one that has been replaced and ends with its leases."""
+    if other is None:
+        return None
+    i, prepared, process = other.instance, other.launch.prepared, other.launch.process
+    return {
+        "replica_id": other.instance_id.replica_id, "role": other.role.value, "state": view(other.state).state, "epoch": i.epoch,
+        "active_leases": registry.leases_on(other.pool_id, i.epoch), "pid": process.pid if process and i.has_process else None,
+        "url": masked_text(prepared.url) if prepared and i.has_process else None,
+    }  # fmt: skip
 
 
 def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:

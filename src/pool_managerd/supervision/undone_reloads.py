@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pool_managerd.supervision.launch_work import DRAIN
+from pool_managerd.supervision.kept_drains import forget_drain
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
@@ -20,13 +20,17 @@ class UndoneReloads:
     def restore(self) -> None:
         """The drains that belonged to them are not gone on with."""
         for pool_id in self._overrides.pending():
-            self._s.records.facts(DRAIN).pop(pool_id, None)
-            self._s.records.note_fact(DRAIN, pool_id, None)
+            forget_drain(pool_id, self._s.records)
 
     def epochs(self) -> dict[str, int]:
         """By pool id, the reloads that ended with the daemon before: what was launched after that epoch is not adopted."""
         pending = self._overrides.pending().items()
         return {pool_id: int(fact.get("epoch", 0)) for pool_id, fact in pending if not self._is_done(pool_id, fact)}
+
+    def replaced(self) -> dict[str, int]:
+        """By pool id, the epoch of what a reload that was done had replaced, and that may not have ended yet."""
+        done = {pool_id: int(f["epoch"]) for pool_id, f in self._overrides.pending().items() if self._is_done(pool_id, f)}
+        return {**done, **self._overrides.replaced()}
 
     def is_committed(self, operation: Operation) -> bool:
         """One that its daemon has not told the end of, and that was done all the same."""

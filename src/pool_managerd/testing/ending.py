@@ -39,7 +39,7 @@ class Ending:
             scene.timeline.after(CLEARING_S, self._want_all, until)
             return
         self._oracle.sweep(scene.pools())
-        runnable = [pool for pool in scene.pools() if pool.config is not None or pool.submitted is not None]
+        runnable = [pool for pool in scene.pools() if pool.current and (pool.config is not None or pool.submitted is not None)]
         unready = [pool for pool in runnable if not view(pool.state).ready]
         if unready and over and not scene.scenario.tight:
             scene.fail("without faults every pool becomes ready", str(unready[0].state))
@@ -84,6 +84,7 @@ class Ending:
         scene, machine = self._scene, self._scene.machine
         self._oracle.sweep(scene.pools())
         left: dict[str, list[Any]] = {
+            "second engines": [pool.instance for pool in scene.pools() if not pool.current],
             "processes": [engine.pid for engine in machine.running()],
             "pid files": sorted(machine.pids), "handoff files": sorted(machine.handoffs),
             "GPU memory": [gpu for gpu in machine.gpus if gpu.held],

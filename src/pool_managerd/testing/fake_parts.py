@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
-from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot, ScanProblem
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import OURS, Listener
@@ -35,14 +32,16 @@ from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
+from pool_managerd.testing.fake_monitor import FakeMonitor
 from pool_managerd.testing.fake_places import FakePlaces
 from pool_managerd.testing.fake_watch import FakeProber, FakeUsages
 from pool_managerd.testing.manual_clock import ManualClock
 
 
 class FakeProcess:
-    """Runs until it is told to end. ``ignores_term`` makes only ``kill`` work."""
+    """Runs until it is told to end. ``ignores_term`` makes only ``kill`` work; ``epoch`` is its launch's number."""
 
+    epoch = 0
     isolation = "none"
     notice: str | None = None
     shim_pid = 0
@@ -98,6 +97,7 @@ class FakeLauncher(FakePlaces):
         if (refused := self.refuse or (self.refusals.pop(0) if self.refusals else None)) is not None:
             raise refused
         process = FakeProcess(4000 + len(self.processes), ignores_term=self.ignores_term)
+        process.epoch = epoch
         self.processes.append(process)
         return process
 
@@ -109,24 +109,24 @@ class FakeAdoption:
     """Has what a test has left: engines, and the processes that go with them; without one, the adoption fails."""
 
     def __init__(self) -> None:
-        self.engines: dict[str, LeftEngine] = {}
-        self.processes: dict[str, FakeProcess] = {}
+        self.engines: dict[InstanceId, LeftEngine] = {}
+        self.processes: dict[InstanceId, FakeProcess] = {}
         self.changed_files: list[str] = []
-        self.cleared: list[str] = []
+        self.cleared: list[InstanceId] = []
 
-    def left(self) -> Mapping[str, LeftEngine]:
+    def left(self) -> Mapping[InstanceId, LeftEngine]:
         return self.engines
 
-    def adopt(self, pool_id: str) -> FakeProcess:
-        self.engines.pop(pool_id)
-        if pool_id not in self.processes:
-            raise EngineError(f"cannot adopt an engine of pool {pool_id}: none was left")
-        return self.processes[pool_id]
+    def adopt(self, instance: InstanceId) -> FakeProcess:
+        self.engines.pop(instance)
+        if instance not in self.processes:
+            raise EngineError(f"cannot adopt an engine of {instance}: none was left")
+        return self.processes[instance]
 
     def changed(self, launch: LaunchRecord) -> Sequence[str]:
         return self.changed_files
 
-    async def clear(self, kept: Collection[str]) -> Sequence[Ended]:
+    async def clear(self, kept: Collection[InstanceId]) -> Sequence[Ended]:
         self.cleared = sorted(self.engines.keys() - set(kept))
         return ()
 
@@ -158,11 +158,11 @@ class FakeEngines:
         self.found: tuple[PoolError, ...] = ()
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None, replica_id: str = "r0"
     ) -> PreparedEngine:
         return PreparedEngine(
-            pool.id, "/engine", port=8080, slots_total=pool.slots, engine_version="fake-1",
-            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
+            pool.id, "/engine", replica_id=replica_id, port=8080 + (replica_id != "r0"), slots_total=pool.slots,
+            engine_version="fake-1", model_id=model.id if model else None, env=allocation.environment() if allocation else {},
         )  # fmt: skip
 
     def attach(self, pool: PoolConfig) -> AttachedEngine:
@@ -175,6 +175,9 @@ class FakeEngines:
         """Nobody else asks for ports."""
 
     def release(self, pool_id: str) -> None:
+        """There are none."""
+
+    def release_port(self, instance: InstanceId) -> None:
         """There are none."""
 
 
@@ -230,40 +233,6 @@ class FakeListeners:
     async def elsewhere(self, pid: int) -> list[str]:
         self.looks += 1
         return self.others
-
-
-class FakeMonitor:
-    """Sees ``now``: no GPU and no driver, until a test says otherwise. Every look is later than the one before, and none is
-    younger than ``clock`` says. ``gate`` holds back every look while it is set.
-    """
-
-    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
-        self._clock = clock
-        self._taken_at = 0.0
-        self.now = DeviceScan(problem=ScanProblem("nvml_unavailable", "there is no NVML library"))
-        self.scans = 0
-        self.released = False
-        self.gate: asyncio.Event | None = None
-
-    def show(self, *devices: DeviceSnapshot, problem: ScanProblem | None = None) -> None:
-        """With a ``problem`` and nothing else, the devices are the last known ones, as the real one tells them."""
-        devices = self.now.devices if problem is not None and not devices else devices
-        self.now = DeviceScan(devices, driver_version="570.86.15", cuda_version="12.8", problem=problem)
-
-    async def scan(self) -> DeviceScan:
-        self.scans += 1
-        if self.gate is not None:
-            await self.gate.wait()
-        self._taken_at = max(math.nextafter(self._taken_at, math.inf), self._clock())
-        if self.released:
-            return replace(self.now, taken_at=self._taken_at, problem=ScanProblem("released", "the library was released"))
-        return replace(self.now, taken_at=self._taken_at)
-
-    async def release(self) -> None:
-        self.released = True
-
-    async def resume(self) -> None:
-        self.released = False
 
 
 class FakeRecords:

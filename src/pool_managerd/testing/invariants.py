@@ -34,23 +34,22 @@ class Oracle:
     def __init__(self, scene: Scene, clients: SimulatedClients) -> None:
         self._scene, self._clients = scene, clients
         self._rules = RestartRules(**scene.config.supervision.restart_limit.model_dump())
-        self._seen: dict[str, PoolState] = {}
+        self._seen: dict[int, tuple[Pool, PoolState]] = {}
         self._given: set[str] = set()
         self._last_event_id = 0
         self._restarts: dict[str, list[float]] = {}
         self._asked_at: dict[str, float] = {}
         self._trials: dict[str, tuple[object, ...]] = {}
-        self._highest_epoch: dict[str, int] = {}
+        self._epochs: dict[str, set[int]] = {}
 
     # --- after every callback ---
 
     def look(self, pools: list[Pool]) -> None:
         """Every pool that has changed."""
         for pool in pools:
-            state = pool.state
-            if self._seen.get(pool.pool_id) is not state:
-                before = self._seen.get(pool.pool_id)
-                self._seen[pool.pool_id] = state
+            _, before = self._seen.get(id(pool), (pool, None))
+            if before is not pool.state:
+                self._seen[id(pool)] = pool, pool.state
                 self._look_at(pool, before)
 
     def _look_at(self, pool: Pool, before: PoolState | None) -> None:
@@ -68,6 +67,8 @@ class Oracle:
                 self._scene.fail("ready means a good answer of this launch's own engine", f"{pool_id}: {answered} {i}")
         if i.phase in _LEFT_NOTHING and before is not None and before.active.phase is not i.phase:
             self._look_for_remains(pool)
+        if not pool.current:
+            return
         if state.history.circuit is not Circuit.HALF_OPEN:
             self._trials.pop(pool_id, None)
         elif before is None or before.active.epoch != i.epoch:
@@ -81,6 +82,7 @@ class Oracle:
             "a process": running,
             "a pid file": key in scene.machine.pids,
             "a handoff file": key in scene.machine.handoffs,
+            "a lease": scene.adapters is not None and scene.adapters.registry.leases_on(pool_id, pool.instance.epoch) > 0,
             "a reservation": scene.adapters is not None and scene.adapters.gpus.memory.ledger.get(key) is not None,
         }
         if any(left.values()):
@@ -101,13 +103,16 @@ class Oracle:
         return node is not None and node.status(pool_id)["reload"] is not None
 
     def engine_started(self, engine: SimulatedEngine) -> None:
-        """One engine process of a pool at a time, and each of a launch of its own."""
-        pool_id, epoch = engine.pool_id, engine.launch.epoch
-        if epoch <= self._highest_epoch.get(pool_id, 0):
-            self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {self._highest_epoch[pool_id]}")
-        self._highest_epoch[pool_id] = epoch
+        """One engine process of a pool at a time, or two while one replaces the other; and each of a launch of its own."""
+        pool_id, epoch, used = engine.pool_id, engine.launch.epoch, self._epochs.setdefault(engine.pool_id, set())
+        if epoch in used or epoch < max(used, default=0) - 1:  # a candidate's is given before it loads
+            self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {max(used)}")
+        used.add(epoch)
         running = self._scene.machine.running(pool_id)
-        if len(running) > 1:
+        instances = {e.launch.instance for e in running}
+        node = self._scene.node
+        beside = node is not None and node.status(pool_id)["beside"] is not None
+        if len(running) > len(instances) or len(running) > 1 + beside:
             self._scene.fail("one engine of a pool at a time", f"{pool_id}: {[(e.pid, e.launch.epoch) for e in running]}")
 
     # --- as it happens ---
@@ -142,7 +147,7 @@ class Oracle:
     def on_request(self, kind: str, pool_id: str) -> None:
         """What a person asks for is not limited as restarts by itself are."""
         if kind in _MANUAL:
-            for one in self._seen if kind == "uncordon" else (pool_id, SUBMITTED):
+            for one in self._pool_ids() if kind == "uncordon" else (pool_id, SUBMITTED):
                 self._asked_at[one] = self._scene.timeline.now
                 self._trials.pop(one, None)
 
@@ -155,11 +160,12 @@ class Oracle:
         self._given.add(change.lease_id)
         self._scene.lease_epochs[change.lease_id] = change.epoch
         pool = self._scene.pool(change.pool_id)
-        if pool is None or pool.instance.phase not in SERVING or not view(pool.state).ready:
+        serves = pool is not None and pool.instance.phase in SERVING and view(pool.state).ready
+        if pool is None or not serves or pool.instance.epoch != change.epoch:
             self._scene.fail("leases are given on ready pools alone", f"{change.pool_id}: {pool and pool.state}")
         entry = self._scene.node.registry.get(change.pool_id)
         if entry is not None and entry.slots_total is not None:
-            given = len(self._scene.node.registry.leases(change.pool_id))
+            given = self._scene.node.registry.leases_on(change.pool_id, change.epoch)
             if not 0 <= given <= entry.slots_total:
                 self._scene.fail("leases are at most slots", f"{change.pool_id}: {given} of {entry.slots_total}")
 
@@ -170,7 +176,7 @@ class Oracle:
         for pool in pools:
             self._look_for_stuck(pool)
             possible = self._clients.slots.get(pool.pool_id)
-            if pool.config is not None and possible is not None and pool.config.slots not in possible:
+            if pool.current and pool.config is not None and possible is not None and pool.config.slots not in possible:
                 self._scene.fail("a reload is committed or undone", f"{pool.pool_id}: {pool.config.slots}, not {possible}")
         self._look_at_gpus(pools)
         self._look_for_lost_leases()
@@ -207,9 +213,10 @@ class Oracle:
             return
         now = scene.timeline.now
         for lease_id, lease in list(self._clients.leases.items()):
-            pool = scene.pool(lease.pool_id)
+            both = [pool for pool in scene.pools() if pool.pool_id == lease.pool_id]
+            pool = next((pool for pool in both if pool.instance.epoch <= lease.epoch), None)
             over = lease.maybe or (lease.until is not None and now >= lease.until)
-            if pool is None or over or pool.instance.epoch > lease.epoch:
+            if pool is None or over:
                 del self._clients.leases[lease_id]
             elif (
                 pool.instance.has_process
@@ -229,11 +236,15 @@ class Oracle:
             if scene.timeline.now - since - (scene.lost_s - lost_s) > limit:
                 self._scene.fail("every acknowledged operation ends", f"{operation.to_dict()} since {since}")
 
+    def _pool_ids(self) -> set[str]:
+        return {pool.pool_id for pool, _ in self._seen.values()}
+
     # --- a daemon begins ---
 
     def daemon_died(self) -> None:
         self._trials.clear()
-        self._asked_at = dict.fromkeys((*self._seen, SUBMITTED), self._scene.timeline.now)  # what was not written yet is lost
+        # What was not written yet is lost.
+        self._asked_at = dict.fromkeys((*self._pool_ids(), SUBMITTED), self._scene.timeline.now)
         self._seen.clear()
         self._given.clear()
 
@@ -253,6 +264,8 @@ class Oracle:
         """What was stored is what the new daemon goes by, and operations that were acknowledged are known to it."""
         scene = self._scene
         for pool in pools:
+            if not pool.current:
+                continue
             stored = scene.booted_with.get(pool.pool_id, StoredPool(pool.pool_id))
             if pool.state.held is not stored.held or (stored.desired == "drained" and not pool.state.desired.stays_down):
                 self._scene.fail("what was stored holds", f"{stored}: {pool.state}")

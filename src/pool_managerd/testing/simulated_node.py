@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from pool_managerd.config import Config, PoolConfig
@@ -72,6 +73,7 @@ class SimulatedAdapters:
 
     def __init__(self, config: Config, life: Life, needs: Mapping[str, int], seed: str) -> None:
         self.config, self._life, self._needs, self._seed = config, life, needs, seed
+        self._sizes_known = Random(f"sizes {seed}").random() < 0.5  # in some runs: then two engines of a pool may run
         self.clock = SimulatedClock(life, life.machine.timeline)
         self.journal, self.store, self.leases = SimulatedJournal(life), SimulatedState(life), SimulatedLeases(life)
         self.events = EventLog(self.clock.wall_ms, None, self.journal)
@@ -147,7 +149,9 @@ class SimulatedAdapters:
 
     async def _size(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
         pool_id = submitted.pool_id if submitted is not None else pool.id if pool is not None else ""
-        return LaunchInputs("simulated-1", pool_id, EngineSettings(), overhead_bytes=self._needs.get(pool_id, 0))
+        needs = self._needs.get(pool_id, 0)
+        said = max(1, needs) if self._sizes_known else None
+        return LaunchInputs("simulated-1", pool_id, EngineSettings(), overhead_bytes=needs, configured_bytes=said)
 
 
 def simulated_node(adapters: SimulatedAdapters) -> PoolManager:

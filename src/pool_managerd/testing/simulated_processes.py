@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pool_managerd.core.artifacts import AnyEngine, ExitRecord, PreparedEngine
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine, record_of
 from pool_managerd.core.purge import Freed
 from pool_managerd.errors import EngineError
@@ -145,8 +146,8 @@ class Ended:
 class SimulatedAdoption:
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._left: dict[str, LeftEngine] = {}
-        self._engines: dict[str, SimulatedEngine] = {}
+        self._left: dict[InstanceId, LeftEngine] = {}
+        self._engines: dict[InstanceId, SimulatedEngine] = {}
         self._others: list[SimulatedEngine] = []
 
     def find(self) -> None:
@@ -155,31 +156,32 @@ class SimulatedAdoption:
             if engine.exit is None and not engine.shim_alive and engine.alive:
                 self._others.append(engine)
                 continue
-            if (older := self._engines.get(engine.pool_id)) is not None:
+            instance = engine.launch.instance
+            if (older := self._engines.get(instance)) is not None:
                 self._others.append(older)
-            ready = machine.handoffs.get(engine.launch.instance) == engine.pid
+            ready = machine.handoffs.get(instance) == engine.pid
             launch = LaunchRecord.from_json(engine.launch.to_json())
-            self._engines[engine.pool_id] = engine
-            self._left[engine.pool_id] = LeftEngine(launch, engine.started_at, ready, engine.exit)
+            self._engines[instance] = engine
+            self._left[instance] = LeftEngine(launch, engine.started_at, ready, engine.exit)
 
-    def left(self) -> Mapping[str, LeftEngine]:
+    def left(self) -> Mapping[InstanceId, LeftEngine]:
         return self._left
 
-    def adopt(self, pool_id: str) -> SimulatedProcess:
-        self._left.pop(pool_id, None)
-        engine = self._engines.pop(pool_id, None)
+    def adopt(self, instance: InstanceId) -> SimulatedProcess:
+        self._left.pop(instance, None)
+        engine = self._engines.pop(instance, None)
         if engine is None:
-            raise EngineError(f"cannot adopt an engine of pool {pool_id}: none was left", pool_id=pool_id)
+            raise EngineError(f"cannot adopt an engine of {instance}: none was left", pool_id=instance.pool_id)
         return SimulatedProcess(self._life, engine)
 
     def changed(self, launch: LaunchRecord) -> Sequence[str]:
         return ()
 
-    async def clear(self, kept: Collection[str]) -> Sequence[Ended]:
+    async def clear(self, kept: Collection[InstanceId]) -> Sequence[Ended]:
         machine = self._life.machine
-        for pool_id in sorted(self._engines.keys() - set(kept)):
-            self._others.append(self._engines.pop(pool_id))
-            del self._left[pool_id]
+        for instance in sorted(self._engines.keys() - set(kept)):
+            self._others.append(self._engines.pop(instance))
+            del self._left[instance]
         others, self._others = self._others, []
         for engine in others:
             if engine.alive:

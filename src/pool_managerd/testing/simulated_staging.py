@@ -50,12 +50,13 @@ class SimulatedEngines:
         self.ports: dict[InstanceId, int] = {}
 
     async def prepare(
-        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None
+        self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None, replica_id: str = "r0"
     ) -> PreparedEngine:
         await self._life.pass_time(0.0, 0.005)
         return PreparedEngine(
-            pool.id, "/engine", port=self._claim(InstanceId(pool.id)), slots_total=pool.slots, engine_version="simulated-1",
-            model_id=model.id if model else None, env=allocation.environment() if allocation else {},
+            pool.id, "/engine", replica_id=replica_id, port=self._claim(InstanceId(pool.id, replica_id)),
+            slots_total=pool.slots, engine_version="simulated-1", model_id=model.id if model else None,
+            env=allocation.environment() if allocation else {},
             device_uuids=tuple(d.uuid for d in allocation.devices) if allocation else (),
         )  # fmt: skip
 
@@ -79,7 +80,11 @@ class SimulatedEngines:
         self.ports[instance] = port
 
     def release(self, pool_id: str) -> None:
-        self.ports.pop(InstanceId(pool_id), None)
+        for instance in [instance for instance in self.ports if instance.pool_id == pool_id]:
+            self.release_port(instance)
+
+    def release_port(self, instance: InstanceId) -> None:
+        self.ports.pop(instance, None)
 
 
 class SimulatedFiles:

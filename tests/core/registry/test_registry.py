@@ -114,10 +114,10 @@ def test_ids_of_two_daemons_are_never_the_same() -> None:
 def test_leases_expire_by_the_clock_they_are_given(registry: Registry) -> None:
     registry.grant("p", expires_at=10.0)
     kept = registry.grant("p", expires_at=20.0)
-    assert registry.next_expiry("p") == 10.0
-    assert len(registry.expire("p", 10.0)) == 1
+    assert registry.next_expiry("p", 0) == 10.0
+    assert len(registry.expire("p", 0, 10.0)) == 1
     registry.renew("p", kept.lease_id, 30.0)
-    assert registry.next_expiry("p") == 30.0
+    assert registry.next_expiry("p", 0) == 30.0
     assert registry.end_leases("p", 0) == 1
     assert registry.release("p", kept.lease_id) == 0, "an ended lease can still be given back"
     with pytest.raises(RequestError):
@@ -219,7 +219,7 @@ def test_a_refused_lease_says_what_to_do_and_whether_waiting_helps(registry: Reg
     with pytest.raises(RequestError, match="not found on pool p") as missing:
         registry.renew("p", "x", None)
     assert (missing.value.code, missing.value.status, missing.value.pool_id) == ("LEASE_NOT_FOUND", 404, "p")
-    assert registry.leases("unknown") == [] and registry.next_expiry("p") is None
+    assert registry.leases("unknown") == [] and registry.next_expiry("p", 0) is None
 
 
 def test_the_same_request_has_the_same_lease_while_it_lasts(registry: Registry) -> None:
@@ -250,7 +250,7 @@ def test_leases_of_an_earlier_daemon_go_on_with_their_launch_and_no_id_is_given_
     registry = Registry(clock_ms=lambda: 0, on_lease=told.append)
     kept = KeptLeases("p", "a-b-1f", ((7, Lease("a-b-1e", "h")), (6, Lease("a-b-2"))))
     registry.publish("p", epoch=7)
-    registry.restore_leases(kept, 7)
+    registry.restore_leases(kept, {7})
     assert registry.leases("p") == [Lease("a-b-1e", "h")]
     assert told == [LeaseChange("p", 6, "a-b-2", None)]
     assert registry.release("p", "a-b-2") == 1, "it was given once"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.effects import Effect
@@ -27,7 +28,10 @@ OWN_GAP_S = 1.0
 def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
     """Look whether it is ours before anything else."""
     found = replace(pool, pending_start=False, last_epoch=max(pool.last_epoch, pool.active.epoch))
-    adopting = to(found, Phase.ADOPTING, now, deadline=now + p.adopt_timeout_s, epoch=e.epoch, launched_at=now)
+    adopting = to(
+        found, Phase.ADOPTING, now, id=InstanceId(pool.pool_id, e.replica_id), deadline=now + p.adopt_timeout_s,
+        epoch=e.epoch, launched_at=now,
+    )  # fmt: skip
     say = do.Say("adopting", f"An earlier daemon left an engine of pool '{pool.pool_id}'; taking it over", level="debug")
     return adopting, (do.AdoptEngine(e.epoch), say)
 

@@ -108,9 +108,12 @@ class Wake(Event):
 
 @dataclass(frozen=True, slots=True)
 class Adopt(Event):
-    """After a restart of the daemon: launch ``epoch`` runs still, or has ended when nobody watched it."""
+    """After a restart of the daemon: launch ``epoch``, of the replica of that name, runs still, or has ended when nobody
+    watched it.
+    """
 
     epoch: int
+    replica_id: str = "r0"
 
 
 @dataclass(frozen=True, slots=True)

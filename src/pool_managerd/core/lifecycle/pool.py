@@ -37,7 +37,7 @@ class Desired(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """One pool. Frozen, and changed by ``step`` alone.
+    """One pool. Frozen, and changed by ``step`` alone, or where one instance takes another's place (replacing.py).
 
     ``held``: a person wants nothing to start by itself. ``quarantined``: one of its GPUs is out of use. Both stand
     beside ``desired`` and beside the phase; ``pending_start`` remembers that a start was due when one of them stood in

@@ -217,9 +217,13 @@ def warmed_up(pool: PoolState, e: ev.WarmedUp, now: float, p: Policy) -> Step:
 
 
 def warmup_failed(pool: PoolState, e: ev.WarmupFailed, now: float, p: Policy) -> Step:
-    """A failed warm-up only warns (DESIGN §7)."""
+    """A failed warm-up only warns (DESIGN §7); but an engine that was not heard of all that time is asked again first."""
+    say = do.Say("warmup_failed", f"Warm-up of pool '{pool.pool_id}' failed: {e.error}", level="warn")
+    last = pool.active.last_good_at
+    if last is None or now - last > p.fresh_s:
+        return to(pool, Phase.STARTING, now, deadline=now + p.startup_timeout_s, next_probe_at=now, warmed=True), (say,)
     ready, effects = become_ready(pool, now, p)
-    return ready, (do.Say("warmup_failed", f"Warm-up of pool '{pool.pool_id}' failed: {e.error}", level="warn"), *effects)
+    return ready, (say, *effects)
 
 
 def warming_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:

@@ -6,7 +6,7 @@ Not thread-safe by itself: like every asyncio object it belongs to one loop.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -193,6 +193,11 @@ class Registry:
         entry = self._entries.get(pool_id)
         return entry.active_leases if entry else 0
 
+    def leases_on(self, pool_id: str, epoch: int) -> int:
+        """Those that launch ``epoch`` has in flight: while an engine is replaced, the other's do not count."""
+        entry = self._entries.get(pool_id)
+        return entry.leases_on(epoch) if entry else 0
+
     def grant(
         self, pool_id: str, *, holder: str | None = None, given_at_ms: int = 0, expires_at: float | None = None,
         key: str | None = None,
@@ -201,26 +206,23 @@ class Registry:
         as long as that lasts. Raises as ``allocate_lease``.
         """
         entry = self._change(pool_id)
-        launch = entry.leases.setdefault(entry.epoch, LaunchLeases())
-        if key is not None:
-            for lease in launch.by_id.values():
-                if lease.key == key:
-                    return lease
+        if key is not None and (known := next((lease for lease in self.leases(pool_id) if lease.key == key), None)) is not None:
+            return known  # perhaps on a launch that another one has replaced
         self._admit(entry)
         entry.leases_given += 1
         lease = Lease(f"{entry.lease_prefix}-{entry.leases_given:x}", holder, given_at_ms, expires_at, key)
-        launch.by_id[lease.lease_id] = lease
+        entry.leases.setdefault(entry.epoch, LaunchLeases()).by_id[lease.lease_id] = lease
         self._on_lease(LeaseChange(pool_id, entry.epoch, lease.lease_id, lease, new=True))
         return lease
 
-    def restore_leases(self, kept: KeptLeases, epoch: int | None) -> None:
-        """Go on with what an earlier daemon gave: those on launch ``epoch``, which goes on, too; the others ended with theirs."""
+    def restore_leases(self, kept: KeptLeases, epochs: Collection[int]) -> None:
+        """Go on with what an earlier daemon gave: those on launches that go on, too; the others ended with theirs."""
         entry = self._change(kept.pool_id)
         prefix, _, number = kept.newest_id.rpartition("-")
         entry.lease_prefix, entry.leases_given = prefix, int(number, 16)
         for given_on, lease in kept.leases:
-            if given_on == epoch:
-                entry.leases.setdefault(epoch, LaunchLeases()).by_id[lease.lease_id] = lease
+            if given_on in epochs:
+                entry.leases.setdefault(given_on, LaunchLeases()).by_id[lease.lease_id] = lease
             else:
                 self._on_lease(LeaseChange(kept.pool_id, given_on, lease.lease_id, None))
 
@@ -247,20 +249,27 @@ class Registry:
             self._on_lease(LeaseChange(pool_id, epoch, lease_id, None))
         return entry.active_leases
 
-    def expire(self, pool_id: str, now: float) -> list[Lease]:
-        """Ends the leases whose time is over and returns them."""
-        over = [lease for lease in self.leases(pool_id) if lease.expires_at is not None and lease.expires_at <= now]
+    def expire(self, pool_id: str, epoch: int, now: float) -> list[Lease]:
+        """Ends the leases on launch ``epoch`` whose time is over and returns them."""
+        over = [lease for lease in self._on(pool_id, epoch) if lease.expires_at is not None and lease.expires_at <= now]
         for lease in over:
             self.release(pool_id, lease.lease_id)
         return over
 
-    def next_expiry(self, pool_id: str) -> float | None:
-        return min((lease.expires_at for lease in self.leases(pool_id) if lease.expires_at is not None), default=None)
+    def next_expiry(self, pool_id: str, epoch: int) -> float | None:
+        """When the next lease on launch ``epoch`` runs out."""
+        return min((lease.expires_at for lease in self._on(pool_id, epoch) if lease.expires_at is not None), default=None)
 
     def leases(self, pool_id: str) -> list[Lease]:
         """Those with an id, in the order in which they were given; none of an unknown pool."""
         entry = self._entries.get(pool_id)
         return [lease for launch in entry.leases.values() for lease in launch.by_id.values()] if entry else []
+
+    def epoch_of(self, pool_id: str, lease_id: str) -> int | None:
+        """The launch that the lease is on; None when it is over, or never was."""
+        entry = self._entries.get(pool_id)
+        found = None if entry is None else entry.find(lease_id)
+        return None if found is None else found[0]
 
     def end_leases(self, pool_id: str, epoch: int) -> int:
         """Launch ``epoch`` is gone and its leases with it, those of no other; how many there were."""
@@ -272,6 +281,11 @@ class Registry:
             self._on_lease(LeaseChange(pool_id, epoch, lease_id, None))
         self._revision += bool(ended)
         return ended
+
+    def _on(self, pool_id: str, epoch: int) -> list[Lease]:
+        entry = self._entries.get(pool_id)
+        launch = None if entry is None else entry.leases.get(epoch)
+        return [] if launch is None else list(launch.by_id.values())
 
     def _admit(self, entry: PoolEntry) -> None:
         known = entry.known

@@ -112,6 +112,19 @@ class Admission:
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
         return " and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain()
 
+    async def room_beside(self, pool: Pool) -> None:
+        """Raises PoolError where there is no room for this instance beside all that runs, and where nobody knows."""
+        sizing = await self._size(pool)
+        inputs, why = sizing.inputs, None
+        if self._rules.fit != "enforce":
+            why = f"gpu.fit is {self._rules.fit}"
+        elif not (inputs.weights_bytes or inputs.configured_bytes or inputs.divides_equally):
+            why = "the size of its model is not known"
+        if why is not None:
+            raise NodeError(f"cannot tell whether two engines of pool {pool.pool_id} fit: {why}", pool_id=pool.pool_id)
+        scan, memory = await self._scan(), self._gpus.memory
+        self._decide(pool, pool.instance.epoch + 1, scan, sizing, memory.ledger.copy(), memory.accounts())
+
     def _decide(
         self,
         pool: Pool,
@@ -172,6 +185,7 @@ class Admission:
             held = measured.get(pool.instance_id)
             if (
                 held is None
+                or not pool.current
                 or i.phase is not Phase.READY
                 or i.ready_since is None
                 or self._held.get(pool.pool_id) == (i.epoch, held)

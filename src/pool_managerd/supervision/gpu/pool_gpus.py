@@ -38,7 +38,7 @@ class Gpus:
         self.watch, self.mask_gpus = watch, mask_gpus
         self._registry, self._clock = registry, clock
         self._pools: Callable[[], Iterable[Pool]] = tuple
-        self._post: Callable[[str, ev.Event], None] = _nobody
+        self._post: Callable[[Pool, ev.Event], None] = _nobody
         self.memory = GpuMemory(lambda: watch.scan, self.pools)
         self._usable: frozenset[str] = frozenset()
         self._fields = GpuFields({})
@@ -49,11 +49,11 @@ class Gpus:
         watch.listen(self.memory.accounts)  # in a slice of the loop of its own: the others find it made
         watch.listen(self.refresh)
 
-    def attach(self, pools: Callable[[], Iterable[Pool]], post: Callable[[str, ev.Event], None]) -> None:
+    def attach(self, pools: Callable[[], Iterable[Pool]], post: Callable[[Pool, ev.Event], None]) -> None:
         self._pools, self._post = pools, post
 
     def pools(self) -> Iterable[Pool]:
-        """The pools of this node."""
+        """The pools of this node; of one that is being replaced both instances."""
         return self._pools()
 
     def incidents(self, uuids: Collection[str]) -> list[Incident]:
@@ -102,10 +102,10 @@ class Gpus:
             left = self.memory.leftover(pool.instance_id, epoch) if scanned else Leftover("the GPU driver does not answer")
             if left.holder is None or (impatient() and not left.certain):
                 _tell_uncertain(pool, left, emit)
-                self._post(pool.pool_id, ev.VramFree(epoch))
+                self._post(pool, ev.VramFree(epoch))
                 return
             if impatient():
-                self._post(pool.pool_id, ev.VramHeld(epoch, left.holder))
+                self._post(pool, ev.VramHeld(epoch, left.holder))
                 return
             await pause(self._clock, gap)
             gap = min(gap * 1.5, LONGEST_PAUSE_S)
@@ -141,10 +141,10 @@ class Gpus:
             state, i = pool.state, pool.instance
             self._reconsider(pool, objections)
             if i.vram_pending and i.phase is Phase.FAILED and self.memory.leftover(pool.instance_id, i.epoch).holder is None:
-                self._post(pool.pool_id, ev.VramFree(i.epoch))
+                self._post(pool, ev.VramFree(i.epoch))
             waits = i.phase is Phase.FAILED and state.retry and state.reason in ("gpu_required", "config_error")
             if waits and appeared and self._may_start_now(pool, appeared):
-                self._post(pool.pool_id, ev.Start(origin="gpus"))
+                self._post(pool, ev.Start(origin="gpus"))
 
     def _may_start_now(self, pool: Pool, appeared: frozenset[str]) -> bool:
         """True when a GPU that it waited for may be among those that appeared: any, or one that its mask means."""
@@ -166,12 +166,12 @@ class Gpus:
                 bad.append(found)
         if not bad:
             if state.quarantined:
-                self._post(pool.pool_id, ev.EndQuarantine())
+                self._post(pool, ev.EndQuarantine())
             return
         lost, why = any(is_lost for _, is_lost in bad), "; ".join(why for why, _ in bad)
         ends = lost and i.has_process and i.phase not in ENDING
         if not state.quarantined or ends or (state.last_error != why and i.phase not in AFTER_FAILURE):
-            self._post(pool.pool_id, ev.Quarantine(why, lost))
+            self._post(pool, ev.Quarantine(why, lost))
 
     def _objection(self, uuid: str) -> tuple[str, bool] | None:
         """Why nothing may run on the device, and whether what runs there cannot go on; None when all is well."""
@@ -216,6 +216,8 @@ class Gpus:
         if accounts is not self._fields.accounts:
             self._fields, self._published = GpuFields(accounts), {}
         for pool in self._pools():
+            if not pool.current:
+                continue
             seen = self._seen_by(pool, accounts)
             if self._published.get(pool.pool_id) == seen:
                 continue
@@ -235,7 +237,7 @@ class Gpus:
         return tuple(uuid for uuid, account in accounts.items() if account.device.usable)
 
 
-def _nobody(pool_id: str, event: ev.Event) -> None:
+def _nobody(pool: Pool, event: ev.Event) -> None:
     """Before ``attach`` there are no pools."""
 
 

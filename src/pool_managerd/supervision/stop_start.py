@@ -1,0 +1,85 @@
+"""One engine in another's place where both do not fit: the old one drains and ends before the new one loads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+from pool_managerd import failpoints
+from pool_managerd.core.drain import MAX_DEADLINE_MS
+from pool_managerd.core.lifecycle import Desired
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.phase import IDLE
+from pool_managerd.core.reload import Stage
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.reload_run import Asking, Reload
+from pool_managerd.supervision.services import Services
+
+
+class StopStart:
+    """``bring_up``, and ``put_back`` where what came up does not stay."""
+
+    def __init__(self, pools: Pools, services: Services) -> None:
+        self._pools, self._s, self._asking = pools, services, Asking(pools, services.clock)
+
+    async def bring_up(self, reload: Reload) -> Pool:
+        """The new engine is ready in the old one's place. Raises PoolError."""
+        if reload.served:
+            await self._drain(reload)
+        elif reload.pool.instance.phase not in IDLE:
+            await self._asking.until(reload.pool, ev.Stop(), "down")
+        reload.stage = Stage.SWITCHING
+        failpoints.reach("reload.switching")
+        start = ev.Start(retry=False, join=False, anew=True)
+        await self._asking.until(reload.pool, start, "up", reload.target.new)
+        failpoints.reach("reload.switched")
+        return reload.pool
+
+    async def _drain(self, reload: Reload) -> None:
+        """Its own deadline ends it, by taking the drain back: nobody's lease is cut off for a reload."""
+        reload.stage, pool, clock = Stage.DRAINING, reload.pool, self._s.clock
+        drained = await self._asking.begin(pool, ev.Drain(MAX_DEADLINE_MS, 0), "drained")
+        reload.down_at = clock.monotonic()
+        take_back = partial(self._pools.post, pool.pool_id, ev.Undrain())
+        late = clock.call_at(reload.down_at + reload.target.deadline_ms / 1000, take_back)
+        failpoints.reach("reload.draining")
+        try:
+            await drained.wait()
+        except PoolError as problem:
+            if problem.code != "OPERATION_CANCELLED":
+                raise
+            left = max(self._s.registry.get_active_leases(pool.pool_id), pool.launch.requests)
+            raise RequestError(
+                f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
+                code="DRAIN_TIMEOUT", status=409, pool_id=pool.pool_id, retriable=True, hint="try again later, or give it longer",
+            ) from None  # fmt: skip
+        finally:
+            late.cancel()
+
+    def take_over(self, reload: Reload) -> None:
+        """It is committed; the pool is what it was, with another engine."""
+
+    async def put_back(self, reload: Reload) -> None:
+        """As it was. Raises PoolError when the engine before it does not come up again."""
+        pool, old, ask = reload.pool, reload.target.old, self._asking.until
+        if not reload.served and reload.desired in (Desired.ON_DEMAND, Desired.EVICTED):
+            with suppress(RequestError):  # leases are given already
+                return await ask(pool, ev.Evict(), "down", old)
+        drained = reload.desired is Desired.DRAINED
+        await ask(pool, ev.Drain(0, 0) if drained else ev.Stop(), "down", old)
+        await ask(pool, ev.ResetBreaker(), "now")  # what the new one has failed at is not held against the old one
+        if reload.desired is Desired.WANTED:
+            await ask(pool, ev.Start(join=False, anew=True), "up", old)
+        return None
+
+    def undone(self, reload: Reload, second: PoolError | None) -> str:
+        """What is so after ``put_back``, or after ``second`` kept it from being so."""
+        if second is not None:
+            return f"what ran before did not start again either, and is tried again: {second.message}"
+        return "what ran before runs again" if reload.desired is Desired.WANTED else "the pool stays down, as it was"
+
+    def give_up(self, reload: Reload) -> None:
+        """Somebody stops the pool: what is to run from now on is what ran before."""
+        self._pools.post(reload.pool.pool_id, ev.Stop(), reload.target.old)
