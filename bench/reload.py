@@ -178,9 +178,9 @@ def _rolled_back(node: Daemon, broken: Path, rounds: int) -> Row:
 
 
 def _broken(model: Path) -> Path:
-    """A model whose header is whole and whose weights end early."""
+    """A model whose header can be read, and which lacks a tensor, as only its engine finds out."""
     path = model.with_name("broken.gguf")
-    path.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    path.write_bytes(model.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight", 1))
     path.chmod(0o644)
     return path
 

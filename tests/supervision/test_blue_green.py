@@ -95,6 +95,7 @@ async def test_the_new_engine_has_the_place_of_the_old_one_in_one_step_and_the_o
     assert world.p is not before and before.latest() is world.p and world.p.state.desired is Desired.WANTED
     lease(world)
     await give_back(world, first)
+    assert set(world.fakes.files.handoffs) == {R1} and set(world.fakes.files.pids) == {R0, R1}, "nobody is led to the old one"
     other = world.pools.replacements.find("p")
     assert other is before and other.instance.phase is Phase.DRAINING and registry.get_active_leases("p") == 2
     await give_back(world, registry.leases("p")[0].lease_id)
@@ -169,11 +170,15 @@ async def test_leases_on_the_old_engine_have_until_the_deadline(world: World) ->
     lease(world)
     await done(world, changes={"slots": 3}, drain_deadline_ms=60_000)
     lease(world)
+    kept = world.fakes.records.facts("retiring")["p"]
+    left_s = kept["deadline"] - world.fakes.clock.monotonic()
+    assert kept["epoch"] == 1 and 55 < left_s < 61, "it holds under the next daemon, too"
     await world.fakes.clock.advance(59)
     assert world.pools.replacements.find("p") is not None and world.fakes.registry.get_active_leases("p") == 2
     await world.fakes.clock.advance(2)
     await until(lambda: world.pools.replacements.find("p") is None, "the old engine to be gone")
     assert world.fakes.registry.get_active_leases("p") == 1 and view(world.p.state).ready
+    assert world.fakes.records.facts("retiring") == {}
 
 
 async def test_a_lease_that_runs_out_is_one_that_has_ended(world: World) -> None:

@@ -78,6 +78,7 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _plan(answer: Json) -> None:
     down, spread = answer.get("forecast_downtime_ms"), answer.get("forecast_spread_ms")
     forecast = "not known yet: no start and stop of it were measured" if down is None else f"{down} ms, give or take {spread} ms"
+    forecast = "none" if down == 0 else forecast
     why = f"{answer.get('strategy')}: {answer.get('why')}"
     facts([("strategy", why), ("downtime", forecast), ("runs", (answer.get("vram") or {}).get("where"))])
     for change in answer.get("changes") or ():

@@ -118,6 +118,7 @@ class PoolActor:
         self._shown.took_place()
         try:
             self._announce()
+            old._files.retire()
         except PoolError as problem:
             self.emit("notice", problem.message, level="error", hint=problem.hint)
         keep_configuration(self.pool, self._s.records)

@@ -34,6 +34,11 @@ class Announcement:
         if self._pool.launch.prepared is not None and not self._pool.definition.announced:
             self._s.files.remove_handoff(self._pool.launch.prepared.instance_id)
 
+    def retire(self) -> None:
+        """Another instance has its place: nobody is led to it any more, though it is there. Raises PoolError."""
+        if self._pool.launch.prepared is not None:
+            self._s.files.remove_handoff(self._pool.launch.prepared.instance_id)
+
     def put_back(self) -> None:
         """A cleaner of old files, or a person, may take those of an engine that runs; its shim does the same with its record."""
         process = self._pool.launch.process

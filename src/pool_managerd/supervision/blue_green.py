@@ -45,6 +45,4 @@ class BlueGreen:
         return f"what ran before has served all along{left}"
 
     def give_up(self, reload: Reload) -> None:
-        """Somebody stops the pool: the new one ends, too."""
-        if reload.tried is not None:
-            self._replacements.see_off(reload.tried, ev.Stop())
+        """Somebody stops the pool, and with it whatever runs beside it."""

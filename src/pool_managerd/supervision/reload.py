@@ -123,19 +123,18 @@ class Reloads:
 
     async def wait(self, pool: Pool, event: ev.Event) -> None:
         """Whoever else wants to change the pool: waits, ends the reload, or is refused. Raises RequestError."""
-        reload = self._running.get(pool.pool_id)
-        if reload is None:
-            if isinstance(event, ev.Stop) and (other := self._pools.replacements.find(pool.pool_id)) is not None:
-                self._pools.replacements.see_off(other, event)
-        elif isinstance(event, ev.Start) and event.join:
+        reload, stops = self._running.get(pool.pool_id), isinstance(event, ev.Stop)
+        if reload is not None and isinstance(event, ev.Start) and event.join:
             await reload.over.wait()
-        elif isinstance(event, ev.Stop):
+        elif reload is not None and stops:
             await self._give_up(reload)
-        else:
+        elif reload is not None:
             raise RequestError(
                 f"cannot do that now: pool '{pool.pool_id}' is being reloaded", code="OPERATION_IN_PROGRESS", status=409,
                 pool_id=pool.pool_id, retriable=True, hint="wait for the reload, or stop the pool, which gives it up",
             )  # fmt: skip
+        if stops and (other := self._pools.replacements.find(pool.pool_id)) is not None:
+            self._pools.replacements.see_off(other, event)
 
     # --- carrying it out ---
 
@@ -217,7 +216,8 @@ class Reloads:
             "model_id": None if engine is None else engine.model_id, "downtime_ms": downtime_ms, "duration_ms": took_ms,
             "rolled_back": False,
         }  # fmt: skip
-        human = f"Pool '{pool.pool_id}' is reloaded; it was down for {downtime_ms} ms"
+        down = f"it was down for {downtime_ms} ms" if downtime_ms else "it was never down"
+        human = f"Pool '{pool.pool_id}' is reloaded; {down}"
         self._s.events.emit("reload_succeeded", human, pool_id=pool.pool_id, duration_ms=took_ms, downtime_ms=downtime_ms)
         self._pools.operations.finish(reload.operation, outcome)
 
