@@ -336,6 +336,17 @@ def test_a_port_that_two_pools_have_is_warned_of(
     assert "ports: [8082]}  # pool code" in err
 
 
+def test_the_daemons_own_port_as_a_pools_is_warned_of(
+    invoke: Invoke, open_dir: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(open_dir)
+    pool = f'id: chat, engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package, ports: [9200]}}'
+    (open_dir / "c.yaml").write_text(f"profile: dev\npools: [{{{pool}}}]\n")
+    code, out, err = invoke("config", "check", str(open_dir / "c.yaml"), "-o", "json")
+    assert (code, [told["code"] for told in json.loads(out)["warnings"]]) == (0, ["port_of_daemon"])
+    assert "warning: pool chat has port 9200, which is the control API's" in err and "ports: [9201]}  # pool chat" in err
+
+
 def test_the_configuration_in_effect_is_shown_without_its_secrets(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pool_managerd.config.sections import PoolReloadConfig
 from pool_managerd.config.values import (
     Bytes,
     Devices,
@@ -167,6 +168,9 @@ class PoolConfig(Section):
     )
     startup_timeout_ms: Positive | None = Field(
         None, description="Overrides health.startup_timeout_ms for this pool.", examples=[600_000]
+    )
+    reload: PoolReloadConfig | None = Field(
+        None, description="What a reloaded engine must show, where this pool differs.", examples=[{"bake_ms": 60_000}]
     )
     provisioning: ProvisioningConfig = ProvisioningConfig()
 

@@ -43,10 +43,10 @@ class Proving:
 
     async def prove(self, pool: Pool, measured: Baselines) -> None:
         """Raises EngineError GATE_FAILED with what it did not show; ``measured`` is what was measured before it."""
-        epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload
+        epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload_rules(pool.config)
         try:
             if isinstance(engine, PreparedEngine) and engine.warmable:
-                await self._rate(pool, engine, measured)
+                await self._rate(pool, engine, measured, rules.baseline_share)
             if isinstance(engine, PreparedEngine) and engine.warmup == "completion" and rules.smoke_prompt is not None:
                 timeout_s = pool.definition.policy.warmup_timeout_s
                 answer = await self._s.prober.complete(engine, rules.smoke_prompt, timeout_s)
@@ -59,8 +59,8 @@ class Proving:
             raise _failed(pool, f"it could not be asked: {str(problem) or type(problem).__name__}") from problem
         await self._stays_ready(pool, epoch, rules.bake_ms / 1000)
 
-    async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines) -> None:
-        before, share, best = measured.get(baseline_key(engine)), self._config().reload.baseline_share, (math.inf, 0.0)
+    async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines, share: float) -> None:
+        before, best = measured.get(baseline_key(engine)), (math.inf, 0.0)
         wrong: str | None = None
         for _ in range(TRIES):
             first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
