@@ -164,7 +164,7 @@ class FakeNode(FakeDevices):
         self.add("demo")
 
     def add(self, pool_id: str, **changes: Any) -> None:
-        self.pools[pool_id] = dict(READY_POOL) | {"pool_id": pool_id} | changes
+        self.pools[pool_id] = dict(READY_POOL) | {"pool_id": pool_id, "baselines": [*READY_POOL["baselines"]]} | changes
         self.lease_ids[pool_id] = []
 
     def _pool(self, pool_id: str) -> Json:

@@ -114,16 +114,19 @@ class HttpProber:
         async with asyncio.timeout(timeout_s), asked as response:
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}")
-            async for line in response.content:
-                left -= len(line)
-                if left < 0:
-                    response.close()
-                    raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
-                if line.startswith(b"data:") and b"[DONE]" not in line:
-                    try:
+            try:
+                async for line in response.content:
+                    left -= len(line)
+                    if left < 0:
+                        response.close()
+                        raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
+                    if line.startswith(b"data:") and b"[DONE]" not in line:
                         meter.feed(json.loads(line[5:]))
-                    except RecursionError:
-                        raise ValueError("the engine streamed something that is nested too deeply") from None
+            except RecursionError:
+                raise ValueError("the engine streamed something that is nested too deeply") from None
+            except aiohttp.http_exceptions.HttpProcessingError:
+                response.close()
+                raise ValueError("the engine streamed a line without an end") from None
         return meter.result()
 
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
