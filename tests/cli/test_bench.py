@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from pool_managerd.cli import bench as command
 from pool_managerd.cli.bench import chart
+from pool_managerd.cli.client import Daemon
 from pool_managerd.errors import RequestError
 from tests.api.fake_node import BENCH
 from tests.cli.test_commands import Invoke, Server
@@ -45,6 +47,23 @@ def test_whoever_breaks_it_off_ends_it_in_the_daemon(invoke: Invoke, server: Ser
     monkeypatch.setattr(command, "wait_for", interrupted)
     code, _, err = invoke("bench", "demo")
     assert code == 130 and err == "the bench of demo was broken off\n" and ("cancel_bench", "demo") in server.node.calls
+
+
+def test_an_interrupt_while_it_is_asked_for_is_heard_when_there_is_something_to_break_off(
+    invoke: Invoke, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Daemon.request
+
+    def interrupted(self: Daemon, method: str, *path: str, **more: Any) -> Any:
+        if method == "POST":
+            signal.raise_signal(signal.SIGINT)
+        return request(self, method, *path, **more)
+
+    server.node.auto = False
+    monkeypatch.setattr(Daemon, "request", interrupted)
+    code, _, err = invoke("bench", "demo")
+    assert (code, err) == (130, "the bench of demo was broken off\n")
+    assert server.node.calls == [("bench", "demo"), ("cancel_bench", "demo")]
 
 
 def test_a_refusal_and_a_failure_say_why(invoke: Invoke, server: Server) -> None:

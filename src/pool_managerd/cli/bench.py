@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -39,17 +41,30 @@ def bench(
     """
     node = daemon(url, config)
     body = {key: value for key, value in (("tokens", tokens), ("prompt_tokens", prompt_tokens)) if value is not None}
-    operation: Json = node.request("POST", "pools", pool_id, "bench", body={**body, "runs": runs})
+    operation: Json = {}
     try:
+        with _interrupts_wait():
+            operation = node.request("POST", "pools", pool_id, "bench", body={**body, "runs": runs})
         operation = _ended(node, operation)
     except KeyboardInterrupt:
-        with suppress(CommandFailed):  # it was over already
-            node.request("DELETE", "pools", pool_id, "bench")
+        if operation:
+            with suppress(CommandFailed):  # it was over already
+                node.request("DELETE", "pools", pool_id, "bench")
         raise CommandFailed(f"the bench of {pool_id} was broken off", 130) from None
     if operation.get("status") == "failed":
         failure = operation.get("error") or {}
         raise CommandFailed(str(failure.get("message")), NO, hint=failure.get("hint"), code=failure.get("code"))
     show(operation["outcome"], output, _drawn)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """A Ctrl-C is heard behind this: when it is known what there is to break off."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _drawn(found: Json) -> None:
