@@ -203,10 +203,10 @@ def _last_stop_ms(node: Daemon) -> float:
 
 
 def _events(node: Daemon) -> list[dict[str, Any]]:
-    """The pool's, oldest first."""
+    """All that is kept, oldest first: there is one pool."""
     connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=10)
     try:
-        connection.request("GET", f"/v1/events?pool_id={_POOL}&follow=false", headers={"Last-Event-ID": "0"})
+        connection.request("GET", "/v1/events?follow=false", headers={"Last-Event-ID": "0"})
         text = connection.getresponse().read().decode()
     finally:
         connection.close()

@@ -27,6 +27,12 @@ def _demo() -> str:
     )
 
 
+def _reload() -> str:
+    lines = transcript("reload.txt")
+    about = "The times are those of the run. " + " ".join(" ".join(lines).split())
+    return terminal.picture(terminal.timed(lines, 1.0), "A recording of a reload that rolls back", about)
+
+
 def _devices() -> str:
     lines = transcript("devices.txt")
     return terminal.picture([(line, 0.0) for line in lines], "pool-managerd devices", " ".join(" ".join(lines).split()))
@@ -61,6 +67,7 @@ def pictures() -> dict[str, str]:
     return {
         "demo.svg": _demo(),
         "devices.svg": _devices(),
+        "reload.svg": _reload(),
         "architecture.svg": _architecture(),
         "states.svg": _states(),
         "packages.svg": packages.picture(),

@@ -54,5 +54,35 @@ done
   echo '$ pool-managerd devices'
   pool-managerd devices
 } >"$here/devices.new"
+kill "$daemon" && wait "$daemon" || :
+daemon=
+
+# A model that answers nonsense is tried beside one that does not, and goes again.
+PYTHONPATH="$checkout" python -c 'import sys; from pathlib import Path; from tests.tiny_model import write_tiny_model; write_tiny_model(Path(sys.argv[1]))' "$work/nonsense.gguf"
+cat >"$work/pool-managerd.yaml" <<'YAML'
+profile: dev
+reload: {smoke_prompt: "The capital of France is", smoke_expect: Paris}
+pools:
+  - {id: chat, engine: llamacpp, model: "file:model.gguf", ctx: 2048, slots: 2}
+YAML
+rm -rf "$work/.runtime" "$work/.state"
+pool-managerd serve --config pool-managerd.yaml >log 2>&1 &
+daemon=$!
+until pool-managerd wait chat --for=ready --timeout 60 >/dev/null 2>&1; do
+  tries=$((tries + 1))
+  [ "$tries" -lt 240 ] || { cat log >&2; exit 1; }
+  sleep 1
+done
+{
+  echo '$ pool-managerd reload chat --model file:nonsense.gguf --plan'
+  pool-managerd reload chat --model file:nonsense.gguf --plan
+  echo
+  echo '$ pool-managerd reload chat --model file:nonsense.gguf'
+  python "$here/steps.py" chat pool-managerd reload chat --model file:nonsense.gguf
+  echo
+  echo '$ pool-managerd pools'
+  COLUMNS=100 pool-managerd pools
+} >"$here/reload.new"
+mv "$here/reload.new" "$here/reload.txt"
 mv "$here/demo.new" "$here/demo.txt"
 mv "$here/devices.new" "$here/devices.txt"

@@ -236,6 +236,19 @@ async def test_an_old_engine_that_crashes_meanwhile_comes_back_and_is_replaced_a
     assert processes(world)[-1].epoch > max(epochs) and view(world.p.state).ready
 
 
+async def test_a_candidate_that_has_to_look_for_another_port_uses_no_epoch_of_the_pool(world: World) -> None:
+    """Found by the simulator."""
+    operation = await reload(world, Stage.LOADING)
+    processes(world)[1].end(ExitRecord(code=1))
+    await baked(world)
+    assert operation.status == "failed"
+    processes(world)[0].end(ExitRecord(code=1))
+    await settle()
+    await world.fakes.clock.advance(3)
+    epochs = [process.epoch for process in processes(world)]
+    assert len(set(epochs)) == len(epochs) and epochs[-1] == 1 + 4 + 1, "one launch and three for want of a port"
+
+
 async def test_a_caller_that_waited_for_the_reload_meets_the_new_engine(world: World) -> None:
     await reload(world)
     started = asyncio.create_task(world.start())

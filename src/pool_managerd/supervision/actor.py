@@ -107,7 +107,7 @@ class PoolActor:
 
     def candidate(self) -> PoolState:
         """The state that a candidate for this one's place begins in."""
-        self.pool.state, candidate = candidate_beside(self.pool.state, self.pool.instance_id)
+        self.pool.state, candidate = candidate_beside(self.pool.state, self.pool.instance_id, self.pool.definition.policy)
         return candidate
 
     def take_place(self, old: PoolActor, definition: Definition) -> None:

@@ -36,7 +36,7 @@ class Target:
 
     def beside(self) -> Pool:
         """The other instance of the pool, as it would be while this one serves."""
-        _, state = candidate_beside(self.pool.state, self.pool.instance_id)
+        _, state = candidate_beside(self.pool.state, self.pool.instance_id, self.new.policy)
         return Pool(self.pool.pool_id, self.new, state, Launch(), Role.CANDIDATE)
 
     def in_its_place(self) -> Pool:

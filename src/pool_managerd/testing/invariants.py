@@ -9,7 +9,7 @@ from __future__ import annotations
 from pool_managerd.core.breaker import Circuit
 from pool_managerd.core.event import Event
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Phase, PoolState, validate, view
+from pool_managerd.core.lifecycle import Phase, Policy, PoolState, validate, view
 from pool_managerd.core.lifecycle.phase import SERVING, TRANSITIONAL
 from pool_managerd.core.registry import LeaseChange
 from pool_managerd.core.restart_limit import RestartRules
@@ -19,6 +19,7 @@ from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 
+CANDIDATE_LAUNCHES = 1 + Policy().port_retries
 LATE_S = 2.0
 ANSWER_LATE_S = 5.0
 DOWN_ENDS_S = 180.0
@@ -105,7 +106,7 @@ class Oracle:
     def engine_started(self, engine: SimulatedEngine) -> None:
         """One engine process of a pool at a time, or two while one replaces the other; and each of a launch of its own."""
         pool_id, epoch, used = engine.pool_id, engine.launch.epoch, self._epochs.setdefault(engine.pool_id, set())
-        if epoch in used or epoch < max(used, default=0) - 1:  # a candidate's is given before it loads
+        if epoch in used or epoch < max(used, default=0) - CANDIDATE_LAUNCHES:  # a candidate's are given before it loads
             self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {max(used)}")
         used.add(epoch)
         running = self._scene.machine.running(pool_id)
@@ -131,6 +132,8 @@ class Oracle:
                 self._scene.fail("what was left running is taken over", f"{running[0].pid}: {event.human}")
         elif event.type == "restart" and event.pool_id is not None:
             self._restarted(event.pool_id)
+        elif event.type in ("reload_failed", "reload_undone") and event.pool_id is not None:
+            self._asked_at[event.pool_id] = self._scene.timeline.now  # what ran before is started as by a person
         elif event.type in ("port_conflict", "quarantine", "hold") and event.pool_id is not None:
             self._trials.pop(event.pool_id, None)
 
