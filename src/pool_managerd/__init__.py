@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pool_managerd.config.load import load_config
     from pool_managerd.core.artifacts import PreparedEngine, ResolvedModel
     from pool_managerd.core.backoff import BackoffPolicy
+    from pool_managerd.core.bench import BenchRequest
     from pool_managerd.core.drain import DrainOutcome, DrainRequest
     from pool_managerd.core.event import Event
     from pool_managerd.core.gpu.devices import DeviceSnapshot
     from pool_managerd.core.gpu.masks import DeviceMask
     from pool_managerd.core.gpu.split import SplitPlan
     from pool_managerd.core.health import HealthStatus
+    from pool_managerd.core.purge import PurgeRequest
     from pool_managerd.core.registry import PoolSnapshot
     from pool_managerd.core.registry.placement import Decision, PlacementRequest, decide
     from pool_managerd.core.reload import ReloadRequest
@@ -39,11 +41,13 @@ _HOMES = {
     "config.load": ("load_config",),
     "core.artifacts": ("PreparedEngine", "ResolvedModel"),
     "core.backoff": ("BackoffPolicy",),
+    "core.bench": ("BenchRequest",),
     "core.event": ("Event",),
     "core.gpu.masks": ("DeviceMask",),
     "core.gpu.devices": ("DeviceSnapshot",),
     "core.drain": ("DrainOutcome", "DrainRequest"),
     "core.health": ("HealthStatus",),
+    "core.purge": ("PurgeRequest",),
     "core.reload": ("ReloadRequest",),
     "core.gpu.split": ("SplitPlan",),
     "core.registry.placement": ("Decision", "PlacementRequest", "decide"),
@@ -62,6 +66,7 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ApplyOptions",
     "BackoffPolicy",
+    "BenchRequest",
     "Config",
     "Decision",
     "DeviceMask",
@@ -82,6 +87,7 @@ __all__ = [
     "PoolSnapshot",
     "PreloadOutcome",
     "PreparedEngine",
+    "PurgeRequest",
     "Registry",
     "ReloadOutcome",
     "ReloadRequest",

@@ -21,6 +21,7 @@ from pool_managerd.core.registry import Registry
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.supervision.applied import Applied
 from pool_managerd.supervision.apply import Applies
+from pool_managerd.supervision.bench import Benches
 from pool_managerd.supervision.boot import boot
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import snapshots_view
@@ -29,6 +30,7 @@ from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.purge import Purges
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import beside, capabilities_of, command_of, explanation, health_of, lease_rows, status_of
@@ -36,9 +38,10 @@ from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 from pool_managerd.wiring.apply_calls import ApplyCalls
 from pool_managerd.wiring.device_calls import DeviceCalls
+from pool_managerd.wiring.pool_calls import PoolCalls
 
 
-class PoolManager(DeviceCalls, ApplyCalls):
+class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
     Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
@@ -57,6 +60,8 @@ class PoolManager(DeviceCalls, ApplyCalls):
         self._reloads = Reloads(self._pools, self._a.services, lambda: self.config)
         self._applies = Applies(self._pools, self._a.services, self._reloads, lambda: self.config, self.use_config)
         self.applied = Applied(self._a.services.records, self._a.clock.wall_ms)
+        self._benches = Benches(self._pools, self._a.services)
+        self._purges = Purges(self._pools, self._a.services, lambda: self.config)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
@@ -116,6 +121,8 @@ class PoolManager(DeviceCalls, ApplyCalls):
         for task in self._watching:
             task.cancel()
         await self._applies.close()
+        await self._benches.close()
+        await self._purges.close()
         await self._reloads.close()
         if self.config.daemon.on_exit == "leave" and not self._hard:
             await self._pools.close(leave=True)
@@ -306,37 +313,6 @@ class PoolManager(DeviceCalls, ApplyCalls):
             operation = await self._pools.change(pool, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
             await operation.wait()
         return self.status(pool_id)
-
-    # --- leases ---
-
-    def allocate_lease(self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None) -> dict[str, Any]:
-        """One slot of a ready pool. Raises RequestError POOL_DRAINING, NO_FREE_SLOTS, POOL_UNREADY or POOL_NOT_FOUND."""
-        return self._leases.allocate(self._pools.get(pool_id), holder, ttl_ms)
-
-    def renew_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
-        """A new end, ``ttl_ms`` from now (7 days at most). Raises RequestError LEASE_NOT_FOUND for a lease that is over."""
-        return self._leases.renew(self._pools.get(pool_id), lease_id, ttl_ms)
-
-    def release_lease(self, pool_id: str, lease_id: str) -> dict[str, Any]:
-        """Idempotent; RequestError LEASE_NOT_FOUND for an id that was never given."""
-        return self._leases.release(self._pools.get(pool_id), lease_id)
-
-    async def take_lease(
-        self, pool_id: str, holder: str | None = None, ttl_ms: int | None = None, *, key: str | None = None
-    ) -> dict[str, Any]:
-        """As ``allocate_lease``, and it is there after the daemon's death, too. ``key``: the same one again gives the same lease.
-
-        Raises NodeError STATE_UNWRITABLE as well.
-        """
-        return await self._leases.take(self._pools.get(pool_id), holder, ttl_ms, key)
-
-    async def prolong_lease(self, pool_id: str, lease_id: str, ttl_ms: int) -> dict[str, Any]:
-        """As ``renew_lease``, durably."""
-        return await self._leases.prolong(self._pools.get(pool_id), lease_id, ttl_ms)
-
-    async def give_lease_back(self, pool_id: str, lease_id: str) -> dict[str, Any]:
-        """As ``release_lease``, durably."""
-        return await self._leases.give_back(self._pools.get(pool_id), lease_id)
 
     # --- inside ---
 

@@ -10,9 +10,12 @@ from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.baselines import Baseline
+from pool_managerd.core.bench import BenchRequest
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_report import CrashReport, Evidence, Source, remediation
 from pool_managerd.core.event import Event
+from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.log_places import LogPlaces
@@ -24,7 +27,21 @@ READY_POOL: Mapping[str, Any] = MappingProxyType({
     "engine_version": "b1", "model_id": "tiny", "device_mask": None, "crash_count": 0, "restart_count": 0, "last_error": None,
     "last_heartbeat_ms": 1, "circuit_state": "closed", "pid": 4242, "url": "http://127.0.0.1:8080", "isolation": "no_new_privs",
     "reason": None, "held": False, "drained": False, "next_restart_at_ms": None, "preload": None,
-    "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0}, "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
+    "perf": {"first_token_ms": 5.0, "tokens_per_s": 90.0, "measured_with": "warm-up of 16 tokens", "measured_at_ms": 1},
+    "baselines": [Baseline(5.0, 90.0, 3, "warm-up of 16 tokens", 1).to_dict()],
+    "replica_id": "r0", "epoch": 1, "profile": "dev", "configured": True,
+})  # fmt: skip
+
+
+_LOAD = {
+    "requests": 1, "runs": 2, "first_token_ms_p50": 12.0, "between_tokens_ms_p50": 9.5, "between_tokens_ms_p99": 11.0,
+    "tokens_per_s": 100.0, "tokens_per_s_total": 80.0, "prompt_tokens_per_s": 900.5,
+}  # fmt: skip
+_FULL = {"requests": 4, "first_token_ms_p50": 40.0, "tokens_per_s_total": 160.0, "prompt_tokens_per_s": None}
+BENCH: Mapping[str, Any] = MappingProxyType({
+    "engine": "llamacpp", "engine_version": "b1", "model_id": "file:models/tiny", "device_mask": None, "duration_ms": 900,
+    "measured_with": "bench of 8 tokens behind a prompt of 512, 2 runs", "tokens": 8, "prompt_tokens": 512, "runs": 2, "slots": 4,
+    "pool_id": "demo", "alone": _LOAD, "full": {**_LOAD, **_FULL},
 })  # fmt: skip
 
 
@@ -137,6 +154,8 @@ class FakeNode(FakeDevices):
         self.past_leases: set[str] = set()
         self.submitted: list[PreparedEngine | None] = []
         self.calls: list[tuple[str, str]] = []
+        self.purges: list[PurgeRequest] = []
+        self.benched: list[tuple[str, int | None, int | None, int]] = []
         self.places = LogPlaces()
         self.fail_next: PoolError | Exception | None = None
         self.log_file = Path("/nonexistent")  # a test that reads the log says where it is
@@ -145,7 +164,7 @@ class FakeNode(FakeDevices):
         self.add("demo")
 
     def add(self, pool_id: str, **changes: Any) -> None:
-        self.pools[pool_id] = dict(READY_POOL) | {"pool_id": pool_id} | changes
+        self.pools[pool_id] = dict(READY_POOL) | {"pool_id": pool_id, "baselines": [*READY_POOL["baselines"]]} | changes
         self.lease_ids[pool_id] = []
 
     def _pool(self, pool_id: str) -> Json:
@@ -251,6 +270,26 @@ class FakeNode(FakeDevices):
 
     async def cancel_preload(self, pool_id: str) -> FakeOperation:
         return self._accept("cancel_preload", pool_id)
+
+    async def plan_purge(self, request: PurgeRequest) -> Json:
+        self._pool(request.pool_id)
+        self.purges.append(request)
+        rows = [{"path": f"/run/{place}/{request.pool_id}", "bytes": 4 << 20} for place in sorted(request.places)]
+        return {
+            "pool_id": request.pool_id, "stops_by": request.stops_by, "would_remove": rows, "would_free_bytes": len(rows) << 22,
+        }  # fmt: skip
+
+    async def purge(self, request: PurgeRequest) -> FakeOperation:
+        plan = await self.plan_purge(request)
+        outcome = {"pool_id": request.pool_id, "removed": plan["would_remove"], "freed_bytes": plan["would_free_bytes"]}
+        return self._accept("purge", request.pool_id, outcome)
+
+    async def bench(self, request: BenchRequest) -> FakeOperation:
+        self.benched.append((request.pool_id, request.tokens, request.prompt_tokens, request.runs))
+        return self._accept("bench", request.pool_id, {**BENCH, "pool_id": request.pool_id})
+
+    def cancel_bench(self, pool_id: str) -> FakeOperation:
+        return self._accept("cancel_bench", pool_id)
 
     async def start(self, pool_id: str) -> FakeOperation:
         return self._accept("start", pool_id)

@@ -46,6 +46,14 @@ def test_a_submitted_engine_is_not_what_runs_already(invoke: Invoke, server: Ser
     assert invoke("preload", "demo", "--file", "engine.json")[0] == 4
 
 
+def test_a_drain_that_is_waited_for_says_what_is_left_and_until_when_in_steps() -> None:
+    pool = {"pool_id": "p", "state": "draining", "drain": {"left": 3, "requests": 0, "remaining_ms": 21_400}}
+    assert progress.sentence(pool) == "p: draining, 3 requests left, 30 s at most"
+    pool["drain"] = {"left": 1, "requests": 1, "remaining_ms": 0}
+    assert progress.sentence(pool) == "p: draining, one request left, 0 ms at most"
+    assert progress.sentence({"pool_id": "p", "state": "ready", "drain": None}) == "p: ready"
+
+
 def test_a_preload_joins_the_start_that_is_under_way(invoke: Invoke, server: Server) -> None:
     server.node.pools["demo"] |= {"ready": False, "state": "provisioning", "preload": {"human": "Verifying the model file"}}
     server.node.fail_next = refusal("OPERATION_IN_PROGRESS")

@@ -21,6 +21,7 @@ from pool_managerd.api.auth import Access, Token
 from pool_managerd.cli.client import find_daemon
 from pool_managerd.cli.main import app, run
 from pool_managerd.cli.reconnect import sse_events
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.errors import EngineError
 from tests.api.conftest import Served, close, serve
 from tests.api.fake_node import FakeNode
@@ -110,6 +111,19 @@ def test_status_says_by_its_exit_code_whether_the_pool_is_ready(invoke: Invoke, 
     code, out, _ = invoke("status", "demo", "-o", "json")
     assert code == 1
     assert json.loads(out)["ready"] is False
+
+
+def test_status_says_with_what_each_figure_was_measured_and_when(invoke: Invoke, server: Server) -> None:
+    def told() -> list[str]:
+        return [line for line in invoke("status", "demo")[1].splitlines() if "tokens/s" in line]
+
+    (warm,) = told()
+    assert warm.startswith("warm-up") and "first token after 5 ms, 90.0 tokens/s (warm-up of 16 tokens, " in warm
+    bench = Baseline(40.0, 55.0, 3, "bench of 128 tokens behind a prompt of 512, 3 runs", None, {})
+    server.node.pools["demo"]["baselines"].insert(0, bench.to_dict())
+    first, second = told()
+    assert first.startswith("bench") and second == warm
+    assert first.endswith("first token after 40 ms, 55.0 tokens/s (bench of 128 tokens behind a prompt of 512, 3 runs)")
 
 
 def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
@@ -334,6 +348,17 @@ def test_a_port_that_two_pools_have_is_warned_of(
     assert (code, told["code"]) == (0, "port_shared")
     assert f"warning: pools chat and code both have port 8081: {told['message'].partition(': ')[2]}" in err
     assert "ports: [8082]}  # pool code" in err
+
+
+def test_the_daemons_own_port_as_a_pools_is_warned_of(
+    invoke: Invoke, open_dir: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(open_dir)
+    pool = f'id: chat, engine: llamacpp, model: "file:{tiny_model}", provisioning: {{mode: package, ports: [9200]}}'
+    (open_dir / "c.yaml").write_text(f"profile: dev\npools: [{{{pool}}}]\n")
+    code, out, err = invoke("config", "check", str(open_dir / "c.yaml"), "-o", "json")
+    assert (code, [told["code"] for told in json.loads(out)["warnings"]]) == (0, ["port_of_daemon"])
+    assert "warning: pool chat has port 9200, which is the control API's" in err and "ports: [9201]}  # pool chat" in err
 
 
 def test_the_configuration_in_effect_is_shown_without_its_secrets(

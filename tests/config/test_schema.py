@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -36,3 +38,19 @@ def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
 def test_one_directory_or_address_for_two_things_is_refused(daemon: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match=r"same directory|control API's own address"):
         Config.model_validate({"daemon": daemon})
+
+
+def test_a_pools_own_reload_rules_hold_key_by_key_and_a_prompt_of_its_own_has_its_own_answer() -> None:
+    node = {"smoke_prompt": "2 + 2?", "smoke_expect": "4", "bake_ms": 1}
+    pools: list[dict[str, Any]] = [
+        {"id": "a", "reload": {"bake_ms": 60_000, "baseline_share": 0.9}}, {"id": "b", "reload": {"smoke_prompt": "Say hello"}},
+        {"id": "c", "reload": {"smoke_expect": "four"}}, {"id": "d"},
+    ]  # fmt: skip
+    config = Config.model_validate({"reload": node, "pools": [{**pool, "engine": "llamacpp", "model": "m"} for pool in pools]})
+    a, b, c, d = (config.reload_rules(pool) for pool in config.pools)
+    assert (a.smoke_prompt, a.smoke_expect, a.bake_ms, a.baseline_share) == ("2 + 2?", "4", 60_000, 0.9)
+    assert (b.smoke_prompt, b.smoke_expect, b.bake_ms) == ("Say hello", None, 1), "not what another question is answered with"
+    assert (c.smoke_prompt, c.smoke_expect) == ("2 + 2?", "four")
+    assert d == config.reload_rules(None) == config.reload
+    with pytest.raises(ValidationError):
+        Config.model_validate({"pools": [{"id": "a", "engine": "llamacpp", "model": "m", "reload": {"bake_ms": -1}}]})

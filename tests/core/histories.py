@@ -14,7 +14,7 @@ BUSY = Activity(Verdict.BUSY, "is at work", loaded_at=3.0, worked_at=3.0)
 REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
     ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Evict(), ev.Evict(2), ev.Restart(),
-    ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
+    ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Purge(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
     ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(),
 ]  # fmt: skip
 

@@ -416,6 +416,20 @@ def test_ports_that_several_pools_have_are_warned_of_with_one_for_each() -> None
     assert not codes(machine(gpu()), pools({"ports": (1, 1)}, {"ports": (2,)}, {"ports": (2,), "mode": "external"}), "warn")
 
 
+def test_the_daemons_own_port_is_warned_of_as_a_pools() -> None:
+    found = the(machine(gpu()), pools({"ports": (9200,)}, {}, control_port=9200), "port_of_daemon")
+    assert (found.level, found.subject) == ("warn", "port 9200")
+    assert found.message == (
+        "pool p0 has port 9200, which is the control API's (daemon.bind): it runs on one of daemon.engine_ports"
+    )
+    assert found.remedy == ("provisioning: {ports: [9201]}  # pool p0",)
+    also = the(machine(gpu()), pools({"ports": (9200, 9300)}, control_port=9200), "port_of_daemon")
+    assert also.message.endswith("it runs on another of its own")
+    assert the(machine(gpu()), pools({"ports": (65535,)}, control_port=65535), "port_of_daemon").remedy[0].count("65534")
+    for wants in (pools({"ports": (9200,)}), pools({"ports": (9200,), "mode": "external"}, control_port=9200)):
+        assert "port_of_daemon" not in codes(machine(gpu()), wants)
+
+
 def test_ports_of_the_pool_itself_leave_the_range_to_others() -> None:
     wants = pools({"ports": (5,)}, {}, {"mode": "external"}, engine_ports=(10, 11))
     assert "engine_ports" not in codes(machine(gpu(), ports_taken=frozenset({9, 10, 12})), wants)

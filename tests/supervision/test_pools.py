@@ -11,6 +11,7 @@ import pytest
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
@@ -21,12 +22,14 @@ from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.core.preflight import Report, assert_gpu_only
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.boot import boot
+from pool_managerd.supervision.measured import benched
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.policy import policy_for
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
+from pool_managerd.supervision.status import status_of
 from pool_managerd.testing.fake_parts import FakeNode, no_binary
 from pool_managerd.testing.fake_watch import FakeListeners
 from pool_managerd.testing.manual_clock import settle
@@ -110,6 +113,26 @@ async def test_the_pid_file_comes_before_the_first_probe_and_the_handoff_after_i
     entry = world.fakes.registry.get("p")
     assert entry is not None and entry.ready and entry.engine_version == "fake-1" and entry.slots_total == 2
     assert entry.perf_hints is not None and entry.perf_hints.first_token_ms == 20.0
+
+
+async def test_what_was_measured_is_told_with_what_by_and_a_warm_up_changes_nothing_of_a_bench(world: World) -> None:
+    pool = await world.up()
+    entry, engine = world.fakes.registry.get("p"), pool.launch.prepared
+    assert entry is not None and entry.perf_hints is not None and engine is not None
+    assert entry.perf_hints.measured_with == "warm-up of 16 tokens" and entry.perf_hints.measured_at_ms is not None
+    bench = Baseline(9.0, 200.0, 3, "bench of 128 tokens, 3 runs", 5, {})
+    benched(world.services, engine, bench)
+    world.pools.post("p", ev.Restart())
+    await settle()
+    entry = world.fakes.registry.get("p")
+    assert view(pool.state).ready and entry is not None and entry.perf_hints is not None
+    assert (entry.perf_hints.perf_tokens_per_s, entry.perf_hints.measured_with) == (200.0, bench.measured_with)
+    shown = status_of(pool, world.fakes.registry, "home", 0.0, 0)
+    assert [(b["kind"], b["tokens_per_s"], b["samples"]) for b in shown["baselines"]] == [
+        ("bench", 200.0, 3),
+        ("warm-up", 50.0, 2),
+    ]
+    assert shown["perf"]["measured_with"] == bench.measured_with and shown["perf"]["tokens_per_s"] == 200.0
 
 
 async def test_a_preload_answers_with_pid_and_handoff_path(world: World) -> None:

@@ -139,6 +139,12 @@ async def test_the_warm_up_prefers_the_engines_own_rate(prober: HttpProber) -> N
         assert (await prober.warm_up(attached(url), 2))[1] > 0
 
 
+async def test_a_warm_up_whose_stream_is_one_endless_line_fails(prober: HttpProber) -> None:
+    async with engine(says(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: " + b"x" * 1_000_000)) as url:
+        found = (await asyncio.gather(prober.warm_up(attached(url), 5), return_exceptions=True))[0]
+    assert isinstance(found, ValueError) and "a line without an end" in str(found)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

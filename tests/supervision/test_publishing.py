@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pool_managerd.config import PolicyConfig, PoolConfig
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.lifecycle import Policy, PoolState
 from pool_managerd.core.registry import PerfHints
 from pool_managerd.models.provisioner import ModelProvisioner
@@ -40,6 +41,6 @@ def test_a_model_that_is_no_file_is_known_by_its_reference(ref: str) -> None:
 
 def test_a_quantisation_that_was_read_from_the_model_is_told_with_what_was_measured() -> None:
     sizing = SimpleNamespace(inputs=SimpleNamespace(shape=SimpleNamespace(quantization="Q8_0", ctx_train=8192)))
-    launch = Launch(sizing=cast("Any", sizing), tokens_per_s=90.0, first_token_ms=5.0)
+    launch = Launch(sizing=cast("Any", sizing), measured=(Baseline(5.0, 90.0, 2, "bench of 8 tokens, 2 runs", 7, {}),))
     found = told(launch, model="m.gguf")
-    assert (found["quant"], found["perf_hints"]) == ("Q8_0", PerfHints(90.0, 5.0, ("Q8_0",)))
+    assert (found["quant"], found["perf_hints"]) == ("Q8_0", PerfHints(90.0, 5.0, ("Q8_0",), "bench of 8 tokens, 2 runs", 7))

@@ -186,6 +186,28 @@ async def test_a_slower_engine_does_not_stay_unless_it_was_slow_for_a_moment(
     assert slots(world) == (3 if stays else 2)
 
 
+async def test_a_pool_has_its_own_rules_where_it_says_so_and_a_reload_may_change_them() -> None:
+    made = World(reload=RULES, pool={"reload": {"smoke_prompt": "2 + 2 in digits?", "smoke_expect": "4", "bake_ms": 9_000}})
+    await made.up()
+    plan = await made.reloads.plan(ReloadRequest("p", changes={"slots": 3, "reload": {"bake_ms": 7_000}}))
+    assert "stay ready for 7 s" in plan["steps"][-1]
+    asked: list[str] = []
+
+    async def complete(engine: Any, prompt: str, timeout_s: float) -> str:
+        asked.append(prompt)
+        return "four"
+
+    made.fakes.prober.complete = complete  # type: ignore[method-assign]
+    operation = await reload(made)
+    await baked(made)
+    assert "lacks '4': 'four'" in error_of(operation).message and asked == ["2 + 2 in digits?"]
+    operation = await reload(made, changes={"slots": 3, "reload": {"smoke_expect": "FOUR"}})
+    await baked(made)
+    assert operation.status == "succeeded" and slots(made) == 3
+    await made.reloads.close()
+    await made.pools.close()
+
+
 async def test_an_engine_that_crashes_while_it_is_tried_is_replaced_by_the_one_before_it(world: World) -> None:
     operation = await reload(world)
     world.fakes.launcher.processes[1].end(ExitRecord(signal=11))
@@ -277,6 +299,16 @@ async def test_what_cannot_be_is_refused_at_once(world: World, asked: dict[str, 
     with pytest.raises(SpecError) as refused:
         await reload(world, **asked)
     assert why in refused.value.message and world.pools.operations.all()[-1].kind == "start"
+
+
+@pytest.mark.parametrize("more", [{}, {"url": "http://127.0.0.1:9"}])
+async def test_a_pool_is_not_reloaded_to_an_engine_that_somebody_else_runs(world: World, more: dict[str, str]) -> None:
+    request = ReloadRequest("p", changes={"provisioning": {"mode": "external", **more}})
+    for ask in (world.reloads.plan, world.reloads.begin):
+        with pytest.raises(SpecError, match="to mode external: somebody else runs such an engine") as refused:
+            await ask(request)
+        assert "attach a pool of another id" in str(refused.value.hint)
+    assert view(world.p.state).ready and world.pools.operations.all()[-1].kind == "start"
 
 
 async def test_a_held_pool_is_not_reloaded(world: World) -> None:

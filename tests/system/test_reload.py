@@ -95,6 +95,25 @@ def test_a_request_without_a_lease_ends_before_its_engine_does(daemon: Daemon, c
         assert runs(daemon) == "new.gguf"
 
 
+def test_a_request_without_a_lease_is_waited_for_by_the_next_daemon_too(daemon: Daemon) -> None:
+    daemon.start().preload("p", *OLD, "--token-ms", "120")
+    told: list[bytes] = []
+    client = threading.Thread(target=stream, args=(daemon.status()["url"], told))
+    client.start()
+    try:
+        wait_until(lambda: bool(told), "the first token", 10)
+        drain = daemon.post("/v1/pools/p/drain", {"deadline_ms": 20_000})[1]["operation_id"]
+        assert daemon.status()["draining"]
+        daemon.kill()
+        daemon.start()
+        daemon.until(lambda status: bool(status["draining"] and status["drain"]["requests"] == 1), "the drain to go on")
+        assert ended(daemon, drain)["outcome"]["force_stopped"] is False
+    finally:
+        client.join(20)
+    assert told[-1].rstrip().endswith(b"data: [DONE]"), "it was answered in full"
+    assert [line["left"] for line in daemon.lines("drain_progress")] == [1] * len(daemon.lines("drain_progress"))
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_daemon_that_dies_in_a_reload_is_followed_by_one_that_undoes_it_or_had_committed_it(daemon: Daemon, step: str) -> None:
     """One lease is held while it drains, so that it can die there; the undoing is that of an engine that ends at once."""

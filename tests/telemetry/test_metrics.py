@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pool_managerd._version import __version__
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
 from pool_managerd.telemetry.metrics import Metrics
@@ -41,6 +42,7 @@ def status(pool_id: str, **changes: Any) -> dict[str, Any]:
     return {
         "pool_id": pool_id, "state": "ready", "ready": True, "slots_total": 4, "slots_free": 3, "active_leases": 1,
         "restart_rate": 0, "circuits": {"general": "closed", "cuda": "closed"},
+        "baselines": [Baseline(20.0, 50.0).to_dict()],
     } | changes  # fmt: skip
 
 
@@ -153,3 +155,17 @@ def test_events_that_lack_fields_or_are_unknown_do_no_harm() -> None:
 def test_a_constant_label_that_cannot_be_is_a_config_error(name: str) -> None:
     with pytest.raises(SpecError, match=r"telemetry\.labels"):
         Metrics({name: "x"})
+
+
+def test_how_fast_a_pool_is_stands_with_what_it_was_measured_with() -> None:
+    warm, bench = Baseline(20.0, 12.0, 3, "warm-up of 16 tokens"), Baseline(30.0, 80.0, 3, "bench of 8 tokens", 1, {})
+    metrics = Metrics()
+    metrics.attach(lambda: [status("p", baselines=[bench.to_dict(), warm.to_dict()]), status("new", baselines=[])])
+    found = {key: value for key, value in samples(metrics).items() if key[0] in ("pool_tokens_per_s", "pool_first_token_ms")}
+    assert found == {
+        (name, (("measured_with", kind), ("pool_id", "p"))): value
+        for name, kind, value in (
+            ("pool_tokens_per_s", "bench", 80.0), ("pool_tokens_per_s", "warm-up", 12.0),
+            ("pool_first_token_ms", "bench", 30.0), ("pool_first_token_ms", "warm-up", 20.0),
+        )
+    }  # fmt: skip

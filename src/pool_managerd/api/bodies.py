@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
+from pool_managerd.core.bench import MAX_PROMPT_TOKENS, MAX_RUNS, MAX_TOKENS, PROMPT_TOKENS, RUNS, TOKENS
 from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.purge import MAX_MODELS
 
 MAX_DEADLINE_MS = 86_400_000
 MAX_TTL_MS = 604_800_000
@@ -59,6 +61,26 @@ class ApplyBody(Body):
     expect: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="Digest of the plan that was agreed to: another one is refused with PLAN_CHANGED."
     )
+
+
+class PurgeBody(Body):
+    purge_engine: bool = Field(False, description="The engine, too: refused where it is not in a cache of this daemon.")
+    purge_models: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(max_length=MAX_MODELS)] = Field(
+        [], description="Models, too, by reference: refused where they are not in a cache of this daemon."
+    )
+    drain_first: bool = Field(True, description="An engine that runs is drained first.")
+    delete_cache_dirs: bool = Field(False, description="Also what later starts would use again.")
+    force: bool = Field(False, description="An engine that runs is stopped at once.")
+
+
+class BenchBody(Body):
+    tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = Field(
+        None, description=f"To make for each request; {TOKENS} when absent, or what a slot has room for."
+    )
+    prompt_tokens: Annotated[int, Field(ge=1, le=MAX_PROMPT_TOKENS)] | None = Field(
+        None, description=f"About so many in each prompt; {PROMPT_TOKENS} when absent, or what a slot has room for."
+    )
+    runs: Annotated[int, Field(ge=1, le=MAX_RUNS)] = Field(RUNS, description="So often alone, and so often on all slots.")
 
 
 class LeaseBody(Body):

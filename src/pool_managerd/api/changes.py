@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import ApplyBody, DrainBody, LeaseBody, NoBody, ReloadBody, RenewBody
+from pool_managerd.api.bodies import ApplyBody, BenchBody, DrainBody, LeaseBody, NoBody, PurgeBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import OWNER_KEY, json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
+from pool_managerd.core.bench import BenchRequest
+from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.node import Operation, PoolManager
@@ -50,6 +54,42 @@ async def reload(context: ApiContext, request: web.Request) -> web.Response:
     if dry_run:
         return json_response(await context.keep(context.node.plan_reload(asked)))
     return await _finish(context, context.node.reload(asked), wait)
+
+
+async def bench(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202; with ``?wait=true`` it is for that caller alone, and ends when they go."""
+    wanted = pool_id(request)
+    wait = switch(request, "wait", default=False)
+    body = await read_model(request, BenchBody)
+    operation = await context.keep(context.node.bench(BenchRequest(wanted, body.tokens, body.prompt_tokens, body.runs)))
+    if not wait:
+        return json_response(operation.to_dict(), 202)
+    try:
+        await operation.wait()
+    except asyncio.CancelledError:
+        with suppress(RequestError):  # it was over already
+            context.node.cancel_bench(wanted)
+        raise
+    return json_response(operation.to_dict())
+
+
+async def cancel_bench(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = pool_id(request)
+    await read_model(request, NoBody)
+    return json_response(context.node.cancel_bench(wanted).to_dict(), 202)
+
+
+async def purge(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202, or answered when it has ended with ``?wait=true``; ``?dry_run=true`` says what would be freed."""
+    wanted = pool_id(request)
+    wait, dry_run = switch(request, "wait", default=False), switch(request, "dry_run", default=False)
+    body = await read_model(request, PurgeBody)
+    asked = PurgeRequest(
+        wanted, body.purge_engine, tuple(body.purge_models), body.drain_first, body.delete_cache_dirs, body.force
+    )
+    if dry_run:
+        return json_response(await context.keep(context.node.plan_purge(asked)))
+    return await _finish(context, context.node.purge(asked), wait)
 
 
 def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:

@@ -106,7 +106,15 @@ class PoolStatus(Answer):
     beside: Beside | None = Field(None, description="The pool's other engine, while one takes the other's place.")
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None
-    perf: dict[str, Any] | None = None
+    drain: dict[str, Any] | None = Field(
+        None, description="While it drains: `left`, of it `requests` that the engine counts, and `remaining_ms` to the deadline."
+    )
+    perf: dict[str, Any] | None = Field(
+        None, description="What tells most of how fast it is: a bench, else its warm-ups; `measured_with` says which."
+    )
+    baselines: list[dict[str, Any]] = Field(
+        default_factory=list, description="All that was measured of this engine version with this model on these GPUs."
+    )
     cache: dict[str, Any] | None = Field(
         None,
         description="`restored_slots`, `restored_tokens`: given back to this launch of what its slots held before its last stop;"
@@ -133,6 +141,7 @@ class OperationAnswer(Answer):
     pool_id: str | None = None
     status: str
     outcome: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = Field(None, description="While it runs, of some kinds: `done`, `total` and `human`.")
 
 
 class ReloadAnswer(Answer):
@@ -152,6 +161,18 @@ class ReloadAnswer(Answer):
     forecast_spread_ms: int | None = None
     forecast_duration_ms: int | None = None
     vram: dict[str, Any] | None = Field(None, description="where it would run, and what it needs.")
+
+
+class PurgeAnswer(Answer):
+    """With ``dry_run`` what would be done, else the operation, whose outcome has ``removed`` and ``freed_bytes``."""
+
+    pool_id: str
+    operation_id: str | None = None
+    status: str | None = None
+    outcome: dict[str, Any] | None = None
+    stops_by: str | None = Field(None, description="How an engine that runs would be ended: drain or stop.")
+    would_remove: list[Any] | None = Field(None, description="{path, bytes} of each directory.")
+    would_free_bytes: int | None = None
 
 
 class LeaseGiven(Answer):

@@ -143,6 +143,19 @@ CHANGE_ROUTES = (
         bodies.ApplyBody,
         (_WAIT, Query("dry_run", "true: the plan (200), and nothing happens.", _BOOL),), asks_owner=True,
     ),
+    Route(
+        "POST", f"{_POOL}/purge", "Stop a pool and delete what is kept on disk for it", changes.purge,
+        {202: schemas.OperationAnswer, 200: schemas.PurgeAnswer}, (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.PurgeBody,
+        (_WAIT, Query("dry_run", "true: what would be freed (200), and nothing happens.", _BOOL)),
+    ),
+    Route(
+        "POST", f"{_POOL}/bench", "Measure a pool on purpose; all its slots are leased meanwhile", changes.bench, _OP,
+        (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.BenchBody, (_WAIT,),
+    ),
+    Route(
+        "DELETE", f"{_POOL}/bench", "Break a bench off", changes.cancel_bench, {202: schemas.OperationAnswer},
+        (400, 404, 408, 409, 413, 415), bodies.NoBody,
+    ),
     _change("/hold", "Leave the pool as it is: no automatic restarts", changes.hold),
     _change("/release", "End a hold", changes.release),
     _change("/circuit/reset", "Close the circuit breaker", changes.reset_breaker),

@@ -11,7 +11,21 @@ import typer
 
 from pool_managerd._version import __version__
 from pool_managerd.cli import apply as applying
-from pool_managerd.cli import changes, crashes, devices, explain, follow, output, preflight, reads, serving, streams, waiting
+from pool_managerd.cli import (
+    bench,
+    changes,
+    crashes,
+    devices,
+    explain,
+    follow,
+    output,
+    preflight,
+    reads,
+    serving,
+    streams,
+    waiting,
+)
+from pool_managerd.cli import purge as purging
 from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.errors import PoolError, SpecError
@@ -36,6 +50,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(
         reloading.reload,
         applying.apply,
+        bench.bench,
+        purging.purge,
         changes.drain,
         changes.undrain,
         changes.hold,

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from pool_managerd.cli.output import Json, printable, span
 from pool_managerd.cli.table import cut
+from pool_managerd.core.narration import count, duration
 
 POLL_S = 0.15
+_STEP_MS = 10_000
 _FRAMES = "|/-\\"
 
 
@@ -67,5 +69,9 @@ def sentence(pool: Json) -> str:
     step = pool.get("preload") or {}
     done, total = step.get("bytes_done"), step.get("bytes_total")
     percent = f" ({100 * done // total} %)" if done and total else ""
-    leases = f", {pool['active_leases']} leases" if pool.get("draining") else ""
-    return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{leases}"
+    drain = pool.get("drain")
+    left = ""
+    if drain:  # in steps: elsewhere than on a terminal each new sentence is a line
+        at_most_s = -(-drain["remaining_ms"] // _STEP_MS) * _STEP_MS / 1000
+        left = f", {count(drain['left'], 'request')} left, {duration(at_most_s)} at most"
+    return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{left}"

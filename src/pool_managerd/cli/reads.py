@@ -161,9 +161,8 @@ def leases(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: 
 
 
 def _status_facts(pool: Json) -> None:
-    preload, perf = pool.get("preload") or {}, pool.get("perf") or {}
+    preload = pool.get("preload") or {}
     reason = f" ({pool['reason']})" if pool.get("reason") else ""
-    first = f"first token after {perf['first_token_ms']:.0f} ms, {perf['tokens_per_s']:.1f} tokens/s" if perf else None
     facts(
         (
             ("pool", pool["pool_id"]),
@@ -177,7 +176,7 @@ def _status_facts(pool: Json) -> None:
             ("runs on", _runs_on(pool)),
             ("pid", pool.get("pid")),
             ("url", pool.get("url")),
-            ("warm-up", f"{first} over a few tokens of its first prompt" if first else None),
+            *((str(baseline["kind"]), _measured(baseline)) for baseline in pool.get("baselines") or ()),
             ("reload", pool.get("reload")),
             ("beside it", _beside(pool)),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
@@ -193,6 +192,13 @@ def _status_facts(pool: Json) -> None:
             ("last error", pool.get("last_error")),
         )
     )
+
+
+def _measured(baseline: Json) -> str:
+    """What was measured, with what, and when."""
+    when = moment(baseline.get("measured_at_ms"))
+    rest = f"{baseline['measured_with']}{f', {when}' if when else ''}"
+    return f"first token after {baseline['first_token_ms']:.0f} ms, {baseline['tokens_per_s']:.1f} tokens/s ({rest})"
 
 
 def _last_crash(pool: Json) -> str | None:

@@ -113,15 +113,16 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
 def _look_at_pools(loaded: Config, deep: bool, answer: dict[str, Any]) -> CommandFailed | None:
     """What pools need on this machine: with ``deep`` all of it, a failure when something is wrong; else files, as warnings.
 
-    Ports that several pools have are warned of in any case: no start fails for them.
+    Ports that several pools have, or the daemon itself, are warned of in any case: no start fails for them.
     """
-    from pool_managerd.core.preflight import shared_ports
+    from pool_managerd.core.preflight import daemon_port, shared_ports
     from pool_managerd.wiring.preflight import wants_of
     from pool_managerd.wiring.setups import setups_of
 
-    if shared := list(shared_ports(wants_of(loaded))):
-        answer["warnings"] = [{"code": f.code, "message": f.message, "remedy": list(f.remedy)} for f in shared]
-        for found in shared:
+    wants = wants_of(loaded)
+    if ports := [*shared_ports(wants), *daemon_port(wants)]:
+        answer["warnings"] = [{"code": f.code, "message": f.message, "remedy": list(f.remedy)} for f in ports]
+        for found in ports:
             sys.stderr.write(printable(f"warning: {found.message} (such as {'; '.join(found.remedy)})") + "\n")
     problems = setups_of(loaded, engines=deep, tell=error).problems()
     if not problems:

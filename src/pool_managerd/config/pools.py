@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pool_managerd.config.sections import PoolReloadConfig
 from pool_managerd.config.values import (
     Bytes,
     Devices,
@@ -23,7 +24,7 @@ from pool_managerd.config.values import (
 from pool_managerd.core.gpu.masks import DeviceMask
 
 DECIDED = frozenset({
-    "id", "preload", "quant", "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
+    "id", "preload", "quant", "reload", "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
 })  # fmt: skip
 """The keys of a pool that the daemon alone goes by: an engine that runs is the same with another value of them."""
 
@@ -180,6 +181,9 @@ class PoolConfig(Section):
     )
     startup_timeout_ms: Positive | None = Field(
         None, description="Overrides health.startup_timeout_ms for this pool.", examples=[600_000]
+    )
+    reload: PoolReloadConfig | None = Field(
+        None, description="What a reloaded engine must show, where this pool differs.", examples=[{"bake_ms": 60_000}]
     )
     provisioning: ProvisioningConfig = ProvisioningConfig()
 

@@ -97,7 +97,7 @@ def unknown_key(path: KeyPath, tree: Tree, value: object = None) -> Problem:
     known, key = Shape.at(path[:-1]).keys, str(path[-1])
     in_pool = len(path) == 3 and path[0] == "pools"
     meant = (_IN_A_POOL if in_pool else _AT_TOP if len(path) == 1 else {}).get(key.lower().replace("-", "_"))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
     if meant is not None:
         hint = "it belongs into " + meant.replace("{key}", key) if "." in meant else f"write {meant}"
     elif near:

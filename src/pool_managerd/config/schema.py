@@ -48,6 +48,10 @@ class Config(Section):
     )
     base_dir: Annotated[Path, Field(exclude=True)] = Path()
 
+    def reload_rules(self, pool: PoolConfig | None) -> ReloadConfig:
+        """What a reloaded engine of ``pool`` must show; None: of one that is not configured."""
+        return self.reload.with_own(None if pool is None else pool.reload)
+
     @model_validator(mode="after")
     def _simulate_in_dev_alone(self) -> Config:
         if self.gpu.simulate is not None and self.profile != "dev":

@@ -141,19 +141,45 @@ class LifecycleConfig(Section):
     )
 
 
-class ReloadConfig(Section):
-    """What a reloaded engine must show before it stays: else the one before it runs again."""
+SmokePrompt = Annotated[str, Field(min_length=1, max_length=4096)]
+SmokeExpect = Annotated[str, Field(min_length=1, max_length=256)]
+BaselineShare = Annotated[float, Field(ge=0, le=1)]
+BakeMs = Annotated[int, Field(ge=0, le=3_600_000)]
 
-    smoke_prompt: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+
+class PoolReloadConfig(Section):
+    """Overrides `reload` for this pool, key by key; a prompt of its own comes with an expectation of its own, or with none."""
+
+    smoke_prompt: SmokePrompt | None = Field(
+        None, description="Overrides reload.smoke_prompt, and smoke_expect with it.", examples=["Translate to French: cat"]
+    )
+    smoke_expect: SmokeExpect | None = Field(None, description="Overrides reload.smoke_expect.", examples=["chat"])
+    baseline_share: BaselineShare | None = Field(None, description="Overrides reload.baseline_share.", examples=[0.9])
+    bake_ms: BakeMs | None = Field(None, description="Overrides reload.bake_ms.", examples=[60_000])
+
+
+class ReloadConfig(Section):
+    """What a reloaded engine must show before it stays: else the one before it runs again. Pools may override it."""
+
+    smoke_prompt: SmokePrompt | None = Field(
         None, description="Asked of a new engine that serves completions; it must answer.", examples=["What is 2 + 2?"]
     )
-    smoke_expect: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+    smoke_expect: SmokeExpect | None = Field(
         None, description="What its answer must contain, upper and lower case alike; absent: any text.", examples=["4"]
     )
-    baseline_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    baseline_share: BaselineShare = Field(
         0.7, description="Share of the rate measured before, for the same engine version, model and GPUs, that it must reach."
     )
-    bake_ms: Annotated[int, Field(ge=0, le=3_600_000)] = Field(5_000, description="How long it must stay ready.")
+    bake_ms: BakeMs = Field(5_000, description="How long it must stay ready.")
+
+    def with_own(self, own: PoolReloadConfig | None) -> ReloadConfig:
+        """As it holds for a pool with ``own`` rules."""
+        if own is None:
+            return self
+        given = {key: value for key, value in own.model_dump().items() if value is not None}
+        if "smoke_prompt" in given:
+            given.setdefault("smoke_expect", None)
+        return self.model_copy(update=given)
 
 
 class SlotCacheConfig(Section):

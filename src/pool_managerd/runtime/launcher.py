@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,12 +18,14 @@ from pool_managerd import failpoints
 from pool_managerd.config import Profile
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.launch_record import FileStamp, LaunchRecord, record_of
+from pool_managerd.core.purge import Freed
 from pool_managerd.errors import EngineError, NodeError
 from pool_managerd.runtime import attestation, isolation, procfs, wire
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules
 from pool_managerd.runtime.environment import Places, engine_environment
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.identity import Identity
+from pool_managerd.runtime.pool_places import PoolPlaces
 from pool_managerd.runtime.process import Connection, EngineProcess
 from pool_managerd.runtime.program import check_runnable, explain_failure, failure, locate
 from pool_managerd.runtime.slot_files import SlotFiles
@@ -123,6 +125,20 @@ class Launcher:
         self.users.forget(pool_id)
         self._looked.pop(pool_id, None)
         self._begin_sweep()
+
+    async def measure(self, pool_id: str, places: Collection[str]) -> list[Freed]:
+        """What ``purge`` would free. Raises NodeError."""
+        return await in_own_thread(PoolPlaces(self._files.root).measured, pool_id, places)
+
+    async def purge(self, pool_id: str, places: Collection[str]) -> list[Freed]:
+        """Delete those of the pool's directories; its engine must be down. They have no name any more when this first waits.
+
+        Raises NodeError.
+        """
+        pool_places = PoolPlaces(self._files.root)
+        away = pool_places.put_away(pool_id, places)
+        self._looked.pop(pool_id, None)
+        return await in_own_thread(pool_places.remove, away)
 
     async def forget_others(self, pool_ids: Iterable[str]) -> None:
         """Do so with every pool that left something and is none of these."""

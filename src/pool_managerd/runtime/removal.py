@@ -15,6 +15,7 @@ from pool_managerd.runtime import procfs
 
 TEMPORARY = "tmp."
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
+_MEASURED_DEPTH = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -61,17 +62,15 @@ def remove_where(directory: str, unwanted: Callable[[int, str], bool]) -> None:
             os.close(fd)
 
 
-def remove_tree(parent: int, name: str) -> None:
-    """Remove ``name`` in the directory ``parent`` (a descriptor), whatever it is.
+def remove_tree(parent: int, name: str) -> int:
+    """Remove ``name`` in the directory ``parent`` (a descriptor), whatever it is; how many bytes of disk its files took.
 
     Nested directories are moved up beside it before they are looked into, so that every path stays one name long.
     Does not raise for what an engine may have done; blocks for as long as there is something to remove.
     """
     if not _is_directory(parent, name):
-        with suppress(OSError):
-            os.unlink(name, dir_fd=parent)
-        return
-    pending, number = deque([name]), 0
+        return _unlink(parent, name)
+    pending, number, freed = deque([name]), 0, 0
     while pending:
         current = pending.popleft()
         try:
@@ -82,7 +81,7 @@ def remove_tree(parent: int, name: str) -> None:
             for entry in os.listdir(fd):
                 with suppress(OSError):
                     if not _is_directory(fd, entry):
-                        os.unlink(entry, dir_fd=fd)
+                        freed += _unlink(fd, entry)
                         continue
                     moved = f".{name}.{os.getpid()}.{number}.removed"
                     number += 1
@@ -93,6 +92,51 @@ def remove_tree(parent: int, name: str) -> None:
             os.close(fd)
         with suppress(OSError):
             os.rmdir(current, dir_fd=parent)
+    return freed
+
+
+def measure_tree(parent: int, name: str) -> int:
+    """How many bytes ``remove_tree`` would free, while what is there may change; what lies deeper than 64 is not counted."""
+    if not _is_directory(parent, name):
+        return _size(parent, name)
+    total, opened = 0, list[tuple[int, list[str]]]()
+
+    def enter(directory: int, entry: str) -> None:
+        with suppress(OSError):
+            fd = os.open(entry, _DIRECTORY, dir_fd=directory)
+            try:
+                opened.append((fd, os.listdir(fd)))
+            except OSError:
+                os.close(fd)
+
+    enter(parent, name)
+    while opened:
+        fd, entries = opened[-1]
+        if not entries:
+            os.close(opened.pop()[0])
+        elif not _is_directory(fd, entry := entries.pop()):
+            total += _size(fd, entry)
+        elif len(opened) < _MEASURED_DEPTH:
+            enter(fd, entry)
+    return total
+
+
+def _unlink(parent: int, name: str) -> int:
+    """The bytes that this has freed."""
+    size = _size(parent, name)
+    with suppress(OSError):
+        os.unlink(name, dir_fd=parent)
+        return size
+    return 0
+
+
+def _size(parent: int, name: str) -> int:
+    """What a file takes on disk; nothing where it has another name as well, and stays."""
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return 0
+    return info.st_blocks * 512 if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 else 0
 
 
 def _enter(parent: int, name: str) -> int:

@@ -21,6 +21,7 @@ from pool_managerd.core.lifecycle.replacing import candidate_beside, in_place_of
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.announcement import Announcement
 from pool_managerd.supervision.crash_reports import CrashReports, written
+from pool_managerd.supervision.drain_watch import watch_drain
 from pool_managerd.supervision.kept_drains import keep_drain
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
@@ -76,11 +77,15 @@ class PoolActor:
         """Put ``event`` into the inbox."""
         self._inbox.put_nowait(Message(event, copy_context(), waiting, definition))
 
-    def learn(self, epoch: int, **known: Any) -> bool:
-        """Write down what is known of launch ``epoch`` now; false when it is not the present one any more."""
+    def learn(self, epoch: int, *, tell: bool = False, **known: Any) -> bool:
+        """Write down what is known of launch ``epoch`` now, and ``tell`` the registry; false when it is not the present one
+        any more.
+        """
         if self.pool.launch.epoch != epoch:
             return False
         self.pool.launch = replace(self.pool.launch, **known)
+        if tell:
+            self._shown.publish()
         return True
 
     def emit(self, type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
@@ -181,9 +186,9 @@ class PoolActor:
                 self._answer(message.waiting, before, refused)
             changed = self._shown.stepped(before, event, defined_anew=self.pool.definition is not defined)
             keep_drain(self.pool, before.active, self._s.records)
-            if isinstance(event, ev.Drain) and event.in_flight and self.pool.instance.phase is Phase.DRAINING:
+            if self.pool.instance.phase is Phase.DRAINING and before.active.phase is not Phase.DRAINING:
                 epoch = self.pool.instance.epoch
-                self._work.run(self._work.await_requests(epoch), epoch, "the look at its requests")
+                self._work.run(watch_drain(self.pool, self._reports, self._s, epoch), epoch, "the watch of its drain")
             if changed or message.waiting is not None:
                 self._waiting = [waiting for waiting in self._waiting if not settle(waiting, self.pool)]
         finally:

@@ -14,7 +14,7 @@ from pool_managerd.core.launch_record import LeftEngine
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import KeptLeases
-from pool_managerd.supervision.launch_work import BASELINES
+from pool_managerd.supervision import measured
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -24,7 +24,7 @@ from pool_managerd.supervision.undone_reloads import UndoneReloads
 
 async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], leases: Sequence[KeptLeases] = ()) -> None:
     """Raises NodeError when the runtime directory or the state cannot be used."""
-    services.baselines.restore(services.records.facts(BASELINES).get("all", {}).get("rows", []))
+    measured.restore(services)
     await pools.restore(stored)
     reloads = UndoneReloads(pools, services)
     reloads.restore()

@@ -10,11 +10,11 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
 
 _ANSWER_S = 1.0
-_GAP_S = 0.25
+GAP_S = 0.25
 
 
-async def requests_of(pool: Pool, services: Services) -> int:
-    """How many the engine says it works on, those that wait included; 0 where it does not say, or not at once."""
+async def requests_of(pool: Pool, services: Services, unheard: int = 0) -> int:
+    """How many the engine says it works on, those that wait included; 0 where it does not say, ``unheard`` where not at once."""
     engine = pool.launch.prepared
     kind = None if engine is None else ENGINES.get(engine.engine)
     if engine is None or kind is None or kind.counters is None:
@@ -22,10 +22,10 @@ async def requests_of(pool: Pool, services: Services) -> int:
     try:
         told = await services.prober.counters(engine.url, kind.counters, _ANSWER_S)
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
-        return 0
+        return unheard
     return 0 if told is None else told.requests
 
 
 async def a_moment(services: Services) -> None:
     """Between two questions."""
-    await pause(services.clock, _GAP_S)
+    await pause(services.clock, GAP_S)

@@ -16,15 +16,23 @@ def keep_drain(pool: Pool, before: Instance, facts: Facts) -> None:
     """The pool's instance was ``before`` until now."""
     was, now = (i.deadline if i.phase is Phase.DRAINING else None for i in (before, pool.instance))
     if now != was:
-        kept = {"epoch": pool.instance.epoch, "since": pool.instance.drain_since, "deadline": now}
+        kept = {
+            "epoch": pool.instance.epoch,
+            "since": pool.instance.drain_since,
+            "deadline": now,
+            "requests": pool.launch.requests,
+        }
         facts.note_fact(_kind(pool), pool.pool_id, None if now is None else kept)
 
 
-def kept_drain(pool: Pool, epoch: int, facts: Facts) -> tuple[float | None, float | None]:
-    """Since when launch ``epoch`` drains, and until when; None for what is not known. Monotonic seconds of this boot."""
+def kept_drain(pool: Pool, epoch: int, facts: Facts) -> tuple[float | None, float | None, int]:
+    """Since when launch ``epoch`` drains, and until when, in monotonic seconds of this boot; None for what is not known. And how
+    many requests of clients without a lease it had when it began to.
+    """
     drain = facts.facts(_kind(pool)).get(pool.pool_id, {})
-    since, deadline = (drain.get(key) if drain.get("epoch") == epoch else None for key in ("since", "deadline"))
-    return since, deadline
+    if drain.get("epoch") != epoch:
+        return None, None, 0
+    return drain.get("since"), drain.get("deadline"), drain.get("requests", 0)
 
 
 def forget_drain(pool_id: str, facts: Facts) -> None:

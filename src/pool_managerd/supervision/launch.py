@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pool_managerd.core.activity import NOT_SEEN, Activity
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.crash_diagnosis import Diagnosis
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimator import LaunchEstimator
@@ -22,7 +23,7 @@ class Launch:
     ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
     ``log_mark`` is where its part of the log begins, ``ready_at`` how many bytes of it there were when it was ready, ``log_tail``
     the end of that part, read once when the engine has ended, and ``diagnosis`` why it has.
-    ``first_token_ms`` and ``tokens_per_s`` are those of the latest warm-up, of this launch or one before it.
+    ``measured`` is what this engine version did with this model on these GPUs, in this launch or one before it.
     ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
     daemon started, was made of and is another now. ``requests`` are those that the engine had in hand when it was last asked
     while it drains. ``restored`` is what was given back to it of what its slots held before.
@@ -41,8 +42,7 @@ class Launch:
     ready_at: int = 0
     log_tail: tuple[str, ...] = ()
     diagnosis: Diagnosis | None = None
-    first_token_ms: float | None = None
-    tokens_per_s: float | None = None
+    measured: tuple[Baseline, ...] = ()
     activity: Activity = NOT_SEEN
     outdated: tuple[str, ...] = ()
     requests: int = 0
@@ -55,4 +55,4 @@ class Launch:
 
     def next(self, epoch: int, step: str) -> Launch:
         """The launch after this one, of which nothing is known yet."""
-        return Launch(epoch, step, first_token_ms=self.first_token_ms, tokens_per_s=self.tokens_per_s)
+        return Launch(epoch, step, measured=self.measured)

@@ -24,24 +24,22 @@ from pool_managerd.core.crash_report import Source
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.gpu.masks import DeviceMask, cuda_environment
 from pool_managerd.core.health import ProbeOutcome
-from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
-from pool_managerd.supervision.in_flight import a_moment, requests_of
+from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.kept_drains import kept_drain
 from pool_managerd.supervision.made_of import changed_configuration, changed_files, keep_configuration
+from pool_managerd.supervision.measured import baseline_key, warmed_up
 from pool_managerd.supervision.policy import learn_secrets_of
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Emit, Process
 from pool_managerd.supervision.services import Services
 
 LONG_LOG_BYTES = 8192
-BASELINES = "baseline"
-"""The kind of the one fact that has all baselines."""
 
 
 class Learn(Protocol):
@@ -85,10 +83,10 @@ class LaunchWork:
             self._actor.post(ev.StagingFailed(epoch, *failure(problem)))
             return
         if isinstance(prepared, AttachedEngine):
-            self._actor.learn(epoch, prepared=prepared, step="attach")
+            self._actor.learn(epoch, prepared=prepared, step="attach", measured=self._s.baselines.all_of(baseline_key(prepared)))
             self._actor.post(ev.Staged(epoch, external=True))
             return
-        self._actor.learn(epoch, prepared=prepared, step="starting")
+        self._actor.learn(epoch, prepared=prepared, step="starting", measured=self._s.baselines.all_of(baseline_key(prepared)))
         for notice in (*prepared.warnings, *(allocation.notices if allocation is not None else ())):
             self._actor.emit("notice", notice, level="warn")
         self._actor.post(ev.Staged(epoch, uses_gpus=allocation is not None, **prepared.abilities))
@@ -192,9 +190,10 @@ class LaunchWork:
         self._actor.learn(epoch, outdated=outdated)
         for human in outdated:
             self._actor.emit("notice", human, level="warn")
-        if (known := self._s.baselines.get(baseline_key(prepared))) is not None:
-            self._actor.learn(epoch, first_token_ms=known.first_token_ms, tokens_per_s=known.tokens_per_s)
-        since, deadline = kept_drain(self._pool, epoch, self._s.records)
+        self._actor.learn(epoch, measured=self._s.baselines.all_of(baseline_key(prepared)))
+        since, deadline, requests = kept_drain(self._pool, epoch, self._s.records)
+        if since is not None:  # its clients may have no lease; one that is too busy to say has what it had
+            self._actor.learn(epoch, requests=await requests_of(self._pool, self._s, unheard=requests))
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
             **prepared.abilities, drain_since=since, drain_deadline=deadline,
@@ -277,25 +276,12 @@ class LaunchWork:
             return self._actor.post(ev.WarmupFailed(epoch, f"no answer within {timeout_s:g} s"))
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             return self._actor.post(ev.WarmupFailed(epoch, str(problem) or type(problem).__name__))
-        key = baseline_key(engine)
-        smoothed = self._s.baselines.observe(key, first_ms, rate)
-        self._s.records.note_fact(BASELINES, "all", {"rows": self._s.baselines.to_rows()})
-        self._actor.learn(epoch, first_token_ms=smoothed.first_token_ms, tokens_per_s=smoothed.tokens_per_s)
+        self._actor.learn(epoch, measured=warmed_up(self._s, engine, first_ms, rate))
         what = "first token after" if engine.warmup == "completion" else f"{engine.warmup} after"
         human = f"Pool '{engine.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
         measured: dict[str, Any] = {"first_token_ms": round(first_ms, 1), "tokens_per_s": round(rate, 2)}
         self._s.events.emit("warmup", human, pool_id=engine.pool_id, **measured)
         return self._actor.post(ev.WarmedUp(epoch))
-
-    async def await_requests(self, epoch: int) -> None:
-        """While it drains: until the engine has none in hand."""
-        drains = True
-        while drains and (left := await requests_of(self._pool, self._s)) > 0:
-            self._actor.learn(epoch, requests=left)
-            await a_moment(self._s)
-            drains = self._pool.instance.epoch == epoch and self._pool.instance.phase is Phase.DRAINING
-        if self._actor.learn(epoch, requests=0):
-            self._actor.post(ev.LeasesChanged(self._s.registry.leases_on(self._pool.pool_id, epoch)))
 
     # --- tasks ---
 
@@ -323,11 +309,6 @@ class LaunchWork:
         """Nobody wants the outcome of launch ``epoch`` any more."""
         for task in tuple(self._cancellable.get(epoch, ())):
             task.cancel()
-
-
-def baseline_key(engine: AnyEngine) -> tuple[str, str, str]:
-    """What its measurements are comparable with."""
-    return (engine.engine_version, engine.model_id or "", engine.device_mask or "")
 
 
 def _shown_its_devices(submitted: AnyEngine, allocation: Allocation | None) -> AnyEngine:

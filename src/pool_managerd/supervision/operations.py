@@ -34,10 +34,11 @@ Ended = tuple[Any, PoolError | None]
 
 
 class Operation:
-    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure.
+    """``status`` is running, succeeded or failed. ``outcome`` is set on success, ``error`` on failure; ``progress`` until
+    then, of some kinds: done, in total, and in words.
 
     ``goal`` is what its end is: ``now``, ``up``, ``down`` or ``drained`` (``settle`` has the rules). ``key`` is the caller's own
-    name for it. ``pool_id`` is empty for what concerns several; ``progress`` says how far such a one is.
+    name for it. ``pool_id`` is empty for what concerns several.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Operation:
                 failure["details"] = self.error.details
         return {
             "operation_id": self.operation_id, "kind": self.kind, "pool_id": self.pool_id or None, "status": self.status,
-            "outcome": self.outcome, "error": failure, "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
-            **({} if self.progress is None else {"progress": self.progress}),
+            "outcome": self.outcome, "error": failure, "progress": self.progress if self.status == "running" else None,
+            "started_at_ms": self.started_at_ms, "ended_at_ms": self.ended_at_ms,
         }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
@@ -100,6 +101,11 @@ class Pools:
         """A lease was given or ended; ``expiry``: its end may come sooner than anything else."""
         for actor in self.replacements.actors(pool_id):
             actor.leases_changed(expiry=expiry)
+
+    def learn(self, pool_id: str, epoch: int, **known: Any) -> None:
+        """Write down what is known of launch ``epoch`` now, and tell the registry; of one that is over nothing."""
+        if (actor := self._actors.get(pool_id)) is not None:
+            actor.learn(epoch, **known, tell=True)
 
     def kill_all(self) -> None:
         """Every engine, at once."""

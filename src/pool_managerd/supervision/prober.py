@@ -14,10 +14,12 @@ from typing import Any
 import aiohttp
 
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
 from pool_managerd.core.slot_dialect import Question
 from pool_managerd.supervision import plain_http
+from pool_managerd.supervision.timed_stream import timed
 
 BODY_LIMIT = 64 * 1024
 COUNTERS_LIMIT = 1 << 20
@@ -115,16 +117,19 @@ class HttpProber:
         async with asyncio.timeout(timeout_s), asked as response:
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}")
-            async for line in response.content:
-                left -= len(line)
-                if left < 0:
-                    response.close()
-                    raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
-                if line.startswith(b"data:") and b"[DONE]" not in line:
-                    try:
+            try:
+                async for line in response.content:
+                    left -= len(line)
+                    if left < 0:
+                        response.close()
+                        raise ValueError(f"the engine answered with more than {WARMUP_BODY_LIMIT // 1024} KiB")
+                    if line.startswith(b"data:") and b"[DONE]" not in line:
                         meter.feed(json.loads(line[5:]))
-                    except RecursionError:
-                        raise ValueError("the engine streamed something that is nested too deeply") from None
+            except RecursionError:
+                raise ValueError("the engine streamed something that is nested too deeply") from None
+            except aiohttp.http_exceptions.HttpProcessingError:
+                response.close()
+                raise ValueError("the engine streamed a line without an end") from None
         return meter.result()
 
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
@@ -176,6 +181,10 @@ class HttpProber:
         async with asyncio.timeout(timeout_s):
             await self.ask(engine.url, Question("/v1/chat/completions", body))
         return (time.monotonic() - began) * 1000
+
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer:
+        """As `timed_stream.timed`: for as long as the engine takes. Whoever does not want to wait any longer cancels it."""
+        return await timed(self._open(), engine, prompt, tokens)
 
     async def _ask_once(self, engine: AnyEngine, timeout_s: float) -> tuple[float, float]:
         """One embedding or ranking: how long it took in ms, and tokens read per second."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.event import Event
@@ -18,6 +19,7 @@ from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
 from pool_managerd.core.preflight import Report
+from pool_managerd.core.purge import Freed
 from pool_managerd.core.slot_cache import SlotFile
 from pool_managerd.core.slot_dialect import Question, SlotDialect
 from pool_managerd.errors import PoolError
@@ -75,6 +77,8 @@ class Launcher(Protocol):
 
     async def forget(self, pool_id: str) -> None: ...
     async def forget_others(self, pool_ids: Iterable[str]) -> None: ...
+    async def measure(self, pool_id: str, places: Collection[str]) -> Sequence[Freed]: ...
+    async def purge(self, pool_id: str, places: Collection[str]) -> Sequence[Freed]: ...
 
 
 class Adoption(Protocol):
@@ -138,6 +142,7 @@ class Prober(Protocol):
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str: ...
     async def ask(self, url: str, question: Question) -> Any: ...
     async def prime(self, engine: AnyEngine, prompt: str, timeout_s: float) -> float: ...
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer: ...
 
 
 class SlotStore(Protocol):

@@ -17,7 +17,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.reload import TRIES, slower, unexpected
 from pool_managerd.errors import EngineError
 from pool_managerd.supervision.in_flight import a_moment, requests_of
-from pool_managerd.supervision.launch_work import baseline_key
+from pool_managerd.supervision.measured import baseline_key
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
@@ -45,11 +45,11 @@ class Proving:
 
     async def prove(self, pool: Pool, measured: Baselines) -> None:
         """Raises EngineError GATE_FAILED with what it did not show; ``measured`` is what was measured before it."""
-        epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload
+        epoch, engine, rules = pool.instance.epoch, pool.launch.prepared, self._config().reload_rules(pool.config)
         try:
             if isinstance(engine, PreparedEngine) and engine.warmable:
                 await self._keep_slots(pool, engine)
-                await self._rate(pool, engine, measured)
+                await self._rate(pool, engine, measured, rules.baseline_share)
             if isinstance(engine, PreparedEngine) and engine.warmup == "completion" and rules.smoke_prompt is not None:
                 timeout_s = pool.definition.policy.warmup_timeout_s
                 answer = await self._s.prober.complete(engine, rules.smoke_prompt, timeout_s)
@@ -71,8 +71,8 @@ class Proving:
         if engine.keeps_slots:
             await self._s.slots.save(pool, emit)
 
-    async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines) -> None:
-        before, share, best = measured.get(baseline_key(engine)), self._config().reload.baseline_share, (math.inf, 0.0)
+    async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines, share: float) -> None:
+        before, best = measured.get(baseline_key(engine)), (math.inf, 0.0)
         wrong: str | None = None
         for _ in range(TRIES):
             first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.lifecycle import Phase, PoolState, outline, view
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.core.lifecycle.phase import LOADING
@@ -96,9 +97,17 @@ def registry_fields(pool: Pool, wall_ms: int, node_id: str, model_id_of: Callabl
             "device_mask": prepared.device_mask, "slots_total": prepared.slots_total,
             "ctx_max": prepared.ctx or (shape.ctx_train if shape is not None else None),
         }  # fmt: skip
-    if launch.first_token_ms is not None or quant is not None:
-        fields["perf_hints"] = PerfHints(launch.tokens_per_s, launch.first_token_ms, (quant,) if quant is not None else ())
+    if launch.measured or quant is not None:
+        fields["perf_hints"] = _hints(launch.measured, quant)
     return fields
+
+
+def _hints(measured: tuple[Baseline, ...], quant: str | None) -> PerfHints:
+    quantizations = (quant,) if quant is not None else ()
+    if not measured:
+        return PerfHints(quantizations=quantizations)
+    best = measured[0]
+    return PerfHints(best.tokens_per_s, best.first_token_ms, quantizations, best.measured_with, best.measured_at_ms)
 
 
 def log_context(pool: Pool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Reloads:
         target = self._targets.of(request)
         pool_id, serves = target.pool.pool_id, target.pool.instance.phase in SERVING
         strategy, why = await self._strategies.choose(request, target)
-        beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload.bake_ms
+        beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload_rules(target.new.config).bake_ms
         where, needs = await self._s.admission.forecast(target.beside() if beside else target.in_its_place())
         load, stop = self._times.of(pool_id, "load"), self._times.of(pool_id, "stop")
         takes = Forecast.of(stop, load) if serves and not beside else Forecast.of(load)

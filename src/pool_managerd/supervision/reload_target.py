@@ -145,8 +145,15 @@ class Targets:
             policy.check_submission(config, pool.pool_id, request.engine)
             policy.check_room(pool, request.engine, self._pools.all())
             return self._pools.definitions.with_engine(pool.pool_id, pool.definition, request.engine)
-        new = with_changes(self.base(pool), changes, config.base_dir)
-        return self._pools.definitions.of(pool.pool_id, new)
+        new = self._pools.definitions.of(pool.pool_id, with_changes(self.base(pool), changes, config.base_dir))
+        if new.external:
+            raise SpecError(
+                f"cannot reload pool {pool.pool_id} to mode external: somebody else runs such an engine, so there is none to "
+                "start, to try and to go back from", pool_id=pool.pool_id,
+                hint="attach a pool of another id to it, or write `provisioning: {mode: external, url: …}` of this one into the "
+                "configuration file and stop the pool; that holds from the daemon's next start",
+            )  # fmt: skip
+        return new
 
 
 def _shown(key: str, value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
+from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.crash_report import CrashReport
 from pool_managerd.core.engines import ENGINES
 from pool_managerd.core.lifecycle import Desired, Phase, view
@@ -58,14 +59,29 @@ def status_of(
         "compute": "cpu" if on_cpu else "gpu" if launch.allocation is not None else None,
         "uptime_ms": round((now - i.started_at) * 1000) if i.has_process and i.started_at is not None else None,
         "next_restart_at_ms": wall_ms + round((i.deadline - now) * 1000) if i.phase in WAITING and i.deadline else None,
-        "preload": _preload(pool, now, wall_ms),
-        "perf": None if launch.first_token_ms is None else {
-            "first_token_ms": round(launch.first_token_ms, 1), "tokens_per_s": round(launch.tokens_per_s or 0, 2)},
+        "preload": _preload(pool, now, wall_ms), "drain": _drain(pool, registry, now),
+        "perf": _perf(launch.measured), "baselines": [baseline.to_dict() for baseline in launch.measured],
         "cache": _cache(pool),
         "devices": [asdict(share) for share in entry.devices], "vram_available_bytes": entry.vram_available_bytes,
         "vram_total_bytes": entry.vram_total_bytes, "vram_free_bytes": entry.vram_free_bytes,
         "profile": profile, "configured": pool.config is not None,
     }  # fmt: skip
+
+
+def _drain(pool: Pool, registry: Registry, now: float) -> dict[str, Any] | None:
+    """What a drain still waits for, and until when at the latest; None while there is none."""
+    i = pool.instance
+    if i.phase is not Phase.DRAINING or i.deadline is None:
+        return None
+    left = max(registry.leases_on(pool.pool_id, i.epoch), pool.launch.requests)
+    return {"left": left, "requests": pool.launch.requests, "remaining_ms": max(0, round((i.deadline - now) * 1000))}
+
+
+def _perf(measured: Sequence[Baseline]) -> dict[str, Any] | None:
+    """What tells most of how fast it is, and what that rests on."""
+    found = measured[0].to_dict() if measured else {}
+    keys = ("first_token_ms", "tokens_per_s", "measured_with", "measured_at_ms")
+    return {key: found[key] for key in keys} if found else None
 
 
 def beside(other: Pool | None, registry: Registry) -> dict[str, Any] | None:

@@ -36,6 +36,8 @@ class Gauges:
             yield self._family(spec, (([str(pool["pool_id"])], pool.get(spec.source_key)) for pool in statuses))
         yield self._family(series.POOL_STATE, (([str(pool["pool_id"]), str(pool["state"])], 1) for pool in statuses))
         yield self._family(series.BREAKER_STATE, _circuits(statuses))
+        for spec, key in ((series.FIRST_TOKEN, "first_token_ms"), (series.TOKENS_PER_S, "tokens_per_s")):
+            yield self._family(spec, _measured(statuses, key))
         if degraded is not None:
             yield self._family(series.STATE_DEGRADED, [([], degraded)])
         if lag_seconds is not None:
@@ -77,6 +79,13 @@ def _circuits(statuses: Sequence[Row]) -> Samples:
     for pool in statuses:
         for name, circuit in pool.get("circuits", {}).items():
             yield [str(pool["pool_id"]), name], _CIRCUITS.get(circuit)
+
+
+def _measured(statuses: Sequence[Row], key: str) -> Samples:
+    """One figure of each pool, once by its bench and once by its warm-ups."""
+    for pool in statuses:
+        for baseline in pool.get("baselines", ()):
+            yield [str(pool["pool_id"]), str(baseline["kind"])], baseline.get(key)
 
 
 def _held(rows: Sequence[Row], pools: Mapping[str, Row]) -> Iterator[tuple[list[str], Row, Row]]:

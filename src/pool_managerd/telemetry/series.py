@@ -14,6 +14,7 @@ BACKOFF_BUCKETS_MS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 60000)
 # live pools and devices by the devices that exist instead, routes and statuses by the route table.
 LABEL_BUDGETS = {
     "engine": 4, "reason": 16, "crash_reason": 32, "crash_class": 32, "class": 2, "outcome": 4, "state": 16, "xid": 32,
+    "measured_with": 2,
 }  # fmt: skip
 
 
@@ -107,6 +108,12 @@ GAUGES = (
     ),
 )
 BREAKER_STATE = Series("circuit_breaker_state", "gauge", ("pool_id", "class"), "0 closed, 1 open, 2 half-open; general or cuda.")
+FIRST_TOKEN = Series(
+    "pool_first_token_ms", "gauge", ("pool_id", "measured_with"), "Time to the first token, in ms, by bench or smoothed warm-up."
+)
+TOKENS_PER_S = Series(
+    "pool_tokens_per_s", "gauge", ("pool_id", "measured_with"), "Tokens per second of one request, by bench or smoothed warm-up."
+)
 POOL_STATE = Series("pool_state", "gauge", ("pool_id", "state"), "1 for the state the pool is in.", source_key="state")
 
 DRIVER_RESETS = Series("driver_reset_total", "counter", ("device",), "Resets of the GPU, or of its driver, that were seen.")
@@ -171,7 +178,19 @@ COUNTED = (
     XIDS,
     CONFIG_READ,
 )
-ALL = (*GAUGES, POOL_STATE, BREAKER_STATE, *DEVICE_GAUGES, *NODE_GAUGES, STATE_DEGRADED, LOOP_LAG, BUILD_INFO, *COUNTED)
+ALL = (
+    *GAUGES,
+    POOL_STATE,
+    BREAKER_STATE,
+    FIRST_TOKEN,
+    TOKENS_PER_S,
+    *DEVICE_GAUGES,
+    *NODE_GAUGES,
+    STATE_DEGRADED,
+    LOOP_LAG,
+    BUILD_INFO,
+    *COUNTED,
+)
 
 
 def markdown() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.fake_monitor import FakeMonitor
+from pool_managerd.testing.fake_places import FakePlaces
 from pool_managerd.testing.fake_slots import FakeSlots
 from pool_managerd.testing.fake_watch import FakeListeners, FakeProber, FakeUsages
 from pool_managerd.testing.manual_clock import ManualClock
@@ -81,15 +82,15 @@ class FakeProcess:
             self._record.set_result(record)
 
 
-class FakeLauncher:
+class FakeLauncher(FakePlaces):
     """Starts fake processes; ``refuse`` makes every launch fail, ``refusals`` as many as there are."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.processes: list[FakeProcess] = []
         self.refuse: PoolError | None = None
         self.refusals: list[PoolError] = []
         self.ignores_term = False
-        self.forgotten: list[str] = []
 
     async def launch(
         self, engine: PreparedEngine, *, epoch: int, grace_ms: int, reserved_bytes: Mapping[str, int] | None = None,
@@ -104,12 +105,6 @@ class FakeLauncher:
 
     def check(self, engine: AnyEngine | None) -> None:
         """Anything can be run."""
-
-    async def forget(self, pool_id: str) -> None:
-        self.forgotten.append(pool_id)
-
-    async def forget_others(self, pool_ids: Iterable[str]) -> None:
-        """There is nothing of anybody else's."""
 
 
 class FakeAdoption:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import OURS, Listener
@@ -17,7 +19,8 @@ GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 
 class FakeProber:
     """Answers with ``result``; ``first_token_ms`` None makes the warm-up fail. ``told`` are the engine's counters, if any,
-    ``says`` what it makes of a prompt, ``answers`` what it answers to whatever else it is asked.
+    ``says`` what it makes of a prompt, ``answers`` what it answers to whatever else it is asked. ``timed_prompts`` are those that
+    were timed, ``at_once`` how many of them at most.
     """
 
     def __init__(self) -> None:
@@ -30,6 +33,9 @@ class FakeProber:
         self.questions: list[Question] = []
         self.answers: Callable[[Question], Any] = lambda question: None
         self.primed: list[str] = []
+        self.stuck = False
+        self.timed_prompts: list[str] = []
+        self.at_once = self.at_once_now = 0
 
     async def probe(self, url: str, timeout_s: float) -> ProbeResult:
         self.probes += 1
@@ -53,6 +59,21 @@ class FakeProber:
 
     async def complete(self, engine: AnyEngine, prompt: str, timeout_s: float) -> str:
         return self.says
+
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer:
+        """``tokens`` at the rate that it has, at once; with ``stuck`` set never."""
+        self.timed_prompts.append(prompt)
+        self.at_once_now += 1
+        self.at_once = max(self.at_once, self.at_once_now)
+        try:
+            await (asyncio.Event().wait() if self.stuck else asyncio.sleep(0))
+        finally:
+            self.at_once_now -= 1
+        if self.first_token_ms is None:
+            raise ValueError("the engine answered 400: too long")
+        first = self.first_token_ms / 1000
+        times = tuple(first + number / self.tokens_per_s for number in range(tokens))
+        return TimedAnswer(times, tokens, 3 + 2 * len(prompt.split()))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pool_managerd.core.artifacts import AnyEngine, ExitRecord, PreparedEngine
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine, record_of
+from pool_managerd.core.purge import Freed
 from pool_managerd.errors import EngineError
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_machine import SimulatedEngine, SimulatedMachine
@@ -102,6 +103,12 @@ class SimulatedLauncher:
 
     async def forget_others(self, pool_ids: Iterable[str]) -> None:
         """Nor of others."""
+
+    async def measure(self, pool_id: str, places: Collection[str]) -> list[Freed]:
+        return []
+
+    async def purge(self, pool_id: str, places: Collection[str]) -> list[Freed]:
+        return []
 
 
 def _carry_out(machine: SimulatedMachine, record: LaunchRecord, ordered: asyncio.Future[SimulatedEngine], life: Life) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from pool_managerd.core.artifacts import AnyEngine
+from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
@@ -81,6 +82,10 @@ class SimulatedProber:
         machine = self._life.machine
         machine.answered[found.pool_id, found.launch.epoch] = machine.timeline.now
         return 20.0, 50.0
+
+    async def timed(self, engine: AnyEngine, prompt: str, tokens: int) -> TimedAnswer:
+        first_ms, rate = await self.warm_up(engine, 60.0)
+        return TimedAnswer(tuple(first_ms / 1000 + number / rate for number in range(tokens)), tokens)
 
     async def close(self) -> None:
         """There is nothing to close."""

@@ -94,6 +94,10 @@ class ResetBreaker(Event):
     """An operator forgives the failures so far."""
 
 
+class Purge(Event):
+    """What was kept of the pool is deleted: it is as it was before its first start."""
+
+
 class Sleep(Event):
     """Release VRAM but keep the process."""
 

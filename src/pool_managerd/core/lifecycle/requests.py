@@ -15,7 +15,7 @@ from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.ending import begin_stop, terminate
 from pool_managerd.core.lifecycle.history import FailureHistory
-from pool_managerd.core.lifecycle.instance import After
+from pool_managerd.core.lifecycle.instance import After, Instance
 from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, RISING, WAITING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, refuse, then, to
@@ -232,6 +232,14 @@ def end_quarantine(pool: PoolState, e: ev.EndQuarantine, now: float, p: Policy) 
 def _resume(pool: PoolState, now: float, p: Policy, say: do.Say) -> Step:
     due = pool.active.phase is Phase.DOWN and pool.pending_start and not (pool.held or pool.quarantined)
     return then((say,), launch(pool, now, p, origin="restart")) if due else (pool, (say,))
+
+
+# --- purge ----------------------------------------------------------------------------------------------------------
+
+
+def purge(pool: PoolState, e: ev.Purge, now: float, p: Policy) -> Step:
+    """Nothing is left of any launch; that no epoch is used twice holds all the same."""
+    return replace(pool, active=Instance(pool.active.id, pool.active.epoch), proven=False, reason=None), ()
 
 
 # --- breaker --------------------------------------------------------------------------------------------------------

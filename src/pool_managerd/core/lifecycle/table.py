@@ -91,6 +91,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.Hold: _row(rest=requests.hold),
     ev.Release: _row(rest=requests.release),
     ev.ResetBreaker: _row(rest=requests.reset_breaker),
+    ev.Purge: _row((P.DOWN, requests.purge), rest=_BUSY),
     ev.Sleep: _row((P.READY, serving.sleep), rest=_NOT_READY),
     ev.Wake: _row((P.SLEEPING, serving.wake), rest=_NOT_ASLEEP),
     ev.Adopt: _row((P.DOWN, adopting.adopt), rest=_IN_USE),

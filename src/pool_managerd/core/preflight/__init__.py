@@ -3,7 +3,7 @@
 from pool_managerd.core.preflight.check import check
 from pool_managerd.core.preflight.facts import Folder, HostFacts, PoolWants, Wants
 from pool_managerd.core.preflight.findings import Finding, Report, assert_gpu_only, assert_passed
-from pool_managerd.core.preflight.ports import shared_ports
+from pool_managerd.core.preflight.ports import daemon_port, shared_ports
 from pool_managerd.core.preflight.tools import missing_tools
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "assert_gpu_only",
     "assert_passed",
     "check",
+    "daemon_port",
     "missing_tools",
     "shared_ports",
 ]

@@ -1,4 +1,4 @@
-"""What is to be found about ports: those that something has, and those that several pools want."""
+"""What is to be found about ports: those that something has, those that several pools want, and the daemon's own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def port_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
             level = FAIL if len(taken) == len(pool.ports) else WARN  # it takes another one of its own
             yield Finding("port_taken", level, f"port {port}", message, (f"ss -ltnp 'sport = :{port}'",))
     yield from shared_ports(wants, facts.ports_taken)
+    yield from daemon_port(wants)
     if wants.control_port and wants.control_port in facts.ports_taken:
         message = f"something listens on the control API's port {wants.control_port} already, perhaps a running daemon"
         yield Finding("control_port", WARN, f"port {wants.control_port}", message, (f"ss -ltnp 'sport = :{wants.control_port}'",))
@@ -45,6 +46,17 @@ def shared_ports(wants: Wants, taken: frozenset[int] = frozenset()) -> Iterator[
         free = (port for port in range(ports[-1] + 1, 65536) if port not in used)
         remedy = [f"provisioning: {{ports: [{port}]}}  # pool {name}" for name, port in zip(names[1:], free, strict=False)]
         yield _shared(names, ports, spare, remedy or [f"provisioning: {{ports: []}}  # pool {names[-1]}"])
+
+
+def daemon_port(wants: Wants) -> Iterator[Finding]:
+    """The control API's own port as a pool's: no start fails for it, but the pool never gets it."""
+    port = wants.control_port
+    for pool in wants.local_pools:
+        if port is not None and port in pool.ports:
+            instead = "one of daemon.engine_ports" if set(pool.ports) == {port} else "another of its own"
+            message = f"pool {pool.pool_id} has port {port}, which is the control API's (daemon.bind): it runs on {instead}"
+            remedy = f"provisioning: {{ports: [{port + 1 if port < 65535 else port - 1}]}}  # pool {pool.pool_id}"
+            yield Finding("port_of_daemon", WARN, f"port {port}", message, (remedy,))
 
 
 def _shared(names: tuple[str, ...], ports: list[int], spare: bool, remedy: list[str]) -> Finding:

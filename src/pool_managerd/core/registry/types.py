@@ -41,11 +41,14 @@ class KeptLeases:
 
 @dataclass(frozen=True, slots=True)
 class PerfHints:
-    """What may be expected of the pool: measured on this node and smoothed (EWMA), and the quantisations of its model."""
+    """What may be expected of the pool: measured on this node, and the quantisations of its model."""
 
     perf_tokens_per_s: float | None = None
     first_token_ms: float | None = None
     quantizations: tuple[str, ...] = ()
+    measured_with: str | None = None
+    """What the two were measured with: warm-ups, smoothed (EWMA), tell little; a bench tells more."""
+    measured_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
