@@ -475,3 +475,16 @@ async def test_a_pool_that_a_person_took_down_is_as_it_was_after_a_failed_reload
     await reload(world)
     await baked(world)
     assert world.p.state.desired is desired and not view(world.p.state).live
+
+
+async def test_what_was_reloaded_is_forgotten_on_request(world: World) -> None:
+    for changes in ({"slots": 3}, {"ctx": 512}):
+        await reload(world, changes=changes)
+        await baked(world)
+    operation = await reload(world, reset=True, changes={"ctx": 1024})
+    await baked(world)
+    assert operation.status == "succeeded" and fact(world)["changes"] == {"ctx": 1024}
+    assert world.p.config is not None and (world.p.config.slots, world.p.config.ctx) == (2, 1024)
+    operation = await reload(world, reset=True)
+    await baked(world)
+    assert operation.status == "succeeded" and fact(world) == {} and world.p.config == world.config.pools[0]

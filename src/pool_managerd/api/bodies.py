@@ -32,13 +32,14 @@ class DrainBody(Body):
 
 
 class ReloadBody(Body):
-    """At least one of the first three. ``engine`` replaces a submitted engine, the others change a configured pool."""
+    """At least one of the first four. ``engine`` replaces a submitted engine, the others change a configured pool."""
 
     new_model_ref: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(None, description="Another model.")
     engine: dict[str, Any] | None = Field(None, description="A PreparedEngine.")
     changes: Annotated[dict[str, Any], Field(max_length=64)] | None = Field(
         None, description="Keys of the pool's configuration; null for a key that is to be as if it were not written."
     )
+    reset: bool = Field(False, description="What earlier reloads have changed does not hold any more: as the file says.")
     drain_deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
         None, description="How long leases may take to end; then the reload is given up, and the engine serves on."
     )

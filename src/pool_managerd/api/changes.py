@@ -49,7 +49,7 @@ async def reload(context: ApiContext, request: web.Request) -> web.Response:
     body = await read_model(request, ReloadBody)
     engine = None if body.engine is None else context.node.parse_prepared(body.engine, wanted)
     asked = ReloadRequest(
-        wanted, body.new_model_ref, body.changes, engine, body.drain_deadline_ms, body.strategy, body.idempotency_key
+        wanted, body.new_model_ref, body.changes, engine, body.drain_deadline_ms, body.strategy, body.idempotency_key, body.reset
     )
     if dry_run:
         return json_response(await context.keep(context.node.plan_reload(asked)))

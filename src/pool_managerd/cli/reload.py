@@ -19,6 +19,7 @@ Changed = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="A key of the pool's configuration and its value, such as ctx=4096; null unsets it."),
 ]
+Reset = Annotated[bool, typer.Option("--reset", help="Back to what the file says: what earlier reloads have changed goes.")]
 Strategy = Annotated[
     str | None,
     typer.Option("--strategy", help="blue_green: beside the old engine; stop_start: after it. By default what fits."),
@@ -28,8 +29,8 @@ Plan = Annotated[bool, typer.Option("--plan", help="Show what it would do and ho
 
 def reload(
     pool_id: PoolId, model: Model = None, changes: Changed = None, file: Prepared = None, deadline_ms: Deadline = None,
-    strategy: Strategy = None, plan: Plan = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
-    output: Output = Format.TABLE,
+    reset: Reset = False, strategy: Strategy = None, plan: Plan = False, no_wait: NoWait = False, url: Url = None,
+    config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Replace what a pool runs: another model, other keys.
 
@@ -42,10 +43,12 @@ def reload(
         body["changes"] = _changes(changes)
     if file is not None:
         body["engine"] = read_prepared(file)
+    if reset:
+        body["reset"] = True
     body = {key: value for key, value in body.items() if value is not None}
     if not body.keys() - {"drain_deadline_ms", "strategy"}:
         raise CommandFailed(
-            f"cannot reload {pool_id}: nothing is to change", USAGE, hint="give --model, --set KEY=VALUE or --file"
+            f"cannot reload {pool_id}: nothing is to change", USAGE, hint="give --model, --set KEY=VALUE, --reset or --file"
         )
     node = daemon(url, config)
     if plan:

@@ -61,8 +61,8 @@ class ReloadRequest:
     """What ``pool_id`` is to run: another model, other keys of its configuration, or an ``engine`` in a submitted one's place.
 
     ``drain_deadline_ms`` is how long leases may take to end; when it passes the reload is given up, and the engine serves on.
-    ``key`` is the caller's own name for the request: sent again, it is the same reload. Raises SpecError for what asks for
-    nothing, or for two things at once.
+    ``key`` is the caller's own name for the request: sent again, it is the same reload. ``reset``: what earlier reloads have
+    changed does not hold any more. Raises SpecError for what asks for nothing, or for two things at once.
     """
 
     pool_id: str
@@ -72,12 +72,14 @@ class ReloadRequest:
     drain_deadline_ms: int | None = None
     strategy: str | None = None
     key: str | None = None
+    reset: bool = False
 
     def __post_init__(self) -> None:
-        if self.new_model_ref is None and self.changes is None and self.engine is None:
-            raise self._wrong("it asks for nothing", "give new_model_ref, changes or engine")
-        if self.engine is not None and (self.new_model_ref is not None or self.changes is not None):
-            raise self._wrong("an engine runs as it is", "leave new_model_ref and changes out, or engine")
+        changes = self.new_model_ref is not None or self.changes is not None or self.reset
+        if not changes and self.engine is None:
+            raise self._wrong("it asks for nothing", "give new_model_ref, changes, reset or engine")
+        if self.engine is not None and changes:
+            raise self._wrong("an engine runs as it is", "leave new_model_ref, changes and reset out, or engine")
         deadline_ms = self.drain_deadline_ms
         if deadline_ms is not None and not 0 <= deadline_ms <= MAX_DEADLINE_MS:
             raise self._wrong(f"drain_deadline_ms is {deadline_ms}", f"it must be from 0 to {MAX_DEADLINE_MS} (24 h)")
@@ -92,7 +94,7 @@ class ReloadRequest:
         if self.key is None:
             return None
         engine = None if self.engine is None else repr(self.engine)
-        asked = [self.new_model_ref, self.changes, engine, self.drain_deadline_ms, self.strategy]
+        asked = [self.new_model_ref, self.changes, engine, self.drain_deadline_ms, self.strategy, self.reset]
         return f"{hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]}:{self.key}"
 
     def all_changes(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.config.changes import differences, with_changes
+from pool_managerd.config.changes import differences, merged, with_changes
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle.phase import IDLE
@@ -130,7 +130,7 @@ class Targets:
                 f"cannot reload pool {pool.pool_id} with what may be secret ({', '.join(named)}): it would be kept on disk",
                 pool_id=pool.pool_id, hint="put it into the configuration file",
             )  # fmt: skip
-        return self._pools.overrides.changes(pool.pool_id, asked)
+        return merged({}, asked) if request.reset else self._pools.overrides.changes(pool.pool_id, asked)
 
     def _definition(self, pool: Pool, request: ReloadRequest, changes: Mapping[str, Any]) -> Definition:
         config = self._config()
@@ -151,7 +151,7 @@ class Targets:
                 f"cannot reload pool {pool.pool_id} to mode external: somebody else runs such an engine, so there is none to "
                 "start, to try and to go back from", pool_id=pool.pool_id,
                 hint="attach a pool of another id to it, or write `provisioning: {mode: external, url: …}` of this one into the "
-                "configuration file and stop the pool; that holds from the daemon's next start",
+                "configuration file, and apply that",
             )  # fmt: skip
         return new
 
