@@ -14,6 +14,7 @@ from pool_managerd.cli.client import Daemon
 from pool_managerd.errors import RequestError
 from tests.api.fake_node import BENCH
 from tests.cli.test_commands import Invoke, Server
+from tests.conftest import interrupts_heard
 
 
 def test_what_was_measured_is_drawn_in_80_columns(invoke: Invoke, server: Server) -> None:
@@ -61,11 +62,8 @@ def test_an_interrupt_while_it_is_asked_for_is_heard_when_there_is_something_to_
 
     server.node.auto = False
     monkeypatch.setattr(Daemon, "request", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
-    try:
+    with interrupts_heard():
         code, _, err = invoke("bench", "demo")
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert (code, err) == (130, "the bench of demo was broken off\n")
     assert server.node.calls == [("bench", "demo"), ("cancel_bench", "demo")]
 

@@ -148,7 +148,12 @@ def test_another_file_takes_the_place_of_the_daemons_own(daemon: Daemon, tiny_mo
     assert wrong.returncode == 4 and daemon.config.read_text() != other.read_text()
 
 
-@pytest.mark.parametrize("place", ["apply.begun", "apply.step", "reload.proven"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param("apply.begun", marks=SLOW), "apply.step", pytest.param("reload.proven", marks=SLOW)]
+)
 def test_a_daemon_that_dies_in_an_apply_is_followed_by_one_that_goes_by_the_file(
     daemon: Daemon, tiny_model: Path, place: str
 ) -> None:

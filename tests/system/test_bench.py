@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pool_managerd import BenchRequest, PoolManager, PreloadOutcome, RequestError
-from tests.conftest import wait_until
+from tests.conftest import interrupts_heard, wait_until
 from tests.system.daemons import Daemon
 from tests.system.nodes import config
 
@@ -81,7 +81,8 @@ def test_what_the_command_shows_and_what_an_interrupt_ends(daemon: Daemon) -> No
     argv = [sys.executable, "-m", "pool_managerd.cli", "bench", "p", "--url", f"http://127.0.0.1:{daemon.port}"]
     done = subprocess.run([*argv, "--tokens", "16", "--runs", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and "tokens/s in total" in done.stdout and "2 at once" in done.stdout, done
-    running = subprocess.Popen([*argv, "--tokens", "2048"], stderr=subprocess.PIPE, text=True)
+    with interrupts_heard():
+        running = subprocess.Popen([*argv, "--tokens", "2048"], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: leases(daemon) == ["pool-managerd bench"] * 2, "the bench to begin", 20)
     os.kill(running.pid, signal.SIGINT)
     _, told = running.communicate(timeout=20)

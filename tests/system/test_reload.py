@@ -22,8 +22,16 @@ from tests.system.nodes import left_behind, mentioning
 RULES = "reload: {bake_ms: 300}\n"
 BESIDE = ("reload.loading", "reload.loaded", "reload.taken_over")
 IN_PLACE = ("reload.draining", "reload.switching", "reload.switched")
-STEPS = [place for place in PLACES if place.startswith("reload.") and place not in BESIDE]
-BESIDE_STEPS = [place for place in PLACES if place.startswith("reload.") and place not in IN_PLACE]
+TELLING = ("reload.loaded", "reload.switched", "reload.committed", "reload.taken_over", "reload.undoing")
+"""The steps after which most is different; the others are slow."""
+
+
+def steps(not_in: tuple[str, ...]) -> list[Any]:
+    """Where a daemon may die in a reload."""
+    places = (place for place in PLACES if place.startswith("reload.") and place not in not_in)
+    return [pytest.param(place, marks=() if place in TELLING else pytest.mark.slow) for place in places]
+
+
 OLD, NEW = ("--model", "old.gguf"), ("--model", "new.gguf")
 
 
@@ -96,7 +104,7 @@ def test_a_request_without_a_lease_ends_before_its_engine_does(daemon: Daemon, c
 
 
 def test_a_request_without_a_lease_is_waited_for_by_the_next_daemon_too(daemon: Daemon) -> None:
-    daemon.start().preload("p", *OLD, "--token-ms", "120")
+    daemon.start().preload("p", *OLD, "--token-ms", "250")
     told: list[bytes] = []
     client = threading.Thread(target=stream, args=(daemon.status()["url"], told))
     client.start()
@@ -106,7 +114,7 @@ def test_a_request_without_a_lease_is_waited_for_by_the_next_daemon_too(daemon: 
         assert daemon.status()["draining"]
         daemon.kill()
         daemon.start()
-        daemon.until(lambda status: bool(status["draining"] and status["drain"]["requests"] == 1), "the drain to go on")
+        daemon.until(lambda status: bool(status["drain"] and status["drain"]["requests"] == 1), "the drain to go on")
         assert ended(daemon, drain)["outcome"]["force_stopped"] is False
     finally:
         client.join(20)
@@ -114,7 +122,7 @@ def test_a_request_without_a_lease_is_waited_for_by_the_next_daemon_too(daemon: 
     assert [line["left"] for line in daemon.lines("drain_progress")] == [1] * len(daemon.lines("drain_progress"))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", steps(not_in=BESIDE))
 def test_a_daemon_that_dies_in_a_reload_is_followed_by_one_that_undoes_it_or_had_committed_it(daemon: Daemon, step: str) -> None:
     """One lease is held while it drains, so that it can die there; the undoing is that of an engine that ends at once."""
     daemon.env |= {"POOL_MANAGERD_TEST_FAILPOINTS": "1", "PM_FAILPOINTS": f"{step}=panic"}
@@ -171,7 +179,7 @@ def test_two_engines_side_by_side_until_the_last_lease_of_the_old_one_has_ended(
     assert daemon.status()["pid"] == after["pid"]
 
 
-@pytest.mark.parametrize("step", BESIDE_STEPS)
+@pytest.mark.parametrize("step", steps(not_in=IN_PLACE))
 def test_a_daemon_that_dies_with_two_engines_is_followed_by_one_that_goes_on_with_the_right_ones(
     daemon: Daemon, open_dir: Path, step: str
 ) -> None:
