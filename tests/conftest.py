@@ -58,7 +58,7 @@ def descriptors(pid: int) -> int:
 
 @contextmanager
 def interrupts_heard() -> Iterator[None]:
-    """Ctrl-C means what it does on a terminal, to this process and to what it starts: a shell's job in the background ignores it."""
+    """Ctrl-C means to this process, and to what it starts, what it does on a terminal; a job in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
