@@ -147,6 +147,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
             **known,
             "reload": self._reloads.stage_of(pool_id),
             "beside": other,
+            "reloaded": sorted(self._pools.overrides.changes(pool_id, {})),
             "unapplied": self._applies.unapplied(pool_id),
         }
 

@@ -48,9 +48,9 @@ def test_a_submitted_engine_is_not_what_runs_already(invoke: Invoke, server: Ser
 
 def test_a_drain_that_is_waited_for_says_what_is_left_and_until_when_in_steps() -> None:
     pool = {"pool_id": "p", "state": "draining", "drain": {"left": 3, "requests": 0, "remaining_ms": 21_400}}
-    assert progress.sentence(pool) == "p: draining, 3 requests left, 30 s at most"
+    assert progress.sentence(pool) == "p: draining, 3 requests left, about 20 s to the deadline"
     pool["drain"] = {"left": 1, "requests": 1, "remaining_ms": 0}
-    assert progress.sentence(pool) == "p: draining, one request left, 0 ms at most"
+    assert progress.sentence(pool) == "p: draining, one request left, about 0 ms to the deadline"
     assert progress.sentence({"pool_id": "p", "state": "ready", "drain": None}) == "p: ready"
 
 

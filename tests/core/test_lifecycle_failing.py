@@ -376,7 +376,7 @@ def test_a_drain_that_cut_leases_off_is_an_error_until_the_next_good_start() -> 
     story.tell(ev.Drain(1000, 2), ev.LeasesChanged(2))
     story.tell(ev.Tick(), after_s=1)
     story.tell(ev.Died(1), ev.Exited(1, code=0))
-    error = "drain deadline reached: 2 leases were cut off"
+    error = "drain deadline reached: 2 requests were cut off"
     assert story.phase() is Phase.DOWN and story.i.last_error == error and story.i.history.error == error
     story.tell(ev.Stop())
     assert story.i.last_error == error
@@ -394,7 +394,7 @@ def test_a_stop_that_cut_a_drain_short_says_so() -> None:
     story.tell(ev.Start())
     story.up()
     story.tell(ev.Drain(9000, 1), ev.LeasesChanged(1), ev.Stop(), ev.Died(1), ev.Exited(1, code=0))
-    assert story.i.last_error == "stopped while draining: one lease was cut off"
+    assert story.i.last_error == "stopped while draining: one request was cut off"
     assert story.said("drain_finished").human == f"Pool 'p' has drained; {story.i.last_error}"
 
 

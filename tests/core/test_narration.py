@@ -79,9 +79,9 @@ def test_what_becomes_of_a_breaker_is_a_sentence() -> None:
 
 def test_a_drain_says_what_it_waits_for_and_what_it_cut_off() -> None:
     assert narration.draining("p", 0, 5000) == "Pool 'p' is draining; nothing is running on it"
-    assert narration.draining("p", 1, 5000) == "Pool 'p' is draining; one lease may run on for 5 s"
-    assert narration.cut_off(1, "deadline") == "deadline: one lease was cut off"
-    assert narration.cut_off(2, "deadline") == "deadline: 2 leases were cut off"
+    assert narration.draining("p", 1, 5000) == "Pool 'p' is draining; one request may run on for 5 s"
+    assert narration.cut_off(1, "deadline") == "deadline: one request was cut off"
+    assert narration.cut_off(2, "deadline") == "deadline: 2 requests were cut off"
 
 
 def test_waits_and_ends_of_an_engine_are_sentences() -> None:

@@ -272,7 +272,7 @@ async def test_the_plan_says_how_it_would_be_done_and_why(world: World) -> None:
     [
         (1 << 45, {"slots": 3}, "RAM"),
         (0, {"slots": 3}, "the size of its model is not known"),
-        (1 << 30, {"provisioning": {"ports": [9100]}}, "both would have to be at port 9100"),
+        (1 << 30, {"provisioning": {"ports": [8080]}}, "both would have to be at port 8080"),
     ],
 )
 async def test_side_by_side_is_not_tried_where_it_cannot_be(

@@ -196,7 +196,7 @@ async def test_what_a_drain_cut_off_is_said_until_the_next_good_start(world: Wor
     operation = await world.pools.change(pool, "drain", ev.Drain(1000, 0), "drained", desired="drained")
     await world.fakes.clock.advance(1)
     assert (await operation.wait())["force_stopped"] is True
-    error = "drain deadline reached: one lease was cut off"
+    error = "drain deadline reached: one request was cut off"
     assert status(world)["last_error"] == error
     after = await next_daemon(world, worlds, 5, desired="drained")
     assert status(after)["last_error"] == error

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.health import Counters
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
@@ -258,9 +259,9 @@ async def test_a_pool_that_is_down_comes_up_as_it_was_reloaded_or_stays_down(wor
 
 async def test_meanwhile_a_start_waits_a_stop_gives_it_up_and_everything_else_is_refused(world: World) -> None:
     operation = await reload(world)
-    started = asyncio.create_task(world.start())
+    started = await world.start()
     await settle()
-    assert not started.done()
+    assert started.status == "running", "it is accepted at once"
     for event in (ev.Drain(0, 0), ev.Restart(), ev.Start(join=False)):
         with pytest.raises(RequestError, match="is being reloaded") as refused:
             await world.pools.change(world.p, "x", event, "down")
@@ -272,7 +273,7 @@ async def test_meanwhile_a_start_waits_a_stop_gives_it_up_and_everything_else_is
     await stop.wait()
     assert "stopped by request" in error_of(operation).message and not view(world.p.state).live
     assert world.p.config is not None and world.p.config.slots == 2 and fact(world) == {}
-    await asyncio.gather(started, return_exceptions=True)
+    await until(lambda: started.status != "running", "the start to be over, one way or the other")
     await settle()
     assert world.p.state.desired is Desired.STOPPED and not view(world.p.state).live, "who asked last has it"
 
@@ -488,3 +489,46 @@ async def test_what_was_reloaded_is_forgotten_on_request(world: World) -> None:
     operation = await reload(world, reset=True)
     await baked(world)
     assert operation.status == "succeeded" and fact(world) == {} and world.p.config == world.config.pools[0]
+
+
+async def test_a_plan_of_what_would_be_refused_is_refused_and_one_of_nothing_says_so(world: World) -> None:
+    plan = await world.reloads.plan(ReloadRequest("p", changes={"slots": 2}))
+    assert plan["steps"] == ["nothing: it runs that already"] and plan["forecast_duration_ms"] == 0
+    await reload(world)
+    with pytest.raises(RequestError, match="is being reloaded already"):
+        await world.reloads.plan(ReloadRequest("p", changes={"slots": 4}))
+
+
+async def test_a_start_during_a_reload_is_accepted_at_once_and_meets_the_new_engine(world: World) -> None:
+    await reload(world)
+    started = await world.start()
+    assert started.status == "running"
+    await baked(world)
+    await until(lambda: started.status != "running", "the start to end")
+    assert (await started.wait())["pid"] == world.fakes.launcher.processes[-1].pid
+
+
+async def test_what_is_told_of_a_reloads_drain_is_its_own_deadline(world: World) -> None:
+    world.fakes.registry.allocate_lease("p")
+    await reload(world, changes={"slots": 3}, drain_deadline_ms=9_000)
+    told = next(event for event in world.fakes.told if event.type == "drain_started")
+    assert told.fields["deadline_ms"] == 9_000 and "one request may run on for 9 s" in told.human
+    await world.fakes.clock.advance(9.1)
+    await settle()
+    assert view(world.p.state).ready and world.fakes.types().count("undrain") == 1
+
+
+async def test_an_engine_without_a_free_slot_is_not_measured(world: World) -> None:
+    """A prompt of ours would wait behind its clients."""
+    warm_ups: list[int] = []
+
+    async def warm_up(*_: Any) -> tuple[float, float]:
+        warm_ups.append(len(world.fakes.launcher.processes))
+        return 20.0, 50.0
+
+    world.fakes.prober.warm_up = warm_up  # type: ignore[method-assign,assignment]
+    world.fakes.prober.told = Counters(requests=2)
+    operation = await reload(world, drain_deadline_ms=1_000, changes={"slots": 3})
+    await world.fakes.clock.advance(1.1)
+    await until(lambda: operation.status != "running", "the drain to be given up")
+    assert warm_ups == [] and "drain timeout: 2 requests" in error_of(operation).message

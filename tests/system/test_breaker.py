@@ -103,7 +103,7 @@ def test_what_a_drain_cut_off_is_said_and_outlives_the_daemon(daemon: Daemon) ->
     daemon.preload("p")
     assert daemon.post("/v1/pools/p/leases", {})[0] == 201
     assert daemon.post("/v1/pools/p/drain?wait=true", {"deadline_ms": 100})[1]["outcome"]["force_stopped"] is True
-    error = "drain deadline reached: one lease was cut off"
+    error = "drain deadline reached: one request was cut off"
     assert daemon.status()["last_error"] == error
     daemon.post("/v1/pools/p/stop?wait=true")
     assert daemon.status()["last_error"] == error

@@ -103,6 +103,9 @@ class PoolStatus(Answer):
         None, description="How far a reload is: staging, loading, draining, switching, gating, committing or undoing."
     )
     unapplied: str | None = Field(None, description="Why what the file says of it is not in force; null where it is.")
+    reloaded: list[str] = Field(
+        default_factory=list, description="The keys that reloads have changed: they are not what the file says."
+    )
     beside: Beside | None = Field(None, description="The pool's other engine, while one takes the other's place.")
     next_restart_at_ms: int | None = None
     preload: dict[str, Any] | None = None

@@ -12,7 +12,7 @@ from pool_managerd.cli.table import cut
 from pool_managerd.core.narration import count, duration
 
 POLL_S = 0.15
-_STEP_MS = 10_000
+_STEPS_MS = (10_000, 1_000, 100, 1)
 _FRAMES = "|/-\\"
 
 
@@ -72,6 +72,7 @@ def sentence(pool: Json) -> str:
     drain = pool.get("drain")
     left = ""
     if drain:  # in steps: elsewhere than on a terminal each new sentence is a line
-        at_most_s = -(-drain["remaining_ms"] // _STEP_MS) * _STEP_MS / 1000
-        left = f", {count(drain['left'], 'request')} left, {duration(at_most_s)} at most"
+        step_ms = next(step for step in _STEPS_MS if step <= max(drain["remaining_ms"], 1))
+        about_s = round(drain["remaining_ms"] / step_ms) * step_ms / 1000
+        left = f", {count(drain['left'], 'request')} left, about {duration(about_s)} to the deadline"
     return f"{pool['pool_id']}: {step.get('human') or pool['state']}{percent}{left}"

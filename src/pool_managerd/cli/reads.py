@@ -13,7 +13,7 @@ from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, PoolIds, Url, chosen, daemon
 from pool_managerd.cli.output import Format, Json, error, moment, show
 from pool_managerd.cli.table import Column, facts, table
-from pool_managerd.core.narration import duration
+from pool_managerd.core.narration import count, duration
 
 OperationId = Annotated[
     str | None,
@@ -179,6 +179,9 @@ def _status_facts(pool: Json) -> None:
             *((str(baseline["kind"]), _measured(baseline)) for baseline in pool.get("baselines") or ()),
             ("reload", pool.get("reload")),
             ("beside it", _beside(pool)),
+            ("drain", _drain(pool)),
+            ("reloaded", _reloaded(pool)),
+            ("cache lost", (pool.get("cache") or {}).get("lost")),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("not applied", pool.get("unapplied")),
             ("isolation", pool.get("isolation")),
@@ -208,6 +211,22 @@ def _last_crash(pool: Json) -> str | None:
         return None
     what, remedy = crash.get("crash_class"), (crash.get("remediation") or {}).get("sentence")
     return f"{moment(crash.get('ts_ms'))}, {what}: {remedy} (pool-managerd crashes {pool['pool_id']})"
+
+
+def _drain(pool: Json) -> str | None:
+    """What it waits for, until when, and what calls it off."""
+    drain = pool.get("drain")
+    if not drain:
+        return None
+    left = f"{count(drain['left'], 'request')} left, {duration(drain['remaining_ms'] / 1000)} to the deadline"
+    return f"{left}; pool-managerd undrain {pool['pool_id']} calls it off"
+
+
+def _reloaded(pool: Json) -> str | None:
+    """What is not as the file says."""
+    keys = pool.get("reloaded")
+    back = f"pool-managerd reload {pool['pool_id']} --reset goes back to the file"
+    return f"{', '.join(keys)}, by hand; {back}" if keys else None
 
 
 def _beside(pool: Json) -> str | None:

@@ -64,12 +64,12 @@ def _bounded(value: Any, budget: int) -> tuple[Any, int]:
 
 
 def duration(seconds: float) -> str:
-    """``850 ms``, ``4 s``, ``2 min``: coarse on purpose."""
+    """``850 ms``, ``4 s``, ``2 min``, ``24 h``: coarse on purpose."""
     if seconds < 1:
         return f"{round(seconds * 1000)} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def size(n_bytes: int) -> str:
@@ -131,8 +131,8 @@ def breaker(pool_id: str, name: str, state: str, failures: int, left_s: float | 
 
 
 def cut_off(leases: int, why: str) -> str:
-    """Why nothing runs: a drain took leases away."""
-    return f"{why}: {count(leases, 'lease')} {'was' if leases == 1 else 'were'} cut off"
+    """Why nothing runs: a drain cut requests off, with a lease or without one."""
+    return f"{why}: {count(leases, 'request')} {'was' if leases == 1 else 'were'} cut off"
 
 
 def giving_up(pool_id: str, what: str, why: str) -> str:
@@ -142,4 +142,4 @@ def giving_up(pool_id: str, what: str, why: str) -> str:
 def draining(pool_id: str, leases: int, deadline_ms: int) -> str:
     if leases == 0:
         return f"Pool '{pool_id}' is draining; nothing is running on it"
-    return f"Pool '{pool_id}' is draining; {count(leases, 'lease')} may run on for {duration(deadline_ms / 1000)}"
+    return f"Pool '{pool_id}' is draining; {count(leases, 'request')} may run on for {duration(deadline_ms / 1000)}"

@@ -15,11 +15,12 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.actor import PoolActor
+from pool_managerd.supervision.changes import Asked, Changes
 from pool_managerd.supervision.definitions import Definitions
 from pool_managerd.supervision.endings import Endings
 from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
-from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through, objection
+from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through
 from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.precedence import Nobody, Precedence
@@ -27,7 +28,6 @@ from pool_managerd.supervision.replacements import Replacements
 from pool_managerd.supervision.services import Services
 
 MAX_SUBMITTED = 1_000
-_AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 
 
 class Pools:
@@ -50,10 +50,11 @@ class Pools:
         services.gpus.attach(self.instances, self.tell)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
+        self._changes = Changes(self, services, lambda: self._config)
         self.overrides = Overrides(services.records, services.events)
         self.precedence: Precedence = Nobody()
-        self._endings = Endings(self, services)
-        services.events.listen(self._endings.hear)
+        self.endings = Endings(self, services)
+        services.events.listen(self.endings.hear)
 
     def use_config(self, config: Config) -> None:
         """What is in force from now on, of pools to come and of requests; those that are there have what they were defined by."""
@@ -158,7 +159,7 @@ class Pools:
     def resume(self, operation: Operation) -> None:
         """Go on waiting for the end of what an earlier daemon began. Raises RequestError POOL_NOT_FOUND."""
         pool = self.get(operation.pool_id)
-        self._actors[pool.pool_id].post(ev.Tick(), Waiting(operation, operation.goal, self._endings.tell))
+        self._actors[pool.pool_id].post(ev.Tick(), Waiting(operation, operation.goal, self.endings.tell))
 
     async def remove(self, pool: Pool) -> bool:
         """Forget a pool that is down; false when another caller has done so. Raises RequestError when it is not down."""
@@ -169,7 +170,7 @@ class Pools:
         async with self.turn(pool):
             if self.find(pool_id) is not pool:
                 return False
-            self._check_open(pool)
+            self.check_open(pool)
             reloaded, i = self.precedence.has(pool_id) or self.replacements.find(pool_id), pool.instance
             if reloaded or i.has_process or i.phase not in (Phase.DOWN, Phase.FAILED, Phase.ATTACHED):
                 raise RequestError(
@@ -220,42 +221,7 @@ class Pools:
         What would be refused now changes nothing. A state that cannot be written refuses before anything has begun.
         A caller that goes away in between leaves no half of a change: it is carried through all the same.
         """
-        while True:
-            await self.precedence.wait(pool.latest(), event)
-            operation = await carried_through(self._change(pool.latest(), kind, event, goal, desired, held, engine))
-            if operation is not None:
-                return operation
-
-    async def _change(
-        self, pool: Pool, kind: str, event: ev.Event, goal: str, desired: str | None, held: bool | None,
-        engine: AnyEngine | None,
-    ) -> Operation | None:  # fmt: skip
-        """None when a reload has begun before it was this one's turn."""
-        async with self.turn(pool):
-            self._check_open(pool)
-            if self.precedence.has(pool.pool_id):
-                return None
-            refused = objection(pool.state, event, self._s.clock.monotonic(), pool.definition.policy)
-            if refused is not None:
-                raise refused
-            if engine is not None:
-                policy.check_room(pool, engine, self.all())
-            elif not _from_configuration(pool, event):
-                if goal == "up":
-                    policy.check_startable(self._config, pool)
-                engine = pool.submitted
-            definition = None if engine is pool.submitted else self.definitions.with_engine(pool.pool_id, pool.definition, engine)
-            policy.learn_secrets(self._s.events.redactor, pool.pool_id, definition or pool.definition)
-            before = self.intents.get(pool.pool_id)
-            await self.intents.keep(pool, engine, desired, held)
-            try:
-                self._check_open(pool)
-                operation = await self.request(pool, kind, event, goal, definition)
-            except PoolError:  # things have moved while the disk was written
-                await self.intents.put(before or StoredPool(pool.pool_id))
-                raise
-            await self.operations.kept()
-            return operation
+        return await self._changes.change(pool, Asked(kind, event, goal, desired, held, engine))
 
     async def submit(self, pool_id: str, engine: PreparedEngine) -> Operation:
         """Preload an engine of somebody's own, on a new pool where none has that id. Raises RequestError, SpecError."""
@@ -277,7 +243,7 @@ class Pools:
             return False
         try:
             async with self.turn(pool):
-                self._check_open(pool)
+                self.check_open(pool)
                 await self.intents.keep(pool, pool.submitted)
         except PoolError:
             await self.discard(pool)
@@ -299,19 +265,24 @@ class Pools:
         """Changes of one pool wait for each other: what is stored last is what was done last."""
         return self._turns.setdefault(pool.pool_id, asyncio.Lock())
 
-    def _check_open(self, pool: Pool) -> None:
+    def check_open(self, pool: Pool) -> None:
+        """Raises RequestError when nothing is changed any more, or this pool is gone."""
         if self.closing:
             raise RequestError("cannot change anything: the daemon is shutting down", code="NODE_UNAVAILABLE", status=503)
         if self.find(pool.pool_id) is not pool:
             raise _not_found(pool.pool_id)
 
-    async def request(self, pool: Pool, kind: str, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
+    async def request(
+        self, pool: Pool, kind: str, event: ev.Event, goal: str, definition: Definition | None = None,
+        accepted: Operation | None = None,
+    ) -> Operation:  # fmt: skip
         """Ask the pool, without making anything durable. Raises the RequestError of a refusal."""
-        operation = self.operations.begin(kind, pool.pool_id, goal)
+        operation = accepted or self.operations.begin(kind, pool.pool_id, goal)
         try:
-            await self.ask(pool, event, operation, self._endings.tell, definition)
+            await self.ask(pool, event, operation, self.endings.tell, definition)
         except PoolError:
-            self.operations.discard(operation)
+            if accepted is None:
+                self.operations.discard(operation)
             raise
         return operation
 
@@ -331,14 +302,10 @@ class Pools:
     async def close(self, *, leave: bool = False) -> None:
         """End all actors; their engines must be down by now, or are to ``leave`` running."""
         await self.replacements.close()
+        self._changes.close()
         for pool_id in self.ids():
             for actor in self.replacements.actors(pool_id):
                 await actor.close(leave=leave)
-
-
-def _from_configuration(pool: Pool, event: ev.Event) -> bool:
-    """True for a start of a configured pool that begins anew: what its configuration says holds again."""
-    return isinstance(event, ev.Start) and pool.config is not None and pool.instance.phase in _AT_REST
 
 
 def _not_found(pool_id: str) -> RequestError:

@@ -12,6 +12,10 @@ class Precedence(Protocol):
     """Asked before each change. ``has`` is asked again when it is its turn: something may have begun in between."""
 
     def has(self, pool_id: str) -> bool: ...
+    def defers(self, pool_id: str, event: Event) -> bool:
+        """``event`` is accepted, and has to wait for long."""
+        ...
+
     async def wait(self, pool: Pool, event: Event) -> None:
         """Return when ``event`` may go ahead. Raises RequestError when it may not."""
         ...
@@ -21,6 +25,9 @@ class Nobody:
     """No pool is changed in several steps."""
 
     def has(self, pool_id: str) -> bool:
+        return False
+
+    def defers(self, pool_id: str, event: Event) -> bool:
         return False
 
     async def wait(self, pool: Pool, event: Event) -> None: ...

@@ -36,6 +36,8 @@ class Proving:
         engine = pool.launch.prepared
         if not isinstance(engine, PreparedEngine) or not engine.warmable or measured.get(baseline_key(engine)) is None:
             return
+        if await requests_of(pool, self._s) >= engine.slots_total:
+            return  # it would wait behind clients, and be one more request that a drain waits for
         await self._keep_slots(pool, engine)
         try:
             first_ms, rate = await self._s.prober.warm_up(engine, pool.definition.policy.warmup_timeout_s)
@@ -79,7 +81,8 @@ class Proving:
             best = min(best[0], first_ms), max(best[1], rate)
             if (wrong := slower(before, *best, share)) is None:
                 return
-        raise _failed(pool, wrong or "it is slower than before")
+        hint = "where the machine was busy with something else, try again, or lower reload.baseline_share"
+        raise _failed(pool, wrong or "it is slower than before", hint)
 
     async def _until_explained(self, pool: Pool, epoch: int) -> None:
         """How an engine ended is known a moment after that it did."""
@@ -109,5 +112,5 @@ class Proving:
             raise _failed(pool, f"it did not stay ready for {seconds:g} s: {why}")
 
 
-def _failed(pool: Pool, why: str) -> EngineError:
-    return EngineError(f"the new engine did not pass: {why}", code="GATE_FAILED", status=500, pool_id=pool.pool_id)
+def _failed(pool: Pool, why: str, hint: str | None = None) -> EngineError:
+    return EngineError(f"the new engine did not pass: {why}", code="GATE_FAILED", status=500, pool_id=pool.pool_id, hint=hint)

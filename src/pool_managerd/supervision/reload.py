@@ -17,7 +17,7 @@ from pool_managerd.config import Config
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import SERVING
-from pool_managerd.core.narration import count
+from pool_managerd.core.narration import count, duration
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.blue_green import BlueGreen
@@ -27,7 +27,7 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.proving import Proving
 from pool_managerd.supervision.reload_run import Reload, broken_off
 from pool_managerd.supervision.reload_strategy import Strategies
-from pool_managerd.supervision.reload_target import Targets
+from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.stop_start import StopStart
 from pool_managerd.supervision.times import Times
@@ -61,6 +61,7 @@ class Reloads:
 
     async def plan(self, request: ReloadRequest) -> dict[str, Any]:
         """What a reload would do, and how long it would take, without doing any of it. Raises PoolError where it would not."""
+        self._require_free(self._pools.get(request.pool_id).pool_id)
         target = self._targets.of(request)
         pool_id, serves = target.pool.pool_id, target.pool.instance.phase in SERVING
         strategy, why = await self._strategies.choose(request, target)
@@ -69,9 +70,17 @@ class Reloads:
         load, stop = self._times.of(pool_id, "load"), self._times.of(pool_id, "stop")
         takes = Forecast.of(stop, load) if serves and not beside else Forecast.of(load)
         down = Forecast(0, 0) if beside else takes
+        told = steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)
+        if self._runs_it(target):
+            told, why, down, takes, bake_ms = (
+                ("nothing: it runs that already",),
+                "nothing is to change",
+                *(Forecast(0, 0),) * 2,
+                0,
+            )
         return {
             "pool_id": pool_id, "strategy": strategy.value, "why": why, "changes": self._targets.shown(target),
-            "steps": list(steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)),
+            "steps": list(told),
             "forecast_downtime_ms": down.ms, "forecast_spread_ms": down.spread_ms,
             "forecast_duration_ms": None if takes.ms is None else takes.ms + bake_ms,
             "vram": {"where": where, "needs": list(needs)},
@@ -92,17 +101,7 @@ class Reloads:
         return reload.operation
 
     def _accepted(self, request: ReloadRequest) -> Reload:
-        if self.has(request.pool_id):
-            raise RequestError(
-                f"cannot reload pool '{request.pool_id}': it is being reloaded already", code="OPERATION_IN_PROGRESS",
-                status=409, pool_id=request.pool_id, retriable=True,
-            )  # fmt: skip
-        if (other := self._pools.replacements.find(request.pool_id)) is not None:
-            left = count(self._s.registry.leases_on(request.pool_id, other.instance.epoch), "lease")
-            raise RequestError(
-                f"cannot reload pool '{request.pool_id}': the engine that it ran before has not ended yet ({left} in flight)",
-                code="OPERATION_IN_PROGRESS", status=409, pool_id=request.pool_id, retriable=True,
-            )  # fmt: skip
+        self._require_free(request.pool_id)
         target = self._targets.of(request)
         operation = self._pools.operations.begin("reload", request.pool_id, key=request.named())
         serves = target.pool.instance.phase in SERVING
@@ -112,6 +111,21 @@ class Reloads:
         reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
         return reload
 
+    def _require_free(self, pool_id: str) -> None:
+        """Raises RequestError while it is being reloaded, or ends what an earlier reload has replaced."""
+        if self.has(pool_id):
+            raise RequestError(
+                f"cannot reload pool '{pool_id}': it is being reloaded already", code="OPERATION_IN_PROGRESS",
+                status=409, pool_id=pool_id, retriable=True,
+            )  # fmt: skip
+        if (other := self._pools.replacements.find(pool_id)) is not None:
+            left = count(self._s.registry.leases_on(pool_id, other.instance.epoch), "lease")
+            raise RequestError(
+                f"cannot reload pool '{pool_id}': the engine that it ran before has not ended yet ({left} in flight)",
+                code="OPERATION_IN_PROGRESS", status=409, pool_id=pool_id, retriable=True,
+                hint="wait for its leases to end; stopping the pool ends both engines",
+            )  # fmt: skip
+
     async def close(self) -> None:
         """The daemon ends: what is not committed is left for the next one to undo."""
         for reload in tuple(self._running.values()):
@@ -120,6 +134,10 @@ class Reloads:
     def has(self, pool_id: str) -> bool:
         """It is being reloaded."""
         return pool_id in self._running
+
+    def defers(self, pool_id: str, event: ev.Event) -> bool:
+        """A start is accepted, and waits for the reload's end."""
+        return self.has(pool_id) and isinstance(event, ev.Start) and event.join
 
     async def wait(self, pool: Pool, event: ev.Event) -> None:
         """Whoever else wants to change the pool: waits, ends the reload, or is refused. Raises RequestError."""
@@ -153,7 +171,7 @@ class Reloads:
             reload.over.set()
 
     async def _replace(self, reload: Reload) -> None:
-        if reload.target.new == reload.target.old and view(reload.pool.state).ready and not reload.pool.launch.outdated:
+        if self._runs_it(reload.target):
             return self._succeeded(reload, reload.pool, downtime_ms=0)
         await self._stage(reload)
         await self._begin(reload)
@@ -169,6 +187,9 @@ class Reloads:
         way.take_over(reload)
         since = tried.instance.ready_since or self._s.clock.monotonic()
         return self._succeeded(reload, tried, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
+
+    def _runs_it(self, target: Target) -> bool:
+        return target.new == target.old and view(target.pool.state).ready and not target.pool.launch.outdated
 
     async def _stage(self, reload: Reload) -> None:
         """Everything that can be known to be in the way of the new engine, while the one before it serves."""
@@ -210,13 +231,16 @@ class Reloads:
     def _succeeded(self, reload: Reload, pool: Pool, downtime_ms: int) -> None:
         engine = pool.launch.prepared
         took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
-        outcome = {
+        outcome: dict[str, Any] = {
             "pool_id": pool.pool_id, "strategy": reload.strategy.value,
             "engine_version": None if engine is None else engine.engine_version,
             "model_id": None if engine is None else engine.model_id, "downtime_ms": downtime_ms, "duration_ms": took_ms,
             "rolled_back": False,
         }  # fmt: skip
         down = f"it was down for {downtime_ms} ms" if downtime_ms else "it was never down"
+        if (other := self._pools.replacements.find(pool.pool_id)) is not None:
+            outcome["leases_on_the_old_engine"] = left = self._s.registry.leases_on(pool.pool_id, other.instance.epoch)
+            down += f"; {count(left, 'lease')} on the old engine may run on for {duration(reload.target.deadline_ms / 1000)}"
         human = f"Pool '{pool.pool_id}' is reloaded; {down}"
         self._s.events.emit("reload_succeeded", human, pool_id=pool.pool_id, duration_ms=took_ms, downtime_ms=downtime_ms)
         self._pools.operations.finish(reload.operation, outcome)

@@ -44,9 +44,10 @@ class Strategies:
         pool, config = target.pool, target.new.config
         if pool.instance.phase not in SERVING:
             return "no engine of it serves now"
-        if config is not None and len(set(config.provisioning.ports)) == 1:
-            return f"both would have to be at port {config.provisioning.ports[0]}"
         before, after = pool.launch.prepared, target.new.submitted
+        ports = set() if config is None else set(config.provisioning.ports)
+        if isinstance(before, PreparedEngine) and ports == {before.port}:
+            return f"both would have to be at port {before.port}"
         if isinstance(before, PreparedEngine) and isinstance(after, PreparedEngine) and before.port == after.port:
             return f"both would be at port {after.port}"
         return None

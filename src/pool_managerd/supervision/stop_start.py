@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 
 from pool_managerd import failpoints
-from pool_managerd.core.drain import MAX_DEADLINE_MS
 from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE
@@ -39,11 +37,9 @@ class StopStart:
 
     async def _drain(self, reload: Reload) -> None:
         """Its own deadline ends it, by taking the drain back: nobody's lease is cut off for a reload."""
-        reload.stage, pool, clock = Stage.DRAINING, reload.pool, self._s.clock
-        drained = await self._asking.begin(pool, ev.Drain(MAX_DEADLINE_MS, 0), "drained")
-        reload.down_at = clock.monotonic()
-        take_back = partial(self._pools.post, pool.pool_id, ev.Undrain())
-        late = clock.call_at(reload.down_at + reload.target.deadline_ms / 1000, take_back)
+        reload.stage, pool = Stage.DRAINING, reload.pool
+        drained = await self._asking.begin(pool, ev.Drain(reload.target.deadline_ms, 0, recall=True), "drained")
+        reload.down_at = self._s.clock.monotonic()
         failpoints.reach("reload.draining")
         try:
             await drained.wait()
@@ -55,8 +51,6 @@ class StopStart:
                 f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
                 code="DRAIN_TIMEOUT", status=409, pool_id=pool.pool_id, retriable=True, hint="try again later, or give it longer",
             ) from None  # fmt: skip
-        finally:
-            late.cancel()
 
     def take_over(self, reload: Reload) -> None:
         """It is committed; the pool is what it was, with another engine."""

@@ -20,11 +20,12 @@ def drain_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
     draining = to(
         replace(pool, desired=Desired.DRAINED, pending_start=False), Phase.DRAINING, now, deadline=now + e.deadline_ms / 1000,
         next_probe_at=now + p.probe_interval_s, drain_since=now, drain_leases=e.active_leases, force_stopped=False,
+        drain_recall=e.recall,
     )  # fmt: skip
     say = _started(pool, e.active_leases, e.deadline_ms)
     if e.active_leases == 0:
         return then((say,), begin_stop(draining, now, p, After.STAY))
-    if e.deadline_ms == 0:
+    if e.deadline_ms == 0 and not e.recall:
         return then((say,), _force(draining, now, p))
     return draining, (say,)
 
@@ -39,7 +40,7 @@ def drain_not_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> St
 def drain_draining(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
     """Another caller wants the same: both wait for one end, and the earlier deadline holds."""
     deadline, before = now + e.deadline_ms / 1000, pool.active.deadline
-    sooner = on(pool, deadline=deadline if before is None else min(before, deadline))
+    sooner = on(pool, deadline=deadline if before is None else min(before, deadline), drain_recall=False)
     return _force(sooner, now, p) if e.deadline_ms == 0 else (sooner, ())
 
 
@@ -57,7 +58,7 @@ def leases_changed(pool: PoolState, e: ev.LeasesChanged, now: float, p: Policy) 
 def draining_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
     deadline = pool.active.deadline
     if deadline is not None and now >= deadline:
-        return _force(pool, now, p)
+        return undrain(pool, ev.Undrain(), now, p) if pool.active.drain_recall else _force(pool, now, p)
     return send_due_probe(pool, now, p)
 
 
@@ -70,7 +71,8 @@ def undrain(pool: PoolState, e: ev.Undrain, now: float, p: Policy) -> Step:
     """Back to serving; ready again at once only when a probe of this launch was good just now."""
     i = pool.active
     back = on(
-        replace(pool, desired=Desired.WANTED), drain_since=None, drain_leases=0, force_stopped=False, probe_sent_at=None
+        replace(pool, desired=Desired.WANTED), drain_since=None, drain_leases=0, drain_recall=False, force_stopped=False,
+        probe_sent_at=None,
     )  # fmt: skip
     say = do.Say("undrain", f"Drain of pool '{pool.pool_id}' was taken back")
     if i.external:

@@ -59,12 +59,14 @@ class Release(Event):
 class Drain(Event):
     """Refuse leases, wait for ``active_leases`` to end, stop at the latest after ``deadline_ms``.
 
-    ``in_flight``: the requests that the engine says it has, of clients that may have no lease.
+    ``in_flight``: the requests that the engine says it has, of clients that may have no lease. ``recall``: at the deadline it is
+    taken back instead.
     """
 
     deadline_ms: int
     active_leases: int
     in_flight: int = 0
+    recall: bool = False
 
 
 class Undrain(Event):

@@ -67,6 +67,7 @@ class Instance:
     # draining
     drain_since: float | None = None
     drain_leases: int = 0
+    drain_recall: bool = False
     force_stopped: bool = False
     # stopping
     saving: bool = False
