@@ -144,7 +144,7 @@ class Benches:
             raise RequestError(
                 f"cannot bench pool '{pool_id}': {what}, which would be slowed down and measured along", code="POOL_IN_USE",
                 status=409, pool_id=pool_id, retriable=True,
-                hint=f"wait until it is idle; `pool-managerd leases {pool_id}` shows who holds what",
+                hint=f"wait until it is idle; `pool-managerd {'leases' if leases else 'status'} {pool_id}` shows what it has in hand",
             )  # fmt: skip
         return engine
 
