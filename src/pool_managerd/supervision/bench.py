@@ -140,11 +140,12 @@ class Benches:
         if engine.warmup != "completion":
             raise SpecError(f"cannot bench pool '{pool_id}': it completes no prompts, and nothing else is measured")
         if leases or in_hand:
+            shows = f"`pool-managerd {'leases' if leases else 'status'} {pool_id}`"
             what = f"{count(leases, 'lease')} in flight" if leases else f"its engine works on {count(in_hand, 'request')}"
             raise RequestError(
                 f"cannot bench pool '{pool_id}': {what}, which would be slowed down and measured along", code="POOL_IN_USE",
                 status=409, pool_id=pool_id, retriable=True,
-                hint=f"wait until it is idle; `pool-managerd {'leases' if leases else 'status'} {pool_id}` shows what it has in hand",
+                hint=f"wait until it is idle; {shows} shows what it has in hand",
             )  # fmt: skip
         return engine
 
