@@ -69,7 +69,7 @@ class PoolPlaces:
             stays += [f"cannot delete all of {path}: {_shown(root.path / at)} stays: {why}" for at, why in failed[:1]]
         if stays:
             raise NodeError(
-                f"{stays[0]}; the rest is deleted, {size(sum(one.bytes for one in found))} freed", code=CODE,
+                f"{stays[0]}; what can be deleted is, {size(sum(one.bytes for one in found))} freed", code=CODE,
                 hint="see what keeps it there (a read-only mount, chattr +i), and purge again: what is left goes then",
             )  # fmt: skip
         return found
