@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_managerd.core.slot_cache import (
+    MAX_LOST_CHARS,
     PARTS,
     SPARE_BYTES,
+    Restored,
     SlotFile,
     SlotSaving,
     SlotState,
@@ -89,6 +91,21 @@ def test_what_stays_and_what_comes_is_within_the_budget_and_leaves_the_disk_its_
         used = sum(each.size_bytes for each in known if each not in fewer)
         left = free + sum(each.size_bytes for each in fewer)
         assert used + need + reserved > budget or left < need + reserved + SPARE_BYTES, "no more go than must"
+
+
+def test_files_that_may_not_go_count_and_stay() -> None:
+    small = file("old", 100, 1.0)
+    assert room_for(500, [small], budget_bytes=900, free_bytes=MUCH, fixed_bytes=400).remove == (small,)
+    room = room_for(501, [small], budget_bytes=900, free_bytes=MUCH, fixed_bytes=400)
+    assert room.remove == () and "taken by other slots of this stop" in room.why_not
+
+
+def test_losses_are_told_each_once_and_no_more_than_fit() -> None:
+    assert Restored(1, 5).telling([]) == Restored(1, 5)
+    assert Restored(1, 5).telling(["a", "b", "a"]) == Restored(1, 5, "a; b")
+    assert Restored().telling(["x" * 5000]).lost == "x" * 5000, "an engine's words are cut after secrets are taken out"
+    lost = Restored().telling([f"{number:0100}" for number in range(300)]).lost
+    assert len(lost) < MAX_LOST_CHARS + 20 and lost.endswith("; 291 more")
 
 
 def test_why_there_is_no_room_names_the_key_to_change_or_the_disk() -> None:

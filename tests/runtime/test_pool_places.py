@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from pool_managerd.core.narration import size
 from pool_managerd.core.purge import CACHE, WORK
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.pool_places import PoolPlaces
 
 BOTH = (WORK, CACHE)
+unlink = os.unlink
 
 
 @pytest.fixture
@@ -134,3 +139,61 @@ def test_no_depth_and_no_closed_directory_hurts(root: Path) -> None:
     assert places.measured("a", BOTH)
     places.remove(places.put_away("a", BOTH))
     assert names(root / "work") == names(root / "cache") == ["b"]
+
+
+def test_a_file_below_a_nested_directory_that_cannot_be_deleted_fails_the_purge_and_a_later_one_deletes_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = (root / "work/a/deep/er/file").stat().st_blocks * 512
+    stuck = root / "cache/a/slots/slot-0.kv"
+    stuck.parent.mkdir()
+    stuck.write_bytes(b"x" * 50_000)
+    stays = stuck.stat().st_blocks * 512
+
+    def forbidding(name: str, *, dir_fd: int | None = None) -> None:
+        if name == stuck.name:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", forbidding)
+    places = PoolPlaces(root)
+    left = stuck
+    for freed in (took * 2, 0):
+        with pytest.raises(NodeError) as caught:
+            places.remove(places.put_away("a", BOTH))
+        (left,) = (root / "cache").rglob(stuck.name)
+        assert f"cannot delete all of {root}/cache/" in caught.value.message
+        assert f"{left} stays: Operation not permitted" in caught.value.message
+        assert f"{size(freed)} freed" in caught.value.message and "purge again" in str(caught.value.hint)
+        assert {one.path: one.bytes for one in places.measured("a", BOTH)} == {str(left.parent): stays}
+        assert places.measured("a", (WORK,)) == places.measured("b", ()) == []
+    assert names(root / "work") == ["b"] and len(names(root / "cache")) == 2
+    (root / "cache/a").mkdir()
+    monkeypatch.undo()
+    assert purged(root) == {str(root / "cache/a"): 0, str(left.parent): stays}, "with what a later launch has made"
+    assert names(root / "cache") == ["b"]
+
+
+@pytest.mark.parametrize("pool_id", ["a.1", "ab", "b"])
+def test_what_is_left_of_a_pool_is_no_others(root: Path, pool_id: str) -> None:
+    PoolPlaces(root).put_away("a", BOTH)
+    assert all(".a." not in one.path for one in PoolPlaces(root).measured(pool_id, BOTH))
+    assert len(PoolPlaces(root).measured("a", BOTH)) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("chattr") is None, reason="only root may make a file immutable")
+@pytest.mark.parametrize("what", ["a/slots", "a/slots/slot-0.kv"])
+def test_an_immutable_file_or_directory_is_named_and_goes_when_it_may(root: Path, what: str) -> None:
+    (root / "cache/a/slots").mkdir()
+    (root / "cache/a/slots/slot-0.kv").write_bytes(b"x" * 50_000)
+    if subprocess.run(["chattr", "+i", root / "cache" / what], check=False, capture_output=True).returncode:
+        pytest.skip("this file system has no immutable files")
+    places = PoolPlaces(root)
+    try:
+        with pytest.raises(NodeError, match="stays: Operation not permitted"):
+            places.remove(places.put_away("a", BOTH))
+        assert names(root / "work") == ["b"] and sum(one.bytes for one in places.measured("a", BOTH)) >= 50_000
+    finally:
+        subprocess.run(["chattr", "-R", "-i", root / "cache"], check=True, capture_output=True)
+    purged(root)
+    assert names(root / "cache") == ["b"]

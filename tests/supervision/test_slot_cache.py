@@ -142,11 +142,25 @@ async def test_what_was_saved_is_given_back_proven_and_lies_on_disk_no_longer(sc
     assert scene.store.names() == [] and scene.types() == ["cache_saved", "cache_restored"]
 
 
-async def test_a_short_or_busy_slot_is_not_saved(scene: Scene) -> None:
-    scene.engine.slots = {0: list(range(255)), 1: list(range(900))}
+async def test_a_short_slot_is_not_saved_busy_or_not_and_nobody_needs_to_know(scene: Scene) -> None:
+    scene.engine.slots = {0: list(range(255)), 1: list(range(90))}
     scene.engine.busy = {1}
     await scene.save()
     assert scene.store.names() == [] and scene.told == []
+
+
+async def test_a_slot_that_had_a_request_at_a_planned_stop_is_told_as_lost_and_the_next_status_says_so_once(scene: Scene) -> None:
+    scene.engine.slots = {0: list(range(300)), 1: list(range(900))}
+    scene.engine.busy = {1}
+    await scene.save()
+    assert scene.store.names() == [name_of(KEY, 0, 300)] and scene.types() == ["cache_lost", "cache_saved"]
+    assert scene.reasons() == ["busy"] and "slot 1 was not saved" in scene.told[0][1]
+    scene.another_launch()
+    assert await scene.restore() == Restored(1, 300, "slot 1 was not saved: it had a request when it was stopped")
+    scene.engine.busy = set()
+    await scene.save()
+    scene.another_launch()
+    assert await scene.restore() == Restored(1, 300)
 
 
 async def test_an_engine_that_says_it_restored_and_did_not_is_found_out_and_not_asked_to_save_again(scene: Scene) -> None:
@@ -199,6 +213,52 @@ async def test_what_is_larger_than_the_budget_is_not_kept_and_makes_nobody_go(sc
     await scene.save()
     assert scene.reasons() == ["budget"]
     assert len(scene.world.fakes.prober.questions) == asked + 1, "by now it is known how much it would be"
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_with_a_small_budget_a_stop_does_not_evict_what_it_has_just_written(known: bool, scene: Scene) -> None:
+    if known:  # how much a token takes
+        scene.engine.slots[0] = list(range(300))
+        await scene.save()
+        scene.another_launch()
+        await scene.restore()
+        scene.told.clear()
+    scene.set(disk_bytes=700 * BYTES_PER_TOKEN)
+    scene.store.put("q", name_of(KEY, 0, 300), 150_000)
+    scene.engine.slots = {0: list(range(300)), 1: list(range(1000, 1500))}
+    await scene.save()
+    assert scene.store.names() == sorted([name_of(KEY, 0, 300), name_of(KEY, 1, 500)])
+    assert [file.pool_id for file in scene.store.all()] == ["q", "p"], "nothing goes for what does not come"
+    assert scene.types() == ["cache_lost", "cache_saved"] and scene.reasons() == ["budget"]
+    assert "slot 0 was not saved" in scene.told[0][1] and "taken by other slots of this stop" in scene.told[0][1]
+    assert scene.told[1][2]["slots"] == 1 and scene.told[1][2]["bytes"] == 500_000
+
+
+async def test_what_another_pool_took_the_room_of_before_the_stop_was_over_is_not_said_to_be_saved(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = scene.store.complete
+
+    def then_gone(pool_id: str, name: str, final: str, size_bytes: int) -> None:
+        complete(pool_id, name, final, size_bytes)
+        if final == name_of(KEY, 0, 300):  # the last one
+            del scene.store.files["p", name_of(KEY, 1, 500)]
+
+    monkeypatch.setattr(scene.store, "complete", then_gone)
+    scene.engine.slots = {0: list(range(300)), 1: list(range(1000, 1500))}
+    await scene.save()
+    assert scene.reasons() == ["budget"] and "slot 1 was saved, and made room" in scene.told[0][1]
+    assert scene.told[-1][0] == "cache_saved" and (scene.told[-1][2]["slots"], scene.told[-1][2]["tokens"]) == (1, 300)
+
+
+async def test_all_that_was_lost_is_in_the_status(scene: Scene) -> None:
+    scene.engine.slots = {0: list(range(300)), 1: list(range(1000, 1500))}
+    await scene.save()
+    scene.another_launch()
+    scene.engine.fails["/slots/0"] = ValueError("the engine answered 400")
+    scene.engine.fails["/slots/1"] = ValueError("the engine answered 500")
+    lost = (await scene.restore()).lost
+    assert lost == "slot 0 was not restored: the engine answered 400; slot 1 was not restored: the engine answered 500"
 
 
 async def test_a_full_disk_is_said_and_harms_nothing(scene: Scene) -> None:

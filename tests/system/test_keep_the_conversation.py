@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pool_managerd import PoolManager, ReloadRequest, execute_reload
+from pool_managerd import PoolError, PoolManager, PurgeRequest, ReloadRequest, execute_reload
 from pool_managerd.testing import slot_engine
 from tests.system.nodes import config, mentioning, until
 
@@ -129,3 +132,40 @@ async def test_a_prime_prompt_is_read_before_anybody_asks(open_dir: Path, smol_m
         ):
             timings = (await answer.json())["timings"]
         assert timings["cache_n"] > 100 and timings["prompt_n"] < 30
+
+
+async def test_a_slot_that_generates_when_a_real_engine_is_stopped_is_told_as_lost(open_dir: Path, smol_model: Path) -> None:
+    provisioning = {"flags": ["--threads", "1"]}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{smol_model}", "ctx": 2048, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, {**pool, "preload": False}, slot_cache={"min_tokens": 16})) as node:
+        url = (await node.ensure_ready("p"))["url"]
+        body = {"prompt": TOKENS[:64], "max_tokens": 1_500, "ignore_eos": True, "stream": True}
+        timeout = aiohttp.ClientTimeout(total=300)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.post(f"{url}/v1/completions", json=body) as answer:
+            assert await answer.content.readline()
+            await (await node.stop("p")).wait()
+        assert [fields["reason"] for fields in told(node, "cache_lost")] == ["busy"] and saved(open_dir) == []
+        await (await node.start("p")).wait()
+        assert "it had a request when it was stopped" in node.status("p")["cache"]["lost"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("chattr") is None, reason="only root may make a file immutable")
+async def test_a_saved_conversation_that_cannot_be_deleted_fails_the_purge_until_it_can(open_dir: Path, tiny_model: Path) -> None:
+    provisioning = {"flags": ["--threads", "1"]}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 512, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, {**pool, "preload": False}, slot_cache={"min_tokens": 16})) as node:
+        url = (await node.ensure_ready("p"))["url"]
+        await cached(url, [number % 20 for number in range(64)])
+        await (await node.stop("p")).wait()
+        (file,) = saved(open_dir)
+        if subprocess.run(["chattr", "+i", file], check=False, capture_output=True).returncode:
+            pytest.skip("this file system has no immutable files")
+        request = PurgeRequest("p", delete_cache_dirs=True)
+        try:
+            with pytest.raises(PoolError, match=rf"{file.name} stays: Operation not permitted"):
+                await (await node.purge(request)).wait()
+            assert (await node.plan_purge(request))["would_free_bytes"] > 0
+        finally:
+            subprocess.run(["chattr", "-R", "-i", open_dir / "run/cache"], check=True, capture_output=True)
+        assert (await (await node.purge(request)).wait())["freed_bytes"] > 0
+        assert list((open_dir / "run/cache").iterdir()) == []

@@ -121,7 +121,7 @@ class PoolStatus(Answer):
     cache: dict[str, Any] | None = Field(
         None,
         description="`restored_slots`, `restored_tokens`: given back to this launch of what its slots held before its last stop;"
-        " `lost`: what was not, and why. Null for an engine that keeps nothing.",
+        " `lost`: what was not saved then, or not given back, and why. Null for an engine that keeps nothing.",
     )
 
 

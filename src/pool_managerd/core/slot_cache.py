@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pool_managerd.core.narration import size
 
@@ -25,6 +25,9 @@ PROVEN_SHARE = 0.9
 """So much of a restored prompt must not be computed again: an engine may begin at a batch or a checkpoint before its end."""
 SPARE_BYTES = 1 << 30
 """Is left free on the disk: a full one harms more than a prompt that is read again."""
+
+MAX_LOST_CHARS = 1000
+"""So much of what was lost is told in a status; how much more there is stands behind it."""
 
 _DIGEST_CHARS = 12
 _NAME = re.compile(rf"slot-(\d{{1,4}})-(\d{{1,9}})((?:-[0-9a-f]{{{_DIGEST_CHARS}}}){{{len(PARTS)}}})\.kv")
@@ -81,6 +84,14 @@ class Restored:
     tokens: int = 0
     lost: str = ""
 
+    def telling(self, losses: Sequence[str]) -> Restored:
+        """With ``losses`` in ``lost``, each once, as many of them as fit."""
+        words, told = list(dict.fromkeys(losses)), list[str]()
+        while len(told) < len(words) and (not told or len("; ".join([*told, words[len(told)]])) <= MAX_LOST_CHARS):
+            told.append(words[len(told)])
+        left = len(words) - len(told)
+        return replace(self, lost="; ".join([*told, f"{left} more"] if left else told))
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -129,23 +140,31 @@ def restorable(files: Iterable[SlotFile], key: Mapping[str, str], slots: int) ->
     return found
 
 
+def holds_enough(state: SlotState, min_tokens: int) -> bool:
+    """Whether its cache is worth a file; of one that does not say how much it holds, its file tells."""
+    return state.tokens is None or state.tokens >= min_tokens
+
+
 def worth_saving(state: SlotState, min_tokens: int) -> bool:
-    """A slot that is at rest and holds enough; of one that does not say how much, its file tells."""
-    return not state.busy and (state.tokens is None or state.tokens >= min_tokens)
+    """A slot that is at rest and holds enough."""
+    return not state.busy and holds_enough(state, min_tokens)
 
 
 def room_for(
-    need_bytes: int, files: Iterable[SlotFile], *, budget_bytes: int, free_bytes: int, reserved_bytes: int = 0
+    need_bytes: int, files: Iterable[SlotFile], *, budget_bytes: int, free_bytes: int, reserved_bytes: int = 0,
+    fixed_bytes: int = 0,
 ) -> Room:  # fmt: skip
     """What must go for ``need_bytes`` more, within the budget and on the disk, oldest first.
 
-    ``reserved_bytes`` are those of files that are being written.
+    ``reserved_bytes`` are those of files that are being written, ``fixed_bytes`` those of files that may not go.
     """
     kept = sorted(files, key=lambda file: (file.written_at, file.pool_id, file.name))
     need = need_bytes + reserved_bytes
-    if need > budget_bytes:
-        return Room(why_not=f"it needs {size(need_bytes)} of disk, and slot_cache.disk_bytes allows {size(budget_bytes)}")
-    used, free, gone = sum(file.size_bytes for file in kept), free_bytes, list[SlotFile]()
+    if need + fixed_bytes > budget_bytes:
+        beside = f", {size(fixed_bytes)} of it taken by other slots of this stop" if fixed_bytes else ""
+        allows = f"slot_cache.disk_bytes allows {size(budget_bytes)}{beside}"
+        return Room(why_not=f"it needs {size(need_bytes)} of disk, and {allows}")
+    used, free, gone = fixed_bytes + sum(file.size_bytes for file in kept), free_bytes, list[SlotFile]()
     while kept and (used + need > budget_bytes or free < need + SPARE_BYTES):
         oldest = kept.pop(0)
         used, free = used - oldest.size_bytes, free + oldest.size_bytes

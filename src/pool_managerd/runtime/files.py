@@ -11,7 +11,6 @@ import json
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +27,7 @@ from pool_managerd.core.redaction import masked_argv
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
 from pool_managerd.runtime.records import InstanceRecords
-from pool_managerd.runtime.removal import TEMPORARY, remove_tree, remove_where
+from pool_managerd.runtime.removal import TEMPORARY, remove_tree, remove_where, removed_name
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
@@ -216,7 +215,7 @@ class RuntimeFiles:
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
         self.unswept = True
         try:
-            os.rename(name, f".{name}.{time.monotonic_ns()}{_REMOVED}", src_dir_fd=fd, dst_dir_fd=fd)
+            os.rename(name, removed_name(name), src_dir_fd=fd, dst_dir_fd=fd)
         except OSError as error:
             raise cannot("take away", parent.path / name, error) from error
 

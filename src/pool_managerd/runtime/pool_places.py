@@ -6,16 +6,16 @@ Engines fill them as they like. No link is followed, and nothing outside is touc
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from pool_managerd.config import is_pool_id
+from pool_managerd.core.narration import size
 from pool_managerd.core.purge import CACHE, WORK, Freed
-from pool_managerd.errors import SpecError
-from pool_managerd.runtime.directory import ConfinedDirectory, cannot
-from pool_managerd.runtime.removal import measure_tree, remove_tree
+from pool_managerd.errors import NodeError, SpecError
+from pool_managerd.runtime.directory import CODE, ConfinedDirectory, cannot
+from pool_managerd.runtime.removal import Failed, measure_tree, remove_tree, removed_from, removed_name
 
 
 class PoolPlaces:
@@ -27,24 +27,26 @@ class PoolPlaces:
 
     def measured(self, pool_id: str, places: Iterable[str]) -> list[Freed]:
         """What ``purge`` would free. Blocks, for as long as there is something to look at."""
-        found = []
+        found = list[Freed]()
         for root in self._of(pool_id, places):
             with root.opened() as fd:
-                if _owner(fd, pool_id) is not None:
-                    found.append(Freed(str(root.path / pool_id), measure_tree(fd, pool_id)))
+                own = [pool_id] if _owner(fd, pool_id) is not None else []
+                found += [Freed(str(root.path / name), measure_tree(fd, name)) for name in _left_of(fd, pool_id) + own]
         return found
 
     def put_away(self, pool_id: str, places: Collection[str]) -> dict[str, str]:
         """Take their names from them, at once: a launch from now on gets new ones. By path what they are called now.
 
+        What an earlier purge could not delete has such a name already, and is among them.
         Where a pool keeps its cache, its working directory is empty afterwards, and says which user both are of.
         """
-        away = {}
+        away = dict[str, str]()
         for root in self._of(pool_id, places):
             with root.opened() as fd:
+                away |= {str(root.path / name): name for name in _left_of(fd, pool_id)}
                 if (owner := _owner(fd, pool_id)) is None:
                     continue
-                name = f".{pool_id}.{time.monotonic_ns()}.removed"  # a daemon that dies now leaves it to the next one's sweep
+                name = removed_name(pool_id)  # a daemon that dies now leaves it to the next one's sweep
                 try:
                     os.rename(pool_id, name, src_dir_fd=fd, dst_dir_fd=fd)
                     if CACHE not in places:
@@ -56,14 +58,20 @@ class PoolPlaces:
         return away
 
     def remove(self, away: dict[str, str]) -> list[Freed]:
-        """Delete what ``put_away`` has. Blocks."""
-        found = []
+        """Delete what ``put_away`` has. Blocks. Raises NodeError with the first path that stays, when all else is deleted."""
+        found, stays = list[Freed](), list[str]()
         for path, name in away.items():
-            root = self._roots[Path(path).parent.name]
+            root, failed = self._roots[Path(path).parent.name], list[tuple[str, str]]()
             with root.opened() as fd:
-                found.append(Freed(path, remove_tree(fd, name)))
-                if _owner(fd, name) is not None:
-                    raise cannot("delete", root.path / name, OSError(0, "some of it could not be deleted"))
+                found.append(Freed(path, remove_tree(fd, name, _noted_in(failed))))
+                if not failed and _owner(fd, name) is not None:
+                    failed.append((name, "something was put into it meanwhile"))
+            stays += [f"cannot delete all of {path}: {_shown(root.path / at)} stays: {why}" for at, why in failed[:1]]
+        if stays:
+            raise NodeError(
+                f"{stays[0]}; what can be deleted is, {size(sum(one.bytes for one in found))} freed", code=CODE,
+                hint="see what keeps it there (a read-only mount, chattr +i), and purge again: what is left goes then",
+            )  # fmt: skip
         return found
 
     def _of(self, pool_id: str, places: Iterable[str]) -> list[ConfinedDirectory]:
@@ -78,3 +86,17 @@ def _owner(directory: int, name: str) -> tuple[int, int] | None:
         info = os.stat(name, dir_fd=directory, follow_symlinks=False)
         return info.st_uid, info.st_gid
     return None
+
+
+def _left_of(directory: int, pool_id: str) -> list[str]:
+    """What was put away before and is there still."""
+    return sorted(name for name in os.listdir(directory) if removed_from(name) == pool_id)
+
+
+def _noted_in(failed: list[tuple[str, str]]) -> Failed:
+    return lambda at, error: failed.append((at, error.strerror or str(error)))
+
+
+def _shown(path: Path) -> str:
+    """An engine may have given it a name that is no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -6,7 +6,9 @@ No link is followed; no depth and no number of names hurts.
 from __future__ import annotations
 
 import os
+import re
 import stat
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +16,7 @@ from contextlib import suppress
 from pool_managerd.runtime import procfs
 
 TEMPORARY = "tmp."
+_REMOVED = re.compile(r"\.(.+)\.[0-9-]+\.removed")
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
 _MEASURED_DEPTH = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,37 +65,73 @@ def remove_where(directory: str, unwanted: Callable[[int, str], bool]) -> None:
             os.close(fd)
 
 
-def remove_tree(parent: int, name: str) -> int:
+Failed = Callable[[str, OSError], None]
+"""Is told of what stays: its path from the parent on, and why."""
+
+
+def removed_name(of: str, number: int = 0) -> str:
+    """A name for what is no longer to be found as ``of`` and is about to be removed; of such a name, another one."""
+    return f".{removed_from(of) or of}.{time.monotonic_ns()}-{number}.removed"
+
+
+def removed_from(name: str) -> str | None:
+    """What had the name that ``removed_name`` took from it; None for any other name."""
+    found = _REMOVED.fullmatch(name)
+    return None if found is None else found[1]
+
+
+def remove_tree(parent: int, name: str, failed: Failed = lambda _, __: None) -> int:
     """Remove ``name`` in the directory ``parent`` (a descriptor), whatever it is; how many bytes of disk its files took.
 
-    Nested directories are moved up beside it before they are looked into, so that every path stays one name long.
-    Does not raise for what an engine may have done; blocks for as long as there is something to remove.
+    Nested directories are moved up beside it before they are looked into, so that every path stays one name long. What cannot
+    be removed stays, also under a ``removed_name``; ``failed`` is told. Does not raise for what an engine may have done;
+    blocks for as long as there is something to remove.
     """
     if not _is_directory(parent, name):
-        return _unlink(parent, name)
+        return _unlink(parent, name, name, failed)
     pending, number, freed = deque([name]), 0, 0
     while pending:
         current = pending.popleft()
         try:
             fd = _enter(parent, current)
-        except OSError:
+        except OSError as error:
+            _tell(failed, current, error)
             continue
         try:
-            for entry in os.listdir(fd):
-                with suppress(OSError):
-                    if not _is_directory(fd, entry):
-                        freed += _unlink(fd, entry)
-                        continue
-                    moved = f".{name}.{os.getpid()}.{number}.removed"
-                    number += 1
-                    _open_up(fd, entry)  # its ".." is rewritten
+            for entry in _names(fd, current, failed):
+                if not _is_directory(fd, entry):
+                    freed += _unlink(fd, entry, f"{current}/{entry}", failed)
+                    continue
+                moved = removed_name(name, number)
+                number += 1
+                _open_up(fd, entry)  # its ".." is rewritten
+                try:
                     os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=parent)
+                except OSError as error:
+                    _tell(failed, f"{current}/{entry}", error)
+                else:
                     pending.append(moved)
         finally:
             os.close(fd)
-        with suppress(OSError):
+        try:
             os.rmdir(current, dir_fd=parent)
+        except OSError as error:
+            _tell(failed, current, error)
     return freed
+
+
+def _names(directory: int, path: str, failed: Failed) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError as error:
+        _tell(failed, path, error)
+        return []
+
+
+def _tell(failed: Failed, path: str, error: OSError) -> None:
+    """What is gone already has not failed."""
+    if not isinstance(error, FileNotFoundError):
+        failed(path, error)
 
 
 def measure_tree(parent: int, name: str) -> int:
@@ -121,13 +160,15 @@ def measure_tree(parent: int, name: str) -> int:
     return total
 
 
-def _unlink(parent: int, name: str) -> int:
+def _unlink(parent: int, name: str, path: str, failed: Failed) -> int:
     """The bytes that this has freed."""
     size = _size(parent, name)
-    with suppress(OSError):
+    try:
         os.unlink(name, dir_fd=parent)
-        return size
-    return 0
+    except OSError as error:
+        _tell(failed, path, error)
+        return 0
+    return size
 
 
 def _size(parent: int, name: str) -> int:

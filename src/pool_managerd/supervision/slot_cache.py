@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
@@ -23,6 +23,7 @@ from pool_managerd.core.slot_cache import (
     SlotSaving,
     SlotState,
     differences,
+    holds_enough,
     name_of,
     proven,
     restorable,
@@ -51,13 +52,15 @@ class NotKeptError(Exception):
 
 @dataclass(frozen=True)
 class _Turn:
-    """One launch whose slots are saved or restored."""
+    """One launch whose slots are saved or restored: what was ``saved``, (tokens, bytes) by file, and what was ``lost``."""
 
     pool: Pool
     engine: PreparedEngine
     saving: SlotSaving
     dialect: SlotDialect
     emit: Emit
+    saved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
 
 class SlotCaches:
@@ -71,6 +74,8 @@ class SlotCaches:
         """Keys of engines that were given slots back and had nothing of them."""
         self._per_token: dict[tuple[tuple[str, str], ...], float] = {}
         self._told: set[tuple[str, str]] = set()
+        self._missed: dict[str, list[str]] = {}
+        """By pool, what was not saved at its last stop."""
         self._forgetting: set[asyncio.Task[None]] = set()
 
     def launching(self, pool: Pool, emit: Emit) -> None:
@@ -97,37 +102,52 @@ class SlotCaches:
     async def save(self, pool: Pool, emit: Emit) -> None:
         """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``."""
         turn = self._turn(pool, emit)
+        self._missed.pop(pool.pool_id, None)
         if turn is None or _named(turn.saving) in self._useless:
             return
+        self._missed[pool.pool_id] = turn.lost
         if pool.launch.outdated:
             self._lost(turn, "different", "its slots are not saved: what it was started from was changed since")
             return
-        began, done = self._clock.monotonic(), list[tuple[int, int]]()
-        limit_s = pool.definition.policy.save_timeout_s
+        began, limit_s = self._clock.monotonic(), pool.definition.policy.save_timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 for state in await self._states(turn):
-                    await self._told_if_not(turn, self._save(turn, state, done), "saved", state.slot)
+                    await self._told_if_not(turn, self._save(turn, state), "saved", state.slot)
         except TimeoutError:
             self._lost(turn, "timeout", f"what its slots hold was not saved within {limit_s:g} s (slot_cache.save_timeout_ms)")
         except _TROUBLE as problem:
             self._lost(turn, "error", f"what its slots hold was not saved: {_words(problem)}")
-        if done:
+        await self._say_saved(turn, began)
+
+    async def _say_saved(self, turn: _Turn, began: float) -> None:
+        """What is there at the end: another pool that stops at the same time may have needed its room."""
+        pool_id = turn.pool.pool_id
+        try:
+            there = {file.name for file in await asyncio.to_thread(self._files.of, pool_id)} if turn.saved else set()
+        except _TROUBLE as problem:
+            self._lost(turn, "error", f"whether its slots are saved is not known: {_words(problem)}")
+            return
+        for name in turn.saved.keys() - there:
+            self._lost(turn, "budget", f"slot {(slot_of(name) or (0, 0))[0]} was saved, and made room for another pool's since")
+        if done := [numbers for name, numbers in turn.saved.items() if name in there]:
             tokens, written = (sum(numbers) for numbers in zip(*done, strict=True))
             took_ms = round((self._clock.monotonic() - began) * 1000)
-            what = f"{count(len(done), 'slot')} of pool '{pool.pool_id}'"
-            human = f"Saved {what}: {tokens} tokens, {size(written)}, in {took_ms} ms"
-            emit("cache_saved", human, slots=len(done), tokens=tokens, bytes=written, duration_ms=took_ms)
+            human = f"Saved {count(len(done), 'slot')} of pool '{pool_id}': {tokens} tokens, {size(written)}, in {took_ms} ms"
+            turn.emit("cache_saved", human, slots=len(done), tokens=tokens, bytes=written, duration_ms=took_ms)
 
     async def _states(self, turn: _Turn) -> list[SlotState]:
-        """The slots that are worth it."""
+        """The slots that are worth it; one that would be, and has a request, is told of."""
         await self._tidy(turn.pool.pool_id)
         answer = await self._prober.ask(turn.engine.url, turn.dialect.list_slots())
         least = self._config().slot_cache.min_tokens
-        worth = [state for state in turn.dialect.slots(answer) if worth_saving(state, least)]
-        return sorted(worth, key=lambda state: -(state.tokens or 0))
+        states = turn.dialect.slots(answer)
+        for state in states:
+            if state.busy and holds_enough(state, least):
+                self._lost(turn, "busy", f"slot {state.slot} was not saved: it had a request when it was stopped")
+        return sorted((state for state in states if worth_saving(state, least)), key=lambda state: -(state.tokens or 0))
 
-    async def _save(self, turn: _Turn, state: SlotState, done: list[tuple[int, int]]) -> None:
+    async def _save(self, turn: _Turn, state: SlotState) -> None:
         pool_id, key = turn.pool.pool_id, turn.saving.key
         temporary = temporary_name(turn.pool.instance.epoch, state.slot)
         writing = (pool_id, temporary)
@@ -145,14 +165,15 @@ class SlotCaches:
             files = await asyncio.to_thread(self._files.all)
             before = [file for file in files if _is_of(file, pool_id, state.slot, key)]
             others = [file for file in files if file not in before and (file.pool_id, file.name) != writing]
-            if (room := self._room(written, others, on_disk=written)).why_not:
+            if (room := self._room(turn, written, others, on_disk=written)).why_not:
                 raise NotKeptError("budget", room.why_not)
             for file in before:
                 await asyncio.to_thread(self._files.remove, file)
-            await asyncio.to_thread(self._files.complete, pool_id, temporary, name_of(key, state.slot, tokens), written)
-            await self._remove(turn, room.remove)
+            name = name_of(key, state.slot, tokens)
+            await asyncio.to_thread(self._files.complete, pool_id, temporary, name, written)
+            turn.saved[name] = (tokens, written)
             kept = True
-            done.append((tokens, written))
+            await self._remove(turn, room.remove)
         finally:
             self._writing.pop(writing, None)
             if not kept:
@@ -162,17 +183,19 @@ class SlotCaches:
         """For what it will be, as far as that is known; what it replaces goes afterwards, by itself."""
         need, own = round((state.tokens or 0) * self._bytes_per_token(turn)), (turn.pool.pool_id, state.slot, turn.saving.key)
         files = [file for file in await asyncio.to_thread(self._files.all) if not _is_of(file, *own)]
-        if (room := self._room(need, files)).why_not:
+        if (room := self._room(turn, need, files)).why_not:
             raise NotKeptError("budget", room.why_not)
         self._writing[writing] = need
         await self._remove(turn, room.remove)
 
-    def _room(self, need: int, files: list[SlotFile], *, on_disk: int = 0) -> Room:
-        """``on_disk`` of what is needed is written already."""
+    def _room(self, turn: _Turn, need: int, files: list[SlotFile], *, on_disk: int = 0) -> Room:
+        """``on_disk`` of what is needed is written already. What this stop has saved stays."""
         whole = [file for file in files if (file.pool_id, file.name) not in self._writing]
+        fixed = [file for file in whole if file.pool_id == turn.pool.pool_id and file.name in turn.saved]
         return room_for(
-            need, whole, budget_bytes=self._config().slot_cache.disk_bytes, free_bytes=self._files.free_bytes() + on_disk,
-            reserved_bytes=sum(self._writing.values()),
+            need, [file for file in whole if file not in fixed], budget_bytes=self._config().slot_cache.disk_bytes,
+            free_bytes=self._files.free_bytes() + on_disk, reserved_bytes=sum(self._writing.values()),
+            fixed_bytes=sum(file.size_bytes for file in fixed),
         )  # fmt: skip
 
     def _bytes_per_token(self, turn: _Turn) -> float:
@@ -203,9 +226,10 @@ class SlotCaches:
     async def restore(self, pool: Pool, emit: Emit) -> Restored:
         """What fits this launch and is proven, and the prime prompt where a slot is left for it."""
         began, limit_s = self._clock.monotonic(), pool.definition.policy.restore_timeout_s
+        missed = self._missed.pop(pool.pool_id, [])
         found, turn = Restored(), self._turn(pool, emit)
         if turn is not None:
-            found = await self._restore_all(turn, limit_s)
+            found = (await self._restore_all(turn, limit_s)).telling([*missed, *turn.lost])
         if found.slots:
             took_ms = round((self._clock.monotonic() - began) * 1000)
             what = f"{count(found.slots, 'slot')} of pool '{pool.pool_id}'"
@@ -222,25 +246,19 @@ class SlotCaches:
                 await self._tidy(pool_id)
                 files = await asyncio.to_thread(self._files.of, pool_id)
                 fitting = restorable(files, turn.saving.key, turn.engine.slots_total)
-                found = self._say_what_does_not_fit(turn, files)
+                self._say_what_does_not_fit(turn, files)
                 for slot, file in sorted(fitting.items()):
-                    why = await self._told_if_not(turn, self._restore(turn, slot, file), "restored", slot)
+                    given = await self._told_if_not(turn, self._restore(turn, slot, file), "restored", slot)
                     await asyncio.to_thread(self._files.remove, file)
-                    if why is None:
+                    if given:
                         tokens = (slot_of(file.name) or (0, 0))[1]
                         found = replace(found, slots=found.slots + 1, tokens=found.tokens + tokens)
-                    else:
-                        found = replace(found, lost=why)
         except TimeoutError:
             for file in fitting.values():
                 await asyncio.to_thread(self._files.remove, file)
-            why = f"it was not given back within {limit_s:g} s (slot_cache.restore_timeout_ms)"
-            self._lost(turn, "timeout", why)
-            found = replace(found, lost=why)
+            self._lost(turn, "timeout", f"it was not given back within {limit_s:g} s (slot_cache.restore_timeout_ms)")
         except _TROUBLE as problem:
-            why = f"it was not given back: {_words(problem)}"
-            self._lost(turn, "error", why)
-            found = replace(found, lost=why)
+            self._lost(turn, "error", f"it was not given back: {_words(problem)}")
         return found
 
     async def _restore(self, turn: _Turn, slot: int, file: SlotFile) -> None:
@@ -259,21 +277,21 @@ class SlotCaches:
             why = f"the engine said that it was, and had {cached} of {len(saved)} tokens; it is not asked to save any more"
             raise NotKeptError("unproven", why)
 
-    def _say_what_does_not_fit(self, turn: _Turn, files: list[SlotFile]) -> Restored:
+    def _say_what_does_not_fit(self, turn: _Turn, files: list[SlotFile]) -> None:
         """Once per file: it stays as long as there is room, for a reload that is undone."""
-        pool_id, others = turn.pool.pool_id, list[SlotFile]()
-        parts: dict[str, None] = {}
+        pool_id, others, parts = turn.pool.pool_id, list[SlotFile](), dict[str, None]()
         for file in files:
             if different := differences(turn.saving.key, file.name):
                 others.append(file)
                 parts |= dict.fromkeys(different)
         if not others:
-            return Restored()
+            return
         why = f"{count(len(others), 'saved slot')} of it cannot be used: another {' and '.join(parts)} than when saved"
         if any((pool_id, file.name) not in self._told for file in others):
             self._told |= {(pool_id, file.name) for file in others}
             self._lost(turn, "different", why)
-        return Restored(lost=why)
+        else:
+            turn.lost.append(why)
 
     async def _prime(self, pool: Pool, emit: Emit, found: Restored, left_s: float) -> None:
         """In a slot that nothing was given back to."""
@@ -299,8 +317,8 @@ class SlotCaches:
         dialect = self._engines.dialect(engine)
         return None if dialect is None else _Turn(pool, engine, engine.slots, dialect, emit)
 
-    async def _told_if_not(self, turn: _Turn, work: Awaitable[None], what: str, slot: int) -> str | None:
-        """Why ``work`` has failed, which is told; the other slots have their turn all the same."""
+    async def _told_if_not(self, turn: _Turn, work: Awaitable[None], what: str, slot: int) -> bool:
+        """Why ``work`` has failed is told; the other slots have their turn all the same."""
         try:
             await work
         except TimeoutError:
@@ -310,11 +328,12 @@ class SlotCaches:
         except _TROUBLE as problem:
             reason, why = "error", f"slot {slot} was not {what}: {_words(problem)}"
         else:
-            return None
+            return True
         self._lost(turn, reason, why)
-        return why
+        return False
 
     def _lost(self, turn: _Turn, reason: str, why: str) -> None:
+        turn.lost.append(why)
         turn.emit("cache_lost", f"Cache lost in pool '{turn.pool.pool_id}': {why}", level="warn", reason=reason)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.narration import shortened
 from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
@@ -20,6 +21,7 @@ async def slot_work(effect: do.SlotEffect, pool: Pool, actor: Reports, services:
         return
     actor.learn(epoch, step="restore")
     found = await services.slots.restore(pool, actor.emit)
-    found = replace(found, lost=services.events.clean(found.lost))  # an engine's words may be among it
+    lost = shortened(services.events.redactor.text(found.lost))  # an engine's words may be among it
+    found = replace(found, lost=lost)
     actor.learn(epoch, restored=found)
     actor.post(ev.CacheRestored(epoch, found.slots))

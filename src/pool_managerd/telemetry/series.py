@@ -66,7 +66,7 @@ SLOTS_SAVED_BYTES = Series("slots_saved_bytes_total", "counter", ("pool_id",), "
 SLOTS_RESTORED = Series("slots_restored_total", "counter", ("pool_id",), "Slots that were given back to an engine, proven.")
 CACHE_LOST = Series(
     "cache_lost_total", "counter", ("pool_id", "reason"),
-    "Times that what an engine had read was not kept: budget, different, error, timeout or unproven.",
+    "Times that what an engine had read was not kept: budget, busy, different, error, timeout or unproven.",
 )  # fmt: skip
 DRAIN_DURATION = Series("drain_duration_ms", "histogram", ("pool_id",), "From the start of a drain to the stop, in ms.")
 HEALTH_CHECKS = Series(
