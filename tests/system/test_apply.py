@@ -79,7 +79,9 @@ def test_one_edit_reloads_one_pool_and_an_earlier_configuration_comes_back(daemo
     assert command(daemon, "apply", "--dry-run").returncode == 0, "nothing would change"
     write(daemon, "# an edit\n" + pools(smol_model, c=512, a=512, b=1024))
     plan = command(daemon, "apply", "--dry-run")
-    assert plan.returncode == 2 and "ctx: 512 -> 1024" in plan.stdout and "1 to change, 2 untouched" in plan.stdout, plan.stderr
+    assert plan.returncode == 2 and "ctx: 512 -> 1024" in plan.stdout and "1 pool to change, 2 untouched" in plan.stdout, (
+        plan.stderr
+    )
     assert all_ready(daemon, "a", "b", "c") == before
     asked = command(daemon, "apply")
     assert asked.returncode == 2 and "no terminal" in asked.stderr and all_ready(daemon, "b")["b"] == before["b"]
