@@ -26,7 +26,8 @@ class FakeConfiguration:
         self.node = node
         self.calls: list[tuple[str, Json]] = []
         self.planned: Json = {
-            "file": "/etc/pm.yaml", "replaces_file": False, "without_effect": [], "digest": "d1", "would_change": True,
+            "file": "/etc/pm.yaml", "replaces_file": False, "edits": None, "by_hand": [], "without_effect": [],
+            "digest": "d1", "would_change": True,
             "pools": [row("demo", "take_over", changes=[{"key": "restart", "old": None, "new": "never"}])], "at_once": [],
             "waiting": [], "untouched": 1, "forecast_duration_ms": 0,
         }  # fmt: skip
@@ -37,8 +38,8 @@ class FakeConfiguration:
     def history(self) -> list[Json]:
         shown = {"at_ms": 1_795_000_000_000, "pools": 2}
         return [
-            {"number": 1, "origin": "start", "summary": "2 pools at the start", "kept": False, **shown},
-            {"number": 2, "origin": "apply", "summary": "reload demo", "kept": True, **shown},
+            {"number": 1, "origin": "start", "summary": "2 pools at the start", "kept": False, "result": None, **shown},
+            {"number": 2, "origin": "apply", "summary": "reload demo", "kept": True, "result": "failed", "failed": 1, **shown},
         ]
 
     async def plan(self, *, text: str | None = None, number: int | None = None, prune: bool = False) -> Json:

@@ -34,7 +34,7 @@ def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own:
             row("never", "reload", problem="cannot use the flag --nope"), row("new", "add", adds=new),
         ],
         "at_once": ["health.interval_ms"], "waiting": ["daemon.bind"], "without_effect": ["gpu.x"], "untouched": 44,
-        "forecast_duration_ms": None, "replaces_file": True,
+        "forecast_duration_ms": None, "replaces_file": True, "edits": "lost",
     }  # fmt: skip
     code, out, _ = invoke("apply", "--dry-run")
     assert code == 2 and asked(own) == ["plan"]
@@ -51,7 +51,8 @@ def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own:
         "needs a restart of the daemon, and changes nothing now: daemon.bind",
         "has no effect in this version: gpu.x",
         "/etc/pm.yaml is replaced; relative paths are those of its folder",
-        "5 to change, 44 untouched; how long is not known yet",
+        "the file has changes that were not applied; they are lost",
+        "5 pools and 1 setting to change, 44 untouched; how long is not known yet",
     ]
 
 
@@ -104,7 +105,61 @@ def test_the_history_and_the_way_back(invoke: Invoke, own: FakeConfiguration) ->
     code, out, _ = invoke("config", "history")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["N", "1", "2"]
     assert "1 (not kept)" in out and "2 (now)" in out and "reload demo" in out
+    assert [line.split()[-6:-5] for line in out.splitlines()[1:2]] == [["-"]] and "failed for 1 pool  reload demo" in out
     assert invoke("config", "rollback", "1", "--yes")[0] == 0
     assert own.calls[0] == ("plan", {"text": None, "number": 1, "prune": False}) and own.calls[1][1]["origin"] == "rollback"
     assert json.loads(invoke("config", "history", "-o", "json")[1])[1]["number"] == 2
     assert invoke("config", "rollback", "0")[0] == 2
+
+
+def test_what_was_reloaded_by_hand_is_told_though_nothing_would_change(invoke: Invoke, own: FakeConfiguration) -> None:
+    changes = [{"key": "ctx", "old": 2048, "new": 1024}, {"key": "quant", "old": "Q8_0", "new": None}]
+    by_hand = [{"pool_id": "chat", "runs": True, "changes": changes[:1]}, {"pool_id": "code", "runs": False, "changes": changes}]
+    own.planned |= {"would_change": False, "pools": [], "by_hand": by_hand}
+    code, out, _ = invoke("apply", "--dry-run")
+    assert code == 0 and out.splitlines() == [
+        "= chat: runs with ctx=2048 by hand, the file says 1024; reload chat --reset goes back",
+        "= code: starts with ctx=2048, quant=Q8_0 by hand, the file says 1024, null; reload code --reset goes back",
+        "nothing would change",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("planned", "last"),
+    [
+        ({"at_once": ["health.interval_ms"]}, "1 setting to change, 4 pools untouched; at once"),
+        ({"at_once": ["auth.token", "policy.x"]}, "2 settings to change, 4 pools untouched; at once"),
+        ({"replaces_file": True}, "only the file to change, 4 pools untouched; at once"),
+        ({"pools": [row("a", "take_over"), row("b", "keep")]}, "1 pool to change, 4 untouched; at once"),
+    ],
+)
+def test_what_would_change_is_never_nothing(invoke: Invoke, own: FakeConfiguration, planned: dict[str, Any], last: str) -> None:
+    own.planned |= {"pools": [], "untouched": 4, **planned}
+    code, out, _ = invoke("apply", "--dry-run")
+    assert (code, out.splitlines()[-1]) == (2, last)
+
+
+def test_the_question_names_edits_that_would_be_overwritten(
+    invoke: Invoke, own: FakeConfiguration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[str] = []
+    monkeypatch.setattr("pool_managerd.cli.apply._terminal", lambda: True)
+
+    def no(text: str, **_: bool) -> bool:
+        asked_for.append(text)
+        return False
+
+    monkeypatch.setattr("typer.confirm", no)
+    for edits in ("lost", "kept", None):
+        own.planned |= {"edits": edits}
+        assert invoke("config", "rollback", "1")[0] == 1
+    assert "not applied; they are lost?" in asked_for[0] and "kept in the history" in asked_for[1]
+    assert asked_for[2] == "Apply it?" and asked(own) == ["plan"] * 3
+
+
+def test_a_file_that_is_gone_says_no_address_and_how_to_give_one(
+    invoke: Invoke, own: FakeConfiguration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POOL_MANAGERD_URL")
+    code, _, err = invoke("config", "rollback", "1", "--yes", "--config", "gone.yaml")
+    assert code != 0 and "cannot read it" in err and "--url" in err and own.calls == []

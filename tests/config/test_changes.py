@@ -62,3 +62,9 @@ def test_changes_add_up() -> None:
     first = merged({}, {"a": {"b": 1, "c": None}, "d": [1]})
     assert merged(first, {"a": {"c": 2}, "d": [2]}) == {"a": {"b": 1, "c": 2}, "d": [2]}
     assert first == {"a": {"b": 1, "c": None}, "d": [1]}
+
+
+def test_a_map_that_gets_its_first_key_or_loses_its_last_is_told_by_that_key_alone(pool: PoolConfig) -> None:
+    bare = with_changes(pool, {"provisioning": {"env": None}}, HERE)
+    assert differences(bare, pool) == [{"key": "provisioning.env.OMP_NUM_THREADS", "old": None, "new": "4"}]
+    assert differences(pool, bare) == [{"key": "provisioning.env.OMP_NUM_THREADS", "old": "4", "new": None}]

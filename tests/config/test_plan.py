@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,14 @@ def test_a_reload_by_hand_holds_until_the_file_says_something_else_of_that_pool(
     by_hand = config({"id": "a", "ctx": 2048}).pools[0]
     now = ready(old) | {"a": PoolNow(by_hand, serves=True, wanted=True, reloaded=("ctx",))}
     assert steps(plan_of(old, config({"id": "a", "ctx": 512}, {"id": "b", "slots": 2}), now)) == [("reload", "b")]
+    same = plan_of(old, old, now)
+    assert not same.would_change and [pool.ctx for pool in same.by_hand] == [512], "named, with what the file says"
+    gone_on = plan_of(old, old, now | {"a": replace(now["a"], outdated=True)})
+    assert steps(gone_on) == [("reload", "a")] and gone_on.by_hand == same.by_hand, "this reload keeps what is by hand"
     other = only(plan_of(old, config({"id": "a", "ctx": 512, "slots": 2}, {"id": "b"}), now))
     assert other.action is Action.RELOAD and "by hand (ctx) does not hold" in other.why
     assert [change["key"] for change in other.changes] == ["ctx", "slots"]
+    assert not plan_of(old, config({"id": "a", "ctx": 512, "slots": 2}, {"id": "b"}), now).by_hand
     written = only(plan_of(old, config({"id": "a", "ctx": 2048}, {"id": "b"}), now))
     assert (written.action, written.changes) == (Action.TAKE_OVER, ()), "the file says now what runs already"
 

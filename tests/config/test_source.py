@@ -63,3 +63,5 @@ def test_one_that_is_gone_is_not_made(source: ConfigSource) -> None:
         source.replace("profile: dev\n")
     with pytest.raises(SpecError, match="cannot read it"):
         source.text()
+    source.replace("profile: dev\n", gone_too=True)
+    assert source.text() == "profile: dev\n" and stat.S_IMODE(source.path.stat().st_mode) == 0o600, "but where it is asked for"

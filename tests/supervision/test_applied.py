@@ -87,3 +87,19 @@ async def test_what_was_not_applied_after_all_is_forgotten(history: Applied, rec
     history.forget(await keep(history, text(1)))
     assert history.rows() == [] and records.facts(APPLIED) == {}
     history.forget(None)
+
+
+async def test_how_it_ended_is_kept_with_it(history: Applied, records: FakeRecords) -> None:
+    history.note(text(1), load_text(text(1), FILE, env={}), FILE, "start", "1 pool at the start")
+    for number, failed in ((2, 0), (3, 2)):
+        await keep(history, text(number))
+        history.ended(failed)
+    await keep(history, text(4))
+    following = Applied(records, lambda: 0)
+    following.restore()
+    told = [(row["result"], row["failed"]) for row in following.rows()]
+    assert told == [(None, None), ("done", 0), ("failed", 2), ("not finished", None)], "its daemon ended before"
+    assert await keep(following, text(4)) is None
+    following.begun()
+    following.ended(0)
+    assert following.rows()[-1]["result"] == "done", "the same was applied again"

@@ -206,6 +206,9 @@ async def test_one_that_fails_is_tried_again_by_what_the_file_says_now(world: Ap
 async def test_a_reload_by_hand_stays_until_the_file_says_something_else_of_that_pool(world: ApplyWorld) -> None:
     await world.ended(await world.reloads.begin(ReloadRequest("a", changes={"ctx": 512})))
     pid = world.pids()["a"]
+    shown = await world.applies.plan(world.file({"id": "a"}, {"id": "b"}, {"id": "c"}))
+    assert not shown["would_change"] and shown["pools"] == []
+    assert shown["by_hand"] == [{"pool_id": "a", "runs": True, "changes": [{"key": "ctx", "old": 512, "new": None}]}]
     await world.apply(world.file({"id": "a"}, {"id": "b", "slots": 3}, {"id": "c"}))
     config = world.pools.get("a").config
     assert world.pids()["a"] == pid and config is not None and config.ctx == 512
@@ -223,6 +226,12 @@ async def test_one_at_a_time_and_none_beside_a_reload_of_the_same_pool(world: Ap
     with pytest.raises(RequestError, match="another one is being applied") as busy:
         await world.begin(new)
     assert (busy.value.code, busy.value.status, busy.value.retriable) == ("OPERATION_IN_PROGRESS", 409, True)
+    for _ in range(50):  # until its own reload is under way
+        if world.pools.precedence.has("a"):
+            break
+        await asyncio.sleep(0.001)
+    with pytest.raises(RequestError, match="another one is being applied"):
+        await world.applies.plan(new)
     await world.ended(first)
     reload = await world.reloads.begin(ReloadRequest("b", changes={"slots": 4}))
     with pytest.raises(RequestError, match="pool 'b' is being reloaded"):
@@ -291,3 +300,19 @@ async def test_a_daemon_that_ends_meanwhile_leaves_the_rest_to_the_next_one(worl
     await settle()
     await world.applies.close()
     assert operation.status == "failed" and operation.error is not None and "shutting down" in operation.error.message
+
+
+async def test_a_new_pool_that_is_not_started_takes_no_time(world: ApplyWorld) -> None:
+    same = [{"id": pool_id} for pool_id in "abc"]
+    plan = await world.applies.plan(world.file(*same, {"id": "d", "preload": False}))
+    assert [row["action"] for row in plan["pools"]] == ["add"] and plan["forecast_duration_ms"] == 0
+    plan = await world.applies.plan(world.file(*same, {"id": "d", "preload": False}, {"id": "e"}))
+    assert plan["forecast_duration_ms"] is None, "how long the other takes was never measured"
+
+
+async def test_the_end_is_told_with_how_many_pools_failed(world: ApplyWorld) -> None:
+    told_of: list[int] = []
+    await world.apply(world.file({"id": "a", "restart": "never"}, {"id": "b"}, {"id": "c"}), last=told_of.append)
+    world.fakes.engines.found = (SpecError("cannot use the flag --nope"),)
+    await world.apply(world.file({"id": "a", "slots": 3}, {"id": "b"}, {"id": "c"}), last=told_of.append)
+    assert told_of == [0, 1]

@@ -79,7 +79,9 @@ def test_one_edit_reloads_one_pool_and_an_earlier_configuration_comes_back(daemo
     assert command(daemon, "apply", "--dry-run").returncode == 0, "nothing would change"
     write(daemon, "# an edit\n" + pools(smol_model, c=512, a=512, b=1024))
     plan = command(daemon, "apply", "--dry-run")
-    assert plan.returncode == 2 and "ctx: 512 -> 1024" in plan.stdout and "1 to change, 2 untouched" in plan.stdout, plan.stderr
+    assert plan.returncode == 2 and "ctx: 512 -> 1024" in plan.stdout and "1 pool to change, 2 untouched" in plan.stdout, (
+        plan.stderr
+    )
     assert all_ready(daemon, "a", "b", "c") == before
     asked = command(daemon, "apply")
     assert asked.returncode == 2 and "no terminal" in asked.stderr and all_ready(daemon, "b")["b"] == before["b"]
@@ -225,3 +227,23 @@ def test_what_cannot_be_applied_is_refused_as_a_whole(daemon: Daemon, tiny_model
     assert code == 409 and "pool 'q' is there already" in found["message"], found
     assert daemon.post("/v1/apply", {"text": "x", "number": 1})[0] == 400
     assert daemon.post("/v1/apply", {"number": 99})[0] == 404
+
+
+def test_a_reload_by_hand_is_in_the_plan_and_a_file_that_is_gone_comes_back(daemon: Daemon, tiny_model: Path) -> None:
+    write(daemon, pools(tiny_model, a=64))
+    text = daemon.config.read_text()
+    daemon.start()
+    all_ready(daemon, "a")
+    assert command(daemon, "reload", "a", "--set", "ctx=128").returncode == 0
+    plan = command(daemon, "apply", "--dry-run")
+    assert plan.returncode == 0 and "= a: runs with ctx=128 by hand, the file says 64; reload a --reset" in plan.stdout, (
+        plan.stderr
+    )
+    daemon.config.write_text(text + "# not applied\n")
+    replaced = command(daemon, "config", "rollback", "1", "--yes")
+    assert replaced.returncode == 0 and "they are overwritten, and kept in the history" in replaced.stdout, replaced.stderr
+    daemon.config.unlink()
+    back = command(daemon, "config", "rollback", "1", "--yes")
+    assert back.returncode == 0 and daemon.config.read_text() == text, back.stderr
+    listed = json.loads(command(daemon, "config", "history", "-o", "json").stdout)
+    assert [(row["origin"], row["result"]) for row in listed][1:] == [("edit", "not applied"), ("rollback", "done")]

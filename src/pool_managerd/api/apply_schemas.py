@@ -25,6 +25,14 @@ class AppliedPool(Answer):
     problem: str | None = Field(None, description="What would make it fail now; the other pools go on.")
 
 
+class ReloadedByHand(Answer):
+    """A pool that stays what a reload has made of it, as the file says nothing new of it."""
+
+    pool_id: str
+    runs: bool = Field(description="It has an engine.")
+    changes: list[Any] = Field(description="{key, old, new}: old is what it goes by, new what the file says, secrets masked.")
+
+
 class ApplyAnswer(Answer):
     """With ``dry_run`` the plan, else the operation, whose ``outcome`` has what became of each pool."""
 
@@ -34,9 +42,13 @@ class ApplyAnswer(Answer):
     outcome: dict[str, Any] | None = None
     file: str | None = Field(None, description="The daemon's file.")
     replaces_file: bool | None = None
+    edits: str | None = Field(
+        None, description="kept or lost: what becomes of edits of the file that were never applied; null where there are none."
+    )
     digest: str | None = None
     would_change: bool | None = None
     pools: list[AppliedPool] | None = Field(None, description="Those that change or are not named, in order.")
+    by_hand: list[ReloadedByHand] | None = Field(None, description="Pools that differ from the file by a reload, and stay so.")
     at_once: list[str] | None = Field(None, description="Keys that are taken over without touching a pool.")
     waiting: list[str] | None = Field(None, description="Keys that need another start of the daemon; they change nothing now.")
     without_effect: list[str] | None = Field(None, description="Keys that nothing reads in this version.")
@@ -47,7 +59,9 @@ class ApplyAnswer(Answer):
 class AppliedConfiguration(Answer):
     number: int
     at_ms: int
-    origin: str = Field(description="start, apply, rollback, sighup or watch")
+    origin: str = Field(description="start, apply, rollback, sighup or watch; edit: it was in the file, and never applied")
     summary: str
     pools: int
+    result: str | None = Field(None, description="done, failed, not finished or not applied; null for a start")
+    failed: int | None = Field(None, description="For how many pools; null where it did not come to its end.")
     kept: bool = Field(description="Whether it can be brought back.")

@@ -30,6 +30,10 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan alone; exits 2 when something would change.")]
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="The configuration's number in the history.")]
 _SIGNS = {"add": ("+", "32"), "remove": ("-", "31"), "keep": ("=", "")}
+_EDITS = {
+    "kept": "the file has changes that were not applied; they are overwritten, and kept in the history alone",
+    "lost": "the file has changes that were not applied; they are lost",
+}
 _UNKNOWN = "how long is not known yet"
 
 
@@ -72,7 +76,7 @@ def _apply(node: Daemon, body: dict[str, Any], *, yes: bool, dry_run: bool, no_w
     if output is not Format.JSON:
         _plan(plan)
     if plan["would_change"] and not yes:
-        _ask()
+        _ask(_EDITS.get(plan.get("edits") or ""))
     operation: Json = node.request("POST", "apply", body={**body, "expect": plan["digest"]})
     if not no_wait:
         operation = _ended(node, operation)
@@ -94,12 +98,17 @@ def _text(file: Path) -> str:
     return text
 
 
-def _ask() -> None:
+def _ask(warning: str | None) -> None:
     """Raises CommandFailed where nobody can answer, or the answer is no."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _terminal():
         raise CommandFailed("cannot ask whether to do this: there is no terminal", USAGE, hint="write --yes, or --dry-run")
-    if not typer.confirm("Apply it?", default=False):
+    question = f"Apply it, although {warning}?" if warning else "Apply it?"
+    if not typer.confirm(question, default=False):
         raise CommandFailed("nothing was changed", NO)
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _ended(node: Daemon, operation: Json) -> Json:
@@ -129,6 +138,8 @@ def _plan(plan: Json) -> None:
             _line(f"    {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}")
         if row.get("problem"):
             _line(f"    as it is now it would fail, and what runs would go on: {row['problem']}", "31")
+    for one in plan.get("by_hand") or ():
+        _line(_by_hand(one))
     if plan["at_once"]:
         _line(f"at once, no engine is touched: {', '.join(plan['at_once'])}")
     if plan["waiting"]:
@@ -137,13 +148,35 @@ def _plan(plan: Json) -> None:
         _line(f"has no effect in this version: {', '.join(plan['without_effect'])}", "33")
     if plan.get("replaces_file"):
         _line(f"{plan['file']} is replaced; relative paths are those of its folder")
-    touched = sum(row["action"] != "keep" for row in plan["pools"])
+    if warning := _EDITS.get(plan.get("edits") or ""):
+        _line(warning, "33")
     if not plan["would_change"]:
         _line("nothing would change")
         return
     took = plan.get("forecast_duration_ms")
     cost = _UNKNOWN if took is None else f"about {span(took)}" if took else "at once"
-    _line(f"{touched} to change, {plan['untouched']} untouched; {cost}")
+    _line(f"{_counted(plan)}; {cost}")
+
+
+def _counted(plan: Json) -> str:
+    """What changes is never nothing: the file alone, where it is neither pools nor settings."""
+    pools, settings = sum(row["action"] != "keep" for row in plan["pools"]), len(plan["at_once"])
+    told = [f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((pools, "pool"), (settings, "setting")) if n]
+    untouched = f"{plan['untouched']} untouched" if pools else f"{plan['untouched']} pools untouched"
+    return f"{' and '.join(told) or 'only the file'} to change, {untouched}"
+
+
+def _by_hand(one: Json) -> str:
+    """A pool that is not what the file says, and stays so."""
+    pool_id, changes = one["pool_id"], one["changes"]
+    now = ", ".join(f"{change['key']}={_value(change['old'])}" for change in changes)
+    said = ", ".join(_value(change["new"]) for change in changes)
+    verb = "runs with" if one["runs"] else "starts with"
+    return f"= {pool_id}: {verb} {now} by hand, the file says {said}; reload {pool_id} --reset goes back"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _said(row: Json) -> str:
@@ -186,7 +219,9 @@ def _nothing(operation: Json) -> None:
     del operation
 
 
-_COLUMNS = (Column("N"), Column("APPLIED", 2), Column("BY", 3), Column("POOLS", 4), Column("WHAT", 1, 20))
+_COLUMNS = (
+    Column("N"), Column("APPLIED", 2), Column("BY", 3), Column("POOLS", 4), Column("RESULT", 1), Column("WHAT", 1, 20),
+)  # fmt: skip
 
 
 def _history(rows: list[Json]) -> None:
@@ -195,11 +230,18 @@ def _history(rows: list[Json]) -> None:
     cells = [
         (
             f"{row['number']}{' (now)' if place == last else '' if row['kept'] else ' (not kept)'}", moment(row["at_ms"]),
-            row["origin"], row["pools"], row["summary"],
+            row["origin"], row["pools"], _result(row), row["summary"],
         )
         for place, row in enumerate(rows)
     ]  # fmt: skip
     table(_COLUMNS, cells, empty="no configuration was applied: the daemon has no file")
+
+
+def _result(row: Json) -> str:
+    failed = row.get("failed")
+    if failed:
+        return f"failed for {failed} pool{'' if failed == 1 else 's'}"
+    return str(row.get("result") or "-")
 
 
 def _line(text: str, style: str = "") -> None:

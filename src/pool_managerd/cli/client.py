@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from pool_managerd.cli import address
 from pool_managerd.cli.exits import NO, REFUSED, UNREACHABLE, USAGE, CommandFailed
+from pool_managerd.errors import SpecError
 
 DEFAULT_URL = "http://127.0.0.1:9200"
 DEFAULT_CONFIG = Path("pool-managerd.yaml")
@@ -145,7 +146,12 @@ def find_daemon(url: str | None, config: Path | None, env: Mapping[str, str]) ->
     path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     if path is None and not env.get("POOL_MANAGERD_ADDR") and not env.get("POOL_MANAGERD__DAEMON__BIND"):
         return Daemon(DEFAULT_URL, token)
-    found = address.of_config(path, env)
+    try:
+        found = address.of_config(path, env)
+    except SpecError as problem:
+        if path is not None and not path.exists():
+            problem.hint = "say where the daemon is: --url"
+        raise
     if token is None and found.token_file is not None:
         token = _first_line(found.token_file, optional=True)
     return Daemon(found.url, token, state_dir=found.state_dir)

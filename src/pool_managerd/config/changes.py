@@ -41,7 +41,16 @@ def differences(old: PoolConfig, new: PoolConfig) -> list[dict[str, Any]]:
     """The keys that are not the same: ``{key, old, new}``, as they are written."""
     before, after = (dict(_leaves(pool.model_dump(mode="json"))) for pool in (old, new))
     keys = [*before, *(key for key in after if key not in before)]
-    return [{"key": key, "old": before.get(key), "new": after.get(key)} for key in keys if before.get(key) != after.get(key)]
+    return [
+        {"key": key, "old": before.get(key), "new": after.get(key)}
+        for key in keys
+        if before.get(key) != after.get(key) and not (_filled(key, before, after) or _filled(key, after, before))
+    ]
+
+
+def _filled(key: str, empty: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """An empty map that has keys in ``other``: those say it all."""
+    return empty.get(key) == {} and any(one.startswith(f"{key}.") for one in other)
 
 
 def merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

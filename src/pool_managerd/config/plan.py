@@ -78,13 +78,15 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``at_once`` are the keys that are taken over without touching a pool, ``waiting`` those that need another start of the
-    daemon, ``untouched`` how many pools are in no step.
+    daemon, ``untouched`` how many pools are in no step. ``by_hand`` are those pools that stay what a reload has made of them,
+    as the file says them: nothing is done to them by that.
     """
 
     steps: tuple[Step, ...]
     at_once: tuple[str, ...]
     waiting: tuple[str, ...]
     untouched: int
+    by_hand: tuple[PoolConfig, ...] = ()
 
     @property
     def would_change(self) -> bool:
@@ -108,17 +110,24 @@ def plan_of(old: Config, new: Config, now: Mapping[str, PoolNow], *, prune: bool
     """How to get from ``old``, what the file said of the pools ``now``, to ``new``. ``prune``: what that does not name goes."""
     before, named = {pool.id: pool for pool in old.pools}, {pool.id for pool in new.pools}
     gone = [pool_id for pool_id in now if pool_id not in named]
-    found = [_gone(pool_id, prune) for pool_id in gone]
+    found, by_hand = [_gone(pool_id, prune) for pool_id in gone], []
     for pool in new.pools:
         step = _added(pool) if pool.id not in now else _changed(before[pool.id], now[pool.id], pool)
         if step is not None:
             found.append(step)
+        if (
+            pool.id in now
+            and now[pool.id].reloaded
+            and (step is None or not step.said)
+            and differences(now[pool.id].config, pool)
+        ):
+            by_hand.append(pool)
     order = list(Action)
     keys = tuple(changed_keys(old, new))
     at_once = tuple(key for key in keys if key.startswith(AT_ONCE))
     steps = tuple(sorted(found, key=lambda step: order.index(step.action)))
     waiting = tuple(key for key in keys if key not in at_once)
-    return Plan(steps, at_once, waiting, len(now) + sum(s.action is Action.ADD for s in steps) - len(steps))
+    return Plan(steps, at_once, waiting, len(now) + sum(s.action is Action.ADD for s in steps) - len(steps), tuple(by_hand))
 
 
 def _gone(pool_id: str, prune: bool) -> Step:

@@ -42,14 +42,14 @@ class ConfigSource:
             return None
         return now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
-    def replace(self, text: str) -> None:
+    def replace(self, text: str, *, gone_too: bool = False) -> None:
         """Put ``text`` into the file's place, all of it or nothing, with the owner and mode of the one before; on disk when this
-        returns. Raises NodeError CONFIG_UNWRITABLE.
+        returns. ``gone_too``: a file that is gone is made anew, for its owner alone. Raises NodeError CONFIG_UNWRITABLE.
         """
         try:
-            place = self.path.resolve(strict=True)
-            was = place.stat()
-            if not stat.S_ISREG(was.st_mode):
+            place = self.path.resolve(strict=not gone_too)
+            was = place.stat() if place.exists() or not gone_too else None
+            if was is not None and not stat.S_ISREG(was.st_mode):
                 raise OSError("it is not a regular file")
             _replace(place, text.encode(), was)
         except OSError as problem:
@@ -59,16 +59,17 @@ class ConfigSource:
             ) from problem  # fmt: skip
 
 
-def _replace(place: Path, data: bytes, was: os.stat_result) -> None:
+def _replace(place: Path, data: bytes, was: os.stat_result | None) -> None:
     fresh = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            if (os.fstat(fd).st_uid, os.fstat(fd).st_gid) != (was.st_uid, was.st_gid):
-                os.fchown(fd, was.st_uid, was.st_gid)
-            os.fchmod(fd, stat.S_IMODE(was.st_mode))
+            if was is not None:
+                if (os.fstat(fd).st_uid, os.fstat(fd).st_gid) != (was.st_uid, was.st_gid):
+                    os.fchown(fd, was.st_uid, was.st_gid)
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))
             os.fsync(fd)
         fresh.replace(place)
     except BaseException:

@@ -7,6 +7,7 @@ with a request, and one of the history, therefore take the file's place before a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +18,10 @@ from pool_managerd.config import Config
 from pool_managerd.config.plan import Plan
 from pool_managerd.config.schema import not_in_force
 from pool_managerd.config.source import ConfigSource
+from pool_managerd.config.withheld import taken_out
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
+from pool_managerd.supervision.applied import NOT_APPLIED
 from pool_managerd.supervision.apply import ApplyOptions, summary
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.telemetry.logs import Logging
@@ -30,11 +33,17 @@ TOKEN_GRACE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A text, the configuration that it says, and whether it is to take the file's place."""
+    """A text, the configuration that it says, and whether it is to take the file's place.
+
+    ``edited`` is what the file says now where that was never applied and would be lost, None where it was, or is to be. It is
+    kept in the history where ``edited_config``, what it says, is known.
+    """
 
     text: str
     config: Config
     replaces: bool
+    edited: str | None
+    edited_config: Config | None
     access: Access
     token: str | None
 
@@ -45,9 +54,11 @@ class Configuration:
     def __init__(self, source: ConfigSource, env: Mapping[str, str], node: PoolManager, server: ApiServer, logs: Logging) -> None:
         self.source = source
         self._env, self._node, self._server, self._logs = env, node, server, logs
+        self._applied_text: str | None = None
 
     def started(self, text: str, config: Config) -> None:
         """The daemon has begun with this; it is the first of its history, unless that ends with it."""
+        self._applied_text = text
         self._node.applied.note(text, config, self.source.path, "start", f"{len(config.pools)} pools at the start")
 
     def history(self) -> list[dict[str, Any]]:
@@ -60,8 +71,10 @@ class Configuration:
         plan = await self._node.plan_apply(wanted.config, prune=prune)
         would_change = plan["would_change"] or wanted.replaces
         no_effect = list(not_in_force(wanted.config))
-        mine = {"file": str(self.source.path), "replaces_file": wanted.replaces, "without_effect": no_effect}
-        return {**mine, **plan, "would_change": would_change}
+        mine = {
+            "file": str(self.source.path), "replaces_file": wanted.replaces, "edits": _edits(wanted), "without_effect": no_effect,
+        }  # fmt: skip
+        return {**mine, **plan, "digest": plan["digest"] + _mark(wanted), "would_change": would_change}
 
     async def apply(
         self, *, text: str | None = None, number: int | None = None, prune: bool = False, expect: str | None = None,
@@ -71,40 +84,68 @@ class Configuration:
         wanted = await asyncio.to_thread(self._wanted, text, number)
 
         async def first(plan: Plan) -> None:
-            applied = self._node.applied
-            number = await applied.keep(wanted.text, wanted.config, self.source.path, origin, summary(plan))
-            try:
-                if wanted.replaces:
-                    await asyncio.to_thread(self.source.replace, wanted.text)
-            except PoolError:
-                applied.forget(number)
-                raise
+            await self._written(wanted, origin, summary(plan), gone_too=number is not None)
 
-        operation = await self._node.apply(wanted.config, ApplyOptions(prune, expect, first))
+        options = ApplyOptions(prune, expect, first, self._node.applied.ended, _mark(wanted))
+        operation = await self._node.apply(wanted.config, options)
         self._take_over(wanted)
         return operation
 
+    async def _written(self, wanted: _Wanted, origin: str, what: str, *, gone_too: bool) -> None:
+        """In the history and in the file, or in neither: it is what is applied from now on."""
+        applied, path, numbers = self._node.applied, self.source.path, []
+        try:
+            if wanted.edited is not None and wanted.edited_config is not None:
+                told, by = "edits of the file, then replaced", "edit"
+                numbers.append(
+                    await applied.keep(wanted.edited, wanted.edited_config, path, by, told, result=NOT_APPLIED)
+                )  # fmt: skip
+            numbers.append(await applied.keep(wanted.text, wanted.config, path, origin, what))
+            if wanted.replaces:
+                await asyncio.to_thread(self.source.replace, wanted.text, gone_too=gone_too)
+        except PoolError:
+            for number in reversed(numbers):
+                applied.forget(number)
+            raise
+        applied.begun()
+        self._applied_text = wanted.text
+
     def _wanted(self, text: str | None, number: int | None) -> _Wanted:
         """Read and checked as at a start. Blocks."""
+        present: str | None = None
         try:
             present = self.source.text()
-        except PoolError:
-            if text is None:
+        except PoolError as problem:
+            if text is None and number is None:
+                if self.source.seen() is None:
+                    problem.hint = "pool-managerd config rollback N brings one of the history back: pool-managerd config history"
                 raise
-            present = ""
         if number is not None:
             text = self._node.applied.text(number, self._secrets_from(present), self.source.path)
-        chosen = present if text is None else text
+        chosen = text if text is not None else present or ""
         config = self.source.load(chosen)
         access, token = resolve_access(config, self._env)
         Metrics(config.telemetry.labels)
         access = with_local_token(access, self._node.config.daemon.state_dir)
-        return _Wanted(chosen, config, chosen != present, access, None if token is None else token.value)
+        edited, says = self._edited(chosen, present)
+        return _Wanted(chosen, config, chosen != present, edited, says, access, None if token is None else token.value)
 
-    def _secrets_from(self, present: str) -> Config:
+    def _edited(self, chosen: str, present: str | None) -> tuple[str | None, Config | None]:
+        """What ``chosen`` would overwrite that was never applied: empty for what cannot be read."""
+        if present is None:
+            return ("" if self.source.seen() is not None else None), None
+        if present in (chosen, self._applied_text):
+            return None, None
+        try:
+            says = self.source.load(present)
+            return present, says if taken_out(present, says, self.source.path) is not None else None
+        except PoolError:
+            return present, None
+
+    def _secrets_from(self, present: str | None) -> Config:
         """What the file says now, where it can be used; else what is in force."""
         try:
-            return self.source.load(present)
+            return self._node.config if present is None else self.source.load(present)
         except PoolError:
             return self._node.config
 
@@ -128,3 +169,13 @@ class Configuration:
     def _forget_former(self, digest: bytes) -> None:
         if self._server.access.former_digest == digest:
             self._server.use_access(replace(self._server.access, former_digest=None))
+
+
+def _edits(wanted: _Wanted) -> str | None:
+    """What becomes of edits of the file that were not applied."""
+    return None if wanted.edited is None else "kept" if wanted.edited_config is not None else "lost"
+
+
+def _mark(wanted: _Wanted) -> str:
+    """Of the edits that would be overwritten, none where there are none: who agrees to that has seen those and no others."""
+    return "" if wanted.edited is None else "-" + hashlib.sha256(wanted.edited.encode()).hexdigest()[:16]

@@ -19,6 +19,10 @@ from pool_managerd.supervision.protocols import Facts
 APPLIED = "applied"
 """The kind of the facts, by number."""
 KEPT = 20
+DONE, FAILED, UNFINISHED, NOT_APPLIED = "done", "failed", "not finished", "not applied"
+"""How it ended: ``not finished`` also where the daemon ended before it; ``not applied`` are edits of the file that another
+configuration took the place of.
+"""
 MAX_CHARS = 2 << 20
 """Of all texts together: the oldest go first."""
 
@@ -36,10 +40,10 @@ class Applied:
         self._known = {int(key): dict(fact) for key, fact in self._facts.facts(APPLIED).items() if key.isdecimal()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """``{number, at_ms, origin, summary, pools, kept}``, oldest first, the last one is the present. ``kept``: it can come
-        back.
+        """``{number, at_ms, origin, summary, pools, result, failed, kept}``, oldest first, the last one is the present.
+        ``failed``: for how many pools. ``kept``: it can come back.
         """
-        shown = ("at_ms", "origin", "summary", "pools")
+        shown = ("at_ms", "origin", "summary", "pools", "result", "failed")
         return [
             {"number": number, **{key: fact.get(key) for key in shown}, "kept": fact.get("text") is not None}
             for number, fact in sorted(self._known.items())
@@ -61,7 +65,9 @@ class Applied:
         known = self._secrets | {word: value for word, (_, value) in secrets_of(present).items()}
         return restored(str(fact["text"]), fact.get("withheld") or {}, known, path)
 
-    async def keep(self, text: str, config: Config, path: Path, origin: str, summary: str) -> int | None:
+    async def keep(
+        self, text: str, config: Config, path: Path, origin: str, summary: str, *, result: str = UNFINISHED
+    ) -> int | None:
         """``text`` of ``path`` is applied from now on; its number, None where it is the last one anyway. Durable at its return.
 
         Raises NodeError.
@@ -69,10 +75,24 @@ class Applied:
         if (made := self._made(text, config, path, origin, summary)) is None:
             return None
         number, fact = made
+        fact |= {"result": result, "failed": None}
         await self._facts.put_fact(APPLIED, str(number), fact)
         self._known[number] = fact
         self._forget_oldest()
         return number
+
+    def begun(self) -> None:
+        """The last one is being applied."""
+        self._mark(UNFINISHED, None)
+
+    def ended(self, failed: int) -> None:
+        """The last one is applied, but for as many pools."""
+        self._mark(FAILED if failed else DONE, failed)
+
+    def _mark(self, result: str, failed: int | None) -> None:
+        if last := max(self._known, default=0):
+            self._known[last] = {**self._known[last], "result": result, "failed": failed}
+            self._facts.note_fact(APPLIED, str(last), self._known[last])
 
     def forget(self, number: int | None) -> None:
         """It was not applied after all."""

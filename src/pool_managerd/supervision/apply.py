@@ -34,11 +34,15 @@ class ApplyOptions:
     """``prune``: pools that the configuration does not name go. ``expect`` is the digest of the plan that was agreed to.
 
     ``first`` is done once nothing stands in the way any more, and before anything changes; where it raises, nothing has.
+    ``last`` is told at the end for how many pools it failed; not where the daemon ends before. ``mark`` is what the digest has to
+    end with, of what the caller has shown beside the plan.
     """
 
     prune: bool = False
     expect: str | None = None
     first: Callable[[Plan], Awaitable[None]] | None = None
+    last: Callable[[int], None] | None = None
+    mark: str = ""
 
 
 @dataclass
@@ -83,22 +87,19 @@ class Applies:
 
     async def plan(self, new: Config, *, prune: bool = False) -> dict[str, Any]:
         """What applying ``new`` would do, in order; nothing happens. Raises RequestError for what would be refused as a whole."""
+        self._check_alone()
         plan = self._plan(new, prune)
         self._check(plan)
         return await self._view.of(plan)
 
     async def begin(self, new: Config, options: ApplyOptions) -> Operation:
         """Accept it; its end is the operation's. Raises RequestError OPERATION_IN_PROGRESS, PLAN_CHANGED, and as ``first``."""
-        if self._running:
-            raise RequestError(
-                "cannot apply a configuration: another one is being applied", code="OPERATION_IN_PROGRESS", status=409,
-                retriable=True, hint="pool-managerd operations shows how far it is",
-            )  # fmt: skip
+        self._check_alone()
         self._running = True
         try:
             plan = self._plan(new, options.prune)
             self._check(plan)
-            if options.expect not in (None, plan.digest):
+            if options.expect not in (None, plan.digest + options.mark):
                 raise RequestError(
                     "cannot apply it: what it would do is not what was shown, something has changed since", code="PLAN_CHANGED",
                     status=409, retriable=True, hint="look at the plan again",
@@ -113,7 +114,7 @@ class Applies:
         except BaseException:
             self._running = False
             raise
-        self._task = asyncio.create_task(self._run(apply, new), name="apply")
+        self._task = asyncio.create_task(self._run(apply, new, options), name="apply")
         await self._pools.operations.kept()
         return apply.operation
 
@@ -130,6 +131,14 @@ class Applies:
         found = (pool_now(pool, self._pools, self._s) for one in old.pools if (pool := self._pools.find(one.id)) is not None)
         now = {one.config.id: one for one in found if one is not None}
         return plan_of(old, new, now, prune=prune)
+
+    def _check_alone(self) -> None:
+        """A plan beside another apply would say what is so in the middle of that, and take its reloads for a person's."""
+        if self._running:
+            raise RequestError(
+                "cannot apply a configuration: another one is being applied", code="OPERATION_IN_PROGRESS", status=409,
+                retriable=True, hint="pool-managerd operations shows how far it is",
+            )  # fmt: skip
 
     def _check(self, plan: Plan) -> None:
         """Raises RequestError where one of the pools stands in the way of the whole."""
@@ -152,9 +161,11 @@ class Applies:
 
     # --- doing it ---
 
-    async def _run(self, apply: _Apply, new: Config) -> None:
+    async def _run(self, apply: _Apply, new: Config, options: ApplyOptions) -> None:
         try:
             await self._carry_out(apply, new)
+            if options.last is not None:
+                options.last(len(apply.failed()))
             self._finish(apply)
         except asyncio.CancelledError:
             gone = RequestError("cannot tell how it ended: the daemon is shutting down", code="NODE_UNAVAILABLE", status=503)

@@ -43,6 +43,12 @@ def reload_of(step: Step) -> ReloadRequest:
     return FileReload(step.pool_id, changes={}, to=step.config) if step.said else ReloadRequest(step.pool_id, changes={})
 
 
+def starts(step: Step, pools: Pools) -> bool:
+    """Whether a pool that is new is started: not where only demand does that, or a person has stopped one of its name."""
+    pool, kept = pools.find(step.pool_id), pools.intents.get(step.pool_id) or StoredPool(step.pool_id)
+    return not (pool is not None and pool.state.held) and desired_of(kept, step.config) is Desired.WANTED
+
+
 class ApplySteps:
     """``do`` returns what is told of a step that is done, and raises PoolError for one that is not."""
 
@@ -99,8 +105,7 @@ class ApplySteps:
             pool = self._pools.add(step.pool_id, step.config)
         else:
             await self._take_over(pool, step)
-        wanted = desired_of(self._pools.intents.get(step.pool_id) or StoredPool(step.pool_id), step.config)
-        if pool.state.held or wanted is not Desired.WANTED:
+        if not starts(step, self._pools):
             return {}
         operation = await self._pools.request(pool, "start", ev.Start(origin="boot"), "up")
         outcome = await operation.wait()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pool_managerd.config import Config
+from pool_managerd.config import Config, PoolConfig
 from pool_managerd.config.plan import Action, Plan, Step
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import policy
-from pool_managerd.supervision.apply_steps import reload_of
+from pool_managerd.supervision.apply_steps import reload_of, starts
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import Target, Targets
@@ -28,12 +28,18 @@ class ApplyView:
         self._targets = Targets(pools, services, config)
 
     async def of(self, plan: Plan) -> dict[str, Any]:
-        """``pools`` in the order in which they are changed. ``forecast_duration_ms`` is null where a part was never measured."""
+        """``pools`` in the order in which they are changed. ``forecast_duration_ms`` is null where a part was never measured.
+
+        ``by_hand`` are pools that stay what a reload has made of them; ``old`` of a change is what that was, ``new`` the file's.
+        """
         rows = [await self._row(step) for step in plan.steps]
-        costs = [row["forecast_duration_ms"] for row in rows if row["restarts"] or row["action"] in ("start", "add")]
+        begun = {step.pool_id for step in plan.steps if step.action is Action.ADD and starts(step, self._pools)}
+        takes = (row for row in rows if row["restarts"] or row["action"] == "start" or row["pool_id"] in begun)
+        costs = [row["forecast_duration_ms"] for row in takes]
         return {
             "digest": plan.digest, "would_change": plan.would_change, "pools": rows, "at_once": list(plan.at_once),
             "waiting": list(plan.waiting), "untouched": plan.untouched,
+            "by_hand": [self._by_hand(pool) for pool in plan.by_hand],
             "forecast_duration_ms": None if None in costs else sum(costs),
         }  # fmt: skip
 
@@ -48,15 +54,18 @@ class ApplyView:
                 "ctx": step.config.ctx, "devices": list(step.config.devices), "preload": step.config.preload,
             }  # fmt: skip
         elif step.changes:
-            row["changes"] = self._changes(step)
+            row["changes"] = self._changes(step.pool_id, step.config)
         if step.action in (Action.RELOAD, Action.START):
             await self._forecast(step, row)
         return row
 
-    def _changes(self, step: Step) -> list[dict[str, Any]]:
-        pool = self._pools.get(step.pool_id)
-        new = self._pools.definitions.of(step.pool_id, step.config)
-        policy.learn_secrets(self._s.events.redactor, step.pool_id, new)
+    def _by_hand(self, said: PoolConfig) -> dict[str, Any]:
+        runs = self._pools.get(said.id).instance.has_process
+        return {"pool_id": said.id, "runs": runs, "changes": self._changes(said.id, said)}
+
+    def _changes(self, pool_id: str, config: PoolConfig | None) -> list[dict[str, Any]]:
+        pool, new = self._pools.get(pool_id), self._pools.definitions.of(pool_id, config)
+        policy.learn_secrets(self._s.events.redactor, pool_id, new)
         return self._targets.shown(Target(pool, pool.definition, new, {}, 0))
 
     async def _forecast(self, step: Step, row: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ class ApplyCalls:
 
         ``pools`` has those that change: ``action`` (add, remove, keep, take_over, start, restart, reload), ``changes``,
         ``restarts``, the forecast of a reload, and ``problem`` where something is in its way now. ``at_once`` are keys that are
-        taken over without touching a pool, ``waiting`` those that need another start of the daemon. Raises RequestError.
+        taken over without touching a pool, ``waiting`` those that need another start of the daemon, ``by_hand`` pools that stay
+        what a reload has made of them. Raises RequestError.
         """
         return await self._applies.plan(config, prune=prune)
 
