@@ -44,7 +44,10 @@ async def execute_drain(request: DrainRequest, node: PoolManager) -> DrainOutcom
 
 @dataclass(frozen=True, slots=True)
 class ReloadOutcome:
-    """A reload whose new engine stayed: what it runs now, how long no lease was given, and how long it took in all."""
+    """A reload whose new engine stayed: what it runs now, how long no lease was given, and how long it took in all.
+
+    ``leases_on_the_old_engine`` were in flight beside it when it took over; None where no old engine was left.
+    """
 
     pool_id: str
     strategy: str
@@ -53,6 +56,7 @@ class ReloadOutcome:
     downtime_ms: int
     duration_ms: int
     rolled_back: bool = False
+    leases_on_the_old_engine: int | None = None
 
 
 async def execute_reload(request: ReloadRequest, node: PoolManager) -> ReloadOutcome:

@@ -26,7 +26,11 @@ def resident_mib(daemon: Daemon) -> float:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"binary_path": "/" + "x" * LONG}, {"flags": ["f" * LONG]}, {"env": {"A": "v" * LONG}}],
+    [
+        {"binary_path": "/" + "x" * LONG},
+        pytest.param({"flags": ["f" * LONG]}, marks=pytest.mark.slow),
+        pytest.param({"env": {"A": "v" * LONG}}, marks=pytest.mark.slow),
+    ],
     ids=["path", "flag", "variable"],
 )
 def test_failed_preloads_with_long_texts_do_not_add_up(daemon: Daemon, fields: dict[str, object]) -> None:

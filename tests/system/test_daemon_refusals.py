@@ -25,6 +25,8 @@ SECRET = "canary-env-5ecret-value"
 
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
+SLOW = pytest.mark.slow
+
 
 def parent_of(pid: int) -> int:
     found = procfs.stat(pid)
@@ -189,7 +191,10 @@ def test_directories_that_everybody_may_write_are_closed_and_said_and_modes_are_
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("foreign", ["state", "state/state.db", "run", "run/shims", "run/work", "run/engines"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["state/state.db", "run", *(pytest.param(place, marks=SLOW) for place in ("state", "run/shims", "run/work", "run/engines"))],
+)
 def test_what_belongs_to_another_user_is_refused_with_the_command_to_type(make: Make, foreign: str) -> None:
     daemon = make()
     path = daemon.folder / foreign
