@@ -22,6 +22,7 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.announcement import Announcement
 from pool_managerd.supervision.crash_reports import CrashReports, written
 from pool_managerd.supervision.drain_watch import watch_drain
+from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.kept_drains import keep_drain
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
@@ -104,7 +105,7 @@ class PoolActor:
         if expiry:
             self._arm()
         if self.pool.instance.phase is Phase.DRAINING:
-            self.post(ev.LeasesChanged(self._in_hand()))
+            self.post(ev.LeasesChanged(in_hand(self.pool, self._s.registry)))
 
     def candidate(self) -> PoolState:
         """The state that a candidate for this one's place begins in."""
@@ -159,10 +160,10 @@ class PoolActor:
             except Exception as problem:  # noqa: BLE001 - the task's boundary: one bad event must not silence the pool
                 self._task_failures += 1
                 pool_id = self.pool.pool_id
-                human = f"Internal error while pool '{pool_id}' handled {type(message.event).__name__}: {problem!r}"
-                self._s.events.emit("internal_error", human, level="critical", pool_id=pool_id)
+                doing = f"while pool '{pool_id}' handled {type(message.event).__name__}"
+                told = self._s.events.fault(doing, problem, pool_id)
                 if message.waiting is not None:
-                    message.waiting.refuse(PoolError(human, pool_id=pool_id))
+                    message.waiting.refuse(told)
                 if self._task_failures == MAX_TASK_FAILURES:
                     self._s.on_fatal(problem)  # the task goes on: the pool must still be able to stop
 
@@ -212,7 +213,7 @@ class PoolActor:
         if isinstance(event, ev.Drain):
             self.learn(self.pool.launch.epoch, requests=event.in_flight)
         if isinstance(event, ev.Drain | ev.Evict | ev.Adopted):
-            return replace(event, active_leases=self._in_hand())
+            return replace(event, active_leases=in_hand(self.pool, self._s.registry))
         return event
 
     def _answer(self, waiting: Waiting, before: PoolState, refused: RequestError | None) -> None:
@@ -222,16 +223,12 @@ class PoolActor:
             waiting.accept(before, self.pool.state)
             self._waiting.append(waiting)
 
-    def _in_hand(self) -> int:
-        """Leases, or what the engine itself says it has while it drains."""
-        return max(self._s.registry.leases_on(self.pool.pool_id, self.pool.instance.epoch), self.pool.launch.requests)
-
     def _expire_leases(self, now: float) -> None:
         pool_id = self.pool.pool_id
         for lease in self._s.registry.expire(pool_id, self.pool.instance.epoch, now):
             human = f"A lease on pool '{pool_id}' ran out and was taken back"
             self._s.events.emit("lease_expired", human, pool_id=pool_id, lease_id=lease.lease_id, holder=lease.holder)
-            self.post(ev.LeasesChanged(self._in_hand()))
+            self.post(ev.LeasesChanged(in_hand(self.pool, self._s.registry)))
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -172,9 +172,9 @@ class Applies:
             self._pools.operations.finish(apply.operation, error=gone)
             raise
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
-            human = f"Internal error while a configuration was applied: {problem!r}"
-            self._s.events.emit("internal_error", human, level="critical")
-            self._pools.operations.finish(apply.operation, error=PoolError(human))
+            self._pools.operations.finish(
+                apply.operation, error=self._s.events.fault("while a configuration was applied", problem)
+            )
         finally:
             self._running = False
 

@@ -12,11 +12,11 @@ from pool_managerd.core.lifecycle import Desired, Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, WAITING
 from pool_managerd.core.reload import ReloadRequest
-from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.errors import RequestError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.asking import Asking
 from pool_managerd.supervision.intents import desired_of
 from pool_managerd.supervision.made_of import runs_by_another
-from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
@@ -54,6 +54,7 @@ class ApplySteps:
 
     def __init__(self, pools: Pools, services: Services, reloads: Reloads, config: Callable[[], Config]) -> None:
         self._pools, self._s, self._reloads, self._config = pools, services, reloads, config
+        self._asking = Asking(pools, services.clock)
 
     async def do(self, step: Step) -> Mapping[str, Any]:
         match step.action:
@@ -79,12 +80,7 @@ class ApplySteps:
     async def define(self, pool: Pool, definition: Definition) -> None:
         """The pool is to run that from its next launch on, and goes by its rules from now on."""
         policy.learn_secrets(self._s.events.redactor, pool.pool_id, definition)
-        part = Operation("", "apply", pool.pool_id, self._s.clock.wall_ms(), "now")
-
-        def ended(operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
-            operation.finish(self._s.clock.wall_ms(), outcome, error)
-
-        await self._pools.ask(pool, ev.Tick(), part, ended, definition)
+        await self._asking.begin(pool, ev.Tick(), "now", definition)
 
     async def _take_over(self, pool: Pool, step: Step) -> None:
         await self.define(pool, self._pools.definitions.of(pool.pool_id, step.config))

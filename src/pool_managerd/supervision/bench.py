@@ -166,9 +166,7 @@ class Benches:
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as problem:
             error = _failed(bench, problem)
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told, and no lease stay
-            human = f"Internal error while pool '{pool_id}' was measured: {problem!r}"
-            self._s.events.emit("internal_error", human, level="critical", pool_id=pool_id)
-            error = PoolError(human, pool_id=pool_id)
+            error = self._s.events.fault(f"while pool '{pool_id}' was measured", problem, pool_id)
         finally:
             late.cancel()
             renewing.cancel()

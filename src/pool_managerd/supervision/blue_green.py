@@ -6,9 +6,10 @@ from pool_managerd import failpoints
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.reload import Stage
 from pool_managerd.errors import PoolError
+from pool_managerd.supervision.asking import Asking
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.reload_run import Asking, Reload
+from pool_managerd.supervision.reload_run import Reload
 from pool_managerd.supervision.services import Services
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pool_managerd.core import narration
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.supervision.in_flight import GAP_S, requests_of
+from pool_managerd.supervision.in_flight import GAP_S, in_hand, requests_of
 from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
@@ -19,13 +19,13 @@ _PATIENCE = 0.1
 
 async def watch_drain(pool: Pool, actor: Reports, services: Services, epoch: int) -> None:
     """Until launch ``epoch`` drains no more. Requests that the engine was seen to have are asked for until there are none."""
-    clock, told_at, told = services.clock, services.clock.monotonic(), _left(pool, services)
+    clock, told_at, told = services.clock, services.clock.monotonic(), in_hand(pool, services.registry)
     while _drains(pool, epoch):
         if pool.launch.requests:
             left = await requests_of(pool, services, unheard=pool.launch.requests)
             if actor.learn(epoch, requests=left) and not left:
                 actor.post(ev.LeasesChanged(services.registry.leases_on(pool.pool_id, epoch)))
-        now, left = clock.monotonic(), _left(pool, services)
+        now, left = clock.monotonic(), in_hand(pool, services.registry)
         since_s = now - told_at
         rarely_s = (now - (pool.instance.drain_since or now)) * _PATIENCE
         if left and since_s >= max(TOLD_S if left != told else UNCHANGED_S, rarely_s):
@@ -37,10 +37,6 @@ async def watch_drain(pool: Pool, actor: Reports, services: Services, epoch: int
 
 def _drains(pool: Pool, epoch: int) -> bool:
     return pool.instance.epoch == epoch and pool.instance.phase is Phase.DRAINING
-
-
-def _left(pool: Pool, services: Services) -> int:
-    return max(services.registry.leases_on(pool.pool_id, pool.instance.epoch), pool.launch.requests)
 
 
 def _tell(pool: Pool, actor: Reports, now: float, left: int) -> None:

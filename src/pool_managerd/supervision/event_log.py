@@ -145,6 +145,12 @@ class EventLog:
         text = self.redactor.text(text)
         return text if len(text) <= MAX_WORD_CHARS else shortened(text)
 
+    def fault(self, doing: str, problem: Exception, pool_id: str | None = None) -> PoolError:
+        """A fault of our own ``doing`` something ("while pool 'p' was reloaded"), told; the error for whoever waits."""
+        human = f"Internal error {doing}: {problem!r}"
+        self.emit("internal_error", human, level="critical", pool_id=pool_id)
+        return PoolError(human, pool_id=pool_id)
+
     def clean_error(self, problem: PoolError) -> PoolError:
         """``problem`` itself, as it may be told."""
         self.redactor.error(problem)

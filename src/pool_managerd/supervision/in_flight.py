@@ -5,6 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from pool_managerd.core.engines import ENGINES
+from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
@@ -24,6 +25,11 @@ async def requests_of(pool: Pool, services: Services, unheard: int = 0) -> int:
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
         return unheard
     return 0 if told is None else told.requests
+
+
+def in_hand(pool: Pool, registry: Registry) -> int:
+    """What a drain of this instance waits for: its leases, or what the engine was last seen to have while it drains."""
+    return max(registry.leases_on(pool.pool_id, pool.instance.epoch), pool.launch.requests)
 
 
 async def a_moment(services: Services) -> None:

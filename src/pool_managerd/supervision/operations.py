@@ -22,7 +22,7 @@ from pool_managerd.core.lifecycle.phase import IDLE, SERVING
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.failures import operation_error
 from pool_managerd.supervision.pool import Pool
-from pool_managerd.supervision.protocols import Journal
+from pool_managerd.supervision.protocols import Clock, Journal
 
 _T = TypeVar("_T")
 
@@ -236,6 +236,15 @@ class Waiting:
     def refuse(self, error: PoolError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+def unlisted(pool_id: str, goal: str, clock: Clock) -> tuple[Operation, OnEnd]:
+    """An operation that nobody is told of, as a part of another one, and what ends it."""
+
+    def ended(operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
+        operation.finish(clock.wall_ms(), outcome, error)
+
+    return Operation("", "part", pool_id, clock.wall_ms(), goal), ended
 
 
 def refusal(pool_id: str, effects: tuple[Effect, ...]) -> RequestError | None:

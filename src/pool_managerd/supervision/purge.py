@@ -13,6 +13,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.narration import size
 from pool_managerd.core.purge import Freed, PurgeRequest
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.supervision.asking import Asking
 from pool_managerd.supervision.in_flight import a_moment
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
@@ -113,9 +114,7 @@ class Purges:
         except PoolError as problem:
             error = problem
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
-            human = f"Internal error while pool '{pool.pool_id}' was purged: {problem!r}"
-            self._s.events.emit("internal_error", human, level="critical", pool_id=pool.pool_id)
-            error = PoolError(human, pool_id=pool.pool_id)
+            error = self._s.events.fault(f"while pool '{pool.pool_id}' was purged", problem, pool.pool_id)
         finally:
             self._running.pop(pool.pool_id, None)
         if error is not None:
@@ -143,8 +142,7 @@ class Purges:
                 raise _refusal(pool_id, f"somebody started it meanwhile: it is {view(pool.state).state}", "OPERATION_CANCELLED")
             found = await self._s.launcher.purge(pool_id, request.places)
             if self._is_at_rest(pool):
-                part = Operation("", "purge", pool_id, self._s.clock.wall_ms(), "now")
-                await self._pools.ask(pool, ev.Purge(), part, lambda *_: None)
+                await Asking(self._pools, self._s.clock).begin(pool, ev.Purge(), "now")
         told = _told(found, "removed", "freed_bytes")
         human = f"Pool '{pool_id}' is purged: {size(told['freed_bytes'])} freed"
         self._s.events.emit("purged", human, pool_id=pool_id, **told)

@@ -163,9 +163,7 @@ class Reloads:
             await self._undo(reload, problem)
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told, and nothing stay half done
             pool_id = reload.pool.pool_id
-            human = f"Internal error while pool '{pool_id}' was reloaded: {problem!r}"
-            self._s.events.emit("internal_error", human, level="critical", pool_id=pool_id)
-            await self._undo(reload, PoolError(human, pool_id=pool_id))
+            await self._undo(reload, self._s.events.fault(f"while pool '{pool_id}' was reloaded", problem, pool_id))
         finally:
             self._running.pop(reload.pool.pool_id, None)
             reload.over.set()

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.lifecycle import Desired
-from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.reload import ReloadRequest, Stage, Strategy
-from pool_managerd.errors import PoolError
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.supervision.pool import Definition, Pool
-from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.reload_target import Target
 
 
@@ -41,27 +36,6 @@ class Reload:
     @property
     def pool(self) -> Pool:
         return self.target.pool
-
-
-class Asking:
-    """Asks instances for what brings them somewhere, without telling anybody of an operation."""
-
-    def __init__(self, pools: Pools, clock: Clock) -> None:
-        self._pools, self._clock = pools, clock
-
-    async def until(self, pool: Pool, event: ev.Event, goal: str, definition: Definition | None = None) -> None:
-        """Ask, and wait for the end of that. Raises PoolError."""
-        await (await self.begin(pool, event, goal, definition)).wait()
-
-    async def begin(self, pool: Pool, event: ev.Event, goal: str, definition: Definition | None = None) -> Operation:
-        """Ask; what that leads to can be waited for. Raises the RequestError of a refusal."""
-        part = Operation("", "reload", pool.pool_id, self._clock.wall_ms(), goal)
-
-        def ended(operation: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
-            operation.finish(self._clock.wall_ms(), outcome, error)
-
-        await self._pools.ask(pool, event, part, ended, definition)
-        return part
 
 
 async def broken_off(reload: Reload) -> None:

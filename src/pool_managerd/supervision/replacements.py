@@ -19,7 +19,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.in_flight import a_moment, requests_of
-from pool_managerd.supervision.operations import Operation, Waiting
+from pool_managerd.supervision.operations import Waiting, unlisted
 from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.services import Services
 
@@ -94,8 +94,8 @@ class Replacements:
             return
         if isinstance(event, ev.Drain):
             event = replace(event, in_flight=await requests_of(other, self._s))
-        part = Operation("", "replace", other.pool_id, self._s.clock.wall_ms(), "down")
-        waiting = Waiting(part, part.goal, self._on_end)
+        part, on_end = unlisted(other.pool_id, "down", self._s.clock)
+        waiting = Waiting(part, part.goal, on_end)
         actor.post(event, waiting)
         try:
             await waiting.answer
@@ -104,9 +104,6 @@ class Replacements:
             self._keep(self._forget_when_down(actor))
             raise
         await self._forget(actor)
-
-    def _on_end(self, part: Operation, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
-        part.finish(self._s.clock.wall_ms(), outcome, error)
 
     async def _forget_when_down(self, actor: PoolActor) -> None:
         while actor.pool.instance.phase is not Phase.DOWN:

@@ -20,6 +20,7 @@ from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.core.restart_limit import within
 from pool_managerd.core.slot_cache import Restored
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock
@@ -73,8 +74,8 @@ def _drain(pool: Pool, registry: Registry, now: float) -> dict[str, Any] | None:
     i = pool.instance
     if i.phase is not Phase.DRAINING or i.deadline is None:
         return None
-    left = max(registry.leases_on(pool.pool_id, i.epoch), pool.launch.requests)
-    return {"left": left, "requests": pool.launch.requests, "remaining_ms": max(0, round((i.deadline - now) * 1000))}
+    left_ms = max(0, round((i.deadline - now) * 1000))
+    return {"left": in_hand(pool, registry), "requests": pool.launch.requests, "remaining_ms": left_ms}
 
 
 def _perf(measured: Sequence[Baseline]) -> dict[str, Any] | None:

@@ -10,9 +10,11 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.reload import Stage
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.asking import Asking
+from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.reload_run import Asking, Reload
+from pool_managerd.supervision.reload_run import Reload
 from pool_managerd.supervision.services import Services
 
 
@@ -46,7 +48,7 @@ class StopStart:
         except PoolError as problem:
             if problem.code != "OPERATION_CANCELLED":
                 raise
-            left = max(self._s.registry.get_active_leases(pool.pool_id), pool.launch.requests)
+            left = in_hand(pool, self._s.registry)
             raise RequestError(
                 f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
                 code="DRAIN_TIMEOUT", status=409, pool_id=pool.pool_id, retriable=True, hint="try again later, or give it longer",
