@@ -532,3 +532,12 @@ async def test_an_engine_without_a_free_slot_is_not_measured(world: World) -> No
     await world.fakes.clock.advance(1.1)
     await until(lambda: operation.status != "running", "the drain to be given up")
     assert warm_ups == [] and "drain timeout: 2 requests" in error_of(operation).message
+
+
+async def test_a_reload_that_is_given_up_before_its_first_step_is_over(world: World) -> None:
+    """Found by the simulator: whoever stopped the pool asked for ever."""
+    operation = await world.reloads.begin(ReloadRequest("p", changes={"slots": 3}))
+    stop = await asyncio.wait_for(world.pools.change(world.p, "stop", ev.Stop(), "down", desired="down"), 5)
+    await settle()
+    await stop.wait()
+    assert "stopped by request" in error_of(operation).message and not world.reloads.has("p")

@@ -123,6 +123,7 @@ class Benches:
         self._pools.leases_changed(pool_id, expiry=True)
         self._running[pool_id] = bench
         bench.task = asyncio.create_task(self._run(bench), name=f"bench:{pool_id}")
+        bench.task.add_done_callback(lambda _: self._broken_off_at_once(bench))
         human = f"Measuring pool '{pool_id}'; all its slots are leased meanwhile"
         self._s.events.emit("bench_started", human, pool_id=pool_id, slots=len(bench.leases), runs=request.runs)
         return bench
@@ -171,6 +172,11 @@ class Benches:
             late.cancel()
             renewing.cancel()
             self._ended(bench, outcome, error)
+
+    def _broken_off_at_once(self, bench: _Bench) -> None:
+        """Before its task's first step, which would have told its end."""
+        if bench.operation.status == "running":
+            self._ended(bench, None, bench.why or NodeError("cannot finish the bench: it was broken off"))
 
     def _ended(self, bench: _Bench, outcome: dict[str, Any] | None, error: PoolError | None) -> None:
         pool_id = bench.request.pool_id

@@ -109,6 +109,7 @@ class Reloads:
         reload = Reload(request, target, operation, self._s.clock.monotonic(), serves, desired, self._s.baselines.copy())
         self._running[request.pool_id] = reload
         reload.task = asyncio.create_task(self._run(reload), name=f"reload:{request.pool_id}")
+        reload.task.add_done_callback(lambda _: self._over(reload))
         return reload
 
     def _require_free(self, pool_id: str) -> None:
@@ -164,9 +165,11 @@ class Reloads:
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told, and nothing stay half done
             pool_id = reload.pool.pool_id
             await self._undo(reload, self._s.events.fault(f"while pool '{pool_id}' was reloaded", problem, pool_id))
-        finally:
-            self._running.pop(reload.pool.pool_id, None)
-            reload.over.set()
+
+    def _over(self, reload: Reload) -> None:
+        """Its task has ended, perhaps before its first step: it was given up at once."""
+        self._running.pop(reload.pool.pool_id, None)
+        reload.over.set()
 
     async def _replace(self, reload: Reload) -> None:
         if self._runs_it(reload.target):
