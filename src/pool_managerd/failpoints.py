@@ -26,8 +26,8 @@ PLACES = (
     "state.commit", "state.committed", "leases.commit", "leases.committed", "api.before_reply", "engine.spawned", "engine.kept",
     "pid.write", "handoff.write", "boot.restored", "boot.leases", "boot.adopting", "boot.cleared", "boot.started", "loop.health",
     "loop.pool", "loop.task", "reload.staging", "reload.begun", "reload.loading", "reload.loaded", "reload.draining",
-    "reload.switching", "reload.switched", "reload.proven", "reload.committed", "reload.taken_over", "reload.undoing",
-    "apply.begun", "apply.step",
+    "reload.asleep", "reload.switching", "reload.switched", "reload.proven", "reload.committed", "reload.taken_over",
+    "reload.undoing", "apply.begun", "apply.step",
 )  # fmt: skip
 """Every place. ``X.commit`` is before, ``X.committed`` behind; ``engine.spawned`` is before the shim is told to keep it."""
 

@@ -19,13 +19,10 @@ from tests.core.histories import SAMPLES
 
 NOW = 1_000.0
 _POLICIES = (Policy(), Policy(failure_threshold=1), Policy(warmup="off"), Policy(restart="never"))
-NOT_SENT = (ev.Sleep, ev.Wake)
-"""Events that the table decides and nothing sends yet."""
 _ANOTHER_DAEMONS = (ev.Adopt,)
 """What begins under one daemon and goes on under the next is not in the picture, which tells of one."""
-_LATE = (ev.Spawned, ev.Adopted, ev.NotAdopted, ev.Slept, ev.Woke)
-"""News that changes the state of a pool in a race alone, or after an event that nothing sends."""
-_NOT_REACHED = (Phase.SLEEPING, Phase.WAKING, Phase.ADOPTING)
+_LATE = (ev.Spawned, ev.Adopted, ev.NotAdopted)
+"""News that changes the state of a pool in a race alone."""
 _NO_PROCESS = (Phase.DOWN, Phase.STAGING, Phase.BACKOFF, Phase.OPEN, Phase.ADOPTING, Phase.ATTACHED)
 
 
@@ -49,6 +46,8 @@ def specimens(phase: Phase) -> list[PoolState]:
             on(made, reaped=True, vram_pending=True, has_process=False, uses_gpus=True, after=after, asked=True)
             for after in After
         ]
+    if phase is Phase.DRAINING:
+        variants.append(on(made, drain_sleeps=True))
     if phase is Phase.FAILED:
         variants.append(on(made, vram_pending=True, uses_gpus=True))
     return variants
@@ -69,11 +68,11 @@ def seen_edges() -> set[tuple[str, str]]:
     """Which public state can follow which, of an engine of ours that today's events reach."""
     found: set[tuple[str, str]] = set()
     for phase in Phase:
-        if phase in (*_NOT_REACHED, Phase.ATTACHED):
+        if phase in (Phase.ADOPTING, Phase.ATTACHED):
             continue
         for i in [*specimens(phase), *([PoolState.new("p")] if phase is Phase.DOWN else [])]:
             for policy in _POLICIES:
-                after = [step(i, e, NOW, policy)[0] for e in SAMPLES if not isinstance(e, (*NOT_SENT, *_ANOTHER_DAEMONS, *_LATE))]
+                after = [step(i, e, NOW, policy)[0] for e in SAMPLES if not isinstance(e, (*_ANOTHER_DAEMONS, *_LATE))]
                 found |= {(view(i).state, view(new).state) for new in after if not new.active.external}
     return {(start, end) for start, end in found if start != end}
 

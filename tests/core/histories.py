@@ -14,7 +14,8 @@ BUSY = Activity(Verdict.BUSY, "is at work", loaded_at=3.0, worked_at=3.0)
 REQUESTS = [
     ev.Start(), ev.Start(retry=False), ev.Start(origin="boot"), ev.Start(origin="demand"),
     ev.Start(retry=False, join=False), ev.CancelStart(), ev.Stop(), ev.Evict(), ev.Evict(2), ev.Restart(),
-    ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Purge(), ev.Sleep(), ev.Wake(), ev.Quarantine("Xid 79"),
+    ev.Hold(), ev.Release(), ev.Undrain(), ev.ResetBreaker(), ev.Purge(), ev.Sleep(1_000), ev.Sleep(5_000, 1), ev.Wake(),
+    ev.Quarantine("Xid 79"),
     ev.Quarantine("GPU 0 is lost", lost=True), ev.EndQuarantine(),
 ]  # fmt: skip
 
@@ -37,7 +38,7 @@ def news(epoch: int) -> list[ev.Event]:
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
         ev.Adopted(epoch, 0.0), ev.Adopted(epoch, 0.0, was_ready=True, uses_gpus=True, active_leases=1, drain_deadline=5.0),
         ev.CacheRestored(epoch), ev.CacheRestored(epoch, 2), ev.CacheSaved(epoch),
-        ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.Woke(epoch),
+        ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.SleepFailed(epoch, "it answered 404"), ev.Woke(epoch),
     ]  # fmt: skip
     ending = [
         ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=0, graceful=True),

@@ -24,7 +24,7 @@ ENGINE = PreparedEngine("p", "/engine")
         ({"engine": ENGINE, "new_model_ref": "file:m"}, "runs as it is"),
         ({"changes": {}, "drain_deadline_ms": -1}, "drain_deadline_ms is -1"),
         ({"changes": {}, "drain_deadline_ms": 86_400_001}, "drain_deadline_ms is 86400001"),
-        ({"changes": {}, "strategy": "sleep_old"}, "no strategy 'sleep_old'"),
+        ({"changes": {}, "strategy": "sleep"}, "no strategy 'sleep'"),
     ],
 )
 def test_what_asks_for_nothing_or_for_what_cannot_be_is_refused(asked: dict[str, Any], why: str) -> None:

@@ -240,11 +240,32 @@ def a_first_prompt(s: Told) -> None:
 
 def asleep_and_awake(s: Told) -> None:
     """There and back, and one that never comes back."""
-    s.tell(ev.Sleep(), ev.Wake())
+    s.tell(ev.Sleep(0), ev.Wake())
     s.until_ready()
-    s.tell(ev.Sleep(), ev.Slept(1), ev.Tick(), ev.Start(), ev.Woke(1), ev.ProbeFailed(1, "answered 503"), after_s=1)
-    s.tell(ev.Tick(), ev.ProbeSucceeded(1), ev.Sleep(), ev.Slept(1), ev.Wake(), after_s=1)
-    s.tell(ev.Tick(), ev.Exited(1, signal=15), after_s=60)
+    s.tell(ev.Sleep(9_000), ev.Slept(1), ev.Tick(), ev.Start(), ev.Woke(1), ev.ProbeFailed(1, "answered 503"), after_s=1)
+    s.tell(ev.Tick(), ev.ProbeSucceeded(1), ev.Sleep(9_000), ev.Slept(1), ev.Wake(), after_s=1)
+    s.tell(ev.Tick(), ev.Exited(1, signal=15), after_s=600)
+
+
+def put_to_sleep_with_requests_in_flight(s: Told) -> None:
+    """They end in time, they do not, somebody drains or stops it instead; and it does not fall asleep."""
+    s.until_ready()
+    s.tell(
+        ev.Sleep(9_000, active_leases=2), ev.LeasesChanged(1), ev.LeasesChanged(0), ev.Slept(1), ev.Wake(), ev.Woke(1), after_s=1
+    )
+    s.tell(ev.ProbeSucceeded(1), ev.Sleep(2_000, active_leases=1), ev.Tick(), ev.ProbeSucceeded(1), after_s=2)
+    s.tell(ev.Tick(), ev.ProbeSucceeded(1), ev.Sleep(9_000, active_leases=1), ev.LeasesChanged(0), after_s=1)
+    s.tell(ev.SleepFailed(1, "it answered 404"), ev.Woke(1), ev.ProbeSucceeded(1), ev.Sleep(9_000, active_leases=1), after_s=1)
+    s.tell(ev.Drain(60_000, 1), ev.LeasesChanged(0), ev.Exited(1, signal=15), ev.VramFree(1), after_s=1)
+
+
+def an_engine_that_slept_when_its_daemon_died(s: Told) -> None:
+    """An engine that the daemon before had put to sleep is woken, and one whose pool is to stay down is stopped."""
+    s.tell(
+        ev.Adopt(7), ev.Adopted(7, 5.0, was_ready=True, uses_gpus=True, asleep=True), ev.Woke(7), ev.ProbeSucceeded(7), after_s=1
+    )
+    s.tell(ev.Sleep(0), ev.Slept(7), ev.Died(7), ev.Exited(7, code=1), ev.VramFree(7), ev.Stop(), after_s=1)
+    s.tell(ev.Adopt(8), ev.Adopted(8, 5.0, was_ready=True, uses_gpus=True, asleep=True), ev.Exited(8, signal=15), after_s=1)
 
 
 STORIES: dict[str, tuple[Callable[[Told], None], Callable[[], Told]]] = {
@@ -257,6 +278,8 @@ STORIES: dict[str, tuple[Callable[[Told], None], Callable[[], Told]]] = {
     ),
     "a_drain": (a_drain, Told),
     "a_stop": (a_stop, Told),
+    "put_to_sleep_with_requests_in_flight": (put_to_sleep_with_requests_in_flight, Told),
+    "an_engine_that_slept_when_its_daemon_died": (an_engine_that_slept_when_its_daemon_died, Told),
     "a_health_check_that_fails": (a_health_check_that_fails, Told),
     "a_health_check_that_fails_in_dev": (a_health_check_that_fails, lambda: Told(replace(POLICY, fail_open=True))),
     "a_probe_that_gets_lost": (a_probe_that_gets_lost, Told),

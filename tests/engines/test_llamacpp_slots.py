@@ -11,8 +11,8 @@ import pytest
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.core.memory.estimate import EngineSettings
+from pool_managerd.core.question import Question
 from pool_managerd.core.slot_cache import SlotSaving, SlotState
-from pool_managerd.core.slot_dialect import Question
 from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.flags import Option, OptionTable
 from pool_managerd.engines.llamacpp.options import recorded_options

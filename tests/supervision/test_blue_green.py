@@ -238,7 +238,8 @@ async def test_an_old_engine_that_crashes_meanwhile_comes_back_and_is_replaced_a
 
 async def test_a_candidate_that_has_to_look_for_another_port_uses_no_epoch_of_the_pool(world: World) -> None:
     """Found by the simulator."""
-    operation = await reload(world, Stage.LOADING)
+    operation = await world.reloads.begin(ReloadRequest("p", changes={"slots": 3}))
+    await until(lambda: len(processes(world)) == 2, "the candidate to run")
     processes(world)[1].end(ExitRecord(code=1))
     await baked(world)
     assert operation.status == "failed"

@@ -13,8 +13,9 @@ import pytest
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.question import Question
 from pool_managerd.core.slot_cache import Restored, SlotSaving, name_of, temporary_name
-from pool_managerd.core.slot_dialect import Question, SlotDialect
+from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.engines.llamacpp.slots import LlamaSlots
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.slot_cache import SlotCaches

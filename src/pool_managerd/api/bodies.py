@@ -43,8 +43,9 @@ class ReloadBody(Body):
     drain_deadline_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
         None, description="How long leases may take to end; then the reload is given up, and the engine serves on."
     )
-    strategy: Literal["blue_green", "stop_start"] | None = Field(
-        None, description="Absent: blue_green where there is room for both engines, else stop_start."
+    strategy: Literal["blue_green", "sleep_old", "stop_start"] | None = Field(
+        None,
+        description="Absent: blue_green where there is room for both, sleep_old where the engine can sleep, else stop_start.",
     )
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="The caller's own name for this request: sent again, it is the same reload."

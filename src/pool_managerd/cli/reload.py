@@ -22,7 +22,10 @@ Changed = Annotated[
 Reset = Annotated[bool, typer.Option("--reset", help="Back to what the file says: what earlier reloads have changed goes.")]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", help="blue_green: beside the old engine; stop_start: after it. By default what fits."),
+    typer.Option(
+        "--strategy",
+        help="blue_green: beside the old engine; sleep_old: while that sleeps; stop_start: after it. Else what fits.",
+    ),
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Show what it would do and how long it would take; nothing happens.")]
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pool_managerd.core.engines import DEFAULT_ENGINE
+from pool_managerd.core.engines import DEFAULT_ENGINE, ENGINES
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.sleep_dialect import SleepDialect
 from pool_managerd.core.slot_cache import SlotSaving
 
 Warmup = Literal["completion", "embedding", "rerank", "none"]
@@ -85,6 +86,13 @@ class PreparedEngine:
     def keeps_slots(self) -> bool:
         """Whether the caches of its slots are saved when it is stopped."""
         return self.slots is not None and not self.slots.unable and not self.verbatim
+
+    @property
+    def sleep(self) -> SleepDialect | None:
+        """How it is put to sleep; None where its flags do not make it able to."""
+        kind = ENGINES.get(self.engine)
+        dialect = None if kind is None else kind.sleep
+        return dialect if dialect is not None and dialect.speaks(self.flags) else None
 
     @property
     def abilities(self) -> dict[str, bool]:

@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pool_managerd.core.question import Question
+from pool_managerd.core.sleep_dialect import SleepDialect
+
 DEFAULT_ENGINE = "llamacpp"
 """What an engine is taken for whose handoff file or submission does not say."""
 
@@ -33,6 +36,7 @@ class EngineKind:
     ``package`` is the Python package that carries it, ``install`` the command that gets it. ``startup_ms``: how long it may
     take until it answers, where that is longer than usual: some compile, capture and profile before. ``log`` names the rules
     of `core.crash_evidence` that read its log; without, those for any program do. ``counters`` tell work from a standstill.
+    ``sleep``: how one is put to sleep that is able to.
     """
 
     modes: tuple[str, ...]
@@ -43,6 +47,7 @@ class EngineKind:
     package: str | None = None
     install: str = ""
     counters: CounterNames | None = None
+    sleep: SleepDialect | None = None
 
 
 ENGINES: Mapping[str, EngineKind] = {
@@ -54,12 +59,18 @@ ENGINES: Mapping[str, EngineKind] = {
             ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
             ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
         ),
+        sleep=SleepDialect("--sleep-idle-seconds", Question("/props"), Question("/completion", {"prompt": "", "n_predict": 0})),
     ),
     "vllm": EngineKind(
         ("binary", "external"), startup_ms=900_000, log="vllm", program="vllm command",
         counters=CounterNames(
             ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
             ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+        ),
+        # Level 1: the weights stay in RAM. After level 2 some versions answer nonsense.
+        sleep=SleepDialect(
+            "--enable-sleep-mode", Question("/is_sleeping"), Question("/wake_up", {}), Question("/sleep?level=1", {}),
+            needs="VLLM_SERVER_DEV_MODE=1 in its environment, which opens other routes, too",
         ),
     ),
     "tgi": EngineKind(

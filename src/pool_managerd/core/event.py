@@ -44,7 +44,8 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "release": "a hold ended", "reload_failed": "a reload was given up or undone",
     "reload_succeeded": "a pool runs something else now", "reload_undone": "a daemon before had not finished a reload",
     "restart": "an engine is started again",
-    "restart_delayed": "a restart waits: there were too many within the window", "sleep": "an engine goes to sleep",
+    "restart_delayed": "a restart waits: there were too many within the window", "sleep": "an engine is put to sleep",
+    "asleep": "an engine sleeps", "sleep_failed": "an engine did not fall asleep and is woken",
     "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
     "start": "a start began", "start_owed": "a start waits: a hold, a quarantine, an open breaker, a failure",
     "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",
@@ -54,7 +55,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "storm": "a pool is restarted again and again", "survivor": "an engine of a dead daemon was ended",
     "transition": "a pool's state changed", "uncordon": "a GPU may be used again", "undrain": "a drain was taken back",
     "unhealthy": "a pool is not ready any more, and why", "vram_held": "memory of an ended engine is not seen free",
-    "wake": "an engine wakes up", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
+    "wake": "an engine is woken", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
     "warmup_failed": "the first prompt was not answered", "xid": "the driver reported a GPU error",
 })  # fmt: skip
 """What can happen, by the type of the event."""

@@ -5,7 +5,7 @@ A reload goes through these stages, and what it has done by then is undone in ea
 1. ``staging``: the new model is there and verified, nothing stands in the way of a start. The engine before it serves.
 2. Where there is room for both, ``loading``: the new one comes up beside the one before it, which serves. Else
    ``draining``: no new leases; those in flight end, or the reload is given up and the engine serves on; and then
-   ``switching``: the engine before it has ended, the new one loads.
+   ``switching``: the engine before it has ended, the new one loads, or ``loading`` where it sleeps meanwhile.
 3. ``gating``: the new one is ready and shows what it must.
 4. ``committing``: that it stays is written down; what cannot be written does not stay.
 5. ``undoing``: it did not; the one before it is started again, or has never stopped.
@@ -40,6 +40,8 @@ class Strategy(StrEnum):
 
     BLUE_GREEN = "blue_green"
     """The new one loads and is tried beside the old one; nobody is refused and no request fails."""
+    SLEEP_OLD = "sleep_old"
+    """The old one gives its GPU memory back and keeps its process while the new one loads: it wakes sooner than it starts."""
     STOP_START = "stop_start"
     """The old one ends before the new one loads: for want of room for both, and where nothing else is known to work."""
 
@@ -153,6 +155,12 @@ def steps(pool_id: str, strategy: Strategy, model: str, deadline_ms: int, bake_m
             f"wait up to {patience} for leases on the old one to end, then stop it",
         )
     drain = f"wait up to {patience} for leases of pool '{pool_id}' to end, none are given meanwhile"
+    if strategy is Strategy.SLEEP_OLD:
+        return (
+            staged, drain, "put the engine to sleep, and see on the GPUs that its memory is free",
+            "start the new engine, and wait until it is ready", f"{tried}; else end it, and wake the one before it",
+            "stop the engine that sleeps",
+        )  # fmt: skip
     return (
         staged,
         *((drain, "stop the engine, and wait until it holds nothing") if serves else ()),

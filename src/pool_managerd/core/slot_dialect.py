@@ -5,19 +5,11 @@ Values and texts alone; whoever asks does so over HTTP (supervision/slot_calls.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pool_managerd.core.question import Question
 from pool_managerd.core.slot_cache import SlotState
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request: a GET of ``path`` or, with a ``body``, a POST of it as JSON."""
-
-    path: str
-    body: Mapping[str, Any] | None = None
 
 
 class SlotDialect(Protocol):

@@ -126,7 +126,8 @@ class ActivityWatch:
         kind = ENGINES.get(engine.engine)
         if kind is None or kind.counters is None or not seen.has_counters or seen.asking:
             return
-        if often or seen.asked_at is not None or seen.looks % _IDLE_LOOKS == 1:
+        dozes = isinstance(engine, PreparedEngine) and engine.sleep is not None and engine.sleep.by_itself
+        if often or seen.asked_at is not None or (seen.looks % _IDLE_LOOKS == 1 and not dozes):  # a question would wake it
             seen.asking = True
             seen.asked_at = self._s.clock.monotonic() if seen.asked_at is None else seen.asked_at
             self._run(self._read_counters(engine, seen, kind.counters))

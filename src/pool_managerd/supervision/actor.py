@@ -28,11 +28,12 @@ from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.launch_work import LaunchWork, Reports
 from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.made_of import keep_configuration
-from pool_managerd.supervision.operations import Waiting, refusal, settle
 from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.protocols import Timer
 from pool_managerd.supervision.publishing import Publishing, log_context
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import Waiting, refusal, settle
+from pool_managerd.supervision.sleep_work import sleep_work
 from pool_managerd.supervision.slot_work import slot_work
 
 MAX_TASK_FAILURES = 5
@@ -210,9 +211,9 @@ class PoolActor:
         if isinstance(event, ev.Start):
             self._boot = event.origin == "boot"
             return replace(event, anew=anew)
-        if isinstance(event, ev.Drain):
+        if isinstance(event, ev.Drain | ev.Sleep):
             self.learn(self.pool.launch.epoch, requests=event.in_flight)
-        if isinstance(event, ev.Drain | ev.Evict | ev.Adopted):
+        if isinstance(event, ev.Drain | ev.Sleep | ev.Evict | ev.Adopted):
             return replace(event, active_leases=in_hand(self.pool, self._s.registry))
         return event
 
@@ -274,7 +275,7 @@ class PoolActor:
                 self.pool.launch = Launch(epoch)
                 self._work.run(self._work.adopt(epoch), epoch, "the adoption")
             case do.SleepEngine(epoch) | do.WakeEngine(epoch):
-                self.post(ev.HelperDied(epoch, "this engine does not support it"))
+                self._work.run(sleep_work(effect, self.pool, self._reports, self._s), epoch, "its sleep")
             case do.LaunchEffect():
                 try:
                     self._do_now(effect)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.supervision.operations import Operation, unlisted
+from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.protocols import Clock
+from pool_managerd.supervision.settling import unlisted
 
 
 class Asking:

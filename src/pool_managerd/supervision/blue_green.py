@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pool_managerd import failpoints
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.core.reload import Stage
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.asking import Asking
@@ -29,11 +30,12 @@ class BlueGreen:
         return candidate
 
     def take_over(self, reload: Reload) -> None:
-        """It is committed: leases are given on the new one alone; those on the old one have until the deadline."""
+        """It is committed: leases are given on the new one alone; those on the old one, if any, have until the deadline."""
         if reload.tried is not None:
             old = self._replacements.switch(reload.tried, reload.target.new)
             failpoints.reach("reload.taken_over")
-            self._replacements.see_off(old, ev.Drain(reload.target.deadline_ms, 0))
+            serves = old.instance.phase in SERVING
+            self._replacements.see_off(old, ev.Drain(reload.target.deadline_ms, 0) if serves else ev.Stop())
 
     async def put_back(self, reload: Reload) -> None:
         """The new one ends; the old one has never stopped. Raises PoolError when it would not end."""

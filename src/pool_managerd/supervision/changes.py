@@ -17,10 +17,11 @@ from pool_managerd.supervision import policy
 from pool_managerd.supervision.definitions import Definitions
 from pool_managerd.supervision.endings import Endings
 from pool_managerd.supervision.intents import Intents
-from pool_managerd.supervision.operations import Operation, Operations, carried_through, objection
+from pool_managerd.supervision.operations import Operation, Operations, carried_through
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.precedence import Precedence
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import objection
 
 _AT_REST = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF, Phase.OPEN)
 

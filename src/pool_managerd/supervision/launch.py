@@ -26,7 +26,8 @@ class Launch:
     ``measured`` is what this engine version did with this model on these GPUs, in this launch or one before it.
     ``activity`` is what the last look at the engine saw it do. ``outdated`` are sentences on what the engine, which an earlier
     daemon started, was made of and is another now. ``requests`` are those that the engine had in hand when it was last asked
-    while it drains. ``restored`` is what was given back to it of what its slots held before.
+    while it drains. ``sleepless`` says why its sleep was of no use when it was last tried. ``restored`` is what was given back
+    to it of what its slots held before.
     """
 
     epoch: int = 0
@@ -46,6 +47,7 @@ class Launch:
     activity: Activity = NOT_SEEN
     outdated: tuple[str, ...] = ()
     requests: int = 0
+    sleepless: str = ""
     restored: Restored | None = None
 
     @property

@@ -27,6 +27,7 @@ from pool_managerd.core.health import ProbeOutcome
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.supervision.activity import ActivityWatch
+from pool_managerd.supervision.asleep import left_asleep
 from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
 from pool_managerd.supervision.health_probe import HealthProbe
@@ -196,7 +197,7 @@ class LaunchWork:
             self._actor.learn(epoch, requests=await requests_of(self._pool, self._s, unheard=requests))
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            **prepared.abilities, drain_since=since, drain_deadline=deadline,
+            **prepared.abilities, asleep=await left_asleep(self._pool, self._s), drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
 
     async def _watch(

@@ -7,7 +7,7 @@ for changes by posting an event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -44,6 +44,12 @@ class Definition:
     def announced(self) -> bool:
         """True for one that a handoff file told of: the file is theirs, neither written nor removed here."""
         return self.config is None and self.external
+
+    def named(self, instance: InstanceId) -> Definition:
+        """As this replica runs it: a submitted engine has the name of its replica in itself."""
+        if isinstance(self.submitted, PreparedEngine):
+            return replace(self, submitted=replace(self.submitted, replica_id=instance.replica_id))
+        return self
 
     @property
     def mask(self) -> DeviceMask | None:

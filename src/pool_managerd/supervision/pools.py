@@ -20,12 +20,13 @@ from pool_managerd.supervision.definitions import Definitions
 from pool_managerd.supervision.endings import Endings
 from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCodec, state_of
-from pool_managerd.supervision.operations import OnEnd, Operation, Operations, Waiting, carried_through
+from pool_managerd.supervision.operations import Operation, Operations, carried_through
 from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
 from pool_managerd.supervision.precedence import Nobody, Precedence
 from pool_managerd.supervision.replacements import Replacements
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import OnEnd, Waiting
 
 MAX_SUBMITTED = 1_000
 
@@ -293,7 +294,7 @@ class Pools:
         actor = self.replacements.actor_of(pool)
         if actor is None:
             raise _not_found(pool.pool_id)
-        if isinstance(event, ev.Drain):
+        if isinstance(event, ev.Drain | ev.Sleep):
             event = replace(event, in_flight=await requests_of(pool, self._s))
         waiting = Waiting(operation, operation.goal, on_end)
         actor.post(event, waiting, definition)

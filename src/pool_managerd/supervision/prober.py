@@ -17,7 +17,7 @@ from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult, check_response, read_counters
-from pool_managerd.core.slot_dialect import Question
+from pool_managerd.core.question import Question
 from pool_managerd.supervision import plain_http
 from pool_managerd.supervision.timed_stream import timed
 
@@ -149,7 +149,7 @@ class HttpProber:
             raise ValueError("the engine answered with something that is no completion") from None
 
     async def ask(self, url: str, question: Question) -> Any:
-        """The engine's answer to ``question``, as JSON; the caller bounds the time.
+        """The engine's answer to ``question``, as JSON, None where it is empty; the caller bounds the time.
 
         Raises ValueError with what it says where it refuses, or answers with something else; aiohttp.ClientError, OSError.
         """
@@ -168,6 +168,8 @@ class HttpProber:
                 raise ValueError(f"the engine answered with more than {ANSWER_LIMIT >> 20} MiB")
             if response.status != 200:
                 raise ValueError(f"the engine answered {response.status}: {_said(text)}")
+        if not text:
+            return None
         try:
             return await asyncio.to_thread(json.loads, text)
         except RecursionError:

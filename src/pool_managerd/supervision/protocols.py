@@ -20,8 +20,9 @@ from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.purge import Freed
+from pool_managerd.core.question import Question
 from pool_managerd.core.slot_cache import SlotFile
-from pool_managerd.core.slot_dialect import Question, SlotDialect
+from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.errors import PoolError
 
 

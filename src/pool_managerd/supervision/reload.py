@@ -1,8 +1,8 @@
 """Reloads, carried out: one pool's engine replaced by another, or everything as it was (core/reload.py has the rules).
 
 A reload is a part of no other change: while it is under way a start waits for its end, a stop gives it up, and everything else
-is refused. How the new engine comes up and goes again is its strategy's (stop_start.py, blue_green.py). Until it is committed, in
-one write, the next daemon undoes it: what ran before is started again, or goes on.
+is refused. How the new engine comes up and goes again is its strategy's (stop_start.py, sleep_old.py, blue_green.py). Until it
+is committed, in one write, the next daemon undoes it: what ran before is started again, or goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pool_managerd.supervision.reload_run import Reload, broken_off
 from pool_managerd.supervision.reload_strategy import Strategies
 from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.sleep_old import SleepOld
 from pool_managerd.supervision.stop_start import StopStart
 from pool_managerd.supervision.times import Times
 
@@ -43,8 +44,9 @@ class Reloads:
         self._times = Times(services.events, services.records)
         self._proving = Proving(services, config)
         self._strategies = Strategies(pools, services, config)
-        self._ways: dict[Strategy, StopStart | BlueGreen] = {
-            Strategy.STOP_START: StopStart(pools, services), Strategy.BLUE_GREEN: BlueGreen(pools, services),
+        self._ways: dict[Strategy, StopStart | SleepOld | BlueGreen] = {
+            Strategy.STOP_START: StopStart(pools, services), Strategy.SLEEP_OLD: SleepOld(pools, services),
+            Strategy.BLUE_GREEN: BlueGreen(pools, services),
         }  # fmt: skip
         pools.precedence = self
 
@@ -67,8 +69,9 @@ class Reloads:
         strategy, why = await self._strategies.choose(request, target)
         beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload_rules(target.new.config).bake_ms
         where, needs = await self._s.admission.forecast(target.beside() if beside else target.in_its_place())
-        load, stop = self._times.of(pool_id, "load"), self._times.of(pool_id, "stop")
-        takes = Forecast.of(stop, load) if serves and not beside else Forecast.of(load)
+        load = self._times.of(pool_id, "load")
+        first = self._times.of(pool_id, "sleep" if strategy is Strategy.SLEEP_OLD else "stop")
+        takes = Forecast.of(first, load) if serves and not beside else Forecast.of(load)
         down = Forecast(0, 0) if beside else takes
         told = steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)
         if self._runs_it(target):
@@ -204,7 +207,7 @@ class Reloads:
         else:
             self._s.launcher.check(reload.target.new.submitted)
         reload.strategy, _ = await self._strategies.choose(reload.request, reload.target)
-        if reload.strategy is Strategy.STOP_START:
+        if reload.strategy is not Strategy.BLUE_GREEN:
             await self._s.admission.forecast(reload.target.in_its_place())
         if reload.served:
             await self._proving.look_at(pool, reload.measured)

@@ -1,14 +1,17 @@
-"""How a reload is to be carried out: beside the old engine where both are known to fit, else in its place."""
+"""How a reload is to be carried out: beside the old engine where both are known to fit, else while it sleeps, or in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import aiohttp
 
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.core.reload import ReloadRequest, Strategy
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.asleep import dialect_of, is_asleep
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload_target import Target
 from pool_managerd.supervision.services import Services
@@ -24,23 +27,55 @@ class Strategies:
         """The strategy, and in half a sentence why that one. Raises RequestError where the one that is asked for cannot be."""
         if request.strategy == Strategy.STOP_START:
             return Strategy.STOP_START, "as asked for"
-        obstacle = self._obstacle(target)
-        if obstacle is None:
-            try:
-                await self._s.admission.room_beside(target.beside())
-            except PoolError as problem:
-                obstacle = problem.message
-        if obstacle is None:
+        asked = request.strategy
+        obstacle = await self._beside_obstacle(target)
+        if asked != Strategy.SLEEP_OLD and not obstacle:
             return Strategy.BLUE_GREEN, "there is room for both engines"
-        if request.strategy == Strategy.BLUE_GREEN:
-            raise RequestError(
-                f"cannot reload pool '{request.pool_id}' with both engines side by side: {obstacle}", code="POOL_UNAVAILABLE",
-                status=409, pool_id=request.pool_id, hint="leave the strategy out, or ask for stop_start",
-            )  # fmt: skip
+        if asked == Strategy.BLUE_GREEN:
+            raise _cannot(request, "with both engines side by side", obstacle)
+        sleepless = await self._sleep_obstacle(target, asked=asked is not None)
+        if not sleepless:
+            return Strategy.SLEEP_OLD, "as asked for" if asked else f"its engine can sleep, and {obstacle}"
+        if asked == Strategy.SLEEP_OLD:
+            raise _cannot(request, "while its engine sleeps", sleepless)
         return Strategy.STOP_START, obstacle
 
-    def _obstacle(self, target: Target) -> str | None:
-        """Why two engines of the pool cannot run, whatever room there is; None when they can."""
+    async def _beside_obstacle(self, target: Target) -> str:
+        """Why both engines cannot run at the same time; empty when they can."""
+        if obstacle := self._obstacle(target):
+            return obstacle
+        try:
+            await self._s.admission.room_beside(target.beside())
+        except PoolError as problem:
+            return problem.message
+        return ""
+
+    async def _sleep_obstacle(self, target: Target, *, asked: bool) -> str:
+        """Why the engine cannot sleep while another one takes its place; empty when it can.
+
+        One that anybody's request wakes is put to sleep where that is ``asked`` for.
+        """
+        if obstacle := self._obstacle(target):
+            return obstacle
+        try:
+            dialect = dialect_of(target.pool)
+        except PoolError as problem:
+            return problem.message
+        if not asked and (dialect.by_itself or target.pool.launch.sleepless):
+            return target.pool.launch.sleepless or "anybody's request would wake it"
+        try:
+            await is_asleep(target.pool, self._s)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as problem:
+            needs = f"; it needs {dialect.needs}" if dialect.needs else ""
+            return f"it has {dialect.flag} and does not say whether it sleeps ({problem}){needs}"
+        try:
+            await self._s.admission.forecast(target.in_its_place())
+        except PoolError as problem:
+            return problem.message
+        return ""
+
+    def _obstacle(self, target: Target) -> str:
+        """Why two engines of the pool cannot run, whatever room there is; empty when they can."""
         pool, config = target.pool, target.new.config
         if pool.instance.phase not in SERVING:
             return "no engine of it serves now"
@@ -50,4 +85,11 @@ class Strategies:
             return f"both would have to be at port {before.port}"
         if isinstance(before, PreparedEngine) and isinstance(after, PreparedEngine) and before.port == after.port:
             return f"both would be at port {after.port}"
-        return None
+        return ""
+
+
+def _cannot(request: ReloadRequest, how: str, obstacle: str) -> RequestError:
+    return RequestError(
+        f"cannot reload pool '{request.pool_id}' {how}: {obstacle}", code="POOL_UNAVAILABLE", status=409, pool_id=request.pool_id,
+        hint="leave the strategy out, or ask for stop_start",
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
@@ -44,13 +44,11 @@ class Target:
     def beside(self) -> Pool:
         """The other instance of the pool, as it would be while this one serves."""
         _, state = candidate_beside(self.pool.state, self.pool.instance_id, self.new.policy)
-        return Pool(self.pool.pool_id, self.new, state, Launch(), Role.CANDIDATE)
+        return Pool(self.pool.pool_id, self.new.named(state.active.id), state, Launch(), Role.CANDIDATE)
 
     def in_its_place(self) -> Pool:
-        """The pool as it would be: with another definition, and what its engine holds about to be free."""
-        state = self.pool.state
-        freed = replace(state, active=replace(state.active, vram_pending=True))
-        return Pool(self.pool.pool_id, self.new, freed, Launch())
+        """The pool as it would be: what its instance holds now is its own to use again."""
+        return Pool(self.pool.pool_id, self.new, self.pool.state, Launch())
 
     def model(self) -> str:
         """What it will serve, for people."""
@@ -82,7 +80,7 @@ class Targets:
         self._check(pool)
         asked = request.engine is None and not isinstance(request, FileReload)
         changes = self._changes_of(pool, request) if asked else {}
-        new = self._definition(pool, request, changes)
+        new = self._definition(pool, request, changes).named(pool.instance_id)
         policy.learn_secrets(self._s.events.redactor, pool.pool_id, new)
         deadline_ms = request.drain_deadline_ms
         default_ms = self._config().lifecycle.drain_deadline_ms

@@ -11,17 +11,15 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import Desired, Instance, Phase, PoolState
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.actor import PoolActor
 from pool_managerd.supervision.in_flight import a_moment, requests_of
-from pool_managerd.supervision.operations import Waiting, unlisted
 from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import Waiting, unlisted
 
 
 class Replacements:
@@ -56,7 +54,7 @@ class Replacements:
     def begin(self, pool: Pool, definition: Definition) -> Pool:
         """A candidate for the place of ``pool``, down. Should it fail, it is not tried again."""
         state = self._actors[pool.pool_id].candidate()
-        tried = replace(_named(definition, state.active.id), policy=replace(definition.policy, restart="never"))
+        tried = replace(definition.named(state.active.id), policy=replace(definition.policy, restart="never"))
         actor = self._others[pool.pool_id] = PoolActor(tried, state, self._s, Role.CANDIDATE)
         return actor.pool
 
@@ -65,7 +63,7 @@ class Replacements:
         pool_id = candidate.pool_id
         old, new = self._actors[pool_id], self._others[pool_id]
         self._actors[pool_id], self._others[pool_id] = new, old
-        new.take_place(old, _named(definition, candidate.instance_id))
+        new.take_place(old, definition.named(candidate.instance_id))
         self._s.gpus.refresh()
         return old.pool
 
@@ -128,11 +126,3 @@ class Replacements:
         for task in tuple(self._ends):
             task.cancel()
         await asyncio.gather(*self._ends, return_exceptions=True)
-
-
-def _named(definition: Definition, instance: InstanceId) -> Definition:
-    """A submitted engine has the name of its replica in itself."""
-    engine = definition.submitted
-    if isinstance(engine, PreparedEngine):
-        return replace(definition, submitted=replace(engine, replica_id=instance.replica_id))
-    return definition

@@ -11,10 +11,9 @@ from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.reload import Stage
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.asking import Asking
-from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.reload_run import Reload
+from pool_managerd.supervision.reload_run import Reload, emptied
 from pool_managerd.supervision.services import Services
 
 
@@ -27,7 +26,8 @@ class StopStart:
     async def bring_up(self, reload: Reload) -> Pool:
         """The new engine is ready in the old one's place. Raises PoolError."""
         if reload.served:
-            await self._drain(reload)
+            drain = ev.Drain(reload.target.deadline_ms, 0, recall=True)
+            await emptied(reload, self._asking, self._s, drain, "drained")
         elif reload.pool.instance.phase not in IDLE:
             await self._asking.until(reload.pool, ev.Stop(), "down")
         reload.stage = Stage.SWITCHING
@@ -36,23 +36,6 @@ class StopStart:
         await self._asking.until(reload.pool, start, "up", reload.target.new)
         failpoints.reach("reload.switched")
         return reload.pool
-
-    async def _drain(self, reload: Reload) -> None:
-        """Its own deadline ends it, by taking the drain back: nobody's lease is cut off for a reload."""
-        reload.stage, pool = Stage.DRAINING, reload.pool
-        drained = await self._asking.begin(pool, ev.Drain(reload.target.deadline_ms, 0, recall=True), "drained")
-        reload.down_at = self._s.clock.monotonic()
-        failpoints.reach("reload.draining")
-        try:
-            await drained.wait()
-        except PoolError as problem:
-            if problem.code != "OPERATION_CANCELLED":
-                raise
-            left = in_hand(pool, self._s.registry)
-            raise RequestError(
-                f"drain timeout: {left} requests were still in flight after {reload.target.deadline_ms} ms; the engine goes on",
-                code="DRAIN_TIMEOUT", status=409, pool_id=pool.pool_id, retriable=True, hint="try again later, or give it longer",
-            ) from None  # fmt: skip
 
     def take_over(self, reload: Reload) -> None:
         """It is committed; the pool is what it was, with another engine."""

@@ -1,4 +1,4 @@
-"""How long loads and stops of each pool took, the last few: what a reload's forecast rests on."""
+"""How long loads and stops of each pool took, and falling asleep, the last few: what a reload's forecast rests on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Times:
         return self._records.facts(TIMES)
 
     def of(self, pool_id: str, kind: str) -> list[float]:
-        """In ms; ``kind`` is ``load`` or ``stop``."""
+        """In ms; ``kind`` is ``load``, ``stop`` or ``sleep``."""
         return self._known.get(pool_id, {}).get(kind, [])
 
     def _hear(self, event: Event) -> None:
@@ -40,6 +40,8 @@ class Times:
             return
         if event.type == "preload_succeeded":
             self._note(pool_id, "load", event.fields.get("duration_ms"))
+        elif event.type == "asleep":
+            self._note(pool_id, "sleep", event.fields.get("duration_ms"))
         elif event.type == "pool_removed":
             self._known.pop(pool_id, None)
             self._records.note_fact(TIMES, pool_id, None)
@@ -53,7 +55,7 @@ class Times:
         if isinstance(took_ms, int | float) and took_ms >= 0:
             kept = self._known.setdefault(pool_id, {})
             kept[kind] = [*kept.get(kind, []), took_ms][-SAMPLES:]
-            if kind == "load":  # a stop's is written with the next one
+            if kind == "load":  # the others are written with the next one
                 self._records.note_fact(TIMES, pool_id, {kind: list(numbers) for kind, numbers in kept.items()})
 
 

@@ -11,6 +11,7 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, ExitRecord, PreparedEngine, ResolvedModel
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.crash_diagnosis import LaunchLog
+from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
@@ -154,9 +155,10 @@ class FakeModels:
 
 
 class FakeEngines:
-    """Prepares an engine for any pool that ``found`` says nothing of, with ``slots``."""
+    """Prepares an engine for any pool that ``found`` says nothing of, with ``slots``: of ``kind``, with ``flags``."""
 
     def __init__(self) -> None:
+        self.kind, self.flags = DEFAULT_ENGINE, tuple[str, ...]()
         self.slots: SlotSaving | None = None
         self.found: tuple[PoolError, ...] = ()
 
@@ -166,7 +168,8 @@ class FakeEngines:
         return PreparedEngine(
             pool.id, "/engine", replica_id=replica_id, port=8080 + (replica_id != "r0"), slots_total=pool.slots,
             engine_version="fake-1", model_id=model.id if model else None, env=allocation.environment() if allocation else {},
-            slots=self.slots,
+            slots=self.slots, engine=self.kind, flags=self.flags,
+            device_uuids=() if allocation is None else tuple(device.uuid for device in allocation.devices),
         )  # fmt: skip
 
     def dialect(self, engine: PreparedEngine) -> SlotDialect | None:

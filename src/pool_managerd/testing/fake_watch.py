@@ -12,7 +12,7 @@ from pool_managerd.core.bench import TimedAnswer
 from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import OURS, Listener
-from pool_managerd.core.slot_dialect import Question
+from pool_managerd.core.question import Question
 
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 

@@ -11,7 +11,7 @@ from pool_managerd.core.engines import CounterNames
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.listeners import NOBODY, OURS, Listener
-from pool_managerd.core.slot_dialect import Question
+from pool_managerd.core.question import Question
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 

@@ -116,14 +116,19 @@ class DeviceAccount:
 
 @dataclass
 class Ledger:
-    """What is reserved here. Asking and reserving are one call: two starts cannot both pass. ``version`` counts changes."""
+    """What is reserved here. Asking and reserving are one call: two starts cannot both pass. ``version`` counts changes.
+
+    An instance that sleeps can lend what it has reserved to the one that is to replace it (``lend``): both together have no more
+    than it had, or than the borrower needs, and nobody else is given any of it before it has come back.
+    """
 
     _by_instance: dict[InstanceId, Reservation] = field(default_factory=dict)
     version: int = 0
+    _lent: dict[InstanceId, Reservation] = field(default_factory=dict)
 
     def copy(self) -> Ledger:
         """Another ledger with the same reservations, to try things on."""
-        return Ledger(dict(self._by_instance))
+        return Ledger(dict(self._by_instance), _lent=dict(self._lent))
 
     def get(self, instance_id: InstanceId) -> Reservation | None:
         return self._by_instance.get(instance_id)
@@ -139,6 +144,7 @@ class Ledger:
         """
         if (error := self.objection(wanted, accounts)) is not None:
             raise error
+        self._lent.pop(wanted.instance_id, None)
         self._by_instance[wanted.instance_id] = wanted
         self.version += 1
 
@@ -164,8 +170,23 @@ class Ledger:
         if found is None or found.epoch > epoch:
             return False
         del self._by_instance[instance_id]
+        self._lent.pop(instance_id, None)
         self.version += 1
         return True
+
+    def lend(self, lender: InstanceId, borrower: InstanceId) -> None:
+        """What ``borrower`` has reserved is a part of what ``lender`` had, as far as that goes, until ``take_back``."""
+        has, takes = self._lent.get(lender) or self._by_instance.get(lender), self._by_instance.get(borrower)
+        if has is None or takes is None:
+            return
+        self._lent[lender] = has
+        kept = {uuid: max(0, part - takes.bytes_by_device.get(uuid, 0)) for uuid, part in has.bytes_by_device.items()}
+        self.restore(replace(has, bytes_by_device=kept))
+
+    def take_back(self, lender: InstanceId) -> None:
+        """It has reserved again what it had, whatever the borrower still has: nobody else is given any of it in between."""
+        if (had := self._lent.pop(lender, None)) is not None:
+            self.restore(had)
 
 
 def account(

@@ -20,6 +20,7 @@ from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.relaunch import launch, remember
+from pool_managerd.core.lifecycle.sleeping import wake
 
 OWN_GAP_S = 1.0
 """A timer that fires so much too late says that this daemon stood (A9)."""
@@ -50,6 +51,8 @@ def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
     effects: tuple[Effect, ...] = (
         do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"), *told,
     )  # fmt: skip
+    if e.asleep and not desired.stays_down:
+        return then(effects[1:], wake(ours, ev.Wake(), now, p))
     if not desired.stays_down:
         return ours, effects
     draining = to(

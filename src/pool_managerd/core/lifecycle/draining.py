@@ -12,22 +12,38 @@ from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, refuse, then, to
+from pool_managerd.core.lifecycle.sleeping import fall_asleep
 from pool_managerd.core.lifecycle.starting import send_due_probe
 
 
 def drain_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
     """Stop as soon as nothing is in flight."""
-    draining = to(
-        replace(pool, desired=Desired.DRAINED, pending_start=False), Phase.DRAINING, now, deadline=now + e.deadline_ms / 1000,
-        next_probe_at=now + p.probe_interval_s, drain_since=now, drain_leases=e.active_leases, force_stopped=False,
-        drain_recall=e.recall,
-    )  # fmt: skip
-    say = _started(pool, e.active_leases, e.deadline_ms)
+    unwanted = replace(pool, desired=Desired.DRAINED, pending_start=False)
+    draining, said = _begun(on(unwanted, drain_recall=e.recall), e, now, p)
     if e.active_leases == 0:
-        return then((say,), begin_stop(draining, now, p, After.STAY))
+        return then(said, _emptied(draining, now, p))
     if e.deadline_ms == 0 and not e.recall:
-        return then((say,), _force(draining, now, p))
-    return draining, (say,)
+        return then(said, _force(draining, now, p))
+    return draining, said
+
+
+def sleep_serving(pool: PoolState, e: ev.Sleep, now: float, p: Policy) -> Step:
+    """Nobody's request is cut off for it: when the deadline passes it stays awake. It is wanted as it was."""
+    draining, said = _begun(on(pool, drain_recall=True, drain_sleeps=True), e, now, p)
+    return (draining, said) if e.active_leases else then(said, _emptied(draining, now, p))
+
+
+def _begun(pool: PoolState, e: ev.Drain | ev.Sleep, now: float, p: Policy) -> Step:
+    draining = to(
+        pool, Phase.DRAINING, now, deadline=now + e.deadline_ms / 1000, next_probe_at=now + p.probe_interval_s, drain_since=now,
+        drain_leases=e.active_leases, force_stopped=False,
+    )  # fmt: skip
+    return draining, (_started(pool, e.active_leases, e.deadline_ms),)
+
+
+def _emptied(pool: PoolState, now: float, p: Policy) -> Step:
+    """Nothing is in flight any more."""
+    return fall_asleep(pool, now, p) if pool.active.drain_sleeps else begin_stop(pool, now, p, After.STAY)
 
 
 def drain_not_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
@@ -40,7 +56,8 @@ def drain_not_serving(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> St
 def drain_draining(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
     """Another caller wants the same: both wait for one end, and the earlier deadline holds."""
     deadline, before = now + e.deadline_ms / 1000, pool.active.deadline
-    sooner = on(pool, deadline=deadline if before is None else min(before, deadline), drain_recall=False)
+    unwanted = replace(pool, desired=Desired.DRAINED, pending_start=False)
+    sooner = on(unwanted, deadline=deadline if before is None else min(before, deadline), drain_recall=False, drain_sleeps=False)
     return _force(sooner, now, p) if e.deadline_ms == 0 else (sooner, ())
 
 
@@ -52,7 +69,7 @@ def drain_stopping(pool: PoolState, e: ev.Drain, now: float, p: Policy) -> Step:
 
 def leases_changed(pool: PoolState, e: ev.LeasesChanged, now: float, p: Policy) -> Step:
     still = on(pool, drain_leases=e.active)
-    return (still, ()) if e.active else begin_stop(still, now, p, After.STAY)
+    return (still, ()) if e.active else _emptied(still, now, p)
 
 
 def draining_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
@@ -64,15 +81,15 @@ def draining_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
 
 def stop_draining(pool: PoolState, e: ev.Stop, now: float, p: Policy) -> Step:
     """Whoever asks to stop does not want to wait for leases any longer."""
-    return _force(replace(pool, desired=Desired.STOPPED), now, p)
+    return _force(on(replace(pool, desired=Desired.STOPPED), drain_sleeps=False), now, p)
 
 
 def undrain(pool: PoolState, e: ev.Undrain, now: float, p: Policy) -> Step:
     """Back to serving; ready again at once only when a probe of this launch was good just now."""
     i = pool.active
     back = on(
-        replace(pool, desired=Desired.WANTED), drain_since=None, drain_leases=0, drain_recall=False, force_stopped=False,
-        probe_sent_at=None,
+        replace(pool, desired=Desired.WANTED), drain_since=None, drain_leases=0, drain_recall=False, drain_sleeps=False,
+        force_stopped=False, probe_sent_at=None,
     )  # fmt: skip
     say = do.Say("undrain", f"Drain of pool '{pool.pool_id}' was taken back")
     if i.external:

@@ -100,12 +100,17 @@ class Purge(Event):
     """What was kept of the pool is deleted: it is as it was before its first start."""
 
 
+@dataclass(frozen=True, slots=True)
 class Sleep(Event):
-    """Release VRAM but keep the process."""
+    """Give GPU memory back and keep the process: as a Drain that is taken back at its deadline, but for how it ends."""
+
+    deadline_ms: int
+    active_leases: int = 0
+    in_flight: int = 0
 
 
 class Wake(Event):
-    """Take VRAM again."""
+    """Take GPU memory again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +269,8 @@ class HelperDied(EpochEvent):
 class Adopted(EpochEvent):
     """The engine that was found is ours; when it has ended already, that comes as news of its own.
 
-    ``was_ready``: it served under the daemon before this one. ``drain_since`` and ``drain_deadline`` are those of a drain that
-    was under way, with ``active_leases`` in flight. Monotonic seconds.
+    ``was_ready``: it served under the daemon before this one; ``asleep``: it sleeps. ``drain_since`` and ``drain_deadline`` are
+    those of a drain that was under way, with ``active_leases`` in flight. Monotonic seconds.
     """
 
     started_at: float
@@ -273,6 +278,7 @@ class Adopted(EpochEvent):
     uses_gpus: bool = False
     warmable: bool = False
     keeps_slots: bool = False
+    asleep: bool = False
     drain_since: float | None = None
     drain_deadline: float | None = None
     active_leases: int = 0
@@ -286,8 +292,15 @@ class NotAdopted(EpochEvent):
 
 
 class Slept(EpochEvent):
-    """The engine released its VRAM."""
+    """The engine says that it sleeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class SleepFailed(EpochEvent):
+    """It would not fall asleep, or may have and does not say."""
+
+    error: str
 
 
 class Woke(EpochEvent):
-    """The engine has its VRAM back."""
+    """The engine says that it is awake."""

@@ -34,6 +34,8 @@ class Instance:
     ``keeps_slots``: what is in the engine's slots is saved before a planned stop (``saving``) and restored while it warms up
     (``restoring``).
 
+    ``drain_recall``: at its deadline a drain is taken back instead; ``drain_sleeps``: it ends in sleep instead of a stop.
+
     While stopping: ``after`` is what follows, ``fell_from`` where it was, ``asked`` whether the stop was our wish.
     ``reaped``: the process is dead; ``vram_pending``: its exit is recorded and its GPU memory not yet seen free.
     ``pending_error`` and ``pending_crash`` say why it is to recover, in a sentence and in a word.
@@ -68,6 +70,7 @@ class Instance:
     drain_since: float | None = None
     drain_leases: int = 0
     drain_recall: bool = False
+    drain_sleeps: bool = False
     force_stopped: bool = False
     # stopping
     saving: bool = False

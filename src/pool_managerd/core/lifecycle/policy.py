@@ -18,6 +18,8 @@ class Policy:
     """Durations in seconds unless their name says otherwise. ``seed`` makes the jitter this pool's own.
 
     ``startup_timeout_s`` is how long a load may stand still, ``startup_cap_s`` how long it may take at all (0: any time).
+    ``sleep_timeout_s`` is how long an engine may take to fall asleep or to wake, ``sleep_cap_s`` how long that and its wait for
+    others on its GPUs may.
     ``primes``: there is a prompt that the engine is to read before it is ready.
     """
 
@@ -39,6 +41,7 @@ class Policy:
     vram_wait_s: float = 30.0
     adopt_timeout_s: float = 10.0
     sleep_timeout_s: float = 60.0
+    sleep_cap_s: float = 600.0
     restart: str = "on-failure"
     warmup: str = "before_ready"
     primes: bool = False

@@ -1,4 +1,4 @@
-"""While an engine serves: probes, of an engine of ours and of one that somebody else runs, and sleep."""
+"""While an engine serves: probes, of an engine of ours and of one that somebody else runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then, to
+from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then
 from pool_managerd.core.lifecycle.relaunch import remember
-from pool_managerd.core.lifecycle.starting import become_ready, send_due_probe
+from pool_managerd.core.lifecycle.starting import send_due_probe
 
 SILENT_PROBES_PER_S = 50
 
@@ -155,41 +155,3 @@ def _still_silent(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> 
     if pool.reason is not None or pool.quarantined:
         return pool, ()
     return replace(pool, last_error=f"health check failed: nothing healthy answers; the last probe {e.reason}"), ()
-
-
-# --- sleep ----------------------------------------------------------------------------------------------------------
-
-
-def sleep(pool: PoolState, e: ev.Sleep, now: float, p: Policy) -> Step:
-    asleep = to(pool, Phase.SLEEPING, now, deadline=now + p.sleep_timeout_s)
-    return asleep, (do.SleepEngine(pool.active.epoch), do.Say("sleep", f"Pool '{pool.pool_id}' goes to sleep"))
-
-
-def slept(pool: PoolState, e: ev.Slept, now: float, p: Policy) -> Step:
-    return on(pool, deadline=None), ()
-
-
-def wake(pool: PoolState, e: ev.Wake | ev.Start, now: float, p: Policy) -> Step:
-    waking = to(pool, Phase.WAKING, now, deadline=now + p.sleep_timeout_s, last_good_at=None)
-    return waking, (do.WakeEngine(pool.active.epoch), do.Say("wake", f"Pool '{pool.pool_id}' wakes up"))
-
-
-def woke(pool: PoolState, e: ev.Woke, now: float, p: Policy) -> Step:
-    return on(pool, probe_sent_at=now), (do.SendProbe(e.epoch),)
-
-
-def waking_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
-    return become_ready(on(pool, last_good_at=now, probe_failures=0), now, p)
-
-
-def stuck_asleep(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> Step:
-    """An engine that neither sleeps nor wakes is replaced."""
-    error = f"cannot put the engine to sleep or wake it: {e.what}"
-    return begin_stop(pool, now, p, After.RECOVER, error=error, crash=CrashClass.HUNG)
-
-
-def sleeping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
-    i = pool.active
-    if i.deadline is not None and now >= i.deadline:
-        return stuck_asleep(pool, ev.HelperDied(i.epoch, "it took too long"), now, p)
-    return send_due_probe(pool, now, p)

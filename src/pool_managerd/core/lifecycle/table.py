@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pool_managerd.core.lifecycle import adopting, draining, ending, relaunch, requests, serving, starting
+from pool_managerd.core.lifecycle import adopting, draining, ending, relaunch, requests, serving, sleeping, starting
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, PROBED_AT_START, RISING, RUNNING, SERVING, WAITING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
@@ -63,7 +63,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
         ({P.DOWN, P.FAILED, P.OPEN}, requests.start), (P.BACKOFF, requests.start_when_due),
-        (P.SLEEPING, serving.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop),
+        (P.SLEEPING, sleeping.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop),
         (P.ADOPTING, requests.start_adopting), rest=requests.join_start,
     ),
     ev.CancelStart: _row(
@@ -92,8 +92,8 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.Release: _row(rest=requests.release),
     ev.ResetBreaker: _row(rest=requests.reset_breaker),
     ev.Purge: _row((P.DOWN, requests.purge), rest=_BUSY),
-    ev.Sleep: _row((P.READY, serving.sleep), rest=_NOT_READY),
-    ev.Wake: _row((P.SLEEPING, serving.wake), rest=_NOT_ASLEEP),
+    ev.Sleep: _row((P.READY, draining.sleep_serving), rest=_NOT_READY),
+    ev.Wake: _row((P.SLEEPING, sleeping.wake), rest=_NOT_ASLEEP),
     ev.Adopt: _row((P.DOWN, adopting.adopt), rest=_IN_USE),
     # decisions made elsewhere
     ev.Quarantine: _row(rest=requests.quarantine),
@@ -102,7 +102,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # the timer
     ev.Tick: _row(
         (P.STAGING, starting.staging_tick), (P.STARTING, starting.starting_tick), (P.WARMING, starting.warming_tick),
-        (SERVING, serving.serving_tick), ({P.SLEEPING, P.WAKING}, serving.sleeping_tick),
+        (SERVING, serving.serving_tick), ({P.SLEEPING, P.WAKING}, sleeping.sleeping_tick),
         (P.DRAINING, draining.draining_tick), (P.STOPPING, ending.stopping_tick), (WAITING, relaunch.due_start),
         (P.ADOPTING, adopting.adopting_tick), rest=ignore,
     ),
@@ -115,7 +115,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ),
     ev.SpawnFailed: _row((P.STARTING, starting.spawn_failed), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
     ev.ProbeSucceeded: _row(
-        (P.STARTING, starting.starting_ok), (P.WAKING, serving.waking_ok), (P.ATTACHED, serving.attached_ok),
+        (P.STARTING, starting.starting_ok), (P.WAKING, sleeping.waking_ok), (P.ATTACHED, serving.attached_ok),
         ({P.READY, P.DRAINING}, serving.probe_ok), rest=ignore,
     ),
     ev.ProbeFailed: _row(
@@ -134,12 +134,13 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.HelperDied: _row(
         (P.STAGING, starting.staging_helper_died), (P.STARTING, starting.starting_helper_died),
         (P.WARMING, starting.warming_helper_died), (P.ADOPTING, adopting.adopting_helper_died),
-        ({P.SLEEPING, P.WAKING}, serving.stuck_asleep), (P.STOPPING, ending.helper_died_stopping), rest=ignore,
+        ({P.SLEEPING, P.WAKING}, sleeping.stuck_asleep), (P.STOPPING, ending.helper_died_stopping), rest=ignore,
     ),
     ev.Adopted: _row((P.ADOPTING, adopting.adopted), (P.STOPPING, adopting.adopted_stopping), rest=ignore),
     ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
-    ev.Slept: _row((P.SLEEPING, serving.slept), rest=ignore),
-    ev.Woke: _row((P.WAKING, serving.woke), rest=ignore),
+    ev.Slept: _row((P.SLEEPING, sleeping.slept), rest=ignore),
+    ev.SleepFailed: _row((P.SLEEPING, sleeping.not_asleep), rest=ignore),
+    ev.Woke: _row((P.WAKING, sleeping.woke), rest=ignore),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pool_managerd.core.lifecycle.instance import Instance
 from pool_managerd.core.lifecycle.phase import LOADING, TRANSITIONAL, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState
@@ -45,13 +46,18 @@ def view(pool: PoolState) -> View:
     return View(state, live, ready, draining)
 
 
+def _asleep(i: Instance) -> bool:
+    """It has said so; until then it is on its way there."""
+    return i.phase is Phase.SLEEPING and i.deadline is None
+
+
 def outline(pool: PoolState) -> tuple[object, ...]:
     """What anybody but the lifecycle itself goes by. While two states have the same outline, only timers have moved."""
     i = pool.active
     return (
-        i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.busy, i.drain_since, pool.desired, pool.held,
-        pool.quarantined, pool.pending_start, pool.crash_count, pool.restart_count, pool.reason, pool.last_error,
-        pool.history.circuit,
+        i.phase, i.epoch, i.has_process, i.external, i.last_good_at, i.hung, i.busy, i.drain_since, _asleep(i),
+        pool.desired, pool.held, pool.quarantined, pool.pending_start, pool.crash_count, pool.restart_count, pool.reason,
+        pool.last_error, pool.history.circuit,
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.question import Question
 from pool_managerd.core.slot_cache import SlotSaving, SlotState, directory_of
-from pool_managerd.core.slot_dialect import Question
 from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.flags import FlagUse, OptionTable, collapse
 from pool_managerd.engines.llamacpp.command import SLOT_SAVE_PATH as FLAG

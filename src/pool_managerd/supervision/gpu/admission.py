@@ -68,9 +68,12 @@ class Admission:
         sizing = await self._size(pool)
         scan = await self._scan()
         # From here to the reservation nothing is awaited: two starts cannot see the same memory free.
-        memory = self._gpus.memory
-        found, mask = self._decide(pool, epoch, scan, sizing, memory.ledger, memory.accounts())
+        memory, sleeper = self._gpus.memory, self._gpus.sleeper(pool)
+        accounts = memory.accounts() if sleeper is None else memory.accounts_beside(sleeper)
+        found, mask = self._decide(pool, epoch, scan, sizing, memory.ledger, accounts)
         if found is not None:
+            if sleeper is not None:
+                memory.ledger.lend(sleeper, pool.instance_id)
             if mask is not None and not self._missing(scan):
                 self._gpus.mask_gpus.remember(pool.pool_id, mask)
             memory.begin(pool.instance_id, epoch)
@@ -113,7 +116,10 @@ class Admission:
         return " and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain()
 
     async def room_beside(self, pool: Pool) -> None:
-        """Raises PoolError where there is no room for this instance beside all that runs, and where nobody knows."""
+        """Raises PoolError where there is no room for this instance beside all that runs, and where nobody knows.
+
+        An instance of its pool that sleeps counts by what it is seen to hold.
+        """
         sizing = await self._size(pool)
         inputs, why = sizing.inputs, None
         if self._rules.fit != "enforce":
@@ -122,8 +128,9 @@ class Admission:
             why = "the size of its model is not known"
         if why is not None:
             raise NodeError(f"cannot tell whether two engines of pool {pool.pool_id} fit: {why}", pool_id=pool.pool_id)
-        scan, memory = await self._scan(), self._gpus.memory
-        self._decide(pool, pool.instance.epoch + 1, scan, sizing, memory.ledger.copy(), memory.accounts())
+        scan, memory, sleeper = await self._scan(), self._gpus.memory, self._gpus.sleeper(pool)
+        accounts = memory.accounts() if sleeper is None else memory.accounts_beside(sleeper)
+        self._decide(pool, pool.instance.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
 
     def _decide(
         self,

@@ -98,6 +98,13 @@ class GpuMemory:
         others = [reservation for reservation in self.ledger.all() if reservation.instance_id != instance_id]
         return account(in_pci_order(usage.scan.devices), others, owned, self._running(usage.engines))
 
+    def accounts_beside(self, sleeper: InstanceId) -> Mapping[str, DeviceAccount]:
+        """As one will meet them that may borrow what ``sleeper`` has reserved: it counts by what it is seen to hold."""
+        usage = self._now()
+        owned = {pid: owner.instance_id for pid, owner in usage.owners.items()}
+        others = [reservation for reservation in self.ledger.all() if reservation.instance_id != sleeper]
+        return account(in_pci_order(usage.scan.devices), others, owned, self._running(usage.engines))
+
     def measured(self) -> dict[InstanceId, dict[str, int]]:
         """What every instance's processes hold in bytes, by device UUID; what is only inferred is left out."""
         found: dict[InstanceId, dict[str, int]] = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import DeviceAccount
+from pool_managerd.core.gpu.ledger import DeviceAccount, without
 from pool_managerd.core.gpu.masks import what_exists
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase
@@ -18,6 +19,7 @@ from pool_managerd.errors import PoolError
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu.registry_fields import GpuFields
+from pool_managerd.supervision.gpu.turns import Turns
 from pool_managerd.supervision.gpu.watch import GpuWatch
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
@@ -44,6 +46,7 @@ class Gpus:
         self._fields = GpuFields({})
         self._published: dict[str, tuple[str, ...]] = {}
         self._scans: set[asyncio.Task[DeviceScan]] = set()
+        self._turns = Turns()
         self.closing = self.hurry = False
         watch.listen(self._after_scan)
         watch.listen(self.memory.accounts)  # in a slice of the loop of its own: the others find it made
@@ -83,6 +86,33 @@ class Gpus:
         seen = [d for d in self.watch.scan.devices if d.uuid in uuids and d.readable] if not self.watch.scan.stale else []
         loads = [d.utilization_percent for d in seen if d.utilization_percent is not None]
         return max(loads, default=None), sum(d.vram_used_bytes for d in seen)
+
+    # --- of one that sleeps ---
+
+    def sleeper(self, pool: Pool) -> InstanceId | None:
+        """The other instance of the pool, where that sleeps and lends its memory."""
+        others = (one for one in self._pools() if one.pool_id == pool.pool_id and one.instance_id != pool.instance_id)
+        return next((one.instance_id for one in others if one.instance.phase is Phase.SLEEPING), None)
+
+    def turn(self, uuids: Collection[str]) -> AbstractAsyncContextManager[object]:
+        """Going to sleep and waking up are done one after the other on each GPU: at once, some engines crash."""
+        return self._turns.of(uuids)
+
+    def take_back(self, instance_id: InstanceId) -> None:
+        """It is to wake: what it has lent is its own again."""
+        self.memory.ledger.take_back(instance_id)
+        self.refresh()
+
+    async def in_the_way(self, pool: Pool) -> str | None:
+        """Who holds what an instance that is to wake has reserved, as a fresh scan shows; None when nobody does."""
+        if (reservation := self.memory.ledger.get(pool.instance_id)) is None:
+            return None
+        await self.watch.rescan()
+        accounts = self.memory.accounts()
+        for uuid, reserved in reservation.bytes_by_device.items():
+            if uuid in accounts and (others := without(accounts[uuid], pool.instance_id)).available_bytes < reserved:
+                return f"{others.holders()} on GPU {others.device.label}"
+        return None
 
     # --- after a stop ---
 

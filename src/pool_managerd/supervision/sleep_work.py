@@ -1,0 +1,69 @@
+"""Putting one engine to sleep and waking it, started by effects: the outcome is an event.
+
+The engine says when it is asleep. That its memory is free then is seen by whoever wants that memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from pool_managerd.core.lifecycle import effects as do
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.narration import duration
+from pool_managerd.errors import EngineError
+from pool_managerd.supervision.asleep import dialect_of, is_asleep, url_of
+from pool_managerd.supervision.in_flight import a_moment
+from pool_managerd.supervision.launch_work import Reports
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.services import Services
+
+
+async def sleep_work(effect: do.SleepEngine | do.WakeEngine, pool: Pool, actor: Reports, services: Services) -> None:
+    """One after the other on each GPU."""
+    async with services.gpus.turn(pool.launch.device_uuids):
+        try:
+            if isinstance(effect, do.SleepEngine):
+                await _put_to_sleep(pool, services)
+                actor.post(ev.Slept(effect.epoch))
+            else:
+                await _wake(pool, services)
+                actor.post(ev.Woke(effect.epoch))
+        except EngineError as problem:
+            failed = ev.SleepFailed if isinstance(effect, do.SleepEngine) else ev.HelperDied
+            actor.post(failed(effect.epoch, problem.message))
+
+
+async def _put_to_sleep(pool: Pool, services: Services) -> None:
+    """Raises EngineError."""
+    dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            if dialect.sleep is not None:
+                await services.prober.ask(url_of(pool), dialect.sleep)
+            while not await is_asleep(pool, services):
+                await a_moment(services)
+    except TimeoutError:
+        raise EngineError(f"it did not fall asleep within {duration(limit_s)}") from None
+    except (aiohttp.ClientError, OSError, ValueError) as problem:
+        raise EngineError(f"it could not be asked to: {str(problem) or type(problem).__name__}") from problem
+
+
+async def _wake(pool: Pool, services: Services) -> None:
+    """Not before its memory is free: an engine that wakes into another one's dies of that. Raises EngineError."""
+    dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
+    services.gpus.take_back(pool.instance_id)
+    holder: str | None = None
+    try:
+        async with asyncio.timeout(limit_s):
+            while (holder := await services.gpus.in_the_way(pool)) is not None:
+                await a_moment(services)
+            await services.prober.ask(url_of(pool), dialect.wake)
+            while await is_asleep(pool, services):
+                await a_moment(services)
+    except TimeoutError:
+        why = f"its GPU memory is held by {holder}" if holder is not None else f"it did not wake within {duration(limit_s)}"
+        raise EngineError(why) from None
+    except (aiohttp.ClientError, OSError, ValueError) as problem:
+        raise EngineError(f"it could not be asked to: {str(problem) or type(problem).__name__}") from problem
