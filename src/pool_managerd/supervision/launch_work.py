@@ -184,8 +184,6 @@ class LaunchWork:
         shows_secrets = learn_secrets_of(self._s.events.redactor, self._pool, *process.given())
         allocation = await self._s.admission.adopt(launch)
         self._actor.learn(epoch, allocation=allocation)
-        watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)
-        self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
         files = changed_files(pool_id, self._s.adoption.changed(launch))
         outdated = (*files, *changed_configuration(self._pool, self._s.records))
         self._actor.learn(epoch, outdated=outdated)
@@ -195,10 +193,14 @@ class LaunchWork:
         since, deadline, requests = kept_drain(self._pool, epoch, self._s.records)
         if since is not None:  # its clients may have no lease; one that is too busy to say has what it had
             self._actor.learn(epoch, requests=await requests_of(self._pool, self._s, unheard=requests))
+        asleep = await left_asleep(self._pool, self._s)
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            **prepared.abilities, asleep=await left_asleep(self._pool, self._s), drain_since=since, drain_deadline=deadline,
+            **prepared.abilities, asleep=asleep, drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
+        # Last, so that its end is not told before it is the pool's.
+        watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)
+        self._keep(asyncio.create_task(watch, name=f"watch:{pool_id}:{epoch}", context=Context()))
 
     async def _watch(
         self, epoch: int, process: Process, prepared: PreparedEngine, log_mark: Mapping[int, int], *, was_ready: bool = False,

@@ -66,6 +66,8 @@ class Oracle:
             seen_at = None if answered is None else max(answered, self._scene.resumed_at)
             if seen_at is None or i.last_good_at is None or i.last_good_at - seen_at > ANSWER_LATE_S:
                 self._scene.fail("ready means a good answer of this launch's own engine", f"{pool_id}: {answered} {i}")
+            if any(e.asleep and e.launch.epoch == i.epoch for e in self._scene.machine.running(pool_id)):
+                self._scene.fail("an engine that sleeps is not shown as ready", f"{pool_id}: {i}")
         if i.phase in _LEFT_NOTHING and before is not None and before.active.phase is not i.phase:
             self._look_for_remains(pool)
         if not pool.current:

@@ -58,6 +58,7 @@ class Scenario:
     """``needs``: bytes of GPU memory that the engine of each pool takes. ``hours``: how long it lasts.
 
     ``attributable``: the driver tells whose processes hold memory. ``tight``: not all engines have room at the same time.
+    ``sleepers`` are the pools whose engines can sleep.
     """
 
     seed: int
@@ -68,6 +69,7 @@ class Scenario:
     tight: bool
     needs: dict[str, int]
     actions: tuple[Action, ...]
+    sleepers: frozenset[str] = frozenset()
 
     def node_config(self) -> Config:
         return Config.model_validate(self.config)
@@ -87,7 +89,7 @@ def draw(seed: int) -> Scenario:
     shown = chance.random() < 0.8
     return Scenario(
         seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs,
-        _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))),
+        _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))), _sleepers(seed, ids),
     )  # fmt: skip
 
 
@@ -153,6 +155,12 @@ def _with(kind: str, chance: Random, actions: tuple[Action, ...]) -> tuple[Actio
         for n, at in enumerate(times)
     )  # fmt: skip
     return tuple(sorted((*actions, *more), key=lambda action: action.at))
+
+
+def _sleepers(seed: int, ids: list[str]) -> frozenset[str]:
+    """Drawn apart, as reloads are."""
+    chance = Random(f"sleepers {seed}")
+    return frozenset(pool_id for pool_id in ids if chance.random() < 0.6)
 
 
 def _mixed(chance: Random) -> dict[str, float]:

@@ -40,7 +40,7 @@ class Scene:
         self.scenario, self.config = scenario, scenario.node_config()
         self.timeline, self.disk = Timeline(), SimulatedDisk()
         self.machine = SimulatedMachine(self.timeline, Random(f"machine {scenario.seed}"), scenario.gpus, GPU_BYTES)
-        self.machine.attributable = scenario.attributable
+        self.machine.attributable, self.machine.sleepers = scenario.attributable, scenario.sleepers
         self.trace: list[tuple[float, str, Event | str]] = []
         self.broken: Violation | None = None
         self.life: Life | None = None

@@ -46,7 +46,8 @@ class Troubles:
 class SimulatedEngine:
     """One engine process, with its shim. ``exit`` is what the shim has written down; ``stopping``: it was told to end it.
 
-    ``hung``: it stands still; ``busy``: it works, and answers nothing else."""
+    ``hung``: it stands still; ``busy``: it works, and answers nothing else; ``asleep``: it serves nobody.
+    """
 
     launch: LaunchRecord
     pid: int
@@ -58,6 +59,7 @@ class SimulatedEngine:
     shim_alive: bool = True
     hung: bool = False
     busy: bool = False
+    asleep: bool = False
     stopping: bool = False
     exit: ExitRecord | None = None
     on_dead: list[Callable[[], object]] = field(default_factory=list)
@@ -106,6 +108,7 @@ class SimulatedMachine:
         self.scan_problem: ScanProblem | None = None
         self.slow_scan_s = 0.0
         self.attributable = True
+        self.sleepers: frozenset[str] = frozenset()
         self._last_scan = DeviceScan()
         self.on_launch: Callable[[SimulatedEngine], None] = lambda engine: None
         self.daemon = 0
@@ -221,6 +224,22 @@ class SimulatedMachine:
     def listening(self, port: int) -> SimulatedEngine | None:
         """Whose socket has the port: that of the engine which came first."""
         return next((e for e in self.engines.values() if e.alive and e.launch.port == port), None)
+
+    # --- sleep ---
+
+    def put_to_sleep(self, engine: SimulatedEngine, *, frees: bool) -> None:
+        """It says that it sleeps, and ``frees`` its memory if all is well."""
+        engine.asleep = True
+        for gpu in self.gpus:
+            if frees and engine.pid in gpu.held:
+                gpu.held[engine.pid] //= 16
+
+    def wake(self, engine: SimulatedEngine) -> None:
+        """Whether there is room for it or not."""
+        engine.asleep = False
+        for gpu in self.gpus:
+            if engine.pid in gpu.held:
+                gpu.held[engine.pid] = engine.vram[gpu.uuid] * 4 // 5
 
     # --- GPUs ---
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine, ResolvedModel
 from pool_managerd.core.crash_diagnosis import LaunchLog
+from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.slot_cache import SlotSaving
@@ -54,12 +55,14 @@ class SimulatedEngines:
         self, pool: PoolConfig, model: ResolvedModel | None, allocation: Allocation | None = None, replica_id: str = "r0"
     ) -> PreparedEngine:
         await self._life.pass_time(0.0, 0.005)
+        sleeps = pool.id in self._life.machine.sleepers
         return PreparedEngine(
             pool.id, "/engine", replica_id=replica_id, port=self._claim(InstanceId(pool.id, replica_id)),
             slots_total=pool.slots, engine_version="simulated-1", model_id=model.id if model else None,
             env=allocation.environment() if allocation else {},
             device_uuids=tuple(d.uuid for d in allocation.devices) if allocation else (),
             slots=SlotSaving("/run/cache", {"model": pool.model}),
+            engine="vllm" if sleeps else DEFAULT_ENGINE, flags=("--enable-sleep-mode",) if sleeps else (),
         )  # fmt: skip
 
     def _claim(self, instance: InstanceId) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.bench import TimedAnswer
@@ -18,6 +19,8 @@ from pool_managerd.testing.simulated_machine import SimulatedEngine
 GOOD = ProbeResult(ProbeOutcome.SUCCESS)
 LATE_S = 0.25
 SLOW_ANSWERS = 0.02
+TROUBLED_SLEEP = 0.08
+NEVER_S = 3_600.0
 LOADED_PER_S = 1 << 30
 
 
@@ -60,8 +63,25 @@ class SimulatedProber:
         """A simulated engine tells nothing of its work."""
         return None
 
-    async def ask(self, url: str, question: Question) -> None:
-        """Slots are not asked for over HTTP here."""
+    async def ask(self, url: str, question: Question) -> Any:
+        """About its sleep: slots are not asked for over HTTP here."""
+        port, machine = int(url.rpartition(":")[2]), self._life.machine
+        await self._life.pass_time(0.001, 0.01)
+        engine = machine.listening(port)
+        if engine is None:
+            raise OSError("connection refused")
+        if engine.hung or engine.busy:
+            await asyncio.sleep(NEVER_S)
+        if question.path == "/is_sleeping":
+            return {"is_sleeping": engine.asleep}
+        if machine.chance.random() < TROUBLED_SLEEP:
+            raise ValueError("the engine answered 500: CUDA error")
+        frees = machine.chance.random() >= TROUBLED_SLEEP
+        await self._life.pass_time(0.05, 4.0)
+        if not engine.alive:
+            raise OSError("connection reset")
+        machine.wake(engine) if question.path == "/wake_up" else machine.put_to_sleep(engine, frees=frees)
+        return None
 
     async def prime(self, engine: AnyEngine, prompt: str, timeout_s: float) -> float:
         return (await self.warm_up(engine, timeout_s))[0]
