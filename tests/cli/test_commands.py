@@ -33,16 +33,16 @@ Invoke = Callable[..., tuple[int, str, str]]
 class Server:
     """The fake node's server in its own thread and loop, so that the commands can block."""
 
-    def __init__(self, access: Access | None = None) -> None:
+    def __init__(self, access: Access | None = None, bind: str = "127.0.0.1:0") -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.served: Served = self._do(self._open(access))
+        self.served: Served = self._do(self._open(access, bind))
         self.node = self.served.node
 
     @staticmethod
-    async def _open(access: Access | None) -> Served:
-        return await serve(FakeNode(), access)
+    async def _open(access: Access | None, bind: str) -> Served:
+        return await serve(FakeNode(), access, bind=bind)
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
