@@ -239,11 +239,13 @@ def test_usage_errors_are_a_2(invoke: Invoke) -> None:
         ["preload", "a", "b", "--file", "-"],
         ["nonsense"],
         ["drain", "demo", "--deadline-ms", "x"],
+        ["reload", "demo", "--set", "ctx=1", "--strategy", "nonsense"],
         ["pools", "-o", "xml"],
         ["serve"],
         ["config", "check"],
     ):
         assert invoke(*arguments)[0] == 2, arguments
+    assert "'blue_green', 'stop_start'" in invoke("reload", "demo", "--strategy", "nonsense")[2]
     assert "pool-managerd demo" in invoke("serve")[2]
     assert invoke("serve", "--config", "missing.yaml")[0] == 2
 
