@@ -350,6 +350,21 @@ async def test_what_was_kept_goes_when_nobody_wants_it_kept_any_more(scene: Scen
     assert scene.store.names() == [] and scene.types() == ["cache_saved"]
 
 
+async def test_what_cannot_be_deleted_is_told_once_and_nothing_fails_for_it(scene: Scene) -> None:
+    scene.store.put("p", "unfinished", 10)
+    scene.store.put("q", stuck := name_of(KEY, 0, 300), 300_000)
+    scene.store.stays = {"unfinished", stuck}
+    scene.set(disk_bytes=700_000)
+    scene.engine.slots[0] = list(range(500))
+    await scene.save()
+    scene.another_launch()
+    assert (await scene.restore()).slots == 1
+    assert [human for type_, human, _ in scene.told if type_ == "notice"] == [
+        "cannot remove unfinished: Operation not permitted", f"cannot remove {stuck}: Operation not permitted"
+    ]  # fmt: skip
+    assert "cache_removed" not in scene.types(), "nothing has made room"
+
+
 async def test_what_replaces_a_file_needs_no_room_beside_it(scene: Scene) -> None:
     scene.set(disk_bytes=700_000)
     scene.store.put("q", name_of(KEY, 0, 300), 100_000)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,7 +94,8 @@ class Adapters:
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports, fixed_ports(config))
         self._spawner = Spawner()
-        self._launcher = Launcher(self._spawner, self.files, launch_options(config))
+        tell = partial(self.events.emit, "notice", level="warn")
+        self._launcher = Launcher(self._spawner, self.files, launch_options(config), tell)
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
         self.models = ModelProvisioner(config.base_dir, config.policy)
         run = ConfinedRun(self._launcher.users)
