@@ -306,6 +306,16 @@ async def test_what_an_earlier_save_left_unfinished_is_removed(scene: Scene) -> 
     assert scene.store.names() == []
 
 
+async def test_a_file_of_a_slot_that_there_cannot_be_is_removed(scene: Scene) -> None:
+    """It would count against the budget for ever. One of an engine that had more slots stays: a reload may be undone."""
+    more = name_of(KEY | {"slots": "8"}, 7, 300)
+    planted = [name_of(KEY, 2, 300), name_of(KEY | {"model": "x"}, 9, 1), "slot-0-1" + "-0123456789ab" * 6 + ".kv"]
+    for name in (more, *planted):
+        scene.store.put("p", name, 1000)
+    await scene.restore()
+    assert scene.store.names() == [more]
+
+
 async def test_a_later_save_takes_the_place_of_the_one_before(scene: Scene) -> None:
     scene.engine.slots[0] = list(range(500))
     await scene.save()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 
 from pool_managerd.config import Config
 from pool_managerd.core.narration import size
-from pool_managerd.core.slot_cache import Room, SlotFile, room_for, slot_of
+from pool_managerd.core.slot_cache import Room, SlotFile, is_leftover, room_for
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.protocols import Emit, SlotStore
 
@@ -41,9 +41,9 @@ class SlotDisk:
                 emit("cache_removed", human, removed_from=file.pool_id, bytes=file.size_bytes)
 
     async def tidy(self, pool_id: str, emit: Emit) -> None:
-        """What is not whole, and not being written, is of a save that did not come to its end. Raises NodeError."""
+        """What no save has finished, and none is writing now, goes: nothing is ever given back of it. Raises NodeError."""
         for file in await asyncio.to_thread(self._files.of, pool_id):
-            if slot_of(file.name) is None and (pool_id, file.name) not in self.writing:
+            if is_leftover(file.name) and (pool_id, file.name) not in self.writing:
                 await self.remove(file, emit)
 
     async def forget(self, pool_id: str, emit: Emit) -> None:
