@@ -17,6 +17,7 @@ from pool_managerd.core.slot_cache import Restored, SlotSaving, name_of, tempora
 from pool_managerd.core.slot_dialect import Question, SlotDialect
 from pool_managerd.engines.llamacpp.slots import LlamaSlots
 from pool_managerd.errors import NodeError
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.slot_cache import SlotCaches
 from pool_managerd.testing.fake_parts import FakeEngines
 from pool_managerd.testing.fake_slots import FakeSlotStore
@@ -358,6 +359,29 @@ async def test_what_was_kept_goes_when_nobody_wants_it_kept_any_more(scene: Scen
         await asyncio.sleep(0)
         await asyncio.to_thread(lambda: None)
     assert scene.store.names() == [] and scene.types() == ["cache_saved"]
+
+
+async def test_nothing_is_saved_that_is_about_to_be_deleted(scene: Scene) -> None:
+    scene.engine.slots[0] = list(range(500))
+    with scene.caches.unwanted("p"):
+        await scene.save()
+    assert scene.store.names() == [] and scene.told == []
+    await scene.save()
+    assert len(scene.store.names()) == 1, "and afterwards it is as ever"
+
+
+async def test_an_engine_whose_successor_keeps_nothing_leaves_nothing(scene: Scene) -> None:
+    scene.engine.slots[0] = list(range(500))
+    await scene.save()
+    old = scene.world.p
+    launch = type(old.launch)(2, prepared=PreparedEngine("p", "/engine"))
+    old.successor = Pool("p", old.definition, old.state, launch)
+    scene.engine.slots[0] = list(range(600))
+    await scene.save()
+    assert scene.store.names() == [] and scene.types() == ["cache_saved"]
+    old.successor.launch = type(old.launch)(2, prepared=old.launch.prepared)
+    await scene.save()
+    assert len(scene.store.names()) == 1
 
 
 async def test_what_cannot_be_deleted_is_told_once_and_nothing_fails_for_it(scene: Scene) -> None:

@@ -116,6 +116,16 @@ async def test_a_drained_pool_is_saved_too_and_what_was_saved_goes_with_its_pool
         await until(lambda: not list((open_dir / "run/cache").rglob("*.kv")), "the files of a pool that is gone to be gone")
 
 
+async def test_a_purge_of_the_cache_saves_nothing_that_it_then_deletes(open_dir: Path, tiny_model: Path) -> None:
+    provisioning = {"flags": ["--threads", "1"]}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 512, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, {**pool, "preload": False}, slot_cache={"min_tokens": 16})) as node:
+        url = (await node.ensure_ready("p"))["url"]
+        await cached(url, [number % 20 for number in range(64)])
+        await (await node.purge(PurgeRequest("p", delete_cache_dirs=True))).wait()
+        assert not node.events.recent("cache_saved") and not node.events.recent("cache_lost")
+
+
 async def test_a_prime_prompt_is_read_before_anybody_asks(open_dir: Path, smol_model: Path) -> None:
     prompt = "You know the capitals of all countries, and say nothing but their names. " * 8
     pool = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,6 +69,7 @@ class SlotKeeper(Protocol):
     """
 
     def launching(self, pool: Pool, emit: Emit) -> None: ...
+    def unwanted(self, pool_id: str) -> AbstractContextManager[None]: ...
     async def save(self, pool: Pool, emit: Emit) -> None: ...
     async def restore(self, pool: Pool, emit: Emit) -> Restored: ...
 

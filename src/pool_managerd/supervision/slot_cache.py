@@ -8,13 +8,14 @@ asked the same prompt once more, and how many tokens of it it had tells.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import aiohttp
 
 from pool_managerd.config import Config
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.narration import count, size
 from pool_managerd.core.slot_cache import (
     Restored,
@@ -75,11 +76,12 @@ class SlotCaches:
         self._missed: dict[str, list[str]] = {}
         """By pool, what was not saved at its last stop."""
         self._forgetting: set[asyncio.Task[None]] = set()
+        self._unwanted: set[str] = set()
 
     def launching(self, pool: Pool, emit: Emit) -> None:
         """Say why this launch keeps nothing of its slots, once; where nobody wants it to, what was kept before is removed."""
         engine = pool.launch.prepared
-        if isinstance(engine, PreparedEngine) and engine.slots is None:
+        if _keeps_nothing(engine):
             task = asyncio.create_task(self._disk.forget(pool.pool_id, emit))
             self._forgetting.add(task)
             task.add_done_callback(self._forgetting.discard)
@@ -88,13 +90,27 @@ class SlotCaches:
             self._told.add((pool.pool_id, why))
             emit("notice", f"What pool '{pool.pool_id}' has read is not kept over its stops: {why}")
 
+    @contextmanager
+    def unwanted(self, pool_id: str) -> Iterator[None]:
+        """What is saved of it is about to be deleted: a stop meanwhile saves nothing."""
+        self._unwanted.add(pool_id)
+        try:
+            yield
+        finally:
+            self._unwanted.discard(pool_id)
+
     # --- saving ---
 
     async def save(self, pool: Pool, emit: Emit) -> None:
-        """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``."""
-        turn = self._turn(pool, emit)
+        """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``. Where the engine that has taken this one's
+        place keeps nothing, what is there is removed instead.
+        """
+        turn, newest = self._turn(pool, emit), pool.latest()
         self._missed.pop(pool.pool_id, None)
-        if turn is None or _named(turn.saving) in self._useless:
+        if turn is None or _named(turn.saving) in self._useless or pool.pool_id in self._unwanted:
+            return
+        if newest is not pool and _keeps_nothing(newest.launch.prepared):
+            await self._disk.forget(pool.pool_id, emit)
             return
         self._missed[pool.pool_id] = turn.lost
         if pool.launch.outdated:
@@ -308,6 +324,11 @@ class SlotCaches:
 def _is_of(file: SlotFile, pool_id: str, slot: int, key: Mapping[str, str]) -> bool:
     place = slot_of(file.name)
     return file.pool_id == pool_id and place is not None and place[0] == slot and not differences(key, file.name)
+
+
+def _keeps_nothing(engine: AnyEngine | None) -> bool:
+    """Nobody wants it to, as against one that is not able to."""
+    return isinstance(engine, PreparedEngine) and engine.slots is None
 
 
 def _named(saving: SlotSaving) -> tuple[tuple[str, str], ...]:

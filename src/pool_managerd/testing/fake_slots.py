@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pool_managerd.core.slot_cache import Restored, SlotFile
 from pool_managerd.errors import NodeError
@@ -21,6 +23,12 @@ class FakeSlots:
 
     def launching(self, pool: Pool, emit: Emit) -> None:
         self.asked.append(f"launch {pool.pool_id}")
+
+    @contextmanager
+    def unwanted(self, pool_id: str) -> Iterator[None]:
+        self.asked.append(f"unwanted {pool_id}")
+        yield
+        self.asked.append(f"wanted {pool_id}")
 
     async def save(self, pool: Pool, emit: Emit) -> None:
         await self._work(f"save {pool.pool_id}")
