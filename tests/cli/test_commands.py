@@ -126,6 +126,16 @@ def test_status_says_with_what_each_figure_was_measured_and_when(invoke: Invoke,
     assert first.endswith("first token after 40 ms, 55.0 tokens/s (bench of 128 tokens behind a prompt of 512, 3 runs)")
 
 
+def test_status_says_what_was_given_back_or_that_it_is_not_known(invoke: Invoke, server: Server) -> None:
+    def told(slots: int | None, tokens: int | None) -> list[str]:
+        server.node.pools["demo"]["cache"] = {"restored_slots": slots, "restored_tokens": tokens, "lost": None}
+        return [line for line in invoke("status", "demo")[1].splitlines() if line.startswith("given back")]
+
+    assert told(2, 2003) == ["given back  2 slots, 2003 tokens"]
+    assert told(None, None) == ["given back  not known since the daemon was started again"]
+    assert told(0, 0) == []
+
+
 def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
     for command in ("status", "command", "leases", "logs", "start", "drain", "explain", "crashes"):
         code, _, err = invoke(command, "nope")

@@ -19,6 +19,7 @@ from pool_managerd.engines.llamacpp.slots import LlamaSlots
 from pool_managerd.errors import NodeError
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.slot_cache import SlotCaches
+from pool_managerd.supervision.status import status_of
 from pool_managerd.testing.fake_parts import FakeEngines
 from pool_managerd.testing.fake_slots import FakeSlotStore
 from pool_managerd.testing.manual_clock import settle
@@ -431,6 +432,9 @@ async def test_a_start_is_given_its_slots_back_before_it_is_ready_and_the_status
     assert world.fakes.slots.asked == ["launch p", "restore p", "save p", "launch p", "restore p"]
     assert world.fakes.launcher.processes[0].signals == ["term"]
     assert world.p.launch.restored == Restored(1, 2003)
+    clock = world.fakes.clock
+    shown = status_of(world.p, world.fakes.registry, "home", clock.monotonic(), 0)
+    assert shown["cache"] == {"restored_slots": 1, "restored_tokens": 2003, "lost": None}
 
 
 async def test_work_on_slots_that_breaks_delays_neither_stop_nor_start(world: World) -> None:

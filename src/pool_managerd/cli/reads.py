@@ -183,6 +183,7 @@ def _status_facts(pool: Json) -> None:
             ("beside it", _beside(pool)),
             ("drain", _drain(pool)),
             ("reloaded", _reloaded(pool)),
+            ("given back", _given_back(pool)),
             ("cache lost", (pool.get("cache") or {}).get("lost")),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("not applied", pool.get("unapplied")),
@@ -229,6 +230,16 @@ def _reloaded(pool: Json) -> str | None:
     keys = pool.get("reloaded")
     back = f"pool-managerd reload {pool['pool_id']} --reset goes back to the file"
     return f"{', '.join(keys)}, by hand; {back}" if keys else None
+
+
+def _given_back(pool: Json) -> str | None:
+    """What its slots held before its last stop, as far as the engine has it again."""
+    cache = pool.get("cache")
+    if not cache or not pool.get("ready"):
+        return None
+    if cache["restored_slots"] is None:
+        return "not known since the daemon was started again"
+    return f"{count(cache['restored_slots'], 'slot')}, {cache['restored_tokens']} tokens" if cache["restored_slots"] else None
 
 
 def _beside(pool: Json) -> str | None:
