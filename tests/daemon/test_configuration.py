@@ -97,9 +97,12 @@ async def test_what_a_start_would_refuse_changes_nothing(own: Configuration, tex
 
 
 async def test_several_problems_of_a_file_that_is_read_again_are_told_apart_in_one_line(own: Configuration) -> None:
+    counted: list[object] = []
+    node(own).events.listen(lambda event: counted.append(event.fields["outcome"]) if event.type == "apply" else None)
     own.source.path.write_text(other(own, -1, "polls: []\nauth: {tokenn: x}\n"))
     assert await Rereading(own, node(own).events).read("sighup")
     (event,) = node(own).events.recent("config_reread")
+    assert counted == ["refused"]
     assert "\n" not in event.human and event.human.count("; ") == 2
     assert "must be ≥" in event.human and "polls" in event.human and "tokenn" in event.human
 

@@ -137,6 +137,18 @@ async def test_one_that_does_not_do_goes_on_as_it_was_and_the_others_stand(world
     assert (await world.apply(new)).status == "succeeded" and world.applies.unapplied("a") is None
 
 
+async def test_each_apply_is_counted_by_how_it_ended(world: ApplyWorld) -> None:
+    new = world.file({"id": "a", "restart": "never"}, {"id": "b"}, {"id": "c"})
+    for _ in range(2):
+        assert (await world.apply(new)).status == "succeeded"
+    world.fakes.engines.found = (SpecError("cannot use the flag --nope"),)
+    assert (await world.apply(world.file({"id": "a", "slots": 3}, {"id": "b"}, {"id": "c"}))).status == "failed"
+    with pytest.raises(RequestError):
+        await world.apply(new, expect="another plan")
+    counted = [event.fields["outcome"] for event in world.fakes.told if event.type == "apply"]
+    assert counted == ["applied", "unchanged", "failed", "refused"]
+
+
 async def test_what_could_not_be_applied_is_forgotten_once_the_file_takes_it_back(world: ApplyWorld) -> None:
     world.fakes.engines.found = (SpecError("no"),)
     await world.apply(world.file({"id": "a", "slots": 3}, {"id": "b"}, {"id": "c"}))

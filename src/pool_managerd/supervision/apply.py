@@ -94,6 +94,16 @@ class Applies:
 
     async def begin(self, new: Config, options: ApplyOptions) -> Operation:
         """Accept it; its end is the operation's. Raises RequestError OPERATION_IN_PROGRESS, PLAN_CHANGED, and as ``first``."""
+        try:
+            apply = await self._accepted(new, options)
+        except PoolError:
+            self._count("refused")
+            raise
+        self._task = asyncio.create_task(self._run(apply, new, options), name="apply")
+        await self._pools.operations.kept()
+        return apply.operation
+
+    async def _accepted(self, new: Config, options: ApplyOptions) -> _Apply:
         self._check_alone()
         self._running = True
         try:
@@ -114,9 +124,7 @@ class Applies:
         except BaseException:
             self._running = False
             raise
-        self._task = asyncio.create_task(self._run(apply, new, options), name="apply")
-        await self._pools.operations.kept()
-        return apply.operation
+        return apply
 
     async def close(self) -> None:
         """The daemon ends: what is not done is left to the next one, which goes by its file."""
@@ -172,6 +180,7 @@ class Applies:
             self._pools.operations.finish(apply.operation, error=gone)
             raise
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
+            self._count("failed")
             self._pools.operations.finish(
                 apply.operation, error=self._s.events.fault("while a configuration was applied", problem)
             )
@@ -233,8 +242,12 @@ class Applies:
             if rules != known.policy:
                 await self._steps.define(pool, replace(known, policy=rules))
 
+    def _count(self, outcome: str) -> None:
+        self._s.events.emit("apply", f"A configuration was {outcome}", journal=False, outcome=outcome)
+
     def _finish(self, apply: _Apply) -> None:
         failed, touched = apply.failed(), len(apply.pools)
+        self._count("failed" if failed else "applied" if apply.plan.would_change else "unchanged")
         if not failed:
             human = f"The configuration is applied; {count(touched, 'pool')} touched, {apply.plan.untouched} not"
             self._s.events.emit("apply_finished", human, operation_id=apply.operation.operation_id, outcome="success")
