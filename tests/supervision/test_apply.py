@@ -173,6 +173,19 @@ async def test_pools_that_are_not_named_are_kept_unless_they_may_go(world: Apply
     assert world.fakes.registry.get("b") is None and "b" not in world.store.pools
 
 
+async def test_a_removal_says_how_the_engine_ends_and_for_how_long_at_most(world: ApplyWorld) -> None:
+    new = world.file({"id": "c"}, lifecycle={"drain_deadline_ms": 4_000})
+    told = ("pool_id", "ends_by", "drain_deadline_ms", "forecast_duration_ms")
+    await world.ended(await world.pools.change(world.pools.get("b"), "stop", ev.Stop(), "down"))
+    plan = await world.applies.plan(new, prune=True)
+    assert [tuple(row[key] for key in told) for row in plan["pools"]] == [("a", "drain", 4_000, None), ("b", None, None, 0)]
+    assert plan["forecast_duration_ms"] is None, "no stop of it was measured"
+    for _ in range(2):  # a stop's time is kept with the next load's
+        await world.ended(await world.pools.change(world.pools.get("a"), "restart", ev.Restart(), "up"))
+    plan = await world.applies.plan(new, prune=True)
+    assert plan["forecast_duration_ms"] == plan["pools"][0]["forecast_duration_ms"] >= 0
+
+
 async def test_what_is_new_starts_and_a_failure_of_it_is_its_own(world: ApplyWorld) -> None:
     world.fakes.launcher.refusals = [EngineError("preload failed: no such program")]
     operation = await world.apply(world.file(*({"id": pool_id} for pool_id in "abcd"), {"id": "e", "preload": False}))

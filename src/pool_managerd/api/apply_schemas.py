@@ -22,6 +22,8 @@ class AppliedPool(Answer):
     forecast_spread_ms: int | None = None
     forecast_duration_ms: int | None = None
     where: str | None = Field(None, description="Where it would run.")
+    ends_by: str | None = Field(None, description="How the engine of one that is removed ends: drain, stop, or null without one.")
+    drain_deadline_ms: int | None = Field(None, description="How long its leases are waited for at most, beside the forecast.")
     problem: str | None = Field(None, description="What would make it fail now; the other pools go on.")
 
 

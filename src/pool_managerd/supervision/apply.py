@@ -90,7 +90,7 @@ class Applies:
         self._check_alone()
         plan = self._plan(new, prune)
         self._check(plan)
-        return await self._view.of(plan)
+        return await self._view.of(plan, new.lifecycle.drain_deadline_ms)
 
     async def begin(self, new: Config, options: ApplyOptions) -> Operation:
         """Accept it; its end is the operation's. Raises RequestError OPERATION_IN_PROGRESS, PLAN_CHANGED, and as ``first``."""
