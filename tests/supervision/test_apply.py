@@ -14,6 +14,8 @@ from pool_managerd.config.plan import Plan
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
+from pool_managerd.core.memory.estimate import EngineSettings
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.apply import Applies, ApplyOptions
@@ -171,6 +173,29 @@ async def test_pools_that_are_not_named_are_kept_unless_they_may_go(world: Apply
     assert (await world.ended(operation)).status == "succeeded"
     assert world.pools.ids() == ["a", "c"] and [pool.id for pool in world.config.pools] == ["a", "c"]
     assert world.fakes.registry.get("b") is None and "b" not in world.store.pools
+
+
+def needing(pool_id: str, gib: float) -> LaunchInputs:
+    return LaunchInputs("fake-1", pool_id, EngineSettings(), weights_bytes=int(gib * (1 << 30)), overhead_bytes=0)
+
+
+async def test_reloads_that_free_memory_come_before_those_that_need_more(world: ApplyWorld) -> None:
+    for pool_id in "abc":
+        world.fakes.needs[pool_id] = needing(pool_id, 4)
+        await world.ended(await world.pools.change(world.pools.get(pool_id), "restart", ev.Restart(), "up"))
+    new = world.file(*({"id": pool_id, "slots": 3} for pool_id in "abc"))
+
+    async def order() -> list[str]:
+        return [row["pool_id"] for row in (await world.applies.plan(new))["pools"]]
+
+    assert await order() == ["a", "b", "c"], "nothing changes"
+    world.fakes.needs |= {"a": needing("a", 6), "b": needing("b", 0), "c": needing("c", 3)}
+    assert await order() == ["c", "b", "a"], "of b nobody knows it"
+    seen = (await world.applies.plan(new))["digest"]
+    world.fakes.needs["a"] = needing("a", 2)
+    assert await order() == ["a", "c", "b"]
+    operation = await world.apply(new, expect=seen)
+    assert operation.outcome is not None and list(operation.outcome["pools"]) == ["a", "c", "b"], "the order is no other plan"
 
 
 async def test_a_removal_says_how_the_engine_ends_and_for_how_long_at_most(world: ApplyWorld) -> None:

@@ -2,7 +2,7 @@
 
 Each pool goes its own way, by the transactions that a person has, too: what fails with one leaves the others as they are. What
 a pool's reload could not reach is not in force: what ran before goes on, and the status says so. Memory is freed before it is
-needed: what goes comes first, then what changes, then what is new.
+needed: what goes comes first, then what changes (what needs less than before first), then what is new.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pool_managerd.config.plan import Action, Plan, Step, plan_of, with_pool, wi
 from pool_managerd.core.narration import count
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.apply_order import in_order
 from pool_managerd.supervision.apply_steps import ApplySteps, pool_now
 from pool_managerd.supervision.apply_view import ApplyView
 from pool_managerd.supervision.operations import Operation
@@ -88,7 +89,7 @@ class Applies:
     async def plan(self, new: Config, *, prune: bool = False) -> dict[str, Any]:
         """What applying ``new`` would do, in order; nothing happens. Raises RequestError for what would be refused as a whole."""
         self._check_alone()
-        plan = self._plan(new, prune)
+        plan = await in_order(self._plan(new, prune), self._pools, self._s)
         self._check(plan)
         return await self._view.of(plan, new.lifecycle.drain_deadline_ms)
 
@@ -107,7 +108,7 @@ class Applies:
         self._check_alone()
         self._running = True
         try:
-            plan = self._plan(new, options.prune)
+            plan = await in_order(self._plan(new, options.prune), self._pools, self._s)
             self._check(plan)
             if options.expect not in (None, plan.digest + options.mark):
                 raise RequestError(

@@ -117,6 +117,7 @@ class Adapters:
             prober=self.prober, usages=EngineUsages(), listener=Listeners(), records=self.store,
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
+            sizer=self.gpu_parts.sizer(),
             slots=SlotCaches(SlotFiles(config.daemon.runtime_dir), self.engines, self.prober, self.clock, lambda: self.config),
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip
