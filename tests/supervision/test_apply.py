@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from pool_managerd.config.plan import Plan
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
+from pool_managerd.core.listeners import NOBODY, Listener
 from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest
@@ -173,6 +175,36 @@ async def test_pools_that_are_not_named_are_kept_unless_they_may_go(world: Apply
     assert (await world.ended(operation)).status == "succeeded"
     assert world.pools.ids() == ["a", "c"] and [pool.id for pool in world.config.pools] == ["a", "c"]
     assert world.fakes.registry.get("b") is None and "b" not in world.store.pools
+
+
+async def test_a_new_port_that_something_else_has_is_told_with_who_has_it(world: ApplyWorld) -> None:
+    b = world.pools.get("b")
+    assert isinstance(b.launch.prepared, PreparedEngine)
+    b.launch = replace(b.launch, prepared=replace(b.launch.prepared, port=9100))
+    asked: list[int] = []
+
+    async def listener(_: int, __: str, port: int) -> Listener:
+        asked.append(port)
+        return Listener("other", "pid 7 (nginx)") if port in (9001, 9002) else NOBODY
+
+    world.applies = Applies(
+        world.pools, replace(world.services, listener=cast("Any", listener)), world.reloads, lambda: world.config, world.use
+    )
+
+    async def warned(*ports: int) -> list[str]:
+        return (await world.applies.plan(given(*ports)))["pools"][0]["warnings"]  # type: ignore[no-any-return]
+
+    def given(*ports: int) -> Config:
+        return world.file({"id": "a", "provisioning": {"ports": ports}}, {"id": "b"}, {"id": "c"})
+
+    so = "the pool does not get it while that is so"
+    assert await warned(9001, 9000, 9002) == [f"port {port} is taken by pid 7 (nginx): {so}" for port in (9001, 9002)]
+    assert await warned(9100) == [f"port 9100 is taken by pool 'b': {so}"]
+    await world.apply(given(9001))
+    asked.clear()
+    changed = {"id": "a", "slots": 3, "provisioning": {"ports": [9001]}}
+    plan = await world.applies.plan(world.file(changed, {"id": "b"}, {"id": "c"}))
+    assert plan["pools"][0]["warnings"] == [] and asked == [], "it was given that before"
 
 
 def needing(pool_id: str, gib: float) -> LaunchInputs:

@@ -137,6 +137,8 @@ def _plan(plan: Json) -> None:
         _line(f"{sign} {row['pool_id']}: {_said(row)}", style)
         for change in row["changes"]:
             _line(f"    {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}")
+        for warning in row.get("warnings") or ():
+            _line(f"    {warning}", "33")
         if row.get("problem"):
             _line(f"    as it is now it would fail, and what runs would go on: {row['problem']}", "31")
     for one in plan.get("by_hand") or ():

@@ -12,6 +12,7 @@ from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.reload import Forecast
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.apply_ports import taken_ports
 from pool_managerd.supervision.apply_steps import DRAINED, reload_of, starts
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
@@ -51,6 +52,7 @@ class ApplyView:
         row: dict[str, Any] = {
             "pool_id": step.pool_id, "action": step.action.value, "why": step.why, "restarts": step.action in _STOPS,
             "changes": [], **dict.fromkeys(_FORECAST), "where": None, "problem": None, "ends_by": None, "drain_deadline_ms": None,
+            "warnings": await taken_ports(step, self._pools, self._s),
         }  # fmt: skip
         if step.action is Action.ADD and step.config is not None:
             row["adds"] = {
