@@ -37,8 +37,8 @@ class Served:
             return response.status, await response.json()
 
 
-async def serve(node: FakeNode, access: Access | None = None, limits: ServerLimits = LIMITS) -> Served:
-    listener = listen("127.0.0.1:0")
+async def serve(node: FakeNode, access: Access | None = None, limits: ServerLimits = LIMITS, bind: str = "127.0.0.1:0") -> Served:
+    listener = listen(bind)
     port = listener.getsockname()[1]
     metrics = Metrics({"node_id": "n1"})
     metrics.attach(node.statuses, node.devices)

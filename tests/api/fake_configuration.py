@@ -15,6 +15,7 @@ def row(pool_id: str, action: str, **more: Any) -> Json:
     return {
         "pool_id": pool_id, "action": action, "why": "because", "restarts": False, "changes": [], "strategy": None,
         "forecast_downtime_ms": None, "forecast_spread_ms": None, "forecast_duration_ms": None, "where": None, "problem": None,
+        "ends_by": None, "drain_deadline_ms": None, "warnings": [],
         **more,
     }  # fmt: skip
 

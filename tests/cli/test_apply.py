@@ -28,10 +28,13 @@ def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own:
     new = {"engine": "llamacpp", "model": "file:n.gguf", "slots": 1, "ctx": 512, "devices": [0], "preload": True}
     own.planned |= {
         "pools": [
-            row("gone", "remove"), row("kept", "keep"), row("light", "take_over"),
+            row("gone", "remove", ends_by="drain", drain_deadline_ms=30_000, forecast_duration_ms=210, forecast_spread_ms=20),
+            row("starts", "remove", ends_by="stop"), row("down", "remove", forecast_duration_ms=0),
+            row("kept", "keep"), row("light", "take_over"),
             row("chat", "reload", strategy="stop_start", forecast_downtime_ms=1004, forecast_spread_ms=62,
                 changes=[{"key": "ctx", "old": 512, "new": None}]),
-            row("never", "reload", problem="cannot use the flag --nope"), row("new", "add", adds=new),
+            row("never", "reload", problem="cannot use the flag --nope"),
+            row("new", "add", adds=new, warnings=["port 1 is taken by x"]),
         ],
         "at_once": ["health.interval_ms"], "waiting": ["daemon.bind"], "without_effect": ["gpu.x"], "untouched": 44,
         "forecast_duration_ms": None, "replaces_file": True, "edits": "lost",
@@ -39,7 +42,9 @@ def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own:
     code, out, _ = invoke("apply", "--dry-run")
     assert code == 2 and asked(own) == ["plan"]
     assert out.splitlines() == [
-        "- gone: drain, stop and forget it: because",
+        "- gone: drain (30 s at most), stop (210 ms, give or take 20 ms) and forget it: because",
+        "- starts: stop (how long is not known yet) and forget it: because",
+        "- down: forget it: because",
         "= kept: kept: because",
         "~ light: no restart: because",
         "~ chat: reload (stop_start), down for 1004 ms, give or take 62 ms: because",
@@ -47,12 +52,13 @@ def test_a_plan_says_what_is_done_to_whom_and_what_it_costs(invoke: Invoke, own:
         "~ never: reload (not as it is now), how long is not known yet: because",
         "    as it is now it would fail, and what runs would go on: cannot use the flag --nope",
         "+ new: add llamacpp file:n.gguf, 1 slot, context 512, devices 0; because",
+        "    port 1 is taken by x",
         "at once, no engine is touched: health.interval_ms",
         "needs a restart of the daemon, and changes nothing now: daemon.bind",
         "has no effect in this version: gpu.x",
         "/etc/pm.yaml is replaced; relative paths are those of its folder",
         "the file has changes that were not applied; they are lost",
-        "5 pools and 1 setting to change, 44 untouched; how long is not known yet",
+        "7 pools and 1 setting to change, 44 untouched; how long is not known yet",
     ]
 
 

@@ -35,6 +35,12 @@ def test_a_pool_with_one_slot_has_one_column(invoke: Invoke) -> None:
     assert lines[4].split() == ["alone"] and lines[-1].split()[0] == "alone" and max(map(len, lines)) <= 80
 
 
+def test_one_that_was_too_short_for_a_baseline_says_so(invoke: Invoke) -> None:
+    longer = "bench of 128 tokens behind a prompt of 512, 3 runs"
+    lines = chart({**BENCH, "longer_bench": longer})
+    assert lines[-2:] == ["not the pool's baseline: that stays what a longer bench has measured", f"({longer})"]
+
+
 def test_json_is_the_whole_outcome(invoke: Invoke) -> None:
     code, out, _ = invoke("bench", "demo", "-o", "json")
     assert code == 0 and json.loads(out) == {**BENCH, "pool_id": "demo"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -169,6 +170,32 @@ def test_a_wait_that_is_too_long_or_in_vain_is_a_no(invoke: Invoke, server: Serv
     server.node.pools["demo"] |= {"ready": False, "live": False, "state": "failed", "last_error": "no such file"}
     code, _, err = invoke("wait", "demo")
     assert (code, err) == (1, "cannot wait for pool demo: it has failed: no such file\n")
+
+
+@pytest.mark.parametrize("which", ["demo", "--all"])
+def test_a_daemon_that_is_not_up_yet_is_waited_for(invoke: Invoke, which: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    bind = f"127.0.0.1:{listener.getsockname()[1]}"
+    up: list[Server] = []
+
+    def come_up_behind_the_first_question() -> None:
+        with listener:
+            listener.accept()[0].close()
+        up.append(Server(bind=bind))
+
+    coming = threading.Thread(target=come_up_behind_the_first_question)
+    coming.start()
+    code, out, err = invoke("wait", which, "--timeout", "20s", "--url", f"http://{bind}")
+    coming.join()
+    up[0].close()
+    assert (code, out) == (0, "pool demo is ready\n")
+    assert err.startswith(f"waiting for the daemon: cannot reach the daemon at http://{bind}: ")
+
+
+def test_a_daemon_that_never_comes_up_is_told_at_the_end_of_the_wait(invoke: Invoke) -> None:
+    code, _, err = invoke("wait", "demo", "--timeout", "0", "--url", "http://127.0.0.1:1")
+    assert code == 3
+    assert err.startswith("cannot wait longer than 0 for --for=ready: cannot reach the daemon at http://127.0.0.1:1")
 
 
 def test_what_is_waited_for_shows_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,16 +33,16 @@ Invoke = Callable[..., tuple[int, str, str]]
 class Server:
     """The fake node's server in its own thread and loop, so that the commands can block."""
 
-    def __init__(self, access: Access | None = None) -> None:
+    def __init__(self, access: Access | None = None, bind: str = "127.0.0.1:0") -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.served: Served = self._do(self._open(access))
+        self.served: Served = self._do(self._open(access, bind))
         self.node = self.served.node
 
     @staticmethod
-    async def _open(access: Access | None) -> Served:
-        return await serve(FakeNode(), access)
+    async def _open(access: Access | None, bind: str) -> Served:
+        return await serve(FakeNode(), access, bind=bind)
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
@@ -124,6 +124,16 @@ def test_status_says_with_what_each_figure_was_measured_and_when(invoke: Invoke,
     first, second = told()
     assert first.startswith("bench") and second == warm
     assert first.endswith("first token after 40 ms, 55.0 tokens/s (bench of 128 tokens behind a prompt of 512, 3 runs)")
+
+
+def test_status_says_what_was_given_back_or_that_it_is_not_known(invoke: Invoke, server: Server) -> None:
+    def told(slots: int | None, tokens: int | None) -> list[str]:
+        server.node.pools["demo"]["cache"] = {"restored_slots": slots, "restored_tokens": tokens, "lost": None}
+        return [line for line in invoke("status", "demo")[1].splitlines() if line.startswith("given back")]
+
+    assert told(2, 2003) == ["given back  2 slots, 2003 tokens"]
+    assert told(None, None) == ["given back  not known since the daemon was started again"]
+    assert told(0, 0) == []
 
 
 def test_a_pool_that_is_not_known_is_refused(invoke: Invoke) -> None:
@@ -239,11 +249,13 @@ def test_usage_errors_are_a_2(invoke: Invoke) -> None:
         ["preload", "a", "b", "--file", "-"],
         ["nonsense"],
         ["drain", "demo", "--deadline-ms", "x"],
+        ["reload", "demo", "--set", "ctx=1", "--strategy", "nonsense"],
         ["pools", "-o", "xml"],
         ["serve"],
         ["config", "check"],
     ):
         assert invoke(*arguments)[0] == 2, arguments
+    assert "'blue_green', 'stop_start'" in invoke("reload", "demo", "--strategy", "nonsense")[2]
     assert "pool-managerd demo" in invoke("serve")[2]
     assert invoke("serve", "--config", "missing.yaml")[0] == 2
 

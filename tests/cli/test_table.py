@@ -63,6 +63,18 @@ def test_what_matters_of_a_pool_is_there_from_80_columns_on(screen: Screen, colu
     assert below.strip().startswith("health check failed"), "a pool that has both shows both"
 
 
+def test_a_reload_under_way_is_seen_in_80_columns_and_so_is_the_second_engine(screen: Screen, server: Server) -> None:
+    other = {"replica_id": "r1", "role": "candidate", "state": "starting", "epoch": 2, "active_leases": 0, "pid": 77, "url": None}
+    server.node.pools["demo"] |= {"reload": "loading", "beside": other}
+    rows = bare(screen(80, "pools"))
+    at = next(i for i, row in enumerate(rows) if row.startswith("demo"))
+    assert max(map(width, rows)) <= 80
+    assert rows[at].split()[:2] == ["demo", "ready"]
+    assert rows[at + 1].strip().startswith("reload: loading") and rows[at + 1].endswith("candidate: starting")
+    wide = "\n".join(bare(screen(80, "pools", "-o", "wide")))
+    assert "reload: loading" in wide and "candidate r1, starting, pid 77" in wide
+
+
 def test_nothing_is_cut_without_a_mark(screen: Screen) -> None:
     rows = bare(screen(80, "pools"))
     assert "…" in next(row for row in rows if row.startswith("broken"))

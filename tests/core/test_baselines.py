@@ -39,6 +39,28 @@ def test_a_bench_stands_beside_warm_ups_whichever_comes_first() -> None:
     assert known.all_of(KEY)[0] == newer, "the newest one counts"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "replaces"),
+    [
+        (128, 512, True),
+        (126, 470, True),
+        (2048, 4096, True),
+        (2, 512, False),
+        (128, 16, False),
+        (2, 4096, False),
+        (128, None, False),
+    ],
+)
+def test_a_bench_with_shorter_requests_does_not_take_the_place_of_a_longer_one(
+    tokens: int, prompt: int | None, replaces: bool
+) -> None:
+    known = Baselines()
+    long = replace(BENCH, figures={"tokens": 128, "prompt_tokens": 512})
+    new = replace(BENCH, tokens_per_s=999.0, samples=1, figures={"tokens": tokens, "prompt_tokens": prompt})
+    assert known.note_bench(KEY, long) == long
+    assert known.note_bench(KEY, new) == known.all_of(KEY)[0] == (new if replaces else long)
+
+
 def test_the_one_longest_unused_goes_first() -> None:
     known = Baselines(limit=2)
     for name in "aba":

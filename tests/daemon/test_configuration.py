@@ -11,6 +11,7 @@ import pytest
 from pool_managerd.api.auth import Access
 from pool_managerd.config.source import ConfigSource
 from pool_managerd.daemon.configuration import Configuration
+from pool_managerd.daemon.rereading import Rereading
 from pool_managerd.errors import NodeError, RequestError, SpecError
 from pool_managerd.node import PoolManager
 
@@ -93,6 +94,17 @@ async def test_what_a_start_would_refuse_changes_nothing(own: Configuration, tex
     with pytest.raises(SpecError):
         await own.apply(text=text)
     assert len(own.history()) == 1 and own.source.text() == other(own, 1000)
+
+
+async def test_several_problems_of_a_file_that_is_read_again_are_told_apart_in_one_line(own: Configuration) -> None:
+    counted: list[object] = []
+    node(own).events.listen(lambda event: counted.append(event.fields["outcome"]) if event.type == "apply" else None)
+    own.source.path.write_text(other(own, -1, "polls: []\nauth: {tokenn: x}\n"))
+    assert await Rereading(own, node(own).events).read("sighup")
+    (event,) = node(own).events.recent("config_reread")
+    assert counted == ["refused"]
+    assert "\n" not in event.human and event.human.count("; ") == 2
+    assert "must be ≥" in event.human and "polls" in event.human and "tokenn" in event.human
 
 
 async def test_a_file_that_is_gone_can_be_told_what_to_be_only_where_it_is(own: Configuration) -> None:

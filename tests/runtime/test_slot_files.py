@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from pool_managerd.core.slot_cache import SlotFile
 from pool_managerd.errors import NodeError
 from pool_managerd.runtime.files import RuntimeFiles
+from pool_managerd.runtime.launcher import Launcher, LaunchOptions
 from pool_managerd.runtime.slot_files import SlotFiles
+from pool_managerd.runtime.spawner import Spawner
+from tests.runtime.support import eventually
 
 UID, GID = os.geteuid(), os.getegid()
 
@@ -83,6 +88,49 @@ def test_removing_takes_whatever_has_the_name_and_nothing_it_points_to(made: tup
     slots.remove(SlotFile("p", "missing", 0, 0.0))
     slots.remove(SlotFile("nobody", "x", 0, 0.0))
     assert slots.all() == [] and (tmp_path / "outside").exists()
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """As the disk may: what is immutable cannot be deleted by root either."""
+    unlink = os.unlink
+
+    def forbidding(name: str, *, dir_fd: int | None = None) -> None:
+        if name in names:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", forbidding)
+
+
+def test_what_stays_is_named_when_all_else_is_gone(made: tuple[SlotFiles, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, path = made
+    (path / "folder").mkdir()
+    (path / "folder/other").write_bytes(b"x")
+    for stuck in (path / "folder/stuck", path / os.fsdecode(b"\xff")):
+        stuck.write_bytes(b"x")
+    forbid(monkeypatch, "stuck", os.fsdecode(b"\xff"))
+    told = []
+    for file in slots.of("p"):
+        with pytest.raises(NodeError) as caught:
+            slots.remove(file)
+        told.append(caught.value.message)
+    assert f"cannot remove {path}/folder/stuck: Operation not permitted" in told
+    assert rf"cannot remove {path}/\xff: Operation not permitted" in told
+    assert not (path / "folder/other").exists()
+
+
+async def test_what_a_sweep_cannot_delete_is_told_once(made: tuple[SlotFiles, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = made
+    (path / "slot").write_bytes(b"x")
+    (path / "stuck").write_bytes(b"x")
+    forbid(monkeypatch, "stuck")
+    told: list[str] = []
+    launcher = Launcher(cast("Spawner", None), RuntimeFiles(path.parents[2]), LaunchOptions(profile="dev"), told.append)
+    await launcher.forget("p")
+    await launcher.forget_others(())
+    await eventually(lambda: bool(told))
+    (left,) = (path.parents[1]).rglob("stuck")
+    assert told == [f"cannot delete {left}: Operation not permitted"] and not list(path.parents[1].rglob("slot"))
 
 
 def test_they_go_with_the_pool(made: tuple[SlotFiles, Path]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,9 @@ from pool_managerd.config.plan import Plan
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle import view
+from pool_managerd.core.listeners import NOBODY, Listener
+from pool_managerd.core.memory.estimate import EngineSettings
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.apply import Applies, ApplyOptions
@@ -137,6 +141,18 @@ async def test_one_that_does_not_do_goes_on_as_it_was_and_the_others_stand(world
     assert (await world.apply(new)).status == "succeeded" and world.applies.unapplied("a") is None
 
 
+async def test_each_apply_is_counted_by_how_it_ended(world: ApplyWorld) -> None:
+    new = world.file({"id": "a", "restart": "never"}, {"id": "b"}, {"id": "c"})
+    for _ in range(2):
+        assert (await world.apply(new)).status == "succeeded"
+    world.fakes.engines.found = (SpecError("cannot use the flag --nope"),)
+    assert (await world.apply(world.file({"id": "a", "slots": 3}, {"id": "b"}, {"id": "c"}))).status == "failed"
+    with pytest.raises(RequestError):
+        await world.apply(new, expect="another plan")
+    counted = [event.fields["outcome"] for event in world.fakes.told if event.type == "apply"]
+    assert counted == ["applied", "unchanged", "failed", "refused"]
+
+
 async def test_what_could_not_be_applied_is_forgotten_once_the_file_takes_it_back(world: ApplyWorld) -> None:
     world.fakes.engines.found = (SpecError("no"),)
     await world.apply(world.file({"id": "a", "slots": 3}, {"id": "b"}, {"id": "c"}))
@@ -159,6 +175,72 @@ async def test_pools_that_are_not_named_are_kept_unless_they_may_go(world: Apply
     assert (await world.ended(operation)).status == "succeeded"
     assert world.pools.ids() == ["a", "c"] and [pool.id for pool in world.config.pools] == ["a", "c"]
     assert world.fakes.registry.get("b") is None and "b" not in world.store.pools
+
+
+async def test_a_new_port_that_something_else_has_is_told_with_who_has_it(world: ApplyWorld) -> None:
+    b = world.pools.get("b")
+    assert isinstance(b.launch.prepared, PreparedEngine)
+    b.launch = replace(b.launch, prepared=replace(b.launch.prepared, port=9100))
+    asked: list[int] = []
+
+    async def listener(_: int, __: str, port: int) -> Listener:
+        asked.append(port)
+        return Listener("other", "pid 7 (nginx)") if port in (9001, 9002) else NOBODY
+
+    world.applies = Applies(
+        world.pools, replace(world.services, listener=cast("Any", listener)), world.reloads, lambda: world.config, world.use
+    )
+
+    async def warned(*ports: int) -> list[str]:
+        return (await world.applies.plan(given(*ports)))["pools"][0]["warnings"]  # type: ignore[no-any-return]
+
+    def given(*ports: int) -> Config:
+        return world.file({"id": "a", "provisioning": {"ports": ports}}, {"id": "b"}, {"id": "c"})
+
+    so = "the pool does not get it while that is so"
+    assert await warned(9001, 9000, 9002) == [f"port {port} is taken by pid 7 (nginx): {so}" for port in (9001, 9002)]
+    assert await warned(9100) == [f"port 9100 is taken by pool 'b': {so}"]
+    await world.apply(given(9001))
+    asked.clear()
+    changed = {"id": "a", "slots": 3, "provisioning": {"ports": [9001]}}
+    plan = await world.applies.plan(world.file(changed, {"id": "b"}, {"id": "c"}))
+    assert plan["pools"][0]["warnings"] == [] and asked == [], "it was given that before"
+
+
+def needing(pool_id: str, gib: float) -> LaunchInputs:
+    return LaunchInputs("fake-1", pool_id, EngineSettings(), weights_bytes=int(gib * (1 << 30)), overhead_bytes=0)
+
+
+async def test_reloads_that_free_memory_come_before_those_that_need_more(world: ApplyWorld) -> None:
+    for pool_id in "abc":
+        world.fakes.needs[pool_id] = needing(pool_id, 4)
+        await world.ended(await world.pools.change(world.pools.get(pool_id), "restart", ev.Restart(), "up"))
+    new = world.file(*({"id": pool_id, "slots": 3} for pool_id in "abc"))
+
+    async def order() -> list[str]:
+        return [row["pool_id"] for row in (await world.applies.plan(new))["pools"]]
+
+    assert await order() == ["a", "b", "c"], "nothing changes"
+    world.fakes.needs |= {"a": needing("a", 6), "b": needing("b", 0), "c": needing("c", 3)}
+    assert await order() == ["c", "b", "a"], "of b nobody knows it"
+    seen = (await world.applies.plan(new))["digest"]
+    world.fakes.needs["a"] = needing("a", 2)
+    assert await order() == ["a", "c", "b"]
+    operation = await world.apply(new, expect=seen)
+    assert operation.outcome is not None and list(operation.outcome["pools"]) == ["a", "c", "b"], "the order is no other plan"
+
+
+async def test_a_removal_says_how_the_engine_ends_and_for_how_long_at_most(world: ApplyWorld) -> None:
+    new = world.file({"id": "c"}, lifecycle={"drain_deadline_ms": 4_000})
+    told = ("pool_id", "ends_by", "drain_deadline_ms", "forecast_duration_ms")
+    await world.ended(await world.pools.change(world.pools.get("b"), "stop", ev.Stop(), "down"))
+    plan = await world.applies.plan(new, prune=True)
+    assert [tuple(row[key] for key in told) for row in plan["pools"]] == [("a", "drain", 4_000, None), ("b", None, None, 0)]
+    assert plan["forecast_duration_ms"] is None, "no stop of it was measured"
+    for _ in range(2):  # a stop's time is kept with the next load's
+        await world.ended(await world.pools.change(world.pools.get("a"), "restart", ev.Restart(), "up"))
+    plan = await world.applies.plan(new, prune=True)
+    assert plan["forecast_duration_ms"] == plan["pools"][0]["forecast_duration_ms"] >= 0
 
 
 async def test_what_is_new_starts_and_a_failure_of_it_is_its_own(world: ApplyWorld) -> None:

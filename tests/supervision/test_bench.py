@@ -69,6 +69,15 @@ async def test_it_measures_alone_and_on_all_slots_and_what_it_found_is_the_pools
     assert [len(row) for row in rows] == [8, 9], "kept for the next daemon"
 
 
+async def test_a_shorter_one_is_told_and_the_longer_one_stays_the_baseline(world: Benched) -> None:
+    long = (await world.bench(tokens=20, runs=2)).outcome
+    short = (await world.bench(tokens=2, prompt_tokens=8, runs=2)).outcome
+    assert long is not None and short is not None
+    assert (long["longer_bench"], short["longer_bench"]) == (None, long["measured_with"])
+    assert world.p.launch.measured[0].measured_with == long["measured_with"]
+    assert f"stays what a longer bench has measured ({long['measured_with']})" in world.fakes.told[-1].human
+
+
 async def test_while_it_runs_every_slot_is_leased_and_renewed(world: Benched) -> None:
     world.fakes.prober.stuck = True
     operation = await world.bench()

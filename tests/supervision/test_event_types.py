@@ -7,8 +7,8 @@ import ast
 from pool_managerd.core.event import EVENT_TYPES
 from tests.conftest import REPOSITORY
 
-QUIET = {"probe"}
-"""For metrics alone: nobody subscribes to it."""
+QUIET = {"apply", "probe"}
+"""For metrics alone: nobody subscribes to them."""
 TO_ONE_READER = {"gap"}
 """Never happens; a subscription begins with it."""
 

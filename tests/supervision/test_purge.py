@@ -12,6 +12,7 @@ from pool_managerd.core.artifacts import AttachedEngine
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.purge import PurgeRequest
+from pool_managerd.core.slot_cache import SlotSaving
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.purge import Purges
@@ -75,6 +76,16 @@ async def test_a_purge_by_force_waits_for_nobody_and_keeps_the_cache_unless_told
     operation = await world.purge(force=True)
     assert operation.outcome == {"pool_id": "p", "removed": [WORK], "freed_bytes": 20}
     assert world.fakes.registry.get_active_leases("p") == 0 and world.p.state.desired is Desired.STOPPED
+
+
+@pytest.mark.parametrize("cache", [True, False])
+async def test_a_purge_of_the_cache_has_nothing_saved_into_it_first(world: Purged, cache: bool) -> None:
+    world.fakes.engines.slots = SlotSaving("/run/cache/p/slots")
+    await world.pools.change(world.p, "restart", ev.Restart(), "up")
+    await settle(200)
+    world.fakes.slots.asked.clear()
+    assert (await world.purge(delete_cache_dirs=cache)).status == "succeeded"
+    assert world.fakes.slots.asked == (["unwanted p", "save p", "wanted p"] if cache else ["save p"])
 
 
 async def test_a_pool_that_is_down_stays_what_it_was(world: Purged) -> None:

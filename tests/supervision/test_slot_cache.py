@@ -18,7 +18,9 @@ from pool_managerd.core.slot_cache import Restored, SlotSaving, name_of, tempora
 from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.engines.llamacpp.slots import LlamaSlots
 from pool_managerd.errors import NodeError
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.slot_cache import SlotCaches
+from pool_managerd.supervision.status import status_of
 from pool_managerd.testing.fake_parts import FakeEngines
 from pool_managerd.testing.fake_slots import FakeSlotStore
 from pool_managerd.testing.manual_clock import settle
@@ -307,6 +309,16 @@ async def test_what_an_earlier_save_left_unfinished_is_removed(scene: Scene) -> 
     assert scene.store.names() == []
 
 
+async def test_a_file_of_a_slot_that_there_cannot_be_is_removed(scene: Scene) -> None:
+    """It would count against the budget for ever. One of an engine that had more slots stays: a reload may be undone."""
+    more = name_of(KEY | {"slots": "8"}, 7, 300)
+    planted = [name_of(KEY, 2, 300), name_of(KEY | {"model": "x"}, 9, 1), "slot-0-1" + "-0123456789ab" * 6 + ".kv"]
+    for name in (more, *planted):
+        scene.store.put("p", name, 1000)
+    await scene.restore()
+    assert scene.store.names() == [more]
+
+
 async def test_a_later_save_takes_the_place_of_the_one_before(scene: Scene) -> None:
     scene.engine.slots[0] = list(range(500))
     await scene.save()
@@ -351,6 +363,44 @@ async def test_what_was_kept_goes_when_nobody_wants_it_kept_any_more(scene: Scen
     assert scene.store.names() == [] and scene.types() == ["cache_saved"]
 
 
+async def test_nothing_is_saved_that_is_about_to_be_deleted(scene: Scene) -> None:
+    scene.engine.slots[0] = list(range(500))
+    with scene.caches.unwanted("p"):
+        await scene.save()
+    assert scene.store.names() == [] and scene.told == []
+    await scene.save()
+    assert len(scene.store.names()) == 1, "and afterwards it is as ever"
+
+
+async def test_an_engine_whose_successor_keeps_nothing_leaves_nothing(scene: Scene) -> None:
+    scene.engine.slots[0] = list(range(500))
+    await scene.save()
+    old = scene.world.p
+    launch = type(old.launch)(2, prepared=PreparedEngine("p", "/engine"))
+    old.successor = Pool("p", old.definition, old.state, launch)
+    scene.engine.slots[0] = list(range(600))
+    await scene.save()
+    assert scene.store.names() == [] and scene.types() == ["cache_saved"]
+    old.successor.launch = type(old.launch)(2, prepared=old.launch.prepared)
+    await scene.save()
+    assert len(scene.store.names()) == 1
+
+
+async def test_what_cannot_be_deleted_is_told_once_and_nothing_fails_for_it(scene: Scene) -> None:
+    scene.store.put("p", "unfinished", 10)
+    scene.store.put("q", stuck := name_of(KEY, 0, 300), 300_000)
+    scene.store.stays = {"unfinished", stuck}
+    scene.set(disk_bytes=700_000)
+    scene.engine.slots[0] = list(range(500))
+    await scene.save()
+    scene.another_launch()
+    assert (await scene.restore()).slots == 1
+    assert [human for type_, human, _ in scene.told if type_ == "notice"] == [
+        "cannot remove unfinished: Operation not permitted", f"cannot remove {stuck}: Operation not permitted"
+    ]  # fmt: skip
+    assert "cache_removed" not in scene.types(), "nothing has made room"
+
+
 async def test_what_replaces_a_file_needs_no_room_beside_it(scene: Scene) -> None:
     scene.set(disk_bytes=700_000)
     scene.store.put("q", name_of(KEY, 0, 300), 100_000)
@@ -383,6 +433,9 @@ async def test_a_start_is_given_its_slots_back_before_it_is_ready_and_the_status
     assert world.fakes.slots.asked == ["launch p", "restore p", "save p", "launch p", "restore p"]
     assert world.fakes.launcher.processes[0].signals == ["term"]
     assert world.p.launch.restored == Restored(1, 2003)
+    clock = world.fakes.clock
+    shown = status_of(world.p, world.fakes.registry, "home", clock.monotonic(), 0)
+    assert shown["cache"] == {"restored_slots": 1, "restored_tokens": 2003, "lost": None}
 
 
 async def test_work_on_slots_that_breaks_delays_neither_stop_nor_start(world: World) -> None:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import FAKE_ENGINE, REPOSITORY, free_port, wait_until
+from tests.system.nodes import mentioning
 
 FAST = """
 health: {startup_timeout_ms: 15000, interval_ms: 50, probe_interval_ms: 200, probe_timeout_ms: 500}
@@ -79,12 +81,21 @@ class Daemon:
         return self.process.wait(timeout_s)
 
     def end(self) -> None:
-        """At the end of a test: gently, then not, then whatever carries this directory's name."""
+        """At the end of a test: gently, then not, then whatever engine has its place in this directory."""
         if self.process is not None and self.process.poll() is None:
             try:
                 self.terminate(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        wait_until(self._nothing_left, "what it has left to end", 10)
+
+    def _nothing_left(self) -> bool:
+        """Engines outlive a daemon that was killed; their shims end with them."""
+        left = [int(found.split()[0]) for found in mentioning(self.run)]
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
 
     # --- HTTP ---
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, wait_until
 from tests.system.daemons import Daemon
+from tests.system.nodes import alive, mentioning
 
 LOST = "lost the daemon, waiting for it …\n"
 
@@ -60,6 +61,15 @@ def daemon(open_dir: Path) -> Iterator[Daemon]:
     made = Daemon(open_dir / "d")
     yield made
     made.end()
+
+
+def test_a_test_that_kills_its_daemon_leaves_no_engine(daemon: Daemon) -> None:
+    pid = daemon.start().preload("p")["pid"]
+    daemon.kill()
+    assert alive(pid)
+    daemon.end()
+    assert not alive(pid)
+    wait_until(lambda: mentioning(daemon.folder) == [], "its shim to end", 10)
 
 
 def test_events_go_on_behind_the_last_one_that_was_seen_and_ctrl_c_ends_the_wait(daemon: Daemon, tmp_path: Path) -> None:

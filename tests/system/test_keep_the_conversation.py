@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from pool_managerd import PoolError, PoolManager, PurgeRequest, ReloadRequest, execute_reload
 from pool_managerd.testing import slot_engine
+from tests.system.daemons import Daemon
 from tests.system.nodes import config, mentioning, until
 
 TOKENS = [(37 * number) % 2_000 + 100 for number in range(2_000)]
@@ -114,6 +116,34 @@ async def test_a_drained_pool_is_saved_too_and_what_was_saved_goes_with_its_pool
         assert len(saved(open_dir)) == 1, "a drained pool's, too"
     async with PoolManager(config(open_dir, **rules)):
         await until(lambda: not list((open_dir / "run/cache").rglob("*.kv")), "the files of a pool that is gone to be gone")
+
+
+def test_what_an_earlier_daemon_gave_back_is_unknown_and_not_none(open_dir: Path, tiny_model: Path) -> None:
+    provisioning = '{flags: ["--threads", "1"]}'
+    pool = f'{{id: p, engine: llamacpp, model: "file:{tiny_model}", ctx: 512, provisioning: {provisioning}}}'
+    daemon = Daemon(open_dir / "d", f"slot_cache: {{min_tokens: 16}}\npools:\n  - {pool}\n")
+    try:
+        daemon.start()
+        daemon.until(lambda status: bool(status["ready"]), "the engine to be ready")
+        asyncio.run(cached(daemon.status()["url"], [number % 20 for number in range(64)]))
+        assert daemon.post("/v1/pools/p/restart?wait=true")[0] == 200
+        assert daemon.status()["cache"] == {"restored_slots": 1, "restored_tokens": 64, "lost": None}
+        daemon.kill()
+        daemon.start()
+        daemon.until(lambda status: bool(status["ready"]), "the engine to be taken over")
+        assert daemon.status()["cache"] == {"restored_slots": None, "restored_tokens": None, "lost": None}
+    finally:
+        daemon.end()
+
+
+async def test_a_purge_of_the_cache_saves_nothing_that_it_then_deletes(open_dir: Path, tiny_model: Path) -> None:
+    provisioning = {"flags": ["--threads", "1"]}
+    pool = {"id": "p", "engine": "llamacpp", "model": f"file:{tiny_model}", "ctx": 512, "provisioning": provisioning}
+    async with PoolManager(config(open_dir, {**pool, "preload": False}, slot_cache={"min_tokens": 16})) as node:
+        url = (await node.ensure_ready("p"))["url"]
+        await cached(url, [number % 20 for number in range(64)])
+        await (await node.purge(PurgeRequest("p", delete_cache_dirs=True))).wait()
+        assert not node.events.recent("cache_saved") and not node.events.recent("cache_lost")
 
 
 async def test_a_prime_prompt_is_read_before_anybody_asks(open_dir: Path, smol_model: Path) -> None:

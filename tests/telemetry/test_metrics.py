@@ -25,6 +25,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("storm", {"restart_count": 6, "time_window": 60_000}),
     ("breaker", {"class": "cuda", "old_state": "closed", "new_state": "open", "failure_count": 5}),
     ("config_reread", {"outcome": "success"}),
+    ("apply", {"outcome": "unchanged"}),
     ("backoff", {"backoff_ms": 1500, "crash_reason": "process_exit"}),
     ("reload_succeeded", {"duration_ms": 40, "downtime_ms": 10}),
     ("reload_failed", {"duration_ms": 40, "reason": "gate"}),

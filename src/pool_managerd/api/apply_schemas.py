@@ -22,6 +22,11 @@ class AppliedPool(Answer):
     forecast_spread_ms: int | None = None
     forecast_duration_ms: int | None = None
     where: str | None = Field(None, description="Where it would run.")
+    ends_by: str | None = Field(None, description="How the engine of one that is removed ends: drain, stop, or null without one.")
+    drain_deadline_ms: int | None = Field(None, description="How long its leases are waited for at most, beside the forecast.")
+    warnings: list[str] = Field(
+        default_factory=list, description="Ports that it is given and that something else has, and whose."
+    )
     problem: str | None = Field(None, description="What would make it fail now; the other pools go on.")
 
 

@@ -121,7 +121,8 @@ class PoolStatus(Answer):
     cache: dict[str, Any] | None = Field(
         None,
         description="`restored_slots`, `restored_tokens`: given back to this launch of what its slots held before its last stop;"
-        " `lost`: what was not saved then, or not given back, and why. Null for an engine that keeps nothing.",
+        " `lost`: what was not saved then, or not given back, and why. Null for an engine that keeps nothing; its numbers are"
+        " null until they are known, and for an engine that an earlier daemon has launched: nobody knows what that was given.",
     )
 
 

@@ -16,6 +16,7 @@ from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
 from pool_managerd.cli.output import Format, Json, moment, paint, printable, show, span
 from pool_managerd.cli.progress import wait_for
 from pool_managerd.cli.table import Column, facts, table
+from pool_managerd.core.narration import duration
 
 WOULD_CHANGE = 2
 _MAX_FILE_BYTES = 1_000_000
@@ -136,6 +137,8 @@ def _plan(plan: Json) -> None:
         _line(f"{sign} {row['pool_id']}: {_said(row)}", style)
         for change in row["changes"]:
             _line(f"    {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}")
+        for warning in row.get("warnings") or ():
+            _line(f"    {warning}", "33")
         if row.get("problem"):
             _line(f"    as it is now it would fail, and what runs would go on: {row['problem']}", "31")
     for one in plan.get("by_hand") or ():
@@ -189,7 +192,7 @@ def _said(row: Json) -> str:
         slots = "1 slot" if new["slots"] == 1 else f"{new['slots']} slots"
         return f"add {new['engine']} {new['model']}, {slots}{ctx}{devices}; {row['why']}"
     if action == "remove":
-        return f"drain, stop and forget it: {row['why']}"
+        return f"{_ending(row)}forget it: {row['why']}"
     if action == "reload":
         down, spread = row["forecast_downtime_ms"], row["forecast_spread_ms"]
         cost = _UNKNOWN if down is None else f"down for {down} ms, give or take {spread} ms" if down else "without downtime"
@@ -199,6 +202,15 @@ def _said(row: Json) -> str:
         return f"start, {_UNKNOWN if ready is None else f'ready in {ready} ms'}: {row['why']}"
     words = {"keep": "kept", "take_over": "no restart", "restart": "stop and start"}
     return f"{words.get(action, action)}: {row['why']}"
+
+
+def _ending(row: Json) -> str:
+    """What a pool that goes is waited for, and how long."""
+    if not row.get("ends_by"):
+        return ""
+    took, spread = row["forecast_duration_ms"], row["forecast_spread_ms"]
+    stop = f"stop ({_UNKNOWN if took is None else f'{took} ms, give or take {spread} ms'}) and "
+    return f"drain ({duration(row['drain_deadline_ms'] / 1000)} at most), {stop}" if row["ends_by"] == "drain" else stop
 
 
 def _outcome(operation: Json) -> None:

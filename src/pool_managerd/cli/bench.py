@@ -37,7 +37,8 @@ def bench(
     """Measure a ready pool on purpose.
 
     One request alone, then all slots at once. All slots are leased meanwhile; a pool with requests in flight is not measured.
-    What was found is the pool's baseline from then on, in status, snapshots and metrics. Ctrl-C breaks it off.
+    What was found is the pool's baseline from then on, in status, snapshots and metrics, unless an earlier bench had longer
+    requests. Ctrl-C breaks it off.
     """
     node = daemon(url, config)
     body = {key: value for key, value in (("tokens", tokens), ("prompt_tokens", prompt_tokens)) if value is not None}
@@ -104,6 +105,8 @@ def chart(found: Json) -> list[str]:
     for name, load in loads:
         value = load["tokens_per_s_total"]
         lines.append(f"{name:>12} {_bar(value / most, _WIDTH - 24)} {value:.1f}")
+    if longer := found.get("longer_bench"):
+        lines += ["", "not the pool's baseline: that stays what a longer bench has measured"[:_WIDTH], f"({longer})"[:_WIDTH]]
     return lines
 
 

@@ -32,7 +32,8 @@ def pools(url: Url = None, config: ConfigFile = None, output: Output = Format.TA
 
 
 # In the order of their ranks columns give way when the terminal is narrow: the id stays, the engine goes first. A pool that
-# serves has a URL and one that does not has an error, so these two share a column, one below the other where there are both.
+# serves has a URL and one that does not has an error, so these two share a column, one below the other where there are both;
+# a second engine of the pool comes below them, and how far a reload is below the state.
 _POOLS = (
     Column("ID", 0, least=7, middle=True), Column("STATE", 1), Column("READY", 3), Column("LEASES", 4), Column("RESTARTS", 6),
     Column("MODEL", 5, least=8, middle=True), Column("ENGINE", 9, wide=True), Column("DEVICES", 9, wide=True),
@@ -44,9 +45,10 @@ def _pool_row(pool: Json, wide: bool) -> tuple[Any, ...]:
     total, url, problem = pool.get("slots_total"), pool.get("url"), pool.get("last_error")
     leases = pool["active_leases"] if total is None else f"{pool['active_leases']}/{total}"
     model = pool.get("model_id") if wide else model_name(pool.get("model_id"))
-    where = [text for text in (url, problem) if text]
+    where = [text for text in (url, problem, _beside(pool) if wide else _beside_in_short(pool)) if text]
+    state = [pool["state"], f"reload: {pool['reload']}"] if pool.get("reload") else pool["state"]
     return (
-        pool["pool_id"], pool["state"], pool["ready"], leases, pool.get("restart_count"), model, pool.get("engine"),
+        pool["pool_id"], state, pool["ready"], leases, pool.get("restart_count"), model, pool.get("engine"),
         pool.get("device_mask"), pool.get("pid"), where or None,
     )  # fmt: skip
 
@@ -181,6 +183,7 @@ def _status_facts(pool: Json) -> None:
             ("beside it", _beside(pool)),
             ("drain", _drain(pool)),
             ("reloaded", _reloaded(pool)),
+            ("given back", _given_back(pool)),
             ("cache lost", (pool.get("cache") or {}).get("lost")),
             ("outdated", "; ".join(pool.get("outdated") or ()) or None),
             ("not applied", pool.get("unapplied")),
@@ -229,6 +232,16 @@ def _reloaded(pool: Json) -> str | None:
     return f"{', '.join(keys)}, by hand; {back}" if keys else None
 
 
+def _given_back(pool: Json) -> str | None:
+    """What its slots held before its last stop, as far as the engine has it again."""
+    cache = pool.get("cache")
+    if not cache or not pool.get("ready"):
+        return None
+    if cache["restored_slots"] is None:
+        return "not known since the daemon was started again"
+    return f"{count(cache['restored_slots'], 'slot')}, {cache['restored_tokens']} tokens" if cache["restored_slots"] else None
+
+
 def _beside(pool: Json) -> str | None:
     """The pool's other engine, while one takes the other's place."""
     other = pool.get("beside")
@@ -236,6 +249,11 @@ def _beside(pool: Json) -> str | None:
         return None
     where = f", pid {other['pid']}, {other['url']}" if other.get("pid") else ""
     return f"{other['role']} {other['replica_id']}, {other['state']}{where}, leases: {other['active_leases']}"
+
+
+def _beside_in_short(pool: Json) -> str | None:
+    other = pool.get("beside")
+    return f"{other['role']}: {other['state']}" if other else None
 
 
 def _activity(pool: Json) -> str | None:

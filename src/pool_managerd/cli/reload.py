@@ -13,6 +13,7 @@ from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon
 from pool_managerd.cli.output import Format, Json, printable, show
 from pool_managerd.cli.table import facts
+from pool_managerd.core.reload import Strategy
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Another model, as in the configuration: file:PATH.")]
 Changed = Annotated[
@@ -20,8 +21,8 @@ Changed = Annotated[
     typer.Option("--set", "-s", help="A key of the pool's configuration and its value, such as ctx=4096; null unsets it."),
 ]
 Reset = Annotated[bool, typer.Option("--reset", help="Back to what the file says: what earlier reloads have changed goes.")]
-Strategy = Annotated[
-    str | None,
+How = Annotated[
+    Strategy | None,
     typer.Option(
         "--strategy",
         help="blue_green: beside the old engine; sleep_old: while that sleeps; stop_start: after it. Else what fits.",
@@ -32,7 +33,7 @@ Plan = Annotated[bool, typer.Option("--plan", help="Show what it would do and ho
 
 def reload(
     pool_id: PoolId, model: Model = None, changes: Changed = None, file: Prepared = None, deadline_ms: Deadline = None,
-    reset: Reset = False, strategy: Strategy = None, plan: Plan = False, no_wait: NoWait = False, url: Url = None,
+    reset: Reset = False, strategy: How = None, plan: Plan = False, no_wait: NoWait = False, url: Url = None,
     config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Replace what a pool runs: another model, other keys.

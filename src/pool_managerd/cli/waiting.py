@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pool_managerd.cli.exits import NO, CommandFailed
+from pool_managerd.cli.exits import NO, UNREACHABLE, CommandFailed
 from pool_managerd.cli.options import All, ConfigFile, Output, PoolIds, Url, chosen, daemon, seconds
 from pool_managerd.cli.output import Format, Json, show
 from pool_managerd.cli.progress import sentence, wait_for
@@ -42,26 +42,40 @@ def wait(
 ) -> None:  # fmt: skip
     """Wait until pools are ready, down or drained.
 
-    Exits 1 when the time is over first, or when a pool that is to become ready has failed for good.
+    A daemon that does not answer is asked again until then. Exits 1 when the time is over first, or when a pool that is to
+    become ready has failed for good; 3 when the time is over and the daemon cannot be reached.
     """
     limit = seconds(timeout, "--timeout")
     node = daemon(url, config)
-    wanted = chosen(node, ids, every)
+    wanted: list[str] | None = None
     seen: dict[str, Json] = {}
+    unreached: CommandFailed | None = None
 
     def pending() -> list[str]:
-        for pool_id in wanted:
-            if pool_id not in seen or not _REACHED[goal](seen[pool_id]):
-                seen[pool_id] = node.get("pools", pool_id, "status")
-                _refuse_hopeless(seen[pool_id], goal)
+        nonlocal wanted, unreached
+        try:
+            wanted = chosen(node, ids, every) if wanted is None else wanted
+            for pool_id in wanted:
+                if pool_id not in seen or not _REACHED[goal](seen[pool_id]):
+                    seen[pool_id] = node.get("pools", pool_id, "status")
+                    _refuse_hopeless(seen[pool_id], goal)
+            unreached = None
+        except CommandFailed as failure:
+            if failure.exit_code != UNREACHABLE:
+                raise
+            unreached = failure
+            return [f"waiting for the daemon: {failure.message}"]
         return [sentence(pool) for pool in seen.values() if not _REACHED[goal](pool)]
 
     if not wait_for(pending, timeout_s=limit):
+        if unreached is not None:
+            said = f"cannot wait longer than {timeout} for --for={goal}: {unreached.message}"
+            raise CommandFailed(said, UNREACHABLE, hint=unreached.hint)
         late = [pool for pool in seen.values() if not _REACHED[goal](pool)]
         names = ", ".join(f"{pool['pool_id']} is {pool['state']}" for pool in late)
         errors = next((str(pool["last_error"]) for pool in late if pool.get("last_error")), None)
         raise CommandFailed(f"cannot wait longer than {timeout} for --for={goal}: {names}", NO, hint=errors)
-    answer = [{"pool_id": pool_id, "state": seen[pool_id]["state"], goal.value: True} for pool_id in wanted]
+    answer = [{"pool_id": pool_id, "state": seen[pool_id]["state"], goal.value: True} for pool_id in wanted or ()]
 
     def lines(rows: list[Json]) -> None:
         for row in rows:

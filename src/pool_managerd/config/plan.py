@@ -100,8 +100,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of what would be done: who has seen a plan can ask for this one and no other."""
-        steps = [[step.action, step.pool_id, [dict(change) for change in step.changes]] for step in self.steps]
+        """Of what would be done, in whatever order: who has seen a plan can ask for this one and no other."""
+        found = sorted(self.steps, key=lambda step: (step.action, step.pool_id))
+        steps = [[step.action, step.pool_id, [dict(change) for change in step.changes]] for step in found]
         text = json.dumps([steps, self.at_once, self.waiting], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

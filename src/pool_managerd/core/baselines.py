@@ -1,7 +1,8 @@
 """What engines were measured to do, per (engine_version, model_id, device_mask), and what they were measured with.
 
 Warm-ups are smoothed, and compared with warm-ups alone: a few tokens of a short prompt tell little of how fast an engine is.
-What a bench has measured stands beside them: nothing is folded into it, and the newest one counts.
+What a bench has measured stands beside them: nothing is folded into it, and the newest one counts, unless its requests were
+shorter than those of the one before: a few tokens of a short prompt tell little in a bench, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 ALPHA = 0.3
 LIMIT = 256
+AS_LONG = 0.9
+"""So much of another's length is as long: engines count prompts in tokens of their own, and may end an answer early."""
 WARMUP = "warm-up"
 """What earlier versions measured with, as far as they wrote it down."""
 
@@ -71,10 +74,14 @@ class Baselines:
         self._put(self._known, key, new)
         return new
 
-    def note_bench(self, key: Key, bench: Baseline) -> None:
-        """What was measured on purpose, with its ``figures``; it takes the place of an earlier bench."""
-        self._benches.pop(key, None)
-        self._put(self._benches, key, bench)
+    def note_bench(self, key: Key, bench: Baseline) -> Baseline:
+        """What was measured on purpose, with its ``figures``. It takes the place of an earlier one with no longer requests; the
+        one that counts then.
+        """
+        before = self._benches.pop(key, None)
+        counts = bench if before is None or _as_long(bench, before) else before
+        self._put(self._benches, key, counts)
+        return counts
 
     def _put(self, kept: OrderedDict[Key, Baseline], key: Key, new: Baseline) -> None:
         kept[key] = new
@@ -119,6 +126,12 @@ class Baselines:
             if (read := _read(row)) is not None:
                 key, found = read
                 (self._known if found.figures is None else self._benches)[key] = found
+
+
+def _as_long(bench: Baseline, other: Baseline) -> bool:
+    """In tokens that are made and in those of the prompt; runs do not count: a slow engine is asked less often."""
+    new, old = bench.figures or {}, other.figures or {}
+    return all((new.get(key) or 0) >= AS_LONG * (old.get(key) or 0) for key in ("tokens", "prompt_tokens"))
 
 
 def _read(row: Any) -> tuple[Key, Baseline] | None:

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from pool_managerd.core.narration import size
 
@@ -30,6 +31,8 @@ MAX_LOST_CHARS = 1000
 """So much of what was lost is told in a status; how much more there is stands behind it."""
 
 _DIGEST_CHARS = 12
+_MOST_SLOTS = 10_000
+"""More do not fit into a name."""
 _NAME = re.compile(rf"slot-(\d{{1,4}})-(\d{{1,9}})((?:-[0-9a-f]{{{_DIGEST_CHARS}}}){{{len(PARTS)}}})\.kv")
 
 
@@ -122,6 +125,17 @@ def slot_of(name: str) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
+def is_leftover(name: str) -> bool:
+    """A save of ours never gives a file this name, or not in the end: it was not finished, or put there by somebody else, as
+    what is of a slot that an engine with so many slots does not have.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return True
+    digest = found[3][1:].split("-")[list(PARTS).index("slots")]
+    return int(found[1]) >= _slots_by_digest().get(digest, 0)
+
+
 def differences(key: Mapping[str, str], name: str) -> tuple[str, ...]:
     """What is another now than when the file was saved, in words; empty: it may be restored."""
     found = _NAME.fullmatch(name)
@@ -180,4 +194,13 @@ def proven(tokens: int, cached: int) -> bool:
 
 
 def _digests(key: Mapping[str, str]) -> list[str]:
-    return [hashlib.blake2b(key.get(part, "").encode(), digest_size=_DIGEST_CHARS // 2).hexdigest() for part in PARTS]
+    return [_digest(key.get(part, "")) for part in PARTS]
+
+
+def _digest(value: str) -> str:
+    return hashlib.blake2b(value.encode(), digest_size=_DIGEST_CHARS // 2).hexdigest()
+
+
+@cache
+def _slots_by_digest() -> Mapping[str, int]:
+    return {_digest(str(slots)): slots for slots in range(1, _MOST_SLOTS + 1)}

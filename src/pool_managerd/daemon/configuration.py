@@ -81,7 +81,11 @@ class Configuration:
         origin: str = "apply",
     ) -> Operation:  # fmt: skip
         """Do it. ``expect`` is the digest of the plan that was agreed to. Raises PoolError, and nothing has changed then."""
-        wanted = await asyncio.to_thread(self._wanted, text, number)
+        try:
+            wanted = await asyncio.to_thread(self._wanted, text, number)
+        except PoolError:
+            self._node.events.emit("apply", "A configuration cannot be used", journal=False, outcome="refused")
+            raise
 
         async def first(plan: Plan) -> None:
             await self._written(wanted, origin, summary(plan), gone_too=number is not None)

@@ -46,7 +46,8 @@ class Rereading:
         except PoolError as problem:
             if origin == "watch" and problem.code == "OPERATION_IN_PROGRESS":
                 return False
-            human = f"The configuration cannot be read again, so everything stays as it was: {problem.message}"
+            why = "; ".join(problem.message.splitlines())  # a file's problems stand one in a line
+            human = f"The configuration cannot be read again, so everything stays as it was: {why}"
             self._events.emit("config_reread", human, level="error", outcome="error", hint=problem.hint)
             return not problem.retriable
         waiting = list((operation.progress or {}).get("waiting", ()))

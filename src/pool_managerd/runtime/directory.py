@@ -171,10 +171,15 @@ def make_directory(path: Path, mode: int) -> None:
 def cannot(what: str, path: Path, error: OSError) -> NodeError:
     """A NodeError for an operation on ``path`` that the disk or the permissions refused."""
     return NodeError(
-        f"cannot {what} {path}: {error.strerror or error}",
+        f"cannot {what} {shown(path)}: {error.strerror or error}",
         code=CODE,
         hint="check that the runtime directory is on a writable disk with free space and belongs to the daemon's user",
     )
+
+
+def shown(path: Path) -> str:
+    """An engine may have given it a name that is no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @contextmanager

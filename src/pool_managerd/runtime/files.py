@@ -26,8 +26,9 @@ from pool_managerd.core.narration import printable
 from pool_managerd.core.redaction import masked_argv
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.runtime.directory import ConfinedDirectory, cannot
+from pool_managerd.runtime.pool_places import swept
 from pool_managerd.runtime.records import InstanceRecords
-from pool_managerd.runtime.removal import TEMPORARY, remove_tree, remove_where, removed_name
+from pool_managerd.runtime.removal import TEMPORARY, remove_where, removed_name
 
 LATEST_HANDOFF = "engine.json"
 MANAGED_BY = "pool-managerd"
@@ -35,7 +36,6 @@ LOG_PARTS = 4
 LAUNCH_HEAD_BYTES, LAUNCH_TAIL_BYTES = 64 << 10, 128 << 10
 """Of one launch's log: a cause may stand early, with pages of consequences behind it."""
 NOTHING_KEPT: Mapping[InstanceId, str] = MappingProxyType({})
-_REMOVED = ".removed"
 _REPLICA = "@"
 """No id has it, so what a replica's files are called is no other pool's name."""
 
@@ -203,14 +203,13 @@ class RuntimeFiles:
         for pool_id in found - known:
             self.forget_pool(pool_id)
 
-    def sweep(self) -> None:
-        """Remove what ``forget_pool`` and ``workdir`` took away. Blocks; meant for a thread. Raises NodeError."""
+    def sweep(self) -> list[str]:
+        """Remove what ``forget_pool`` and ``workdir`` took away; what stays of it, in words. Blocks; meant for a thread.
+
+        Raises NodeError.
+        """
         self.unswept = False
-        for parent in (self._work, self._cache):
-            with parent.opened() as fd:
-                for name in os.listdir(fd):
-                    if name.endswith(_REMOVED):
-                        remove_tree(fd, name)
+        return [*swept(self._work), *swept(self._cache)]
 
     def _put_away(self, parent: ConfinedDirectory, fd: int, name: str) -> None:
         self.unswept = True

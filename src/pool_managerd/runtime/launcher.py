@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -51,12 +51,15 @@ class LaunchOptions:
 
 
 class Launcher:
-    """Starts engines through the spawner; one per daemon."""
+    """Starts engines through the spawner; one per daemon. ``tell`` is told, once, of what it cannot clear away."""
 
-    def __init__(self, spawner: Spawner, files: RuntimeFiles, options: LaunchOptions) -> None:
+    def __init__(
+        self, spawner: Spawner, files: RuntimeFiles, options: LaunchOptions, tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._spawner = spawner
         self._files = files
         self._options = options
+        self._tell = tell
         self.users = EngineUsers(options.users, files)
         self._slots = SlotFiles(files.root)
         self._told: set[str] = set()
@@ -152,8 +155,12 @@ class Launcher:
         task.add_done_callback(self._sweeps.discard)
 
     async def _sweep(self) -> None:
-        with suppress(NodeError):
-            await in_own_thread(self._files.sweep)
+        try:
+            stays = await in_own_thread(self._files.sweep)
+        except NodeError as problem:
+            stays = [problem.message]
+        for human in filter(None, map(self._new, stays)):
+            self._tell(human)
 
     def _new(self, notice: str | None) -> str | None:
         """What was not said yet: it is true of every launch."""

@@ -14,7 +14,7 @@ from pool_managerd.config import is_pool_id
 from pool_managerd.core.narration import size
 from pool_managerd.core.purge import CACHE, WORK, Freed
 from pool_managerd.errors import NodeError, SpecError
-from pool_managerd.runtime.directory import CODE, ConfinedDirectory, cannot
+from pool_managerd.runtime.directory import CODE, ConfinedDirectory, cannot, shown
 from pool_managerd.runtime.removal import Failed, measure_tree, remove_tree, removed_from, removed_name
 
 
@@ -66,7 +66,7 @@ class PoolPlaces:
                 found.append(Freed(path, remove_tree(fd, name, _noted_in(failed))))
                 if not failed and _owner(fd, name) is not None:
                     failed.append((name, "something was put into it meanwhile"))
-            stays += [f"cannot delete all of {path}: {_shown(root.path / at)} stays: {why}" for at, why in failed[:1]]
+            stays += [f"cannot delete all of {path}: {shown(root.path / at)} stays: {why}" for at, why in failed[:1]]
         if stays:
             raise NodeError(
                 f"{stays[0]}; what can be deleted is, {size(sum(one.bytes for one in found))} freed", code=CODE,
@@ -78,6 +78,18 @@ class PoolPlaces:
         if not is_pool_id(pool_id):
             raise SpecError(f"cannot use {pool_id[:80]!r} in a file name", code="INVALID_POOL_ID")
         return [self._roots[place] for place in places]
+
+
+def swept(root: ConfinedDirectory) -> list[str]:
+    """Delete what was put away of any pool; of each thing that stays the first path, and why. Blocks. Raises NodeError."""
+    told = list[str]()
+    with root.opened() as fd:
+        for name in os.listdir(fd):
+            failed = list[tuple[str, str]]()
+            if removed_from(name) is not None:
+                remove_tree(fd, name, _noted_in(failed))
+            told += [f"cannot delete {shown(root.path / at)}: {why}" for at, why in failed[:1]]
+    return told
 
 
 def _owner(directory: int, name: str) -> tuple[int, int] | None:
@@ -95,8 +107,3 @@ def _left_of(directory: int, pool_id: str) -> list[str]:
 
 def _noted_in(failed: list[tuple[str, str]]) -> Failed:
     return lambda at, error: failed.append((at, error.strerror or str(error)))
-
-
-def _shown(path: Path) -> str:
-    """An engine may have given it a name that is no text."""
-    return os.fsencode(path).decode(errors="backslashreplace")

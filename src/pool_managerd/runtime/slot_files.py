@@ -91,14 +91,14 @@ class SlotFiles:
         return ConfinedDirectory(self._path(pool_id), 0o700, owned=False).read_part(name, 0, count)
 
     def remove(self, file: SlotFile) -> None:
-        """Remove it, if it is there still."""
-        path = self._path(file.pool_id)
+        """Remove it, if it is there still. Raises NodeError with the first path that stays, when all else of it is gone."""
+        path, stays = self._path(file.pool_id), list[tuple[str, OSError]]()
         if path.is_dir():
             with ConfinedDirectory(path, 0o700, owned=False).opened() as fd:
-                try:
-                    remove_tree(fd, file.name)
-                except OSError as error:
-                    raise cannot("remove", path / file.name, error) from error
+                remove_tree(fd, file.name, lambda at, error: stays.append((at, error)))
+        if stays:
+            at, error = stays[0]
+            raise cannot("remove", path / at, error) from error
 
     def free_bytes(self) -> int:
         """On the disk, for whoever is not root."""

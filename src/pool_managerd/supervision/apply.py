@@ -2,7 +2,7 @@
 
 Each pool goes its own way, by the transactions that a person has, too: what fails with one leaves the others as they are. What
 a pool's reload could not reach is not in force: what ran before goes on, and the status says so. Memory is freed before it is
-needed: what goes comes first, then what changes, then what is new.
+needed: what goes comes first, then what changes (what needs less than before first), then what is new.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pool_managerd.config.plan import Action, Plan, Step, plan_of, with_pool, wi
 from pool_managerd.core.narration import count
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision import policy
+from pool_managerd.supervision.apply_order import in_order
 from pool_managerd.supervision.apply_steps import ApplySteps, pool_now
 from pool_managerd.supervision.apply_view import ApplyView
 from pool_managerd.supervision.operations import Operation
@@ -88,16 +89,26 @@ class Applies:
     async def plan(self, new: Config, *, prune: bool = False) -> dict[str, Any]:
         """What applying ``new`` would do, in order; nothing happens. Raises RequestError for what would be refused as a whole."""
         self._check_alone()
-        plan = self._plan(new, prune)
+        plan = await in_order(self._plan(new, prune), self._pools, self._s)
         self._check(plan)
-        return await self._view.of(plan)
+        return await self._view.of(plan, new.lifecycle.drain_deadline_ms)
 
     async def begin(self, new: Config, options: ApplyOptions) -> Operation:
         """Accept it; its end is the operation's. Raises RequestError OPERATION_IN_PROGRESS, PLAN_CHANGED, and as ``first``."""
+        try:
+            apply = await self._accepted(new, options)
+        except PoolError:
+            self._count("refused")
+            raise
+        self._task = asyncio.create_task(self._run(apply, new, options), name="apply")
+        await self._pools.operations.kept()
+        return apply.operation
+
+    async def _accepted(self, new: Config, options: ApplyOptions) -> _Apply:
         self._check_alone()
         self._running = True
         try:
-            plan = self._plan(new, options.prune)
+            plan = await in_order(self._plan(new, options.prune), self._pools, self._s)
             self._check(plan)
             if options.expect not in (None, plan.digest + options.mark):
                 raise RequestError(
@@ -114,9 +125,7 @@ class Applies:
         except BaseException:
             self._running = False
             raise
-        self._task = asyncio.create_task(self._run(apply, new, options), name="apply")
-        await self._pools.operations.kept()
-        return apply.operation
+        return apply
 
     async def close(self) -> None:
         """The daemon ends: what is not done is left to the next one, which goes by its file."""
@@ -172,6 +181,7 @@ class Applies:
             self._pools.operations.finish(apply.operation, error=gone)
             raise
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
+            self._count("failed")
             self._pools.operations.finish(
                 apply.operation, error=self._s.events.fault("while a configuration was applied", problem)
             )
@@ -233,8 +243,12 @@ class Applies:
             if rules != known.policy:
                 await self._steps.define(pool, replace(known, policy=rules))
 
+    def _count(self, outcome: str) -> None:
+        self._s.events.emit("apply", f"A configuration was {outcome}", journal=False, outcome=outcome)
+
     def _finish(self, apply: _Apply) -> None:
         failed, touched = apply.failed(), len(apply.pools)
+        self._count("failed" if failed else "applied" if apply.plan.would_change else "unchanged")
         if not failed:
             human = f"The configuration is applied; {count(touched, 'pool')} touched, {apply.plan.untouched} not"
             self._s.events.emit("apply_finished", human, operation_id=apply.operation.operation_id, outcome="success")

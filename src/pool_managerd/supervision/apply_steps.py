@@ -23,6 +23,9 @@ from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import FileReload
 from pool_managerd.supervision.services import Services
 
+DRAINED = (Phase.READY, Phase.SLEEPING, Phase.DRAINING)
+"""Where a pool that is let go may have leases, which are waited for."""
+
 
 def pool_now(pool: Pool, pools: Pools, services: Services) -> PoolNow | None:
     """A configured pool as the plan has to know it."""
@@ -117,7 +120,7 @@ class ApplySteps:
     async def _let_go(self, pool: Pool) -> None:
         """Down, after its leases have ended or their time is over."""
         phase, deadline_ms = pool.instance.phase, self._config().lifecycle.drain_deadline_ms
-        if phase in (Phase.READY, Phase.SLEEPING, Phase.DRAINING):
+        if phase in DRAINED:
             operation = await self._pools.request(pool, "drain", ev.Drain(deadline_ms, 0), "drained")
         elif phase is Phase.DOWN:
             return

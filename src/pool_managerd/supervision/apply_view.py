@@ -7,14 +7,18 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.config.plan import Action, Plan, Step
+from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.redaction import masked_text
+from pool_managerd.core.reload import Forecast
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import policy
-from pool_managerd.supervision.apply_steps import reload_of, starts
+from pool_managerd.supervision.apply_ports import taken_ports
+from pool_managerd.supervision.apply_steps import DRAINED, reload_of, starts
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import Target, Targets
 from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.times import kept_times
 
 _FORECAST = ("strategy", "forecast_downtime_ms", "forecast_spread_ms", "forecast_duration_ms")
 _STOPS = frozenset({Action.REMOVE, Action.RELOAD, Action.RESTART})
@@ -27,12 +31,13 @@ class ApplyView:
         self._pools, self._s, self._reloads = pools, services, reloads
         self._targets = Targets(pools, services, config)
 
-    async def of(self, plan: Plan) -> dict[str, Any]:
+    async def of(self, plan: Plan, drain_deadline_ms: int) -> dict[str, Any]:
         """``pools`` in the order in which they are changed. ``forecast_duration_ms`` is null where a part was never measured.
 
+        ``drain_deadline_ms`` is what leases on a pool that goes will have; how long they take of it is in no forecast.
         ``by_hand`` are pools that stay what a reload has made of them; ``old`` of a change is what that was, ``new`` the file's.
         """
-        rows = [await self._row(step) for step in plan.steps]
+        rows = [await self._row(step, drain_deadline_ms) for step in plan.steps]
         begun = {step.pool_id for step in plan.steps if step.action is Action.ADD and starts(step, self._pools)}
         takes = (row for row in rows if row["restarts"] or row["action"] == "start" or row["pool_id"] in begun)
         costs = [row["forecast_duration_ms"] for row in takes]
@@ -43,10 +48,11 @@ class ApplyView:
             "forecast_duration_ms": None if None in costs else sum(costs),
         }  # fmt: skip
 
-    async def _row(self, step: Step) -> dict[str, Any]:
+    async def _row(self, step: Step, drain_deadline_ms: int) -> dict[str, Any]:
         row: dict[str, Any] = {
             "pool_id": step.pool_id, "action": step.action.value, "why": step.why, "restarts": step.action in _STOPS,
-            "changes": [], **dict.fromkeys(_FORECAST), "where": None, "problem": None,
+            "changes": [], **dict.fromkeys(_FORECAST), "where": None, "problem": None, "ends_by": None, "drain_deadline_ms": None,
+            "warnings": await taken_ports(step, self._pools, self._s),
         }  # fmt: skip
         if step.action is Action.ADD and step.config is not None:
             row["adds"] = {
@@ -57,7 +63,19 @@ class ApplyView:
             row["changes"] = self._changes(step.pool_id, step.config)
         if step.action in (Action.RELOAD, Action.START):
             await self._forecast(step, row)
+        elif step.action is Action.REMOVE:
+            row |= self._ending(step.pool_id, drain_deadline_ms)
         return row
+
+    def _ending(self, pool_id: str, drain_deadline_ms: int) -> dict[str, Any]:
+        """How its engine ends, and how long the stop takes: an engine that is down takes none."""
+        phase = self._pools.get(pool_id).instance.phase
+        takes = Forecast.of([0.0] if phase is Phase.DOWN else kept_times(self._s.records, pool_id, "stop"))
+        ends_by = "drain" if phase in DRAINED else None if phase is Phase.DOWN else "stop"
+        return {
+            "ends_by": ends_by, "drain_deadline_ms": drain_deadline_ms if ends_by == "drain" else None,
+            "forecast_duration_ms": takes.ms, "forecast_spread_ms": takes.spread_ms,
+        }  # fmt: skip
 
     def _by_hand(self, said: PoolConfig) -> dict[str, Any]:
         runs = self._pools.get(said.id).instance.has_process

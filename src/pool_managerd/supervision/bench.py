@@ -198,17 +198,19 @@ class Benches:
         known = baseline(found, self._s.clock.wall_ms())
         measured = benched(self._s, bench.engine, known)
         self._pools.learn(bench.request.pool_id, bench.epoch, measured=measured)
+        longer = next((one.measured_with for one in measured[:1] if one != known), None)
         human = (
             f"Pool '{bench.request.pool_id}' makes {known.tokens_per_s:.1f} tokens/s alone"
             + (f", {found['full']['tokens_per_s_total']:.1f} on {found['full']['requests']} slots" if found["full"] else "")
             + f" ({known.measured_with})"
+            + (f"; its baseline stays what a longer bench has measured ({longer})" if longer else "")
         )
         self._s.events.emit("bench_succeeded", human, pool_id=bench.request.pool_id, **found)
         engine = {"engine": bench.engine.engine, "engine_version": bench.engine.engine_version}
         what = {"model_id": bench.engine.model_id, "device_mask": bench.engine.device_mask}
         took_ms = round((self._s.clock.monotonic() - bench.began) * 1000)
         return {"pool_id": bench.request.pool_id, **engine, **what, "duration_ms": took_ms,
-                "measured_with": known.measured_with, **found}  # fmt: skip
+                "measured_with": known.measured_with, "longer_bench": longer, **found}  # fmt: skip
 
     async def _rounds(self, bench: _Bench) -> tuple[list[Round], list[Round]]:
         """As many as were asked for; a slow engine is asked less often, but once alone and once with all slots."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from pool_managerd.config import Config, path_from
@@ -107,7 +108,8 @@ class Purges:
         outcome: dict[str, Any] | None = None
         error: PoolError | None = None
         try:
-            await self._stop(request, pool)
+            with self._s.slots.unwanted(pool.pool_id) if request.delete_cache_dirs else nullcontext():
+                await self._stop(request, pool)
             outcome = await self._delete(request, pool)
         except asyncio.CancelledError:
             error = NodeError(f"cannot finish the purge of pool '{pool.pool_id}': the daemon is shutting down")

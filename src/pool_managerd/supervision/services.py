@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle.events import Event
-from pool_managerd.core.memory.estimator import LaunchEstimator
+from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.slot_cache import Restored
 from pool_managerd.supervision.boot_gate import BootGate
@@ -66,12 +68,19 @@ class Admission(Protocol):
     def forget(self, pool_id: str) -> None: ...
 
 
+class Sizer(Protocol):
+    """Reads what a launch will need. Raises PoolError for what its configuration must change."""
+
+    async def __call__(self, pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs: ...
+
+
 class SlotKeeper(Protocol):
     """Keeps what engines have read over their stops. Neither raises for what goes wrong: that is told; nor takes longer than it
     may.
     """
 
     def launching(self, pool: Pool, emit: Emit) -> None: ...
+    def unwanted(self, pool_id: str) -> AbstractContextManager[None]: ...
     async def save(self, pool: Pool, emit: Emit) -> None: ...
     async def restore(self, pool: Pool, emit: Emit) -> Restored: ...
 
@@ -103,6 +112,7 @@ class Services:
     preflight: Preflight
     gpus: Gpus
     admission: Admission
+    sizer: Sizer
     slots: SlotKeeper
     node_id: str
     on_fatal: Callable[[BaseException], None]

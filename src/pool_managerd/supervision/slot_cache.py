@@ -8,17 +8,17 @@ asked the same prompt once more, and how many tokens of it it had tells.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import aiohttp
 
 from pool_managerd.config import Config
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import AnyEngine, PreparedEngine
 from pool_managerd.core.narration import count, size
 from pool_managerd.core.slot_cache import (
     Restored,
-    Room,
     SlotFile,
     SlotSaving,
     SlotState,
@@ -27,7 +27,6 @@ from pool_managerd.core.slot_cache import (
     name_of,
     proven,
     restorable,
-    room_for,
     slot_of,
     temporary_name,
     worth_saving,
@@ -36,6 +35,7 @@ from pool_managerd.core.slot_dialect import SlotDialect
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock, Emit, Engines, Prober, SlotStore
+from pool_managerd.supervision.slot_disk import SlotDisk
 
 PROOF_S = 15.0
 """An engine that has the tokens answers with the time of one; one that has not is not let compute them all."""
@@ -68,8 +68,7 @@ class SlotCaches:
 
     def __init__(self, files: SlotStore, engines: Engines, prober: Prober, clock: Clock, config: Callable[[], Config]) -> None:
         self._files, self._engines, self._prober, self._clock, self._config = files, engines, prober, clock, config
-        self._writing: dict[tuple[str, str], int] = {}
-        """Files that are being written, by pool and name: how large they will be."""
+        self._disk = SlotDisk(files, config)
         self._useless: set[tuple[tuple[str, str], ...]] = set()
         """Keys of engines that were given slots back and had nothing of them."""
         self._per_token: dict[tuple[tuple[str, str], ...], float] = {}
@@ -77,12 +76,13 @@ class SlotCaches:
         self._missed: dict[str, list[str]] = {}
         """By pool, what was not saved at its last stop."""
         self._forgetting: set[asyncio.Task[None]] = set()
+        self._unwanted: set[str] = set()
 
     def launching(self, pool: Pool, emit: Emit) -> None:
         """Say why this launch keeps nothing of its slots, once; where nobody wants it to, what was kept before is removed."""
         engine = pool.launch.prepared
-        if isinstance(engine, PreparedEngine) and engine.slots is None:
-            task = asyncio.create_task(self._forget(pool.pool_id, emit))
+        if _keeps_nothing(engine):
+            task = asyncio.create_task(self._disk.forget(pool.pool_id, emit))
             self._forgetting.add(task)
             task.add_done_callback(self._forgetting.discard)
         why = engine.slots.unable if isinstance(engine, PreparedEngine) and engine.slots is not None else ""
@@ -90,20 +90,27 @@ class SlotCaches:
             self._told.add((pool.pool_id, why))
             emit("notice", f"What pool '{pool.pool_id}' has read is not kept over its stops: {why}")
 
-    async def _forget(self, pool_id: str, emit: Emit) -> None:
+    @contextmanager
+    def unwanted(self, pool_id: str) -> Iterator[None]:
+        """What is saved of it is about to be deleted: a stop meanwhile saves nothing."""
+        self._unwanted.add(pool_id)
         try:
-            for file in await asyncio.to_thread(self._files.of, pool_id):
-                await asyncio.to_thread(self._files.remove, file)
-        except PoolError as problem:
-            emit("notice", problem.message, level="warn", hint=problem.hint)
+            yield
+        finally:
+            self._unwanted.discard(pool_id)
 
     # --- saving ---
 
     async def save(self, pool: Pool, emit: Emit) -> None:
-        """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``."""
-        turn = self._turn(pool, emit)
+        """What is worth it, the largest first, within ``slot_cache.save_timeout_ms``. Where the engine that has taken this one's
+        place keeps nothing, what is there is removed instead.
+        """
+        turn, newest = self._turn(pool, emit), pool.latest()
         self._missed.pop(pool.pool_id, None)
-        if turn is None or _named(turn.saving) in self._useless:
+        if turn is None or _named(turn.saving) in self._useless or pool.pool_id in self._unwanted:
+            return
+        if newest is not pool and _keeps_nothing(newest.launch.prepared):
+            await self._disk.forget(pool.pool_id, emit)
             return
         self._missed[pool.pool_id] = turn.lost
         if pool.launch.outdated:
@@ -138,7 +145,7 @@ class SlotCaches:
 
     async def _states(self, turn: _Turn) -> list[SlotState]:
         """The slots that are worth it; one that would be, and has a request, is told of."""
-        await self._tidy(turn.pool.pool_id)
+        await self._disk.tidy(turn.pool.pool_id, turn.emit)
         answer = await self._prober.ask(turn.engine.url, turn.dialect.list_slots())
         least = self._config().slot_cache.min_tokens
         states = turn.dialect.slots(answer)
@@ -161,42 +168,32 @@ class SlotCaches:
             if not written:
                 raise NotKeptError("error", "the engine wrote nothing of it")
             self._per_token[_named(turn.saving)] = written / tokens
-            self._writing.pop(writing)
+            self._disk.writing.pop(writing)
             files = await asyncio.to_thread(self._files.all)
             before = [file for file in files if _is_of(file, pool_id, state.slot, key)]
             others = [file for file in files if file not in before and (file.pool_id, file.name) != writing]
-            if (room := self._room(turn, written, others, on_disk=written)).why_not:
+            if (room := self._disk.room(pool_id, written, others, turn.saved, on_disk=written)).why_not:
                 raise NotKeptError("budget", room.why_not)
             for file in before:
-                await asyncio.to_thread(self._files.remove, file)
+                await self._disk.remove(file, turn.emit)
             name = name_of(key, state.slot, tokens)
             await asyncio.to_thread(self._files.complete, pool_id, temporary, name, written)
             turn.saved[name] = (tokens, written)
             kept = True
-            await self._remove(turn, room.remove)
+            await self._disk.give_room(pool_id, room.remove, turn.emit)
         finally:
-            self._writing.pop(writing, None)
+            self._disk.writing.pop(writing, None)
             if not kept:
-                self._files.remove(SlotFile(pool_id, temporary, 0, 0.0))
+                self._disk.remove_at_once(SlotFile(pool_id, temporary, 0, 0.0), turn.emit)
 
     async def _make_room(self, turn: _Turn, state: SlotState, writing: tuple[str, str]) -> None:
         """For what it will be, as far as that is known; what it replaces goes afterwards, by itself."""
         need, own = round((state.tokens or 0) * self._bytes_per_token(turn)), (turn.pool.pool_id, state.slot, turn.saving.key)
         files = [file for file in await asyncio.to_thread(self._files.all) if not _is_of(file, *own)]
-        if (room := self._room(turn, need, files)).why_not:
+        if (room := self._disk.room(turn.pool.pool_id, need, files, turn.saved)).why_not:
             raise NotKeptError("budget", room.why_not)
-        self._writing[writing] = need
-        await self._remove(turn, room.remove)
-
-    def _room(self, turn: _Turn, need: int, files: list[SlotFile], *, on_disk: int = 0) -> Room:
-        """``on_disk`` of what is needed is written already. What this stop has saved stays."""
-        whole = [file for file in files if (file.pool_id, file.name) not in self._writing]
-        fixed = [file for file in whole if file.pool_id == turn.pool.pool_id and file.name in turn.saved]
-        return room_for(
-            need, [file for file in whole if file not in fixed], budget_bytes=self._config().slot_cache.disk_bytes,
-            free_bytes=self._files.free_bytes() + on_disk, reserved_bytes=sum(self._writing.values()),
-            fixed_bytes=sum(file.size_bytes for file in fixed),
-        )  # fmt: skip
+        self._disk.writing[writing] = need
+        await self._disk.give_room(turn.pool.pool_id, room.remove, turn.emit)
 
     def _bytes_per_token(self, turn: _Turn) -> float:
         """As it was the last time; before there was one, as the memory of a launch is estimated; 0 where nobody knows."""
@@ -207,19 +204,6 @@ class SlotCaches:
             return 0.0
         devices = 0 if allocation is None else len(allocation.devices)
         return sizing.estimate(devices).kv.size_bytes / turn.engine.ctx
-
-    async def _remove(self, turn: _Turn, files: tuple[SlotFile, ...]) -> None:
-        for file in files:
-            await asyncio.to_thread(self._files.remove, file)
-            what = f"A saved slot of pool '{file.pool_id}' ({size(file.size_bytes)})"
-            human = f"{what} made room for one of pool '{turn.pool.pool_id}'"
-            turn.emit("cache_removed", human, removed_from=file.pool_id, bytes=file.size_bytes)
-
-    async def _tidy(self, pool_id: str) -> None:
-        """What is not whole, and not being written, is of a save that did not come to its end."""
-        for file in await asyncio.to_thread(self._files.of, pool_id):
-            if slot_of(file.name) is None and (pool_id, file.name) not in self._writing:
-                await asyncio.to_thread(self._files.remove, file)
 
     # --- restoring ---
 
@@ -243,19 +227,19 @@ class SlotCaches:
         found, pool_id, fitting = Restored(), turn.pool.pool_id, dict[int, SlotFile]()
         try:
             async with asyncio.timeout(limit_s):
-                await self._tidy(pool_id)
+                await self._disk.tidy(pool_id, turn.emit)
                 files = await asyncio.to_thread(self._files.of, pool_id)
                 fitting = restorable(files, turn.saving.key, turn.engine.slots_total)
                 self._say_what_does_not_fit(turn, files)
                 for slot, file in sorted(fitting.items()):
                     given = await self._told_if_not(turn, self._restore(turn, slot, file), "restored", slot)
-                    await asyncio.to_thread(self._files.remove, file)
+                    await self._disk.remove(file, turn.emit)
                     if given:
                         tokens = (slot_of(file.name) or (0, 0))[1]
                         found = replace(found, slots=found.slots + 1, tokens=found.tokens + tokens)
         except TimeoutError:
             for file in fitting.values():
-                await asyncio.to_thread(self._files.remove, file)
+                await self._disk.remove(file, turn.emit)
             self._lost(turn, "timeout", f"it was not given back within {limit_s:g} s (slot_cache.restore_timeout_ms)")
         except _TROUBLE as problem:
             self._lost(turn, "error", f"it was not given back: {_words(problem)}")
@@ -340,6 +324,11 @@ class SlotCaches:
 def _is_of(file: SlotFile, pool_id: str, slot: int, key: Mapping[str, str]) -> bool:
     place = slot_of(file.name)
     return file.pool_id == pool_id and place is not None and place[0] == slot and not differences(key, file.name)
+
+
+def _keeps_nothing(engine: AnyEngine | None) -> bool:
+    """Nobody wants it to, as against one that is not able to."""
+    return isinstance(engine, PreparedEngine) and engine.slots is None
 
 
 def _named(saving: SlotSaving) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,6 @@ from pool_managerd.core.preflight import Report
 from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, masked_text
 from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.core.restart_limit import within
-from pool_managerd.core.slot_cache import Restored
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.policy import check_startable
@@ -98,12 +97,15 @@ def beside(other: Pool | None, registry: Registry) -> dict[str, Any] | None:
 
 
 def _cache(pool: Pool) -> dict[str, Any] | None:
-    """What this launch was given back of what its slots held before; None for an engine that keeps nothing."""
+    """What this launch was given back of what its slots held before; None for an engine that keeps nothing. Of one that an
+    earlier daemon has launched nobody knows it.
+    """
     found = pool.launch.restored
     if not pool.instance.keeps_slots:
         return None
-    known = found or Restored()
-    return {"restored_slots": known.slots, "restored_tokens": known.tokens, "lost": known.lost or None}
+    if found is None:
+        return {"restored_slots": None, "restored_tokens": None, "lost": None}
+    return {"restored_slots": found.slots, "restored_tokens": found.tokens, "lost": found.lost or None}
 
 
 def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ _MAX_VALUE_CHARS = 64
 _COUNTED: Mapping[str, Series] = MappingProxyType({
     "probe": series.HEALTH_CHECKS, "crash": series.CRASHES, "restart": series.RESTARTS, "storm": series.STORMS,
     "xid": series.XIDS, "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
-    "cache_lost": series.CACHE_LOST,
+    "cache_lost": series.CACHE_LOST, "apply": series.CONFIG_APPLIED,
 })  # fmt: skip
 """What one event of a type adds one to; its labels are fields of the event."""
 _ADDED: Mapping[str, tuple[tuple[Series, str], ...]] = MappingProxyType({

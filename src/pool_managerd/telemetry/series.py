@@ -151,6 +151,10 @@ STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot
 
 LOOP_LAG = Series("loop_lag_seconds", "gauge", (), "By how much the daemon's event loop was late at most, in the last minute.")
 CONFIG_READ = Series("config_reread_total", "counter", ("outcome",), "Times that SIGHUP or --watch had the file read again.")
+CONFIG_APPLIED = Series(
+    "config_apply_total", "counter", ("outcome",),
+    "Configurations that were to be applied: applied, unchanged, failed (for a pool at least), or refused as a whole.",
+)  # fmt: skip
 
 COUNTED = (
     PRELOAD_SUCCESS,
@@ -177,6 +181,7 @@ COUNTED = (
     DRIVER_RESETS,
     XIDS,
     CONFIG_READ,
+    CONFIG_APPLIED,
 )
 ALL = (
     *GAUGES,

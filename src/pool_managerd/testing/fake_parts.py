@@ -284,7 +284,8 @@ class FakeNode:
             "launcher": self.launcher, "adoption": self.adoption, "models": self.models, "engines": self.engines,
             "files": self.files, "prober": self.prober, "usages": self.usages, "listener": FakeListeners(),
             "records": self.records, "gate": BootGate(1), "preflight": self.preflight,
-            "gpus": self.gpus, "admission": self.admission, "slots": self.slots, "node_id": "node", "on_fatal": self.fatal.append,
+            "gpus": self.gpus, "admission": self.admission, "sizer": self.size,
+            "slots": self.slots, "node_id": "node", "on_fatal": self.fatal.append,
         }  # fmt: skip
         return Services(**{**parts, **changes})
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pool_managerd.core.slot_cache import Restored, SlotFile
 from pool_managerd.errors import NodeError
@@ -22,6 +24,12 @@ class FakeSlots:
     def launching(self, pool: Pool, emit: Emit) -> None:
         self.asked.append(f"launch {pool.pool_id}")
 
+    @contextmanager
+    def unwanted(self, pool_id: str) -> Iterator[None]:
+        self.asked.append(f"unwanted {pool_id}")
+        yield
+        self.asked.append(f"wanted {pool_id}")
+
     async def save(self, pool: Pool, emit: Emit) -> None:
         await self._work(f"save {pool.pool_id}")
 
@@ -38,12 +46,15 @@ class FakeSlots:
 
 
 class FakeSlotStore:
-    """Files in memory, by pool and name, with the beginning of each; ``free`` is what the disk has left."""
+    """Files in memory, by pool and name, with the beginning of each; ``free`` is what the disk has left. What ``stays`` cannot be
+    removed.
+    """
 
     def __init__(self) -> None:
         self.files: dict[tuple[str, str], SlotFile] = {}
         self.heads: dict[tuple[str, str], bytes] = {}
         self.free = 1 << 40
+        self.stays: set[str] = set()
         self._written = 0.0
 
     def put(self, pool_id: str, name: str, size_bytes: int, head: bytes = b"") -> None:
@@ -72,6 +83,8 @@ class FakeSlotStore:
         return self.heads.get((pool_id, name), b"")[:count]
 
     def remove(self, file: SlotFile) -> None:
+        if file.name in self.stays:
+            raise NodeError(f"cannot remove {file.name}: Operation not permitted")
         self.files.pop((file.pool_id, file.name), None)
 
     def free_bytes(self) -> int:

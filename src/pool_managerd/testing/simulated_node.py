@@ -101,7 +101,7 @@ class SimulatedAdapters:
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self._preflight, gpus=self.gpus,
             admission=Admission(self.gpus, self._size, lambda: RAM_BYTES, self.store, rules),
-            slots=SimulatedSlots(life), node_id="simulated", on_fatal=self._on_fatal,
+            sizer=self._size, slots=SimulatedSlots(life), node_id="simulated", on_fatal=self._on_fatal,
         )  # fmt: skip
         self._ids = 0
 

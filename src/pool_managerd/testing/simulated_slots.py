@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.slot_cache import Restored
@@ -22,6 +23,10 @@ class SimulatedSlots:
 
     def launching(self, pool: Pool, emit: Emit) -> None:
         """Every simulated engine can."""
+
+    def unwanted(self, pool_id: str) -> AbstractContextManager[None]:
+        """Saving costs a simulated engine nothing."""
+        return nullcontext()
 
     async def save(self, pool: Pool, emit: Emit) -> None:
         await self._work(pool, pool.definition.policy.save_timeout_s)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,7 +94,8 @@ class Adapters:
         self.store = StateStore(config.daemon.state_dir)
         self._ports = PortAllocator(config.daemon.engine_ports, fixed_ports(config))
         self._spawner = Spawner()
-        self._launcher = Launcher(self._spawner, self.files, launch_options(config))
+        tell = partial(self.events.emit, "notice", level="warn")
+        self._launcher = Launcher(self._spawner, self.files, launch_options(config), tell)
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
         self.models = ModelProvisioner(config.base_dir, config.policy)
         run = ConfinedRun(self._launcher.users)
@@ -115,6 +117,7 @@ class Adapters:
             prober=self.prober, usages=EngineUsages(), listener=Listeners(), records=self.store,
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self.gpu_parts.require, gpus=self.gpus, admission=self.gpu_parts.admission(self.gpus),
+            sizer=self.gpu_parts.sizer(),
             slots=SlotCaches(SlotFiles(config.daemon.runtime_dir), self.engines, self.prober, self.clock, lambda: self.config),
             node_id=self.node_id, on_fatal=self._on_fatal,
         )  # fmt: skip

@@ -89,10 +89,12 @@ class GpuParts:
     def gpus(self, registry: Registry) -> Gpus:
         return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
 
+    def sizer(self) -> StartSizer:
+        return StartSizer(self.config, self._means.models, self._means.engines)
+
     def admission(self, gpus: Gpus) -> Admission:
         rules = AdmissionRules(cpu_allowed=self.config.profile == "dev", fit=self.config.gpu.fit)
-        sizer = StartSizer(self.config, self._means.models, self._means.engines)
-        return Admission(gpus, sizer, available_ram_bytes, self._store, rules)
+        return Admission(gpus, self.sizer(), available_ram_bytes, self._store, rules)
 
     def ram(self) -> tuple[int, int]:
         """Available and total RAM of this daemon, in bytes."""

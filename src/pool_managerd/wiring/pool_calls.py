@@ -28,8 +28,9 @@ class PoolCalls:
 
         The operation's outcome has ``alone`` and ``full`` (null of a pool with one slot), each with ``first_token_ms_p50``,
         ``between_tokens_ms_p50`` and ``_p99``, ``tokens_per_s``, ``tokens_per_s_total`` and ``prompt_tokens_per_s``, beside what
-        it was measured with. It is over within 10 minutes. Raises SpecError, RequestError POOL_IN_USE, POOL_UNREADY,
-        OPERATION_IN_PROGRESS or POOL_NOT_FOUND.
+        it was measured with, and in ``longer_bench`` which earlier one stays the baseline, as its requests were longer. It is
+        over within 10 minutes. Raises SpecError, RequestError POOL_IN_USE, POOL_UNREADY, OPERATION_IN_PROGRESS or
+        POOL_NOT_FOUND.
         """
         return await self._benches.begin(request)
 
