@@ -255,7 +255,7 @@ def test_usage_errors_are_a_2(invoke: Invoke) -> None:
         ["config", "check"],
     ):
         assert invoke(*arguments)[0] == 2, arguments
-    assert "'blue_green', 'stop_start'" in invoke("reload", "demo", "--strategy", "nonsense")[2]
+    assert "'blue_green', 'sleep_old', 'stop_start'" in invoke("reload", "demo", "--strategy", "nonsense")[2]
     assert "pool-managerd demo" in invoke("serve")[2]
     assert invoke("serve", "--config", "missing.yaml")[0] == 2
 

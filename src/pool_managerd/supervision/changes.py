@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,8 +68,11 @@ class Changes:
         """As ``Pools.change``. What has to wait for a reload is accepted all the same: its operation waits."""
         if not self._pools.precedence.defers(pool.pool_id, asked.event):
             return await self._in_turn(pool, asked)
+        intents, before = self._pools.intents, self._pools.intents.get(pool.pool_id)
+        if asked.desired is not None:
+            await intents.want(pool.pool_id, intents.joined(pool.pool_id, asked.desired))
         operation = self._pools.operations.begin(asked.kind, pool.pool_id, asked.goal)
-        task = asyncio.create_task(self._later(pool, asked, operation))
+        task = asyncio.create_task(self._later(pool, asked, operation, before))
         self._deferred.add(task)
         task.add_done_callback(self._deferred.discard)
         await self._pools.operations.kept()
@@ -79,10 +83,14 @@ class Changes:
         for task in self._deferred:
             task.cancel()
 
-    async def _later(self, pool: Pool, asked: Asked, operation: Operation) -> None:
+    async def _later(self, pool: Pool, asked: Asked, operation: Operation, before: StoredPool | None) -> None:
+        """``before`` is what was wanted of it: so it is again, where this is refused after all."""
         try:
             await self._in_turn(pool, asked, operation)
         except PoolError as problem:
+            if before is not None:
+                with suppress(PoolError):
+                    await self._pools.intents.want(pool.pool_id, before.desired)
             self._pools.endings.tell(operation, None, problem)
 
     async def _in_turn(self, pool: Pool, asked: Asked, operation: Operation | None = None) -> Operation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ class Intents:
         self._store = store
         self.codec = codec
         self._known: dict[str, StoredPool] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
 
     def restore(self, stored: Mapping[str, StoredPool]) -> None:
         """What an earlier daemon kept."""
@@ -57,8 +59,19 @@ class Intents:
 
         Written once more when a preload failed meanwhile, which is written down too: what is asked for last is what stays.
         """
-        while (new := self._intended(pool, engine, desired, held)) != self._known.get(pool.pool_id):
-            await self.put(new)
+        async with self._turn(pool.pool_id):
+            while (new := self._intended(pool, engine, desired, held)) != self._known.get(pool.pool_id):
+                await self._write(new)
+
+    async def want(self, pool_id: str, desired: str) -> None:
+        """What is wanted of it, whatever it is that it runs."""
+        async with self._turn(pool_id):
+            while (old := self._known.get(pool_id, StoredPool(pool_id))).desired != desired:
+                await self._write(replace(old, desired=desired))
+
+    def joined(self, pool_id: str, desired: str) -> str:
+        """``desired``, where somebody wants that besides whatever is wanted of it already."""
+        return _joined(self._known.get(pool_id, StoredPool(pool_id)).desired, desired)
 
     async def keep_reloaded(self, pool: Pool, engine: AnyEngine | None) -> None:
         """What a reload leads to: the pool is wanted up, unless it comes up by demand alone."""
@@ -67,6 +80,14 @@ class Intents:
         await self.keep(pool, engine, "auto" if by_demand else "up")
 
     async def put(self, new: StoredPool) -> None:
+        """As it is. Two who change one pool do so one after the other, so that none writes what the other has replaced."""
+        async with self._turn(new.pool_id):
+            await self._write(new)
+
+    def _turn(self, pool_id: str) -> asyncio.Lock:
+        return self._turns.setdefault(pool_id, asyncio.Lock())
+
+    async def _write(self, new: StoredPool) -> None:
         before = self._known.get(new.pool_id)
         await self._store.put_pool(new)
         if self._known.get(new.pool_id) is before:
@@ -84,9 +105,7 @@ class Intents:
 
     def _intended(self, pool: Pool, engine: AnyEngine | None, desired: str | None, held: bool | None) -> StoredPool:
         old = self._known.get(pool.pool_id, StoredPool(pool.pool_id))
-        if desired == "auto" and old.desired == "up":
-            desired = "up"  # demand joins what a person wants up, and leaves it wanted
-        new = replace(old, desired=desired or old.desired, held=old.held if held is None else held, submitted=None)
+        new = replace(old, desired=_joined(old.desired, desired), held=old.held if held is None else held, submitted=None)
         if pool.config is not None:
             return new
         if pool.definition.barred is not None and engine is None:
@@ -94,6 +113,11 @@ class Intents:
         if engine is None:
             return replace(new, desired="known")
         return replace(new, submitted=self.codec.prepared_to_json(engine))
+
+
+def _joined(old: str, desired: str | None) -> str:
+    """Demand joins what a person wants up, and leaves it wanted; None leaves what is so."""
+    return old if desired is None or (desired == "auto" and old == "up") else desired
 
 
 def state_of(new: PoolState, stored: StoredPool, config: PoolConfig | None, barred: str | None) -> PoolState:

@@ -21,7 +21,7 @@ from pool_managerd.core.narration import count, duration
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.blue_green import BlueGreen
-from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.operations import Operation, carried_through
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.proving import Proving
@@ -149,7 +149,7 @@ class Reloads:
         if reload is not None and isinstance(event, ev.Start) and event.join:
             await reload.over.wait()
         elif reload is not None and stops:
-            await self._give_up(reload)
+            await carried_through(self._give_up(reload))  # whoever asks may go away
         elif reload is not None:
             raise RequestError(
                 f"cannot do that now: pool '{pool.pool_id}' is being reloaded", code="OPERATION_IN_PROGRESS", status=409,

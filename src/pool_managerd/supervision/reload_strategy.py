@@ -45,7 +45,7 @@ class Strategies:
         if obstacle := self._obstacle(target):
             return obstacle
         try:
-            await self._s.admission.room_beside(target.beside())
+            await self._s.admission.room_for(target.beside())
         except PoolError as problem:
             return problem.message
         return ""
@@ -69,7 +69,7 @@ class Strategies:
             needs = f"; it needs {dialect.needs}" if dialect.needs else ""
             return f"it has {dialect.flag} and does not say whether it sleeps ({problem}){needs}"
         try:
-            await self._s.admission.forecast(target.in_its_place())
+            await self._s.admission.room_for(target.in_its_place())
         except PoolError as problem:
             return problem.message
         return ""

@@ -42,7 +42,7 @@ class SleepOld:
         until = clock.monotonic() + reload.pool.definition.policy.vram_wait_s
         while True:
             try:
-                return await self._s.admission.room_beside(reload.target.beside())
+                return await self._s.admission.room_for(reload.target.beside())
             except PoolError as problem:
                 if clock.monotonic() >= until:
                     held = f"its engine sleeps, and does not free the memory that the new one needs: {problem.message}"

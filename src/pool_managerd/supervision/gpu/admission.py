@@ -115,10 +115,10 @@ class Admission:
         parts = (f"{size(found.bytes_by_device[d.uuid])} on GPU {d.label} ({d.name})" for d in found.devices)
         return " and ".join(parts), sizing.estimate_on(found.devices, found.shares).explain()
 
-    async def room_beside(self, pool: Pool) -> None:
-        """Raises PoolError where there is no room for this instance beside all that runs, and where nobody knows.
+    async def room_for(self, pool: Pool) -> None:
+        """Raises PoolError where there is no room for this instance beside all others that run, and where nobody knows.
 
-        An instance of its pool that sleeps counts by what it is seen to hold.
+        Another instance of its pool counts by what it is seen to hold where it sleeps.
         """
         sizing = await self._size(pool)
         inputs, why = sizing.inputs, None
