@@ -120,7 +120,8 @@ class PoolActor:
         old.pool.role, old.pool.successor, self.pool.role = Role.RETIRING, self.pool, Role.CURRENT
         self._shown.took_place()
         try:
-            self._announce()
+            if self.pool.instance.phase in SERVING:  # it may have ended while its commit was written
+                self._announce()
             old._files.retire()
         except PoolError as problem:
             self.emit("notice", problem.message, level="error", hint=problem.hint)

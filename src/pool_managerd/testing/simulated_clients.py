@@ -199,10 +199,15 @@ class SimulatedClients:
             self.slots[pool_id].discard(slots)
 
     def _applied(self, config: Config) -> None:
-        """All of it is in force, but for what has been written into the file since."""
+        """All of it is in force, but for what has been written into the file since.
+
+        What a reload had changed may come back, where that it does not hold any more could not be written.
+        """
+        cloudy = self._scene.disk.fails or self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now
         for pool in config.pools:
             if pool.id in self._unapplied and pool.slots != self._taken[pool.id] and not self._is_reloaded(pool.id):
-                self.slots[pool.id] = {pool.slots, self._filed(pool.id)}
+                before = self.slots[pool.id] if cloudy else set()
+                self.slots[pool.id] = {pool.slots, self._filed(pool.id), *before}
             if pool.slots == self._filed(pool.id):
                 self._unapplied.discard(pool.id)
             self._taken[pool.id] = pool.slots
