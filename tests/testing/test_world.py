@@ -30,6 +30,7 @@ FOUND: dict[str, tuple[int, ...]] = {
     "an evict that was still saving slots was waited for by the next daemon, whose engine went on": (1278795531,),
     "a reload that was given up before its first step was never over, and whoever stopped the pool asked for ever": (497813686,),
     "a candidate that ended while its commit was written left a handoff file": (336268496,),
+    "a sleeper had what it had lent back while the borrower still had it": (888059443,),
     "a candidate that had to look for another port used the epoch of the pool's next launch": (30166,),
 }
 """What seeds have found; each has a test of its own beside what was wrong, too."""

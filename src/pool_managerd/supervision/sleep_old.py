@@ -64,7 +64,6 @@ class SleepOld:
 
     async def put_back(self, reload: Reload) -> None:
         """The new one ends, then the old one wakes. Raises PoolError where it does not serve again."""
-        self._s.gpus.take_back(reload.pool.instance_id)  # before the new one's memory could be given to somebody else
         second: PoolError | None = None
         try:
             await self._beside.put_back(reload)

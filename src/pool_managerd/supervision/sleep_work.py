@@ -53,7 +53,6 @@ async def _put_to_sleep(pool: Pool, services: Services) -> None:
 async def _wake(pool: Pool, services: Services) -> None:
     """Not before its memory is free: an engine that wakes into another one's dies of that. Raises EngineError."""
     dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
-    services.gpus.take_back(pool.instance_id)
     holder: str | None = None
     try:
         async with asyncio.timeout(limit_s):

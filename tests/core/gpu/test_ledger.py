@@ -247,6 +247,53 @@ def test_reserved_and_foreign_never_exceed_what_there_is(foreign: list[int], att
             assert reserved == 0 or reserved + held * GIB <= device.vram_total_bytes
 
 
+# --- of one that sleeps ---
+
+OLD, NEW = InstanceId("a"), InstanceId("a", "r1")
+steps = st.lists(
+    st.tuples(st.sampled_from(["lend", "borrower ends", "sleeper ends", "sleeper starts anew"]), st.integers(1, 20)), max_size=12
+)
+
+
+@given(steps)
+def test_a_sleeper_and_its_borrower_never_have_more_than_one_of_them_needs_nor_less_than_the_sleeper_had(
+    story: list[tuple[str, int]],
+) -> None:
+    device, ledger, epoch = gpu(0, 24), Ledger(), 1
+    had: int | None = 10
+    takes: int | None = None
+    ledger.reserve(Reservation(OLD, 1, {device.uuid: 10 * GIB}), account([device], [], {}))
+    for what, gib in story:
+        epoch += 1
+        if what == "lend" and had is not None:
+            ledger.restore(Reservation(NEW, epoch, {device.uuid: gib * GIB}))
+            ledger.lend(OLD, NEW)
+            takes = gib
+        elif what == "borrower ends":
+            ledger.release(NEW, epoch)
+            takes = None
+        elif what == "sleeper ends":
+            ledger.release(OLD, epoch)
+            had = None
+        elif what == "sleeper starts anew" and takes is None:
+            ledger.restore(Reservation(OLD, epoch, {device.uuid: gib * GIB}))
+            had = gib
+        found = sum(one.bytes_by_device[device.uuid] for one in ledger.all()) // GIB
+        assert found == max(had or 0, takes or 0), (what, gib)
+        due = ledger.due(OLD)
+        assert (None if due is None else due.bytes_by_device[device.uuid] // GIB) == had
+
+
+def test_a_copy_knows_what_is_lent() -> None:
+    ledger = Ledger()
+    ledger.restore(Reservation(OLD, 1, {"x": 5}))
+    ledger.restore(Reservation(NEW, 2, {"x": 5}))
+    ledger.lend(OLD, NEW)
+    tried = ledger.copy()
+    tried.release(NEW, 2)
+    assert tried.get(OLD) == Reservation(OLD, 1, {"x": 5}) and ledger.get(OLD) == Reservation(OLD, 1, {"x": 0})
+
+
 # --- whose process is it ---
 
 MARKS = [EngineMark(A, 1, 100, "nonce-a"), EngineMark(B, 1, 200, "nonce-b")]

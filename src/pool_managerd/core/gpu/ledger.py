@@ -118,13 +118,13 @@ class DeviceAccount:
 class Ledger:
     """What is reserved here. Asking and reserving are one call: two starts cannot both pass. ``version`` counts changes.
 
-    An instance that sleeps can lend what it has reserved to the one that is to replace it (``lend``): both together have no more
-    than it had, or than the borrower needs, and nobody else is given any of it before it has come back.
+    An instance that sleeps can lend what it has reserved to the one that is to replace it (``lend``). When that ends it has it
+    again in the same step, so that nobody else is ever given any of it.
     """
 
     _by_instance: dict[InstanceId, Reservation] = field(default_factory=dict)
     version: int = 0
-    _lent: dict[InstanceId, Reservation] = field(default_factory=dict)
+    _lent: dict[InstanceId, tuple[Reservation, InstanceId]] = field(default_factory=dict)
 
     def copy(self) -> Ledger:
         """Another ledger with the same reservations, to try things on."""
@@ -150,6 +150,7 @@ class Ledger:
 
     def restore(self, kept: Reservation) -> None:
         """Reserve again what a launch has that an earlier daemon began: its engine holds it, whatever else there is."""
+        self._lent.pop(kept.instance_id, None)
         self._by_instance[kept.instance_id] = kept
         self.version += 1
 
@@ -171,22 +172,27 @@ class Ledger:
             return False
         del self._by_instance[instance_id]
         self._lent.pop(instance_id, None)
+        for lender, (had, borrower) in list(self._lent.items()):
+            if borrower == instance_id:
+                del self._lent[lender]
+                self._by_instance[lender] = had
         self.version += 1
         return True
 
     def lend(self, lender: InstanceId, borrower: InstanceId) -> None:
-        """What ``borrower`` has reserved is a part of what ``lender`` had, as far as that goes, until ``take_back``."""
-        has, takes = self._lent.get(lender) or self._by_instance.get(lender), self._by_instance.get(borrower)
+        """What ``borrower`` has reserved is a part of what ``lender`` had, as far as that goes, until it is released."""
+        has, takes = self.due(lender), self._by_instance.get(borrower)
         if has is None or takes is None:
             return
-        self._lent[lender] = has
+        self._lent[lender] = has, borrower
         kept = {uuid: max(0, part - takes.bytes_by_device.get(uuid, 0)) for uuid, part in has.bytes_by_device.items()}
-        self.restore(replace(has, bytes_by_device=kept))
+        self._by_instance[lender] = replace(has, bytes_by_device=kept)
+        self.version += 1
 
-    def take_back(self, lender: InstanceId) -> None:
-        """It has reserved again what it had, whatever the borrower still has: nobody else is given any of it in between."""
-        if (had := self._lent.pop(lender, None)) is not None:
-            self.restore(had)
+    def due(self, instance_id: InstanceId) -> Reservation | None:
+        """What it has reserved when all that it has lent is its own again."""
+        lent = self._lent.get(instance_id)
+        return self._by_instance.get(instance_id) if lent is None else lent[0]
 
 
 def account(

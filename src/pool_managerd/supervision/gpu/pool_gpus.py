@@ -98,14 +98,9 @@ class Gpus:
         """Going to sleep and waking up are done one after the other on each GPU: at once, some engines crash."""
         return self._turns.of(uuids)
 
-    def take_back(self, instance_id: InstanceId) -> None:
-        """It is to wake: what it has lent is its own again."""
-        self.memory.ledger.take_back(instance_id)
-        self.refresh()
-
     async def in_the_way(self, pool: Pool) -> str | None:
-        """Who holds what an instance that is to wake has reserved, as a fresh scan shows; None when nobody does."""
-        if (reservation := self.memory.ledger.get(pool.instance_id)) is None:
+        """Who holds what an instance that is to wake has reserved, or borrows it; None when a fresh scan shows nobody."""
+        if (reservation := self.memory.ledger.due(pool.instance_id)) is None:
             return None
         await self.watch.rescan()
         accounts = self.memory.accounts()
