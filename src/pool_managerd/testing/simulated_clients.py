@@ -7,7 +7,7 @@ both are right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,8 @@ class SimulatedClients:
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
         self.acknowledged = self.unanswered = 0
+        self.on_answer: Callable[[str, str], None] = lambda kind, pool_id: None
+        """It was carried out between the question and now."""
         self._asking: list[Question] = []
 
     # --- asking ---
@@ -272,6 +274,7 @@ class SimulatedClients:
             self._refused(question)
             return
         self.acknowledged += 1
+        self.on_answer(action.kind, question.pool_id)
         scene.note("acknowledged", f"{action} of {question.pool_id}")
         for touched in question.touched:
             if touched.alone:

@@ -52,6 +52,7 @@ class World:
         scene = self._scene = Scene(scenario)
         self._clients = SimulatedClients(scene)
         self._oracle = Oracle(scene, self._clients)
+        self._clients.on_answer = self._oracle.on_request
         self._daemons = Daemons(scene, self._clients, self._oracle)
         scene.machine.on_launch = self._oracle.engine_started
         for action in scenario.actions:
