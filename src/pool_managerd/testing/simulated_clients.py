@@ -104,6 +104,8 @@ class SimulatedClients:
         """What the daemon has taken of the file: what says the same touches no pool, and what was reloaded stays."""
         self._unapplied: set[str] = set()
         """Pools that the file says something of that may not be in force."""
+        self._unheard: set[str] = set()
+        """Of these, those of which nobody has heard whether the daemon has taken it."""
         self.leases: dict[str, GivenLease] = {}
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
@@ -203,15 +205,17 @@ class SimulatedClients:
     def _applied(self, config: Config) -> None:
         """All of it is in force, but for what has been written into the file since.
 
-        What a reload had changed may come back, where that it does not hold any more could not be written.
+        What a reload had changed may come back, where that it does not hold any more could not be written; and it stays where the
+        same was applied before it, unheard.
         """
         cloudy = self._scene.disk.fails or self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now
         for pool in config.pools:
             if pool.id in self._unapplied and pool.slots != self._taken[pool.id] and not self._is_reloaded(pool.id):
-                before = self.slots[pool.id] if cloudy else set()
+                before = self.slots[pool.id] if cloudy or pool.id in self._unheard else set()
                 self.slots[pool.id] = {pool.slots, self._filed(pool.id), *before}
             if pool.slots == self._filed(pool.id):
                 self._unapplied.discard(pool.id)
+            self._unheard.discard(pool.id)
             self._taken[pool.id] = pool.slots
 
     def _is_reloaded(self, pool_id: str) -> bool:
@@ -263,6 +267,7 @@ class SimulatedClients:
             touched.promise.asking -= 1
         if task.cancelled():
             self.unanswered += 1
+            self._unheard |= self._unapplied if action.kind == APPLY else set()
             scene.note("client went away", f"{action} of {question.pool_id}")
             return
         error = task.exception()
@@ -329,6 +334,7 @@ class SimulatedClients:
         self.unanswered += len(self._asking)
         self._asking.clear()
         self._taken = dict(self._filed_slots())
+        self._unheard.clear()
         for promises in (self.desired, self.held, self.exists):
             for promise in promises.values():
                 promise.asking, promise.cloudy_until = 0, 0.0
