@@ -56,9 +56,9 @@ test-vllm: setup ## the tests with a real vLLM: make test-vllm VLLM=/path/to/bin
 KILLS := 500
 MINUTES := 30
 
-faults: setup ## every row of the fault campaign and the slow system tests, then the kill loop (KILLS=500)
+faults: setup ## every row of the fault campaign and the slow tests of daemons, then the kill loop (KILLS=500)
 	POOL_MANAGERD_TEST_FAULTS=all $(BIN)/python -m pytest -q tests/faults
-	$(BIN)/python -m pytest -q -m slow tests/system
+	$(BIN)/python -m pytest -q -m slow tests/system tests/gpu
 	$(BIN)/python -m tests.faults.kill_loop --kills $(KILLS)
 
 soak: setup ## mixed traffic and faults for MINUTES=30, then what the daemon holds against what it held at the start

@@ -14,8 +14,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Those that are marked slow run where all are asked for, or where they are named."""
     if os.environ.get(ALL) == "all" or config.getoption("-k") or config.getoption("-m"):
         return
-    here = Path(__file__).parent
-    late = [item for item in items if item.path.parent == here and item.get_closest_marker("slow")]
+    folders = [Path(__file__).parent, Path(__file__).parent.parent / "gpu"]
+    late = [item for item in items if item.path.parent in folders and item.get_closest_marker("slow")]
     if late:
         config.hook.pytest_deselected(items=late)
         items[:] = [item for item in items if item not in set(late)]
