@@ -127,6 +127,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "PRELOAD_FAILED": "The engine could not be run, ended, or never became healthy; the details have the end of its log.",
     "REQUEST_TIMEOUT": "The request's body did not come in time.",
     "SECRETS_NOT_KEPT": "A submitted engine's secrets went with the daemon before; submit it again.",
+    "SLEEP_FAILED": "An engine did not fall asleep, or its sleep did not free the memory that a reload needs; it was woken.",
     "STATE_TOO_NEW": "A newer version wrote the state; it is left untouched.",
     "STATE_UNWRITABLE": "The change could not be made durable, so it was not made.",
     "STOP_FAILED": "The engine's process survived SIGKILL.",

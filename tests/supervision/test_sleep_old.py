@@ -320,6 +320,6 @@ async def test_of_two_pools_on_one_gpu_one_falls_asleep_after_the_other() -> Non
 
 
 async def test_one_that_cannot_sleep_makes_room_by_ending_on_a_gpu_that_shows_what_it_holds(world: SleepyWorld) -> None:
-    operation = await reload(world, Stage.SWITCHING, changes={"slots": 3}, strategy="stop_start")
+    operation = await world.reloads.begin(ReloadRequest("p", changes={"slots": 3}, strategy="stop_start"))
     await ends(world, operation)
     assert (await operation.wait())["strategy"] == "stop_start" and world.reserved() == {R0: float(NEEDS)}
