@@ -30,15 +30,11 @@ def configuration(model: Path, directory: Path) -> Config:
 async def main(model: Path, directory: Path) -> None:
     async with PoolManager(configuration(model, directory)) as node:
         node.events.listen(lambda event: print(f"  {event.human}") if event.journal and event.level != "debug" else None)
-        status = await node.ensure_ready("chat")
-        print(f"ready at {status['url']}, pid {status['pid']}")
-        lease = node.allocate_lease("chat", holder="examples/embed.py")
-        try:
+        async with node.acquire("chat", holder="examples/embed.py") as lease:
+            print(f"ready at {lease.url} after {lease.queued_ms} ms, pid {node.status('chat')['pid']}")
             body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
-            async with aiohttp.ClientSession() as session, session.post(f"{status['url']}/v1/completions", json=body) as answer:
+            async with aiohttp.ClientSession() as session, session.post(f"{lease.url}/v1/completions", json=body) as answer:
                 print("answer:", (await answer.json())["choices"][0]["text"])
-        finally:
-            node.release_lease("chat", lease["lease_id"])
 
 
 if __name__ == "__main__":

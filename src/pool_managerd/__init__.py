@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pool_managerd.supervision.apply import ApplyOptions
     from pool_managerd.supervision.event_log import Subscription
     from pool_managerd.supervision.operations import Operation
+    from pool_managerd.wiring.acquire_calls import AcquiredLease
 
 _HOMES = {
     "config": ("Config", "PoolConfig"),
@@ -60,10 +61,12 @@ _HOMES = {
     "supervision.apply": ("ApplyOptions",),
     "supervision.event_log": ("Subscription",),
     "supervision.operations": ("Operation",),
+    "wiring.acquire_calls": ("AcquiredLease",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AcquiredLease",
     "ApplyOptions",
     "BackoffPolicy",
     "BenchRequest",

@@ -13,16 +13,17 @@ from typing import Any
 from pool_managerd._version import __version__
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.demand.request import MAX_WAIT_MS, AcquireRequest
 from pool_managerd.core.drain import DrainRequest
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle import view
 from pool_managerd.core.registry import Registry
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.supervision.applied import Applied
 from pool_managerd.supervision.apply import Applies
 from pool_managerd.supervision.bench import Benches
 from pool_managerd.supervision.boot import boot
+from pool_managerd.supervision.demand import Demand
 from pool_managerd.supervision.event_log import EventLog, Subscription
 from pool_managerd.supervision.gpu.view import snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
@@ -35,13 +36,14 @@ from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.shutdown import stop_all
 from pool_managerd.supervision.status import beside, capabilities_of, command_of, explanation, health_of, lease_rows, status_of
 from pool_managerd.supervision.upkeep import keep_up
+from pool_managerd.wiring.acquire_calls import AcquireCalls
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 from pool_managerd.wiring.apply_calls import ApplyCalls
 from pool_managerd.wiring.device_calls import DeviceCalls
 from pool_managerd.wiring.pool_calls import PoolCalls
 
 
-class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
+class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
     Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
@@ -63,6 +65,9 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
         self._benches = Benches(self._pools, self._a.services)
         self._purges = Purges(self._pools, self._a.services, lambda: self.config)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
+        self._demand = Demand(
+            self._pools, self._a.services, self._leases, self._reloads.times, lambda: self.config, self._a.new_id
+        )
         self._shutdown: asyncio.Task[None] | None = None
         self._hard = False
         self._watching: list[asyncio.Task[None]] = []
@@ -101,7 +106,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
             self.events.emit("notice", notice, level="warn")
         await boot(self._pools, s, stored, self._a.kept_leases)
         intake = HandoffIntake(self._pools, self.events)
-        for what, work in self._a.own_tasks(intake.on_handoff, intake.on_error).items():
+        for what, work in {**self._a.own_tasks(intake.on_handoff, intake.on_error), "the queue": self._demand.run}.items():
             self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))
 
     async def __aexit__(self, *_: object) -> None:
@@ -120,6 +125,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
     async def _close(self) -> None:
         for task in self._watching:
             task.cancel()
+        await self._demand.close()
         await self._applies.close()
         await self._benches.close()
         await self._purges.close()
@@ -306,13 +312,11 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls):
         return await self._pools.deregister(pool_id)
 
     async def ensure_ready(self, pool_id: str) -> dict[str, Any]:
-        """Start on demand and wait until ready, joining a start that is under way; the pool's status. Raises PoolError, such as
+        """As ``acquire`` for the pool of that id, without a lease: the pool's status, once it is ready. Raises PoolError, such as
         POOL_STOPPED for a pool that a person stopped or drained.
         """
-        pool = self._pools.get(pool_id)
-        if not view(pool.state).ready:
-            operation = await self._pools.change(pool, "ensure_ready", ev.Start(origin="demand"), "up", desired="auto")
-            await operation.wait()
+        self._pools.get(pool_id)
+        await self._demand.acquire(AcquireRequest(pool_id, MAX_WAIT_MS, slot=False))
         return self.status(pool_id)
 
     # --- inside ---

@@ -20,8 +20,8 @@ from tests.system.daemons import Daemon, engine
 from tests.system.nodes import left_behind, mentioning
 
 RULES = "reload: {bake_ms: 300}\n"
-BESIDE = ("reload.loading", "reload.loaded", "reload.taken_over")
-IN_PLACE = ("reload.draining", "reload.switching", "reload.switched")
+BESIDE = ("reload.asleep", "reload.loading", "reload.loaded", "reload.taken_over")
+IN_PLACE = ("reload.asleep", "reload.draining", "reload.switching", "reload.switched")
 TELLING = ("reload.loaded", "reload.switched", "reload.committed", "reload.taken_over", "reload.undoing")
 """The steps after which most is different; the others are slow."""
 

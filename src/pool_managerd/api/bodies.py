@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
 from pool_managerd.core.bench import MAX_PROMPT_TOKENS, MAX_RUNS, MAX_TOKENS, PROMPT_TOKENS, RUNS, TOKENS
+from pool_managerd.core.demand.queue import MAX_PRIORITY
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.purge import MAX_MODELS
 
@@ -93,6 +94,18 @@ class LeaseBody(Body):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="The caller's own name for this request: sent again, it gives the same lease and no second one."
     )
+
+
+class AcquireBody(Body):
+    model: Annotated[str, Field(min_length=1, max_length=256)] = Field(description="A pool's id, served name or alias.")
+    wait_ms: Annotated[int, Field(ge=0, le=MAX_DEADLINE_MS)] | None = Field(
+        None, description="How long to wait for a slot, loading included; absent: queue.wait_ms."
+    )
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] | None = Field(
+        None, description="The lease ends by itself after this long; absent: never."
+    )
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = Field(0, description="A higher one goes first.")
+    holder: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(None, description="Who asks, human-readable.")
 
 
 class RenewBody(Body):

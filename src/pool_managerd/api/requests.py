@@ -47,7 +47,7 @@ def new_pool_id(request: web.Request) -> str:
     )
 
 
-def token_id(request: web.Request, what: Literal["lease", "operation"]) -> str:
+def token_id(request: web.Request, what: Literal["lease", "operation", "ticket"]) -> str:
     """An id that the node has given; anything else was never given: 404."""
     given = request.match_info[f"{what}_id"]
     if _TOKEN_ID.match(given):

@@ -21,7 +21,7 @@ from pool_managerd.errors import NodeError, RequestError
 
 MAX_EVENT_ID = 2**63 - 1
 _REPLAY_GAP_S = 0.05
-_STILL_HERE = b": still here\n\n"
+STILL_HERE = b": still here\n\n"
 _PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,20})", re.ASCII)
 
 
@@ -33,13 +33,13 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
         after = 0
     if request.method == "HEAD":
         return web.Response(content_type="text/event-stream")
-    async with _stream(context, request, "text/event-stream") as response:
+    async with open_stream(context, request, "text/event-stream") as response:
         subscription = context.node.events.subscribe(after)
         pending: asyncio.Task[Event] | None = None
         closing = asyncio.ensure_future(context.closing.wait())
         patience = context.streams.heartbeat_s if follow else _REPLAY_GAP_S
         try:
-            await _send(context, response, b"retry: 1000\n\n")
+            await send(context, response, b"retry: 1000\n\n")
             while True:
                 pending = pending or asyncio.ensure_future(subscription.__anext__())
                 await asyncio.wait({pending, closing}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -47,11 +47,11 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
                     event = pending.result()  # StopAsyncIteration: cut off for being slow; the client resumes by id
                     pending = None
                     if event.journal:
-                        await _send(context, response, event_frame(event))
+                        await send(context, response, event_frame(event))
                 elif closing.done() or not follow:
                     break
                 else:
-                    await _send(context, response, _STILL_HERE)
+                    await send(context, response, STILL_HERE)
         except StopAsyncIteration:
             pending = None
         finally:
@@ -84,14 +84,14 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     window = _window(context, wanted, since_ms, previous=previous)
     past = log.past(lines, *window) if after is None else log.behind(after)
     frame = functools.partial(log_frame, log) if sse else bytes
-    async with _stream(context, request, media) as response:
+    async with open_stream(context, request, media) as response:
         try:
             while (chunk := await asyncio.to_thread(next, past, None)) is not None:
-                await _send(context, response, frame(chunk))
+                await send(context, response, frame(chunk))
         finally:
             past.close()
         if follow:
-            await _send(context, response, frame(b""))
+            await send(context, response, frame(b""))
             await _follow(context, response, log, frame, beats=sse)
     return response
 
@@ -103,11 +103,11 @@ async def _follow(
     spoke = time.monotonic()
     while not context.closing.is_set():
         if chunk := await asyncio.to_thread(log.appended):
-            await _send(context, response, frame(chunk))
+            await send(context, response, frame(chunk))
             spoke = time.monotonic()
             continue
         if beats and time.monotonic() - spoke >= context.streams.heartbeat_s:
-            await _send(context, response, _STILL_HERE)
+            await send(context, response, STILL_HERE)
             spoke = time.monotonic()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(context.closing.wait(), context.streams.poll_s)
@@ -151,13 +151,15 @@ def event_frame(event: Event) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def _stream(context: ApiContext, request: web.Request, media: str) -> AsyncIterator[web.StreamResponse]:
+async def open_stream(context: ApiContext, request: web.Request, media: str) -> AsyncIterator[web.StreamResponse]:
+    """An endless answer that has begun. Raises NodeError TOO_MANY_REQUESTS."""
     if context.open_streams >= context.streams.max_streams:
         raise NodeError("cannot open another stream: too many are open", code="TOO_MANY_REQUESTS", retry_after_ms=5000)
     headers = {
         "Content-Type": media,
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
+        "X-Accel-Buffering": "no",
         CORRELATION_HEADER: request[CORRELATION_KEY],
     }
     response = web.StreamResponse(headers=headers)
@@ -173,7 +175,8 @@ async def _stream(context: ApiContext, request: web.Request, media: str) -> Asyn
         context.open_streams -= 1
 
 
-async def _send(context: ApiContext, response: web.StreamResponse, data: bytes) -> None:
+async def send(context: ApiContext, response: web.StreamResponse, data: bytes) -> None:
+    """Raises TimeoutError where the reader does not take it."""
     if data:
         await asyncio.wait_for(response.write(data), context.streams.write_timeout_s)
 

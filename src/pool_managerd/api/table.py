@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pool_managerd.api import bodies, changes, reads, schemas, streams
+from pool_managerd.api import acquire, bodies, changes, queue_schemas, reads, schemas, streams
 from pool_managerd.api.apply_schemas import AppliedConfiguration, ApplyAnswer
 from pool_managerd.api.crash_schemas import Crash
 from pool_managerd.api.routing import Handler, Query, Route
@@ -48,6 +48,21 @@ LEASE_ROUTES = (
     Route(
         "PUT", _LEASE, "Renew a lease", changes.renew_lease, {200: schemas.Lease}, (400, 404, 409, 413, 415, 507),
         bodies.RenewBody,
+    ),
+)  # fmt: skip
+QUEUE_ROUTES = (
+    Route(
+        "POST", "/acquire", "A slot of a model, started if need be; with Accept: text/event-stream what it waits for is told",
+        acquire.acquire, {201: queue_schemas.Acquired, 200: queue_schemas.Acquired},
+        (400, 404, 408, 409, 413, 415, 429, 500, 503, 507), bodies.AcquireBody,
+        (Query("dry_run", "true: what would happen (200); nothing does.", _BOOL),),
+    ),
+    _read(
+        "/queue", "Requests that wait for a slot, in their order", acquire.queue, queue_schemas.Ticket, many=True, private=True
+    ),
+    Route(
+        "DELETE", "/queue/{ticket_id}", "Have a request wait no more", acquire.cancel, {200: queue_schemas.TicketCancelled},
+        (400, 404, 408, 413, 415), bodies.NoBody,
     ),
 )  # fmt: skip
 READ_ROUTES = (
@@ -183,4 +198,4 @@ DEVICE_ROUTES = (
     ),
 )  # fmt: skip
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.
-ROUTES: tuple[Route, ...] = (*LEASE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES, *DEVICE_ROUTES)
+ROUTES: tuple[Route, ...] = (*LEASE_ROUTES, *QUEUE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES, *DEVICE_ROUTES)

@@ -12,6 +12,7 @@ from pool_managerd.cli import output as shown
 from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
 from pool_managerd.cli.output import Format, Json, show, span
+from pool_managerd.cli.queue import would_lead_to
 
 if TYPE_CHECKING:
     from pool_managerd.core.registry import PoolSnapshot
@@ -23,7 +24,12 @@ def _wish(name: str, meaning: str) -> Any:
 
 
 Place = Annotated[bool, typer.Option("--place", help="Say which pool would take a request, and why the others would not.")]
-Model = Annotated[str | None, _wish("--model", "the pool must serve this model.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="What a request for it would lead to; with --place: the pool must serve this model.", show_default=False
+    ),
+]
 Engine = Annotated[str | None, _wish("--engine", "the pool must run this engine.")]
 Context = Annotated[
     int | None, typer.Option("--ctx", min=0, help="With --place: tokens that the request may fill.", show_default=False)
@@ -56,12 +62,18 @@ def explain(
 ) -> None:
     """Say what a start would do, or what is in its way.
 
+    With --model alone: what a request for that model would lead to, what would be stopped for it, and how long that takes.
     With --place: which pool would take a request. Nothing is done. Exits 1 when a start would be refused, or no pool can take it.
     """
     wishes = {
         "model": model, "engine": engine, "ctx": ctx, "quant": quant, "vram": vram, "device-mask": device_mask, "pin": pin,
         "prefer": prefer, "avoid": avoid, "no-fallback": no_fallback or None,
     }  # fmt: skip
+    if not place and pool_id is None and model is not None:
+        wishes["model"] = None
+        _only_with_place(wishes)
+        would_lead_to(daemon(url, config), model, output)
+        return
     if not place:
         _only_with_place(wishes)
         _starts(daemon(url, config), pool_id, output)

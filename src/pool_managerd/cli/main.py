@@ -20,6 +20,7 @@ from pool_managerd.cli import (
     follow,
     output,
     preflight,
+    queue,
     reads,
     serving,
     streams,
@@ -60,7 +61,16 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         waiting.wait,
         reads.operations,
     ),
-    *(reads.command, reads.leases, follow.logs, follow.events, crashes.crashes, explain.explain, preflight.preflight),
+    *(
+        reads.command,
+        reads.leases,
+        queue.queue,
+        follow.logs,
+        follow.events,
+        crashes.crashes,
+        explain.explain,
+        preflight.preflight,
+    ),
     *(serving.version,),
 )
 for _command in _COMMANDS:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pool_managerd.config.sections import PoolReloadConfig
+from pool_managerd.config.sections import IdleTtl, PoolReloadConfig
 from pool_managerd.config.values import (
     Bytes,
     Devices,
@@ -23,8 +23,11 @@ from pool_managerd.config.values import (
 )
 from pool_managerd.core.gpu.masks import DeviceMask
 
+Alias = Annotated[str, Field(min_length=1, max_length=256)]
+
 DECIDED = frozenset({
-    "id", "preload", "quant", "reload", "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
+    "aliases", "eviction_weight", "id", "idle_ttl_ms", "pinned", "preload", "quant", "reload", "require_same_engine_version",
+    "restart", "sampler_profile_version", "startup_timeout_ms",
 })  # fmt: skip
 """The keys of a pool that the daemon alone goes by: an engine that runs is the same with another value of them."""
 
@@ -174,6 +177,14 @@ class PoolConfig(Section):
     )  # fmt: skip
     served_name: str | None = Field(
         None, description="The name that vLLM serves the model under; absent: the pool's id.", examples=["mistral-small"]
+    )
+    aliases: tuple[Alias, ...] = Field(
+        (), description="Further names that requests may call it by (`acquire`).", examples=[["gpt-4o-mini"]]
+    )
+    pinned: bool = Field(False, description="It never goes to make room for another pool, and not for being idle.")
+    idle_ttl_ms: IdleTtl | None = Field(None, description="Overrides lifecycle.idle_ttl_ms for this pool.", examples=[600_000])
+    eviction_weight: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0, description="How much its loading time counts when it is decided which pool makes room: 2 keeps it twice as long."
     )
     restart: RestartPolicy | None = Field(None, description="Overrides supervision.restart for this pool.", examples=["always"])
     health_path: Annotated[str, Field(pattern=r"^/")] | None = Field(

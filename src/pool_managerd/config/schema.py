@@ -17,6 +17,7 @@ from pool_managerd.config.sections import (
     LifecycleConfig,
     PolicyConfig,
     PreflightConfig,
+    QueueConfig,
     ReloadConfig,
     SlotCacheConfig,
     SupervisionConfig,
@@ -36,6 +37,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
+    queue: QueueConfig = QueueConfig()
     reload: ReloadConfig = ReloadConfig()
     slot_cache: SlotCacheConfig = SlotCacheConfig()
     auth: AuthConfig = AuthConfig()
@@ -65,6 +67,9 @@ class Config(Section):
             if pool.id in seen:
                 raise ValueError(f"duplicate pool id {pool.id!r}: every pool needs its own")
             seen.add(pool.id)
+        for pool in self.pools:
+            if taken := next((name for name in pool.aliases if name in seen - {pool.id}), None):
+                raise ValueError(f"pool {pool.id!r} has the alias {taken!r}, which is another pool's id: leave it out")
         return self
 
 

@@ -130,6 +130,9 @@ class SupervisionConfig(Section):
     restart_limit: RestartLimitConfig = RestartLimitConfig()
 
 
+IdleTtl = Annotated[int, Field(ge=0, le=30 * 86_400_000)]
+
+
 class LifecycleConfig(Section):
     """Draining and warming up."""
 
@@ -138,6 +141,27 @@ class LifecycleConfig(Section):
     )
     warmup: Literal["before_ready", "after_ready", "off"] = Field(
         "before_ready", description="When an engine answers its first prompt, which measures it; a failed one only warns."
+    )
+    idle_ttl_ms: IdleTtl = Field(
+        0, description="An engine that was asked for nothing for so long is stopped, until somebody asks again. 0: never."
+    )
+
+
+class QueueConfig(Section):
+    """Requests that wait for a slot (`acquire`): how many, for how long, and who goes first."""
+
+    max_waiting: Positive = Field(512, description="Requests that may wait on this node; the next one is refused (429).")
+    max_waiting_per_pool: Positive = Field(64, description="Requests that may wait for one pool.")
+    wait_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(
+        300_000, description="How long a request waits that does not say (`wait_ms`), loading included."
+    )
+    starving_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(
+        30_000,
+        description="A request whose model is not loaded and that has waited so long keeps new requests from those models that"
+        " must go for it.",
+    )
+    residency_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(
+        0, description="A model that was just loaded stays for so long before another one takes its place, unless that starves."
     )
 
 

@@ -30,7 +30,10 @@ class Leases:
 
     async def take(self, pool: Pool, holder: str | None, ttl_ms: int | None, key: str | None = None) -> dict[str, Any]:
         """As ``allocate``, durably. Raises NodeError STATE_UNWRITABLE; nothing was given then."""
-        given = self.allocate(pool, holder, ttl_ms, key)
+        return await self.confirmed(pool, self.allocate(pool, holder, ttl_ms, key), key)
+
+    async def confirmed(self, pool: Pool, given: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+        """``given`` by ``allocate``, once it is durable. Raises NodeError STATE_UNWRITABLE; it is taken back then."""
         try:
             await self._keeper.kept()
         except BaseException:  # a caller that went away has no lease either, unless it names its request
@@ -38,6 +41,11 @@ class Leases:
                 self.release(pool, given["lease_id"])
             raise
         return given
+
+    def check_ttl(self, ttl_ms: int | None) -> None:
+        """Raises SpecError for one that no lease can have."""
+        if ttl_ms is not None:
+            self._expiry(ttl_ms)
 
     async def prolong(self, pool: Pool, lease_id: str, ttl_ms: int) -> dict[str, Any]:
         """As ``renew``, durably."""

@@ -51,6 +51,8 @@ class Pools:
         services.gpus.attach(self.instances, self.tell)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
+        self.bell: Callable[[], None] = lambda: None
+        """Rung at every change of a lease."""
         self._changes = Changes(self, services, lambda: self._config)
         self.overrides = Overrides(services.records, services.events)
         self.precedence: Precedence = Nobody()
@@ -101,6 +103,7 @@ class Pools:
 
     def leases_changed(self, pool_id: str, *, expiry: bool = False) -> None:
         """A lease was given or ended; ``expiry``: its end may come sooner than anything else."""
+        self.bell()
         for actor in self.replacements.actors(pool_id):
             actor.leases_changed(expiry=expiry)
 

@@ -12,6 +12,10 @@ class Precedence(Protocol):
     """Asked before each change. ``has`` is asked again when it is its turn: something may have begun in between."""
 
     def has(self, pool_id: str) -> bool: ...
+    def tries(self, pool_id: str) -> bool:
+        """What is up in the pool's place is not known to stay."""
+        ...
+
     def defers(self, pool_id: str, event: Event) -> bool:
         """``event`` is accepted, and has to wait for long."""
         ...
@@ -25,6 +29,9 @@ class Nobody:
     """No pool is changed in several steps."""
 
     def has(self, pool_id: str) -> bool:
+        return False
+
+    def tries(self, pool_id: str) -> bool:
         return False
 
     def defers(self, pool_id: str, event: Event) -> bool:

@@ -70,7 +70,7 @@ class Proving:
         def emit(type_: str, human: str, *, level: str = "info", **fields: Any) -> None:
             self._s.events.emit(type_, human, level=level, pool_id=pool.pool_id, **fields)
 
-        if engine.keeps_slots:
+        if engine.keeps_slots and pool.instance.phase is Phase.READY:
             await self._s.slots.save(pool, emit)
 
     async def _rate(self, pool: Pool, engine: PreparedEngine, measured: Baselines, share: float) -> None:

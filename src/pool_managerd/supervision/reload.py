@@ -41,7 +41,7 @@ class Reloads:
         self._pools, self._s, self._overrides, self._config = pools, services, pools.overrides, config
         self._running: dict[str, Reload] = {}
         self._targets = Targets(pools, services, config)
-        self._times = Times(services.events, services.records)
+        self.times = Times(services.events, services.records)
         self._proving = Proving(services, config)
         self._strategies = Strategies(pools, services, config)
         self._ways: dict[Strategy, StopStart | SleepOld | BlueGreen] = {
@@ -54,7 +54,7 @@ class Reloads:
 
     def restore(self) -> None:
         """What earlier daemons measured, once the state is open."""
-        self._times.restore()
+        self.times.restore()
 
     def stage_of(self, pool_id: str) -> str | None:
         """How far the pool's reload is; None when it is not being reloaded."""
@@ -69,8 +69,8 @@ class Reloads:
         strategy, why = await self._strategies.choose(request, target)
         beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload_rules(target.new.config).bake_ms
         where, needs = await self._s.admission.forecast(target.beside() if beside else target.in_its_place())
-        load = self._times.of(pool_id, "load")
-        first = self._times.of(pool_id, "sleep" if strategy is Strategy.SLEEP_OLD else "stop")
+        load = self.times.of(pool_id, "load")
+        first = self.times.of(pool_id, "sleep" if strategy is Strategy.SLEEP_OLD else "stop")
         takes = Forecast.of(first, load) if serves and not beside else Forecast.of(load)
         down = Forecast(0, 0) if beside else takes
         told = steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)
@@ -138,6 +138,11 @@ class Reloads:
     def has(self, pool_id: str) -> bool:
         """It is being reloaded."""
         return pool_id in self._running
+
+    def tries(self, pool_id: str) -> bool:
+        """What is up in the pool's place is not known to stay: nobody who can wait is to have a slot of it yet."""
+        reload = self._running.get(pool_id)
+        return reload is not None and reload.strategy is Strategy.STOP_START and reload.stage in _TRIED
 
     def defers(self, pool_id: str, event: ev.Event) -> bool:
         """A start is accepted, and waits for the reload's end."""
@@ -293,5 +298,6 @@ class Reloads:
         self._failed(reload, Stage.STAGING, stopped, None)
 
 
+_TRIED = (Stage.SWITCHING, Stage.GATING, Stage.COMMITTING, Stage.UNDOING)
 _TOUCHED = (Stage.LOADING, Stage.SWITCHING, Stage.GATING, Stage.COMMITTING)
 _REASONS = {"DRAIN_TIMEOUT": "drain_timeout", "OPERATION_CANCELLED": "cancelled", "GATE_FAILED": "gate"}

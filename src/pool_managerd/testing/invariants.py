@@ -14,7 +14,7 @@ from pool_managerd.core.lifecycle.phase import SERVING, TRANSITIONAL
 from pool_managerd.core.registry import LeaseChange
 from pool_managerd.core.restart_limit import RestartRules
 from pool_managerd.supervision.pool import Pool
-from pool_managerd.testing.scenario import SUBMITTED
+from pool_managerd.testing.scenario import ACQUIRE, SUBMITTED
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_machine import SimulatedEngine
@@ -26,7 +26,7 @@ DOWN_ENDS_S = 180.0
 ENDS_S = 7_200.0
 _LEFT_NOTHING = (Phase.DOWN, Phase.BACKOFF, Phase.OPEN)
 _ENDS = (Phase.ADOPTING, Phase.STOPPING, Phase.FAILED)
-_MANUAL = ("start", "restart", "reset_breaker", "release", "preload", "ensure_ready", "undrain", "submit", "uncordon")
+_MANUAL = ("start", "restart", "reset_breaker", "release", "preload", "ensure_ready", ACQUIRE, "undrain", "submit", "uncordon")
 
 
 class Oracle:
@@ -132,6 +132,9 @@ class Oracle:
         elif event.type == "not_adopted" and event.pool_id is not None:
             if running := self._scene.machine.running(event.pool_id):
                 self._scene.fail("what was left running is taken over", f"{running[0].pid}: {event.human}")
+        elif event.type == "evicted" and event.pool_id is not None:
+            if self._scene.node is not None and (left := self._scene.node.registry.get_active_leases(event.pool_id)):
+                self._scene.fail("nobody's request is cut off to make room", f"{event.human}: {left} leases")
         elif event.type == "restart" and event.pool_id is not None:
             self._restarted(event.pool_id)
         elif event.type in ("reload_failed", "reload_undone") and event.pool_id is not None:
@@ -186,6 +189,8 @@ class Oracle:
         self._look_at_gpus(pools)
         self._look_for_lost_leases()
         self._look_at_operations()
+        if late := self._clients.waits_too_long(ANSWER_LATE_S + 60):
+            self._scene.fail("nobody waits longer than they said", f"{late[0]}")
 
     def _look_for_stuck(self, pool: Pool) -> None:
         i, policy, now = pool.instance, pool.definition.policy, self._scene.timeline.now

@@ -13,7 +13,7 @@ from typing import Any
 from pool_managerd.config import Config
 
 GPU_BYTES = 24 << 30
-RELOAD, APPLY = "reload", "apply"
+RELOAD, APPLY, ACQUIRE = "reload", "apply", "acquire"
 """Drawn beside all other requests and faults, each by itself."""
 SUBMITTED = "s0"
 """The pool that is not configured: requests make it and take it away."""
@@ -89,7 +89,7 @@ def draw(seed: int) -> Scenario:
     shown = chance.random() < 0.8
     return Scenario(
         seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs,
-        _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))), _sleepers(seed, ids),
+        _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools)))), _sleepers(seed, ids),
     )  # fmt: skip
 
 
@@ -144,9 +144,15 @@ def _with_applies(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
     return _with(APPLY, Random(f"applies {seed}"), actions)
 
 
-def _with(kind: str, chance: Random, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+def _with_acquires(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    return _with(ACQUIRE, Random(f"acquires {seed}"), actions, (0, 3, 8, 16))
+
+
+def _with(
+    kind: str, chance: Random, actions: tuple[Action, ...], numbers: tuple[int, ...] = (0, 0, 1, 2, 5)
+) -> tuple[Action, ...]:  # fmt: skip
     """In some runs, each a moment before something else happens. Drawn apart, so that the rest stays what it was."""
-    times = chance.sample([action.at for action in actions], chance.choice((0, 0, 1, 2, 5)))
+    times = chance.sample([action.at for action in actions], min(len(actions), chance.choice(numbers)))
     more = (
         Action(
             len(actions) + n, round(max(0.0, at - chance.expovariate(1 / chance.choice((0.01, 1.0, 10.0)))), 4), kind,

@@ -14,19 +14,21 @@ from typing import Any
 from pool_managerd.config import Config
 from pool_managerd.config.plan import with_pool
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
-from pool_managerd.testing.scenario import APPLY, RELOAD, SUBMITTED, Action
+from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, SUBMITTED, Action
 from pool_managerd.testing.scene import Scene
 
 CLOUDY_S = 60.0
 """So long what an abandoned request asked for may still come."""
 _DESIRED = {
     "start": "up", "restart": "up", "undrain": "up", "preload": "up", "submit": "up", "ensure_ready": "auto", "stop": "down",
-    "cancel_preload": "down", "drain": "drained",
+    "cancel_preload": "down", "drain": "drained", ACQUIRE: "auto",
 }  # fmt: skip
+_BY_DEMAND = ("ensure_ready", ACQUIRE)
 _HELD = {"hold": True, "release": False}
 _EXISTS = {"submit": True, "register": True, "deregister": False}
 
@@ -77,6 +79,7 @@ class Question:
     touched: list[Touched] = field(default_factory=list)
     lease_id: str | None = None
     until: float | None = None
+    waits_until: float = float("inf")
     new_slots: int | None = None
     """What a reload asks for, where the pool cannot have been configured so before."""
     file: Config | None = None
@@ -102,10 +105,8 @@ class SimulatedClients:
         self._applies: dict[str, Config] = {}
         self._taken = dict(self._filed_slots())
         """What the daemon has taken of the file: what says the same touches no pool, and what was reloaded stays."""
-        self._unapplied: set[str] = set()
-        """Pools that the file says something of that may not be in force."""
-        self._unheard: set[str] = set()
-        """Of these, those of which nobody has heard whether the daemon has taken it."""
+        self._unapplied: set[str] = set()  # pools that the file says something of that may not be in force
+        self._unheard: set[str] = set()  # of these, those of which nobody has heard whether the daemon has taken it
         self.leases: dict[str, GivenLease] = {}
         self.keys: dict[str, str] = {}
         self.operations: dict[str, tuple[Operation, float, float]] = {}
@@ -132,7 +133,7 @@ class SimulatedClients:
                 promise.asked += 1
                 alone = promise.asking == 0 and self._scene.timeline.now >= promise.cloudy_until
                 question.touched.append(Touched(promise, value, set(promise.possible), promise.asked if alone else None))
-                promise.possible = promise.possible | ({value, "auto"} if action.kind == "ensure_ready" else {value})
+                promise.possible = promise.possible | ({value, "auto"} if action.kind in _BY_DEMAND else {value})
                 promise.asking += 1
         if action.kind == RELOAD:  # committed, the pool is wanted up; nobody hears of when that was
             self.desired[pool_id].possible |= {"up"}
@@ -164,6 +165,10 @@ class SimulatedClients:
             case "reload":
                 changes = {"slots": _slots_asked(action), "ctx": 1024 << action.number % 4}
                 return node.reload(ReloadRequest(pool_id, changes=changes, drain_deadline_ms=round(60_000 * action.share**3)))
+            case "acquire":
+                wait_s = 600 * action.share**2
+                question.waits_until = self._scene.timeline.now + wait_s
+                return node.take_slot(AcquireRequest(pool_id, round(wait_s * 1000), priority=action.number % 5 - 2))
             case "apply":
                 return node.apply(self._edited(question))
             case "submit":
@@ -175,8 +180,8 @@ class SimulatedClients:
             case "cordon" | "uncordon":
                 return None
             case _:
-                asked: Coroutine[Any, Any, Any] = getattr(node, action.kind)(pool_id)
-                return asked
+                work: Coroutine[Any, Any, Any] = getattr(node, action.kind)(pool_id)
+                return work
 
     def _edited(self, question: Question) -> Config:
         """The file with one line changed. The next daemon begins by it, whatever becomes of the apply; one applies all of it."""
@@ -254,6 +259,11 @@ class SimulatedClients:
         lease.until = question.until if lease.until is None else min(lease.until, question.until)
         return node.prolong_lease(question.pool_id, lease_id, ttl_ms)
 
+    def waits_too_long(self, late_s: float) -> list[Question]:
+        """Who should have had a slot, or been told that there is none, by now."""
+        now, woken = self._scene.timeline.now, self._scene.resumed_at
+        return [question for question in self._asking if now > max(question.waits_until, woken) + late_s]
+
     def asks_for(self, pool_id: str) -> bool:
         """Somebody waits for an answer about the pool."""
         return any(question.pool_id == pool_id for question in self._asking)
@@ -284,7 +294,7 @@ class SimulatedClients:
         for touched in question.touched:
             if touched.alone:
                 joined = {touched.value, "auto"} & touched.promise.possible
-                touched.promise.possible = joined if action.kind == "ensure_ready" else {touched.value}
+                touched.promise.possible = joined if action.kind in _BY_DEMAND else {touched.value}
         self._given(question, task.result())
 
     def _refused(self, question: Question) -> None:
@@ -293,7 +303,7 @@ class SimulatedClients:
         if self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now:
             return
         for touched in question.touched:
-            if touched.alone and question.action.kind != "ensure_ready":
+            if touched.alone and question.action.kind not in _BY_DEMAND:
                 touched.promise.possible = touched.before
 
     def _given(self, question: Question, result: Any) -> None:
@@ -304,7 +314,7 @@ class SimulatedClients:
                 self._applies[result.operation_id] = question.file or scene.config
             if kind == RELOAD:
                 self._reloads[result.operation_id] = question, _slots_asked(question.action)
-        elif kind == "lease":
+        elif kind in ("lease", ACQUIRE):
             self._lease_given(question, result["lease_id"])
         elif kind == "release_lease" and question.lease_id is not None:
             self.leases.pop(question.lease_id, None)
@@ -318,8 +328,8 @@ class SimulatedClients:
 
     def ended(self, operation: Operation) -> None:
         """What it was acknowledged for is so, or is not."""
-        if (config := self._applies.pop(operation.operation_id, None)) is not None and operation.status == "succeeded":
-            self._applied(config)
+        if (config := self._applies.pop(operation.operation_id, None)) is not None:
+            self._applied(config) if operation.status == "succeeded" else self._unheard.update(self._unapplied)
         if (asked := self._reloads.pop(operation.operation_id, None)) is None:
             return
         question, new = asked

@@ -166,8 +166,8 @@ def evict_idle(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
     return stop_idle(pool, e, now, p) if held or pool.active.phase in WAITING else (pool, ())
 
 
-def evict_serving(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
-    """What is in flight is never cut off to make room."""
+def evict_running(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
+    """What is in flight is never cut off to make room, on an engine that was taken over and is probed anew either."""
     if e.active_leases:
         leases = narration.count(e.active_leases, "lease")
         return refuse(pool, "POOL_IN_USE", f"cannot evict pool '{pool.pool_id}': {leases} in flight; drain it instead")

@@ -79,9 +79,8 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
         (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
     ),
     ev.Evict: _row(
-        (IDLE, requests.evict_idle), (P.STAGING, requests.stop_staging), (SERVING | {P.ADOPTING}, requests.evict_serving),
-        (P.DRAINING, ignore),
-        (P.STOPPING, requests.stop_stopping), rest=requests.stop_running,
+        (IDLE, requests.evict_idle), (P.STAGING, requests.stop_staging), (P.DRAINING, ignore),
+        (P.STOPPING, requests.stop_stopping), rest=requests.evict_running,
     ),
     ev.Drain: _row(
         (SERVING, draining.drain_serving), (P.DRAINING, draining.drain_draining), (P.ADOPTING, _BUSY),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -11,16 +12,17 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, without
 from pool_managerd.core.gpu.mask_gpus import ResolvedMask
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.tensor_parallel import configured_split
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
-from pool_managerd.errors import NodeError
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import objection, require_scan
 from pool_managerd.supervision.launch import Launch
@@ -132,6 +134,32 @@ class Admission:
         accounts = memory.accounts() if sleeper is None else memory.accounts_beside(sleeper)
         self._decide(pool, pool.instance.epoch + 1, scan, sizing, memory.ledger.copy(), accounts)
 
+    async def trial(self, pool: Pool) -> Callable[[Collection[InstanceId]], PoolError | None]:
+        """What a start of the pool would be refused for if these other instances were gone, as of now. Raises as ``admit`` where
+        that does not depend on others.
+        """
+        sizing = await self._size(pool)
+        scan = await self._scan()
+
+        def objection(gone: Collection[InstanceId]) -> PoolError | None:
+            memory = self._gpus.memory
+            accounts, ledger = dict(memory.accounts()), memory.ledger.copy()
+            for instance in gone:
+                accounts = {uuid: without(account, instance) for uuid, account in accounts.items()}
+                ledger.release(instance, sys.maxsize)
+            try:
+                self._decide(pool, pool.instance.epoch + 1, scan, sizing, ledger, accounts, self._ram_of(gone))
+            except PoolError as problem:
+                return problem
+            return None
+
+        return objection
+
+    def _ram_of(self, gone: Collection[InstanceId]) -> int:
+        """What they were estimated to need of RAM where there is no GPU."""
+        sizings = (pool.launch.sizing for pool in self._gpus.pools() if pool.instance_id in gone)
+        return sum(sizing.estimate(0).host.size_bytes for sizing in sizings if sizing is not None)
+
     def _decide(
         self,
         pool: Pool,
@@ -140,10 +168,11 @@ class Admission:
         sizing: LaunchEstimator,
         ledger: Ledger,
         accounts: Mapping[str, DeviceAccount],
+        freed_ram: int = 0,
     ) -> tuple[Allocation | None, ResolvedMask | None]:
         if scan.no_gpus:
             self._require_cpu_allowed(pool.pool_id, scan)
-            self._check_ram(pool, sizing, 0)
+            self._check_ram(pool, sizing, 0, freed_ram)
             return None, None
         require_scan(scan, pool.pool_id)
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
@@ -237,14 +266,14 @@ class Admission:
                 hint="install the NVIDIA driver, or use 'profile: dev' to try engines on the CPU",
             )  # fmt: skip
 
-    def _check_ram(self, pool: Pool, sizing: LaunchEstimator, n_devices: int) -> None:
+    def _check_ram(self, pool: Pool, sizing: LaunchEstimator, n_devices: int, freed: int = 0) -> None:
         """RAM, too, is not reserved twice: what other pools that are just loading will need is not free."""
         needed = sizing.estimate(n_devices).host.size_bytes
         if self._rules.fit != "enforce" or not needed:
             return
         loading = [p for p in self._gpus.pools() if p is not pool and p.instance.phase in (Phase.STAGING, Phase.STARTING)]
         reserved = sum(p.launch.sizing.estimate(n_devices).host.size_bytes for p in loading if p.launch.sizing is not None)
-        free = max(0, self._free_ram() - reserved)
+        free = max(0, self._free_ram() + freed - reserved)
         if needed > free:
             raise NodeError(
                 f"cannot start pool {pool.pool_id}: it needs {size(needed)} of RAM and {size(free)} are available",

@@ -1,0 +1,83 @@
+"""A slot of a model for whoever asks, waited for: as one answer, or as a stream that tells what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from aiohttp import web
+
+from pool_managerd.api.bodies import AcquireBody, NoBody
+from pool_managerd.api.context import ApiContext
+from pool_managerd.api.envelope import CORRELATION_KEY, envelope, json_response
+from pool_managerd.api.requests import read_model, switch, token_id
+from pool_managerd.api.streams import STILL_HERE, open_stream, send
+from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.errors import PoolError
+
+_LOOK_S = 0.1
+_TOLD = ("place", "state", "step", "waits_for")
+"""What is told anew when it changes; the times beside it change all the time."""
+
+
+async def acquire(context: ApiContext, request: web.Request) -> web.StreamResponse:
+    """Answers when there is a slot (201); a client that goes away does not wait. ``?dry_run=true``: what it would lead to."""
+    dry_run = switch(request, "dry_run", default=False)
+    body = await read_model(request, AcquireBody)
+    if dry_run:
+        return json_response(await context.keep(context.node.plan_acquire(body.model)))
+    asked = AcquireRequest(body.model, body.wait_ms, body.ttl_ms, body.priority, body.holder)
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return await _told(context, request, asked)
+    return json_response(await context.node.take_slot(asked), 201)
+
+
+async def _told(context: ApiContext, request: web.Request, asked: AcquireRequest) -> web.StreamResponse:
+    """Events ``waiting`` with place, estimate and what is waited for, at each change; then ``granted``, or ``error``."""
+    node = context.node
+    ticket = node.new_ticket_id()
+    taking = asyncio.ensure_future(node.take_slot(asked, ticket))
+    given: dict[str, Any] | None = None
+    try:
+        await asyncio.wait({taking}, timeout=_LOOK_S)
+        if taking.done() and taking.exception() is not None:
+            taking.result()  # refused at once: as without a stream
+        async with open_stream(context, request, "text/event-stream") as response:
+            told, spoke = None, time.monotonic()
+            while not taking.done():
+                row = node.ticket(ticket)
+                if row is not None and (new := tuple(row[key] for key in _TOLD)) != told:
+                    told, spoke = new, time.monotonic()
+                    await send(context, response, _frame("waiting", row))
+                elif time.monotonic() - spoke >= context.streams.heartbeat_s:
+                    spoke = time.monotonic()
+                    await send(context, response, STILL_HERE)
+                await asyncio.wait({taking}, timeout=_LOOK_S)
+            try:
+                given = taking.result()
+                await send(context, response, _frame("granted", given))
+                given = None  # it is theirs now
+            except PoolError as problem:
+                await send(context, response, _frame("error", envelope(problem, request[CORRELATION_KEY])))
+        return response
+    finally:
+        taking.cancel()
+        if given is not None:
+            node.release_lease(given["pool_id"], given["lease_id"])
+
+
+def _frame(event: str, body: dict[str, Any]) -> bytes:
+    return f"event: {event}\ndata: {json.dumps(body, separators=(',', ':'), default=str)}\n\n".encode()
+
+
+async def queue(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(context.node.queue())
+
+
+async def cancel(context: ApiContext, request: web.Request) -> web.Response:
+    wanted = token_id(request, "ticket")
+    await read_model(request, NoBody)
+    context.node.cancel_ticket(wanted)
+    return json_response({"ticket_id": wanted, "cancelled": True})

@@ -1,0 +1,318 @@
+"""The one door for starts on demand: somebody wants a slot of a model, and gets a lease once there is one.
+
+A model that is loaded is leased at once. Else the request waits in a queue (core/demand), whose turns are taken here by one
+task: it joins starts that are under way, begins others, has idle pools make room, and gives up what nobody waits for any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+from pool_managerd.config import Config
+from pool_managerd.core.demand.queue import Queue, QueueRules, Ticket
+from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.core.demand.turns import Condition, Seen, turn
+from pool_managerd.core.event import Event
+from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.phase import IDLE, RISING
+from pool_managerd.core.narration import duration
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.demand_view import planned, row
+from pool_managerd.supervision.demand_work import DemandWork
+from pool_managerd.supervision.idle_pools import IdlePools
+from pool_managerd.supervision.in_flight import in_hand
+from pool_managerd.supervision.leases import Leases
+from pool_managerd.supervision.making_room import MakingRoom, Room
+from pool_managerd.supervision.names import Names
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.protocols import Timer
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.settling import objection
+from pool_managerd.supervision.times import Times
+
+_LOOK_AGAIN_S = 1.0
+"""While something is in the way: memory that is not ours becomes free without a word."""
+_HEARD = frozenset({
+    "transition", "lease_expired", "device_scan", "uncordon", "reload_succeeded", "reload_failed", "release", "pool_removed",
+})  # fmt: skip
+"""Events after which somebody may have what they wait for."""
+
+
+class Demand:
+    """``run`` is the task; ``new_id`` names tickets, ``config`` is what is in force."""
+
+    def __init__(
+        self, pools: Pools, services: Services, leases: Leases, times: Times, config: Callable[[], Config],
+        new_id: Callable[[], str],
+    ) -> None:  # fmt: skip
+        self._pools, self._s, self._leases, self._times = pools, services, leases, times
+        self._config, self._new_id = config, new_id
+        self._names = Names(pools.all, services.registry)
+        self._idle = IdlePools(pools, services, config)
+        self._room = MakingRoom(pools, services, times, self._idle.since)
+        self._queue = Queue()
+        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._blocked: dict[str, Room] = {}
+        self._closing: frozenset[str] = frozenset()
+        self._bell = asyncio.Event()
+        self._timer: Timer | None = None
+        self._work = DemandWork(pools, services, self._room, self._refuse_all, self._bell.set)
+        pools.bell = self._bell.set
+        services.events.listen(self._hear)
+
+    # --- for callers ---
+
+    async def acquire(self, asked: AcquireRequest, ticket_id: str | None = None) -> dict[str, Any]:
+        """A lease: ``{lease_id, pool_id, url, queued_ms, started}``; empty without ``slot``. Whoever goes away does not wait.
+
+        Raises RequestError MODEL_NOT_FOUND, QUEUE_FULL (429), QUEUE_TIMEOUT (503), POOL_STOPPED and what else keeps the pool from
+        starting; the PoolError of a start that failed; SpecError.
+        """
+        pool, began = self._names.resolve(asked.model), self._s.clock.monotonic()
+        self._leases.check_ttl(asked.ttl_ms)
+        ready = self._seen(pool)
+        if not asked.slot and ready.condition is Condition.READY:
+            return {}
+        if asked.slot and ready.free and not self._queue.of(pool.pool_id) and pool.pool_id not in self._leaving():
+            return self._answer(await self._leases.take(pool, asked.holder, asked.ttl_ms), pool, began, started=False)
+        started, future = not view(pool.state).ready, asyncio.get_running_loop().create_future()
+        patience_s = self._rules().patience_s if asked.wait_ms is None else asked.wait_ms / 1000
+        ticket = Ticket(
+            ticket_id or self.new_ticket_id(), pool.pool_id, began, began + patience_s, asked.priority, asked.holder,
+            asked.ttl_ms, asked.slot,
+        )  # fmt: skip
+        self._queue.add(ticket, self._rules())
+        self._waiting[ticket.ticket_id] = future
+        self._bell.set()
+        try:
+            given: dict[str, Any] = await future
+        except asyncio.CancelledError:
+            if asked.slot and future.done() and not future.cancelled() and future.exception() is None:
+                self._leases.release(pool.latest(), future.result()["lease_id"])
+            raise
+        finally:
+            self._queue.remove(ticket.ticket_id)
+            self._waiting.pop(ticket.ticket_id, None)
+            self._bell.set()
+        if not asked.slot:
+            return {}
+        return self._answer(await self._leases.confirmed(pool.latest(), given), pool, began, started=started)
+
+    def new_ticket_id(self) -> str:
+        """A name for a request that is to be found in the queue."""
+        return self._new_id()
+
+    def _answer(self, given: dict[str, Any], pool: Pool, began: float, *, started: bool) -> dict[str, Any]:
+        waited_ms = round((self._s.clock.monotonic() - began) * 1000)
+        told = {key: given[key] for key in ("lease_id", "url")}
+        return {**told, "pool_id": pool.pool_id, "queued_ms": waited_ms, "started": started}
+
+    def cancel(self, ticket_id: str) -> None:
+        """Whoever waits with it is told so. Raises RequestError TICKET_NOT_FOUND."""
+        if (future := self._waiting.get(ticket_id)) is None or future.done():
+            raise RequestError(f"ticket {ticket_id[:64]!r} does not wait", code="TICKET_NOT_FOUND", status=404)
+        future.set_exception(RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those who wait, in their order."""
+        return [self._row(ticket) for ticket in self._queue]
+
+    def find(self, ticket_id: str) -> dict[str, Any] | None:
+        """One who waits; None when it does not."""
+        return next((self._row(ticket) for ticket in self._queue if ticket.ticket_id == ticket_id), None)
+
+    def _row(self, ticket: Ticket) -> dict[str, Any]:
+        pool, blocked = self._pools.find(ticket.pool_id), self._blocked.get(ticket.pool_id)
+        return row(ticket, self._queue.place(ticket), pool, blocked, self._times, self._s.clock.monotonic())
+
+    async def plan(self, model: str) -> dict[str, Any]:
+        """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND, SpecError."""
+        pool = self._names.resolve(model)
+        seen, room = self._seen(pool), Room()
+        if seen.condition is Condition.DOWN:
+            waited_for = [one for one in self._queue.pools() if one != pool.pool_id]
+            room = await self._room.look(pool, self._rules().residency_s, waited_for)
+        waiting = len(self._queue.of(pool.pool_id))
+        return {"model": model, **planned(pool, seen, room, self._room.shown(room), waiting, self._times)}
+
+    # --- the task ---
+
+    async def run(self) -> None:
+        """Until it is cancelled: at every change of a pool or a lease, and at deadlines."""
+        while True:
+            self._bell.clear()
+            await self._look()
+            self._arm()
+            await self._bell.wait()
+
+    async def close(self) -> None:
+        """Nobody is served any more."""
+        await self._work.close()
+        gone = RequestError("the daemon is shutting down", code="NODE_UNAVAILABLE", status=503, retriable=True)
+        for ticket in self._queue:
+            self._refuse(ticket, gone)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _look(self) -> None:
+        self._idle.note()
+        rules, seen = self._rules(), {pool_id: self._seen_by_id(pool_id) for pool_id in self._queue.pools()}
+        found = turn(self._queue, seen, self._s.clock.monotonic(), self._leaving())
+        for ticket in found.granted:
+            self._grant(ticket)
+        for ticket in found.expired:
+            self._refuse(ticket, self._too_late(ticket))
+        for ticket, why in found.refused:
+            self._refuse(ticket, why)
+        for pool_id, one in seen.items():
+            if one.condition is Condition.LOADING:
+                self._work.load(pool_id)
+        blocked: dict[str, Room] = {}
+        for pool_id in found.starts:
+            if not self._work.has_yet_to_reserve():  # else the next one would be promised the same memory
+                room = await self._begin(pool_id, rules, first=not blocked)
+                blocked.update({} if room is None else {pool_id: room})
+        self._blocked = blocked
+        if (closing := self._to_be_kept_free(rules)) != self._closing:
+            self._closing = closing
+            self._bell.set()
+        self._give_up_unwanted()
+        self._stop_idle()
+
+    def _grant(self, ticket: Ticket) -> None:
+        future = self._waiting.get(ticket.ticket_id)
+        self._queue.remove(ticket.ticket_id)
+        if future is None or future.done():
+            return
+        try:
+            pool = self._pools.get(ticket.pool_id)
+            future.set_result(self._leases.allocate(pool, ticket.holder, ticket.ttl_ms) if ticket.slot else {})
+        except PoolError as problem:
+            future.set_exception(problem)
+
+    def _refuse(self, ticket: Ticket, why: PoolError) -> None:
+        self._queue.remove(ticket.ticket_id)
+        if (future := self._waiting.get(ticket.ticket_id)) is not None and not future.done():
+            future.set_exception(copy(why))
+
+    def _refuse_all(self, pool_id: str, why: PoolError) -> None:
+        for ticket in self._queue.of(pool_id):
+            self._refuse(ticket, why)
+
+    def _too_late(self, ticket: Ticket) -> RequestError:
+        told = self._row(ticket)
+        wait_ms = told["estimate_ms"] or 1000
+        return RequestError(
+            f"no slot of pool '{ticket.pool_id}' within {duration(ticket.until - ticket.since)}: it was number {told['place']} of"
+            f" those who wait, for {told['waits_for']}", code="QUEUE_TIMEOUT", status=503, pool_id=ticket.pool_id, retriable=True,
+            retry_after_ms=wait_ms, hint="wait longer (wait_ms), or try again later",
+        )  # fmt: skip
+
+    # --- starting, and making room ---
+
+    async def _begin(self, pool_id: str, rules: QueueRules, *, first: bool) -> Room | None:
+        """Start it where it fits; else what is in its way. Only for the ``first`` something may have to go."""
+        starving = self._starves(pool_id, rules)
+        if not self._queue.of(pool_id):
+            return None
+        try:
+            stays_s = 0.0 if starving else rules.residency_s
+            room = await self._room.look(self._pools.get(pool_id), stays_s, self._waited_for(pool_id, starving))
+        except PoolError as problem:
+            room = Room(problem, in_vain=problem)
+        if room.in_vain is not None:
+            self._refuse_all(pool_id, room.in_vain)
+            return None
+        if room.why_not is None:
+            self._work.load(pool_id)
+            return None
+        if first and room.plan is not None and not room.plan.waits_for:
+            for other in room.plan.evict:
+                self._work.evict(other, f"to make room for pool '{pool_id}'")
+        return room
+
+    def _waited_for(self, pool_id: str, starving: bool) -> list[str]:
+        """Pools that stay for those who wait for them: all, unless somebody starves; then those whose turn was before."""
+        waited_for = self._queue.pools()
+        return waited_for[: waited_for.index(pool_id)] if starving else [one for one in waited_for if one != pool_id]
+
+    def _starves(self, pool_id: str, rules: QueueRules) -> bool:
+        now = self._s.clock.monotonic()
+        return any(ticket.starves(now, rules) for ticket in self._queue.of(pool_id))
+
+    def _to_be_kept_free(self, rules: QueueRules) -> frozenset[str]:
+        """What is in use and must go for whoever is first, and starves."""
+        for pool_id, room in self._blocked.items():
+            if room.plan is not None and room.plan.waits_for and self._starves(pool_id, rules):
+                return frozenset((*room.plan.waits_for, *room.plan.evict))
+            break
+        return frozenset()
+
+    def _give_up_unwanted(self) -> None:
+        """A load that was begun here, and that nobody waits for any more, here or elsewhere."""
+        for pool_id, begun in self._work.begun.items():
+            pool, same = self._pools.find(pool_id), (begun.pool_id, begun.goal, begun.status)
+            others = (one for one in self._pools.operations.all() if one is not begun)
+            wanted = self._queue.of(pool_id) or any((one.pool_id, one.goal, one.status) == same for one in others)
+            reloads = self._pools.precedence.has(pool_id)
+            unused = pool is not None and pool.instance.phase in RISING and not in_hand(pool, self._s.registry)
+            if unused and not (wanted or reloads):
+                self._work.evict(pool_id, "as nobody waits for it any more")
+
+    def _stop_idle(self) -> None:
+        now = self._s.clock.monotonic()
+        for pool in self._pools.all():
+            due = self._idle.due(pool)
+            if due is not None and now >= due and not self._queue.of(pool.pool_id):
+                idle_s = now - self._idle.since(pool)
+                self._idle.touch(pool.pool_id)  # where clients without a lease are served, it is looked at again later
+                self._work.evict(pool.pool_id, f"as it was idle for {duration(idle_s)}")
+
+    # --- inside ---
+
+    def _hear(self, event: Event) -> None:
+        if event.type in _HEARD:
+            self._bell.set()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._s.clock.monotonic()
+        again = now + _LOOK_AGAIN_S if self._blocked else None
+        idle = (self._idle.due(pool) for pool in self._pools.all() if not self._queue.of(pool.pool_id))
+        times = [self._queue.next_deadline(), again, *idle]
+        due = min((at for at in times if at is not None), default=None)
+        self._timer = None if due is None else self._s.clock.call_at(max(due, now), self._bell.set)
+
+    def _seen_by_id(self, pool_id: str) -> Seen:
+        if (pool := self._pools.find(pool_id)) is not None:
+            return self._seen(pool)
+        return Seen(Condition.REFUSED, refusal=RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404))
+
+    def _seen(self, pool: Pool) -> Seen:
+        """What the pool is to somebody who wants a slot of it."""
+        state, i = pool.state, pool.instance
+        if view(state).ready and not self._pools.precedence.tries(pool.pool_id):
+            total, free = self._s.registry.get_slots(pool.pool_id)
+            return Seen(Condition.READY, 1 if total is None else free or 0)
+        if self._pools.precedence.has(pool.pool_id) or i.phase in (Phase.READY, Phase.ATTACHED, Phase.SLEEPING):
+            return Seen(Condition.ENDING)
+        if i.phase in RISING:
+            return Seen(Condition.LOADING)
+        refusal = objection(state, ev.Start(origin="demand"), self._s.clock.monotonic(), pool.definition.policy)
+        if refusal is not None:
+            return Seen(Condition.REFUSED, refusal=refusal)
+        return Seen(Condition.DOWN if i.phase in IDLE else Condition.ENDING)
+
+    def _leaving(self) -> frozenset[str]:
+        """Pools that are to go: nobody is given a slot of them any more."""
+        return self._closing | self._work.evictions.keys()
+
+    def _rules(self) -> QueueRules:
+        q = self._config().queue
+        return QueueRules(q.max_waiting, q.max_waiting_per_pool, q.wait_ms / 1000, q.starving_ms / 1000, q.residency_ms / 1000)

@@ -1,0 +1,90 @@
+"""What demand has begun: starts, and ends of pools that make room. Each is a task; whoever takes the turns waits for none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.errors import PoolError
+from pool_managerd.supervision.making_room import MakingRoom
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.services import Services
+
+_MOMENT_S = 1.0
+_NO_ROOM = ("INSUFFICIENT_VRAM", "INSUFFICIENT_RAM", "GPU_NOT_SHARED")
+
+
+class DemandWork:
+    """``failed`` tells all who wait for a pool why it did not start; ``ring`` is called when something is over.
+
+    ``begun`` are the operations of starts, by pool id, and ``evictions`` the ends that are under way.
+    """
+
+    def __init__(
+        self, pools: Pools, services: Services, room: MakingRoom, failed: Callable[[str, PoolError], None],
+        ring: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._pools, self._s, self._room, self._failed, self._ring = pools, services, room, failed, ring
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self.begun: dict[str, Operation] = {}
+        self.evictions: dict[str, asyncio.Task[None]] = {}
+        self._stays_until: dict[str, float] = {}
+
+    def load(self, pool_id: str) -> None:
+        """Begin a start, or join the one that is under way."""
+        if pool_id not in self._loads:
+            task = self._loads[pool_id] = asyncio.create_task(self._loaded(pool_id), name=f"demand:{pool_id}")
+            task.add_done_callback(lambda _: self._over(self._loads, pool_id))
+
+    async def _loaded(self, pool_id: str) -> None:
+        try:
+            pool, start = self._pools.get(pool_id), ev.Start(origin="demand")
+            self.begun[pool_id] = operation = await self._pools.change(pool, "ensure_ready", start, "up", desired="auto")
+            self._ring()
+            await operation.wait()
+        except PoolError as problem:
+            if problem.code not in _NO_ROOM:  # else somebody was faster: it is looked again at what could make room
+                self._failed(pool_id, problem)
+        finally:
+            self.begun.pop(pool_id, None)
+
+    def has_yet_to_reserve(self) -> bool:
+        """A start that was begun has not come to its admission yet."""
+        for pool_id in self._loads:
+            pool = self._pools.find(pool_id)
+            staging = pool is not None and pool.instance.phase is Phase.STAGING and pool.launch.sizing is None
+            if staging or pool_id not in self.begun:
+                return True
+        return False
+
+    def evict(self, pool_id: str, why: str) -> None:
+        """Stop it, where nothing is in flight on it. One that would not go is left alone for a moment."""
+        if pool_id not in self.evictions and self._s.clock.monotonic() >= self._stays_until.get(pool_id, 0.0):
+            task = self.evictions[pool_id] = asyncio.create_task(self._evicted(pool_id, why), name=f"evict:{pool_id}")
+            task.add_done_callback(lambda _: self._over(self.evictions, pool_id))
+
+    async def _evicted(self, pool_id: str, why: str) -> None:
+        try:
+            operation = await self._room.let_go(pool_id)
+        except PoolError:  # somebody was faster
+            until = self._stays_until[pool_id] = self._s.clock.monotonic() + _MOMENT_S
+            self._s.clock.call_at(until, self._ring)
+            return
+        self._s.events.emit("evicted", f"Pool '{pool_id}' is stopped {why}", pool_id=pool_id)
+        with suppress(PoolError):  # it would not end: whoever looks next sees that
+            await operation.wait()
+
+    def _over(self, tasks: dict[str, asyncio.Task[None]], pool_id: str) -> None:
+        tasks.pop(pool_id, None)
+        self._ring()
+
+    async def close(self) -> None:
+        """Nothing is waited for any more."""
+        tasks = [*self._loads.values(), *self.evictions.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

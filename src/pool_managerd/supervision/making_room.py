@@ -1,0 +1,153 @@
+"""Room for a pool that somebody waits for: what would have to go, as it is seen now, and letting that go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from pool_managerd.core.demand.room import Resident, RoomPlan, plan_room
+from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.phase import IDLE, RISING
+from pool_managerd.core.narration import count
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.in_flight import in_hand, requests_of
+from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.services import Services
+from pool_managerd.supervision.times import Times
+
+_UNMEASURED_S = 10.0
+Objection = Callable[[Collection[InstanceId]], PoolError | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How there is room for one pool. ``why_not``: it fits now (None), or why not. ``plan`` says what has to go, None where that
+    would not do; then ``in_vain`` is the refusal, unless what is in the way goes by itself: then ``ends`` names it.
+    """
+
+    why_not: PoolError | None = None
+    plan: RoomPlan | None = None
+    in_vain: PoolError | None = None
+    ends: tuple[str, ...] = ()
+    residents: tuple[Resident, ...] = ()
+
+
+class MakingRoom:
+    """``idle_since`` tells since which monotonic second a pool has had no request; ``residency_s`` how long one that was just
+    loaded stays.
+    """
+
+    def __init__(self, pools: Pools, services: Services, times: Times, idle_since: Callable[[Pool], float]) -> None:
+        self._pools, self._s, self._times, self._idle_since = pools, services, times, idle_since
+
+    async def look(self, pool: Pool, residency_s: float, waited_for: Collection[str] = ()) -> Room:
+        """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay.
+
+        Raises PoolError for what no room would help.
+        """
+        objection: Objection = await self._s.admission.trial(pool)
+        if (why_not := objection(())) is None:
+            return Room()
+        ending = [one for one in self._others(pool) if one.instance.phase in (Phase.STOPPING, Phase.DRAINING, Phase.SLEEPING)]
+        ends = [one.instance_id for one in ending]
+        if ending and objection(ends) is None:
+            return Room(why_not, ends=tuple(sorted({one.pool_id for one in ending})))
+        residents = [
+            replace(one, kept=one.kept or (_WAITED_FOR if one.pool_id in waited_for else ""))
+            for one in await self._residents(pool, residency_s)
+        ]
+        by_id = {one.pool_id: one.instance_id for one in self._others(pool) if one.current}
+
+        def fits(gone: Collection[str]) -> bool:
+            return objection([*ends, *(by_id[name] for name in gone)]) is None
+
+        plan = plan_room(residents, fits)
+        if plan is not None:
+            return Room(why_not, plan, residents=tuple(residents))
+        passing = {one.pool_id for one in residents if one.kept in _PASSES}
+        if passing and plan_room([replace(one, kept="") if one.kept in _PASSES else one for one in residents], fits) is not None:
+            return Room(why_not, ends=tuple(sorted(passing)), residents=tuple(residents))
+        may_go = [by_id[one.pool_id] for one in residents if not one.kept]
+        return Room(why_not, in_vain=objection([*ends, *may_go]) or why_not, residents=tuple(residents))
+
+    async def let_go(self, pool_id: str) -> Operation:
+        """Stop it, unless it has been asked for meanwhile. Raises RequestError POOL_IN_USE."""
+        pool = self._pools.get(pool_id)
+        if requests := await requests_of(pool, self._s):  # of clients without a lease
+            raise RequestError(
+                f"cannot evict pool '{pool_id}': {count(requests, 'request')} in flight", code="POOL_IN_USE", status=409,
+                pool_id=pool_id, retriable=True,
+            )  # fmt: skip
+        return await self._pools.change(pool, "evict", ev.Evict(), "down")
+
+    def shown(self, room: Room) -> list[dict[str, Any]]:
+        """What would be stopped or waited for, and what that costs, for people and machines."""
+        told = {one.pool_id: one for one in room.residents}
+        plan = room.plan or RoomPlan()
+        return [
+            {
+                "pool_id": name, "action": "wait for its requests" if name in plan.waits_for else "stop",
+                "in_flight": told[name].in_hand, "idle_ms": round(told[name].idle_s * 1000),
+                "stop_ms": self._measured(name, "stop"), "load_again_ms": self._measured(name, "load"),
+            }
+            for name in (*plan.waits_for, *plan.evict)
+        ]  # fmt: skip
+
+    def _measured(self, pool_id: str, kind: str) -> int | None:
+        known = self._times.of(pool_id, kind)
+        return round(median(known)) if known else None
+
+    def _others(self, pool: Pool) -> list[Pool]:
+        everything = [*self._pools.all(), *self._pools.replacements.all()]
+        return [one for one in everything if one.instance_id != pool.instance_id and not one.definition.external]
+
+    async def _residents(self, pool: Pool, residency_s: float) -> tuple[Resident, ...]:
+        there = [one for one in self._others(pool) if one.current and one.instance.phase not in IDLE]
+        return tuple(await asyncio.gather(*(self._resident(one, residency_s) for one in there)))
+
+    async def _resident(self, pool: Pool, residency_s: float) -> Resident:
+        now, ready_since = self._s.clock.monotonic(), pool.instance.ready_since
+        requests = await requests_of(pool, self._s) if view(pool.state).ready else 0
+        back_ms = [median(known) for kind in ("stop", "load") if (known := self._times.of(pool.pool_id, kind))]
+        return Resident(
+            pool.pool_id, max(in_hand(pool, self._s.registry), requests), max(0.0, now - self._idle_since(pool)),
+            sum(back_ms) / 1000 if back_ms else _UNMEASURED_S,
+            1.0 if pool.config is None else pool.config.eviction_weight,
+            self._kept(pool, now - (now if ready_since is None else ready_since), residency_s),
+        )  # fmt: skip
+
+    def _kept(self, pool: Pool, resident_s: float, residency_s: float) -> str:
+        """Why it must not go; empty when it may."""
+        if pool.config is not None and pool.config.pinned:
+            return "it is pinned"
+        if pool.state.held:
+            return "it is held"
+        if self._pools.precedence.has(pool.pool_id):
+            return _RELOADED
+        if pool.instance.phase in RISING:
+            return _LOADS
+        if pool.instance.phase is not Phase.READY:
+            return _ENDS
+        return _STAYS if resident_s < residency_s else ""
+
+
+_RELOADED, _LOADS, _ENDS = "it is being reloaded", "it is loading", "it ends"
+_STAYS, _WAITED_FOR = "it was just loaded", "others wait for it"
+_PASSES = frozenset({_RELOADED, _LOADS, _ENDS, _STAYS, _WAITED_FOR})
+"""What keeps a pool only for a while."""
+
+
+def why_it_waits(room: Room) -> str:
+    """For whoever waits."""
+    if room.ends:
+        return f"{', '.join(room.ends)} must end first"
+    if room.plan is not None and room.plan.waits_for:
+        return f"{', '.join(room.plan.waits_for)} must end what it has in hand first"
+    return "" if room.why_not is None else room.why_not.message
