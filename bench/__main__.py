@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench import (
+    acquire,
     adopt,
     apply,
     cold_start,
@@ -40,6 +41,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "idle": idle.measure,
     "cold": cold_start.measure,
     "conversation": conversation.measure,
+    "acquire": acquire.measure,
     "start": daemon_start.measure,
     "leases": leases.measure,
     "adopt": adopt.measure,

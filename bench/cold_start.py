@@ -40,7 +40,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         prepared = node.call("GET", f"/v1/pools/{_POOL}/command")
         ours, own = [], []
         for _ in range(rounds):
-            own.append(_own_ms(prepared))
+            own.append(own_load_and_warmup_ms(prepared))
             ours.append(_request_ms(node))
     spent, needed = quantile(ours, 0.5), quantile([load + warm for load, warm in own], 0.5)
     load = quantile([load for load, _ in own], 0.5)
@@ -68,7 +68,7 @@ def _request_ms(node: Daemon) -> float:
     return took
 
 
-def _own_ms(prepared: Mapping[str, Any]) -> tuple[float, float]:
+def own_load_and_warmup_ms(prepared: Mapping[str, Any]) -> tuple[float, float]:
     """Load and warm-up of the same argv started directly, in ms."""
     argv: Sequence[str] = prepared["argv"]
     port = int(argv[list(argv).index("--port") + 1])

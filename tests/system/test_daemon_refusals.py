@@ -70,7 +70,9 @@ def test_the_token_is_asked_for_everywhere_but_at_the_open_paths(make: Make) -> 
     for path, method in described:
         if path.rsplit("/", 1)[-1] in ("health", "ready", "metrics") and "pools" not in path:
             continue
-        code, answer = daemon.call(method.upper(), path.format(pool_id="p", lease_id="x", operation_id="x", device="0"))
+        code, answer = daemon.call(
+            method.upper(), path.format(pool_id="p", lease_id="x", operation_id="x", ticket_id="x", device="0")
+        )
         assert (code, answer["code"]) == (401, "MISSING_TOKEN"), (method, path)
     wrong = [TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "", "x" * 5000, TOKEN.replace("c", "ç", 1).encode().decode("latin-1")]
     for given in wrong:

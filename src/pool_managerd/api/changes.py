@@ -107,6 +107,7 @@ def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -
 cancel_preload = change(lambda node, wanted: node.cancel_preload(wanted))
 start = change(lambda node, wanted: node.start(wanted))
 stop = change(lambda node, wanted: node.stop(wanted))
+evict = change(lambda node, wanted: node.evict(wanted))
 restart = change(lambda node, wanted: node.restart(wanted))
 hold = change(lambda node, wanted: node.hold(wanted))
 release = change(lambda node, wanted: node.release(wanted))

@@ -143,6 +143,7 @@ CHANGE_ROUTES = (
     _change("/preload", "Cancel a running preload", changes.cancel_preload, method="DELETE", bare=True),
     _change("/start", "Start the engine", changes.start),
     _change("/stop", "Stop the engine; it stays down", changes.stop),
+    _change("/evict", "Stop an idle engine; whoever needs it starts it again", changes.evict),
     _change("/restart", "Stop and start the engine", changes.restart),
     _change("/drain", "Take no new leases, wait for the given ones, stop", changes.drain, drain=True),
     _change("/undrain", "Call a running drain off", changes.undrain),

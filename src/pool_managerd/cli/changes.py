@@ -54,6 +54,17 @@ def stop(
     _change(daemon(url, config), ids, every, "stop", no_wait, output)
 
 
+def evict(
+    ids: PoolIds = None, every: All = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Stop idle engines; whoever needs one starts it again.
+
+    Refused while requests are in flight.
+    """
+    _change(daemon(url, config), ids, every, "evict", no_wait, output)
+
+
 def restart(
     ids: PoolIds = None, every: All = False, no_wait: NoWait = False, url: Url = None, config: ConfigFile = None,
     output: Output = Format.TABLE,

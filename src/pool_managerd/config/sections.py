@@ -150,8 +150,8 @@ class LifecycleConfig(Section):
 class QueueConfig(Section):
     """Requests that wait for a slot (`acquire`): how many, for how long, and who goes first."""
 
-    max_waiting: Positive = Field(512, description="Requests that may wait on this node; the next one is refused (429).")
-    max_waiting_per_pool: Positive = Field(64, description="Requests that may wait for one pool.")
+    max_waiting: Positive = Field(2048, description="Requests that may wait on this node; the next one is refused (429).")
+    max_waiting_per_pool: Positive = Field(512, description="Requests that may wait for one pool.")
     wait_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(
         300_000, description="How long a request waits that does not say (`wait_ms`), loading included."
     )

@@ -62,7 +62,7 @@ class Demand:
         self._bell = asyncio.Event()
         self._timer: Timer | None = None
         self._work = DemandWork(pools, services, self._room, self._refuse_all, self._bell.set)
-        pools.bell = self._bell.set
+        pools.on_leases = self._leases_changed
         services.events.listen(self._hear)
 
     # --- for callers ---
@@ -160,7 +160,6 @@ class Demand:
             self._timer.cancel()
 
     async def _look(self) -> None:
-        self._idle.note()
         rules, seen = self._rules(), {pool_id: self._seen_by_id(pool_id) for pool_id in self._queue.pools()}
         found = turn(self._queue, seen, self._s.clock.monotonic(), self._leaving())
         for ticket in found.granted:
@@ -274,6 +273,13 @@ class Demand:
                 self._work.evict(pool.pool_id, f"as it was idle for {duration(idle_s)}")
 
     # --- inside ---
+
+    def _leases_changed(self, pool_id: str) -> None:
+        """Of each lease that is given on the hot path, too: nothing is looked at where nobody waits."""
+        self._idle.touch(pool_id)
+        pool = self._pools.find(pool_id)
+        if len(self._queue) or (pool is not None and self._idle.ttl_s(pool)):
+            self._bell.set()
 
     def _hear(self, event: Event) -> None:
         if event.type in _HEARD:

@@ -51,8 +51,8 @@ class Pools:
         services.gpus.attach(self.instances, self.tell)
         self.operations = Operations(new_id, services.clock.wall_ms, services.events.journal)
         self.closing = False
-        self.bell: Callable[[], None] = lambda: None
-        """Rung at every change of a lease."""
+        self.on_leases: Callable[[str], None] = lambda pool_id: None
+        """Called with the pool at every change of a lease."""
         self._changes = Changes(self, services, lambda: self._config)
         self.overrides = Overrides(services.records, services.events)
         self.precedence: Precedence = Nobody()
@@ -103,7 +103,7 @@ class Pools:
 
     def leases_changed(self, pool_id: str, *, expiry: bool = False) -> None:
         """A lease was given or ended; ``expiry``: its end may come sooner than anything else."""
-        self.bell()
+        self.on_leases(pool_id)
         for actor in self.replacements.actors(pool_id):
             actor.leases_changed(expiry=expiry)
 

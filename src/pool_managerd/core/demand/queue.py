@@ -19,8 +19,8 @@ class QueueRules:
     was just loaded stays for ``residency_s``, unless somebody starves.
     """
 
-    max_waiting: int = 512
-    max_waiting_per_pool: int = 64
+    max_waiting: int = 2048
+    max_waiting_per_pool: int = 512
     patience_s: float = 300.0
     starving_s: float = 30.0
     residency_s: float = 0.0
@@ -62,7 +62,8 @@ class Queue:
         if limit is not None:
             raise RequestError(
                 f"cannot wait for pool '{ticket.pool_id}': {count(limit, 'request')} wait for {where} already",
-                code="QUEUE_FULL", status=429, pool_id=ticket.pool_id, retriable=True, hint="try again later",
+                code="QUEUE_FULL", status=429, pool_id=ticket.pool_id, retriable=True, retry_after_ms=1000,
+                hint="try again later, or raise queue.max_waiting_per_pool",
             )  # fmt: skip
         self._tickets[ticket.ticket_id] = ticket
 
