@@ -26,8 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "telemetry": {"telemetry", "core", "errors", "config", "_version"},
     "node": {"supervision", "core", "errors", "config", "wiring", "_version"},
     "wiring": {"wiring", "supervision", "core", "errors", "config", *ADAPTERS},
-    "api": {"api", "node", "core", "errors", "config", "telemetry", "_version"},
-    "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "daemon", "wiring", "_version"},
+    "httpd": {"httpd", "core", "errors", "config"},
+    "api": {"api", "httpd", "node", "core", "errors", "config", "telemetry", "_version"},
+    "gateway": {"gateway", "httpd", "node", "core", "errors", "config", "telemetry", "_version"},
+    "cli": {"cli", "node", "core", "errors", "config", "telemetry", "api", "gateway", "httpd", "daemon", "wiring", "_version"},
     "testing": {"testing", "node", "wiring", "store", "supervision", "core", "errors", "config"},
     "embedding": {"node", "core", "errors", "config"},
 }

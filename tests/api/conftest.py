@@ -11,13 +11,15 @@ import pytest
 
 from pool_managerd.api.auth import Access
 from pool_managerd.api.context import StreamLimits
-from pool_managerd.api.server import ApiServer, ServerLimits, listen
+from pool_managerd.api.server import ApiServer, ServerLimits
+from pool_managerd.httpd.server import HttpLimits, listen
 from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 from tests.api.fake_node import FakeNode
 
 LIMITS = ServerLimits(
-    head_timeout_s=5, shutdown_s=0.5, streams=StreamLimits(max_streams=3, heartbeat_s=0.05, write_timeout_s=0.5, poll_s=0.02)
+    http=HttpLimits(head_timeout_s=5, shutdown_s=0.5, write_timeout_s=0.5),
+    streams=StreamLimits(max_streams=3, heartbeat_s=0.05, write_timeout_s=0.5, poll_s=0.02),
 )
 
 

@@ -64,7 +64,7 @@ async def test_only_the_daemons_own_user_brings_a_configuration(
     uid: int | None, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names programs to run, and policy: who only has the shared token has the file applied as it is."""
-    monkeypatch.setattr("pool_managerd.api.guard.uid_of_peer", lambda _: uid)
+    monkeypatch.setattr("pool_managerd.httpd.guard.uid_of_peer", lambda _: uid)
     access = Access("127.0.0.1", token_digest=Token(TOKEN).digest, owner_uid=77)
     served = await serve(FakeNode(), access)
     try:
@@ -83,7 +83,7 @@ async def test_only_the_daemons_own_user_brings_a_configuration(
 
 
 async def test_on_an_open_loopback_others_may_not_even_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pool_managerd.api.guard.uid_of_peer", lambda _: 1234)
+    monkeypatch.setattr("pool_managerd.httpd.guard.uid_of_peer", lambda _: 1234)
     local = Token("l" * 40)
     served = await serve(FakeNode(), Access("127.0.0.1", local_digest=local.digest, owner_uid=77))
     try:

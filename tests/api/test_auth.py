@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access
-from pool_managerd.api.peers import is_loopback
 from pool_managerd.config import AuthConfig, Config, DaemonConfig
 from pool_managerd.errors import RequestError, SpecError
+from pool_managerd.httpd.peers import is_loopback
 from tests.api.conftest import close, serve
 from tests.api.fake_node import FakeNode
 

@@ -74,7 +74,12 @@ async def crowded(tmp_path: Path) -> AsyncIterator[Served]:
     node = FakeNode()
     node.log_file = tmp_path / "engine.log"
     node.log_file.write_bytes((b"y" * 1_023 + b"\n") * 10_000)
-    served = await serve(node, limits=dataclasses.replace(LIMITS, streams=streams, head_timeout_s=1.0))
+    served = await serve(
+        node,
+        limits=dataclasses.replace(
+            LIMITS, streams=streams, http=dataclasses.replace(LIMITS.http, head_timeout_s=1.0, write_timeout_s=1.0)
+        ),
+    )
     yield served
     await close(served)
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.api import peers
 from pool_managerd.api.auth import Access, local_token, with_local_token
-from pool_managerd.api.peers import LOCAL_TOKEN
 from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import CommandFailed
 from pool_managerd.errors import NodeError
+from pool_managerd.httpd import peers
+from pool_managerd.httpd.peers import LOCAL_TOKEN
 from tests.api.conftest import Served, close, serve
 from tests.api.fake_node import FakeNode
 from tests.conftest import wait_until

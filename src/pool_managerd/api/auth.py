@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pool_managerd.api.peers import LOCAL_TOKEN, is_loopback
 from pool_managerd.config import Config, split_address
 from pool_managerd.errors import NodeError, RequestError, SpecError
+from pool_managerd.httpd.peers import LOCAL_TOKEN, is_loopback
 
 MIN_TOKEN_CHARS = 32
 _MAX_TOKEN_BYTES = 4096

@@ -22,9 +22,9 @@ from pool_managerd.api.envelope import (
     error_response,
     from_http_exception,
 )
-from pool_managerd.api.guard import GuardedConnection
 from pool_managerd.config import is_pool_id
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.httpd.guard import GuardedConnection
 from pool_managerd.telemetry.logs import correlation_id
 from pool_managerd.telemetry.metrics import Metrics
 

@@ -124,7 +124,7 @@ class Daemon:
 
     def _local_token(self, connection: http.client.HTTPConnection, host: str | None) -> str | None:
         """The token that the daemon left for its own user, unless somebody else than that user answers there."""
-        from pool_managerd.api.peers import LOCAL_TOKEN, can_tell, is_loopback, uid_of_peer
+        from pool_managerd.httpd.peers import LOCAL_TOKEN, can_tell, is_loopback, uid_of_peer
 
         path = self.state_dir / LOCAL_TOKEN
         if host is None or not is_loopback(host) or connection.sock is None:

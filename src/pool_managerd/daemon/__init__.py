@@ -15,7 +15,7 @@ from typing import Any
 from pool_managerd import failpoints
 from pool_managerd._version import __version__
 from pool_managerd.api.auth import Access, Token, readable_token_file, resolve_access, with_local_token
-from pool_managerd.api.server import ApiServer, listen
+from pool_managerd.api.server import ApiServer
 from pool_managerd.config import Config
 from pool_managerd.config.schema import not_in_force
 from pool_managerd.config.source import ConfigSource
@@ -25,6 +25,7 @@ from pool_managerd.daemon.loop_watch import LoopWatch
 from pool_managerd.daemon.rereading import Rereading
 from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.httpd.server import listen, url_of
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
 from pool_managerd.supervision.upkeep import keep_up
@@ -82,7 +83,7 @@ async def serving(
                 server = ApiServer(node, access, metrics)
                 try:
                     await server.start(listener, metrics_listener)
-                    yield Served(node, _url(listener), server, metrics)
+                    yield Served(node, url_of(listener), server, metrics)
                 finally:
                     await node.shutdown()  # the API goes on answering meanwhile, so that everybody can see how far it is
                     await server.close()
@@ -238,8 +239,3 @@ def _sockets(config: Config) -> Iterator[tuple[socket.socket, socket.socket | No
         listener = stack.enter_context(listen(config.daemon.bind))
         extra = None if config.daemon.metrics_bind is None else stack.enter_context(listen(config.daemon.metrics_bind))
         yield listener, extra
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from pool_managerd.api.peers import is_loopback, uid_of_peer
+from pool_managerd.httpd.peers import is_loopback, uid_of_peer
 
 MAX_STUCK = 64
 CROWDED_TIMEOUT_S = 2.0
