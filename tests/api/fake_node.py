@@ -71,6 +71,15 @@ class FakeSubscription:
     def close(self) -> None:
         self.closed = True
 
+    def __aiter__(self) -> FakeSubscription:
+        return self
+
+    def __enter__(self) -> FakeSubscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class FakeEvents:
     def __init__(self) -> None:
@@ -224,6 +233,9 @@ class FakeNode(FakeDevices):
 
     def capabilities(self) -> Json:
         return {"profile": "dev", "engines": ["llamacpp"]}
+
+    def routes(self) -> dict[str, Any]:
+        return {"pools": [], "gone": [], "waiting": False}
 
     def snapshots(self) -> Json:
         return {

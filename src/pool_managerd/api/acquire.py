@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from pool_managerd.api.bodies import AcquireBody, NoBody
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import CORRELATION_KEY, envelope, json_response
 from pool_managerd.api.requests import read_model, switch, token_id
-from pool_managerd.api.streams import STILL_HERE, open_stream, send
+from pool_managerd.api.streams import STILL_HERE, open_stream, send, tell
 from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.errors import PoolError
 
@@ -74,6 +75,16 @@ def _frame(event: str, body: dict[str, Any]) -> bytes:
 
 async def queue(context: ApiContext, _request: web.Request) -> web.Response:
     return json_response(context.node.queue())
+
+
+async def routes(context: ApiContext, request: web.Request) -> web.StreamResponse:
+    """All pools; with ``Accept: text/event-stream`` an event ``routes`` with all of them, then one with each change."""
+    if request.method == "HEAD" or "text/event-stream" not in request.headers.get("Accept", ""):
+        return json_response(context.node.routes())
+    async with open_stream(context, request, "text/event-stream") as response:
+        changes = context.node.watch_routes()
+        await tell(context, response, changes, partial(_frame, "routes"))
+    return response
 
 
 async def cancel(context: ApiContext, request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pool_managerd.config import Config, split_address
 from pool_managerd.errors import NodeError, RequestError, SpecError
+from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.peers import LOCAL_TOKEN, is_loopback
 
 MIN_TOKEN_CHARS = 32
@@ -112,15 +113,7 @@ class Access:
 
         ``tokenless``: a loopback peer that carries no token; a page in a browser on this machine may be that.
         """
-        if host is not None and (self.loopback_bind or tokenless) and not is_loopback(_without_port(host)):
-            raise RequestError(
-                "cannot serve the request: its Host header does not name this machine's loopback address",
-                code="HOST_REFUSED",
-                status=421,
-                hint="call http://127.0.0.1 or http://localhost",
-            )
-        if origin is not None and (host is None or origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")):
-            raise RequestError("cannot serve a request of another web origin", code="ORIGIN_REFUSED", status=403)
+        check_browser(host, origin, local=self.loopback_bind or tokenless)
 
 
 def _bearer(header: str | None) -> str | None:
@@ -215,15 +208,6 @@ def readable_token_file(config: Config) -> Path | None:
 
 def _token_file(config: Config) -> Path | None:
     return None if config.auth.token_file is None else config.base_dir / config.auth.token_file
-
-
-def _without_port(host: str) -> str:
-    """The name in a Host header; empty where it cannot be one."""
-    if host.startswith("["):
-        name, bracket, rest = host[1:].partition("]")
-        return name if bracket and (not rest or (rest.startswith(":") and rest[1:].isdigit())) else ""
-    name, colon, port = host.partition(":")
-    return name if not colon or port.isdigit() else ""
 
 
 def _token(config: Config, env: Mapping[str, str]) -> Token | None:

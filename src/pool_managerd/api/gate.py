@@ -24,7 +24,7 @@ from pool_managerd.api.envelope import (
 )
 from pool_managerd.config import is_pool_id
 from pool_managerd.errors import NodeError, PoolError, RequestError
-from pool_managerd.httpd.guard import GuardedConnection
+from pool_managerd.httpd.guard import GuardedConnection, at_work
 from pool_managerd.telemetry.logs import correlation_id
 from pool_managerd.telemetry.metrics import Metrics
 
@@ -70,17 +70,12 @@ class Gate:
         async def gate(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            connection = request.transport.get_protocol() if request.transport is not None else None
-            guarded = connection if isinstance(connection, GuardedConnection) else None
-            if guarded is not None:
-                guarded.request_begins()
             self._running += 1
             try:
-                return await self._answer(request, handler, guarded)
+                with at_work(request.transport) as guarded:
+                    return await self._answer(request, handler, guarded)
             finally:
                 self._running -= 1
-                if guarded is not None:
-                    guarded.request_ends()
 
         return gate
 

@@ -24,6 +24,7 @@ class Acquired(Answer):
     lease_id: str | None = None
     pool_id: str
     url: str | None = Field(None, description="The engine that the lease is on: requests under it go there.")
+    epoch: int | None = Field(None, description="The launch of that engine.")
     queued_ms: int | None = None
     started: bool | None = Field(None, description="It was not ready when it was asked for.")
     model: str | None = None
@@ -34,6 +35,35 @@ class Acquired(Answer):
     waiting: int | None = None
     refused: str | None = Field(None, description="Why it would be refused.")
     hint: str | None = None
+
+
+class RouteRow(Answer):
+    """One pool as a router sees it."""
+
+    pool_id: str
+    name: str = Field(description="What it is listed as: its served name, or its id. Several pools may share it.")
+    names: list[str] = Field(description="All that requests may call it by, its id first.")
+    state: str
+    ready: bool
+    draining: bool
+    loading: bool
+    stays_down: bool = Field(description="A person does not want it: nobody's request starts it.")
+    epoch: int = Field(description="Its launch; leases are given on one, and end with it.")
+    url: str | None = None
+    engine: str | None = None
+    model_id: str | None = None
+    engine_names: list[str] | None = Field(None, description="Of an engine that refuses others: what its model is called there.")
+    ctx: int | None = None
+    slots: int
+    last_error: str | None = None
+
+
+class RouteTable(Answer):
+    """What a router has to know."""
+
+    pools: list[RouteRow]
+    gone: list[str] = Field(description="In the stream: pools that are no more.")
+    waiting: bool = Field(description="Somebody waits for a slot or for room: leases that are not in use are to come back.")
 
 
 class Ticket(Answer):

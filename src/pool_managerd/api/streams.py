@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from pool_managerd.api.requests import number, pool_id, switch
 from pool_managerd.core.event import Event
 from pool_managerd.errors import NodeError, RequestError
 
+_ITEM = TypeVar("_ITEM")
 MAX_EVENT_ID = 2**63 - 1
 _REPLAY_GAP_S = 0.05
 STILL_HERE = b": still here\n\n"
@@ -34,32 +36,41 @@ async def events(context: ApiContext, request: web.Request) -> web.StreamRespons
     if request.method == "HEAD":
         return web.Response(content_type="text/event-stream")
     async with open_stream(context, request, "text/event-stream") as response:
-        subscription = context.node.events.subscribe(after)
-        pending: asyncio.Task[Event] | None = None
-        closing = asyncio.ensure_future(context.closing.wait())
-        patience = context.streams.heartbeat_s if follow else _REPLAY_GAP_S
-        try:
+        with context.node.events.subscribe(after) as subscription:  # it ends for a client that is slow, which resumes by id
             await send(context, response, b"retry: 1000\n\n")
-            while True:
-                pending = pending or asyncio.ensure_future(subscription.__anext__())
-                await asyncio.wait({pending, closing}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                if pending.done():
-                    event = pending.result()  # StopAsyncIteration: cut off for being slow; the client resumes by id
-                    pending = None
-                    if event.journal:
-                        await send(context, response, event_frame(event))
-                elif closing.done() or not follow:
-                    break
-                else:
-                    await send(context, response, STILL_HERE)
-        except StopAsyncIteration:
-            pending = None
-        finally:
-            subscription.close()
-            for task in (pending, closing):
-                if task is not None:
-                    task.cancel()
+            await tell(context, response, subscription, lambda event: event_frame(event) if event.journal else b"", follow=follow)
     return response
+
+
+async def tell(
+    context: ApiContext, response: web.StreamResponse, items: AsyncIterator[_ITEM], frame: Callable[[_ITEM], bytes], *,
+    follow: bool = True,
+) -> None:  # fmt: skip
+    """Each of ``items`` as ``frame`` makes it, with signs of life between them, until they or the daemon end; without ``follow``
+    until the next one does not come at once.
+    """
+    pending: asyncio.Future[_ITEM] | None = None
+    closing = asyncio.ensure_future(context.closing.wait())
+    patience = context.streams.heartbeat_s if follow else _REPLAY_GAP_S
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(items))
+            waited: set[asyncio.Future[Any]] = {pending, closing}
+            await asyncio.wait(waited, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if pending.done():
+                item = pending.result()
+                pending = None
+                await send(context, response, frame(item))
+            elif closing.done() or not follow:
+                break
+            else:
+                await send(context, response, STILL_HERE)
+    except StopAsyncIteration:
+        pending = None
+    finally:
+        for task in (pending, closing):
+            if task is not None:
+                task.cancel()
 
 
 async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:

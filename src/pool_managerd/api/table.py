@@ -60,6 +60,10 @@ QUEUE_ROUTES = (
     _read(
         "/queue", "Requests that wait for a slot, in their order", acquire.queue, queue_schemas.Ticket, many=True, private=True
     ),
+    _read(
+        "/routes", "Which pool answers to which names, and where; with Accept: text/event-stream each change as it comes",
+        acquire.routes, queue_schemas.RouteTable, 503, private=True,
+    ),
     Route(
         "DELETE", "/queue/{ticket_id}", "Have a request wait no more", acquire.cancel, {200: queue_schemas.TicketCancelled},
         (400, 404, 408, 413, 415), bodies.NoBody,

@@ -18,6 +18,7 @@ from pool_managerd.cli import (
     devices,
     explain,
     follow,
+    gateway,
     output,
     preflight,
     queue,
@@ -72,7 +73,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         explain.explain,
         preflight.preflight,
     ),
-    *(serving.version,),
+    *(gateway.gateway, serving.version),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -12,6 +12,7 @@ from pool_managerd.config.pools import PoolConfig
 from pool_managerd.config.sections import (
     AuthConfig,
     DaemonConfig,
+    GatewayConfig,
     GpuConfig,
     HealthConfig,
     LifecycleConfig,
@@ -38,6 +39,7 @@ class Config(Section):
     supervision: SupervisionConfig = SupervisionConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     queue: QueueConfig = QueueConfig()
+    gateway: GatewayConfig = GatewayConfig()
     reload: ReloadConfig = ReloadConfig()
     slot_cache: SlotCacheConfig = SlotCacheConfig()
     auth: AuthConfig = AuthConfig()

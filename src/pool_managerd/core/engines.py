@@ -36,7 +36,7 @@ class EngineKind:
     ``package`` is the Python package that carries it, ``install`` the command that gets it. ``startup_ms``: how long it may
     take until it answers, where that is longer than usual: some compile, capture and profile before. ``log`` names the rules
     of `core.crash_evidence` that read its log; without, those for any program do. ``counters`` tell work from a standstill.
-    ``sleep``: how one is put to sleep that is able to.
+    ``sleep``: how one is put to sleep that is able to. One that ``knows_its_name`` refuses requests for a model of another.
     """
 
     modes: tuple[str, ...]
@@ -48,6 +48,7 @@ class EngineKind:
     install: str = ""
     counters: CounterNames | None = None
     sleep: SleepDialect | None = None
+    knows_its_name: bool = False
 
 
 ENGINES: Mapping[str, EngineKind] = {
@@ -72,6 +73,7 @@ ENGINES: Mapping[str, EngineKind] = {
             "--enable-sleep-mode", Question("/is_sleeping"), Question("/wake_up", {}), Question("/sleep?level=1", {}),
             needs="VLLM_SERVER_DEV_MODE=1 in its environment, which opens other routes, too",
         ),
+        knows_its_name=True,
     ),
     "tgi": EngineKind(
         ("external",), startup_ms=900_000,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from pool_managerd.httpd.peers import is_loopback, uid_of_peer
@@ -80,6 +81,20 @@ class Connections:
             connection.abort()
         self._cut_off_stuck()
         self.start()
+
+
+@contextmanager
+def at_work(transport: asyncio.BaseTransport | None) -> Iterator[GuardedConnection | None]:
+    """A request whose head is complete is being answered: its connection, which is not idle meanwhile; None: not guarded."""
+    protocol = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
+    guarded = protocol if isinstance(protocol, GuardedConnection) else None
+    if guarded is not None:
+        guarded.request_begins()
+    try:
+        yield guarded
+    finally:
+        if guarded is not None:
+            guarded.request_ends()
 
 
 class GuardedConnection(asyncio.Protocol):

@@ -31,6 +31,7 @@ from pool_managerd.supervision.names import Names
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.protocols import Timer
+from pool_managerd.supervision.routes import Routes
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import objection
 from pool_managerd.supervision.times import Times
@@ -53,6 +54,7 @@ class Demand:
         self._pools, self._s, self._leases, self._times = pools, services, leases, times
         self._config, self._new_id = config, new_id
         self._names = Names(pools.all, services.registry)
+        self.routes = Routes(pools, self._names, services.events, lambda: bool(self._waiting))
         self._idle = IdlePools(pools, services, config)
         self._room = MakingRoom(pools, services, times, self._idle.since)
         self._queue = Queue()
@@ -68,7 +70,8 @@ class Demand:
     # --- for callers ---
 
     async def acquire(self, asked: AcquireRequest, ticket_id: str | None = None) -> dict[str, Any]:
-        """A lease: ``{lease_id, pool_id, url, queued_ms, started}``; empty without ``slot``. Whoever goes away does not wait.
+        """A lease: ``{lease_id, pool_id, url, epoch, queued_ms, started}``; empty without ``slot``. Whoever goes
+        away does not wait.
 
         Raises RequestError MODEL_NOT_FOUND, QUEUE_FULL (429), QUEUE_TIMEOUT (503), POOL_STOPPED and what else keeps the pool from
         starting; the PoolError of a start that failed; SpecError.
@@ -87,8 +90,7 @@ class Demand:
             asked.ttl_ms, asked.slot,
         )  # fmt: skip
         self._queue.add(ticket, self._rules())
-        self._waiting[ticket.ticket_id] = future
-        self._bell.set()
+        self._waits(ticket, future)
         try:
             given: dict[str, Any] = await future
         except asyncio.CancelledError:
@@ -97,11 +99,22 @@ class Demand:
             raise
         finally:
             self._queue.remove(ticket.ticket_id)
-            self._waiting.pop(ticket.ticket_id, None)
-            self._bell.set()
+            self._waits_no_more(ticket)
         if not asked.slot:
             return {}
         return self._answer(await self._leases.confirmed(pool.latest(), given), pool, began, started=started)
+
+    def _waits(self, ticket: Ticket, future: asyncio.Future[dict[str, Any]]) -> None:
+        self._waiting[ticket.ticket_id] = future
+        self._bell.set()
+        if len(self._waiting) == 1:
+            self.routes.changed()
+
+    def _waits_no_more(self, ticket: Ticket) -> None:
+        self._waiting.pop(ticket.ticket_id, None)
+        self._bell.set()
+        if not self._waiting:
+            self.routes.changed()
 
     def new_ticket_id(self) -> str:
         """A name for a request that is to be found in the queue."""
@@ -109,7 +122,7 @@ class Demand:
 
     def _answer(self, given: dict[str, Any], pool: Pool, began: float, *, started: bool) -> dict[str, Any]:
         waited_ms = round((self._s.clock.monotonic() - began) * 1000)
-        told = {key: given[key] for key in ("lease_id", "url")}
+        told = {key: given[key] for key in ("lease_id", "url", "epoch")}
         return {**told, "pool_id": pool.pool_id, "queued_ms": waited_ms, "started": started}
 
     def cancel(self, ticket_id: str) -> None:

@@ -73,7 +73,8 @@ class Leases:
         lease = self._registry.grant(pool_id, holder=holder, given_at_ms=given_at_ms, expires_at=expires_at, key=key)
         self._pools.leases_changed(pool_id, expiry=expires_at is not None)
         active = self._registry.get_active_leases(pool_id)
-        return {"lease_id": lease.lease_id, "active_leases": active, "url": self._url(pool, lease.lease_id)}
+        epoch, url = self._place(pool, lease.lease_id)
+        return {"lease_id": lease.lease_id, "active_leases": active, "url": url, "epoch": epoch}
 
     def renew(self, pool: Pool, lease_id: str, ttl_ms: int) -> dict[str, Any]:
         self._registry.renew(pool.pool_id, lease_id, self._expiry(ttl_ms))
@@ -85,11 +86,11 @@ class Leases:
         self._pools.leases_changed(pool.pool_id)
         return {"active_leases": active}
 
-    def _url(self, pool: Pool, lease_id: str) -> str | None:
-        """Where the engine is that the lease is on: while one is replaced there are two."""
+    def _place(self, pool: Pool, lease_id: str) -> tuple[int | None, str | None]:
+        """The launch that the lease is on, and where its engine is: while one is replaced there are two."""
         epoch, other = self._registry.epoch_of(pool.pool_id, lease_id), self._pools.replacements.find(pool.pool_id)
         engine = (other if other is not None and other.instance.epoch == epoch else pool).launch.prepared
-        return None if engine is None else masked_text(engine.url)
+        return epoch, None if engine is None else masked_text(engine.url)
 
     def _expiry(self, ttl_ms: int) -> float:
         if isinstance(ttl_ms, bool) or not 0 < ttl_ms <= MAX_TTL_MS:

@@ -25,6 +25,14 @@ class Names:
         served = () if config.served_name is None else (config.served_name,)
         return tuple(dict.fromkeys((pool.pool_id, *served, *config.aliases)))
 
+    def of_engine(self, pool: Pool) -> list[str]:
+        """What its engine itself is asked for the model by, where it insists on that: the first one will do."""
+        config = pool.config
+        if config is None:
+            return []
+        own = config.model if config.provisioning.mode == "external" else pool.pool_id
+        return [config.served_name or own]
+
     def resolve(self, model: str) -> Pool:
         """The pool for ``model``; of several that share a name the one that serves it soonest.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ from pool_managerd.supervision.pools import Pools
 
 @dataclass(frozen=True, slots=True)
 class AcquiredLease:
-    """A slot of pool ``pool_id``: requests under it go to ``url``. ``queued_ms`` it was waited for; ``started``: a start was."""
+    """A slot of pool ``pool_id``: requests under it go to ``url``. ``queued_ms`` it was waited for; ``started``: a start was.
+    ``epoch`` is the launch of the engine that it is on.
+    """
 
     lease_id: str
     pool_id: str
     url: str | None
+    epoch: int | None
     queued_ms: int
     started: bool
 
@@ -89,6 +92,18 @@ class AcquireCalls:
     def ticket(self, ticket_id: str) -> dict[str, Any] | None:
         """One who waits; None when it does not."""
         return self._demand.find(ticket_id)
+
+    def routes(self) -> dict[str, Any]:
+        """What a router has to know: ``pools`` with their names, where each answers and whether it may be asked, and ``waiting``:
+        whether anybody waits for a slot or for room.
+        """
+        return self._demand.routes.now()
+
+    def watch_routes(self) -> AsyncIterator[dict[str, Any]]:
+        """As ``routes`` at first, then what has changed since: rows that are new or different, and in ``gone`` pools that are no
+        more.
+        """
+        return self._demand.routes.watch()
 
     def cancel_ticket(self, ticket_id: str) -> None:
         """Whoever waits with it is told so. Raises RequestError TICKET_NOT_FOUND."""

@@ -1,0 +1,173 @@
+"""What the gateway does with a request: find its model, have a slot of it, pass it on; and the pages beside that."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+from aiohttp import hdrs, web
+
+from pool_managerd.core.demand.kept_leases import HeldLease
+from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.gateway.asked import Asked, in_form, in_json, renamed
+from pool_managerd.gateway.dialects import Dialect
+from pool_managerd.gateway.exchange import Exchange
+from pool_managerd.gateway.forward import BrokenEngineError, forward
+from pool_managerd.gateway.leasing import Leasing
+from pool_managerd.gateway.models import as_list, listed
+from pool_managerd.gateway.paths import Path
+
+log = structlog.get_logger("pool_managerd.gateway")
+_TRIES = 2
+"""An engine that ends before the first byte of its answer: the request goes to another one, or to the one that comes after."""
+_CAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FrontLimits:
+    """``buffered_bytes``: of all bodies that are held at the same time."""
+
+    body_bytes: int = 64 << 20
+    buffered_bytes: int = 512 << 20
+    body_s: float = 60.0
+    heartbeat_s: float = 12.0
+
+
+class Front:
+    """One per gateway."""
+
+    def __init__(self, leasing: Leasing, session: aiohttp.ClientSession, limits: FrontLimits) -> None:
+        self._leasing, self._session, self._limits = leasing, session, limits
+        self._buffered = 0
+
+    async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
+        """A request for a model that its body names."""
+        exchange = Exchange(request, path.dialect, self._limits.heartbeat_s)
+        return await self._told(exchange, self._inferred(exchange, path))
+
+    async def upstream(self, request: web.Request) -> web.StreamResponse:
+        """``/upstream/MODEL/PATH``: any request, to the engine as it is."""
+        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
+        return await self._told(exchange, self._passed_through(exchange))
+
+    async def models(self, _request: web.Request) -> web.StreamResponse:
+        return web.json_response(as_list(listed(self._leasing.directory.all())))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
+        wanted = request.match_info["model"]
+        try:
+            behind = set(self._leasing.directory.pools(wanted))
+        except PoolError as problem:
+            return await exchange.fail(problem)
+        rows = listed(place for place in self._leasing.directory.all() if place.pool_id in behind)
+        return web.json_response(rows[0])
+
+    async def health(self, _request: web.Request) -> web.StreamResponse:
+        """The gateway is up; whether it follows the daemon is told beside that."""
+        return web.json_response({"status": "ok", "daemon": "connected" if self._leasing.connected else "away"})
+
+    async def not_found(self, request: web.Request) -> web.StreamResponse:
+        problem = RequestError(
+            f"cannot find {request.method} {request.path[:120]}", code="NOT_FOUND", status=404,
+            hint="GET /v1/models lists the models; engines' other paths are at /upstream/MODEL/PATH",
+        )  # fmt: skip
+        return await Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s).fail(problem)
+
+    # --- a request ---
+
+    async def _told(self, exchange: Exchange, work: object) -> web.StreamResponse:
+        """``work``, with every error in the client's dialect."""
+        try:
+            return await work  # type: ignore[misc, no-any-return]
+        except PoolError as problem:
+            return await exchange.fail(problem)
+        except ConnectionError:  # of the client: it has gone, and nobody is told
+            return exchange.response or web.Response(status=499)
+
+    async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
+        raw = await self._body(exchange.request)
+        try:
+            asked = self._read(exchange.request, raw, path)
+            exchange.stream = asked.stream
+            where = path.inner or exchange.request.path
+            return await self._served(exchange, asked.model, where, asked)
+        finally:
+            self._buffered -= len(raw)
+
+    async def _passed_through(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        model, where = request.match_info["model"], "/" + request.match_info["path"]
+        raw = await self._body(request)
+        try:
+            return await self._served(exchange, model, where, Asked(model, stream=False, body=raw))
+        finally:
+            self._buffered -= len(raw)
+
+    async def _served(self, exchange: Exchange, model: str, where: str, asked: Asked) -> web.StreamResponse:
+        if exchange.request.query_string:
+            where += "?" + exchange.request.query_string
+        for attempt in range(1, _TRIES + 1):
+            held: list[HeldLease] = []
+            broken = False
+            try:
+                lease = await exchange.patiently(self._take(model, exchange.request_id, held))
+                return await forward(self._session, exchange, lease.url + where, self._for_engine(asked, lease) or None)
+            except BrokenEngineError as problem:
+                broken = True
+                if exchange.sent or attempt == _TRIES:
+                    raise await self._with_cause(problem, held[0]) from problem
+            finally:
+                for one in held:
+                    self._leasing.done(one, broken=broken)
+        raise AssertionError("unreachable")
+
+    async def _take(self, model: str, request_id: str, held: list[HeldLease]) -> HeldLease:
+        """A slot, which is in ``held`` at once: who is cancelled in the very moment has it, and gives it back."""
+        held.append(await self._leasing.take(model, request_id))
+        return held[0]
+
+    def _for_engine(self, asked: Asked, lease: HeldLease) -> bytes:
+        place = self._leasing.directory.place(lease.pool_id)
+        names = None if place is None else place.engine_names
+        return asked.body if not names or asked.model in names or not asked.body else renamed(asked, names[0])
+
+    async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
+        """With what the daemon has found out about the engine's end, which takes it a moment."""
+        until = asyncio.get_running_loop().time() + _CAUSE_S
+        while asyncio.get_running_loop().time() < until:
+            place = self._leasing.directory.place(lease.pool_id)
+            if place is not None and not place.open and place.last_error:
+                return BrokenEngineError(f"{problem.message}; {place.last_error}", pool_id=lease.pool_id)
+            await asyncio.sleep(0.02)
+        return BrokenEngineError(problem.message, pool_id=lease.pool_id)
+
+    def _read(self, request: web.Request, raw: bytes, path: Path) -> Asked:
+        kind = request.headers.get(hdrs.CONTENT_TYPE, "")
+        if path.form and kind.lower().startswith("multipart/form-data"):
+            return in_form(raw, kind)
+        return in_json(raw)
+
+    async def _body(self, request: web.Request) -> bytes:
+        """Raises RequestError 413 or 408, NodeError when too much is held already."""
+        limits, announced = self._limits, request.content_length or 0
+        if announced > limits.body_bytes:
+            raise _too_large(limits.body_bytes)
+        if self._buffered + announced > limits.buffered_bytes:
+            raise NodeError("cannot take more request bodies at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
+        try:
+            async with asyncio.timeout(limits.body_s):
+                raw = await request.read()
+        except TimeoutError:
+            message = f"cannot wait longer than {limits.body_s:.0f} s for the request body"
+            raise RequestError(message, code="REQUEST_TIMEOUT", status=408) from None
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large(limits.body_bytes) from None
+        self._buffered += len(raw)
+        return raw
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(f"cannot take a request body of more than {limit >> 20} MiB", code="BODY_TOO_LARGE", status=413)

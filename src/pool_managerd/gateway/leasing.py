@@ -1,0 +1,178 @@
+"""A lease for each request: one that was kept from the last request, or a new one; and the tasks that keep them true.
+
+The node is followed all the time. While it is away (restarted, upgraded) what is held is used on, and new leases are waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
+from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.gateway.directory import Directory
+from pool_managerd.gateway.node_link import NodeLink
+
+log = structlog.get_logger("pool_managerd.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """In seconds: how long a lease is kept between requests, how long it lasts when nobody renews it (as this process has ended),
+    how long a request waits for a node that is away, and how often that is tried again.
+    """
+
+    linger_s: float = 2.0
+    ttl_s: float = 30.0
+    away_s: float = 15.0
+    again_s: float = 0.1
+
+
+class Leasing:
+    """``holder`` names this gateway to the node. ``run`` is its task."""
+
+    def __init__(self, link: NodeLink, holder: str, times: LeaseTimes | None = None) -> None:
+        self._link, self._holder, self._times = link, holder, times or LeaseTimes()
+        self.directory = Directory()
+        self._kept = KeptLeases(self._times.linger_s)
+        self._owed: dict[str, tuple[HeldLease, float]] = {}
+        """To be given back, until it has ended by itself."""
+        self._news, self._back = asyncio.Event(), asyncio.Event()
+        self.connected = False
+
+    async def take(self, model: str, holder: str, wait_ms: int | None = None) -> HeldLease:
+        """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
+        if not self.directory.known:
+            await self._node_is_there()
+        if (kept := self._kept.take(self.directory.pools(model))) is not None:
+            return kept
+        given = await self._with_patience(
+            lambda: self._link.acquire(model, f"{self._holder}/{holder}", round(self._times.ttl_s * 1000), wait_ms)
+        )
+        self._kept.add(given)
+        return given
+
+    def done(self, lease: HeldLease, *, broken: bool = False) -> None:
+        """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
+        if broken or self._kept.done(lease, time.monotonic()):
+            self._kept.forget(lease.lease_id)
+            self._owe([lease])
+
+    def used(self) -> int:
+        """Leases that are in use."""
+        return len(self._kept.in_use)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._give_back())
+            tasks.create_task(self._renew())
+
+    async def close(self) -> None:
+        """What is held is given back, as far as the node can be reached at once."""
+        for lease in self._kept.all():
+            self._kept.forget(lease.lease_id)
+            self._owe([lease])
+        gone = [self._link.give_back(lease) for lease, _ in self._owed.values()]
+        async with asyncio.timeout(1.0):
+            await asyncio.gather(*gone, return_exceptions=True)
+
+    # --- the tasks ---
+
+    async def _follow(self) -> None:
+        told_away = False
+        while True:
+            try:
+                whole = True
+                async for told in self._link.routes():
+                    self.directory.learn(told, whole=whole)
+                    self._kept.see(self.directory.open_launches(), waiting=self.directory.waiting)
+                    if whole:
+                        log.info("The gateway follows the daemon", action="connected")
+                    whole, told_away, self.connected = False, False, True
+                    self._news.set()
+                    self._back.set()
+                why = "it closed the connection"
+            except PoolError as problem:
+                why = problem.message
+            self.connected = False
+            self._back.clear()
+            if not told_away:
+                told_away = True
+                log.warning(f"The gateway serves on without the daemon: {why}", action="away")
+            await asyncio.sleep(self._times.again_s)
+
+    async def _give_back(self) -> None:
+        while True:
+            self._owe(self._kept.due(time.monotonic()))
+            for lease, since in list(self._owed.values()):
+                if time.monotonic() - since > self._times.ttl_s:
+                    del self._owed[lease.lease_id]  # it has ended by itself
+            if self._owed and self.connected:
+                await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())))
+            self._news.clear()
+            if self._owed:
+                await asyncio.sleep(self._times.again_s)
+                continue
+            due = self._kept.next_due()
+            patience = 0.25 if due is None else min(0.25, max(0.01, due - time.monotonic()))
+            try:
+                async with asyncio.timeout(None if due is None and not self._kept.in_use else patience):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+
+    async def _return(self, lease: HeldLease) -> None:
+        try:
+            await self._link.give_back(lease)
+        except NodeError:
+            return  # the node is away: it is tried again
+        except PoolError as problem:
+            log.warning(f"A lease could not be given back: {problem.message}", action="give_back", pool_id=lease.pool_id)
+        self._owed.pop(lease.lease_id, None)
+
+    async def _renew(self) -> None:
+        """Often enough that one that is missed does no harm, and at once when the node is back."""
+        while True:
+            await self._back.wait()
+            for lease in self._kept.all():
+                try:
+                    alive = await self._link.renew(lease, round(self._times.ttl_s * 1000))
+                except PoolError:
+                    break
+                if not alive:
+                    self._kept.forget(lease.lease_id)
+            await asyncio.sleep(self._times.ttl_s / 4)
+
+    # --- inside ---
+
+    def _owe(self, leases: list[HeldLease]) -> None:
+        now = time.monotonic()
+        self._owed.update({lease.lease_id: (lease, now) for lease in leases})
+        if leases:
+            self._news.set()
+
+    async def _node_is_there(self) -> None:
+        try:
+            async with asyncio.timeout(self._times.away_s):
+                await self._back.wait()
+        except TimeoutError:
+            raise NodeError(
+                "cannot reach the daemon", hint="start it with: pool-managerd serve --config FILE", retry_after_ms=1000
+            ) from None
+
+    async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
+        """Asked again while the node is away, for a while."""
+        until = time.monotonic() + self._times.away_s
+        while True:
+            try:
+                return await ask()
+            except PoolError as problem:
+                if problem.code != NodeError.code or time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(self._times.again_s)

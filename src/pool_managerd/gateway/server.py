@@ -1,0 +1,126 @@
+"""The gateway as a server: the paths that clients call, behind limits and the rules that keep web pages out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from pool_managerd.errors import PoolError
+from pool_managerd.gateway.dialects import Dialect, told
+from pool_managerd.gateway.forward import engine_session
+from pool_managerd.gateway.front import Front, FrontLimits
+from pool_managerd.gateway.leasing import LeaseTimes, Leasing
+from pool_managerd.gateway.node_link import NodeLink
+from pool_managerd.gateway.paths import POSTS
+from pool_managerd.httpd.browser import check_browser
+from pool_managerd.httpd.guard import at_work
+from pool_managerd.httpd.server import HttpLimits, HttpServer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``local``: only this machine
+    is to call; ``origins``: of web pages that may.
+    """
+
+    limits: FrontLimits = field(default_factory=FrontLimits)
+    http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0))
+    leases: LeaseTimes = field(default_factory=LeaseTimes)
+    local: bool = True
+    origins: tuple[str, ...] = ()
+
+
+class Gateway:
+    """``async with Gateway(link): …`` answers on ``listener`` once ``start`` was called. ``run`` follows the daemon."""
+
+    def __init__(self, link: NodeLink, options: GatewayOptions | None = None) -> None:
+        self._options = options or GatewayOptions()
+        self._link = link
+        self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
+        self._session: aiohttp.ClientSession | None = None
+        self._server: HttpServer | None = None
+
+    async def __aenter__(self) -> Gateway:
+        await self._link.__aenter__()
+        self._session = engine_session()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Running requests have a moment to end; then leases go back."""
+        if self._server is not None:
+            await self._server.close()
+        with suppress(TimeoutError):
+            await self.leasing.close()
+        if self._session is not None:
+            await self._session.close()
+        await self._link.__aexit__()
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        if self._session is None:
+            raise RuntimeError("the gateway was not entered")
+        front = Front(self.leasing, self._session, self._options.limits)
+        self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)
+        await self._server.start(listener)
+
+    async def run(self) -> None:
+        """Follow the daemon until cancelled."""
+        await self.leasing.run()
+
+
+def _application(front: Front, options: GatewayOptions) -> web.Application:
+    app = web.Application(middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.body_bytes)
+    for path, kind in POSTS.items():
+        app.router.add_post(path, _with(front.infer, kind))
+    app.router.add_get("/v1/models", front.models)
+    app.router.add_get("/models", front.models)
+    app.router.add_get("/v1/models/{model:.+}", front.model)
+    app.router.add_get("/health", front.health)
+    app.router.add_route("*", "/upstream/{model}/{path:.*}", front.upstream)
+    app.router.add_route("*", "/{path:.*}", front.not_found)
+    app.freeze()
+    return app
+
+
+def _with(handler: Callable[..., Awaitable[web.StreamResponse]], kind: object) -> Handler:
+    @functools.wraps(handler)
+    async def bound(request: web.Request) -> web.StreamResponse:
+        return await handler(request, kind)
+
+    return bound
+
+
+def _refusal(error: PoolError) -> web.Response:
+    found = told(error, Dialect.OPENAI, f"req_{uuid.uuid4().hex}")
+    return web.Response(
+        body=json.dumps(found.body).encode(), status=found.status, headers=found.headers, content_type="application/json"
+    )
+
+
+def _guard(origins: Collection[str], *, local: bool) -> Middleware:
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with at_work(request.transport):
+            try:
+                check_browser(request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN), local=local, origins=origins)
+            except PoolError as problem:
+                return _refusal(problem)
+            response = await handler(request)
+            if not response.prepared:
+                response.headers["Server"] = "pool-managerd"
+            return response
+
+    return guarded
