@@ -105,6 +105,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")
         await boot(self._pools, s, stored, self._a.kept_leases)
+        self._demand.open = True
         intake = HandoffIntake(self._pools, self.events)
         for what, work in {**self._a.own_tasks(intake.on_handoff, intake.on_error), "the queue": self._demand.run}.items():
             self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))
@@ -255,10 +256,11 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
     async def evict(self, pool_id: str) -> Operation:
         """Stop to make room: unlike a stopped pool, an evicted one may be started again by whoever needs it.
 
-        Not durable: after a restart of the daemon its configuration holds. Raises RequestError POOL_IN_USE while leases are
-        in flight, POOL_NOT_FOUND.
+        After a restart of the daemon its configuration holds: it comes up with `preload`, else on demand.
+
+        Raises RequestError POOL_IN_USE while leases are in flight, POOL_NOT_FOUND.
         """
-        return await self._pools.change(self._pools.get(pool_id), "evict", ev.Evict(), "down")
+        return await self._pools.change(self._pools.get(pool_id), "evict", ev.Evict(), "down", desired="evicted")
 
     async def restart(self, pool_id: str) -> Operation:
         """Stop if need be, then start. Raises RequestError OPERATION_IN_PROGRESS while the pool drains, POOL_HELD."""

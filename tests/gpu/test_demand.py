@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
+import socket
+import struct
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -120,6 +123,23 @@ def test_a_caller_that_goes_away_waits_no_more_and_one_that_is_cancelled_is_told
     assert kind == "error" and told["code"] == "OPERATION_CANCELLED"
     give_back(node, held)
     assert not node.status("b")["live"]
+
+
+def test_callers_that_vanish_keep_nothing(node: GpuNode) -> None:
+    """Reset at every moment from before the grant to after it, with and without a stream."""
+    give_back(node, acquire(node, "a")[1])
+    body = b'{"model":"a"}'
+    for number in range(60):
+        accept = b"text/event-stream" if number % 2 else b"*/*"
+        head = b"POST /v1/acquire HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept: " + accept
+        with socket.create_connection(("127.0.0.1", node.port), timeout=5) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.sendall(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            select.select([caller], [], [], number / 20_000)
+    wait_until(lambda: node.get("/v1/queue")[1] == [], "nobody to wait", 10)
+    kept = node.get("/v1/pools/a/leases")[1]
+    assert len(kept) <= 30, "no more than had their answer"
+    assert node.lines("request_failed") == []
 
 
 def test_what_cannot_be_is_said_at_once_and_how_long_to_wait(node: GpuNode) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.core.demand.turns import Condition
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
+from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.demand import Demand
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.pause import pause
@@ -40,6 +41,7 @@ class DemandWorld(GpuWorld):
         self.demand = Demand(self.pools, self.services, self.leases, self.reloads.times, lambda: self.config, self.new_id)
         for one in self.config.pools:
             self.pools.add(one.id, one)
+        self.demand.open = True
         self.task = asyncio.create_task(self.demand.run())
 
     async def scan(self) -> DeviceScan:
@@ -343,9 +345,46 @@ async def test_a_node_that_closes_leaves_nobody_waiting(world: DemandWorld) -> N
     waiter = world.ask("b")
     await settle()
     await world.demand.close()
-    with pytest.raises(RequestError) as closing:
+    with pytest.raises(NodeError) as closing:
         await waiter
     assert closing.value.code == "NODE_UNAVAILABLE"
+    with pytest.raises(NodeError, match="the node is not running"):
+        await world.demand.acquire(AcquireRequest("a"))
+
+
+async def test_a_pool_that_lacked_nothing_but_room_starts_as_soon_as_there_is_some(world: DemandWorld) -> None:
+    given = await world.have("a")
+    await world.pools.change(world.pools.get("b"), "start", ev.Start(), "up", desired="up")
+    await until(lambda: world.pools.get("b").state.lacks_room, "b to wait for room")
+    waiter = world.ask("b")
+    await settle()
+    world.release(given)
+    before = world.fakes.clock.monotonic()
+    await world.pass_until(waiter.done)
+    due = world.pools.get("b").state.history.failures
+    assert waiter.result()["pool_id"] == "b" and world.ready() == ["b"] and due
+    assert world.fakes.clock.monotonic() - before < 1, "nobody waits for its next try"
+
+
+async def test_nothing_goes_for_a_pool_that_must_wait_before_it_is_started_again(world: DemandWorld) -> None:
+    await world.have("b")
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await until(lambda: world.pools.get("b").instance.phase is Phase.BACKOFF, "b to wait")
+    assert world.demand._seen_by_id("b").condition is Condition.LOADING
+    plan = await world.demand.plan("b")
+    assert plan["stops"] == []
+
+
+async def test_an_evicted_pool_is_wanted_no_more_than_its_configuration_says(world: DemandWorld) -> None:
+    await world.pools.change(world.pools.get("a"), "start", ev.Start(), "up", desired="up")
+    await world.pass_until(lambda: world.ready() == ["a"])
+    await world.have("b")
+    stored = world.pools.intents.get("a")
+    assert stored is not None and stored.desired == "auto", "the next daemon starts it on demand"
+    stopping = world.pools.get("c")
+    await world.pools.change(stopping, "stop", ev.Stop(), "down", desired="down")
+    await world.pools.change(stopping, "evict", ev.Evict(), "down", desired="evicted")
+    assert (kept := world.pools.intents.get("c")) is not None and kept.desired == "down", "what a person stopped stays down"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -11,6 +11,7 @@ import pytest
 from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.ledger import Reservation
+from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.lifecycle import Phase, view
@@ -230,6 +231,17 @@ async def test_an_engine_that_dies_in_its_sleep_is_started_again_where_the_new_o
         await world.fakes.clock.advance(1)
     assert view(world.p.state).ready and world.p.instance_id == R0 and world.p.instance.epoch > 2
     assert world.reserved() == {R0: float(NEEDS)}
+
+
+async def test_an_engine_that_dies_in_its_sleep_does_not_come_back_while_the_new_one_is_tried(world: SleepyWorld) -> None:
+    world.fakes.prober.result = ProbeResult(ProbeOutcome.ERROR, "answered 503")
+    operation = await reload(world, Stage.LOADING)
+    world.processes[0].end(ExitRecord(signal=9))
+    for _ in range(20):
+        await settle()
+        await world.fakes.clock.advance(1)
+    assert operation.status == "running" and world.p.instance.phase is Phase.DOWN, "its memory is the new one's"
+    assert len([one for one in world.processes if not one._record.done()]) == 1
 
 
 async def test_a_stop_ends_both(world: SleepyWorld) -> None:

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from pool_managerd.api.bodies import AcquireBody, NoBody
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.envelope import CORRELATION_KEY, envelope, json_response
+from pool_managerd.api.envelope import CORRELATION_KEY, Handover, envelope, json_response
 from pool_managerd.api.requests import read_model, switch, token_id
-from pool_managerd.api.streams import STILL_HERE, open_stream, send, tell
+from pool_managerd.api.streams import STILL_HERE, open_stream, require_room, send, tell
 from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.errors import PoolError
 
@@ -32,15 +32,15 @@ async def acquire(context: ApiContext, request: web.Request) -> web.StreamRespon
     asked = AcquireRequest(body.model, body.wait_ms, body.ttl_ms, body.priority, body.holder)
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _told(context, request, asked)
-    return json_response(await context.node.take_slot(asked), 201)
+    given = await context.node.take_slot(asked)
+    return Handover(given, lambda: context.node.release_lease(given["pool_id"], given["lease_id"]))
 
 
 async def _told(context: ApiContext, request: web.Request, asked: AcquireRequest) -> web.StreamResponse:
     """Events ``waiting`` with place, estimate and what is waited for, at each change; then ``granted``, or ``error``."""
-    node = context.node
-    ticket = node.new_ticket_id()
+    require_room(context)
+    node, ticket, theirs = context.node, context.node.new_ticket_id(), False
     taking = asyncio.ensure_future(node.take_slot(asked, ticket))
-    given: dict[str, Any] | None = None
     try:
         await asyncio.wait({taking}, timeout=_LOOK_S)
         if taking.done() and taking.exception() is not None:
@@ -57,16 +57,16 @@ async def _told(context: ApiContext, request: web.Request, asked: AcquireRequest
                     await send(context, response, STILL_HERE)
                 await asyncio.wait({taking}, timeout=_LOOK_S)
             try:
-                given = taking.result()
-                await send(context, response, _frame("granted", given))
-                given = None  # it is theirs now
+                await send(context, response, _frame("granted", taking.result()))
+                theirs = True
             except PoolError as problem:
                 await send(context, response, _frame("error", envelope(problem, request[CORRELATION_KEY])))
         return response
     finally:
-        taking.cancel()
-        if given is not None:
-            node.release_lease(given["pool_id"], given["lease_id"])
+        if not taking.done():
+            taking.cancel()
+        elif not (theirs or taking.cancelled() or taking.exception() is not None):
+            node.release_lease(taking.result()["pool_id"], taking.result()["lease_id"])
 
 
 def _frame(event: str, body: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from pool_managerd.api.bodies import ApplyBody, BenchBody, DrainBody, LeaseBody, NoBody, PurgeBody, ReloadBody, RenewBody
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.envelope import OWNER_KEY, json_response
+from pool_managerd.api.envelope import OWNER_KEY, Handover, json_response
 from pool_managerd.api.requests import device_id, new_pool_id, pool_id, read_model, read_object, switch, token_id
 from pool_managerd.api.routing import Handler
 from pool_managerd.core.bench import BenchRequest
@@ -167,11 +167,11 @@ async def apply(context: ApiContext, request: web.Request) -> web.Response:
 
 async def allocate_lease(context: ApiContext, request: web.Request) -> web.Response:
     wanted = pool_id(request)
-    if not request.body_exists:
-        return json_response(await context.node.take_lease(wanted), 201)
-    body = await read_model(request, LeaseBody)
+    body = await read_model(request, LeaseBody) if request.body_exists else LeaseBody()
     given = await context.node.take_lease(wanted, body.holder, body.ttl_ms, key=body.idempotency_key)
-    return json_response(given, 201)
+    if body.idempotency_key is not None:  # whoever names its request asks again
+        return json_response(given, 201)
+    return Handover(given, lambda: context.node.release_lease(wanted, given["lease_id"]))
 
 
 async def renew_lease(context: ApiContext, request: web.Request) -> web.Response:

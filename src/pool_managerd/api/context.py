@@ -21,7 +21,7 @@ log = structlog.get_logger("pool_managerd.api")
 class StreamLimits:
     """Bounds of the endless answers: how many at once, how often a sign of life, how long a write may be stuck."""
 
-    max_streams: int = 64
+    max_streams: int = 512
     heartbeat_s: float = 15.0
     write_timeout_s: float = 30.0
     poll_s: float = 0.25

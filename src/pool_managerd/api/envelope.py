@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from pool_managerd.errors import PoolError
 
@@ -30,6 +32,30 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     """``value`` as compact JSON."""
     body = _encode(value).encode("ascii")
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+class Handover(web.Response):
+    """An answer that gives something away: it is taken back where the answer could not be written."""
+
+    def __init__(self, value: Any, take_back: Callable[[], object]) -> None:
+        super().__init__(body=_encode(value).encode("ascii"), status=201, content_type="application/json")
+        self._take_back = take_back
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        with self._or_taken_back():
+            return await super().prepare(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        with self._or_taken_back():
+            await super().write_eof(data)
+
+    @contextmanager
+    def _or_taken_back(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._take_back()
+            raise
 
 
 def envelope(error: PoolError, correlation_id: str) -> dict[str, Any]:

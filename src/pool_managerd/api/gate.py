@@ -101,6 +101,10 @@ class Gate:
             response = error_response(self._clean(_placed(error, request)), correlation)
         except web.HTTPException as error:
             response = from_http_exception(error, correlation)
+        except ConnectionResetError:  # of a client that has gone: there is nobody to answer
+            if not _has_gone(request):
+                raise
+            response = web.Response(status=499)
         except Exception:  # the boundary of a request: the caller gets an id, the log the rest
             log.exception("A request failed unexpectedly", action="request_failed", route=label, method=request.method)
             hint = f"the daemon's log has the details under correlation id {correlation}"
@@ -136,6 +140,8 @@ class Gate:
             raise
 
     def _log_refusal(self, request: web.Request, label: str, error: RequestError) -> None:
+        if _has_gone(request):  # whose request it was cannot be asked any more
+            return
         second = int(time.monotonic())
         count = self._auth_logs[1] + 1 if self._auth_logs[0] == second else 1
         self._auth_logs = (second, count)
@@ -148,6 +154,10 @@ class Gate:
                 method=request.method,
                 reason=error.code,
             )
+
+
+def _has_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _placed(error: PoolError, request: web.Request) -> PoolError:

@@ -161,11 +161,19 @@ def event_frame(event: Event) -> bytes:
     return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()
 
 
+def require_room(context: ApiContext) -> None:
+    """Raises NodeError TOO_MANY_REQUESTS where no further stream may be opened."""
+    if context.open_streams >= context.streams.max_streams:
+        raise NodeError(
+            f"cannot open another stream: {context.streams.max_streams} are open", code="TOO_MANY_REQUESTS", retry_after_ms=5000,
+            hint="ask without Accept: text/event-stream",
+        )  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def open_stream(context: ApiContext, request: web.Request, media: str) -> AsyncIterator[web.StreamResponse]:
-    """An endless answer that has begun. Raises NodeError TOO_MANY_REQUESTS."""
-    if context.open_streams >= context.streams.max_streams:
-        raise NodeError("cannot open another stream: too many are open", code="TOO_MANY_REQUESTS", retry_after_ms=5000)
+    """An endless answer that has begun. Raises NodeError TOO_MANY_REQUESTS, ConnectionResetError for a client that has gone."""
+    require_room(context)
     headers = {
         "Content-Type": media,
         "Cache-Control": "no-store",
@@ -175,13 +183,17 @@ async def open_stream(context: ApiContext, request: web.Request, media: str) -> 
     }
     response = web.StreamResponse(headers=headers)
     context.open_streams += 1
+    begun = False
     try:
         await response.prepare(request)
+        begun = True
         yield response
         await asyncio.wait_for(response.write_eof(), context.streams.write_timeout_s)
     except (TimeoutError, ConnectionResetError):
         if request.transport is not None:
             request.transport.abort()  # a reader that takes nothing keeps nothing
+        if not begun:
+            raise
     finally:
         context.open_streams -= 1
 

@@ -20,7 +20,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, RISING
 from pool_managerd.core.narration import duration
-from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.demand_view import planned, row
 from pool_managerd.supervision.demand_work import DemandWork
 from pool_managerd.supervision.idle_pools import IdlePools
@@ -62,6 +62,7 @@ class Demand:
         self._blocked: dict[str, Room] = {}
         self._closing: frozenset[str] = frozenset()
         self._bell = asyncio.Event()
+        self.open = False
         self._timer: Timer | None = None
         self._work = DemandWork(pools, services, self._room, self._refuse_all, self._bell.set)
         pools.on_leases = self._leases_changed
@@ -76,6 +77,8 @@ class Demand:
         Raises RequestError MODEL_NOT_FOUND, QUEUE_FULL (429), QUEUE_TIMEOUT (503), POOL_STOPPED and what else keeps the pool from
         starting; the PoolError of a start that failed; SpecError.
         """
+        if not self.open:
+            raise NodeError("cannot acquire a slot: the node is not running", hint="enter it first: async with node")
         pool, began = self._names.resolve(asked.model), self._s.clock.monotonic()
         self._leases.check_ttl(asked.ttl_ms)
         ready = self._seen(pool)
@@ -165,10 +168,10 @@ class Demand:
 
     async def close(self) -> None:
         """Nobody is served any more."""
+        self.open = False
         await self._work.close()
-        gone = RequestError("the daemon is shutting down", code="NODE_UNAVAILABLE", status=503, retriable=True)
         for ticket in self._queue:
-            self._refuse(ticket, gone)
+            self._refuse(ticket, NodeError("the daemon is shutting down"))
         if self._timer is not None:
             self._timer.cancel()
 
@@ -321,7 +324,7 @@ class Demand:
             return Seen(Condition.READY, 1 if total is None else free or 0)
         if self._pools.precedence.has(pool.pool_id) or i.phase in (Phase.READY, Phase.ATTACHED, Phase.SLEEPING):
             return Seen(Condition.ENDING)
-        if i.phase in RISING:
+        if i.phase in RISING or (i.phase is Phase.BACKOFF and not state.lacks_room):
             return Seen(Condition.LOADING)
         refusal = objection(state, ev.Start(origin="demand"), self._s.clock.monotonic(), pool.definition.policy)
         if refusal is not None:

@@ -116,7 +116,11 @@ class Intents:
 
 
 def _joined(old: str, desired: str | None) -> str:
-    """Demand joins what a person wants up, and leaves it wanted; None leaves what is so."""
+    """Demand joins what a person wants up, and leaves it wanted; None leaves what is so. What was evicted is wanted no more than
+    its configuration says.
+    """
+    if desired == "evicted":
+        return "auto" if old == "up" else old
     return old if desired is None or (desired == "auto" and old == "up") else desired
 
 

@@ -85,7 +85,7 @@ class MakingRoom:
                 f"cannot evict pool '{pool_id}': {count(requests, 'request')} in flight", code="POOL_IN_USE", status=409,
                 pool_id=pool_id, retriable=True,
             )  # fmt: skip
-        return await self._pools.change(pool, "evict", ev.Evict(), "down")
+        return await self._pools.change(pool, "evict", ev.Evict(), "down", desired="evicted")
 
     def shown(self, room: Room) -> list[dict[str, Any]]:
         """What would be stopped or waited for, and what that costs, for people and machines."""

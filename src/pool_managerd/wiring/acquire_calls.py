@@ -33,6 +33,7 @@ class Acquisition:
     def __init__(self, take: Callable[[], Any], give_back: Callable[[str, str], Any]) -> None:
         self._take, self._give_back = take, give_back
         self._lease: AcquiredLease | None = None
+        self._entered = False
 
     def __await__(self) -> Generator[Any, None, AcquiredLease]:
         return self._taken().__await__()
@@ -41,6 +42,9 @@ class Acquisition:
         return AcquiredLease(**await self._take())
 
     async def __aenter__(self) -> AcquiredLease:
+        if self._entered:
+            raise RuntimeError("an acquisition can be entered once: ask for another one with node.acquire(…)")
+        self._entered = True
         self._lease = await self._taken()
         return self._lease
 

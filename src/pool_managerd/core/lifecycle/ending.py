@@ -181,9 +181,11 @@ def not_spawned_stopping(pool: PoolState, e: ev.EpochEvent, now: float, p: Polic
 
 
 def died(pool: PoolState, e: ev.Died, now: float, p: Policy) -> Step:
-    """The process is dead, its exit record is still to come: not ready and not live from this moment."""
+    """The process is dead, its exit record is still to come: not ready and not live from this moment. One that was asleep is
+    started again by whoever would have woken it: another engine may have its memory.
+    """
     i = pool.active
-    stays = i.phase is Phase.DRAINING or pool.desired.stays_down
+    stays = i.phase in (Phase.DRAINING, Phase.SLEEPING) or pool.desired.stays_down
     fallen = to(
         pool, Phase.STOPPING, now, deadline=now + p.kill_wait_s, fell_from=i.phase, asked=False, reaped=True,
         after=After.STAY if stays else After.RECOVER, vram_pending=False, has_process=False,

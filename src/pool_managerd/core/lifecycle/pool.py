@@ -69,6 +69,11 @@ class PoolState:
         return cls(Instance(InstanceId(pool_id), epoch))
 
     @property
+    def lacks_room(self) -> bool:
+        """It waits to be started again, for nothing but memory: whoever makes room may start it at once."""
+        return self.active.phase is Phase.BACKOFF and self.reason in ("insufficient_vram", "insufficient_ram")
+
+    @property
     def pool_id(self) -> str:
         return self.active.id.pool_id
 

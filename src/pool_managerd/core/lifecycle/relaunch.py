@@ -127,7 +127,7 @@ def fail_start(pool: PoolState, now: float, p: Policy, error: str, *, retriable:
     )  # fmt: skip
     down = replace(counted, last_error=error)
     if pool.retry and retriable:
-        return then(freed, _back_off(down, now, p, "could not start", reason))
+        return then(freed, _back_off(replace(down, reason=reason), now, p, "could not start", reason))
     return to(replace(down, reason=reason), Phase.FAILED, now), freed
 
 

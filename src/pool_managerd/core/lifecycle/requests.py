@@ -76,8 +76,10 @@ def start_adopting(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
 
 
 def start_when_due(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
-    """Demand does not hasten the restart of an engine that keeps failing; a person's request does."""
-    return join_start(pool, e, now, p) if e.origin == "demand" else start(pool, e, now, p)
+    """Demand does not hasten the restart of an engine that keeps failing; a person's request does, and so does room for one that
+    lacked nothing else.
+    """
+    return join_start(pool, e, now, p) if e.origin == "demand" and not pool.lacks_room else start(pool, e, now, p)
 
 
 def start_after_stop(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
