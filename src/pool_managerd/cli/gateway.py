@@ -1,18 +1,31 @@
-"""``gateway``: the front door, run by hand; `serve` runs it where `gateway.bind` is set."""
+"""``gateway``: the front door, run by hand; `serve` runs it where `gateway.bind` is set. ``keys``: who may come in."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pool_managerd.cli.client import DEFAULT_CONFIG, find_daemon
-from pool_managerd.cli.options import ConfigFile, Url
+from pool_managerd.cli.exits import USAGE, CommandFailed
+from pool_managerd.cli.options import ConfigFile, Output, Url, seconds
+from pool_managerd.cli.output import Format, show
+from pool_managerd.cli.table import Column, table
+
+if TYPE_CHECKING:
+    from pool_managerd.config import Config
+    from pool_managerd.gateway.keys import KeyFile
 
 Bind = Annotated[
     str | None, typer.Option("--bind", metavar="HOST:PORT", help="Where it listens. [127.0.0.1:8088]", show_default=False)
 ]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="A model that it may ask for; several times, for several.")]
+Expires = Annotated[str | None, typer.Option("--expires", metavar="30d", help="How long it holds.", show_default=False)]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.", show_default=False)]
 DEFAULT_BIND = "127.0.0.1:8088"
 
 
@@ -24,21 +37,85 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> No
     import asyncio
 
     from pool_managerd._version import __version__
-    from pool_managerd.config import split_address
-    from pool_managerd.config.load import load_config
     from pool_managerd.gateway import process
     from pool_managerd.gateway.node_link import NodeLink
     from pool_managerd.httpd.server import listen
     from pool_managerd.telemetry.logs import LogOptions, configure_logging
 
-    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-    loaded = load_config(path, env=os.environ, overrides={"gateway.bind": bind})
+    path, loaded = _loaded(config, bind)
     where = loaded.gateway.bind or DEFAULT_BIND
+    options = process.options_of(loaded, where)
     node = find_daemon(url, path, os.environ)
+    listener = listen(where)
     logs = configure_logging(LogOptions(__version__, loaded.telemetry.log_format, loaded.telemetry.labels))
     try:
-        listener = listen(where, share=True)
-        link = NodeLink(node.url, lambda: find_daemon(url, path, os.environ).token)
-        asyncio.run(process.serve(link, listener, process.options_of(loaded.gateway, split_address(where)[0])))
+        token_file = loaded.auth.token_file
+        asyncio.run(process.serve(NodeLink(node.url, lambda: node.token or _first_line(token_file)), listener, options))
     finally:
         logs.close()
+
+
+def keys_add(
+    name: Name, model: Models = None, expires: Expires = None, concurrency: Concurrency = None, config: ConfigFile = None
+) -> None:
+    """Make a key for clients of the gateway. It is printed once; only its hash is kept."""
+    lasts = seconds(expires, "--expires")
+    until = None if lasts is None else int(time.time() + lasts)
+    typer.echo(_keys(config).add(name, tuple(model or ()), until, concurrency))
+
+
+def keys_ls(config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """List the keys."""
+    rows = [
+        {
+            "name": key.name, "models": list(key.models), "expires_at": key.expires_at, "concurrency": key.concurrency,
+            "created_at": key.created_at,
+        }
+        for key in _keys(config).all()
+    ]  # fmt: skip
+    columns = (Column("NAME", 0, least=8), Column("MODELS", 1, least=8), Column("EXPIRES", 2), Column("AT ONCE", 3))
+
+    def cells(row: dict[str, object]) -> tuple[object, ...]:
+        until = row["expires_at"]
+        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(until)) if isinstance(until, int) else None
+        models = row["models"]
+        return row["name"], ", ".join(models) if isinstance(models, list) and models else "all", shown, row["concurrency"]
+
+    show(rows, output, lambda found: table(columns, map(cells, found), empty="there are no keys", wide=output is Format.WIDE))
+
+
+def keys_rm(name: Name, config: ConfigFile = None) -> None:
+    """Remove a key: requests that come with it are refused within a second."""
+    _keys(config).remove(name)
+    typer.echo(f"key {name} is removed")
+
+
+def _keys(config: Path | None) -> KeyFile:
+    from pool_managerd.gateway.keys import key_file
+
+    path, loaded = _loaded(config, None)
+    found = key_file(loaded.base_dir, loaded.gateway.keys_file)
+    if found is None:
+        raise CommandFailed(
+            f"cannot tell where the keys are: {path or 'the configuration'} has no gateway.keys_file", USAGE,
+            hint="write `gateway: {keys_file: keys.json}` into it",
+        )  # fmt: skip
+    return found
+
+
+def _loaded(config: Path | None, bind: str | None) -> tuple[Path | None, Config]:
+    from pool_managerd.config.load import load_config
+
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    return path, load_config(path, env=os.environ, overrides={"gateway.bind": bind})
+
+
+def _first_line(path: Path | None) -> str | None:
+    """Of the token's file, as it is now."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).partition(b"\n")[0].strip().decode("ascii", "replace") or None
+    except OSError:
+        return None

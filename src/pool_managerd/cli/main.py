@@ -87,6 +87,10 @@ config_app.command("history")(applying.history)
 config_app.command("rollback")(applying.rollback)
 for _command in (devices.cordon, devices.uncordon, devices.release, devices.resume):
     devices_app.command()(_command)
+keys_app = typer.Typer(help="API keys of the gateway.", rich_markup_mode=None, no_args_is_help=True)
+for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm", gateway.keys_rm)):
+    keys_app.command(_name)(_command)
+app.add_typer(keys_app, name="keys")
 app.add_typer(devices_app, name="devices")
 app.add_typer(breaker_app, name="breaker")
 app.add_typer(config_app, name="config")

@@ -31,6 +31,8 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "drain_progress": "what a drain still waits for, and until when at the latest",
     "drain_started": "a pool takes no new leases", "exit": "an engine that may end did so",
     "gap": "to a reader that resumes: not everything since then is kept", "gave_up": "no further start",
+    "gateway_ended": "the gateway's process ended, and is started again",
+    "gateway_started": "the gateway runs", "gateway_taken_over": "the gateway of an earlier daemon goes on",
     "handoff": "a handoff file announced an engine, or was wrong", "hold": "nothing of the pool starts by itself",
     "internal_error": "a fault of pool-managerd itself", "lease_expired": "a lease ran out",
     "not_adopted": "an engine that ran already was not taken over", "notice": "something worth knowing",

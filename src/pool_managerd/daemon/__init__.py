@@ -21,10 +21,12 @@ from pool_managerd.config.schema import not_in_force
 from pool_managerd.config.source import ConfigSource
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.daemon.configuration import Configuration
+from pool_managerd.daemon.gateway_process import GatewayProcess
 from pool_managerd.daemon.loop_watch import LoopWatch
 from pool_managerd.daemon.rereading import Rereading
 from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.gateway.process import check as check_gateway
 from pool_managerd.httpd.server import listen, url_of
 from pool_managerd.node import PoolManager
 from pool_managerd.runtime import confine
@@ -48,6 +50,8 @@ class Served:
 def check(config: Config, env: Mapping[str, str]) -> None:
     """Raises SpecError for what the schema cannot see: tokens, addresses off loopback, label names, keys without an effect."""
     resolve_access(config, env)
+    if config.gateway.bind is not None:
+        check_gateway(config, config.gateway.bind)
     Metrics(config.telemetry.labels)
     if keys := list(not_in_force(config)):
         raise SpecError(
@@ -151,6 +155,9 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, origin: 
             signals.on_hang_up = rereading
             notifier.ready(_status_line(served))
             keeping = [asyncio.create_task(notifier.keep_alive(partial(_status_line, served)))]
+            if (gateway := _gateway(origin, config, served)) is not None:
+                work = keep_up(gateway.run, "the gateway", SystemClock(), served.node.events, on_fatal)
+                keeping.append(asyncio.create_task(work))
             if rereading is not None and origin is not None and origin.watch:
                 what = "the watch of the configuration file"
                 watching = keep_up(rereading.watch, what, SystemClock(), served.node.events, on_fatal)
@@ -160,6 +167,8 @@ async def _serve(config: Config, env: Mapping[str, str], logs: Logging, origin: 
                 task.cancel()
             notifier.send("STOPPING=1")
             ending = asyncio.create_task(notifier.extend_timeout())
+            if gateway is not None and not leave:
+                await gateway.stop()
             await stop_node(served.node, signals)
             ending.cancel()
             watch.stop()
@@ -179,6 +188,17 @@ def _rereading(origin: Origin | None, config: Config, env: Mapping[str, str], se
     configuration.started(origin.text, config)
     served.server.use_configuration(configuration)
     return Rereading(configuration, served.node.events)
+
+
+def _gateway(origin: Origin | None, config: Config, served: Served) -> GatewayProcess | None:
+    """What keeps the gateway running; None where none is configured."""
+    bind = config.gateway.bind
+    if bind is None:
+        return None
+    file = () if origin is None else ("--config", str(origin.source.path))
+    arguments = (*file, "--url", served.url, "--bind", bind)
+    node, settings = served.node, config.gateway.model_dump_json()
+    return GatewayProcess(arguments, settings, config.daemon.runtime_dir, node.events, node.gateway_is_gone)
 
 
 def _status_line(served: Served) -> str:

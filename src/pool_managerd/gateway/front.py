@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.asked import Asked, in_form, in_json, renamed
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.exchange import Exchange
@@ -38,8 +39,8 @@ class FrontLimits:
 class Front:
     """One per gateway."""
 
-    def __init__(self, leasing: Leasing, session: aiohttp.ClientSession, limits: FrontLimits) -> None:
-        self._leasing, self._session, self._limits = leasing, session, limits
+    def __init__(self, leasing: Leasing, session: aiohttp.ClientSession, limits: FrontLimits, access: Access) -> None:
+        self._leasing, self._session, self._limits, self._access = leasing, session, limits, access
         self._buffered = 0
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
@@ -52,17 +53,25 @@ class Front:
         exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
         return await self._told(exchange, self._passed_through(exchange))
 
-    async def models(self, _request: web.Request) -> web.StreamResponse:
-        return web.json_response(as_list(listed(self._leasing.directory.all())))
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """All models that the caller may ask for."""
+        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._models(request, None))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
-        wanted = request.match_info["model"]
-        try:
-            behind = set(self._leasing.directory.pools(wanted))
-        except PoolError as problem:
-            return await exchange.fail(problem)
-        rows = listed(place for place in self._leasing.directory.all() if place.pool_id in behind)
+        return await self._told(exchange, self._models(request, request.match_info["model"]))
+
+    async def _models(self, request: web.Request, wanted: str | None) -> web.StreamResponse:
+        caller, directory = self._access.caller(request.headers), self._leasing.directory
+        behind = None if wanted is None else directory.pools(wanted)
+        rows = listed(
+            place
+            for place in directory.all()
+            if (behind is None or place.pool_id in behind) and any(caller.may_ask(name) for name in place.names)
+        )
+        if wanted is None:
+            return web.json_response(as_list(rows))
+        caller.require(wanted)
         return web.json_response(rows[0])
 
     async def health(self, _request: web.Request) -> web.StreamResponse:
@@ -88,21 +97,25 @@ class Front:
             return exchange.response or web.Response(status=499)
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
+        caller = self._access.caller(exchange.request.headers)
         raw = await self._body(exchange.request)
         try:
             asked = self._read(exchange.request, raw, path)
             exchange.stream = asked.stream
             where = path.inner or exchange.request.path
-            return await self._served(exchange, asked.model, where, asked)
+            with caller.asking(asked.model):
+                return await self._served(exchange, asked.model, where, asked)
         finally:
             self._buffered -= len(raw)
 
     async def _passed_through(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
+        caller = self._access.caller(request.headers)
         model, where = request.match_info["model"], "/" + request.match_info["path"]
         raw = await self._body(request)
         try:
-            return await self._served(exchange, model, where, Asked(model, stream=False, body=raw))
+            with caller.asking(model):
+                return await self._served(exchange, model, where, Asked(model, stream=False, body=raw))
         finally:
             self._buffered -= len(raw)
 
@@ -114,7 +127,8 @@ class Front:
             broken = False
             try:
                 lease = await exchange.patiently(self._take(model, exchange.request_id, held))
-                return await forward(self._session, exchange, lease.url + where, self._for_engine(asked, lease) or None)
+                body, withheld = self._for_engine(asked, lease) or None, self._access.withheld
+                return await forward(self._session, exchange, lease.url + where, body, withheld=withheld)
             except BrokenEngineError as problem:
                 broken = True
                 if exchange.sent or attempt == _TRIES:

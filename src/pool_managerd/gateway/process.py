@@ -9,8 +9,10 @@ from contextlib import suppress
 
 import structlog
 
-from pool_managerd.config.sections import GatewayConfig
+from pool_managerd.config import Config, split_address
+from pool_managerd.errors import SpecError
 from pool_managerd.gateway.front import FrontLimits
+from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.server import Gateway, GatewayOptions
@@ -20,12 +22,27 @@ from pool_managerd.httpd.server import url_of
 log = structlog.get_logger("pool_managerd.gateway")
 
 
-def options_of(config: GatewayConfig, host: str) -> GatewayOptions:
-    """What the configuration says, for a gateway that listens at ``host``."""
-    limits = FrontLimits(body_bytes=config.max_body_bytes, heartbeat_s=config.heartbeat_ms / 1000)
+def check(config: Config, bind: str) -> None:
+    """Raises SpecError for an address that others reach, without keys; and for keys that cannot be used."""
+    keys = key_file(config.base_dir, config.gateway.keys_file)
+    if keys is not None:
+        keys.all()
+    elif not is_loopback(split_address(bind)[0]):
+        raise SpecError(
+            f"cannot bind the gateway to {bind} without API keys: whoever reaches it could use the GPUs",
+            code="NON_LOOPBACK_WITHOUT_TOKEN", status=403,
+            hint="set gateway.keys_file and make a key with `pool-managerd keys add NAME`, or bind to 127.0.0.1",
+        )  # fmt: skip
+
+
+def options_of(config: Config, bind: str) -> GatewayOptions:
+    """What the configuration says, for a gateway that listens at ``bind``. Raises SpecError as ``check``."""
+    check(config, bind)
+    own = config.gateway
     return GatewayOptions(
-        limits, leases=LeaseTimes(linger_s=config.linger_ms / 1000), local=is_loopback(host),
-        origins=tuple(origin.lower().rstrip("/") for origin in config.cors_origins),
+        FrontLimits(body_bytes=own.max_body_bytes, heartbeat_s=own.heartbeat_ms / 1000),
+        leases=LeaseTimes(linger_s=own.linger_ms / 1000), keys=key_file(config.base_dir, own.keys_file),
+        local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
     )  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
+from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.forward import engine_session
 from pool_managerd.gateway.front import Front, FrontLimits
+from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.paths import POSTS
@@ -32,13 +34,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``local``: only this machine
-    is to call; ``origins``: of web pages that may.
+    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
+    for. ``local``: only this machine is to call; ``origins``: of web pages that may.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
     http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0))
     leases: LeaseTimes = field(default_factory=LeaseTimes)
+    keys: KeyFile | None = None
     local: bool = True
     origins: tuple[str, ...] = ()
 
@@ -72,7 +75,7 @@ class Gateway:
         """Begin to answer."""
         if self._session is None:
             raise RuntimeError("the gateway was not entered")
-        front = Front(self.leasing, self._session, self._options.limits)
+        front = Front(self.leasing, self._session, self._options.limits, Access(self._options.keys))
         self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)
         await self._server.start(listener)
 

@@ -82,11 +82,8 @@ class HttpServer:
                 connection.abort()
 
 
-def listen(address: str, *, share: bool = False) -> socket.socket:
-    """A listening socket on HOST:PORT; ``share``: other processes of this user may listen there, too.
-
-    Raises NodeError when it cannot be had (the port is taken, no such address).
-    """
+def listen(address: str) -> socket.socket:
+    """A listening socket on HOST:PORT. Raises NodeError when it cannot be had (the port is taken, no such address)."""
     host, port = split_address(address)
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -95,8 +92,6 @@ def listen(address: str, *, share: bool = False) -> socket.socket:
         raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint="choose another --bind") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)

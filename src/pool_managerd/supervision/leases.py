@@ -86,6 +86,11 @@ class Leases:
         self._pools.leases_changed(pool.pool_id)
         return {"active_leases": active}
 
+    def held_by(self, pool: Pool, prefix: str) -> list[str]:
+        """Ids of the leases whose holder's name begins so."""
+        leases = self._registry.leases(pool.pool_id)
+        return [lease.lease_id for lease in leases if (lease.holder or "").startswith(prefix)]
+
     def _place(self, pool: Pool, lease_id: str) -> tuple[int | None, str | None]:
         """The launch that the lease is on, and where its engine is: while one is replaced there are two."""
         epoch, other = self._registry.epoch_of(pool.pool_id, lease_id), self._pools.replacements.find(pool.pool_id)

@@ -263,6 +263,8 @@ class Oracle:
         clients, stored = self._clients, self._scene.disk.pools
         for pool_id, promise in clients.desired.items():
             found = stored.get(pool_id, StoredPool(pool_id))
+            if "up" in promise.possible and clients.may_be_evicted(promise):
+                promise.possible.add("auto")  # what is stopped to make room comes up as it is configured
             if found.desired not in promise.possible:
                 self._scene.fail("acknowledged changes last", f"{pool_id} is stored as {found.desired}, not {promise.possible}")
             if found.held not in clients.held[pool_id].possible:

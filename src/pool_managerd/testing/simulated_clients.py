@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.config import Config
@@ -21,6 +20,7 @@ from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, SUBMITTED, Action
 from pool_managerd.testing.scene import Scene
+from pool_managerd.testing.simulated_promises import GivenLease, Promise, Question, Touched
 
 CLOUDY_S = 60.0
 """So long what an abandoned request asked for may still come."""
@@ -29,61 +29,9 @@ _DESIRED = {
     "cancel_preload": "down", "drain": "drained", ACQUIRE: "auto",
 }  # fmt: skip
 _BY_DEMAND = ("ensure_ready", ACQUIRE)
+_EVICTS = ("ensure_ready", ACQUIRE, "evict")
 _HELD = {"hold": True, "release": False}
 _EXISTS = {"submit": True, "register": True, "deregister": False}
-
-
-@dataclass
-class Promise:
-    """One thing that is durable: the values that it may have now. ``asking`` counts requests under way, ``asked`` all of them."""
-
-    possible: set[Any]
-    asking: int = 0
-    asked: int = 0
-    cloudy_until: float = 0.0
-
-
-@dataclass
-class GivenLease:
-    """A lease that was acknowledged. ``until`` is when it may be over by itself; ``maybe``: it may have been given back."""
-
-    pool_id: str
-    epoch: int
-    until: float | None
-    maybe: bool = False
-
-
-@dataclass(frozen=True)
-class Touched:
-    """What a request does to a promise: its ``value``; the values ``before``; its ``number`` among those that asked for it, or
-    None where others were under way.
-    """
-
-    promise: Promise
-    value: Any
-    before: set[Any]
-    number: int | None
-
-    @property
-    def alone(self) -> bool:
-        """No other was under way at any time."""
-        return self.promise.asking == 0 and self.number == self.promise.asked
-
-
-@dataclass
-class Question:
-    """A request under way, and the promises that it touches."""
-
-    action: Action
-    pool_id: str
-    touched: list[Touched] = field(default_factory=list)
-    lease_id: str | None = None
-    until: float | None = None
-    waits_until: float = float("inf")
-    new_slots: int | None = None
-    """What a reload asks for, where the pool cannot have been configured so before."""
-    file: Config | None = None
-    """What an apply was asked with."""
 
 
 def _slots_asked(action: Action) -> int:
@@ -114,6 +62,7 @@ class SimulatedClients:
         self.on_answer: Callable[[str, str], None] = lambda kind, pool_id: None
         """It was carried out between the question and now."""
         self._asking: list[Question] = []
+        self._evicts_until = -1.0
 
     # --- asking ---
 
@@ -264,6 +213,11 @@ class SimulatedClients:
         now, woken = self._scene.timeline.now, self._scene.resumed_at
         return [question for question in self._asking if now > max(question.waits_until, woken) + late_s]
 
+    def may_be_evicted(self, promise: Promise) -> bool:
+        """Somebody has made room, or may have, since it was said that the pool is wanted up."""
+        asks = any(question.action.kind in _EVICTS for question in self._asking)
+        return asks or self._evicts_until >= promise.told_at
+
     def asks_for(self, pool_id: str) -> bool:
         """Somebody waits for an answer about the pool."""
         return any(question.pool_id == pool_id for question in self._asking)
@@ -273,6 +227,8 @@ class SimulatedClients:
     def _heard(self, question: Question, task: asyncio.Task[Any]) -> None:
         scene, action = self._scene, question.action
         self._asking.remove(question)
+        if action.kind in _EVICTS:
+            self._evicts_until = scene.timeline.now + CLOUDY_S
         for touched in question.touched:
             touched.promise.asking -= 1
         if task.cancelled():
@@ -295,6 +251,7 @@ class SimulatedClients:
             if touched.alone:
                 joined = {touched.value, "auto"} & touched.promise.possible
                 touched.promise.possible = joined if action.kind in _BY_DEMAND else {touched.value}
+            touched.promise.told_at = scene.timeline.now
         self._given(question, task.result())
 
     def _refused(self, question: Question) -> None:
@@ -342,6 +299,8 @@ class SimulatedClients:
     def daemon_died(self) -> None:
         """Whoever waits gets no answer."""
         self.unanswered += len(self._asking)
+        if any(question.action.kind in _EVICTS for question in self._asking):
+            self._evicts_until = self._scene.timeline.now
         self._asking.clear()
         self._taken = dict(self._filed_slots())
         self._unheard.clear()

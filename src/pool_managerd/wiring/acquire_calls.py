@@ -109,6 +109,12 @@ class AcquireCalls:
         """
         return self._demand.routes.watch()
 
+    def gateway_is_gone(self, pid: int) -> None:
+        """The gateway of that pid has ended, and its connections with it: its leases are over, and need not run out."""
+        for pool in self._pools.all():
+            for lease in self._leases.held_by(pool, f"gateway/{pid}-"):
+                self._leases.release(pool, lease)
+
     def cancel_ticket(self, ticket_id: str) -> None:
         """Whoever waits with it is told so. Raises RequestError TICKET_NOT_FOUND."""
         self._demand.cancel(ticket_id)

@@ -1,0 +1,66 @@
+"""Who asks, for which models, and how much at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pool_managerd.errors import RequestError
+from pool_managerd.gateway.keys import KEY_HEADERS, Key, KeyFile
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """``key`` None: keys are not asked for. ``at_work`` counts the running requests of each key."""
+
+    key: Key | None
+    at_work: Counter[str]
+
+    def may_ask(self, model: str) -> bool:
+        return self.key is None or not self.key.models or model in self.key.models
+
+    def require(self, model: str) -> None:
+        """Raises RequestError 403 for a model that the key does not have."""
+        if self.key is not None and not self.may_ask(model):
+            raise RequestError(
+                f"cannot use model {model[:80]!r} with the API key '{self.key.name}'", code="POLICY_DENIED", status=403,
+                hint=f"it may ask for: {', '.join(self.key.models)}",
+            )  # fmt: skip
+
+    @contextmanager
+    def asking(self, model: str) -> Iterator[None]:
+        """While a request runs. Raises RequestError 403, or 429 for more at once than the key may have."""
+        self.require(model)
+        if self.key is None:
+            yield
+            return
+        name, most = self.key.name, self.key.concurrency
+        if most is not None and self.at_work[name] >= most:
+            raise RequestError(
+                f"cannot serve more than {most} requests at once for the API key '{name}'", code="TOO_MANY_REQUESTS", status=429,
+                retriable=True, retry_after_ms=1000,
+            )  # fmt: skip
+        self.at_work[name] += 1
+        try:
+            yield
+        finally:
+            self.at_work[name] -= 1
+
+
+@dataclass(slots=True)
+class Access:
+    """``keys`` None: whoever reaches the gateway may use it."""
+
+    keys: KeyFile | None = None
+    _at_work: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Headers that engines are not to see."""
+        return () if self.keys is None else KEY_HEADERS
+
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Raises RequestError 401 for one without a key that holds now."""
+        return Caller(None if self.keys is None else self.keys.named_by(headers), self._at_work)
