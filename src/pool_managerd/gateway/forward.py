@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ _HOP = frozenset({
 })  # fmt: skip
 _KEPT_BACK = frozenset({*_HOP, "server", "date"})
 _WHOLE_BYTES = 1 << 20
+_AT_ONCE_BYTES = 1 << 20
+"""A larger body is written piece by piece."""
 _CONNECT_S = 5.0
 _IDLE_S = 3.0
 """A connection is not used again after it: llama.cpp and uvicorn close theirs after 5 s, and a race would lose the request."""
@@ -51,7 +54,8 @@ async def forward(
     request = exchange.request
     headers = _passed(request.headers, {*_HOP, *withheld})
     headers[REQUEST_ID] = exchange.request_id
-    asking = session.request(request.method, url, data=body, headers=headers, allow_redirects=False)
+    data = io.BytesIO(body) if body is not None and len(body) > _AT_ONCE_BYTES else body
+    asking = session.request(request.method, url, data=data, headers=headers, allow_redirects=False)
     answer = await exchange.patiently(_of_engine(asking))
     try:
         return await _passed_on(exchange, answer)
@@ -64,7 +68,16 @@ async def _of_engine(asked: Awaitable[_T]) -> _T:
     try:
         return await asked
     except (aiohttp.ClientError, OSError, TimeoutError) as problem:
-        raise BrokenEngineError(f"the engine broke the request off: {str(problem) or type(problem).__name__}") from problem
+        raise BrokenEngineError(_why(problem)) from problem
+
+
+def _why(problem: Exception) -> str:
+    if isinstance(problem, aiohttp.ClientPayloadError):
+        return "the engine ended in the middle of its answer"
+    if isinstance(problem, aiohttp.ServerDisconnectedError | aiohttp.ClientConnectionResetError | ConnectionResetError):
+        return "the engine closed the connection without an answer"
+    cause = problem.os_error if isinstance(problem, aiohttp.ClientConnectorError) else problem
+    return f"cannot reach the engine: {getattr(cause, 'strerror', None) or str(cause) or type(cause).__name__}"
 
 
 async def _passed_on(exchange: Exchange, answer: aiohttp.ClientResponse) -> web.StreamResponse:

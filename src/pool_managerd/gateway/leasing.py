@@ -42,6 +42,7 @@ class Leasing:
         self._owed: dict[str, tuple[HeldLease, float]] = {}
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self.connected = False
 
     async def take(self, model: str, holder: str, wait_ms: int | None = None) -> HeldLease:
@@ -61,6 +62,8 @@ class Leasing:
         if broken or self._kept.done(lease, time.monotonic()):
             self._kept.forget(lease.lease_id)
             self._owe([lease])
+        elif self._timer is None:
+            self._arm()
 
     def used(self) -> int:
         """Leases that are in use."""
@@ -115,17 +118,12 @@ class Leasing:
                     del self._owed[lease.lease_id]  # it has ended by itself
             if self._owed and self.connected:
                 await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())))
-            self._news.clear()
             if self._owed:
                 await asyncio.sleep(self._times.again_s)
                 continue
-            due = self._kept.next_due()
-            patience = 0.25 if due is None else min(0.25, max(0.01, due - time.monotonic()))
-            try:
-                async with asyncio.timeout(None if due is None and not self._kept.in_use else patience):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
+            self._arm()
+            await self._news.wait()
+            self._news.clear()
 
     async def _return(self, lease: HeldLease) -> None:
         try:
@@ -150,6 +148,16 @@ class Leasing:
             await asyncio.sleep(self._times.ttl_s / 4)
 
     # --- inside ---
+
+    def _arm(self) -> None:
+        """Look again when a lease will have been kept for long enough."""
+        due, self._timer = self._kept.next_due(), None
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._news.set()
 
     def _owe(self, leases: list[HeldLease]) -> None:
         now = time.monotonic()

@@ -94,6 +94,7 @@ def _application(front: Front, options: GatewayOptions) -> web.Application:
     app.router.add_get("/health", front.health)
     app.router.add_route("*", "/upstream/{model}/{path:.*}", front.upstream)
     app.router.add_route("*", "/{path:.*}", front.not_found)
+    app.on_response_prepare.append(_allow(options.origins))
     app.freeze()
     return app
 
@@ -116,14 +117,32 @@ def _refusal(error: PoolError) -> web.Response:
 def _guard(origins: Collection[str], *, local: bool) -> Middleware:
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = request.headers.get(hdrs.ORIGIN, "").lower()
         with at_work(request.transport):
             try:
-                check_browser(request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN), local=local, origins=origins)
+                check_browser(request.headers.get(hdrs.HOST), origin or None, local=local, origins=origins)
             except PoolError as problem:
                 return _refusal(problem)
-            response = await handler(request)
-            if not response.prepared:
-                response.headers["Server"] = "pool-managerd"
-            return response
+            if request.method == "OPTIONS" and origin in origins:
+                return web.Response(status=204, headers=_CORS)
+            return await handler(request)
 
     return guarded
+
+
+def _allow(origins: Collection[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Answers for pages of these origins may be read by them; nobody else's by any page."""
+
+    async def allow(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "pool-managerd"
+        if request.headers.get(hdrs.ORIGIN, "").lower() in origins:
+            response.headers["Access-Control-Allow-Origin"] = request.headers[hdrs.ORIGIN]
+            response.headers["Vary"] = "Origin"
+
+    return allow
+
+
+_CORS = {
+    "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version, x-request-id",
+}  # fmt: skip

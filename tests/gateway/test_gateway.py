@@ -1,0 +1,379 @@
+"""What clients of the gateway see, and what the node and the engine behind it do: each scripted, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from pool_managerd.gateway.keys import KeyFile
+from pool_managerd.gateway.leasing import LeaseTimes
+from tests.gateway.lab import CHUNK, LIMITS, OPTIONS, TIMES, Lab, lab
+
+CHAT = {"model": "m", "messages": []}
+STREAM = {**CHAT, "stream": True}
+
+
+@pytest.fixture
+async def one() -> AsyncIterator[Lab]:
+    async with lab() as made:
+        yield made
+
+
+# --- the way through ---
+
+
+async def test_a_request_reaches_the_engine_as_it_was_written(one: Lab) -> None:
+    body = b'{ "messages": [],\n "model":"m", "temperature" :0.50 }'
+    status, answer = await one.ask(
+        body, "/v1/chat/completions?x=1", headers={"x-request-id": "r1", "Content-Type": "application/json"}
+    )
+    assert status == 200 and answer == {"path": "/v1/chat/completions?x=1", "body": body.decode()}
+    request, seen = one.engine.seen[0]
+    assert seen == body and request.headers["x-request-id"] == "r1" and request.headers["Host"] != one.url
+
+
+async def test_a_stream_arrives_as_it_is_made(one: Lab) -> None:
+    one.engine.step = asyncio.Semaphore(1)
+    async with one.session.post(one.url + "/v1/chat/completions", json=STREAM) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream") and answer.headers["X-Accel-Buffering"] == "no"
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert await answer.content.readexactly(len(CHUNK)) == CHUNK
+        assert one.engine.running == 1, "the engine has not ended"
+        for _ in range(2):
+            one.engine.step.release()
+        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_one_lease_serves_one_request_after_the_other(one: Lab) -> None:
+    for _ in range(5):
+        assert (await one.ask(CHAT))[0] == 200
+    assert one.node.given == 1 and list(one.node.leases) == ["l1"]
+    answers = await asyncio.gather(*(one.text(STREAM) for _ in range(3)))
+    assert one.node.given == 3 and all("[DONE]" in text for text in answers)
+
+
+async def test_a_lease_that_is_not_used_goes_back_when_it_was_kept_for_long_enough() -> None:
+    async with lab(dataclasses.replace(OPTIONS, leases=dataclasses.replace(TIMES, linger_s=0.05))) as one:
+        await one.ask(CHAT)
+        await one.until(lambda: not one.node.leases, "it to go back")
+
+
+async def test_no_lease_is_kept_while_somebody_waits(one: Lab) -> None:
+    await one.ask(CHAT)
+    await one.node.tell(waiting=True)
+    await one.until(lambda: not one.node.leases, "it to go back")
+    await one.ask(CHAT)
+    await one.until(lambda: not one.node.leases, "it to go back at once")
+    assert one.node.given == 2
+
+
+async def test_a_pool_that_drains_has_its_leases_back_and_gets_no_new_requests(one: Lab) -> None:
+    await one.ask(CHAT)
+    one.node.rows["m"]["draining"] = True
+    one.node.rows["m"]["ready"] = False
+    await one.node.tell()
+    await one.until(lambda: not one.node.leases, "it to go back")
+    one.node.refusal = (409, {"code": "POOL_STOPPED", "message": "cannot start pool 'm' on demand: it was drained by request"})
+    status, answer = await one.ask(CHAT)
+    assert status == 409 and answer["error"]["code"] == "pool_stopped" and "drained by request" in answer["error"]["message"]
+
+
+async def test_of_two_pools_with_one_name_both_are_used(one: Lab) -> None:
+    one.node.pool("n", one.engine_url, names=["n", "chat"])
+    one.node.rows["m"]["names"] = ["m", "chat"]
+    await one.node.tell()
+    one.engine.step = asyncio.Semaphore(0)
+    await one.until(lambda: one.gateway.leasing.directory.place("n"), "the gateway to know")
+    asking = [asyncio.create_task(one.ask({**CHAT, "model": "chat"})) for _ in range(2)]
+    await one.until(lambda: one.engine.running == 2, "both to run")
+    assert sorted(one.node.leases.values()) == ["m", "n"]
+    for _ in range(2):
+        one.engine.step.release()
+    assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200]
+
+
+async def test_an_engine_that_insists_on_its_name_is_asked_by_that() -> None:
+    async with lab(names=["m", "gpt"], engine_names=["served"]) as one:
+        _, answer = await one.ask({**CHAT, "model": "gpt", "n": 1})
+        assert json.loads(answer["body"]) == {"model": "served", "messages": [], "n": 1}
+
+
+async def test_forms_and_raw_paths_find_their_model_too(one: Lab) -> None:
+    form = aiohttp.FormData({"model": "m", "file": io.BytesIO(b"\x00\xff" * 4000)})
+    async with one.session.post(one.url + "/v1/audio/transcriptions", data=form) as answer:
+        assert answer.status == 200
+    async with one.session.get(one.url + "/upstream/m/slots?x=1") as answer:
+        assert (await answer.json())["path"] == "/slots?x=1"
+    async with one.session.post(one.url + "/chat/completions", json=CHAT) as answer:
+        assert (await answer.json())["path"] == "/v1/chat/completions"
+
+
+# --- who asks for what ---
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"", 400, "it is empty"),
+        (b'{"model": "m",\n"messages": [}', 400, "line 2, column 14"),
+        (b"[1]", 400, "must be a JSON object"),
+        (b'{"messages": []}', 400, "has no `model`"),
+        (b'{"model": 5}', 400, "must be the name of a model"),
+        (b'{"model": "\xff"}', 400, "not UTF-8"),
+        (b"[" * 100_000, 400, "JSON object"),
+        (b'{"model": "x\\ny"}', 400, "name of a model"),
+        (b'{"model": "other"}', 404, "models here: m"),
+    ],
+)
+async def test_bad_requests_are_told_why_in_the_dialect_of_their_path(one: Lab, body: bytes, status: int, said: str) -> None:
+    got, answer = await one.ask(body)
+    assert got == status and said in answer["error"]["message"] and answer["error"]["type"] == "invalid_request_error"
+    got, answer = await one.ask(body, "/v1/messages")
+    assert got == status and said in answer["error"]["message"] and answer["type"] == "error"
+    assert answer["error"]["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+    assert one.engine.seen == [] and one.node.given == 0
+
+
+async def test_bodies_are_bounded_in_size_and_time(one: Lab) -> None:
+    status, answer = await one.ask(b"x" * (LIMITS.body_bytes + 1))
+    assert status == 413 and answer["error"]["code"] == "request_too_large"
+
+    async def dribble() -> AsyncIterator[bytes]:
+        yield b'{"model"'
+        await asyncio.sleep(30)
+
+    async with one.session.post(one.url + "/v1/completions", data=dribble()) as answer:
+        assert answer.status == 408
+
+
+async def test_a_path_that_is_none_is_told_what_there_is(one: Lab) -> None:
+    async with one.session.post(one.url + "/v2/chat", json=CHAT) as answer:
+        assert answer.status == 404 and "/upstream/MODEL/PATH" in (await answer.json())["error"]["message"]
+
+
+async def test_models_are_listed_whether_they_are_loaded_or_not(one: Lab) -> None:
+    one.node.pool("b", "", names=["b", "big"], ready=False, state="offline", ctx=None)
+    one.node.pool("c", "", ready=False, stays_down=True)
+    await one.node.tell()
+    await one.until(lambda: one.gateway.leasing.directory.place("c"), "the gateway to know")
+    async with one.session.get(one.url + "/v1/models") as answer:
+        found = await answer.json()
+    assert [(row["id"], row["status"]["value"]) for row in found["data"]] == [
+        ("b", "unloaded"),
+        ("c", "stopped"),
+        ("m", "loaded"),
+    ]
+    assert found["data"][2]["context_length"] == 512 and found["data"][0]["meta"]["aliases"] == ["big"]
+    async with one.session.get(one.url + "/v1/models/big") as answer:
+        assert (await answer.json())["id"] == "b"
+
+
+async def test_web_pages_stay_out_unless_they_are_listed() -> None:
+    async with lab(dataclasses.replace(OPTIONS, origins=("https://chat.example",))) as one:
+        status, _ = await one.ask(CHAT, headers={"Origin": "https://evil.example"})
+        assert status == 403 and one.engine.seen == []
+        status, _ = await one.ask(CHAT, headers={"Host": "rebound.example"})
+        assert status == 421
+        async with one.session.post(
+            one.url + "/v1/chat/completions", json=CHAT, headers={"Origin": "https://chat.example"}
+        ) as answer:
+            assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == "https://chat.example"
+        async with one.session.options(one.url + "/v1/models", headers={"Origin": "https://chat.example"}) as answer:
+            assert answer.status == 204 and "authorization" in answer.headers["Access-Control-Allow-Headers"]
+
+
+# --- keys ---
+
+
+async def test_keys_say_who_may_ask_for_what_and_how_much(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    good, other = keys.add("good", concurrency=1), keys.add("other", models=("n",))
+    late = keys.add("late", expires_at=int(time.time()) - 1)
+    assert good not in keys.place.read_text() and keys.place.stat().st_mode & 0o777 == 0o600
+    async with lab(dataclasses.replace(OPTIONS, keys=KeyFile(keys.place))) as one:
+        for headers in ({}, {"Authorization": "Bearer nonsense"}, {"x-api-key": late}):
+            status, answer = await one.ask(CHAT, headers=headers)
+            assert status == 401 and "API key" in answer["error"]["message"]
+        status, answer = await one.ask(CHAT, headers={"x-api-key": other})
+        assert status == 403 and "it may ask for: n" in answer["error"]["message"]
+        one.engine.step = asyncio.Semaphore(0)
+        first = asyncio.create_task(one.ask(CHAT, headers={"Authorization": f"Bearer {good}"}))
+        await one.until(lambda: one.engine.running == 1, "the first to run")
+        status, answer = await one.ask(CHAT, headers={"Authorization": f"Bearer {good}"})
+        assert status == 429 and answer["error"]["type"] == "rate_limit_error"
+        one.engine.step.release()
+        assert (await first)[0] == 200
+        assert "Authorization" not in one.engine.seen[0][0].headers, "the engine does not see it"
+        async with one.session.get(one.url + "/v1/models", headers={"x-api-key": other}) as answer:
+            assert (await answer.json())["data"] == []
+        keys.remove("good")
+        one.engine.step = None
+        async with asyncio.timeout(5):
+            while (await one.ask(CHAT, headers={"x-api-key": good}))[0] != 401:
+                await asyncio.sleep(0.05)
+
+
+# --- waiting ---
+
+
+async def test_a_stream_that_waits_shows_signs_of_life_and_then_answers(one: Lab) -> None:
+    one.node.slots = 0
+    asking = asyncio.create_task(one.text(STREAM))
+    await one.until(lambda: one.node.waits == 1, "it to wait")
+    await asyncio.sleep(0.2)
+    await one.node.tell(slots=4)
+    text = await asking
+    assert text.startswith(": still here\n\n") and text.endswith("data: [DONE]\n\n") and CHUNK.decode() in text
+
+
+async def test_what_fails_after_signs_of_life_is_told_in_the_stream(one: Lab) -> None:
+    one.node.slots = 0
+    asking = [asyncio.create_task(one.text(STREAM, path)) for path in ("/v1/chat/completions", "/v1/messages")]
+    await one.until(lambda: one.node.waits == 2, "both to wait")
+    await asyncio.sleep(0.2)
+    await one.node.tell(refusal=(500, {"code": "PRELOAD_FAILED", "message": "preload failed: out_of_memory"}))
+    openai, anthropic = await asyncio.gather(*asking)
+    assert json.loads(openai.split("data: ")[1])["error"]["message"] == "preload failed: out_of_memory"
+    assert "event: error\n" in anthropic and '"type":"api_error"' in anthropic
+
+
+async def test_what_is_refused_at_once_has_its_status_and_says_whether_to_try_again(one: Lab) -> None:
+    one.node.slots = 0
+    one.node.refusal = (429, {"code": "QUEUE_FULL", "message": "full", "retriable": True, "retry_after_ms": 2500})
+    async with one.session.post(one.url + "/v1/messages", json=STREAM) as answer:
+        assert answer.status == 429 and answer.headers["Retry-After"] == "3" and answer.headers["x-should-retry"] == "true"
+        assert (await answer.json())["error"]["type"] == "rate_limit_error"
+
+
+async def test_a_silent_engine_is_bridged_by_signs_of_life(one: Lab) -> None:
+    one.engine.step = asyncio.Semaphore(1)
+    asking = asyncio.create_task(one.text(STREAM))
+    await one.until(lambda: one.engine.running == 1, "it to run")
+    await asyncio.sleep(0.2)
+    for _ in range(2):
+        one.engine.step.release()
+    text = await asking
+    assert text.startswith(CHUNK.decode() + ": still here\n\n") and text.endswith("data: [DONE]\n\n")
+
+
+# --- whoever goes away ---
+
+
+async def test_a_client_that_goes_away_ends_the_engines_work_and_frees_its_slot(one: Lab) -> None:
+    one.engine.step = asyncio.Semaphore(1)
+    async with one.session.post(one.url + "/v1/chat/completions", json=STREAM) as answer:
+        await answer.content.readexactly(len(CHUNK))
+    await one.until(lambda: one.engine.cancelled == 1, "the engine to be told")
+    await one.until(lambda: one.gateway.leasing.used() == 0, "the slot to be free")
+
+
+async def test_a_client_that_goes_away_does_not_wait(one: Lab) -> None:
+    one.node.slots = 0
+    asking = asyncio.create_task(one.text(CHAT))
+    await one.until(lambda: one.node.waits == 1, "it to wait")
+    asking.cancel()
+    await one.until(lambda: one.node.gave_up == 1, "the node to know")
+    assert one.node.leases == {}
+
+
+async def test_clients_that_vanish_at_every_moment_leave_no_lease_behind(one: Lab) -> None:
+    one.node.slots = 2
+    asking = [asyncio.create_task(one.text(STREAM)) for _ in range(60)]
+    for number, task in enumerate(asking):
+        await asyncio.sleep(number % 7 / 2000)
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await one.until(lambda: one.gateway.leasing.used() == 0 and one.node.waits == 0, "all to be gone")
+    await one.node.tell(waiting=True)
+    await one.until(lambda: not one.node.leases, "every lease to be back")
+    assert (await one.ask(CHAT))[0] == 200
+
+
+# --- engines that end ---
+
+
+async def test_an_engine_that_ends_before_its_first_byte_is_not_noticed(one: Lab) -> None:
+    one.engine.refuses = 1
+    assert (await one.text(STREAM)).endswith("data: [DONE]\n\n")
+    assert one.node.given == 2 and len(one.engine.seen) == 2
+
+
+async def test_one_that_ends_again_is_told_with_what_the_daemon_knows(one: Lab) -> None:
+    one.engine.refuses = 2
+    one.node.rows["m"] |= {"last_error": "out_of_memory: the kernel killed it"}
+    asking = asyncio.create_task(one.ask(CHAT))
+    await one.until(lambda: len(one.engine.seen) == 2, "both tries")
+    one.node.rows["m"] |= {"ready": False}
+    await one.node.tell()
+    status, answer = await asking
+    assert status == 502 and "out_of_memory: the kernel killed it" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "mark"), [("/v1/chat/completions", "data: {"), ("/v1/messages", "event: error\ndata: {")])
+async def test_one_that_ends_in_the_middle_is_told_in_the_stream(one: Lab, path: str, mark: str) -> None:
+    one.engine.dies_after = 2
+    text = await one.text(STREAM, path)
+    last = text.removeprefix(CHUNK.decode() * 2)
+    assert mark in last and "the engine ended in the middle of its answer" in last and "[DONE]" not in text
+    assert len(one.engine.seen) == 1, "nothing is asked again after the first byte"
+    await one.until(lambda: not one.node.leases, "its lease to go back: nobody is to have that slot from here")
+
+
+async def test_an_engines_own_error_is_passed_on(one: Lab) -> None:
+    one.engine.status = 400
+    assert await one.ask(CHAT) == (400, {"error": {"message": "too long", "type": "x"}})
+
+
+# --- a daemon that is away ---
+
+
+async def test_what_is_held_serves_on_while_the_daemon_is_away_and_new_slots_wait_for_it(one: Lab) -> None:
+    await one.ask(CHAT)
+    await one.node.tell(away=True)
+    await one.until(lambda: not one.gateway.leasing.connected, "the gateway to see it")
+    assert (await one.ask(CHAT))[0] == 200
+    one.engine.step = asyncio.Semaphore(0)
+    asking = [asyncio.create_task(one.ask(CHAT)) for _ in range(2)]
+    await one.until(lambda: one.engine.running == 1, "one to have the kept lease")
+    one.node.away = False
+    await one.until(lambda: one.engine.running == 2, "the other to have a new one")
+    for _ in range(2):
+        one.engine.step.release()
+    assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200]
+    await one.until(lambda: one.gateway.leasing.connected, "it to be followed again")
+
+
+async def test_a_daemon_that_stays_away_is_told_after_a_while() -> None:
+    async with lab(dataclasses.replace(OPTIONS, leases=dataclasses.replace(TIMES, away_s=0.1))) as one:
+        await one.node.tell(away=True)
+        status, answer = await one.ask(CHAT)
+        assert status == 503 and answer["error"]["code"] == "node_unavailable"
+
+
+async def test_a_lease_that_the_daemon_knows_no_more_is_forgotten() -> None:
+    times = LeaseTimes(linger_s=30, ttl_s=0.2, away_s=5, again_s=0.02)
+    async with lab(dataclasses.replace(OPTIONS, leases=times)) as one:
+        await one.ask(CHAT)
+        one.node.leases.clear()
+        await one.until(lambda: not one.gateway.leasing._kept.all(), "it to be forgotten")
+        await one.ask(CHAT)
+        assert one.node.given == 2
+
+
+async def test_leases_go_back_when_the_gateway_ends() -> None:
+    async with lab() as one:
+        await one.ask(CHAT)
+        node = one.node
+        assert node.leases and node.holders[0].startswith("gateway/")
+        node_leases: dict[str, Any] = node.leases
+        await one.gateway.leasing.close()
+        assert node_leases == {}
