@@ -16,6 +16,7 @@ import pytest
 
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes
+from pool_managerd.gateway.record import Record, Tokens
 from tests.gateway.lab import CHUNK, LIMITS, OPTIONS, TIMES, Lab, lab
 
 CHAT = {"model": "m", "messages": []}
@@ -296,6 +297,53 @@ async def test_clients_that_vanish_at_every_moment_leave_no_lease_behind(one: La
     await one.node.tell(waiting=True)
     await one.until(lambda: not one.node.leases, "every lease to be back")
     assert (await one.ask(CHAT))[0] == 200
+
+
+# --- what is seen ---
+
+
+async def test_requests_are_listed_counted_and_can_be_cancelled(one: Lab) -> None:
+    one.engine.step = asyncio.Semaphore(1)
+    asking = asyncio.create_task(one.text(STREAM, headers={"x-request-id": "mine"}))
+    await one.until(lambda: one.engine.running == 1, "it to run")
+    async with one.session.get(one.url + "/v1/requests") as answer:
+        (row,) = await answer.json()
+    assert row["request_id"] == "mine" and row["state"] == "running" and row["pool_id"] == "m" and "messages" not in str(row)
+    async with one.session.delete(one.url + "/v1/requests/mine") as answer:
+        assert answer.status == 200
+    assert '"code":"operation_cancelled"' in await asking
+    await one.until(lambda: one.engine.cancelled == 1, "the engine to be told")
+    async with one.session.delete(one.url + "/v1/requests/mine") as answer:
+        assert answer.status == 404
+    one.engine.step = None
+    await one.text(STREAM)
+    await one.ask({"model": "nobody"})
+    async with one.session.get(one.url + "/v1/requests") as answer:
+        states = [(row["state"], row["status"]) for row in await answer.json()]
+    assert states == [("cancelled", 200), ("ended", 200), ("failed", 404)]
+    async with one.session.get(one.url + "/metrics") as answer:
+        text = await answer.text()
+    assert 'gateway_requests_total{path="/v1/chat/completions",pool_id="m",status="200"} 2.0' in text
+    assert 'tasks_canceled_total{engine="llamacpp",pool_id="m",reason="client"} 1.0' in text
+    assert 'tasks_rejected_total{reason="MODEL_NOT_FOUND"} 1.0' in text
+    assert 'latency_first_token_ms_count{engine="llamacpp",pool_id="m"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("tail", "tokens"),
+    [
+        (b'"usage":{"completion_tokens":10,"prompt_tokens":37,"prompt_tokens_details":{"cached_tokens":36}}', Tokens(37, 10, 36)),
+        (b'"timings":{"cache_n":30,"prompt_n":7,"prompt_ms":121.8,"predicted_n":12}', Tokens(37, 12, 30)),
+        (b'"usage":{"cache_read_input_tokens":36,"input_tokens":1,"output_tokens":12}', Tokens(37, 12, 36)),
+        (b'"usage": {"input_tokens": 5, "output_tokens": 6}', Tokens(5, 6, None)),
+        (b"data: [DONE]", Tokens()),
+    ],
+)
+def test_tokens_are_read_from_what_engines_say_at_the_end(tail: bytes, tokens: Tokens) -> None:
+    record = Record("r", "/v1/x")
+    record.passes(b"x" * 5000)
+    record.passes(tail)
+    assert record.tokens() == tokens
 
 
 # --- engines that end ---

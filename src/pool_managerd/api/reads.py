@@ -10,7 +10,7 @@ from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import CORRELATION_KEY, TRUSTED_KEY, envelope, json_response
 from pool_managerd.api.requests import number, pool_id, possible_pool_id, token_id
 from pool_managerd.errors import NodeError, RequestError
-from pool_managerd.telemetry.metrics import CONTENT_TYPE
+from pool_managerd.telemetry.families import CONTENT_TYPE
 
 PAGE, MAX_PAGE = 100, 1_000
 WITHHELD = "shown to the daemon's own user, to root, and with the token"

@@ -18,6 +18,11 @@ class Caller:
     key: Key | None
     at_work: Counter[str]
 
+    @property
+    def name(self) -> str | None:
+        """Of its key."""
+        return None if self.key is None else self.key.name
+
     def may_ask(self, model: str) -> bool:
         return self.key is None or not self.key.models or model in self.key.models
 

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.dialects import STILL_HERE, Dialect, told, told_in_stream
+from pool_managerd.gateway.record import Record
 
 _T = TypeVar("_T")
 REQUEST_ID = "x-request-id"
@@ -21,12 +22,12 @@ _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no
 class Exchange:
     """``stream``: server-sent events were asked for, so that signs of life can be shown every ``heartbeat_s``."""
 
-    def __init__(self, request: web.Request, dialect: Dialect, heartbeat_s: float) -> None:
+    def __init__(self, request: web.Request, dialect: Dialect, heartbeat_s: float, path: str = "other") -> None:
         self.request, self.dialect, self.heartbeat_s = request, dialect, heartbeat_s
         self.stream = False
         self.request_id = _sane(request.headers.get(REQUEST_ID)) or f"req_{uuid.uuid4().hex}"
+        self.record = Record(self.request_id, path)
         self.response: web.StreamResponse | None = None
-        self.status = 0
         self.sent = False
         """Something of the answer itself: it cannot be asked for again."""
         self._at_boundary = True
@@ -39,7 +40,7 @@ class Exchange:
     async def begin(self, status: int, headers: Mapping[str, str]) -> web.StreamResponse:
         """Send the head of the answer."""
         response = web.StreamResponse(status=status, headers={**headers, REQUEST_ID: self.request_id})
-        self.status = status
+        self.record.status = status
         await response.prepare(self.request)
         self.response = response
         return response
@@ -69,6 +70,7 @@ class Exchange:
         """A part of the body. Raises ConnectionError when the client has gone."""
         if self.response is not None and chunk:
             self.sent, self._at_boundary = True, chunk.endswith((b"\n\n", b"\r\n\r\n"))
+            self.record.passes(chunk)
             await self.response.write(chunk)
 
     async def end(self) -> web.StreamResponse:
@@ -84,7 +86,7 @@ class Exchange:
         """
         if self.response is None:
             error = told(problem, self.dialect, self.request_id)
-            self.status = error.status
+            self.record.status = error.status
             return web.Response(
                 body=json.dumps(error.body).encode(), status=error.status, content_type="application/json",
                 headers={**error.headers, REQUEST_ID: self.request_id},

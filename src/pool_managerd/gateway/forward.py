@@ -87,7 +87,8 @@ async def _passed_on(exchange: Exchange, answer: aiohttp.ClientResponse) -> web.
     head, length = _passed(answer.headers, _KEPT_BACK, browser=False), answer.content_length
     if not sse and not exchange.begun and length is not None and length <= _WHOLE_BYTES:
         body = await _of_engine(answer.read())
-        exchange.status = answer.status
+        exchange.record.status = answer.status
+        exchange.record.passes(body)
         head[REQUEST_ID] = exchange.request_id
         return web.Response(body=body, status=answer.status, headers=head)
     if sse:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import structlog
@@ -19,6 +21,8 @@ from pool_managerd.gateway.forward import BrokenEngineError, forward
 from pool_managerd.gateway.leasing import Leasing
 from pool_managerd.gateway.models import as_list, listed
 from pool_managerd.gateway.paths import Path
+from pool_managerd.gateway.requests import Requests
+from pool_managerd.telemetry.families import CONTENT_TYPE
 
 log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
@@ -36,22 +40,32 @@ class FrontLimits:
     heartbeat_s: float = 12.0
 
 
+@dataclass(frozen=True, slots=True)
+class FrontParts:
+    """What it works with."""
+
+    leasing: Leasing
+    session: aiohttp.ClientSession
+    access: Access
+    requests: Requests
+
+
 class Front:
     """One per gateway."""
 
-    def __init__(self, leasing: Leasing, session: aiohttp.ClientSession, limits: FrontLimits, access: Access) -> None:
-        self._leasing, self._session, self._limits, self._access = leasing, session, limits, access
-        self._buffered = 0
+    def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
+        self._leasing, self._session, self._access, self._requests = parts.leasing, parts.session, parts.access, parts.requests
+        self._limits, self._buffered = limits, 0
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
         """A request for a model that its body names."""
-        exchange = Exchange(request, path.dialect, self._limits.heartbeat_s)
-        return await self._told(exchange, self._inferred(exchange, path))
+        exchange = Exchange(request, path.dialect, self._limits.heartbeat_s, path.inner or request.path)
+        return await self._followed(exchange, self._inferred(exchange, path))
 
     async def upstream(self, request: web.Request) -> web.StreamResponse:
         """``/upstream/MODEL/PATH``: any request, to the engine as it is."""
-        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
-        return await self._told(exchange, self._passed_through(exchange))
+        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s, "/upstream")
+        return await self._followed(exchange, self._passed_through(exchange))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """All models that the caller may ask for."""
@@ -78,6 +92,37 @@ class Front:
         """The gateway is up; whether it follows the daemon is told beside that."""
         return web.json_response({"status": "ok", "daemon": "connected" if self._leasing.connected else "away"})
 
+    async def metrics(self, _request: web.Request) -> web.StreamResponse:
+        metrics = self._requests.metrics
+        metrics.keep({place.pool_id for place in self._leasing.directory.all()})
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def queue(self, request: web.Request) -> web.StreamResponse:
+        """Those who wait for a slot, in their order, whoever asked for it."""
+        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._queue(request))
+
+    async def _queue(self, request: web.Request) -> web.StreamResponse:
+        self._access.caller(request.headers)
+        return web.json_response(await self._leasing.queue())
+
+    async def requests(self, request: web.Request) -> web.StreamResponse:
+        """Those of the caller's key, in flight and recent."""
+        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._rows(request))
+
+    async def _rows(self, request: web.Request) -> web.StreamResponse:
+        caller = self._access.caller(request.headers)
+        return web.json_response([row for row in self._requests.rows() if row["key"] == caller.name])
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """One of the caller's own requests ends now."""
+        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._cancelled(request))
+
+    async def _cancelled(self, request: web.Request) -> web.StreamResponse:
+        caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]
+        mine = any(row["request_id"] == wanted and row["key"] == caller.name for row in self._requests.rows())
+        self._requests.cancel(wanted if mine else "")
+        return web.json_response({"request_id": wanted, "cancelled": True})
+
     async def not_found(self, request: web.Request) -> web.StreamResponse:
         problem = RequestError(
             f"cannot find {request.method} {request.path[:120]}", code="NOT_FOUND", status=404,
@@ -87,13 +132,30 @@ class Front:
 
     # --- a request ---
 
-    async def _told(self, exchange: Exchange, work: object) -> web.StreamResponse:
+    async def _followed(self, exchange: Exchange, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """``work`` as one of the requests that are counted, and that can be cancelled."""
+        record = exchange.record
+        with self._requests.under_way(record):
+            try:
+                return await self._told(exchange, work)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._requests.was_cancelled(record) or task is None:
+                    raise
+                task.uncancel()
+                record.state = "cancelled"
+                gone = RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409)
+                return await exchange.fail(gone)
+
+    async def _told(self, exchange: Exchange, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
         """``work``, with every error in the client's dialect."""
         try:
-            return await work  # type: ignore[misc, no-any-return]
+            return await work
         except PoolError as problem:
+            self._requests.failed(exchange.record, problem)
             return await exchange.fail(problem)
         except ConnectionError:  # of the client: it has gone, and nobody is told
+            exchange.record.state = "cancelled"
             return exchange.response or web.Response(status=499)
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
@@ -101,7 +163,7 @@ class Front:
         raw = await self._body(exchange.request)
         try:
             asked = self._read(exchange.request, raw, path)
-            exchange.stream = asked.stream
+            exchange.stream, exchange.record.key = asked.stream, caller.name
             where = path.inner or exchange.request.path
             with caller.asking(asked.model):
                 return await self._served(exchange, asked.model, where, asked)
@@ -120,6 +182,7 @@ class Front:
             self._buffered -= len(raw)
 
     async def _served(self, exchange: Exchange, model: str, where: str, asked: Asked) -> web.StreamResponse:
+        exchange.record.model = model
         if exchange.request.query_string:
             where += "?" + exchange.request.query_string
         for attempt in range(1, _TRIES + 1):
@@ -127,6 +190,8 @@ class Front:
             broken = False
             try:
                 lease = await exchange.patiently(self._take(model, exchange.request_id, held))
+                place = self._leasing.directory.place(lease.pool_id)
+                self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
                 body, withheld = self._for_engine(asked, lease) or None, self._access.withheld
                 return await forward(self._session, exchange, lease.url + where, body, withheld=withheld)
             except BrokenEngineError as problem:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -64,6 +65,10 @@ class Leasing:
             self._owe([lease])
         elif self._timer is None:
             self._arm()
+
+    async def queue(self) -> list[dict[str, Any]]:
+        """Who waits on the node, in their order. Raises PoolError."""
+        return await self._link.queue()
 
     def used(self) -> int:
         """Leases that are in use."""

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,14 +20,16 @@ from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.forward import engine_session
-from pool_managerd.gateway.front import Front, FrontLimits
+from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.paths import POSTS
+from pool_managerd.gateway.requests import Requests
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
 from pool_managerd.httpd.server import HttpLimits, HttpServer
+from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -35,7 +37,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
-    for. ``local``: only this machine is to call; ``origins``: of web pages that may.
+    for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``labels`` go on every
+    series.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -44,6 +47,7 @@ class GatewayOptions:
     keys: KeyFile | None = None
     local: bool = True
     origins: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Gateway:
@@ -75,7 +79,9 @@ class Gateway:
         """Begin to answer."""
         if self._session is None:
             raise RuntimeError("the gateway was not entered")
-        front = Front(self.leasing, self._session, self._options.limits, Access(self._options.keys))
+        requests = Requests(GatewayMetrics(self._options.labels))
+        parts = FrontParts(self.leasing, self._session, Access(self._options.keys), requests)
+        front = Front(parts, self._options.limits)
         self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)
         await self._server.start(listener)
 
@@ -92,6 +98,10 @@ def _application(front: Front, options: GatewayOptions) -> web.Application:
     app.router.add_get("/models", front.models)
     app.router.add_get("/v1/models/{model:.+}", front.model)
     app.router.add_get("/health", front.health)
+    app.router.add_get("/metrics", front.metrics)
+    app.router.add_get("/v1/queue", front.queue)
+    app.router.add_get("/v1/requests", front.requests)
+    app.router.add_delete("/v1/requests/{request_id}", front.cancel)
     app.router.add_route("*", "/upstream/{model}/{path:.*}", front.upstream)
     app.router.add_route("*", "/{path:.*}", front.not_found)
     app.on_response_prepare.append(_allow(options.origins))

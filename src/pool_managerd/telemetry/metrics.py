@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from pool_managerd.core.event import Event
-from pool_managerd.errors import SpecError
 from pool_managerd.telemetry import series
+from pool_managerd.telemetry.families import UNKNOWN, Family, Scrape, checked_labels
 from pool_managerd.telemetry.gauges import Gauges
 from pool_managerd.telemetry.series import Series
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NO_POOL = "unknown"
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
-_LABEL = re.compile(r"^(?!__)[A-Za-z_][A-Za-z0-9_]*$")
-_SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
-_MAX_VALUE_CHARS = 64
 _COUNTED: Mapping[str, Series] = MappingProxyType({
     "probe": series.HEALTH_CHECKS, "crash": series.CRASHES, "restart": series.RESTARTS, "storm": series.STORMS,
     "xid": series.XIDS, "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
@@ -45,9 +37,9 @@ class Metrics:
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
-        self._constant = _checked(labels or {})
+        self._constant = checked_labels(labels or {})
         self._registry = CollectorRegistry(auto_describe=False)
-        self._families = {spec.name: _Family(spec, self._constant, self._registry) for spec in series.COUNTED}
+        self._families = {spec.name: Family(spec, self._constant, self._registry) for spec in series.COUNTED}
         self._gauges = Gauges(self._constant)
         self._http: dict[tuple[str, str, int], Counter] = {}
         self._lag: Callable[[], float] | None = None
@@ -73,7 +65,7 @@ class Metrics:
         if devices is not None:
             gauges += self._gauges.of_devices(devices, statuses)
             self._keep("device", {str(row["device"]) for row in devices["devices"]})
-        return generate_latest(_Scrape(self._registry, gauges))
+        return generate_latest(Scrape(self._registry, gauges))
 
     def http_request(self, route: str, method: str, status: int) -> None:
         """Count one answered request; ``route`` is the template, never the path itself."""
@@ -88,7 +80,7 @@ class Metrics:
 
     def on_event(self, event: Event) -> None:
         """Count what one event of the node says. Unknown types are ignored."""
-        pool, fields = event.pool_id or NO_POOL, event.fields
+        pool, fields = event.pool_id or UNKNOWN, event.fields
         if (spec := _COUNTED.get(event.type)) is not None:
             self._count(spec, **{**{label: fields.get(label) for label in spec.labels}, "pool_id": pool})
             return
@@ -129,7 +121,7 @@ class Metrics:
             if family.spec.kind == "counter" and family.spec.labels == (label,):
                 for value in live:
                     family.child(**{label: value})
-            family.drop(label, lambda value: value not in live and value != NO_POOL)
+            family.drop(label, lambda value: value not in live and value != UNKNOWN)
 
     def _count(self, spec: Series, amount: Any = 1, **labels: Any) -> None:
         self._families[spec.name].child(**labels).inc(amount if isinstance(amount, int) else 0)
@@ -137,75 +129,3 @@ class Metrics:
     def _observe(self, spec: Series, value: Any, **labels: Any) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             self._families[spec.name].child(**labels).observe(value)
-
-
-class _Family:
-    """One counter or histogram family with the constant labels filled in and its label values bounded."""
-
-    def __init__(self, spec: Series, constant: Mapping[str, str], registry: CollectorRegistry) -> None:
-        self.spec = spec
-        self._constant = tuple(constant.values())
-        names = (*spec.labels, *constant)
-        self._metric: Counter | Histogram
-        if spec.kind == "counter":
-            self._metric = Counter(spec.name, spec.help, names, registry=registry)
-        else:
-            self._metric = Histogram(spec.name, spec.help, names, buckets=spec.buckets, registry=registry)
-        self._seen: dict[str, set[str]] = {label: set() for label in spec.labels if label in series.LABEL_BUDGETS}
-        self._children: dict[tuple[str, ...], Any] = {}
-
-    def child(self, **labels: Any) -> Any:
-        """The counter or histogram with these labels."""
-        values = tuple(self._bounded(label, labels.get(label)) for label in self.spec.labels)
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values, *self._constant)
-        return child
-
-    def _bounded(self, label: str, value: Any) -> str:
-        text = NO_POOL if value is None or value == "" else str(value)
-        if label not in self._seen:
-            return text
-        text = _SLUG.sub("_", text)[:_MAX_VALUE_CHARS]
-        seen = self._seen[label]
-        if text not in seen:
-            if len(seen) >= series.LABEL_BUDGETS[label]:
-                return "other"
-            seen.add(text)
-        return text
-
-    def drop(self, label: str, gone: Callable[[str], bool]) -> None:
-        """Show nothing any more with those values of ``label``."""
-        if label not in self.spec.labels:
-            return
-        at = self.spec.labels.index(label)
-        for values in [values for values in self._children if gone(values[at])]:
-            del self._children[values]
-            self._metric.remove(*values, *self._constant)
-
-
-class _Scrape(Collector):
-    """What is counted, without the client's own ``*_created`` gauges, which are no part of the contract; then ``gauges``."""
-
-    def __init__(self, registry: CollectorRegistry, gauges: Iterable[Metric]) -> None:
-        self._registry = registry
-        self._gauges = gauges
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
-        yield from self._gauges
-
-
-def _checked(labels: Mapping[str, str]) -> dict[str, str]:
-    taken = {label for spec in series.ALL for label in spec.labels} | {"le"}
-    for name in labels:
-        if not _LABEL.match(name) or name in taken:
-            why = "a series has a label of that name" if name in taken else "it is no label name"
-            raise SpecError(
-                f"cannot use telemetry.labels key {name!r}: {why}",
-                code="CONFIG_ERROR",
-                hint="use letters, digits and '_', and another name than the labels in the metrics reference",
-            )
-    return dict(labels)

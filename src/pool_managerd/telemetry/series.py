@@ -156,6 +156,32 @@ CONFIG_APPLIED = Series(
     "Configurations that were to be applied: applied, unchanged, failed (for a pool at least), or refused as a whole.",
 )  # fmt: skip
 
+FIRST_TOKEN_BUCKETS_MS = (50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 10_000, 60_000)
+DECODE_BUCKETS_MS = (250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 60_000)
+_REQUEST = ("engine", "pool_id")
+GATEWAY_REQUESTS = Series(
+    "gateway_requests_total", "counter", ("pool_id", "path", "status"), "Answered requests of clients; pool_id none: of no pool."
+)
+TASKS_STARTED = Series("tasks_started_total", "counter", _REQUEST, "Requests that were passed on to an engine.")
+TASKS_CANCELED = Series("tasks_canceled_total", "counter", (*_REQUEST, "reason"), "Requests that a client gave up.")
+TASKS_REJECTED = Series("tasks_rejected_total", "counter", ("reason",), "Requests that got no engine, by the error's code.")
+ADMISSION_LATENCY = Series("latency_admission_ms", "histogram", _REQUEST, "From a request's arrival to its slot, load included.")
+FIRST_BYTE = Series(
+    "latency_first_token_ms", "histogram", _REQUEST, "From a request's arrival to the first of its answer.",
+    buckets=FIRST_TOKEN_BUCKETS_MS,
+)  # fmt: skip
+DECODE_LATENCY = Series(
+    "latency_decode_ms", "histogram", _REQUEST, "From the first of a stream to its end.", buckets=DECODE_BUCKETS_MS
+)
+TOKENS_IN = Series("tokens_in_total", "counter", _REQUEST, "Tokens of prompts, as engines counted them; cached ones included.")
+TOKENS_CACHED = Series("tokens_cached_total", "counter", _REQUEST, "Of these, what engines had in their caches.")
+TOKENS_OUT = Series("tokens_out_total", "counter", _REQUEST, "Tokens of answers, as engines counted them.")
+GATEWAY = (
+    GATEWAY_REQUESTS, TASKS_STARTED, TASKS_CANCELED, TASKS_REJECTED, ADMISSION_LATENCY, FIRST_BYTE, DECODE_LATENCY, TOKENS_IN,
+    TOKENS_CACHED, TOKENS_OUT,
+)  # fmt: skip
+"""Those that the gateway serves, on its own port."""
+
 COUNTED = (
     PRELOAD_SUCCESS,
     PRELOAD_FAILURE,
@@ -198,6 +224,9 @@ ALL = (
 )
 
 
+_TABLE = ("| Name | Type | Labels | Meaning |", "|---|---|---|---|")
+
+
 def markdown() -> str:
     """The reference page of the metrics, generated from this table."""
     lines = [
@@ -208,10 +237,11 @@ def markdown() -> str:
         "`device` is the index that `nvidia-smi` counts, or the UUID of a MIG instance or of a GPU that is gone and whose index",
         "another one has now. Of a GPU that is gone `device_quarantined` and `gpu_info` stay; what cannot be read has no sample.",
         "",
-        "| Name | Type | Labels | Meaning |",
-        "|---|---|---|---|",
+        *_TABLE,
     ]
     lines += [f"| `{s.name}` | {s.kind} | {', '.join(f'`{label}`' for label in s.labels)} | {s.help} |" for s in ALL]
+    lines += ["", "The gateway serves these at `/metrics` of its own port:", "", *_TABLE]
+    lines += [f"| `{s.name}` | {s.kind} | {', '.join(f'`{label}`' for label in s.labels)} | {s.help} |" for s in GATEWAY]
     lines += [
         "",
         f"Buckets of durations (ms): {', '.join(map(str, DURATION_BUCKETS_MS))}.",

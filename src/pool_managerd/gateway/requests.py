@@ -1,0 +1,110 @@
+"""The requests of this gateway: those in flight and the last ones, counted and told as they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from pool_managerd.core.narration import duration
+from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.gateway.record import Record
+from pool_managerd.telemetry import series
+from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics
+
+log = structlog.get_logger("pool_managerd.gateway")
+RECENT = 200
+
+
+class Requests:
+    """``metrics`` counts them."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self.metrics = metrics
+        self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
+        self._recent: deque[Record] = deque(maxlen=RECENT)
+        self._cancelled: set[str] = set()
+
+    @contextmanager
+    def under_way(self, record: Record) -> Iterator[None]:
+        """From its arrival to its end. Who goes away meanwhile has cancelled it."""
+        if record.request_id in self._live:  # a client may give two of its requests one name
+            record.request_id += f"-{time.monotonic_ns():x}"
+        self._live[record.request_id] = (record, asyncio.current_task())
+        try:
+            yield
+        except asyncio.CancelledError:
+            record.state = "cancelled"
+            raise
+        finally:
+            del self._live[record.request_id]
+            self._cancelled.discard(record.request_id)
+            self._over(record)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those that ended last, oldest first, and then those in flight."""
+        return [record.to_dict() for record in (*self._recent, *(record for record, _ in self._live.values()))]
+
+    def cancel(self, request_id: str) -> None:
+        """It ends now, and its engine stops working on it. Raises RequestError when it is not in flight."""
+        record, task = self._live.get(request_id, (None, None))
+        if record is None or task is None:
+            raise RequestError(f"request {request_id[:64]!r} is not in flight", code="TICKET_NOT_FOUND", status=404)
+        self._cancelled.add(request_id)
+        task.cancel()
+
+    def was_cancelled(self, record: Record) -> bool:
+        """By ``cancel``, and not because its client has gone."""
+        return record.request_id in self._cancelled
+
+    def failed(self, record: Record, problem: PoolError) -> None:
+        """It is told why it was not served."""
+        record.state, record.error = "failed", problem.message
+        if record.leased is None:
+            self.metrics.count(series.TASKS_REJECTED, reason=problem.code)
+
+    def leased(self, record: Record, pool_id: str, engine: str) -> None:
+        """It has its slot."""
+        record.pool_id, record.engine, record.state = pool_id, engine, "running"
+        if record.leased is None:
+            record.leased = time.monotonic()
+            self.metrics.count(series.TASKS_STARTED, engine=engine, pool_id=pool_id)
+            waited_ms = (record.leased - record.began) * 1000
+            self.metrics.observe(series.ADMISSION_LATENCY, waited_ms, engine=engine, pool_id=pool_id)
+
+    # --- inside ---
+
+    def _over(self, record: Record) -> None:
+        record.ended = time.monotonic()
+        if record.state in ("queued", "running"):
+            record.state = "ended"
+        self._recent.append(record)
+        pool_id, metrics = record.pool_id or NO_POOL, self.metrics
+        metrics.count(series.GATEWAY_REQUESTS, pool_id=pool_id, path=record.path, status=str(record.status or 499))
+        if record.state == "cancelled":
+            metrics.count(series.TASKS_CANCELED, engine=record.engine, pool_id=pool_id, reason="client")
+        if record.first is not None and record.state == "ended":
+            self._measure(record, pool_id)
+        self._tell(record)
+
+    def _measure(self, record: Record, pool_id: str) -> None:
+        metrics, labels, found = self.metrics, {"engine": record.engine, "pool_id": pool_id}, record.tokens()
+        first, ended = record.first or record.began, record.ended or record.began
+        metrics.observe(series.FIRST_BYTE, (first - record.began) * 1000, **labels)
+        metrics.observe(series.DECODE_LATENCY, (ended - first) * 1000, **labels)
+        counts = ((series.TOKENS_IN, found.prompt), (series.TOKENS_CACHED, found.cached), (series.TOKENS_OUT, found.answer))
+        for spec, number in counts:
+            if number:
+                metrics.count(spec, number, **labels)
+
+    def _tell(self, record: Record) -> None:
+        level = {"failed": log.warning, "cancelled": log.info}.get(record.state, log.debug)
+        took = duration((record.ended or record.began) - record.began)
+        what = {"failed": f"was not served: {record.error}", "cancelled": f"was cancelled after {took}"}
+        human = f"A request for {record.model or 'no model'} {what.get(record.state, f'was answered in {took}')}"
+        level(human, action="request", **{key: value for key, value in record.to_dict().items() if value is not None})
