@@ -46,7 +46,15 @@ class GpuNode(Daemon):
     """
 
     def __init__(
-        self, folder: Path, library: Path, text: str, *lines: str, pools: list[Json], gpu: Json | None = None, kmsg: bool = False
+        self,
+        folder: Path,
+        library: Path,
+        text: str,
+        *lines: str,
+        pools: list[Json],
+        gpu: Json | None = None,
+        kmsg: bool = False,
+        more: str = "",
     ) -> None:
         folder.mkdir()
         state = folder / "state"
@@ -58,7 +66,7 @@ class GpuNode(Daemon):
         if kmsg:
             os.mkfifo(self.kernel_log)
         section = {"simulate": str(self.gpus), "rescan_interval_ms": 1000, "vram_wait_ms": 1500, **(gpu or {})}
-        super().__init__(folder, f"gpu: {json.dumps(section)}\npools: {json.dumps(pools)}\n")
+        super().__init__(folder, f"gpu: {json.dumps(section)}\npools: {json.dumps(pools)}\n{more}")
 
     def start(self, **how: Any) -> GpuNode:
         """As for any daemon."""

@@ -90,8 +90,8 @@ class Daemon:
         wait_until(self._nothing_left, "what it has left to end", 10)
 
     def _nothing_left(self) -> bool:
-        """Engines outlive a daemon that was killed; their shims end with them."""
-        left = [int(found.split()[0]) for found in mentioning(self.run)]
+        """Engines outlive a daemon that was killed, and so does its gateway; their shims end with them."""
+        left = [int(found.split()[0]) for found in (*mentioning(self.run), *mentioning(self.config))]
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

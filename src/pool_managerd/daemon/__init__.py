@@ -120,6 +120,8 @@ async def serve(config: Config, env: Mapping[str, str], origin: Origin | None = 
     try:
         if told is not None:
             logs.write("warn", "failpoints", told)
+        if config.gateway.bind is not None:
+            check_gateway(config, config.gateway.bind)
         _first_lines(logs, config, *resolve_access(config, env))
         return await _serve(config, env, logs, origin)
     except PoolError as error:
