@@ -14,6 +14,7 @@ from pool_managerd.cli import apply as applying
 from pool_managerd.cli import (
     bench,
     changes,
+    chat,
     crashes,
     devices,
     explain,
@@ -73,7 +74,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         explain.explain,
         preflight.preflight,
     ),
-    *(gateway.gateway, serving.version),
+    *(gateway.gateway, chat.chat, chat.requests, chat.cancel, serving.version),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -1,0 +1,101 @@
+"""Talking to models through the gateway: ``chat``, and what is in flight: ``requests``, ``cancel``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from pool_managerd.cli.exits import USAGE, CommandFailed
+from pool_managerd.cli.gateway_client import GatewayClient, GatewayUrl, find_gateway
+from pool_managerd.cli.options import ConfigFile, Output
+from pool_managerd.cli.output import Format, Json, printable, show, span
+from pool_managerd.cli.table import Column, table
+
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Its name; the only one when absent.", show_default=False)]
+Message = Annotated[str | None, typer.Option("--message", "-m", help="Ask this, and end.", show_default=False)]
+System = Annotated[str, typer.Option("--system", help="What the model is told first.")]
+RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id, as `requests` lists it.")]
+_REQUESTS = (
+    Column("REQUEST", 0, least=12, middle=True), Column("MODEL", 0, least=7, middle=True), Column("STATE", 0, least=7),
+    Column("QUEUED", 2), Column("FIRST", 3), Column("TOOK", 1), Column("IN", 4), Column("OUT", 4), Column("STATUS", 5),
+)  # fmt: skip
+
+
+def chat(
+    model: Model = None, message: Message = None, system: System = "You are a helpful assistant.", url: GatewayUrl = None,
+    config: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Talk to a model, which is started if need be.
+
+    Ctrl-D or an empty line ends it. Ctrl-C ends the answer that is being written.
+    """
+    gateway = find_gateway(url, config)
+    talk: list[Json] = [{"role": "system", "content": system}]
+    name = model or _only(gateway)
+    if message is not None:
+        _answer(gateway, name, [*talk, {"role": "user", "content": message}])
+        return
+    while asked := _asked():
+        talk.append({"role": "user", "content": asked})
+        talk.append({"role": "assistant", "content": _answer(gateway, name, talk)})
+
+
+def _asked() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _only(gateway: GatewayClient) -> str:
+    names = [row["id"] for row in gateway.call("GET", "models")["data"]]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise CommandFailed("cannot tell which model is meant", USAGE, hint=f"name one of: {listed}")
+    return str(names[0])
+
+
+def _answer(gateway: GatewayClient, model: str, talk: list[Json]) -> str:
+    """What the model says, written as it comes; with how fast that was, on a terminal."""
+    said, began, first = "", time.monotonic(), 0.0
+    try:
+        for event in gateway.stream("/v1/chat/completions", {"model": model, "messages": talk, "stream": True}):
+            piece = "".join(str(choice["delta"].get("content") or "") for choice in event.get("choices") or ())
+            first = first or (time.monotonic() if piece else 0.0)
+            said += piece
+            sys.stdout.write(printable(piece, keep="\n\t"))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" …")
+    sys.stdout.write("\n")
+    if sys.stderr.isatty() and first:
+        sys.stderr.write(
+            f"({span((first - began) * 1000)} to the first word, {span((time.monotonic() - began) * 1000)} in all)\n"
+        )
+    return said
+
+
+def requests(url: GatewayUrl = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """List the gateway's requests: the last ones, and those in flight."""
+
+    def rows(found: list[Json]) -> None:
+        table(_REQUESTS, map(_row, found), empty="there was no request yet", wide=output is Format.WIDE)
+
+    show(find_gateway(url, config).call("GET", "requests"), output, rows)
+
+
+def _row(one: Json) -> tuple[Any, ...]:
+    first = one["first_token_ms"]
+    return (
+        one["request_id"], one["model"], one["state"], span(one["queued_ms"]), None if first is None else span(first),
+        span(one["duration_ms"]), one["tokens_in"], one["tokens_out"], one["status"],
+    )  # fmt: skip
+
+
+def cancel(request_id: RequestId, url: GatewayUrl = None, config: ConfigFile = None) -> None:
+    """End a request: its engine stops working on it."""
+    find_gateway(url, config).call("DELETE", "requests", request_id)
+    typer.echo(f"request {printable(request_id)} is cancelled")

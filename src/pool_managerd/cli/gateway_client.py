@@ -1,0 +1,98 @@
+"""The gateway as commands ask it, on the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+import typer
+
+from pool_managerd.cli.client import DEFAULT_CONFIG
+from pool_managerd.cli.exits import REFUSED, UNREACHABLE, USAGE, CommandFailed
+from pool_managerd.cli.streams import OutputLostError
+
+DEFAULT_URL = "http://127.0.0.1:8088"
+_MAX_BYTES = 16 << 20
+_ANSWER_S, _STREAM_S = 30.0, 600.0
+GatewayUrl = Annotated[
+    str | None, typer.Option("--url", help="The gateway's address. [POOL_MANAGERD_GATEWAY_URL]", show_default=False)
+]
+
+
+class GatewayClient:
+    """Its address, and the key for it (POOL_MANAGERD_API_KEY)."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.url, self._key = url.rstrip("/"), key
+
+    def call(self, method: str, *path: str) -> Any:
+        """The decoded answer. Raises CommandFailed: unreachable (3) or refused (4)."""
+        with self._answer(method, "/v1/" + "/".join(quote(part, safe="") for part in path), None, _ANSWER_S) as answer:
+            return json.loads(answer.read(_MAX_BYTES))
+
+    def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer. Raises CommandFailed, for an error in the stream, too."""
+        with self._answer("POST", path, body, _STREAM_S) as answer:
+            while line := answer.readline(_MAX_BYTES):
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise CommandFailed(str(event["error"].get("message")), REFUSED)
+                yield event
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: Any, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(self.url)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        try:
+            connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                raise _refused(answer)
+            yield answer
+        except OutputLostError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandFailed(
+                f"cannot reach the gateway at {self.url}: {str(error) or type(error).__name__}", UNREACHABLE,
+                hint="set gateway.bind and serve, or run `pool-managerd gateway`; or say where it is with --url",
+            ) from error  # fmt: skip
+        finally:
+            connection.close()
+
+
+def find_gateway(url: str | None, config: Path | None) -> GatewayClient:
+    """The one meant by ``--url``, POOL_MANAGERD_GATEWAY_URL, the configuration's gateway.bind, or the default address."""
+    key = os.environ.get("POOL_MANAGERD_API_KEY", "").strip() or None
+    chosen = url or os.environ.get("POOL_MANAGERD_GATEWAY_URL") or _configured(config) or DEFAULT_URL
+    parts = urlsplit(chosen)
+    if parts.scheme != "http" or not parts.hostname:
+        raise CommandFailed(f"cannot use {chosen!r} as the gateway's URL", USAGE, hint=f"write it as {DEFAULT_URL}")
+    return GatewayClient(chosen, key)
+
+
+def _configured(config: Path | None) -> str | None:
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    if path is None:
+        return None
+    from pool_managerd.config.load import load_config
+
+    bind = load_config(path, env=os.environ).gateway.bind
+    host, _, port = (bind or "").rpartition(":")
+    return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}" if bind else None  # noqa: S104
+
+
+def _refused(answer: http.client.HTTPResponse) -> CommandFailed:
+    try:
+        error = json.loads(answer.read(_MAX_BYTES))["error"]
+        return CommandFailed(str(error["message"]), REFUSED, code=error.get("code"))
+    except (ValueError, KeyError, TypeError):
+        return CommandFailed(f"cannot do it: the gateway answered {answer.status}", REFUSED)
