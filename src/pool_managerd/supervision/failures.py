@@ -49,6 +49,17 @@ def failure(error: PoolError) -> tuple[str, bool, str]:
     return error.message + hint, retriable, reason
 
 
+def on_demand(problem: PoolError) -> PoolError:
+    """``problem`` as it is told to somebody who named a model that there is: what is wrong with its pool is not their request."""
+    if not isinstance(problem, SpecError) and problem.code != SpecError.code:
+        return problem
+    code = "PRELOAD_FAILED" if problem.code == SpecError.code else problem.code
+    return EngineError(
+        problem.message, code=code, status=500, pool_id=problem.pool_id, hint=problem.hint, retriable=False,
+        details=problem.details,
+    )  # fmt: skip
+
+
 def operation_error(pool_id: str, last_error: str | None, launch: Launch) -> EngineError:
     """What the caller of a failed start is told: always 500, with the cause's code and hint, and the log's end (DESIGN §7).
 
