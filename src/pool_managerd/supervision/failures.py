@@ -60,13 +60,13 @@ def on_demand(problem: PoolError) -> PoolError:
     )  # fmt: skip
 
 
-def operation_error(pool_id: str, last_error: str | None, launch: Launch) -> EngineError:
+def operation_error(pool_id: str, last_error: str | None, launch: Launch, tried_as: str | None = None) -> EngineError:
     """What the caller of a failed start is told: always 500, with the cause's code and hint, and the log's end (DESIGN §7).
 
-    Of an engine that came up and ended the hint is the remedy of its crash.
+    Of an engine that came up and ended the hint is the remedy of its crash; ``tried_as`` is the replica of a reload's candidate.
     """
     cause, why = launch.cause, launch.diagnosis
-    hint = cause.hint if cause is not None else remediation(why.remedy, pool_id).sentence if why is not None else None
+    hint = cause.hint if cause is not None else remediation(why.remedy, pool_id, tried_as).sentence if why is not None else None
     text = last_error or "the start was given up"
     message = text if text.startswith("preload failed") else f"preload failed: {text}"
     code = cause.code if cause is not None else "PRELOAD_FAILED"
