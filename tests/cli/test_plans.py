@@ -1,4 +1,4 @@
-"""``explain --model``: what a request for a model would lead to, as a person reads it."""
+"""Plans as a person reads them: what a request for a model would lead to (``explain --model``), what a reload would do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pool_managerd.cli.reload import show_plan
 from pool_managerd.errors import RequestError
 from tests.cli.test_commands import Invoke, Server
 from tests.cli.test_crashes import at_80_columns
@@ -51,3 +52,24 @@ def test_what_would_be_refused_exits_1(invoke: Invoke, server: Server) -> None:
     plans(server, {**ROOM, "stops": [], "would": would, "refused": "cannot use model file:b.gguf", "hint": "put it there"})
     code, out, _ = invoke("explain", "--model", "b")
     assert code == 1 and out == f"{would[0].upper()}{would[1:]}\n  hint: put it there\n"
+
+
+def test_a_reload_whose_flags_are_many_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [word for number in range(12) for word in (f"--flag-{number}", str(number))]
+    why = "the engine can sleep while the new one loads, and both do not run side by side: cannot start pool b: it needs 8 GiB"
+    plan = {
+        "strategy": "sleep_old", "why": why, "forecast_downtime_ms": None, "vram": {"where": "on GPU 0"},
+        "changes": [{"key": "provisioning.flags", "old": old, "new": [*old, "--one-more"]}],
+        "steps": ["put the engine to sleep, and see on the GPUs that its memory is free: where it is not, more time passes"],
+    }  # fmt: skip
+    at_80_columns(monkeypatch)
+    show_plan(plan)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and "--one-more" in " ".join(lines)
+
+
+def test_a_pool_that_was_evicted_for_whatever_reason_is_said_to_start_on_demand(invoke: Invoke, server: Server) -> None:
+    server.node.add("idle", state="offline", ready=False, live=False, desired="evicted")
+    assert "desired" in (out := invoke("status", "idle")[1]) and "stopped for now; it starts on demand" in out

@@ -56,7 +56,7 @@ def reload(
     node = daemon(url, config)
     if plan:
         answer: Json = node.request("POST", "pools", pool_id, "reload", body=body, query={"dry_run": True})
-        return show(answer, output, _plan)
+        return show(answer, output, show_plan)
     return change_one(node, pool_id, "reload", no_wait, output, body)
 
 
@@ -81,7 +81,8 @@ def _changes(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def _plan(answer: Json) -> None:
+def show_plan(answer: Json) -> None:
+    """What a reload would do, human-readable."""
     down, spread = answer.get("forecast_downtime_ms"), answer.get("forecast_spread_ms")
     forecast = "not known yet: no start and stop of it were measured" if down is None else f"{down} ms, give or take {spread} ms"
     forecast = "none" if down == 0 else forecast
