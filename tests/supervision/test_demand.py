@@ -460,6 +460,10 @@ async def test_a_need_that_can_never_fit_is_not_tried_again() -> None:
     with pytest.raises(PoolError, match="when it is empty") as never:
         await world.have("a")
     assert never.value.retriable is False
+    operation = await world.pools.change(world.pools.get("b"), "start", ev.Start(), "up", desired="up")
+    with pytest.raises(PoolError, match="when it is empty") as asked:
+        await operation.wait()
+    assert asked.value.retriable is False and world.phase("b") is Phase.BACKOFF, "a GPU may come that has room"
     await world.end()
 
 

@@ -45,6 +45,8 @@ def failure(error: PoolError) -> tuple[str, bool, str]:
     if reason is None:
         reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
     hint = f" ({error.hint})" if error.hint else ""
+    if error.code == "INSUFFICIENT_VRAM":  # GPUs come and go: the pool is tried again, whoever asks is told what is so now
+        return error.message + hint, True, reason
     retriable = error.retriable if isinstance(error, NodeError | RequestError) else not isinstance(error, SpecError)
     return error.message + hint, retriable, reason
 
@@ -76,6 +78,6 @@ def operation_error(pool_id: str, last_error: str | None, launch: Launch, tried_
         status=500,
         pool_id=pool_id,
         hint=hint,
-        retriable=cause is not None and failure(cause)[1],
+        retriable=cause is not None and failure(cause)[1] and (cause.retriable or not isinstance(cause, NodeError)),
         details={"log_tail": list(launch.log_tail)} if launch.log_tail else None,
     )
