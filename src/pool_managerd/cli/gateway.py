@@ -17,7 +17,7 @@ DEFAULT_BIND = "127.0.0.1:8088"
 
 
 def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> None:
-    """Serve models by name, as OpenAI and Anthropic do.
+    """Serve models by name on one port (OpenAI, Anthropic).
 
     It is a client of the daemon: a restart of either ends no stream that the other has to do with.
     """

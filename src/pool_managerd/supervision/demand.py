@@ -156,10 +156,7 @@ class Demand:
         seen, room = self._seen(pool), Room()
         if seen.condition is Condition.DOWN:
             waited_for = [one for one in self._queue.pools() if one != pool.pool_id]
-            try:
-                room = await self._room.look(pool, self._rules().residency_s, waited_for)
-            except PoolError as problem:
-                room = Room(problem, in_vain=problem)
+            room = await self._room.look(pool, self._rules().residency_s, waited_for)
         at_once = seen.condition is Condition.READY and seen.free and pool.pool_id not in self._leaving()
         otherwise = "" if at_once else self._waits_for(pool, seen)
         waiting = len(self._queue.of(pool.pool_id))
@@ -242,13 +239,10 @@ class Demand:
     async def _begin(self, pool_id: str, rules: QueueRules, *, first: bool) -> Room | None:
         """Start it where it fits; else what is in its way. Only for the ``first`` something may have to go."""
         starving = self._starves(pool_id, rules)
-        if not self._queue.of(pool_id):
+        if not self._queue.of(pool_id) or (pool := self._pools.find(pool_id)) is None:
             return None
-        try:
-            stays_s = 0.0 if starving else rules.residency_s
-            room = await self._room.look(self._pools.get(pool_id), stays_s, self._waited_for(pool_id, starving))
-        except PoolError as problem:
-            room = Room(problem, in_vain=problem)
+        stays_s = 0.0 if starving else rules.residency_s
+        room = await self._room.look(pool, stays_s, self._waited_for(pool_id, starving))
         if room.in_vain is not None:
             self._refuse_all(pool_id, room.in_vain)
             return None

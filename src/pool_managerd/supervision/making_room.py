@@ -49,10 +49,13 @@ class MakingRoom:
         self._pools, self._s, self._times, self._idle_since = pools, services, times, idle_since
 
     async def look(self, pool: Pool, residency_s: float, waited_for: Collection[str] = ()) -> Room:
-        """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay.
+        """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay."""
+        try:
+            return await self._seen(pool, residency_s, waited_for)
+        except PoolError as problem:  # no room would help
+            return Room(problem, in_vain=problem)
 
-        Raises PoolError for what no room would help.
-        """
+    async def _seen(self, pool: Pool, residency_s: float, waited_for: Collection[str]) -> Room:
         objection: Objection = await self._s.admission.trial(pool)
         if (why_not := objection(())) is None:
             return Room()
