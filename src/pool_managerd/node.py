@@ -15,6 +15,7 @@ from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.demand.request import MAX_WAIT_MS, AcquireRequest
 from pool_managerd.core.drain import DrainRequest
+from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.registry import Registry
@@ -181,9 +182,12 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
         """What is executed; secrets masked. Raises RequestError POOL_UNREADY until the engine was prepared once."""
         return command_of(self._pools.get(pool_id), self.events.redactor)
 
-    def log_path(self, pool_id: str) -> Path:
-        """The engine's raw log, whether it exists or not. Raises RequestError POOL_NOT_FOUND."""
-        return self._a.files.log_path(self._pools.get(pool_id).instance_id)
+    def log_path(self, pool_id: str, replica_id: str | None = None) -> Path:
+        """The engine's raw log, whether it exists or not; of ``replica_id``, such as one that a reload has tried, where that is
+        given. Raises RequestError POOL_NOT_FOUND.
+        """
+        present = self._pools.get(pool_id).instance_id
+        return self._a.files.log_path(present if replica_id is None else InstanceId(pool_id, replica_id))
 
     def log_places(self, pool_id: str) -> LogPlaces:
         """Where the engine's log stood when: what to read for ``since`` a time, or for the launch before the last one."""

@@ -156,6 +156,7 @@ class FakeNode(FakeDevices):
         self.config = config or Config()
         self.version = "0.1.0"
         self.events = FakeEvents()
+        self.more_of_outcomes: Json = {}
         self.auto = auto
         self.ops: dict[str, FakeOperation] = {}
         self.pools: dict[str, Json] = {}
@@ -219,9 +220,9 @@ class FakeNode(FakeDevices):
         self._pool(pool_id)
         return {"pool_id": pool_id, "argv": ["llama-server", "--port", "8080"], "env": {"HF_TOKEN": "***"}, "cwd": "/"}
 
-    def log_path(self, pool_id: str) -> Path:
+    def log_path(self, pool_id: str, replica_id: str | None = None) -> Path:
         self._pool(pool_id)
-        return self.log_file
+        return self.log_file if replica_id is None else self.log_file.with_suffix(f".{replica_id}")
 
     def log_places(self, pool_id: str) -> LogPlaces:
         self._pool(pool_id)
@@ -271,7 +272,7 @@ class FakeNode(FakeDevices):
         operation = FakeOperation(f"op-{len(self.ops) + 1}", kind, pool_id)
         self.ops[operation.operation_id] = operation
         if self.auto:
-            operation.result.set_result(outcome or {"pool_id": pool_id})
+            operation.result.set_result(outcome or {"pool_id": pool_id, **self.more_of_outcomes})
         return operation
 
     async def preload(self, pool_id: str, engine: PreparedEngine | None = None) -> FakeOperation:
@@ -308,6 +309,9 @@ class FakeNode(FakeDevices):
 
     async def stop(self, pool_id: str) -> FakeOperation:
         return self._accept("stop", pool_id)
+
+    async def evict(self, pool_id: str) -> FakeOperation:
+        return self._accept("evict", pool_id)
 
     async def restart(self, pool_id: str) -> FakeOperation:
         return self._accept("restart", pool_id)

@@ -209,3 +209,9 @@ def test_what_is_waited_for_shows_how_long_it_takes(monkeypatch: pytest.MonkeyPa
     shown = capsys.readouterr().err
     assert "  3 s  demo: loading" in shown and "  6 s  demo: loading" in shown and "\x1b[2J" not in shown
     assert shown.endswith("\r\x1b[K") and all(len(line) < 66 for line in shown.split("\r"))
+
+
+@pytest.mark.parametrize("kind", ["stop", "evict"])
+def test_what_was_down_is_said_to_have_been(invoke: Invoke, server: Server, kind: str) -> None:
+    server.node.more_of_outcomes = {"unchanged": True}
+    assert invoke(kind, "demo")[1].startswith(f"{kind} of pool demo: succeeded; nothing was to stop: it was down")

@@ -255,7 +255,8 @@ def test_usage_errors_are_a_2(invoke: Invoke) -> None:
         ["config", "check"],
     ):
         assert invoke(*arguments)[0] == 2, arguments
-    assert "'blue_green', 'sleep_old', 'stop_start'" in invoke("reload", "demo", "--strategy", "nonsense")[2]
+    told = invoke("reload", "demo", "--set", "ctx=1", "--strategy", "nonsense")[2]
+    assert "'nonsense' is not one of 'blue_green', 'sleep_old', 'stop_start'" in told and "Value error" not in told
     assert "pool-managerd demo" in invoke("serve")[2]
     assert invoke("serve", "--config", "missing.yaml")[0] == 2
 
@@ -307,6 +308,7 @@ def test_a_configuration_is_checked(invoke: Invoke, tmp_path: Path) -> None:
     code, out, _ = invoke("config", "check", str(good), "-o", "json")
     assert (code, json.loads(out)["pools"]) == (0, ["a"])
     code, _, err = invoke("config", "check", "--config", str(bad))
+    assert "config check" not in err and "`pool-managerd config schema` prints every key\n" in err
     assert code == 1
     assert "slotz" in err
     code, out, _ = invoke("config", "check", str(open_bind), "-o", "json")

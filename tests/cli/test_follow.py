@@ -164,3 +164,15 @@ def test_an_engine_that_was_ended_is_told_once(invoke: Invoke, happened: Any) ->
         human, f"Engine of pool 'demo' is ended: {late}", "Engine of pool 'demo' exited with code 3 after 1 s",
         "Engine of pool 'demo' exited with code 3 after 2 s",
     ]  # fmt: skip
+
+
+def test_a_log_of_the_other_replica_is_shown(invoke: Invoke, server: Server, tmp_path: Path) -> None:
+    server.node.log_file = tmp_path / "engine.log"
+    server.node.log_file.write_text("the engine that serves\n")
+    (tmp_path / "engine.r1").write_text("the one that was tried\n")
+    assert invoke("logs", "demo", "--replica", "r1")[1] == "the one that was tried\n"
+    code, _, err = invoke("logs", "demo", "--replica", "r0")
+    assert code == 4 and "replica r0 of pool demo: there is none" in err
+    code, _, err = invoke("logs", "demo", "--replica", "../r1")
+    assert code == 4 and "it must be r0 or r1" in err
+    assert invoke("logs", "demo", "--replica", "r1", "--previous")[0] == 4

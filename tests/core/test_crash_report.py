@@ -87,3 +87,9 @@ def test_every_class_has_a_remedy_and_a_sentence_names_the_pool() -> None:
     assert remediation("read_log", "chat").sentence.endswith("`pool-managerd logs chat`.")
     assert remediation("of another version", "p").code == "read_log"
     assert all(code.replace("_", "").isalpha() and code.islower() for code in REMEDIES)
+
+
+def test_a_remedy_of_a_candidate_leads_to_its_own_log() -> None:
+    assert remediation("read_log", "p", "r1").sentence == "Read its log around the end: `pool-managerd logs p --replica r1`."
+    flags = remediation("fix_flags", "p", "r1").sentence
+    assert "pool-managerd command" not in flags and "pool-managerd command p" in remediation("fix_flags", "p").sentence

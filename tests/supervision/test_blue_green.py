@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
+from pool_managerd.core.crash import CrashClass
+from pool_managerd.core.crash_diagnosis import Diagnosis
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
@@ -16,6 +18,8 @@ from pool_managerd.core.memory.estimate import EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest, Stage
 from pool_managerd.errors import EngineError, NodeError, RequestError
+from pool_managerd.supervision.failures import operation_error
+from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.shutdown import stop_all
@@ -164,6 +168,21 @@ async def test_a_candidate_that_does_not_pass_goes_and_the_old_engine_has_never_
     assert [kept.lease_id for kept in world.fakes.registry.leases("p")] == [taken]
     assert world.pools.replacements.find("p") is None and fact(world) == {}
     assert world.p.state.crash_count == 0 and set(world.fakes.files.pids) == {R0}
+
+
+async def test_a_crash_of_a_candidate_is_no_crash_of_the_pool(world: World) -> None:
+    operation = await reload(world)
+    processes(world)[1].end(ExitRecord(code=1))
+    await settle()
+    await baked(world)
+    error = error_of(operation)
+    assert "`pool-managerd logs p --replica r1`" in (error.hint or "")
+    early = operation_error("p", "exit_code=1", Launch(diagnosis=Diagnosis(CrashClass.PROCESS_EXIT, "exit_code=1")), "r1")
+    assert "`pool-managerd logs p --replica r1`" in (early.hint or ""), "before it was ready, too"
+    (report,) = world.fakes.crashes.recent("p")
+    assert report.candidate and report.human.startswith("Candidate r1 of a reload: ")
+    assert report.action == "none: it was tried by a reload, which is undone; what ran before goes on"
+    assert "logs p --replica r1" in report.remedy.sentence and world.fakes.crashes.last("p") is None
 
 
 async def test_leases_on_the_old_engine_have_until_the_deadline(world: World) -> None:

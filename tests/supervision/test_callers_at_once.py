@@ -11,7 +11,7 @@ from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.errors import PoolError, RequestError, SpecError
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.manual_clock import settle
 from tests.supervision.test_pools import BAD, World
@@ -235,3 +235,20 @@ async def test_register_and_forget_at_once_end_in_one_or_the_other(world: World)
         calls = [world.pools.deregister("q"), *(world.pools.register("q") for _ in range(3)), world.pools.deregister("q")]
         await asyncio.gather(*calls, return_exceptions=True)
         assert (world.pools.find("q") is None) is (world.fakes.registry.get("q") is None)
+
+
+async def test_a_stop_of_what_is_down_says_that_nothing_was_to_stop(world: World) -> None:
+    for event, desired in ((ev.Evict(), None), (ev.Stop(), "down")):
+        assert (await (await ask(world, event, "down", desired)).wait())["unchanged"] is True
+    await (await world.start()).wait()
+    stop = await ask(world, ev.Stop(), "down", "down")
+    world.fakes.launcher.processes[0].end(ExitRecord(code=0))
+    assert "unchanged" not in await stop.wait()
+
+
+async def test_to_evict_what_could_not_start_is_no_failure(world: World) -> None:
+    world.fakes.models.refuse = SpecError("cannot read the model")
+    with pytest.raises(PoolError):
+        await (await world.start()).wait()
+    assert world.p.instance.phase is Phase.FAILED
+    assert (await (await ask(world, ev.Evict(), "down")).wait())["unchanged"] is True

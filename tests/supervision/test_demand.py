@@ -16,6 +16,7 @@ from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.demand import Demand
 from pool_managerd.supervision.leases import Leases
@@ -422,3 +423,99 @@ async def test_whoever_asks_in_whatever_order_everybody_is_served(seed: int) -> 
     assert [repr(task.exception()) for task in callers if not task.cancelled() and task.exception() is not None] == []
     assert max(served.values()) < 240 and world.demand.rows() == []
     await world.end()
+
+
+async def test_who_waits_for_a_pool_that_is_kept_free_is_told_for_whom() -> None:
+    world = DemandWorld()
+    held, starving = await world.have("a"), world.ask("b")
+    await world.fakes.clock.advance(40)
+    late = world.ask("a", wait_ms=5_000)
+    await settle()
+    row = next(row for row in world.demand.rows() if row["pool_id"] == "a")
+    assert row["waits_for"] == "pool 'b' to have its turn, which it is kept free for" and held
+    would = (await world.demand.plan("a"))["would"]
+    assert would == "a request for pool 'a' would wait for pool 'b' to have its turn, which it is kept free for"
+    await world.fakes.clock.advance(6)
+    with pytest.raises(RequestError, match="for pool 'b' to have its turn") as late_told:
+        await late
+    assert late_told.value.code == "QUEUE_TIMEOUT"
+    starving.cancel()
+    await world.end()
+
+
+async def test_who_waits_for_a_slot_is_told_who_holds_them(world: DemandWorld) -> None:
+    held = [await world.have("a", holder="bench"), await world.have("a")]
+    waiter = world.ask("a", wait_ms=2_000)
+    await settle()
+    (row,) = world.demand.rows()
+    assert row["waits_for"] == "a slot: 2 leases are held, by bench (1), others (1)"
+    assert (await world.demand.plan("a"))["would"] == f"a request for pool 'a' would wait for {row['waits_for']}"
+    await world.fakes.clock.advance(3)
+    with pytest.raises(RequestError, match=r"for a slot: 2 leases are held, by bench \(1\), others \(1\)"):
+        await waiter
+    world.release(held[0])
+    other = await world.have("a")
+    waiter = world.ask("a")
+    await settle()
+    assert world.demand.rows()[0]["waits_for"] == "a slot: 2 leases are held, by callers that gave no name" and other
+    waiter.cancel()
+
+
+async def test_who_waits_during_a_reload_is_told_of_it(world: DemandWorld) -> None:
+    first = await world.have("a")
+    operation = await world.reloads.begin(ReloadRequest("a", changes={"slots": 3}, strategy="stop_start"))
+    await world.pass_until(lambda: world.reloads.stage_of("a") == "draining")
+    waiter = world.ask("a", wait_ms=1_000)
+    await settle()
+    assert world.demand.rows()[0]["waits_for"] == "its reload to end"
+    assert (await world.demand.plan("a"))["would"] == "a request for pool 'a' would wait for its reload to end"
+    with pytest.raises(RequestError, match="cannot lease pool a: it is being reloaded") as refused:
+        world.leases.allocate(world.pools.get("a"), None, None)
+    assert (refused.value.status, refused.value.code) == (409, "POOL_DRAINING") and "reload" in (refused.value.hint or "")
+    await world.fakes.clock.advance(2)
+    with pytest.raises(RequestError, match="for its reload to end"):
+        await waiter
+    world.release(first)
+    await world.pass_until(lambda: operation.status != "running")
+
+
+async def test_a_model_that_the_server_lacks_is_no_mistake_of_who_asks_for_it(
+    world: DemandWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def missing(*_: Any) -> None:
+        raise SpecError("cannot use model file:a.gguf: there is no such file", hint="put it there")
+
+    monkeypatch.setattr(world.services.admission, "trial", missing)
+    with pytest.raises(EngineError, match="there is no such file") as told:
+        await world.have("a")
+    assert (told.value.status, told.value.code, told.value.retriable) == (500, "PRELOAD_FAILED", False)
+    assert told.value.hint == "put it there"
+    plan = await world.demand.plan("a")
+    assert plan["refused"] and plan["would"].startswith("a request for pool 'a' would be refused: cannot use model")
+
+
+async def test_a_need_that_can_never_fit_is_not_tried_again() -> None:
+    world = DemandWorld(gib=30)
+    with pytest.raises(PoolError, match="when it is empty") as never:
+        await world.have("a")
+    assert never.value.retriable is False
+    operation = await world.pools.change(world.pools.get("b"), "start", ev.Start(), "up", desired="up")
+    with pytest.raises(PoolError, match="when it is empty") as asked:
+        await operation.wait()
+    assert asked.value.retriable is False and world.phase("b") is Phase.BACKOFF, "a GPU may come that has room"
+    await world.end()
+
+
+async def test_a_refusal_names_the_pools_that_a_person_keeps_there() -> None:
+    world = DemandWorld(pool={"pinned": True})
+    world.release(await world.have("a"))
+    with pytest.raises(PoolError, match="pool 'a' does not go for it, as it is pinned") as refused:
+        await world.have("b")
+    assert refused.value.hint is not None and "`pool-managerd evict a`" in refused.value.hint
+    await world.end()
+
+
+@pytest.mark.parametrize("wrong", [{"model": 5}, {"wait_ms": "x"}, {"priority": "x"}, {"ttl_ms": True}, {"holder": 5}])
+def test_what_is_asked_for_with_the_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"cannot ask with {next(iter(wrong))}"):
+        AcquireRequest(**{"model": "a", **wrong})

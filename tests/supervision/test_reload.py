@@ -117,7 +117,8 @@ async def test_a_pool_runs_what_it_was_reloaded_with_and_so_does_the_next_daemon
 
 async def test_what_is_the_same_already_is_a_success_that_touches_nothing(world: World) -> None:
     outcome = await (await reload(world, new_model_ref="file:m.gguf")).wait()
-    assert (outcome["downtime_ms"], len(world.fakes.launcher.processes)) == (0, 1)
+    assert (outcome["downtime_ms"], len(world.fakes.launcher.processes), outcome["unchanged"]) == (0, 1, True)
+    assert world.fakes.told[-1].human == "Nothing was to change: pool 'p' runs that already"
 
 
 async def test_leases_are_waited_for_and_no_new_ones_given(world: World) -> None:

@@ -104,8 +104,12 @@ async def ends(world: SleepyWorld, operation: Operation) -> None:
 
 async def test_the_old_engine_sleeps_while_the_new_one_loads_and_ends_when_it_stays(world: SleepyWorld) -> None:
     plan = await world.reloads.plan(ReloadRequest("p", changes={"slots": 3}))
-    assert plan["strategy"] == "sleep_old" and "its engine can sleep, and cannot start pool p" in plan["why"]
-    assert any("put the engine to sleep" in step for step in plan["steps"])
+    assert plan["strategy"] == "sleep_old"
+    assert plan["why"].startswith("the engine can sleep while the new one loads, and both do not run side by side: cannot start")
+    assert any("put the engine to sleep" in step and "for up to 30 s more (gpu.vram_wait_ms)" in step for step in plan["steps"])
+    with pytest.raises(RequestError, match="side by side") as refused:
+        await world.reloads.plan(ReloadRequest("p", changes={"slots": 3}, strategy="blue_green"))
+    assert refused.value.hint == "leave the strategy out, or ask for sleep_old or stop_start"
     old, operation = world.p, await reload(world)
     assert old.instance.phase is Phase.SLEEPING and old.instance_id == R0 and not world.processes[0].signals
     assert world.reserved() == {R0: 0.0, R1: float(NEEDS)}, "both together have what one has"
@@ -149,7 +153,10 @@ async def test_what_it_says_of_its_sleep_is_not_believed_but_what_is_seen(world:
     assert len(world.processes) == 1 and view(world.p.state).ready and world.reserved() == {R0: float(NEEDS)}
     plan = await world.reloads.plan(ReloadRequest("p", changes={"slots": 3}))
     assert plan["strategy"] == "stop_start", "this engine is not put to sleep again in vain"
-    assert (await world.reloads.plan(ReloadRequest("p", changes={"slots": 3}, strategy="sleep_old")))["why"] == "as asked for"
+    tried = "its engine's sleep was tried before, in vain: its engine sleeps, and does not free the memory"
+    assert tried in plan["why"]
+    asked = await world.reloads.plan(ReloadRequest("p", changes={"slots": 3}, strategy="sleep_old"))
+    assert asked["strategy"] == "sleep_old" and asked["why"].startswith(f"as asked for; {tried}")
 
 
 async def test_memory_that_becomes_free_a_moment_later_is_waited_for(world: SleepyWorld) -> None:
@@ -171,6 +178,7 @@ async def test_an_engine_that_does_not_fall_asleep_serves_on(world: SleepyWorld,
     await ends(world, operation)
     error = error_of(operation)
     assert error.code == "SLEEP_FAILED" and "CUDA error" in error.message and error.details["rolled_back"] is True
+    assert "could not be asked" not in error.message and "pool-managerd logs p" in (error.hint or "")
     assert view(world.p.state).ready and len(world.processes) == 1 and world.p.instance.phase is Phase.READY
 
 

@@ -45,6 +45,7 @@ class LastCrash(_Part):
     uptime_seconds: float | None = None
     engine: str
     engine_version: str
+    candidate: bool = Field(False, description="A reload tried this engine beside the pool's own, which served on or came back.")
 
 
 class Crash(LastCrash):

@@ -24,6 +24,7 @@ _ITEM = TypeVar("_ITEM")
 MAX_EVENT_ID = 2**63 - 1
 _REPLAY_GAP_S = 0.05
 STILL_HERE = b": still here\n\n"
+_REPLICAS = ("r0", "r1")
 _PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,20})", re.ASCII)
 
 
@@ -83,7 +84,7 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     lines = number(request, "lines", 200, 0, 10_000) or 0
     follow = switch(request, "follow", default=False)
     since_ms, previous = number(request, "since_ms", None, 0, MAX_EVENT_ID), switch(request, "previous", default=False)
-    after = _log_place(request)
+    after, replica = _log_place(request), _replica(request, whole=not previous and since_ms is None)
     if follow and previous:
         raise RequestError("cannot follow the log of a launch that has ended: leave follow or previous out")
     sse = "text/event-stream" in request.headers.get("Accept", "")
@@ -91,7 +92,11 @@ async def logs(context: ApiContext, request: web.Request) -> web.StreamResponse:
     if request.method == "HEAD":
         context.node.status(wanted)
         return web.Response(content_type=media.partition(";")[0])
-    log = EngineLog(context.node.log_path(wanted), context.node.events.redactor.text)  # 404 for a pool that does not exist
+    path = context.node.log_path(wanted, replica)  # 404 for a pool that does not exist
+    if replica is not None and not await asyncio.to_thread(path.is_file):
+        message = f"cannot show the log of replica {replica} of pool {wanted}: there is none"
+        raise RequestError(message, code="LAUNCH_NOT_FOUND", status=404, pool_id=wanted)
+    log = EngineLog(path, context.node.events.redactor.text)
     window = _window(context, wanted, since_ms, previous=previous)
     past = log.past(lines, *window) if after is None else log.behind(after)
     frame = functools.partial(log_frame, log) if sse else bytes
@@ -129,6 +134,14 @@ def log_frame(log: EngineLog, text: bytes) -> bytes:
     place = f"{log.place[0]}:{log.place[1]}"
     data = json.dumps({"id": place, "text": text.decode("utf-8", "replace")}, separators=(",", ":"))
     return f"id: {place}\ndata: {data}\n\n".encode()
+
+
+def _replica(request: web.Request, *, whole: bool) -> str | None:
+    """Which replica's log. Raises RequestError 400 for what is no replica, and unless its log is asked for as a ``whole``."""
+    given = request.query.get("replica")
+    if given is not None and (given not in _REPLICAS or not whole):
+        raise RequestError("cannot show the log of that replica: it must be r0 or r1, and without since_ms and previous")
+    return given
 
 
 def _log_place(request: web.Request) -> tuple[int, int] | None:

@@ -96,6 +96,10 @@ READ_ROUTES = (
             Query("follow", "Go on with what is appended.", _BOOL),
             Query("since_ms", "Only what is not older than so many ms, and a little more.", {"type": "integer", "minimum": 0}),
             Query("previous", "The launch before the last one.", _BOOL),
+            Query(
+                "replica", "The log of this replica, such as one that a reload has tried; without since_ms and previous.",
+                {"type": "string", "enum": ["r0", "r1"]},
+            ),
             Query("after", "Go on behind this id of an event of the log.", {"type": "string", "pattern": "^[0-9]+:[0-9]+$"}),
         ),
     ),

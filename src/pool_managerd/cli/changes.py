@@ -227,6 +227,11 @@ def _asked(node: Daemon, pool_id: str, kind: str, body: Json | None, query: Json
     return answer
 
 
+# What is said of a success that had nothing to do.
+_UNCHANGED = {
+    "reload": "nothing was to change: it runs that already", "stop": "nothing was to stop: it was down, and stays so",
+    "evict": "nothing was to stop: it was down",
+}  # fmt: skip
 _REFUSALS = ("ALREADY_READY", "OPERATION_IN_PROGRESS", "INVALID_PARAMS")
 
 
@@ -256,8 +261,11 @@ def _word(kind: str) -> str:
 
 
 def _outcome(operation: Json) -> None:
-    sys.stdout.write(f"{_word(str(operation.get('kind')))} of pool {operation.get('pool_id')}: {operation.get('status')}\n")
-    outcome = operation.get("outcome") or {}
+    kind, outcome = str(operation.get("kind")), operation.get("outcome") or {}
+    unchanged = f"; {_UNCHANGED.get(kind, 'nothing was to change')}" if outcome.get("unchanged") else ""
+    sys.stdout.write(f"{_word(kind)} of pool {operation.get('pool_id')}: {operation.get('status')}{unchanged}\n")
+    if unchanged:
+        return
     told = {name: outcome.get(name) for name in ("url", "pid")} if "url" in outcome else outcome
     facts((name.replace("_", " "), value) for name, value in told.items() if name != "pool_id")
     if operation.get("status") == "running":

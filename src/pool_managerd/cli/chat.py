@@ -66,15 +66,13 @@ def _answer(gateway: GatewayClient, model: str, talk: list[Json]) -> str:
             piece = "".join(str(choice["delta"].get("content") or "") for choice in event.get("choices") or ())
             first = first or (time.monotonic() if piece else 0.0)
             said += piece
-            sys.stdout.write(printable(piece, keep="\n\t"))
+            sys.stdout.write(printable(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.write(" …")
     sys.stdout.write("\n")
     if sys.stderr.isatty() and first:
-        sys.stderr.write(
-            f"({span((first - began) * 1000)} to the first word, {span((time.monotonic() - began) * 1000)} in all)\n"
-        )
+        sys.stderr.write(f"({first - began:.1f} s to the first word, {time.monotonic() - began:.1f} s in all)\n")
     return said
 
 

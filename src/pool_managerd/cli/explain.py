@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from pool_managerd.cli.exits import NO, OK, REFUSED, USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, OptionalPoolId, Output, Url, daemon
 from pool_managerd.cli.output import Format, Json, show, span
 from pool_managerd.cli.queue import would_lead_to
+from pool_managerd.cli.table import write_lines
 
 if TYPE_CHECKING:
     from pool_managerd.core.registry import PoolSnapshot
@@ -96,9 +96,7 @@ def _starts(node: Any, pool_id: str | None, output: Format) -> None:
 
 
 def _steps(explanations: list[Json]) -> None:
-    for answer in explanations:
-        for line in _explained(answer):
-            sys.stdout.write(shown.printable(shown.as_typed(line)) + "\n")
+    write_lines(line for answer in explanations for line in _explained(answer))
 
 
 def _explained(answer: Json) -> Iterator[str]:
@@ -160,11 +158,8 @@ def _place(answer: Any, request: PlacementRequest, output: Format) -> None:
     for notice in _notices(request, pools):
         shown.error(notice)
 
-    def lines(_: Any) -> None:
-        for line in (*_stale(answer), *_sentences(decision, request, pools)):
-            sys.stdout.write(shown.printable(line) + "\n")
-
-    show(_to_json(decision, request, pools, answer), output, lines)
+    lines = (*_stale(answer), *_sentences(decision, request, pools))
+    show(_to_json(decision, request, pools, answer), output, lambda _: write_lines(lines))
     raise typer.Exit(OK if decision.pool_id is not None else NO)
 
 

@@ -23,6 +23,10 @@ from pool_managerd.cli.table import wrapped
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
 Lines = Annotated[int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")]
+Replica = Annotated[
+    str | None,
+    typer.Option("--replica", metavar="r0|r1", help="Of this replica, such as one that a reload has tried.", show_default=False),
+]
 Previous = Annotated[bool, typer.Option("--previous", "-p", help="Of the launch before the last one.")]
 _FEW = 20
 Count = Annotated[
@@ -51,8 +55,8 @@ _STEPS = frozenset({"died", "operation", "staging", "transition"})
 
 
 def logs(
-    pool_id: PoolId, follow: Follow = False, lines: Lines = 200, since: Since = None, previous: Previous = False, url: Url = None,
-    config: ConfigFile = None, output: Output = Format.TABLE,
+    pool_id: PoolId, follow: Follow = False, lines: Lines = 200, since: Since = None, previous: Previous = False,
+    replica: Replica = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE,
 ) -> None:  # fmt: skip
     """Show the log of a pool's engine.
 
@@ -65,6 +69,7 @@ def logs(
     query: dict[str, Any] = {"lines": lines}
     query |= {} if age is None else {"since_ms": round(age * 1000)}
     query |= {"previous": True} if previous else {}
+    query |= {} if replica is None else {"replica": replica}
     node = daemon(url, config)
     if follow:
         _follow_log(node, pool_id, query, output)

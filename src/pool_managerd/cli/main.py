@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pool_managerd._version import __version__
 from pool_managerd.cli import apply as applying
@@ -34,7 +35,21 @@ from pool_managerd.cli.exits import NO, USAGE, CommandFailed
 from pool_managerd.errors import PoolError, SpecError
 
 _HELP = "Supervised inference engines on this machine."
+
+
+class _Commands(TyperGroup):
+    """What is wrong with a value is said without the words of the library that checks it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as wrong:
+            wrong.message = wrong.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="pool-managerd",
     help=_HELP,
     rich_markup_mode=None,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from pool_managerd.cli import output as shown
-from pool_managerd.cli.exits import NO, OK
+from pool_managerd.cli.exits import NO, OK, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
 from pool_managerd.cli.output import Format, Json, show, span
-from pool_managerd.cli.table import Column, table
+from pool_managerd.cli.table import Column, table, write_lines
 
 Cancel = Annotated[
     str | None, typer.Option("--cancel", metavar="TICKET", help="Have this request wait no more.", show_default=False)
@@ -48,13 +46,14 @@ def _row(ticket: Json) -> tuple[Any, ...]:
 
 def would_lead_to(node: Any, model: str, output: Format) -> None:
     """What a request for ``model`` would lead to; exits 1 where it would be refused."""
-    answer = node.request("POST", "acquire", body={"model": model}, query={"dry_run": "true"})
-
-    def lines(_: Any) -> None:
-        for line in _lines(answer):
-            sys.stdout.write(shown.printable(shown.as_typed(line)) + "\n")
-
-    show(answer, output, lines)
+    try:
+        answer: Json = node.request("POST", "acquire", body={"model": model}, query={"dry_run": "true"})
+    except CommandFailed as refusal:
+        if refusal.code != "MODEL_NOT_FOUND":
+            raise
+        would = f"a request for {model!r} would be refused: {refusal.message}"
+        answer = {"model": model, "would": would, "refused": refusal.message, "hint": refusal.hint}
+    show(answer, output, lambda _: write_lines(_lines(answer)))
     raise typer.Exit(NO if answer.get("refused") else OK)
 
 

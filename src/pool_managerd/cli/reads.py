@@ -267,7 +267,7 @@ def _desired(pool: Json) -> str | None:
     desired, start = pool.get("desired"), f"pool-managerd start {pool['pool_id']}"
     words = {
         "stopped": f"stopped by request; {start}", "drained": f"drained by request; {start}",
-        "evicted": "stopped to make room; it starts on demand", "on_demand": "nothing yet; it starts on demand",
+        "evicted": "stopped for now; it starts on demand", "on_demand": "nothing yet; it starts on demand",
     }  # fmt: skip
     return words.get(str(desired))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,8 +10,8 @@ import typer
 from pool_managerd.cli.changes import Deadline, NoWait, Prepared, change_one, read_prepared
 from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, Url, daemon
-from pool_managerd.cli.output import Format, Json, printable, show
-from pool_managerd.cli.table import facts
+from pool_managerd.cli.output import Format, Json, show
+from pool_managerd.cli.table import facts, write_lines
 from pool_managerd.core.reload import Strategy
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Another model, as in the configuration: file:PATH.")]
@@ -57,7 +56,7 @@ def reload(
     node = daemon(url, config)
     if plan:
         answer: Json = node.request("POST", "pools", pool_id, "reload", body=body, query={"dry_run": True})
-        return show(answer, output, _plan)
+        return show(answer, output, show_plan)
     return change_one(node, pool_id, "reload", no_wait, output, body)
 
 
@@ -82,13 +81,13 @@ def _changes(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def _plan(answer: Json) -> None:
+def show_plan(answer: Json) -> None:
+    """What a reload would do, human-readable."""
     down, spread = answer.get("forecast_downtime_ms"), answer.get("forecast_spread_ms")
     forecast = "not known yet: no start and stop of it were measured" if down is None else f"{down} ms, give or take {spread} ms"
     forecast = "none" if down == 0 else forecast
     why = f"{answer.get('strategy')}: {answer.get('why')}"
     facts([("strategy", why), ("downtime", forecast), ("runs", (answer.get("vram") or {}).get("where"))])
     for change in answer.get("changes") or ():
-        sys.stdout.write(printable(f"  {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}") + "\n")
-    for number, step in enumerate(answer.get("steps") or (), 1):
-        sys.stdout.write(printable(f"  {number}. {step}") + "\n")
+        write_lines([f"  {change['key']}: {json.dumps(change['old'])} -> {json.dumps(change['new'])}"])
+    write_lines(f"  {number}. {step}" for number, step in enumerate(answer.get("steps") or (), 1))

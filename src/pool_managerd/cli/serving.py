@@ -99,7 +99,9 @@ def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep
         answer |= {"profile": loaded.profile, "bind": loaded.daemon.bind, "pools": [pool.id for pool in loaded.pools]}
         failure = _look_at_pools(loaded, deep, answer)
     except SpecError as problem:
-        failure = CommandFailed(problem.message, NO, hint=problem.hint)
+        from pool_managerd.config.load import CHECKS_A_FILE
+
+        failure = CommandFailed(problem.message, NO, hint=problem.hint and problem.hint.removesuffix(CHECKS_A_FILE))
     if failure is not None:
         answer |= {"ok": False, "error": failure.message, "hint": failure.hint}
     if failure is None or output is Format.JSON:

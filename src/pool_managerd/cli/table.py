@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pool_managerd.cli.output import paint, plain
+from pool_managerd.cli.output import as_typed, paint, plain, printable
 
 _GAP = 2
 _FEWEST_COLUMNS = 20
@@ -57,6 +57,14 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     names = max((len(name) for name, _ in found), default=0)
     for name, value in found:
         sys.stdout.write(f"{name:<{names}}  {wrapped(value, names + 2)}\n")
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Each by itself, on a terminal broken between words; what goes on is indented by two more than its line."""
+    for line in lines:
+        text = printable(as_typed(line))
+        indent = len(text) - len(text.lstrip(" ")) + 2
+        sys.stdout.write(f"{text[:indent]}{wrapped(text[indent:], indent)}\n")
 
 
 def widths(columns: Sequence[Column], natural: Sequence[int], room: int | None) -> dict[int, int]:

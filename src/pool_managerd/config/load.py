@@ -117,6 +117,10 @@ def _own_checks(tree: Tree) -> list[Problem]:
     return problems
 
 
+CHECKS_A_FILE = "; `pool-managerd config check FILE` checks a file"
+"""What ends the hint: whoever has just checked a file need not be told."""
+
+
 def _error(problems: list[Problem], missed: int = 0) -> SpecError:
     missed += max(0, len(problems) - MAX_PROBLEMS)
     problems = sorted(problems, key=_order)[:MAX_PROBLEMS]
@@ -126,7 +130,7 @@ def _error(problems: list[Problem], missed: int = 0) -> SpecError:
     return SpecError(
         "\n".join(lines),
         code="CONFIG_ERROR",
-        hint="`pool-managerd config schema` prints every key; `pool-managerd config check FILE` checks a file",
+        hint=f"`pool-managerd config schema` prints every key{CHECKS_A_FILE}",
         details={"problems": [{"place": p.place, "key": _cut(p.key), "text": _cut(p.text)} for p in problems]},
     )
 

@@ -15,6 +15,8 @@ MAX_EVIDENCE = 12
 MAX_TEXT_CHARS = 400
 MAX_TAIL_LINES = 20
 UNDECIDED = "not decided yet: the GPU's memory is waited for"
+UNDONE = "none: it was tried by a reload, which is undone; what ran before goes on"
+_ITS_COMMAND = "; `pool-managerd command {pool_id}` shows all that is passed"
 
 
 class Source(StrEnum):
@@ -45,10 +47,15 @@ class Remediation:
     sentence: str
 
 
-def remediation(code: str, pool_id: str) -> Remediation:
-    """Of a remedy's code; one that this version does not know is read as ``read_log``."""
+def remediation(code: str, pool_id: str, candidate: str | None = None) -> Remediation:
+    """Of a remedy's code; one that this version does not know is read as ``read_log``. ``candidate`` is the replica that was
+    tried beside the pool's own engine: what the pool's id alone stands for is that one's.
+    """
     known = code if code in REMEDIES else "read_log"
-    return Remediation(known, REMEDIES[known].replace("{pool_id}", pool_id))
+    sentence = REMEDIES[known]
+    if candidate is not None:
+        sentence = sentence.replace("logs {pool_id}", f"logs {{pool_id}} --replica {candidate}").replace(_ITS_COMMAND, "")
+    return Remediation(known, sentence.replace("{pool_id}", pool_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class CrashReport:
 
     ``summary`` is the short text of SPEC §8.5, ``last_error`` the sentence with the line that was quoted, ``action`` what was
     done about it. Of ``exit_code`` and ``signal`` one is set where a process has ended by itself. ``log_tail`` is the end of
-    what this launch has written.
+    what this launch has written. ``candidate``: a reload tried it in the place of the pool's engine, which is not meant.
     """
 
     pool_id: str
@@ -77,6 +84,7 @@ class CrashReport:
     engine: str = ""
     engine_version: str = ""
     log_tail: tuple[str, ...] = ()
+    candidate: bool = False
 
     @property
     def crash_id(self) -> str:
@@ -103,6 +111,7 @@ class CrashReport:
             "remediation": {"code": self.remedy.code, "sentence": self.remedy.sentence},
             "action": self.action, "exit_code": self.exit_code, "signal": self.signal, "uptime_seconds": self.uptime_seconds,
             "engine": self.engine, "engine_version": self.engine_version, "log_tail": list(self.log_tail),
+            "candidate": self.candidate,
         }  # fmt: skip
 
     @classmethod
@@ -127,7 +136,8 @@ class CrashReport:
             remedy=Remediation(_text(remedy, "code"), _text(remedy, "sentence")), action=_text(data, "action"),
             exit_code=_number(data, "exit_code"), signal=None if data.get("signal") is None else _text(data, "signal"),
             uptime_seconds=None if number is None else float(number), engine=_text(data, "engine"),
-            engine_version=_text(data, "engine_version"), log_tail=tuple(str(line) for line in _list(data, "log_tail")),
+            engine_version=_text(data, "engine_version"), candidate=data.get("candidate") is True,
+            log_tail=tuple(str(line) for line in _list(data, "log_tail")),
         )  # fmt: skip
 
 

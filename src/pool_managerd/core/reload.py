@@ -141,8 +141,10 @@ def unexpected(answer: str, expected: str | None) -> str | None:
     return None
 
 
-def steps(pool_id: str, strategy: Strategy, model: str, deadline_ms: int, bake_ms: int, *, serves: bool) -> tuple[str, ...]:
-    """What a reload would do, in order."""
+def steps(
+    pool_id: str, strategy: Strategy, model: str, deadline_ms: int, bake_ms: int, *, serves: bool, vram_wait_s: float = 30.0
+) -> tuple[str, ...]:
+    """What a reload would do, in order. ``vram_wait_s``: how long memory is waited for that a sleep does not show free."""
     staged = f"make sure of the model {model}, and that nothing stands in the way of a start"
     patience = duration(deadline_ms / 1000)
     tried = f"measure it, and see it stay ready for {duration(bake_ms / 1000)}"
@@ -157,7 +159,9 @@ def steps(pool_id: str, strategy: Strategy, model: str, deadline_ms: int, bake_m
     drain = f"wait up to {patience} for leases of pool '{pool_id}' to end, none are given meanwhile"
     if strategy is Strategy.SLEEP_OLD:
         return (
-            staged, drain, "put the engine to sleep, and see on the GPUs that its memory is free",
+            staged, drain,
+            "put the engine to sleep, and see on the GPUs that its memory is free: where it is not, the pool is down for up to"
+            f" {duration(vram_wait_s)} more (gpu.vram_wait_ms), then the engine wakes and the reload has failed",
             "start the new engine, and wait until it is ready", f"{tried}; else end it, and wake the one before it",
             "stop the engine that sleeps",
         )  # fmt: skip

@@ -25,24 +25,29 @@ class CrashLog:
         for body in self._journal.recall_crashes() if self._journal is not None else ():
             with suppress(ValueError):  # a newer version's, or not ours
                 report = CrashReport.from_json(body)
-                self._kept[report.crash_id] = self._last[report.pool_id] = report
+                self._keep(report)
         self._bound()
 
     def put(self, report: CrashReport) -> CrashReport:
         """Keep ``report`` as it is now, in the place of what was known of the same crash; as it is kept."""
         report = report.bounded()
-        self._kept[report.crash_id] = self._last[report.pool_id] = report
+        self._keep(report)
         if self._journal is not None:
             self._journal.put_crash(report.crash_id, report.to_json())
         self._bound(report.pool_id)
         return report
+
+    def _keep(self, report: CrashReport) -> None:
+        self._kept[report.crash_id] = report
+        if not report.candidate:
+            self._last[report.pool_id] = report
 
     def recent(self, pool_id: str | None = None) -> list[CrashReport]:
         """Those that are kept, of all pools or of one, newest last."""
         return [report for report in self._kept.values() if pool_id in (None, report.pool_id)]
 
     def last(self, pool_id: str) -> CrashReport | None:
-        """The newest of a pool."""
+        """The newest of a pool, without those of engines that were only tried."""
         return self._last.get(pool_id)
 
     def forget(self, pool_id: str) -> None:
@@ -53,7 +58,7 @@ class CrashLog:
 
     def forget_others(self, pool_ids: Set[str]) -> None:
         """Forget every pool that is not among ``pool_ids``."""
-        for pool_id in self._last.keys() - pool_ids:
+        for pool_id in {report.pool_id for report in self._kept.values()} - pool_ids:
             self.forget(pool_id)
 
     def _bound(self, pool_id: str | None = None) -> None:

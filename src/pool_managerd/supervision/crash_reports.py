@@ -8,7 +8,7 @@ from typing import Any
 
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.crash_diagnosis import Diagnosis, LaunchLog
-from pool_managerd.core.crash_report import UNDECIDED, CrashReport, Evidence, Source, default_remedy, remediation
+from pool_managerd.core.crash_report import UNDECIDED, UNDONE, CrashReport, Evidence, Source, default_remedy, remediation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.errors import PoolError
@@ -72,13 +72,16 @@ class CrashReports:
         """What is the same for all."""
         pool, engine = self._pool, self._pool.launch.prepared
         name, version = ("", "") if engine is None else (engine.engine, engine.engine_version)
+        tried = pool.tried_as
         return CrashReport(
             pool.pool_id, pool.launch.epoch, self._s.clock.wall_ms(), crash, replica_id=pool.instance_id.replica_id,
-            evidence=evidence, remedy=remediation(remedy or default_remedy(crash), pool.pool_id), action=self._action,
-            engine=name, engine_version=version,
+            evidence=evidence, remedy=remediation(remedy or default_remedy(crash), pool.pool_id, tried),
+            action=self._action if tried is None else UNDONE, engine=name, engine_version=version, candidate=tried is not None,
         )  # fmt: skip
 
     def _publish(self, report: CrashReport) -> dict[str, Any]:
+        if report.candidate:
+            report = replace(report, human=f"Candidate {report.replica_id} of a reload: {report.human}")
         kept = self._s.crashes.put(report)
         self._open = kept if kept.action == UNDECIDED else None
         told = kept.to_json()

@@ -7,7 +7,7 @@ task: it joins starts that are under way, begins others, has idle pools make roo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from copy import copy
 from typing import Any
 
@@ -21,8 +21,9 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, RISING
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
-from pool_managerd.supervision.demand_view import planned, row
+from pool_managerd.supervision.demand_view import planned, row, waits_for
 from pool_managerd.supervision.demand_work import DemandWork
+from pool_managerd.supervision.failures import on_demand
 from pool_managerd.supervision.idle_pools import IdlePools
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.leases import Leases
@@ -60,7 +61,7 @@ class Demand:
         self._queue = Queue()
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._blocked: dict[str, Room] = {}
-        self._closing: frozenset[str] = frozenset()
+        self._closing: dict[str, str] = {}
         self._bell = asyncio.Event()
         self.open = False
         self._timer: Timer | None = None
@@ -143,18 +144,26 @@ class Demand:
         return next((self._row(ticket) for ticket in self._queue if ticket.ticket_id == ticket_id), None)
 
     def _row(self, ticket: Ticket) -> dict[str, Any]:
-        pool, blocked = self._pools.find(ticket.pool_id), self._blocked.get(ticket.pool_id)
-        return row(ticket, self._queue.place(ticket), pool, blocked, self._times, self._s.clock.monotonic())
+        pool, blocked, place = self._pools.find(ticket.pool_id), self._blocked.get(ticket.pool_id), self._queue.place(ticket)
+        otherwise = "a slot" if pool is None else self._waits_for(pool, self._seen(pool))
+        return row(ticket, place, pool, blocked, otherwise, self._times, self._s.clock.monotonic())
+
+    def _waits_for(self, pool: Pool, seen: Seen) -> str:
+        gone_for = {**{pool_id: pool_id for pool_id in self._work.evictions}, **self._closing}.get(pool.pool_id)
+        reloaded = self._pools.precedence.has(pool.pool_id)
+        return waits_for(pool, seen, self._s.registry, reloaded=reloaded, kept_for=gone_for)
 
     async def plan(self, model: str) -> dict[str, Any]:
-        """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND, SpecError."""
+        """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND."""
         pool = self._names.resolve(model)
         seen, room = self._seen(pool), Room()
         if seen.condition is Condition.DOWN:
             waited_for = [one for one in self._queue.pools() if one != pool.pool_id]
             room = await self._room.look(pool, self._rules().residency_s, waited_for)
+        at_once = seen.condition is Condition.READY and seen.free and pool.pool_id not in self._leaving()
+        otherwise = "" if at_once else self._waits_for(pool, seen)
         waiting = len(self._queue.of(pool.pool_id))
-        return {"model": model, **planned(pool, seen, room, self._room.shown(room), waiting, self._times)}
+        return {"model": model, **planned(pool, seen, room, self._room.shown(room), otherwise, waiting, self._times)}
 
     # --- the task ---
 
@@ -213,7 +222,7 @@ class Demand:
     def _refuse(self, ticket: Ticket, why: PoolError) -> None:
         self._queue.remove(ticket.ticket_id)
         if (future := self._waiting.get(ticket.ticket_id)) is not None and not future.done():
-            future.set_exception(copy(why))
+            future.set_exception(copy(on_demand(why) if ticket.slot else why))
 
     def _refuse_all(self, pool_id: str, why: PoolError) -> None:
         for ticket in self._queue.of(pool_id):
@@ -233,13 +242,10 @@ class Demand:
     async def _begin(self, pool_id: str, rules: QueueRules, *, first: bool) -> Room | None:
         """Start it where it fits; else what is in its way. Only for the ``first`` something may have to go."""
         starving = self._starves(pool_id, rules)
-        if not self._queue.of(pool_id):
+        if not self._queue.of(pool_id) or (pool := self._pools.find(pool_id)) is None:
             return None
-        try:
-            stays_s = 0.0 if starving else rules.residency_s
-            room = await self._room.look(self._pools.get(pool_id), stays_s, self._waited_for(pool_id, starving))
-        except PoolError as problem:
-            room = Room(problem, in_vain=problem)
+        stays_s = 0.0 if starving else rules.residency_s
+        room = await self._room.look(pool, stays_s, self._waited_for(pool_id, starving))
         if room.in_vain is not None:
             self._refuse_all(pool_id, room.in_vain)
             return None
@@ -260,13 +266,13 @@ class Demand:
         now = self._s.clock.monotonic()
         return any(ticket.starves(now, rules) for ticket in self._queue.of(pool_id))
 
-    def _to_be_kept_free(self, rules: QueueRules) -> frozenset[str]:
-        """What is in use and must go for whoever is first, and starves."""
+    def _to_be_kept_free(self, rules: QueueRules) -> dict[str, str]:
+        """What is in use and must go for whoever is first, and starves: the pool that it goes for."""
         for pool_id, room in self._blocked.items():
             if room.plan is not None and room.plan.waits_for and self._starves(pool_id, rules):
-                return frozenset((*room.plan.waits_for, *room.plan.evict))
+                return dict.fromkeys((*room.plan.waits_for, *room.plan.evict), pool_id)
             break
-        return frozenset()
+        return {}
 
     def _give_up_unwanted(self) -> None:
         """A load that was begun here, and that nobody waits for any more, here or elsewhere."""
@@ -331,9 +337,9 @@ class Demand:
             return Seen(Condition.REFUSED, refusal=refusal)
         return Seen(Condition.DOWN if i.phase in IDLE else Condition.ENDING)
 
-    def _leaving(self) -> frozenset[str]:
+    def _leaving(self) -> Set[str]:
         """Pools that are to go: nobody is given a slot of them any more."""
-        return self._closing | self._work.evictions.keys()
+        return self._closing.keys() | self._work.evictions.keys()
 
     def _rules(self) -> QueueRules:
         q = self._config().queue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -10,21 +11,56 @@ from pool_managerd.core.demand.queue import Ticket
 from pool_managerd.core.demand.turns import Condition, Seen
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.lifecycle.phase import RISING
-from pool_managerd.core.narration import duration
+from pool_managerd.core.narration import count, duration
+from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.making_room import Room, why_it_waits
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.times import Times
 
+_HOLDERS = 3
 
-def row(ticket: Ticket, place: int, pool: Pool | None, blocked: Room | None, times: Times, now: float) -> dict[str, Any]:
-    """``place`` 1 is next at its pool; ``estimate_ms`` is what is left of its loading, as far as that was measured before."""
+
+def waits_for(pool: Pool, seen: Seen, registry: Registry, *, reloaded: bool, kept_for: str | None) -> str:
+    """What stands between a request and a slot of a pool that is up, or on its way. ``kept_for`` is the pool that this one must
+    go for: no slot of it is given until then.
+    """
+    match seen.condition:
+        case Condition.LOADING:
+            return "it to be ready"
+        case Condition.ENDING if reloaded:
+            return "its reload to end"
+        case Condition.ENDING:
+            return f"it to be ready again: it is {view(pool.state).state}"
+        case Condition.READY if kept_for is not None and kept_for != pool.pool_id:
+            return f"pool '{kept_for}' to have its turn, which it is kept free for"
+        case Condition.READY if kept_for is not None:
+            return "it to be started again: it is being stopped"
+    return "a slot" if seen.free else f"a slot: {_held(pool, registry)}"
+
+
+def _held(pool: Pool, registry: Registry) -> str:
+    """``all 4 are leased, by gateway (3) and bench (1)``."""
+    total = registry.get_active_leases(pool.pool_id)
+    named = Counter(lease.holder for lease in registry.leases(pool.pool_id) if lease.holder)
+    told = [f"{holder[:40]} ({number})" for holder, number in named.most_common(_HOLDERS)]
+    if rest := total - sum(number for _, number in named.most_common(_HOLDERS)):
+        told.append(f"others ({rest})" if told else "callers that gave no name")
+    return f"{count(total, 'lease')} {'is' if total == 1 else 'are'} held, by {', '.join(told)}"
+
+
+def row(
+    ticket: Ticket, place: int, pool: Pool | None, blocked: Room | None, otherwise: str, times: Times, now: float
+) -> dict[str, Any]:
+    """``place`` 1 is next at its pool; ``estimate_ms`` is what is left of its loading, as far as that was measured before.
+    ``otherwise`` is what it waits for where nothing is ``blocked``.
+    """
     loading = pool is not None and pool.instance.phase in RISING
     return {
         "ticket_id": ticket.ticket_id, "pool_id": ticket.pool_id, "holder": ticket.holder, "priority": ticket.priority,
         "place": place, "waited_ms": round((now - ticket.since) * 1000), "left_ms": max(0, round((ticket.until - now) * 1000)),
         "estimate_ms": _left_ms(pool, times, now), "state": "gone" if pool is None else view(pool.state).state,
         "step": pool.launch.step if pool is not None and loading else None,
-        "waits_for": (blocked and why_it_waits(blocked)) or ("it to be ready" if loading else "a slot"),
+        "waits_for": (blocked and why_it_waits(blocked)) or otherwise,
     }  # fmt: skip
 
 
@@ -38,31 +74,29 @@ def _left_ms(pool: Pool | None, times: Times, now: float) -> int | None:
 
 
 def planned(
-    pool: Pool, seen: Seen, room: Room, stops: Sequence[dict[str, Any]], waiting: int, times: Times
+    pool: Pool, seen: Seen, room: Room, stops: Sequence[dict[str, Any]], otherwise: str, waiting: int, times: Times
 ) -> dict[str, Any]:  # fmt: skip
-    """``stops`` is what would go or be waited for."""
+    """``stops`` is what would go or be waited for, ``otherwise`` what a request waits for where it is not down, if anything."""
     refusal, load = seen.refusal or room.in_vain, times.of(pool.pool_id, "load")
     load_ms = round(median(load)) if load and seen.condition is Condition.DOWN else None
     return {
-        "pool_id": pool.pool_id, "state": view(pool.state).state, "would": _would(pool, seen, room, stops, load_ms),
+        "pool_id": pool.pool_id, "state": view(pool.state).state, "would": _would(pool, seen, room, stops, load_ms, otherwise),
         "stops": list(stops), "load_ms": load_ms, "waiting": waiting,
         "refused": None if refusal is None else refusal.message, "hint": None if refusal is None else refusal.hint,
     }  # fmt: skip
 
 
-def _would(pool: Pool, seen: Seen, room: Room, stops: Sequence[dict[str, Any]], load_ms: int | None) -> str:
+def _would(pool: Pool, seen: Seen, room: Room, stops: Sequence[dict[str, Any]], load_ms: int | None, otherwise: str) -> str:
     name = f"pool '{pool.pool_id}'"
     if (refusal := seen.refusal or room.in_vain) is not None:
         return f"a request for {name} would be refused: {refusal.message}"
     match seen.condition:
-        case Condition.READY if seen.free:
+        case Condition.READY if not otherwise:
             return f"a request for {name} would have a slot at once"
-        case Condition.READY:
-            return f"a request for {name} would wait for a slot"
+        case Condition.READY | Condition.ENDING:
+            return f"a request for {name} would wait for {otherwise}"
         case Condition.LOADING:
             return f"a request for {name} would wait until it is ready: it loads already"
-        case Condition.ENDING:
-            return f"a request for {name} would wait: it is {view(pool.state).state}"
     takes = "" if load_ms is None else f", which takes about {duration(load_ms / 1000)}"
     if room.ends:
         return f"a request for {name} would start it{takes}, once {why_it_waits(room)}"

@@ -45,17 +45,30 @@ def failure(error: PoolError) -> tuple[str, bool, str]:
     if reason is None:
         reason = "config_error" if isinstance(error, SpecError) else "preload_failed"
     hint = f" ({error.hint})" if error.hint else ""
+    if error.code == "INSUFFICIENT_VRAM":  # GPUs come and go: the pool is tried again, whoever asks is told what is so now
+        return error.message + hint, True, reason
     retriable = error.retriable if isinstance(error, NodeError | RequestError) else not isinstance(error, SpecError)
     return error.message + hint, retriable, reason
 
 
-def operation_error(pool_id: str, last_error: str | None, launch: Launch) -> EngineError:
+def on_demand(problem: PoolError) -> PoolError:
+    """``problem`` as it is told to somebody who named a model that there is: what is wrong with its pool is not their request."""
+    if not isinstance(problem, SpecError) and problem.code != SpecError.code:
+        return problem
+    code = "PRELOAD_FAILED" if problem.code == SpecError.code else problem.code
+    return EngineError(
+        problem.message, code=code, status=500, pool_id=problem.pool_id, hint=problem.hint, retriable=False,
+        details=problem.details,
+    )  # fmt: skip
+
+
+def operation_error(pool_id: str, last_error: str | None, launch: Launch, tried_as: str | None = None) -> EngineError:
     """What the caller of a failed start is told: always 500, with the cause's code and hint, and the log's end (DESIGN §7).
 
-    Of an engine that came up and ended the hint is the remedy of its crash.
+    Of an engine that came up and ended the hint is the remedy of its crash; ``tried_as`` is the replica of a reload's candidate.
     """
     cause, why = launch.cause, launch.diagnosis
-    hint = cause.hint if cause is not None else remediation(why.remedy, pool_id).sentence if why is not None else None
+    hint = cause.hint if cause is not None else remediation(why.remedy, pool_id, tried_as).sentence if why is not None else None
     text = last_error or "the start was given up"
     message = text if text.startswith("preload failed") else f"preload failed: {text}"
     code = cause.code if cause is not None else "PRELOAD_FAILED"
@@ -65,6 +78,6 @@ def operation_error(pool_id: str, last_error: str | None, launch: Launch) -> Eng
         status=500,
         pool_id=pool_id,
         hint=hint,
-        retriable=cause is not None and failure(cause)[1],
+        retriable=cause is not None and failure(cause)[1] and (cause.retriable or not isinstance(cause, NodeError)),
         details={"log_tail": list(launch.log_tail)} if launch.log_tail else None,
     )

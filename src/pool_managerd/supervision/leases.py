@@ -62,6 +62,12 @@ class Leases:
     def allocate(self, pool: Pool, holder: str | None, ttl_ms: int | None, key: str | None = None) -> dict[str, Any]:
         """Raises RequestError POOL_UNREADY, POOL_DRAINING or NO_FREE_SLOTS; SpecError for a wrong ``ttl_ms``."""
         pool_id, seen = pool.pool_id, view(pool.state)
+        if not seen.ready and self._pools.precedence.has(pool_id):
+            raise RequestError(
+                f"cannot lease pool {pool_id}: it is being reloaded ({seen.state})", status=409 if seen.draining else 503,
+                code="POOL_DRAINING" if seen.draining else "POOL_UNREADY", pool_id=pool_id, retriable=True,
+                hint="wait for its reload to end, or acquire it, which waits",
+            )  # fmt: skip
         if not seen.ready and not seen.draining:
             raise RequestError(
                 f"cannot lease pool {pool_id}: it is {seen.state}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from pool_managerd.core.demand.room import Resident, RoomPlan, plan_room
+from pool_managerd.core.demand.room import Fits, Resident, RoomPlan, plan_room
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
@@ -48,10 +49,13 @@ class MakingRoom:
         self._pools, self._s, self._times, self._idle_since = pools, services, times, idle_since
 
     async def look(self, pool: Pool, residency_s: float, waited_for: Collection[str] = ()) -> Room:
-        """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay.
+        """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay."""
+        try:
+            return await self._seen(pool, residency_s, waited_for)
+        except PoolError as problem:  # no room would help
+            return Room(problem, in_vain=problem)
 
-        Raises PoolError for what no room would help.
-        """
+    async def _seen(self, pool: Pool, residency_s: float, waited_for: Collection[str]) -> Room:
         objection: Objection = await self._s.admission.trial(pool)
         if (why_not := objection(())) is None:
             return Room()
@@ -75,7 +79,8 @@ class MakingRoom:
         if passing and plan_room([replace(one, kept="") if one.kept in _PASSES else one for one in residents], fits) is not None:
             return Room(why_not, ends=tuple(sorted(passing)), residents=tuple(residents))
         may_go = [by_id[one.pool_id] for one in residents if not one.kept]
-        return Room(why_not, in_vain=objection([*ends, *may_go]) or why_not, residents=tuple(residents))
+        in_vain = _keeping(objection([*ends, *may_go]) or why_not, residents, fits)
+        return Room(why_not, in_vain=in_vain, residents=tuple(residents))
 
     async def let_go(self, pool_id: str) -> Operation:
         """Stop it, unless it has been asked for meanwhile. Raises RequestError POOL_IN_USE."""
@@ -126,9 +131,9 @@ class MakingRoom:
     def _kept(self, pool: Pool, resident_s: float, residency_s: float) -> str:
         """Why it must not go; empty when it may."""
         if pool.config is not None and pool.config.pinned:
-            return "it is pinned"
+            return _PINNED
         if pool.state.held:
-            return "it is held"
+            return _HELD
         if self._pools.precedence.has(pool.pool_id):
             return _RELOADED
         if pool.instance.phase in RISING:
@@ -138,10 +143,25 @@ class MakingRoom:
         return _STAYS if resident_s < residency_s else ""
 
 
+_PINNED, _HELD = "it is pinned", "it is held"
 _RELOADED, _LOADS, _ENDS = "it is being reloaded", "it is loading", "it ends"
 _STAYS, _WAITED_FOR = "it was just loaded", "others wait for it"
 _PASSES = frozenset({_RELOADED, _LOADS, _ENDS, _STAYS, _WAITED_FOR})
 """What keeps a pool only for a while."""
+
+
+def _keeping(problem: PoolError, residents: Sequence[Resident], fits: Fits) -> PoolError:
+    """``problem`` with those pools that a person keeps there, where it would fit without them, and how to let them go."""
+    plan = plan_room([replace(one, kept="") if one.kept in (_PINNED, _HELD) else one for one in residents], fits)
+    gone = () if plan is None else (*plan.evict, *plan.waits_for)
+    kept = [one for one in residents if one.pool_id in gone and one.kept in (_PINNED, _HELD)]
+    if not kept:
+        return problem
+    told, names = copy(problem), " ".join(one.pool_id for one in kept)
+    told.message = "; ".join([problem.message, *(f"pool '{one.pool_id}' does not go for it, as {one.kept}" for one in kept)])
+    told.args = (told.message,)
+    told.hint = f"`pool-managerd evict {names}` makes room by hand, where nothing is in flight there"
+    return told
 
 
 def why_it_waits(room: Room) -> str:

@@ -108,6 +108,11 @@ class Pool:
         return self.role is Role.CURRENT
 
     @property
+    def tried_as(self) -> str | None:
+        """The replica that a reload tries beside the pool's own engine; None for any other."""
+        return self.instance_id.replica_id if self.role is Role.CANDIDATE else None
+
+    @property
     def instance(self) -> Instance:
         """The launch that runs, or the last one."""
         return self.state.active

@@ -12,6 +12,7 @@ import aiohttp
 from pool_managerd.config import Config
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
+from pool_managerd.core.crash_report import remediation
 from pool_managerd.core.event import Event
 from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.reload import TRIES, slower, unexpected
@@ -109,7 +110,9 @@ class Proving:
         await self._until_explained(pool, epoch)
         if not serves():
             why = pool.state.last_error or f"it is {view(pool.state).state}"
-            raise _failed(pool, f"it did not stay ready for {seconds:g} s: {why}")
+            found = pool.launch.diagnosis
+            hint = None if found is None else remediation(found.remedy, pool.pool_id, pool.tried_as).sentence
+            raise _failed(pool, f"it did not stay ready for {seconds:g} s: {why}", hint)
 
 
 def _failed(pool: Pool, why: str, hint: str | None = None) -> EngineError:

@@ -73,7 +73,8 @@ class Reloads:
         first = self.times.of(pool_id, "sleep" if strategy is Strategy.SLEEP_OLD else "stop")
         takes = Forecast.of(first, load) if serves and not beside else Forecast.of(load)
         down = Forecast(0, 0) if beside else takes
-        told = steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves)
+        wait_s = target.pool.definition.policy.vram_wait_s
+        told = steps(pool_id, strategy, target.model(), target.deadline_ms, bake_ms, serves=serves, vram_wait_s=wait_s)
         if self._runs_it(target):
             told, why, down, takes, bake_ms = (
                 ("nothing: it runs that already",),
@@ -181,7 +182,7 @@ class Reloads:
 
     async def _replace(self, reload: Reload) -> None:
         if self._runs_it(reload.target):
-            return self._succeeded(reload, reload.pool, downtime_ms=0)
+            return self._succeeded(reload, reload.pool, downtime_ms=0, unchanged=True)
         await self._stage(reload)
         await self._begin(reload)
         way = self._ways[reload.strategy]
@@ -237,7 +238,7 @@ class Reloads:
                 await self._pools.intents.keep_reloaded(pool, None)
         failpoints.reach("reload.committed")
 
-    def _succeeded(self, reload: Reload, pool: Pool, downtime_ms: int) -> None:
+    def _succeeded(self, reload: Reload, pool: Pool, downtime_ms: int, *, unchanged: bool = False) -> None:
         engine = pool.launch.prepared
         took_ms = round((self._s.clock.monotonic() - reload.began) * 1000)
         outcome: dict[str, Any] = {
@@ -251,6 +252,8 @@ class Reloads:
             outcome["leases_on_the_old_engine"] = left = self._s.registry.leases_on(pool.pool_id, other.instance.epoch)
             down += f"; {count(left, 'lease')} on the old engine may run on for {duration(reload.target.deadline_ms / 1000)}"
         human = f"Pool '{pool.pool_id}' is reloaded; {down}"
+        if unchanged:
+            outcome["unchanged"], human = True, f"Nothing was to change: pool '{pool.pool_id}' runs that already"
         self._s.events.emit("reload_succeeded", human, pool_id=pool.pool_id, duration_ms=took_ms, downtime_ms=downtime_ms)
         self._pools.operations.finish(reload.operation, outcome)
 

@@ -31,14 +31,17 @@ class Strategies:
         obstacle = await self._beside_obstacle(target)
         if asked != Strategy.SLEEP_OLD and not obstacle:
             return Strategy.BLUE_GREEN, "there is room for both engines"
+        sleepless, tried = await self._sleep_obstacle(target, asked=asked is not None), target.pool.launch.sleepless
         if asked == Strategy.BLUE_GREEN:
-            raise _cannot(request, "with both engines side by side", obstacle)
-        sleepless = await self._sleep_obstacle(target, asked=asked is not None)
+            others = "sleep_old or stop_start" if not sleepless else "stop_start"
+            raise _cannot(request, "with both engines side by side", obstacle, others)
+        before = f"; its engine's sleep was tried before, in vain: {tried}" if tried else ""
         if not sleepless:
-            return Strategy.SLEEP_OLD, "as asked for" if asked else f"its engine can sleep, and {obstacle}"
+            why = f"the engine can sleep while the new one loads, and both do not run side by side: {obstacle}"
+            return Strategy.SLEEP_OLD, f"as asked for{before}" if asked else why
         if asked == Strategy.SLEEP_OLD:
-            raise _cannot(request, "while its engine sleeps", sleepless)
-        return Strategy.STOP_START, obstacle
+            raise _cannot(request, "while its engine sleeps", sleepless, "stop_start")
+        return Strategy.STOP_START, f"{obstacle}{before}"
 
     async def _beside_obstacle(self, target: Target) -> str:
         """Why both engines cannot run at the same time; empty when they can."""
@@ -88,8 +91,8 @@ class Strategies:
         return ""
 
 
-def _cannot(request: ReloadRequest, how: str, obstacle: str) -> RequestError:
+def _cannot(request: ReloadRequest, how: str, obstacle: str, others: str) -> RequestError:
     return RequestError(
         f"cannot reload pool '{request.pool_id}' {how}: {obstacle}", code="POOL_UNAVAILABLE", status=409, pool_id=request.pool_id,
-        hint="leave the strategy out, or ask for stop_start",
+        hint=f"leave the strategy out, or ask for {others}",
     )  # fmt: skip

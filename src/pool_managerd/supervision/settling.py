@@ -27,13 +27,14 @@ Ended = tuple[Any, PoolError | None]
 class Waiting:
     """A request in the inbox and the operation it becomes: it is over when launch ``epoch`` is up, or down.
 
-    Several callers may wait for one launch; what one of them began, the others joined.
+    Several callers may wait for one launch; what one of them began, the others joined. ``was_down``: nothing was to end.
     """
 
     operation: Operation
     goal: str
     on_end: OnEnd
     epoch: int = 0
+    was_down: bool = False
     answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def accept(self, before: PoolState, after: PoolState) -> None:
@@ -42,6 +43,9 @@ class Waiting:
             self.epoch = after.active.epoch + (after.active.phase in (Phase.STOPPING, Phase.BACKOFF))
         else:
             self.epoch = before.active.epoch
+            i = before.active
+            at_rest = i.phase in (Phase.DOWN, Phase.FAILED)
+            self.was_down = at_rest and not (i.has_process or i.vram_pending or before.pending_start)
         if not self.answer.done():
             self.answer.set_result(None)
 
@@ -125,7 +129,7 @@ def _end_of_start(epoch: int, pool: Pool) -> Ended | None:
         text = state.last_error or f"the start of pool '{pool.pool_id}' was cancelled"
         return None, _refused(pool, text, "OPERATION_CANCELLED")
     if i.phase in IDLE or (i.phase is Phase.ATTACHED and state.reason is not None):  # 6
-        return None, operation_error(pool.pool_id, state.last_error, pool.launch)
+        return None, operation_error(pool.pool_id, state.last_error, pool.launch, pool.tried_as)
     return None
 
 
@@ -144,7 +148,8 @@ def _end_of_falling_asleep(pool: Pool) -> Ended | None:
     if i.phase in (Phase.READY, Phase.STARTING):  # 2
         return None, _refused(pool, f"the drain of pool '{pool.pool_id}' was taken back", "OPERATION_CANCELLED")
     text = pool.state.last_error or f"the engine of pool '{pool.pool_id}' has ended"  # 3
-    return None, EngineError(text, code="SLEEP_FAILED", status=503, pool_id=pool.pool_id)
+    hint = f"its log may say why (`pool-managerd logs {pool.pool_id}`); `--strategy stop_start` does not need its sleep"
+    return None, EngineError(text, code="SLEEP_FAILED", status=503, pool_id=pool.pool_id, hint=hint)
 
 
 def _end_of_stop(waiting: Waiting, pool: Pool) -> Ended | None:
@@ -155,8 +160,9 @@ def _end_of_stop(waiting: Waiting, pool: Pool) -> Ended | None:
     3. The drain was taken back.
     """
     state, i = pool.state, pool.instance
-    if (i.phase in IDLE and i.phase is not Phase.FAILED) or i.epoch > waiting.epoch:  # 1
-        return (pool.last_drain if waiting.goal == "drained" else {"pool_id": pool.pool_id}), None
+    if (i.phase in IDLE and (waiting.was_down or i.phase is not Phase.FAILED)) or i.epoch > waiting.epoch:  # 1
+        unchanged = {"unchanged": True} if waiting.was_down else {}
+        return (pool.last_drain if waiting.goal == "drained" else {"pool_id": pool.pool_id, **unchanged}), None
     if i.phase is Phase.FAILED:  # 2
         code, status = ("VRAM_HELD", 503) if state.reason == "vram_held" else ("STOP_FAILED", 500)
         text = state.last_error or "the engine could not be stopped"

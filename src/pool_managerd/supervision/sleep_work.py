@@ -35,6 +35,12 @@ async def sleep_work(effect: do.SleepEngine | do.WakeEngine, pool: Pool, actor: 
             actor.post(failed(effect.epoch, problem.message))
 
 
+def _why(problem: Exception) -> str:
+    """A ValueError is what it has answered."""
+    said = str(problem) or type(problem).__name__
+    return f"it was asked to and would not: {said}" if isinstance(problem, ValueError) else f"it could not be asked to: {said}"
+
+
 async def _put_to_sleep(pool: Pool, services: Services) -> None:
     """Raises EngineError."""
     dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
@@ -47,7 +53,7 @@ async def _put_to_sleep(pool: Pool, services: Services) -> None:
     except TimeoutError:
         raise EngineError(f"it did not fall asleep within {duration(limit_s)}") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
-        raise EngineError(f"it could not be asked to: {str(problem) or type(problem).__name__}") from problem
+        raise EngineError(_why(problem)) from problem
 
 
 async def _wake(pool: Pool, services: Services) -> None:
@@ -65,4 +71,4 @@ async def _wake(pool: Pool, services: Services) -> None:
         why = f"its GPU memory is held by {holder}" if holder is not None else f"it did not wake within {duration(limit_s)}"
         raise EngineError(why) from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
-        raise EngineError(f"it could not be asked to: {str(problem) or type(problem).__name__}") from problem
+        raise EngineError(_why(problem)) from problem

@@ -90,10 +90,12 @@ def test_only_so_many_wait_for_a_pool_and_on_the_node() -> None:
     with pytest.raises(RequestError, match="3 requests wait for pool 'a' already") as refused:
         queue.add(Ticket("a3", "a", 0.0, 9.0), RULES)
     assert (refused.value.status, refused.value.code, refused.value.retriable) == (429, "QUEUE_FULL", True)
+    assert "queue.max_waiting_per_pool" in (refused.value.hint or "")
     for number in range(3):
         queue.add(Ticket(f"b{number}", f"b{number}", 0.0, 9.0), RULES)
-    with pytest.raises(RequestError, match="6 requests wait for this node already"):
+    with pytest.raises(RequestError, match="6 requests wait for this node already") as full:
         queue.add(Ticket("c", "c", 0.0, 9.0), RULES)
+    assert full.value.hint == "try again later, or raise queue.max_waiting"
     assert queue.remove("a1") is not None and queue.remove("a1") is None and len(queue) == 5
     queue.add(Ticket("a3", "a", 1.0, 9.0), RULES)
     assert [ticket.ticket_id for ticket in queue.of("a")] == ["a0", "a2", "a3"]

@@ -50,7 +50,7 @@ def test_a_single_gpu_is_chosen_even_when_two_would_share_it() -> None:
 def test_without_a_split_nothing_spills_over_to_a_second_gpu() -> None:
     with pytest.raises(NodeError, match=r"needs 30\.5 GiB on one GPU, and GPU 0 .* has 24 GiB when it is empty") as caught:
         place(needs(30), TWO)
-    assert "tensor_split: auto" in str(caught.value.hint)
+    assert "tensor_split: auto" in str(caught.value.hint) and caught.value.retriable is False
 
 
 def test_an_automatic_split_takes_as_many_gpus_as_it_must_and_shares_by_room() -> None:
@@ -248,3 +248,15 @@ def test_where_gpu_and_processor_share_one_memory_it_is_reserved_once() -> None:
             assert not fits and "needs 3.2 GiB" in refused.message and "2.3 GiB of" in refused.message
         else:
             assert fits
+
+
+def test_trying_again_helps_where_it_would_for_any_gpu() -> None:
+    book, devices = Ledger(), (gpu(0, 24), gpu(1, 10))
+    place(needs(23), devices, mask=(0,), ledger=book, pool="q")
+    with pytest.raises(NodeError, match=r"GPU 1 .* has 10 GiB when it is empty") as near:
+        place(needs(11), devices, ledger=book)
+    assert near.value.retriable is True, "GPU 0 may become free, and has room then"
+    for split in ("auto", (0.5, 0.5)):
+        with pytest.raises(NodeError) as never:
+            place(needs(60), TWO, split=split, mask=(0, 1))
+        assert never.value.retriable is False

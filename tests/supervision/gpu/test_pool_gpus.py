@@ -12,6 +12,7 @@ from pool_managerd.core.lifecycle import Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
+from pool_managerd.errors import NodeError
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.view import devices_view
 from pool_managerd.testing.manual_clock import settle
@@ -210,3 +211,17 @@ async def test_a_pool_that_is_registered_again_has_its_gpu_fields_at_once(made: 
     world.fakes.gpus.refresh()
     entry = world.fakes.registry.get("a")
     assert entry is not None and len(entry.devices) == 2
+
+
+async def test_what_never_fits_is_tried_again_only_while_a_gpu_is_out_of_use(made: list[GpuWorld]) -> None:
+    world = GpuWorld(gpu(0, 24), gpu(1, 48), gib=30)
+    made.append(world)
+    pool = world.pools.add("a", world.config.pools[0])
+    await world.see(gpu(0, 24), gpu(1, 48))
+    await world.fakes.watch.cordon("1")
+    for needed, again in ((30, True), (60, False)):
+        world.needs("a", needed)
+        with pytest.raises(NodeError, match="when it is empty") as refused:
+            await world.services.admission.forecast(pool)
+        assert refused.value.retriable is again
+        await world.fakes.watch.uncordon("1")

@@ -54,16 +54,16 @@ class Queue:
     def add(self, ticket: Ticket, rules: QueueRules) -> None:
         """Raises RequestError QUEUE_FULL (429)."""
         here = sum(other.pool_id == ticket.pool_id for other in self._tickets.values())
-        limit = where = None
+        limit = where = key = None
         if here >= rules.max_waiting_per_pool:
-            limit, where = rules.max_waiting_per_pool, f"pool '{ticket.pool_id}'"
+            limit, where, key = rules.max_waiting_per_pool, f"pool '{ticket.pool_id}'", "queue.max_waiting_per_pool"
         elif len(self._tickets) >= rules.max_waiting:
-            limit, where = rules.max_waiting, "this node"
+            limit, where, key = rules.max_waiting, "this node", "queue.max_waiting"
         if limit is not None:
             raise RequestError(
                 f"cannot wait for pool '{ticket.pool_id}': {count(limit, 'request')} wait for {where} already",
                 code="QUEUE_FULL", status=429, pool_id=ticket.pool_id, retriable=True, retry_after_ms=1000,
-                hint="try again later, or raise queue.max_waiting_per_pool",
+                hint=f"try again later, or raise {key}",
             )  # fmt: skip
         self._tickets[ticket.ticket_id] = ticket
 

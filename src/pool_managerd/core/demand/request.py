@@ -25,6 +25,14 @@ class AcquireRequest:
     slot: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("model", "holder"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("holder", None):
+                raise SpecError(f"cannot ask with {name} {value!r:.80}", hint=f"{name} must be text")
+        for name in ("wait_ms", "ttl_ms", "priority"):
+            value = getattr(self, name)
+            if (isinstance(value, bool) or not isinstance(value, int)) and (value is not None or name == "priority"):
+                raise SpecError(f"cannot ask with {name} {value!r:.80}", hint=f"{name} must be a whole number")
         if self.wait_ms is not None and not 0 <= self.wait_ms <= MAX_WAIT_MS:
             raise SpecError(f"cannot wait for {self.wait_ms} ms", hint=f"wait_ms must be from 0 to {MAX_WAIT_MS} (24 h)")
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:

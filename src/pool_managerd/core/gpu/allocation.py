@@ -69,12 +69,14 @@ def allocate(
     1. A group has room: the first such is reserved.
     2. None has, and the operator wants to be warned only: what is left on the nearest group is reserved, never more.
     3. None has: raises NodeError INSUFFICIENT_VRAM or GPU_NOT_SHARED of the nearest group, the one that lacks least,
-       GPU_UNAVAILABLE where there is no group at all; SpecError for a split that cannot be.
+       GPU_UNAVAILABLE where there is no group at all; SpecError for a split that cannot be. Trying again helps where it
+       would for any of them.
     """
     if launch.inputs.divides_equally:
         tensor_parallel.check(launch.inputs, len(wanted.devices or ()), wanted.split)
     free = {uuid: without(account, wanted.instance_id).available_bytes for uuid, account in accounts.items()}
     nearest: tuple[tuple[bool, float], NodeError, Allocation] | None = None
+    again = False
     for devices in _groups(launch, wanted, free):
         objection: NodeError | None
         cannot_be = False
@@ -86,7 +88,7 @@ def allocate(
         if objection is None:  # 1
             ledger.reserve(_reservation(launch, wanted, option), accounts)
             return option
-        rank = (cannot_be, _lacking(objection))
+        rank, again = (cannot_be, _lacking(objection)), again or objection.retriable
         if nearest is None or rank < nearest[0]:
             nearest = rank, objection, option
     if nearest is None:
@@ -94,6 +96,7 @@ def allocate(
     _, objection, option = nearest
     if not wanted.enforce and objection.code == "INSUFFICIENT_VRAM":  # 2
         return _as_much_as_there_is(wanted, option, ledger, accounts, objection)
+    objection.retriable = again
     raise objection  # 3
 
 

@@ -297,7 +297,7 @@ def insufficient(pool_id: str, device: DeviceSnapshot, needed: int, free: int, h
         text = f"{start} {where}, where {size(free)} of {total} may still be reserved; the rest is held by {holders}"
         hint = "free memory there, use another GPU, or lower ctx or slots"
     return NodeError(
-        text, code="INSUFFICIENT_VRAM", status=503, pool_id=pool_id, hint=hint,
+        text, code="INSUFFICIENT_VRAM", status=503, pool_id=pool_id, hint=hint, retriable=needed <= usable,
         details={"device": device.label, "uuid": device.uuid, "needed_bytes": needed, "free_bytes": free},
     )  # fmt: skip
 

@@ -116,10 +116,11 @@ class SplitPlan:
         if not self.shortfall_bytes:
             return
         closest = min((self, alternative), key=lambda plan: plan.shortfall_bytes)
+        empty = sum(device.vram_total_bytes - device.vram_reserved_bytes for device in self.devices)
         raise NodeError(
             f"cannot {'divide the model among' if len(self.devices) > 1 else 'put the model on'}"
             f" {count(len(self.devices), 'GPU')}: {self._needs()}; {closest._verdict()}",
-            code="INSUFFICIENT_VRAM", status=503,
+            code="INSUFFICIENT_VRAM", status=503, retriable=sum(self.shares_bytes) <= empty,
             hint=f"set `tensor_split: {closest._in_order(order)}`" if not closest.shortfall_bytes
             else "free memory there, add a GPU, lower ctx or slots, or use a smaller quantisation",
             details={

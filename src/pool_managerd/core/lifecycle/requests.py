@@ -172,7 +172,8 @@ def evict_running(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
     """What is in flight is never cut off to make room, on an engine that was taken over and is probed anew either."""
     if e.active_leases:
         leases = narration.count(e.active_leases, "lease")
-        return refuse(pool, "POOL_IN_USE", f"cannot evict pool '{pool.pool_id}': {leases} in flight; drain it instead")
+        instead = "wait for them to end, or drain it (then it stays down until it is started)"
+        return refuse(pool, "POOL_IN_USE", f"cannot evict pool '{pool.pool_id}': {leases} in flight; {instead}")
     return stop_running(pool, e, now, p)
 
 

@@ -178,12 +178,21 @@ class Admission:
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
             self._check_ram(pool, sizing, 1)
         mask = self._resolve_mask(pool, scan)
-        found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask), ledger, accounts)
+        try:
+            found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask), ledger, accounts)
+        except NodeError as problem:
+            problem.retriable = problem.retriable or self._may_come_back(scan)
+            raise
         notices = mask.notices if mask is not None else ()
         if mask is not None and mask.mask.has_indices and (missing := self._missing(scan)):
             meant = ", ".join(f"{d.label} ({d.uuid})" for d in mask.devices)
             notices = (*notices, f"The mask {mask.mask} means GPU {meant} for this start only: {missing}, so indices may move")
         return replace(found, notices=(*notices, *found.notices)), mask
+
+    def _may_come_back(self, scan: DeviceScan) -> bool:
+        """A GPU is not there, or out of use: what never fits on the others may fit on that one."""
+        out_of_use = (not (d.readable and self._gpus.watch.effective_health(d.uuid).usable) for d in scan.devices)
+        return self._missing(scan) is not None or any(out_of_use)
 
     def _missing(self, scan: DeviceScan) -> str | None:
         """Why this is not every GPU there should be, None when it is."""
