@@ -137,7 +137,7 @@ async def test_too_little_main_memory_fails_before_anything_is_spawned(made: lis
     world.fakes.monitor.show(problem=ScanProblem("nvml_unavailable", "none"))
     world.fakes.needs["a"] = LaunchInputs("fake-1", "a", EngineSettings(), weights_bytes=100 * GIB)
     a = await world.begin("a")
-    assert a.state.reason is None and world.phase("a") is Phase.BACKOFF
+    assert a.state.reason == "insufficient_ram" and world.phase("a") is Phase.BACKOFF
     assert "needs 100 GiB of RAM and 64 GiB are available" in str(a.state.last_error)
 
 
