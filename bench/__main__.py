@@ -20,6 +20,7 @@ from bench import (
     conversation,
     crash_loop,
     daemon_start,
+    gateway,
     gpus,
     idle,
     leases,
@@ -46,6 +47,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "leases": leases.measure,
     "adopt": adopt.measure,
     "apply": apply.measure,
+    "gateway": gateway.measure,
     "gpus": gpus.measure,
     "reload": reload.measure,
 }

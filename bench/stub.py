@@ -15,18 +15,22 @@ from pathlib import Path
 
 from bench.result import NotInstalledError
 
-_SOURCE = Path(__file__).with_name("engine.c")
 _FIRST_PORT, _LAST_PORT = 12_000, 30_000  # below the ports that the kernel hands out by itself
 
 
 def compile_engine(directory: Path) -> Path:
     """The engine program in ``directory``. Raises NotInstalledError without a C compiler."""
-    program = directory / "engine"
+    return compile_program(directory, "engine")
+
+
+def compile_program(directory: Path, name: str) -> Path:
+    """The program of ``name``.c in ``directory``. Raises NotInstalledError without a C compiler."""
+    program = directory / name
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NotInstalledError("a C compiler (cc or gcc) is not installed")
     if not program.exists():
-        command = [compiler, "-O2", "-o", str(program), str(_SOURCE)]
+        command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_name(f"{name}.c"))]
         linked = subprocess.run([*command, "-static"], capture_output=True, timeout=60, check=False)
         if linked.returncode != 0:  # no static libc here
             subprocess.run(command, check=True, capture_output=True, timeout=60)
