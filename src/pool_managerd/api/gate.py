@@ -40,13 +40,14 @@ class Paths:
     """``labels`` maps a route's template to its metrics label; ``exempt`` ones need no token.
 
     ``private`` ones show text of engines or of the configuration: without a configured token they are the owner's. Of
-    ``asks_owner`` ones the handler is told who calls.
+    ``asks_owner`` ones the handler is told who calls. ``waiting`` ones may take long and cost nothing: they keep nobody out.
     """
 
     labels: Mapping[str, str]
     exempt: frozenset[str]
     private: frozenset[str] = frozenset()
     asks_owner: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
 
 
 class Gate:
@@ -70,12 +71,14 @@ class Gate:
         async def gate(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            self._running += 1
+            resource = request.match_info.route.resource
+            counts = resource is None or resource.canonical not in self._paths.waiting
+            self._running += counts
             try:
                 with at_work(request.transport) as guarded:
                     return await self._answer(request, handler, guarded)
             finally:
-                self._running -= 1
+                self._running -= counts
 
         return gate
 

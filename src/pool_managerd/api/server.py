@@ -16,7 +16,7 @@ from pool_managerd.api.context import ApiContext, OwnConfiguration, StreamLimits
 from pool_managerd.api.envelope import error_response, json_response
 from pool_managerd.api.gate import Gate, Paths
 from pool_managerd.api.requests import MAX_BODY_BYTES
-from pool_managerd.api.routing import Handler
+from pool_managerd.api.routing import PREFIXES, Handler
 from pool_managerd.api.table import ROUTES
 from pool_managerd.config import split_address
 from pool_managerd.errors import PoolError
@@ -24,6 +24,7 @@ from pool_managerd.httpd.server import HttpLimits, HttpServer
 from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.metrics import Metrics
 
+_WAITING = frozenset(f"{prefix}/acquire" for prefix in PREFIXES)
 _SCRAPERS = 64
 """Connections to the address that serves /metrics alone."""
 
@@ -92,7 +93,7 @@ def _gate(context: ApiContext, access: Access, limits: ServerLimits) -> Gate:
     }
     exempt = frozenset(route.path for route in ROUTES if route.exempt)
     private = frozenset(route.path for route in ROUTES if route.private)
-    paths = Paths(labels, exempt, private, frozenset(route.path for route in ROUTES if route.asks_owner))
+    paths = Paths(labels, exempt, private, frozenset(route.path for route in ROUTES if route.asks_owner), _WAITING)
     return Gate(access, context.metrics, paths, limits.max_requests, context.node.events.clean_error)
 
 

@@ -54,6 +54,9 @@ class Caller:
             self.at_work[name] -= 1
 
 
+_NONE = frozenset[bytes]()
+
+
 @dataclass(slots=True)
 class Access:
     """``keys`` None: whoever reaches the gateway may use it."""
@@ -62,9 +65,9 @@ class Access:
     _at_work: Counter[str] = field(default_factory=Counter)
 
     @property
-    def withheld(self) -> tuple[str, ...]:
-        """Headers that engines are not to see."""
-        return () if self.keys is None else KEY_HEADERS
+    def withheld(self) -> frozenset[bytes]:
+        """Headers that engines are not to see, in lower case."""
+        return _NONE if self.keys is None else KEY_HEADERS
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Raises RequestError 401 for one without a key that holds now."""

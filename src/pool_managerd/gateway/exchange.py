@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
-from collections.abc import Awaitable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -14,7 +15,6 @@ from pool_managerd.errors import PoolError
 from pool_managerd.gateway.dialects import STILL_HERE, Dialect, told, told_in_stream
 from pool_managerd.gateway.record import Record
 
-_T = TypeVar("_T")
 REQUEST_ID = "x-request-id"
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -31,46 +31,55 @@ class Exchange:
         self.sent = False
         """Something of the answer itself: it cannot be asked for again."""
         self._at_boundary = True
+        self._spoke = 0.0
+        self._beat: asyncio.TimerHandle | None = None
+        self._speaking: asyncio.Future[None] | None = None
 
     @property
     def begun(self) -> bool:
         """The client has a status, which cannot be taken back."""
         return self.response is not None
 
-    async def begin(self, status: int, headers: Mapping[str, str]) -> web.StreamResponse:
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Send the head of the answer."""
-        response = web.StreamResponse(status=status, headers={**headers, REQUEST_ID: self.request_id})
+        self.response = web.StreamResponse(status=status, headers={**headers, REQUEST_ID: self.request_id})
         self.record.status = status
-        await response.prepare(self.request)
-        self.response = response
-        return response
+        await self.response.prepare(self.request)
 
-    async def patiently(self, waiting: Awaitable[_T]) -> _T:
-        """``waiting``, with signs of life meanwhile where a stream was asked for."""
-        if not self.stream:
-            return await waiting
-        task = asyncio.ensure_future(waiting)
-        try:
-            while True:
-                await asyncio.wait({task}, timeout=self.heartbeat_s)
-                if task.done():
-                    return task.result()
-                await self.still_here()
-        finally:
-            task.cancel()
+    def show_life(self) -> None:
+        """From now on, where a stream was asked for: whenever nothing was sent for a while."""
+        if self.stream and self._beat is None:
+            self._spoke = time.monotonic()
+            self._beat = asyncio.get_running_loop().call_later(self.heartbeat_s, self._on_beat)
 
-    async def still_here(self) -> None:
+    def show_no_more(self) -> None:
+        """The request is over."""
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._speaking is not None:
+            self._speaking.cancel()
+
+    def _on_beat(self) -> None:
+        silent_s = time.monotonic() - self._spoke
+        if silent_s >= self.heartbeat_s and (self._speaking is None or self._speaking.done()):
+            self._speaking, silent_s = asyncio.ensure_future(self._still_here()), 0.0
+        self._beat = asyncio.get_running_loop().call_later(max(0.001, self.heartbeat_s - silent_s), self._on_beat)
+
+    async def _still_here(self) -> None:
         """A sign of life: from now on the answer is a stream."""
-        if self.response is None:
-            await self.begin(200, _SSE)
-        if self.response is not None and self._at_boundary:
-            await self.response.write(STILL_HERE)
+        with suppress(ConnectionError):  # a client that has gone is noticed by whoever answers
+            if self.response is None:
+                await self.begin(200, _SSE)
+            if self.response is not None and self._at_boundary:
+                self._spoke = time.monotonic()
+                await self.response.write(STILL_HERE)
 
     async def write(self, chunk: bytes) -> None:
         """A part of the body. Raises ConnectionError when the client has gone."""
         if self.response is not None and chunk:
             self.sent, self._at_boundary = True, chunk.endswith((b"\n\n", b"\r\n\r\n"))
             self.record.passes(chunk)
+            self._spoke = time.monotonic()
             await self.response.write(chunk)
 
     async def end(self) -> web.StreamResponse:

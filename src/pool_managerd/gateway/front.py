@@ -7,7 +7,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import structlog
 from aiohttp import hdrs, web
 
@@ -16,8 +15,10 @@ from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.asked import Asked, in_form, in_json, renamed
 from pool_managerd.gateway.dialects import Dialect
+from pool_managerd.gateway.engine_connection import BrokenEngineError
+from pool_managerd.gateway.engine_link import EngineLinks, engine_place
 from pool_managerd.gateway.exchange import Exchange
-from pool_managerd.gateway.forward import BrokenEngineError, forward
+from pool_managerd.gateway.forward import forward
 from pool_managerd.gateway.leasing import Leasing
 from pool_managerd.gateway.models import as_list, listed
 from pool_managerd.gateway.paths import Path
@@ -45,7 +46,7 @@ class FrontParts:
     """What it works with."""
 
     leasing: Leasing
-    session: aiohttp.ClientSession
+    links: EngineLinks
     access: Access
     requests: Requests
 
@@ -54,7 +55,7 @@ class Front:
     """One per gateway."""
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
-        self._leasing, self._session, self._access, self._requests = parts.leasing, parts.session, parts.access, parts.requests
+        self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
         self._limits, self._buffered = limits, 0
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
@@ -164,36 +165,41 @@ class Front:
         try:
             asked = self._read(exchange.request, raw, path)
             exchange.stream, exchange.record.key = asked.stream, caller.name
-            where = path.inner or exchange.request.path
+            target = exchange.request.rel_url.raw_path_qs
+            if path.inner is not None:
+                target = path.inner + target[len(exchange.request.rel_url.raw_path) :]
+            exchange.show_life()
             with caller.asking(asked.model):
-                return await self._served(exchange, asked.model, where, asked)
+                return await self._served(exchange, target, asked)
         finally:
+            exchange.show_no_more()
             self._buffered -= len(raw)
 
     async def _passed_through(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
         caller = self._access.caller(request.headers)
-        model, where = request.match_info["model"], "/" + request.match_info["path"]
+        model, target = request.match_info["model"], "/" + request.rel_url.raw_path_qs.split("/", 3)[3]
         raw = await self._body(request)
+        exchange.record.key = caller.name
         try:
             with caller.asking(model):
-                return await self._served(exchange, model, where, Asked(model, stream=False, body=raw))
+                return await self._served(exchange, target, Asked(model, stream=False, body=raw))
         finally:
+            exchange.show_no_more()
             self._buffered -= len(raw)
 
-    async def _served(self, exchange: Exchange, model: str, where: str, asked: Asked) -> web.StreamResponse:
-        exchange.record.model = model
-        if exchange.request.query_string:
-            where += "?" + exchange.request.query_string
+    async def _served(self, exchange: Exchange, target: str, asked: Asked) -> web.StreamResponse:
+        exchange.record.model = asked.model
         for attempt in range(1, _TRIES + 1):
             held: list[HeldLease] = []
             broken = False
             try:
-                lease = await exchange.patiently(self._take(model, exchange.request_id, held))
+                lease = self._leasing.kept(asked.model) or await self._leasing.take(asked.model, exchange.request_id)
+                held.append(lease)
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
-                body, withheld = self._for_engine(asked, lease) or None, self._access.withheld
-                return await forward(self._session, exchange, lease.url + where, body, withheld=withheld)
+                body = self._for_engine(asked, lease) or None
+                return await forward(self._links, exchange, engine_place(lease.url, target), body, self._access.withheld)
             except BrokenEngineError as problem:
                 broken = True
                 if exchange.sent or attempt == _TRIES:
@@ -202,11 +208,6 @@ class Front:
                 for one in held:
                     self._leasing.done(one, broken=broken)
         raise AssertionError("unreachable")
-
-    async def _take(self, model: str, request_id: str, held: list[HeldLease]) -> HeldLease:
-        """A slot, which is in ``held`` at once: who is cancelled in the very moment has it, and gives it back."""
-        held.append(await self._leasing.take(model, request_id))
-        return held[0]
 
     def _for_engine(self, asked: Asked, lease: HeldLease) -> bytes:
         place = self._leasing.directory.place(lease.pool_id)
@@ -237,8 +238,11 @@ class Front:
         if self._buffered + announced > limits.buffered_bytes:
             raise NodeError("cannot take more request bodies at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
         try:
-            async with asyncio.timeout(limits.body_s):
+            if request.content.is_eof():  # it has come with its head
                 raw = await request.read()
+            else:
+                async with asyncio.timeout(limits.body_s):
+                    raw = await request.read()
         except TimeoutError:
             message = f"cannot wait longer than {limits.body_s:.0f} s for the request body"
             raise RequestError(message, code="REQUEST_TIMEOUT", status=408) from None

@@ -20,7 +20,7 @@ from pool_managerd.errors import NodeError, RequestError, SpecError
 _PREFIX = "pm-"
 _MAX_BYTES = 1 << 20
 _LOOK_S = 1.0
-KEY_HEADERS = ("authorization", "x-api-key")
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 """Where clients put them; engines never see those."""
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -16,19 +18,23 @@ import structlog
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.gateway.directory import Directory
+from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.node_link import NodeLink
 
+_AT_ONCE = 16
+"""Leases that are renewed, or given back, at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
     """In seconds: how long a lease is kept between requests, how long it lasts when nobody renews it (as this process has ended),
-    how long a request waits for a node that is away, and how often that is tried again.
+    how long a request waits for one (loading included) and for a node that is away, and how often that is tried again.
     """
 
     linger_s: float = 2.0
     ttl_s: float = 30.0
+    wait_s: float = 300.0
     away_s: float = 15.0
     again_s: float = 0.1
 
@@ -43,20 +49,28 @@ class Leasing:
         self._owed: dict[str, tuple[HeldLease, float]] = {}
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
+        self._gate = Gate()
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
 
-    async def take(self, model: str, holder: str, wait_ms: int | None = None) -> HeldLease:
+    async def take(self, model: str, holder: str) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
         if not self.directory.known:
             await self._node_is_there()
-        if (kept := self._kept.take(self.directory.pools(model))) is not None:
-            return kept
-        given = await self._with_patience(
-            lambda: self._link.acquire(model, f"{self._holder}/{holder}", round(self._times.ttl_s * 1000), wait_ms)
-        )
+            if (kept := self.kept(model)) is not None:
+                return kept
+        self.directory.pools(model)
+        ttl_ms, began = round(self._times.ttl_s * 1000), time.monotonic()
+        async with self._gate.turn(model, self._times.wait_s):
+            left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
+            ask = partial(self._link.acquire, model, f"{self._holder}/{holder}", ttl_ms, left_ms)
+            given = await self._with_patience(ask)
         self._kept.add(given)
         return given
+
+    def kept(self, model: str) -> HeldLease | None:
+        """A lease of ``model`` that is kept; it is in use from now on. Raises RequestError MODEL_NOT_FOUND."""
+        return self._kept.take(self.directory.pools(model)) if self.directory.known else None
 
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
@@ -122,9 +136,9 @@ class Leasing:
                 if time.monotonic() - since > self._times.ttl_s:
                     del self._owed[lease.lease_id]  # it has ended by itself
             if self._owed and self.connected:
-                await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())))
+                await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())[:_AT_ONCE]))
             if self._owed:
-                await asyncio.sleep(self._times.again_s)
+                await asyncio.sleep(0 if self.connected else self._times.again_s)
                 continue
             self._arm()
             await self._news.wait()
@@ -143,19 +157,22 @@ class Leasing:
         """Often enough that one that is missed does no harm, and at once when the node is back."""
         while True:
             await self._back.wait()
-            for lease in self._kept.all():
-                try:
-                    alive = await self._link.renew(lease, round(self._times.ttl_s * 1000))
-                except PoolError:
-                    break
-                if not alive:
-                    self._kept.forget(lease.lease_id)
+            leases = self._kept.all()
+            for at in range(0, len(leases), _AT_ONCE):
+                await asyncio.gather(*(self._renewed(lease) for lease in leases[at : at + _AT_ONCE]))
             await asyncio.sleep(self._times.ttl_s / 4)
+
+    async def _renewed(self, lease: HeldLease) -> None:
+        with suppress(PoolError):  # the node is away, or has too much to do: there are further rounds
+            if not await self._link.renew(lease, round(self._times.ttl_s * 1000)):
+                self._kept.forget(lease.lease_id)
 
     # --- inside ---
 
     def _arm(self) -> None:
         """Look again when a lease will have been kept for long enough."""
+        if self._timer is not None:
+            self._timer.cancel()
         due, self._timer = self._kept.next_due(), None
         if due is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look)

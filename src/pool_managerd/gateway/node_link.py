@@ -14,6 +14,8 @@ from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
 
 _ANSWER_S = 10.0
+_CALLS, _WAITING = 24, 256
+"""Connections for what is answered at once, and for what waits for a slot: the daemon has others to answer, too."""
 _ABANDONED_S = 0.2
 _MAX_EVENT_BYTES = 8 << 20
 SILENCE_S = 45.0
@@ -26,20 +28,20 @@ class NodeLink:
     def __init__(self, url: str, token: Callable[[], str | None]) -> None:
         self._url, self._token = url.rstrip("/") + "/v1", token
         self._session: aiohttp.ClientSession | None = None
+        self._waiting: aiohttp.ClientSession | None = None
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> NodeLink:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60), timeout=aiohttp.ClientTimeout(total=None, connect=5)
-        )
+        self._session, self._waiting = _session(_CALLS), _session(_WAITING)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._abandoned:
             task.cancel()
         await asyncio.gather(*self._abandoned, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._waiting):
+            if session is not None:
+                await session.close()
 
     async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
         """A slot, waited for. Who goes away while waiting has no lease, and its place in the queue is free.
@@ -77,7 +79,7 @@ class NodeLink:
 
     async def routes(self) -> AsyncIterator[dict[str, Any]]:
         """All pools, then each change, until the connection ends. Raises NodeError NODE_UNAVAILABLE."""
-        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=SILENCE_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENCE_S)
         headers = {**self._headers(), "Accept": "text/event-stream"}
         try:
             async with self._open.get(f"{self._url}/routes", headers=headers, timeout=timeout) as answer:
@@ -115,9 +117,10 @@ class NodeLink:
         task.add_done_callback(self._abandoned.discard)
 
     async def _call(self, method: str, path: str, body: Any, timeout_s: float | None = _ANSWER_S) -> Any:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=5)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
+        session = self._open if timeout_s is not None or self._waiting is None else self._waiting
         try:
-            async with self._open.request(
+            async with session.request(
                 method, f"{self._url}/{path}", json=body, headers=self._headers(), timeout=timeout
             ) as answer:
                 value = await _json(answer)
@@ -142,6 +145,11 @@ class NodeLink:
             f"cannot reach the daemon at {self._url.removesuffix('/v1')}: {str(problem) or type(problem).__name__}",
             hint="it may be restarting: try again", retry_after_ms=1000,
         )  # fmt: skip
+
+
+def _session(connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=15)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
 
 
 async def _json(answer: aiohttp.ClientResponse) -> Any:

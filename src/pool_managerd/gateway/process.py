@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import resource
 import signal
 import socket
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pool_managerd.gateway.server import Gateway, GatewayOptions
 from pool_managerd.httpd.peers import is_loopback
 from pool_managerd.httpd.server import url_of
 
+_DESCRIPTORS = 65_536
 log = structlog.get_logger("pool_managerd.gateway")
 
 
@@ -47,8 +50,22 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
     )  # fmt: skip
 
 
+def _settle_in() -> None:
+    """As many connections as this process may have; and what is there stays, so that it is not searched for garbage again and
+    again: a full search stops every stream for tens of milliseconds.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 async def serve(link: NodeLink, listener: socket.socket, options: GatewayOptions) -> None:
     """Until SIGTERM or SIGINT; running requests have a moment then, and a second signal ends it at once."""
+    _settle_in()
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     serving = asyncio.current_task()
 

@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.dialects import Dialect, told
-from pool_managerd.gateway.forward import engine_session
+from pool_managerd.gateway.engine_link import EngineLinks
 from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
@@ -57,12 +56,11 @@ class Gateway:
         self._options = options or GatewayOptions()
         self._link = link
         self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
-        self._session: aiohttp.ClientSession | None = None
+        self._links = EngineLinks()
         self._server: HttpServer | None = None
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
-        self._session = engine_session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -71,16 +69,13 @@ class Gateway:
             await self._server.close()
         with suppress(TimeoutError):
             await self.leasing.close()
-        if self._session is not None:
-            await self._session.close()
+        self._links.close()
         await self._link.__aexit__()
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        if self._session is None:
-            raise RuntimeError("the gateway was not entered")
         requests = Requests(GatewayMetrics(self._options.labels))
-        parts = FrontParts(self.leasing, self._session, Access(self._options.keys), requests)
+        parts = FrontParts(self.leasing, self._links, Access(self._options.keys), requests)
         front = Front(parts, self._options.limits)
         self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)
         await self._server.start(listener)
