@@ -47,7 +47,9 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> No
     options = process.options_of(loaded, where)
     node = find_daemon(url, path, os.environ)
     listener = listen(where)
-    logs = configure_logging(LogOptions(__version__, loaded.telemetry.log_format, loaded.telemetry.labels))
+    logs = configure_logging(
+        LogOptions(__version__, loaded.telemetry.log_format, loaded.telemetry.labels, loaded.telemetry.log_level)
+    )
     try:
         token_file = loaded.auth.token_file
         asyncio.run(process.serve(NodeLink(node.url, lambda: node.token or _first_line(token_file)), listener, options))

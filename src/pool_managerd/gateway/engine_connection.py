@@ -70,9 +70,14 @@ class EngineConnection(asyncio.Protocol):
         self._error: BrokenEngineError | None = None
 
     @property
+    def ended(self) -> bool:
+        """All of its answer was taken."""
+        return self._whole and not self._pieces
+
+    @property
     def reusable(self) -> bool:
         """Its answer was read to the end, and it may have another question."""
-        return self._whole and self._keeps and not self.closed and not self._rest and not self._pieces
+        return self.ended and self._keeps and not self.closed and not self._rest
 
     # --- for whoever asks ---
 

@@ -44,6 +44,11 @@ class EngineAnswer:
         """Of the whole body, where it is known in advance."""
         return self._connection.length
 
+    @property
+    def ended(self) -> bool:
+        """There will be no further piece."""
+        return self._connection.ended
+
     async def piece(self) -> bytes:
         """What has come since, at least a byte; empty at the end. Raises BrokenEngineError."""
         return await self._connection.piece()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ from pool_managerd.gateway.dialects import STILL_HERE, Dialect, told, told_in_st
 from pool_managerd.gateway.record import Record
 
 REQUEST_ID = "x-request-id"
+_PREFIX = f"req_{secrets.token_hex(8)}"
+_numbers = itertools.count(0x1000)
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -25,7 +28,7 @@ class Exchange:
     def __init__(self, request: web.Request, dialect: Dialect, heartbeat_s: float, path: str = "other") -> None:
         self.request, self.dialect, self.heartbeat_s = request, dialect, heartbeat_s
         self.stream = False
-        self.request_id = _sane(request.headers.get(REQUEST_ID)) or f"req_{uuid.uuid4().hex}"
+        self.request_id = _sane(request.headers.get(REQUEST_ID)) or f"{_PREFIX}{next(_numbers):x}"
         self.record = Record(self.request_id, path)
         self.response: web.StreamResponse | None = None
         self.sent = False
@@ -77,17 +80,22 @@ class Exchange:
     async def write(self, chunk: bytes) -> None:
         """A part of the body. Raises ConnectionError when the client has gone."""
         if self.response is not None and chunk:
-            self.sent, self._at_boundary = True, chunk.endswith((b"\n\n", b"\r\n\r\n"))
-            self.record.passes(chunk)
-            self._spoke = time.monotonic()
+            self._passes(chunk)
             await self.response.write(chunk)
 
-    async def end(self) -> web.StreamResponse:
-        """The answer is whole."""
+    async def end(self, last: bytes = b"") -> web.StreamResponse:
+        """The answer is whole with its ``last`` part."""
         if self.response is None:
             raise RuntimeError("the answer was not begun")
-        await self.response.write_eof()
+        if last:
+            self._passes(last)
+        await self.response.write_eof(last)
         return self.response
+
+    def _passes(self, chunk: bytes) -> None:
+        self.sent, self._at_boundary = True, chunk.endswith((b"\n\n", b"\r\n\r\n"))
+        self.record.passes(chunk)
+        self._spoke = time.monotonic()
 
     async def fail(self, problem: PoolError) -> web.StreamResponse:
         """Tell the client, in its own dialect; where its stream has begun as the last event. An answer that has begun and is no

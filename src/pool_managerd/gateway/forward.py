@@ -61,10 +61,10 @@ async def _passed_on(exchange: Exchange, answer: EngineAnswer) -> web.StreamResp
         elif answer.length is not None:
             head["Content-Length"] = str(answer.length)
         await exchange.begin(answer.status, head)
-    while piece:
+    while piece and not answer.ended:
         await exchange.write(piece)
         piece = await answer.piece()
-    return await exchange.end()
+    return await exchange.end(piece)  # with what came last, in one go
 
 
 async def _refused(answer: EngineAnswer) -> EngineError:

@@ -14,18 +14,17 @@ import structlog
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.gateway.record import Record
-from pool_managerd.telemetry import series
-from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics
+from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics, OfPool
 
 log = structlog.get_logger("pool_managerd.gateway")
 RECENT = 200
 
 
 class Requests:
-    """``metrics`` counts them."""
+    """``metrics`` counts them; ``narrate``: those that are served have their line in the log, too."""
 
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: GatewayMetrics, *, narrate: bool = False) -> None:
+        self.metrics, self._narrate = metrics, narrate
         self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
         self._recent: deque[Record] = deque(maxlen=RECENT)
         self._cancelled: set[str] = set()
@@ -66,16 +65,16 @@ class Requests:
         """It is told why it was not served."""
         record.state, record.error = "failed", problem.message
         if record.leased is None:
-            self.metrics.count(series.TASKS_REJECTED, reason=problem.code)
+            self.metrics.rejected(problem.code)
 
     def leased(self, record: Record, pool_id: str, engine: str) -> None:
         """It has its slot."""
         record.pool_id, record.engine, record.state = pool_id, engine, "running"
         if record.leased is None:
             record.leased = time.monotonic()
-            self.metrics.count(series.TASKS_STARTED, engine=engine, pool_id=pool_id)
-            waited_ms = (record.leased - record.began) * 1000
-            self.metrics.observe(series.ADMISSION_LATENCY, waited_ms, engine=engine, pool_id=pool_id)
+            counted = self.metrics.of_pool(engine, pool_id)
+            counted.started.inc()
+            counted.admission.observe((record.leased - record.began) * 1000)
 
     # --- inside ---
 
@@ -84,27 +83,32 @@ class Requests:
         if record.state in ("queued", "running"):
             record.state = "ended"
         self._recent.append(record)
-        pool_id, metrics = record.pool_id or NO_POOL, self.metrics
-        metrics.count(series.GATEWAY_REQUESTS, pool_id=pool_id, path=record.path, status=str(record.status or 499))
-        if record.state == "cancelled":
-            metrics.count(series.TASKS_CANCELED, engine=record.engine, pool_id=pool_id, reason="client")
-        if record.first is not None and record.state == "ended":
-            self._measure(record, pool_id)
-        self._tell(record)
+        self.metrics.answered(record.pool_id or NO_POOL, record.path, record.status or 499)
+        if record.pool_id is not None:
+            counted = self.metrics.of_pool(record.engine, record.pool_id)
+            if record.state == "cancelled":
+                counted.cancelled.inc()
+            elif record.first is not None and record.state == "ended":
+                _measure(record, counted)
+        if record.state != "ended" or self._narrate:
+            _tell(record)
 
-    def _measure(self, record: Record, pool_id: str) -> None:
-        metrics, labels, found = self.metrics, {"engine": record.engine, "pool_id": pool_id}, record.tokens()
-        first, ended = record.first or record.began, record.ended or record.began
-        metrics.observe(series.FIRST_BYTE, (first - record.began) * 1000, **labels)
-        metrics.observe(series.DECODE_LATENCY, (ended - first) * 1000, **labels)
-        counts = ((series.TOKENS_IN, found.prompt), (series.TOKENS_CACHED, found.cached), (series.TOKENS_OUT, found.answer))
-        for spec, number in counts:
-            if number:
-                metrics.count(spec, number, **labels)
 
-    def _tell(self, record: Record) -> None:
-        level = {"failed": log.warning, "cancelled": log.info}.get(record.state, log.debug)
-        took = duration((record.ended or record.began) - record.began)
-        what = {"failed": f"was not served: {record.error}", "cancelled": f"was cancelled after {took}"}
-        human = f"A request for {record.model or 'no model'} {what.get(record.state, f'was answered in {took}')}"
-        level(human, action="request", **{key: value for key, value in record.to_dict().items() if value is not None})
+def _measure(record: Record, counted: OfPool) -> None:
+    first, ended, found = record.first or record.began, record.ended or record.began, record.tokens()
+    counted.first.observe((first - record.began) * 1000)
+    counted.decode.observe((ended - first) * 1000)
+    if found.prompt:
+        counted.tokens_in.inc(found.prompt)
+    if found.cached:
+        counted.tokens_cached.inc(found.cached)
+    if found.answer:
+        counted.tokens_out.inc(found.answer)
+
+
+def _tell(record: Record) -> None:
+    level = {"failed": log.warning, "cancelled": log.info}.get(record.state, log.debug)
+    took = duration((record.ended or record.began) - record.began)
+    what = {"failed": f"was not served: {record.error}", "cancelled": f"was cancelled after {took}"}
+    human = f"A request for {record.model or 'no model'} {what.get(record.state, f'was answered in {took}')}"
+    level(human, action="request", **{key: value for key, value in record.to_dict().items() if value is not None})

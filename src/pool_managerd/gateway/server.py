@@ -37,7 +37,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
     for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``labels`` go on every
-    series.
+    series; ``narrate``: every request has its line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -47,6 +47,7 @@ class GatewayOptions:
     local: bool = True
     origins: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    narrate: bool = False
 
 
 class Gateway:
@@ -74,7 +75,7 @@ class Gateway:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        requests = Requests(GatewayMetrics(self._options.labels))
+        requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         parts = FrontParts(self.leasing, self._links, Access(self._options.keys), requests)
         front = Front(parts, self._options.limits)
         self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MAX_TABLE_BYTES = 16 << 20
 Address = tuple[str, int]
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """True for ``localhost``, 127.0.0.0/8 and ::1, also in its IPv4-mapped form (SEC-AUTH-2004)."""
     name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
