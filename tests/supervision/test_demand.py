@@ -270,6 +270,36 @@ async def test_names_lead_to_pools_and_unknown_ones_to_those_that_exist() -> Non
     await world.end()
 
 
+async def test_of_pools_with_one_name_whichever_is_free_first_serves() -> None:
+    world = DemandWorld(gib=7, pool={"aliases": ["any"]})
+    held = [await world.have("any"), await world.have("any")]
+    assert {one["pool_id"] for one in held} == {"a"}, "what is loaded comes first"
+    waiter = world.ask("any")
+    await world.pass_until(waiter.done)
+    other = waiter.result()
+    assert other["pool_id"] != "a" and len(world.ready()) == 2, "it fits, so it is started by who waits"
+    last = await world.have("any")
+    assert last["pool_id"] == other["pool_id"]
+    waiter = world.ask("any")
+    await world.fakes.clock.advance(0.5)
+    world.release(held[0])
+    await world.pass_until(waiter.done, 2)
+    assert waiter.result()["pool_id"] == "a", "the one that became free, though it is not the first to start"
+    await world.end()
+
+
+async def test_no_pool_goes_for_another_one_of_the_same_name() -> None:
+    world = DemandWorld(pool={"aliases": ["any"]})
+    held = [await world.have("any"), await world.have("any")]
+    waiter = world.ask("any", wait_ms=20_000)
+    await world.fakes.clock.advance(15)
+    assert not waiter.done() and world.ready() == ["a"]
+    world.release(held[1])
+    await world.pass_until(waiter.done, 2)
+    assert waiter.result()["pool_id"] == "a"
+    await world.end()
+
+
 async def test_only_so_many_wait() -> None:
     world = DemandWorld(queue={"max_waiting_per_pool": 2})
     held = [await world.have("a"), await world.have("a")]

@@ -7,13 +7,14 @@ task: it joins starts that are under way, begins others, has idle pools make roo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from copy import copy
 from typing import Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.demand.queue import Queue, QueueRules, Ticket
 from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.core.demand.spill import to_a_free_one, to_one_that_starts
 from pool_managerd.core.demand.turns import Condition, Seen, turn
 from pool_managerd.core.event import Event
 from pool_managerd.core.lifecycle import Phase, view
@@ -21,7 +22,7 @@ from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, RISING
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
-from pool_managerd.supervision.demand_view import planned, row, waits_for
+from pool_managerd.supervision.demand_view import planned, row, too_late, waits_for
 from pool_managerd.supervision.demand_work import DemandWork
 from pool_managerd.supervision.failures import on_demand
 from pool_managerd.supervision.idle_pools import IdlePools
@@ -37,6 +38,7 @@ from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import objection
 from pool_managerd.supervision.times import Times
 
+Granted = tuple[Pool, dict[str, Any]]
 _LOOK_AGAIN_S = 1.0
 """While something is in the way: memory that is not ours becomes free without a word."""
 _HEARD = frozenset({
@@ -59,7 +61,7 @@ class Demand:
         self._idle = IdlePools(pools, services, config)
         self._room = MakingRoom(pools, services, times, self._idle.since)
         self._queue = Queue()
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._waiting: dict[str, asyncio.Future[Granted]] = {}
         self._blocked: dict[str, Room] = {}
         self._closing: dict[str, str] = {}
         self._bell = asyncio.Event()
@@ -80,7 +82,7 @@ class Demand:
         """
         if not self.open:
             raise NodeError("cannot acquire a slot: the node is not running", hint="enter it first: async with node")
-        pool, began = self._names.resolve(asked.model), self._s.clock.monotonic()
+        (pool, *others), began = self._names.resolve(asked.model), self._s.clock.monotonic()
         self._leases.check_ttl(asked.ttl_ms)
         ready = self._seen(pool)
         if not asked.slot and ready.condition is Condition.READY:
@@ -91,15 +93,15 @@ class Demand:
         patience_s = self._rules().patience_s if asked.wait_ms is None else asked.wait_ms / 1000
         ticket = Ticket(
             ticket_id or self.new_ticket_id(), pool.pool_id, began, began + patience_s, asked.priority, asked.holder,
-            asked.ttl_ms, asked.slot,
+            asked.ttl_ms, asked.slot, tuple(other.pool_id for other in others),
         )  # fmt: skip
         self._queue.add(ticket, self._rules())
         self._waits(ticket, future)
         try:
-            given: dict[str, Any] = await future
+            pool, given = await future
         except asyncio.CancelledError:
             if asked.slot and future.done() and not future.cancelled() and future.exception() is None:
-                self._leases.release(pool.latest(), future.result()["lease_id"])
+                self._leases.release(future.result()[0].latest(), future.result()[1]["lease_id"])
             raise
         finally:
             self._queue.remove(ticket.ticket_id)
@@ -108,7 +110,7 @@ class Demand:
             return {}
         return self._answer(await self._leases.confirmed(pool.latest(), given), pool, began, started=started)
 
-    def _waits(self, ticket: Ticket, future: asyncio.Future[dict[str, Any]]) -> None:
+    def _waits(self, ticket: Ticket, future: asyncio.Future[Granted]) -> None:
         self._waiting[ticket.ticket_id] = future
         self._bell.set()
         if len(self._waiting) == 1:
@@ -155,7 +157,7 @@ class Demand:
 
     async def plan(self, model: str) -> dict[str, Any]:
         """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND."""
-        pool = self._names.resolve(model)
+        pool = self._names.resolve(model)[0]
         seen, room = self._seen(pool), Room()
         if seen.condition is Condition.DOWN:
             waited_for = [one for one in self._queue.pools() if one != pool.pool_id]
@@ -185,12 +187,13 @@ class Demand:
             self._timer.cancel()
 
     async def _look(self) -> None:
-        rules, seen = self._rules(), {pool_id: self._seen_by_id(pool_id) for pool_id in self._queue.pools()}
+        rules, seen = self._rules(), {pool_id: self._seen_by_id(pool_id) for pool_id in self._queue.choices()}
+        await self._spill(seen)
         found = turn(self._queue, seen, self._s.clock.monotonic(), self._leaving())
         for ticket in found.granted:
             self._grant(ticket)
         for ticket in found.expired:
-            self._refuse(ticket, self._too_late(ticket))
+            self._refuse(ticket, too_late(ticket, self._row(ticket)))
         for ticket, why in found.refused:
             self._refuse(ticket, why)
         for pool_id, one in seen.items():
@@ -208,6 +211,15 @@ class Demand:
         self._give_up_unwanted()
         self._stop_idle()
 
+    async def _spill(self, seen: Mapping[str, Seen]) -> None:
+        """Who is served sooner by another pool of the name waits there. One that is down starts where nothing goes for it."""
+        for ticket, pool_id in to_a_free_one(self._queue, seen, self._leaving()):
+            self._queue.move(ticket, pool_id)
+        for ticket, pool_id in to_one_that_starts(self._queue, seen, self._times.load_s, self._s.clock.monotonic()):
+            pool = self._pools.find(pool_id)
+            if pool is not None and (await self._room.look(pool, 0.0)).why_not is None:
+                self._queue.move(ticket, pool_id)
+
     def _grant(self, ticket: Ticket) -> None:
         future = self._waiting.get(ticket.ticket_id)
         self._queue.remove(ticket.ticket_id)
@@ -215,7 +227,7 @@ class Demand:
             return
         try:
             pool = self._pools.get(ticket.pool_id)
-            future.set_result(self._leases.allocate(pool, ticket.holder, ticket.ttl_ms) if ticket.slot else {})
+            future.set_result((pool, self._leases.allocate(pool, ticket.holder, ticket.ttl_ms) if ticket.slot else {}))
         except PoolError as problem:
             future.set_exception(problem)
 
@@ -227,15 +239,6 @@ class Demand:
     def _refuse_all(self, pool_id: str, why: PoolError) -> None:
         for ticket in self._queue.of(pool_id):
             self._refuse(ticket, why)
-
-    def _too_late(self, ticket: Ticket) -> RequestError:
-        told = self._row(ticket)
-        wait_ms = told["estimate_ms"] or 1000
-        return RequestError(
-            f"no slot of pool '{ticket.pool_id}' within {duration(ticket.until - ticket.since)}: it was number {told['place']} of"
-            f" those who wait, for {told['waits_for']}", code="QUEUE_TIMEOUT", status=503, pool_id=ticket.pool_id, retriable=True,
-            retry_after_ms=wait_ms, hint="wait longer (wait_ms), or try again later",
-        )  # fmt: skip
 
     # --- starting, and making room ---
 
@@ -279,7 +282,7 @@ class Demand:
         for pool_id, begun in self._work.begun.items():
             pool, same = self._pools.find(pool_id), (begun.pool_id, begun.goal, begun.status)
             others = (one for one in self._pools.operations.all() if one is not begun)
-            wanted = self._queue.of(pool_id) or any((one.pool_id, one.goal, one.status) == same for one in others)
+            wanted = pool_id in self._queue.choices() or any((one.pool_id, one.goal, one.status) == same for one in others)
             reloads = self._pools.precedence.has(pool_id)
             unused = pool is not None and pool.instance.phase in RISING and not in_hand(pool, self._s.registry)
             if unused and not (wanted or reloads):
@@ -311,7 +314,7 @@ class Demand:
         if self._timer is not None:
             self._timer.cancel()
         now = self._s.clock.monotonic()
-        again = now + _LOOK_AGAIN_S if self._blocked else None
+        again = now + _LOOK_AGAIN_S if self._blocked or self._queue.has_choices() else None
         idle = (self._idle.due(pool) for pool in self._pools.all() if not self._queue.of(pool.pool_id))
         times = [self._queue.next_deadline(), again, *idle]
         due = min((at for at in times if at is not None), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -13,6 +13,7 @@ from pool_managerd.core.lifecycle import view
 from pool_managerd.core.lifecycle.phase import RISING
 from pool_managerd.core.narration import count, duration
 from pool_managerd.core.registry import Registry
+from pool_managerd.errors import RequestError
 from pool_managerd.supervision.making_room import Room, why_it_waits
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.times import Times
@@ -62,6 +63,15 @@ def row(
         "step": pool.launch.step if pool is not None and loading else None,
         "waits_for": (blocked and why_it_waits(blocked)) or otherwise,
     }  # fmt: skip
+
+
+def too_late(ticket: Ticket, told: Mapping[str, Any]) -> RequestError:
+    """``told`` is its row: for a request that has waited for as long as it would."""
+    return RequestError(
+        f"no slot of pool '{ticket.pool_id}' within {duration(ticket.until - ticket.since)}: it was number {told['place']} of"
+        f" those who wait, for {told['waits_for']}", code="QUEUE_TIMEOUT", status=503, pool_id=ticket.pool_id, retriable=True,
+        retry_after_ms=told["estimate_ms"] or 1000, hint="wait longer (wait_ms), or try again later",
+    )  # fmt: skip
 
 
 def _left_ms(pool: Pool | None, times: Times, now: float) -> int | None:

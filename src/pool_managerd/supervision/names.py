@@ -33,21 +33,21 @@ class Names:
         own = config.model if config.provisioning.mode == "external" else pool.pool_id
         return [config.served_name or own]
 
-    def resolve(self, model: str) -> Pool:
-        """The pool for ``model``; of several that share a name the one that serves it soonest.
+    def resolve(self, model: str) -> list[Pool]:
+        """The pools for ``model``: the one of that id, or all that have the name, the one that serves it soonest first.
 
         Raises RequestError MODEL_NOT_FOUND with the names that there are.
         """
         pools = list(self._pools())
         if (exact := next((pool for pool in pools if pool.pool_id == model), None)) is not None:
-            return exact
+            return [exact]
         named = [pool for pool in pools if model in self.of(pool)]
         if not named:
             known = ", ".join(sorted({name for pool in pools for name in self.of(pool)})) or "none"
             raise RequestError(
                 f"model {model[:80]!r} not found", code="MODEL_NOT_FOUND", status=404, hint=f"models here: {known[:400]}",
             )  # fmt: skip
-        return min(named, key=self._rank)
+        return sorted(named, key=self._rank)
 
     def _rank(self, pool: Pool) -> tuple[int, int, str]:
         """One with a free slot, with the fewest leases; else one that loads; else one that may be started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from pool_managerd.core.event import Event
@@ -10,6 +11,7 @@ from pool_managerd.core.reload import SAMPLES
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.protocols import Records
 
+_UNMEASURED_S = 10.0
 TIMES = "times"
 """The kind of the facts about them, by pool id."""
 
@@ -33,6 +35,11 @@ class Times:
     def of(self, pool_id: str, kind: str) -> list[float]:
         """In ms; ``kind`` is ``load``, ``stop`` or ``sleep``."""
         return self._known.get(pool_id, {}).get(kind, [])
+
+    def load_s(self, pool_id: str) -> float:
+        """How long a load takes, as measured; of one that never was, a guess."""
+        known = self.of(pool_id, "load")
+        return median(known) / 1000 if known else _UNMEASURED_S
 
     def _hear(self, event: Event) -> None:
         pool_id = event.pool_id

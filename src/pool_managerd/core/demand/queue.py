@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pool_managerd.core.narration import count
 from pool_managerd.errors import RequestError
@@ -29,7 +29,7 @@ class QueueRules:
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """One who waits, since and until a monotonic second. A higher ``priority`` comes first; ``ttl_ms`` is of its lease. Without
-    ``slot`` it only waits for the pool to be ready.
+    ``slot`` it only waits for the pool to be ready. ``others`` are pools of the same name, which would do as well.
     """
 
     ticket_id: str
@@ -40,6 +40,12 @@ class Ticket:
     holder: str | None = None
     ttl_ms: int | None = None
     slot: bool = True
+    others: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Pools that would do, the one it waits at first."""
+        return self.pool_id, *self.others
 
     def starves(self, now: float, rules: QueueRules) -> bool:
         return now - self.since >= rules.starving_s
@@ -70,6 +76,20 @@ class Queue:
     def remove(self, ticket_id: str) -> Ticket | None:
         """It does not wait any more; None when it did not."""
         return self._tickets.pop(ticket_id, None)
+
+    def move(self, ticket: Ticket, pool_id: str) -> None:
+        """It waits at another one of its choices from now on, as long as before."""
+        if ticket.ticket_id in self._tickets:
+            others = tuple(one for one in ticket.choices if one != pool_id)
+            self._tickets[ticket.ticket_id] = replace(ticket, pool_id=pool_id, others=others)
+
+    def choices(self) -> list[str]:
+        """Pools that would do for somebody who waits."""
+        return list(dict.fromkeys(pool_id for ticket in self._tickets.values() for pool_id in ticket.choices))
+
+    def has_choices(self) -> bool:
+        """Somebody may be served by more than one pool."""
+        return any(ticket.others for ticket in self._tickets.values())
 
     def __len__(self) -> int:
         return len(self._tickets)
