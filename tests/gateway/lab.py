@@ -177,6 +177,14 @@ class Node:
         self._here()
         return web.json_response({}, status=200 if request.match_info["lease"] in self.leases else 404)
 
+    async def evict(self, request: web.Request) -> web.StreamResponse:
+        pool_id = request.match_info["pool"]
+        if pool_id in self.leases.values():
+            return web.json_response({"code": "POOL_IN_USE", "message": f"cannot evict pool '{pool_id}': in flight"}, status=409)
+        self.rows[pool_id] |= {"ready": False, "state": "offline"}
+        await self.tell()
+        return web.json_response({"status": "succeeded"})
+
     def _row(self, model: str) -> Json:
         return min((row for row in self.rows.values() if model in row["names"]), key=self._used)
 
@@ -195,6 +203,7 @@ class Node:
         app.router.add_get("/v1/routes", self.routes)
         app.router.add_post("/v1/acquire", self.acquire)
         app.router.add_delete("/v1/pools/{pool}/leases/{lease}", self.give_back)
+        app.router.add_post("/v1/pools/{pool}/evict", self.evict)
         app.router.add_put("/v1/pools/{pool}/leases/{lease}", self.renew)
         return app
 

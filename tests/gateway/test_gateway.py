@@ -346,6 +346,35 @@ def test_tokens_are_read_from_what_engines_say_at_the_end(tail: bytes, tokens: T
     assert record.tokens() == tokens
 
 
+async def test_tools_for_llama_swap_find_what_they_ask_for(one: Lab) -> None:
+    await one.ask(CHAT)
+    async with one.session.get(one.url + "/api/events") as events:
+        first = await events.content.readuntil(b"\n\n")
+        told = json.loads(first.split(b"data: ")[1])
+        assert told["type"] == "modelStatus" and json.loads(told["data"])[0] | {"id": "m", "state": "ready"}
+        async with one.session.get(one.url + "/running") as answer:
+            (row,) = (await answer.json())["running"]
+        assert row["model"] == "m" and row["state"] == "ready"
+        async with one.session.post(one.url + "/api/models/unload/m") as answer:
+            assert await answer.json() == {"msg": "ok"} and not one.node.leases, "what was only kept stood in nobody's way"
+        second = json.loads((await events.content.readuntil(b"\n\n")).split(b"data: ")[1])
+        assert json.loads(second["data"])[0]["state"] == "stopped"
+    async with one.session.get(one.url + "/running") as answer:
+        assert await answer.json() == {"running": []}
+    one.node.pool("m", one.engine_url)
+    await one.node.tell()
+    await one.until(one.gateway.leasing.directory.open_launches, "it to be back")
+    one.engine.step = asyncio.Semaphore(0)
+    asking = asyncio.create_task(one.ask(CHAT))
+    await one.until(lambda: one.engine.running == 1, "it to be in use")
+    async with one.session.post(one.url + "/api/models/unload/m") as answer:
+        assert answer.status == 409 and "in flight" in (await answer.json())["error"]["message"]
+    async with one.session.get(one.url + "/unload") as answer:
+        assert (answer.status, await answer.text()) == (200, "OK")
+    one.engine.step.release()
+    assert (await asking)[0] == 200
+
+
 # --- engines that end ---
 
 

@@ -84,6 +84,13 @@ class Leasing:
         """Who waits on the node, in their order. Raises PoolError."""
         return await self._link.queue()
 
+    async def unload(self, pool_id: str) -> None:
+        """The pool ends where nobody uses it; leases that are only kept here are given back first. Raises PoolError."""
+        for lease in self._kept.let_go(pool_id):
+            with suppress(PoolError):
+                await self._link.give_back(lease)
+        await self._link.evict(pool_id)
+
     def used(self) -> int:
         """Leases that are in use."""
         return len(self._kept.in_use)

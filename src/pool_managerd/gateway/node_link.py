@@ -13,7 +13,7 @@ import aiohttp
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
 
-_ANSWER_S = 10.0
+_ANSWER_S, _ENDS_S = 10.0, 60.0
 _CALLS, _WAITING = 24, 256
 """Connections for what is answered at once, and for what waits for a slot: the daemon has others to answer, too."""
 _ABANDONED_S = 0.2
@@ -71,6 +71,10 @@ class NodeLink:
                 return False
             raise
         return True
+
+    async def evict(self, pool_id: str) -> None:
+        """It ends where nothing is in flight on it, and starts again on demand. Raises PoolError."""
+        await self._call("POST", f"pools/{pool_id}/evict?wait=true", {}, timeout_s=_ENDS_S)
 
     async def queue(self) -> list[dict[str, Any]]:
         """Those who wait, in their order. Raises PoolError."""

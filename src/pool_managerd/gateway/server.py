@@ -19,6 +19,7 @@ from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
+from pool_managerd.gateway.faces import Faces
 from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
@@ -76,9 +77,10 @@ class Gateway:
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
         requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
-        parts = FrontParts(self.leasing, self._links, Access(self._options.keys), requests)
+        access = Access(self._options.keys)
+        parts = FrontParts(self.leasing, self._links, access, requests)
         front = Front(parts, self._options.limits)
-        self._server = HttpServer(_application(front, self._options), self._options.http, _refusal)
+        self._server = HttpServer(_application(front, Faces(self.leasing, access), self._options), self._options.http, _refusal)
         await self._server.start(listener)
 
     async def run(self) -> None:
@@ -86,7 +88,7 @@ class Gateway:
         await self.leasing.run()
 
 
-def _application(front: Front, options: GatewayOptions) -> web.Application:
+def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.Application:
     app = web.Application(middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.body_bytes)
     for path, kind in POSTS.items():
         app.router.add_post(path, _with(front.infer, kind))
@@ -98,6 +100,11 @@ def _application(front: Front, options: GatewayOptions) -> web.Application:
     app.router.add_get("/v1/queue", front.queue)
     app.router.add_get("/v1/requests", front.requests)
     app.router.add_delete("/v1/requests/{request_id}", front.cancel)
+    for method, path, handler in (
+        ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),
+        ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),
+    ):  # fmt: skip
+        app.router.add_route(method, path, handler)
     app.router.add_route("*", "/upstream/{model}/{path:.*}", front.upstream)
     app.router.add_route("*", "/{path:.*}", front.not_found)
     app.on_response_prepare.append(_allow(options.origins))

@@ -65,6 +65,10 @@ class KeptLeases:
         for kept in self._idle.values():
             kept.pop(lease_id, None)
 
+    def let_go(self, pool_id: str) -> list[HeldLease]:
+        """Those of a pool that are kept, which are to be given back now."""
+        return [lease for lease, _ in self._idle.pop(pool_id, {}).values()]
+
     def due(self, now: float) -> list[HeldLease]:
         """Those that are to be given back now; they are kept no more."""
         found = [
