@@ -224,7 +224,7 @@ class Oracle:
         now = scene.timeline.now
         for lease_id, lease in list(self._clients.leases.items()):
             both = [pool for pool in scene.pools() if pool.pool_id == lease.pool_id]
-            pool = next((pool for pool in both if pool.instance.epoch <= lease.epoch), None)
+            pool = next((pool for pool in both if pool.instance.epoch == lease.epoch), None)
             over = lease.maybe or (lease.until is not None and now >= lease.until)
             if pool is None or over:
                 del self._clients.leases[lease_id]
