@@ -57,6 +57,7 @@ def build_flags(
         chosen[use.option.canonical] = use
     _place_layers(chosen, table, around)
     _add_default(chosen, table, "--cors-origins", "localhost")
+    _add_default(chosen, table, "--alias", pool.served_name or pool.id)  # else answers name the path of the file
     if around.encoder:
         _serve_encoder(chosen, table, around.task)
     return arrange(chosen.values())
