@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pool_managerd.embedding import PreloadOutcome, Registry, ReloadOutcome, execute_drain, execute_reload
     from pool_managerd.engines.provisioner import EngineProvisioner
     from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
+    from pool_managerd.gateway.embedded import open_gateway
     from pool_managerd.models.provisioner import ModelProvisioner
     from pool_managerd.node import PoolManager
     from pool_managerd.supervision.apply import ApplyOptions
@@ -56,6 +57,7 @@ _HOMES = {
     "embedding": ("PreloadOutcome", "Registry", "ReloadOutcome", "execute_drain", "execute_reload"),
     "engines.provisioner": ("EngineProvisioner",),
     "errors": ("EngineError", "NodeError", "PoolError", "RequestError", "SpecError"),
+    "gateway.embedded": ("open_gateway",),
     "models.provisioner": ("ModelProvisioner",),
     "node": ("PoolManager",),
     "supervision.apply": ("ApplyOptions",),
@@ -104,6 +106,7 @@ __all__ = [
     "execute_drain",
     "execute_reload",
     "load_config",
+    "open_gateway",
 ]
 
 

@@ -48,8 +48,9 @@ def refusal(around: Surroundings, *flags: str) -> SpecError:
 
 def test_the_daemon_sets_model_address_slots_and_context() -> None:
     assert build(dataclasses.replace(DEV, tensor_split=(0.75, 0.25)), slots=4, ctx=2048) == (
-        "--alias", "p", "--cors-origins", "localhost", "--ctx-size", "2048", "--host", "127.0.0.1", "--metrics", "--model", "/m/x.gguf",
-        "--n-gpu-layers", "0", "--no-webui", "--offline", "--parallel", "4", "--port", "8080", "--tensor-split", "0.75,0.25",
+        "--alias", "p", "--cors-origins", "localhost", "--ctx-size", "2048", "--host", "127.0.0.1", "--metrics",
+        "--model", "/m/x.gguf", "--n-gpu-layers", "0", "--no-webui", "--offline", "--parallel", "4", "--port", "8080",
+        "--tensor-split", "0.75,0.25",
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
-from pool_managerd.gateway.node_link import NodeLink
+from pool_managerd.gateway.link import Link
 
 _AT_ONCE = 16
 """Leases that are renewed, or given back, at the same time."""
@@ -42,7 +42,7 @@ class LeaseTimes:
 class Leasing:
     """``holder`` names this gateway to the node. ``run`` is its task."""
 
-    def __init__(self, link: NodeLink, holder: str, times: LeaseTimes | None = None) -> None:
+    def __init__(self, link: Link, holder: str, times: LeaseTimes | None = None) -> None:
         self._link, self._holder, self._times = link, holder, times or LeaseTimes()
         self.directory = Directory()
         self._kept = KeptLeases(self._times.linger_s)

@@ -23,7 +23,7 @@ from pool_managerd.gateway.faces import Faces
 from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
-from pool_managerd.gateway.node_link import NodeLink
+from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.httpd.browser import check_browser
@@ -54,7 +54,7 @@ class GatewayOptions:
 class Gateway:
     """``async with Gateway(link): …`` answers on ``listener`` once ``start`` was called. ``run`` follows the daemon."""
 
-    def __init__(self, link: NodeLink, options: GatewayOptions | None = None) -> None:
+    def __init__(self, link: Link, options: GatewayOptions | None = None) -> None:
         self._options = options or GatewayOptions()
         self._link = link
         self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)

@@ -1,0 +1,74 @@
+"""The gateway in the process of the node, for programs that embed both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from pool_managerd.core.demand.kept_leases import HeldLease
+from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.errors import RequestError
+from pool_managerd.gateway.process import options_of
+from pool_managerd.gateway.server import Gateway
+from pool_managerd.httpd.server import listen, url_of
+from pool_managerd.node import PoolManager
+
+
+class EmbeddedLink:
+    """To a node of this process: nothing goes over a wire."""
+
+    def __init__(self, node: PoolManager) -> None:
+        self._node = node
+
+    async def __aenter__(self) -> EmbeddedLink:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
+        given = await self._node.take_slot(AcquireRequest(model, wait_ms, ttl_ms, holder=holder))
+        return HeldLease(given["lease_id"], given["pool_id"], str(given["url"]), int(given["epoch"] or 0))
+
+    async def give_back(self, lease: HeldLease) -> None:
+        with suppress(RequestError):
+            self._node.release_lease(lease.pool_id, lease.lease_id)
+
+    async def renew(self, lease: HeldLease, ttl_ms: int) -> bool:
+        try:
+            self._node.renew_lease(lease.pool_id, lease.lease_id, ttl_ms)
+        except RequestError:
+            return False
+        return True
+
+    async def evict(self, pool_id: str) -> None:
+        await (await self._node.evict(pool_id)).wait()
+
+    async def queue(self) -> list[dict[str, Any]]:
+        return self._node.queue()
+
+    def routes(self) -> AsyncIterator[dict[str, Any]]:
+        return self._node.watch_routes()
+
+
+@asynccontextmanager
+async def open_gateway(node: PoolManager, bind: str | None = None) -> AsyncIterator[str]:
+    """One port for all models of ``node``, for clients of the OpenAI and Anthropic APIs, in the caller's event loop: its URL.
+
+    ``bind`` is HOST:PORT (default ``gateway.bind``, else 127.0.0.1:8088; port 0 is any); everything else is as ``gateway`` of the
+    node's configuration says. At the end running requests have a moment. Raises NodeError when it cannot listen there, SpecError
+    for an address off loopback without keys.
+    """
+    where = bind or node.config.gateway.bind or "127.0.0.1:8088"
+    options, listener = options_of(node.config, where), listen(where)
+    async with Gateway(EmbeddedLink(node), options) as gateway:
+        following = asyncio.create_task(gateway.run(), name="gateway")
+        try:
+            await gateway.start(listener)
+            yield url_of(listener)
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following

@@ -1,0 +1,39 @@
+"""What the gateway asks of the node, whether that is in this process or behind its control API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from pool_managerd.core.demand.kept_leases import HeldLease
+
+
+class Link(Protocol):
+    """Everything raises PoolError; NodeError NODE_UNAVAILABLE while the node is away."""
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
+        """A slot, waited for. Who goes away while waiting has no lease, and its place in the queue is free."""
+        ...
+
+    async def give_back(self, lease: HeldLease) -> None:
+        """That the node knows the lease no more is no error."""
+        ...
+
+    async def renew(self, lease: HeldLease, ttl_ms: int) -> bool:
+        """False: it is over."""
+        ...
+
+    async def evict(self, pool_id: str) -> None:
+        """It ends where nothing is in flight on it, and starts again on demand."""
+        ...
+
+    async def queue(self) -> list[dict[str, Any]]:
+        """Those who wait, in their order."""
+        ...
+
+    def routes(self) -> AsyncIterator[dict[str, Any]]:
+        """All pools, then each change, until the node is away."""
+        ...
