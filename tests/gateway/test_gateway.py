@@ -13,10 +13,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pool_managerd.gateway.asked import in_json
+from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.record import Record, Tokens
+from pool_managerd.gateway.rules import for_engine
 from tests.gateway.lab import CHUNK, LIMITS, OPTIONS, TIMES, Lab, lab
 
 CHAT = {"model": "m", "messages": []}
@@ -106,6 +111,36 @@ async def test_an_engine_that_insists_on_its_name_is_asked_by_that() -> None:
     async with lab(names=["m", "gpt"], engine_names=["served"]) as one:
         _, answer = await one.ask({**CHAT, "model": "gpt", "n": 1})
         assert json.loads(answer["body"]) == {"model": "served", "messages": [], "n": 1}
+
+
+async def test_the_rules_of_a_pool_change_what_its_engine_is_asked() -> None:
+    rules = {
+        "strip": ["logprobs", "a.b", "model"], "default": {"top_k": 40, "temperature": 1},
+        "by_name": {"m:hot": {"temperature": 2}}, "set": {"chat_template_kwargs.think": False, "model": "x"},
+    }  # fmt: skip
+    async with lab(names=["m", "m:hot"], rules=rules) as one:
+        asked = {**CHAT, "temperature": 0, "logprobs": True, "a": {"b": 1, "c": "ü"}}
+        _, answer = await one.ask(asked)
+        changed = {
+            **CHAT, "temperature": 0, "a": {"c": "ü"}, "top_k": 40, "chat_template_kwargs": {"think": False},
+        }  # fmt: skip
+        assert json.loads(answer["body"]) == changed
+        _, answer = await one.ask({**asked, "model": "m:hot"})
+        assert json.loads(answer["body"]) == {**changed, "model": "m:hot", "temperature": 2}
+        async with one.session.post(one.url + "/upstream/m/x", json=asked) as raw:
+            assert json.loads((await raw.json())["body"]) == asked, "what is passed through is not touched"
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.booleans() | st.text(max_size=5), st.lists, max_leaves=5)),
+    st.lists(st.text("ab.", max_size=5), max_size=3),
+    st.dictionaries(st.text("ab.", max_size=5), st.integers(), max_size=3),
+)
+def test_rules_never_fail_and_never_change_the_model(body: dict[str, Any], strip: list[str], put: dict[str, int]) -> None:
+    asked = in_json(json.dumps({**body, "model": "m"}).encode())
+    place = Place.of({"pool_id": "m", "rules": {"strip": [*strip, "model"], "default": put, "set": {**put, "model": 1}}})
+    changed = json.loads(for_engine(asked, place) or b"")
+    assert changed["model"] == "m" and all(changed[key] == value for key, value in put.items() if key and "." not in key)
 
 
 async def test_forms_and_raw_paths_find_their_model_too(one: Lab) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from pool_managerd.api.schemas import Answer
@@ -55,6 +57,7 @@ class RouteRow(Answer):
     engine_names: list[str] | None = Field(None, description="Of an engine that refuses others: what its model is called there.")
     ctx: int | None = None
     slots: int
+    rules: dict[str, Any] | None = Field(None, description="What is to be changed in requests: pools[].requests.")
     last_error: str | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pool_managerd.config.sections import IdleTtl, PoolReloadConfig
 from pool_managerd.config.values import (
@@ -26,8 +26,8 @@ from pool_managerd.core.gpu.masks import DeviceMask
 Alias = Annotated[str, Field(min_length=1, max_length=256)]
 
 DECIDED = frozenset({
-    "aliases", "eviction_weight", "id", "idle_ttl_ms", "pinned", "preload", "quant", "reload", "require_same_engine_version",
-    "restart", "sampler_profile_version", "startup_timeout_ms",
+    "aliases", "eviction_weight", "id", "idle_ttl_ms", "pinned", "preload", "quant", "reload", "requests",
+    "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
 })  # fmt: skip
 """The keys of a pool that the daemon alone goes by: an engine that runs is the same with another value of them."""
 
@@ -128,6 +128,24 @@ class ProvisioningConfig(Section):
     )  # fmt: skip
 
 
+Parameters = dict[Annotated[str, Field(min_length=1, max_length=128)], JsonValue]
+
+
+class RequestRules(Section):
+    """What the gateway changes in the bodies of requests (JSON) for this pool. A dot in a key reaches into an object."""
+
+    strip: tuple[str, ...] = Field((), description="Keys that are taken out.", examples=[["logprobs"]])
+    default: Parameters = Field(default_factory=dict, description="Values where the client says none.", examples=[{"top_k": 40}])
+    set: Parameters = Field(
+        default_factory=dict, description="Values whatever the client says.",
+        examples=[{"chat_template_kwargs.enable_thinking": False}],
+    )  # fmt: skip
+    by_name: dict[Alias, Parameters] = Field(
+        default_factory=dict, description="Further names of the model, and the values that requests under each have.",
+        examples=[{"chat-creative": {"temperature": 1.2}}],
+    )  # fmt: skip
+
+
 class PoolConfig(Section):
     """One line of intent: this model, this engine, these GPUs."""
 
@@ -181,6 +199,9 @@ class PoolConfig(Section):
     aliases: tuple[Alias, ...] = Field(
         (), description="Further names that requests may call it by (`acquire`).", examples=[["gpt-4o-mini"]]
     )
+    requests: RequestRules | None = Field(
+        None, description="What the gateway changes in requests.", examples=[{"set": {"cache_prompt": True}}]
+    )
     pinned: bool = Field(False, description="It never goes to make room for another pool, and not for being idle.")
     idle_ttl_ms: IdleTtl | None = Field(None, description="Overrides lifecycle.idle_ttl_ms for this pool.", examples=[600_000])
     eviction_weight: Annotated[float, Field(gt=0, le=1000)] = Field(
@@ -197,6 +218,11 @@ class PoolConfig(Section):
         None, description="What a reloaded engine must show, where this pool differs.", examples=[{"bake_ms": 60_000}]
     )
     provisioning: ProvisioningConfig = ProvisioningConfig()
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What requests may call it by, beside its id and the name that it is served under."""
+        return (*self.aliases, *(self.requests.by_name if self.requests is not None else ()))
 
     @property
     def checksums(self) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class Config(Section):
                 raise ValueError(f"duplicate pool id {pool.id!r}: every pool needs its own")
             seen.add(pool.id)
         for pool in self.pools:
-            if taken := next((name for name in pool.aliases if name in seen - {pool.id}), None):
+            if taken := next((name for name in pool.other_names if name in seen - {pool.id}), None):
                 raise ValueError(f"pool {pool.id!r} has the alias {taken!r}, which is another pool's id: leave it out")
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from pool_managerd.errors import RequestError
 
@@ -20,6 +19,7 @@ class Asked:
     model: str
     stream: bool
     body: bytes
+    json: bool = False
 
 
 def in_json(raw: bytes) -> Asked:
@@ -31,7 +31,7 @@ def in_json(raw: bytes) -> Asked:
         raise RequestError(f"cannot read the request body: it must be a JSON object, and {why}") from None
     if not isinstance(value, dict):
         raise RequestError("cannot use the request body: it must be a JSON object")
-    return Asked(_model(value.get("model")), value.get("stream") is True, raw)
+    return Asked(_model(value.get("model")), value.get("stream") is True, raw, json=True)
 
 
 def in_form(raw: bytes, content_type: str) -> Asked:
@@ -45,13 +45,6 @@ def in_form(raw: bytes, content_type: str) -> Asked:
         if len(content) <= 4 * MAX_MODEL_CHARS and (name := _PART_NAME.search(head + b"\r\n")) is not None:
             fields[name[1].decode()] = content.strip().decode("utf-8", "replace")
     return Asked(_model(fields.get("model")), fields.get("stream", "").lower() == "true", raw)
-
-
-def renamed(asked: Asked, name: str) -> bytes:
-    """The JSON body with another name for the model, for an engine that insists on its own."""
-    value: dict[str, Any] = json.loads(asked.body)
-    value["model"] = name
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _model(value: object) -> str:

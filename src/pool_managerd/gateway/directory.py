@@ -29,6 +29,7 @@ class Place:
     ctx: int | None
     slots: int
     last_error: str | None
+    rules: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Place:
@@ -41,6 +42,7 @@ class Place:
             stays_down=bool(row.get("stays_down")), epoch=int(row.get("epoch") or 0), engine=row.get("engine"),
             model_id=row.get("model_id"), engine_names=None if names is None else tuple(names), ctx=row.get("ctx"),
             slots=int(row.get("slots") or 1), last_error=row.get("last_error"),
+            rules=row.get("rules"),
         )  # fmt: skip
 
 

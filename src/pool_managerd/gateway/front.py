@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.gateway.access import Access
-from pool_managerd.gateway.asked import Asked, in_form, in_json, renamed
+from pool_managerd.gateway.asked import Asked, in_form, in_json
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.engine_connection import BrokenEngineError
 from pool_managerd.gateway.engine_link import EngineLinks, engine_place
@@ -23,6 +23,7 @@ from pool_managerd.gateway.leasing import Leasing
 from pool_managerd.gateway.models import as_list, listed
 from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
+from pool_managerd.gateway.rules import for_engine
 from pool_managerd.telemetry.families import CONTENT_TYPE
 
 log = structlog.get_logger("pool_managerd.gateway")
@@ -198,7 +199,7 @@ class Front:
                 held.append(lease)
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
-                body = self._for_engine(asked, lease) or None
+                body = for_engine(asked, place)
                 return await forward(self._links, exchange, engine_place(lease.url, target), body, self._access.withheld)
             except BrokenEngineError as problem:
                 broken = True
@@ -208,11 +209,6 @@ class Front:
                 for one in held:
                     self._leasing.done(one, broken=broken)
         raise AssertionError("unreachable")
-
-    def _for_engine(self, asked: Asked, lease: HeldLease) -> bytes:
-        place = self._leasing.directory.place(lease.pool_id)
-        names = None if place is None else place.engine_names
-        return asked.body if not names or asked.model in names or not asked.body else renamed(asked, names[0])
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
         """With what the daemon has found out about the engine's end, which takes it a moment."""

@@ -23,7 +23,7 @@ class Names:
         if config is None:
             return (pool.pool_id,)
         served = () if config.served_name is None else (config.served_name,)
-        return tuple(dict.fromkeys((pool.pool_id, *served, *config.aliases)))
+        return tuple(dict.fromkeys((pool.pool_id, *served, *config.other_names)))
 
     def of_engine(self, pool: Pool) -> list[str]:
         """What its engine itself is asked for the model by, where it insists on that: the first one will do."""

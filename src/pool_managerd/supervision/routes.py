@@ -66,5 +66,6 @@ class Routes:
             "engine_names": self._names.of_engine(pool) if kind is not None and kind.knows_its_name else None,
             "ctx": config.ctx if config is not None else None if engine is None else engine.ctx,
             "slots": config.slots if config is not None else 1 if engine is None else engine.slots_total,
+            "rules": None if config is None or config.requests is None else config.requests.model_dump(mode="json"),
             "last_error": pool.state.last_error,
         }  # fmt: skip

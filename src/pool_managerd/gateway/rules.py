@@ -1,0 +1,64 @@
+"""What is changed in a request's body on its way, by the rules of its pool. Without rules it passes as it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pool_managerd.gateway.asked import Asked
+from pool_managerd.gateway.directory import Place
+
+_PROTECTED = "model"
+"""Nobody's rule changes what was asked for."""
+
+
+def for_engine(asked: Asked, place: Place | None) -> bytes | None:
+    """The body for the engine of ``place``: rules applied in the order strip, default, set, by_name, and an engine that insists
+    on its own name for the model asked by that. None: there is none.
+    """
+    if place is None or not asked.body or not asked.json:
+        return asked.body or None
+    names, rules = place.engine_names, place.rules
+    renames = bool(names) and asked.model not in (names or ())
+    if not (rules or renames):
+        return asked.body
+    value: dict[str, Any] = json.loads(asked.body)
+    _apply(value, rules or {}, asked.model)
+    if renames and names:
+        value["model"] = names[0]
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _apply(value: dict[str, Any], rules: Mapping[str, Any], name: str) -> None:
+    for path in rules.get("strip") or ():
+        _strip(value, path.split("."))
+    for path, default in (rules.get("default") or {}).items():
+        _put(value, path.split("."), default, keep=True)
+    for path, forced in {**(rules.get("set") or {}), **((rules.get("by_name") or {}).get(name) or {})}.items():
+        _put(value, path.split("."), forced)
+
+
+def _strip(value: dict[str, Any], path: list[str]) -> None:
+    *objects, key = path
+    for name in objects:
+        inner = value.get(name)
+        if not isinstance(inner, dict):
+            return
+        value = inner
+    if path != [_PROTECTED]:
+        value.pop(key, None)
+
+
+def _put(value: dict[str, Any], path: list[str], new: Any, *, keep: bool = False) -> None:
+    """What stands in the way of an object is replaced by one, unless ``keep``: then what the client said stays."""
+    *objects, key = path
+    for name in objects:
+        inner = value.get(name)
+        if not isinstance(inner, dict):
+            if keep and name in value:
+                return
+            inner = value[name] = {}
+        value = inner
+    if path != [_PROTECTED] and not (keep and key in value):
+        value[key] = new
