@@ -156,6 +156,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
             "reload": self._reloads.stage_of(pool_id),
             "beside": other,
             "reloaded": sorted(self._pools.overrides.changes(pool_id, {})),
+            "waiting": self._demand.waiting(pool_id),
             "unapplied": self._applies.unapplied(pool_id),
         }
 

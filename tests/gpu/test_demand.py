@@ -97,6 +97,7 @@ def test_a_stream_tells_what_is_waited_for_and_then_grants(node: GpuNode) -> Non
     kind, told = next(events)
     assert kind == "waiting" and told["place"] == 1 and told["waits_for"] == "a must end what it has in hand first"
     (row,) = node.get("/v1/queue")[1]
+    assert node.status("b")["waiting"] == 1 and 'queue_depth{pool_id="b"} 1.0' in node.get("/metrics")[1]
     assert row["ticket_id"] == told["ticket_id"]
     plan = node.post("/v1/acquire?dry_run=true", {"model": "b"})[1]
     assert [one["pool_id"] for one in plan["stops"]] == ["a"] and plan["stops"][0]["in_flight"] == 1

@@ -401,7 +401,7 @@ async def test_nothing_goes_for_a_pool_that_must_wait_before_it_is_started_again
     await world.have("b")
     world.fakes.launcher.processes[0].end(ExitRecord(code=1))
     await until(lambda: world.pools.get("b").instance.phase is Phase.BACKOFF, "b to wait")
-    assert world.demand._seen_by_id("b").condition is Condition.LOADING
+    assert world.demand._conditions.of_id("b").condition is Condition.LOADING
     plan = await world.demand.plan("b")
     assert plan["stops"] == []
 

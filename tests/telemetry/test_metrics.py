@@ -42,7 +42,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
 def status(pool_id: str, **changes: Any) -> dict[str, Any]:
     return {
         "pool_id": pool_id, "state": "ready", "ready": True, "slots_total": 4, "slots_free": 3, "active_leases": 1,
-        "restart_rate": 0, "circuits": {"general": "closed", "cuda": "closed"},
+        "restart_rate": 0, "waiting": 2, "circuits": {"general": "closed", "cuda": "closed"},
         "baselines": [Baseline(20.0, 50.0).to_dict()],
     } | changes  # fmt: skip
 

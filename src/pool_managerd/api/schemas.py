@@ -102,6 +102,7 @@ class PoolStatus(Answer):
     reload: str | None = Field(
         None, description="How far a reload is: staging, loading, draining, switching, gating, committing or undoing."
     )
+    waiting: int = Field(0, description="Requests that wait for a slot of it (`acquire`).")
     unapplied: str | None = Field(None, description="Why what the file says of it is not in force; null where it is.")
     reloaded: list[str] = Field(
         default_factory=list, description="The keys that reloads have changed: they are not what the file says."

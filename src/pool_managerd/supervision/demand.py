@@ -17,11 +17,11 @@ from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.core.demand.spill import to_a_free_one, to_one_that_starts
 from pool_managerd.core.demand.turns import Condition, Seen, turn
 from pool_managerd.core.event import Event
-from pool_managerd.core.lifecycle import Phase, view
-from pool_managerd.core.lifecycle import events as ev
-from pool_managerd.core.lifecycle.phase import IDLE, RISING
+from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle.phase import RISING
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.supervision.conditions import Conditions
 from pool_managerd.supervision.demand_view import planned, row, too_late, waits_for
 from pool_managerd.supervision.demand_work import DemandWork
 from pool_managerd.supervision.failures import on_demand
@@ -35,7 +35,6 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.protocols import Timer
 from pool_managerd.supervision.routes import Routes
 from pool_managerd.supervision.services import Services
-from pool_managerd.supervision.settling import objection
 from pool_managerd.supervision.times import Times
 
 Granted = tuple[Pool, dict[str, Any]]
@@ -56,6 +55,7 @@ class Demand:
     ) -> None:  # fmt: skip
         self._pools, self._s, self._leases, self._times = pools, services, leases, times
         self._config, self._new_id = config, new_id
+        self._conditions = Conditions(pools, services)
         self._names = Names(pools.all, services.registry)
         self.routes = Routes(pools, self._names, services.events, lambda: bool(self._waiting))
         self._idle = IdlePools(pools, services, config)
@@ -84,7 +84,7 @@ class Demand:
             raise NodeError("cannot acquire a slot: the node is not running", hint="enter it first: async with node")
         (pool, *others), began = self._names.resolve(asked.model), self._s.clock.monotonic()
         self._leases.check_ttl(asked.ttl_ms)
-        ready = self._seen(pool)
+        ready = self._conditions.of(pool)
         if not asked.slot and ready.condition is Condition.READY:
             return {}
         if asked.slot and ready.free and not self._queue.of(pool.pool_id) and pool.pool_id not in self._leaving():
@@ -137,6 +137,10 @@ class Demand:
             raise RequestError(f"ticket {ticket_id[:64]!r} does not wait", code="TICKET_NOT_FOUND", status=404)
         future.set_exception(RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409))
 
+    def waiting(self, pool_id: str) -> int:
+        """How many wait for a slot of it."""
+        return len(self._queue.of(pool_id))
+
     def rows(self) -> list[dict[str, Any]]:
         """Those who wait, in their order."""
         return [self._row(ticket) for ticket in self._queue]
@@ -147,7 +151,7 @@ class Demand:
 
     def _row(self, ticket: Ticket) -> dict[str, Any]:
         pool, blocked, place = self._pools.find(ticket.pool_id), self._blocked.get(ticket.pool_id), self._queue.place(ticket)
-        otherwise = "a slot" if pool is None else self._waits_for(pool, self._seen(pool))
+        otherwise = "a slot" if pool is None else self._waits_for(pool, self._conditions.of(pool))
         return row(ticket, place, pool, blocked, otherwise, self._times, self._s.clock.monotonic())
 
     def _waits_for(self, pool: Pool, seen: Seen) -> str:
@@ -158,7 +162,7 @@ class Demand:
     async def plan(self, model: str) -> dict[str, Any]:
         """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND."""
         pool = self._names.resolve(model)[0]
-        seen, room = self._seen(pool), Room()
+        seen, room = self._conditions.of(pool), Room()
         if seen.condition is Condition.DOWN:
             waited_for = [one for one in self._queue.pools() if one != pool.pool_id]
             room = await self._room.look(pool, self._rules().residency_s, waited_for)
@@ -187,7 +191,7 @@ class Demand:
             self._timer.cancel()
 
     async def _look(self) -> None:
-        rules, seen = self._rules(), {pool_id: self._seen_by_id(pool_id) for pool_id in self._queue.choices()}
+        rules, seen = self._rules(), {pool_id: self._conditions.of_id(pool_id) for pool_id in self._queue.choices()}
         await self._spill(seen)
         found = turn(self._queue, seen, self._s.clock.monotonic(), self._leaving())
         for ticket in found.granted:
@@ -319,26 +323,6 @@ class Demand:
         times = [self._queue.next_deadline(), again, *idle]
         due = min((at for at in times if at is not None), default=None)
         self._timer = None if due is None else self._s.clock.call_at(max(due, now), self._bell.set)
-
-    def _seen_by_id(self, pool_id: str) -> Seen:
-        if (pool := self._pools.find(pool_id)) is not None:
-            return self._seen(pool)
-        return Seen(Condition.REFUSED, refusal=RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404))
-
-    def _seen(self, pool: Pool) -> Seen:
-        """What the pool is to somebody who wants a slot of it."""
-        state, i = pool.state, pool.instance
-        if view(state).ready and not self._pools.precedence.tries(pool.pool_id):
-            total, free = self._s.registry.get_slots(pool.pool_id)
-            return Seen(Condition.READY, 1 if total is None else free or 0)
-        if self._pools.precedence.has(pool.pool_id) or i.phase in (Phase.READY, Phase.ATTACHED, Phase.SLEEPING):
-            return Seen(Condition.ENDING)
-        if i.phase in RISING or (i.phase is Phase.BACKOFF and not state.lacks_room):
-            return Seen(Condition.LOADING)
-        refusal = objection(state, ev.Start(origin="demand"), self._s.clock.monotonic(), pool.definition.policy)
-        if refusal is not None:
-            return Seen(Condition.REFUSED, refusal=refusal)
-        return Seen(Condition.DOWN if i.phase in IDLE else Condition.ENDING)
 
     def _leaving(self) -> Set[str]:
         """Pools that are to go: nobody is given a slot of them any more."""

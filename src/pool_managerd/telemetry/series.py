@@ -85,6 +85,7 @@ GAUGES = (
     Series(
         "pool_slots_total", "gauge", ("pool_id",), "Requests the pool's engine serves at the same time.", source_key="slots_total"
     ),
+    Series("queue_depth", "gauge", ("pool_id",), "Requests that wait for a slot of the pool.", source_key="waiting"),
     Series("pool_slots_free", "gauge", ("pool_id",), "Slots that no lease holds.", source_key="slots_free"),
     Series("slots_total", "gauge", ("pool_id",), "The same as pool_slots_total.", source_key="slots_total"),
     Series("slots_free", "gauge", ("pool_id",), "The same as pool_slots_free.", source_key="slots_free"),
