@@ -464,6 +464,20 @@ async def test_what_is_held_serves_on_while_the_daemon_is_away_and_new_slots_wai
     await one.until(lambda: one.gateway.leasing.connected, "it to be followed again")
 
 
+async def test_a_daemon_that_goes_while_others_wait_takes_no_slot_with_it(one: Lab) -> None:
+    await one.node.tell(waiting=True)
+    await one.until(lambda: one.gateway.leasing.directory.waiting, "the gateway to know")
+    one.engine.step = asyncio.Semaphore(0)
+    first = asyncio.create_task(one.ask(CHAT))
+    await one.until(lambda: one.engine.running == 1, "it to run")
+    await one.node.tell(away=True)
+    await one.until(lambda: not one.gateway.leasing.connected, "the gateway to see it")
+    for _ in range(2):
+        one.engine.step.release()
+    assert (await first)[0] == 200 and (await one.ask(CHAT))[0] == 200, "over the same slot"
+    assert one.node.given == 1
+
+
 async def test_a_daemon_that_stays_away_is_told_after_a_while() -> None:
     async with lab(dataclasses.replace(OPTIONS, leases=dataclasses.replace(TIMES, away_s=0.1))) as one:
         await one.node.tell(away=True)

@@ -131,6 +131,7 @@ class Leasing:
                 why = problem.message
             self.connected = False
             self._back.clear()
+            self._kept.see(self.directory.open_launches(), waiting=False)  # nobody can be served by what goes back now
             if not told_away:
                 told_away = True
                 log.warning(f"The gateway serves on without the daemon: {why}", action="away")
