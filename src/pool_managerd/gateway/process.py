@@ -44,7 +44,8 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
     own = config.gateway
     return GatewayOptions(
         FrontLimits(body_bytes=own.max_body_bytes, heartbeat_s=own.heartbeat_ms / 1000),
-        leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000), keys=key_file(config.base_dir, own.keys_file),
+        leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
+        keys=key_file(config.base_dir, own.keys_file),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
         labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
