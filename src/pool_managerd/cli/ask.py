@@ -27,9 +27,15 @@ class Answer:
     tokens_per_s: float
 
 
-async def ask(session: aiohttp.ClientSession, engine_url: str, question: str, show: Callable[[str], None]) -> Answer:
-    """Stream one answer at temperature 0. Raises EngineError when the engine refuses or says nothing."""
+async def ask(
+    session: aiohttp.ClientSession, url: str, question: str, show: Callable[[str], None], model: str | None = None
+) -> Answer:
+    """Stream one answer at temperature 0, of an engine, or of ``model`` at the gateway's URL.
+
+    Raises EngineError when it refuses or says nothing.
+    """
     body = {
+        **({} if model is None else {"model": model}),
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": _MAX_TOKENS,
@@ -39,9 +45,7 @@ async def ask(session: aiohttp.ClientSession, engine_url: str, question: str, sh
     first = last = 0.0
     pieces: list[str] = []
     timings: dict[str, Any] = {}
-    async with session.post(
-        f"{engine_url}/v1/chat/completions", json=body, timeout=aiohttp.ClientTimeout(_TIMEOUT_S)
-    ) as response:
+    async with session.post(f"{url}/v1/chat/completions", json=body, timeout=aiohttp.ClientTimeout(_TIMEOUT_S)) as response:
         if response.status != 200:
             raise EngineError(f"cannot get an answer: the engine said {response.status}", hint="pool-managerd logs shows why")
         async for line in response.content:

@@ -25,11 +25,12 @@ from pool_managerd.config import Config
 from pool_managerd.daemon import Served, serving, stop_node
 from pool_managerd.daemon.signals import Signals
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.gateway.embedded import open_gateway
 from pool_managerd.telemetry.logs import LogOptions, configure_logging
 from pool_managerd.wiring import preflight
 
 QUESTION = "What is the capital of France?"
-_POOL = "demo"
+_POOL, _OTHER = "demo", "other"
 _DIGESTS = {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 _QUIET_EVENTS = ("operation", "staging")
 _PRELOAD_TIMEOUT_S = 180
@@ -108,7 +109,7 @@ def _threads() -> int:
 
 
 def demo_config(model: Path, folder: Path, engine_user: str | None = None) -> Config:
-    """One pool of the embedded llama.cpp engine, all files below ``folder``."""
+    """Two pools of the embedded llama.cpp engine with one model, all files below ``folder``."""
     places = {"runtime_dir": folder / "runtime", "state_dir": folder / "state"}
     return Config.model_validate(
         {
@@ -116,7 +117,7 @@ def demo_config(model: Path, folder: Path, engine_user: str | None = None) -> Co
             "daemon": {"bind": "127.0.0.1:0", "engine_user": engine_user, **places},
             "pools": [
                 {
-                    "id": _POOL,
+                    "id": name,
                     "engine": "llamacpp",
                     "model": f"file:{model}",
                     "ctx": 2048,
@@ -124,6 +125,7 @@ def demo_config(model: Path, folder: Path, engine_user: str | None = None) -> Co
                     "preload": False,
                     "provisioning": {"mode": "package", "flags": ["--threads", str(_threads())], **_checksum(model)},
                 }
+                for name in (_POOL, _OTHER)
             ],
             "base_dir": folder,
         }
@@ -179,7 +181,7 @@ class Screen:
 async def _demo(config: Config, screen: Screen) -> int:
     stopping = Signals()
     with stopping.installed():
-        screen.title(f"pool-managerd {__version__}: one model, one engine, supervised")
+        screen.title(f"pool-managerd {__version__}: a model, its engine, supervised")
         screen.step(f"Model: {config.pools[0].model.removeprefix('file:')}")
         async with serving(config, os.environ, screen.event) as served:
             screen.step(f"The daemon's control API answers at {served.url} (profile dev: the engine may run on CPU)", mark="✓")
@@ -221,11 +223,27 @@ async def _steps(served: Served, screen: Screen) -> int:
             screen.title(f"Asking it: {QUESTION}")
             answer = await ask(session, status["url"], QUESTION, screen.text)
             await _call(session, "DELETE", f"{served.url}/v1/pools/{_POOL}/leases/{lease['lease_id']}")
+            _told(answer, screen)
+            await _by_name(served, session, screen)
         except (PoolError, aiohttp.ClientError, TimeoutError) as error:
             screen.failed(str(error) or "cannot go on: the engine did not answer in time", getattr(error, "hint", None))
             return NO
-    _how_to_go_on(served, status, answer, screen)
+    _how_to_go_on(served, status, screen)
     return OK
+
+
+async def _by_name(served: Served, session: aiohttp.ClientSession, screen: Screen) -> None:
+    """The other pool, which is not loaded, is asked through the gateway: by its name alone."""
+    async with open_gateway(served.node, "127.0.0.1:0") as url:
+        screen.title(f"One port for all models: {url}/v1, model '{_OTHER}', which is not loaded")
+        _told(await ask(session, url, QUESTION, screen.text, _OTHER), screen)
+
+
+def _told(answer: Answer, screen: Screen) -> None:
+    screen.text("\n\n")
+    screen.step(
+        f"{answer.tokens} tokens at {answer.tokens_per_s:.1f} tokens/s, the first after {answer.first_token_ms:.0f} ms", mark="✓"
+    )
 
 
 async def _call(session: aiohttp.ClientSession, method: str, url: str) -> dict[str, Any]:
@@ -237,11 +255,7 @@ async def _call(session: aiohttp.ClientSession, method: str, url: str) -> dict[s
         return body
 
 
-def _how_to_go_on(served: Served, status: dict[str, Any], answer: Answer, screen: Screen) -> None:
-    screen.text("\n\n")
-    screen.step(
-        f"{answer.tokens} tokens at {answer.tokens_per_s:.1f} tokens/s, the first after {answer.first_token_ms:.0f} ms", mark="✓"
-    )
+def _how_to_go_on(served: Served, status: dict[str, Any], screen: Screen) -> None:
     screen.title("Go on")
     if _on_terminal():
         question = '{"messages":[{"role":"user","content":"Tell me a joke"}]}'
@@ -253,9 +267,11 @@ def _how_to_go_on(served: Served, status: dict[str, Any], answer: Answer, screen
     screen.text(
         f"  Your own model: write pool-managerd.yaml and run `{program()} serve`\n\n"
         "    profile: dev            # without a GPU; home demands one\n"
+        '    gateway: {bind: "127.0.0.1:8088"}\n'
         "    pools:\n"
         '      - {id: mine, engine: llamacpp, model: "file:model.gguf", ctx: 4096, slots: 2}\n\n'
-        f"  Then: {program()} pools; {program()} status mine; curl http://127.0.0.1:9200/v1/pools\n"
+        f"  Then: {program()} pools; {program()} chat mine\n"
+        "        curl http://127.0.0.1:8088/v1/models\n"
     )
 
 
