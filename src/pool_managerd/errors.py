@@ -113,6 +113,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "NON_LOOPBACK_WITHOUT_TOKEN": "A daemon off loopback needs a token.",
     "NOT_OURS": "What was to be deleted is not in a cache of this daemon; the message says where it is.",
     "NOT_FOUND": "There is nothing at that path.",
+    "NOT_TOGETHER": "A pool that is loaded and this one are kept apart by `together` in the configuration.",
     "NO_CONFIGURATION": "The daemon was started without a configuration file.",
     "NO_FREE_SLOTS": "Every slot of the pool is leased.",
     "OPERATION_CANCELLED": "Another request ended what was waited for.",

@@ -266,3 +266,34 @@ def test_a_port_at_the_top_is_the_daemons(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("port: 8080\nmodels: []\n")
     with pytest.raises(SpecError, match=r"daemon\.bind.*\n.*write pools"):
         load_config(tmp_path / "c.yaml", env={})
+
+
+POOLS = """
+pools:
+  - {id: a, engine: llamacpp, model: "file:a.gguf"}
+  - {id: b, engine: llamacpp, model: "file:b.gguf"}
+  - {id: c, engine: vllm, model: c, provisioning: {mode: external, url: "http://127.0.0.1:1"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("together", "problem"),
+    [
+        ("{groups: [{id: g, pools: [a, x]}]}", "together names pool 'x', which is no pool of this file"),
+        ("{sets: [[a, c]]}", "together names pool 'c', which is external"),
+        ("{groups: [{id: g, pools: [a]}], sets: [[b]]}", "cannot have groups and sets"),
+        ("{groups: [{id: g, pools: [a]}, {id: h, pools: [a]}]}", "pool 'a' is in the groups 'g' and 'h': a pool is in one"),
+        ("{groups: [{id: g, pools: [a]}, {id: g, pools: [b]}]}", "duplicate group id 'g'"),
+        ("{groups: [{id: g, pools: [a, b]}]}", "pools 'a' and 'b' are kept apart by together: set `preload: false`"),
+        ("{sets: [[a]]}", "pools 'a' and 'b' are kept apart by together"),
+        ("{groups: [{id: g, pools: []}]}", "together.groups[0].pools"),
+        ("{groups: [{id: g, members: [a]}]}", "unknown key 'members'"),
+    ],
+)
+def test_rules_on_what_is_loaded_together_are_checked_against_the_pools(write: Write, together: str, problem: str) -> None:
+    assert problem in "\n".join(problems(write(f"together: {together}{POOLS}")))
+
+
+def test_pools_that_may_be_together_may_start_together(write: Write) -> None:
+    text = "together: {groups: [{id: g, pools: [a], exclusive: true}, {id: h, pools: [b], persistent: true}]}" + POOLS
+    assert load_config(write(text), env={}).together.rules.groups[1].persistent

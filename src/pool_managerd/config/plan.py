@@ -19,7 +19,7 @@ from pool_managerd.config.changes import differences
 from pool_managerd.config.pools import DECIDED, PoolConfig
 from pool_managerd.config.schema import Config
 
-_WHOLE = ("auth", "health", "lifecycle", "policy", "preflight", "queue", "reload", "supervision")
+_WHOLE = ("auth", "health", "lifecycle", "policy", "preflight", "queue", "reload", "supervision", "together")
 _SINGLE = (("gpu", "vram_wait_ms"), ("telemetry", "log_level"))
 AT_ONCE = (*_WHOLE, *(".".join(path) for path in _SINGLE))
 """Sections and keys that a running daemon takes over. All others, but for ``pools``, wait for its restart."""

@@ -24,6 +24,7 @@ from pool_managerd.config.sections import (
     SupervisionConfig,
     TelemetryConfig,
 )
+from pool_managerd.config.together import TogetherConfig
 from pool_managerd.config.values import NOT_IN_FORCE, Profile, Section
 
 
@@ -39,6 +40,7 @@ class Config(Section):
     supervision: SupervisionConfig = SupervisionConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     queue: QueueConfig = QueueConfig()
+    together: TogetherConfig = TogetherConfig()
     gateway: GatewayConfig = GatewayConfig()
     reload: ReloadConfig = ReloadConfig()
     slot_cache: SlotCacheConfig = SlotCacheConfig()
@@ -60,6 +62,13 @@ class Config(Section):
     def _simulate_in_dev_alone(self) -> Config:
         if self.gpu.simulate is not None and self.profile != "dev":
             raise ValueError("cannot simulate GPUs (gpu.simulate) in profile " + self.profile + ": set `profile: dev`")
+        return self
+
+    @model_validator(mode="after")
+    def _together_names_pools(self) -> Config:
+        external = {pool.id for pool in self.pools if pool.provisioning.mode == "external"}
+        managed = [pool for pool in self.pools if pool.id not in external]
+        self.together.check({pool.id for pool in managed}, external, [pool.id for pool in managed if pool.preload])
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from statistics import median
@@ -69,17 +69,20 @@ class MakingRoom:
         ]
         by_id = {one.pool_id: one.instance_id for one in self._others(pool) if one.current}
 
+        ways = self._s.admission.together.ways(pool.pool_id, by_id)
+
         def fits(gone: Collection[str]) -> bool:
             return objection([*ends, *(by_id[name] for name in gone)]) is None
 
-        plan = plan_room(residents, fits)
+        plan = plan_room(residents, fits, ways)
         if plan is not None:
             return Room(why_not, plan, residents=tuple(residents))
         passing = {one.pool_id for one in residents if one.kept in _PASSES}
-        if passing and plan_room([replace(one, kept="") if one.kept in _PASSES else one for one in residents], fits) is not None:
+        unless_passing = [replace(one, kept="") if one.kept in _PASSES else one for one in residents]
+        if passing and plan_room(unless_passing, fits, ways) is not None:
             return Room(why_not, ends=tuple(sorted(passing)), residents=tuple(residents))
         may_go = [by_id[one.pool_id] for one in residents if not one.kept]
-        in_vain = _keeping(objection([*ends, *may_go]) or why_not, residents, fits)
+        in_vain = _keeping(objection([*ends, *may_go]) or why_not, residents, fits, ways)
         return Room(why_not, in_vain=in_vain, residents=tuple(residents))
 
     async def let_go(self, pool_id: str) -> Operation:
@@ -150,9 +153,9 @@ _PASSES = frozenset({_RELOADED, _LOADS, _ENDS, _STAYS, _WAITED_FOR})
 """What keeps a pool only for a while."""
 
 
-def _keeping(problem: PoolError, residents: Sequence[Resident], fits: Fits) -> PoolError:
+def _keeping(problem: PoolError, residents: Sequence[Resident], fits: Fits, ways: Iterable[Collection[str]]) -> PoolError:
     """``problem`` with those pools that a person keeps there, where it would fit without them, and how to let them go."""
-    plan = plan_room([replace(one, kept="") if one.kept in (_PINNED, _HELD) else one for one in residents], fits)
+    plan = plan_room([replace(one, kept="") if one.kept in (_PINNED, _HELD) else one for one in residents], fits, ways)
     gone = () if plan is None else (*plan.evict, *plan.waits_for)
     kept = [one for one in residents if one.pool_id in gone and one.kept in (_PINNED, _HELD)]
     if not kept:

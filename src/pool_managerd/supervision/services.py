@@ -11,6 +11,7 @@ from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.baselines import Baselines
 from pool_managerd.core.crash_diagnosis import Incident
+from pool_managerd.core.demand.together import Together
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
@@ -58,6 +59,8 @@ class Gpus(Protocol):
 
 class Admission(Protocol):
     """May a start go ahead, and on which GPUs. Raises PoolError where it may not."""
+
+    together: Together
 
     async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]: ...
     def restore_launch(self, launch: LaunchRecord) -> None: ...

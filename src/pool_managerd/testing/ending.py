@@ -40,7 +40,7 @@ class Ending:
             return
         self._oracle.sweep(scene.pools())
         runnable = [pool for pool in scene.pools() if pool.current and (pool.config is not None or pool.submitted is not None)]
-        unready = [pool for pool in runnable if not view(pool.state).ready]
+        unready = [pool for pool in runnable if not view(pool.state).ready and pool.state.reason != "not_together"]
         if unready and over and not scene.scenario.tight:
             scene.fail("without faults every pool becomes ready", str(unready[0].state))
         if not unready or over:

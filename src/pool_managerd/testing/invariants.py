@@ -117,6 +117,10 @@ class Oracle:
         beside = node is not None and node.status(pool_id)["beside"] is not None
         if len(running) > len(instances) or len(running) > 1 + beside:
             self._scene.fail("one engine of a pool at a time", f"{pool_id}: {[(e.pid, e.launch.epoch) for e in running]}")
+        for group in self._scene.config.together.groups:
+            loaded = [name for name in group.pools if self._scene.machine.running(name)]
+            if pool_id in group.pools and len(loaded) > 1:
+                self._scene.fail("one pool of a group at a time", f"{group.id}: {loaded}")
 
     # --- as it happens ---
 

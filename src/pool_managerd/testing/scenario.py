@@ -17,6 +17,8 @@ RELOAD, APPLY, ACQUIRE = "reload", "apply", "acquire"
 """Drawn beside all other requests and faults, each by itself."""
 SUBMITTED = "s0"
 """The pool that is not configured: requests make it and take it away."""
+APART = "apart"
+"""The group of pools of which one is loaded at a time."""
 REQUESTS = {
     "lease": 30, "release_lease": 22, "renew_lease": 3, "start": 6, "stop": 4, "restart": 4, "drain": 5, "undrain": 4, "hold": 2,
     "release": 3, "evict": 2, "preload": 2, "cancel_preload": 2, "ensure_ready": 4, "reset_breaker": 3, "submit": 2,
@@ -88,7 +90,7 @@ def draw(seed: int) -> Scenario:
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
     return Scenario(
-        seed, hours, _config(chance, ids, probe_s, rules), gpus, shown, tight and gpus > 0, needs,
+        seed, hours, _with_group(seed, _config(chance, ids, probe_s, rules)), gpus, shown, tight and gpus > 0, needs,
         _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools)))), _sleepers(seed, ids),
     )  # fmt: skip
 
@@ -161,6 +163,15 @@ def _with(
         for n, at in enumerate(times)
     )  # fmt: skip
     return tuple(sorted((*actions, *more), key=lambda action: action.at))
+
+
+def _with_group(seed: int, config: dict[str, Any]) -> dict[str, Any]:
+    """In some runs the first two pools are kept apart. Drawn apart, as reloads are."""
+    first, second = ([*config["pools"], {}, {}])[:2]
+    if second and Random(f"together {seed}").random() < 0.25:
+        first["preload"] = False
+        return {**config, "together": {"groups": [{"id": APART, "pools": [first["id"], second["id"]]}]}}
+    return config
 
 
 def _sleepers(seed: int, ids: list[str]) -> frozenset[str]:

@@ -100,7 +100,7 @@ class SimulatedAdapters:
             listener=SimulatedListeners(life), usages=SimulatedUsages(life), records=self.store,
             gate=BootGate(config.daemon.preload_parallelism),
             preflight=self._preflight, gpus=self.gpus,
-            admission=Admission(self.gpus, self._size, lambda: RAM_BYTES, self.store, rules),
+            admission=Admission(self.gpus, self._size, lambda: RAM_BYTES, self.store, rules, config.together.rules),
             sizer=self._size, slots=SimulatedSlots(life), node_id="simulated", on_fatal=self._on_fatal,
         )  # fmt: skip
         self._ids = 0
@@ -122,6 +122,7 @@ class SimulatedAdapters:
     def use_config(self, config: Config) -> None:
         """Other pools, and sections that a running daemon takes over."""
         self.config = config
+        self.services.admission.together = config.together.rules
 
     def claim(self) -> None:
         """There is one daemon at a time."""

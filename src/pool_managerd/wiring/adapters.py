@@ -126,6 +126,7 @@ class Adapters:
         """Other pools, and sections that a running daemon takes over; of the rest nothing may differ."""
         self.config = config
         self.gpu_parts.use_config(config)
+        self.services.admission.together = config.together.rules
         self.models.policy = config.policy
         self._ports.fixed = fixed_ports(config)
 

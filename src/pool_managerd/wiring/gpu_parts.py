@@ -94,7 +94,7 @@ class GpuParts:
 
     def admission(self, gpus: Gpus) -> Admission:
         rules = AdmissionRules(cpu_allowed=self.config.profile == "dev", fit=self.config.gpu.fit)
-        return Admission(gpus, self.sizer(), available_ram_bytes, self._store, rules)
+        return Admission(gpus, self.sizer(), available_ram_bytes, self._store, rules, self.config.together.rules)
 
     def ram(self) -> tuple[int, int]:
         """Available and total RAM of this daemon, in bytes."""

@@ -40,24 +40,30 @@ class RoomPlan:
     waits_for: tuple[str, ...] = ()
 
 
-def plan_room(residents: Iterable[Resident], fits: Fits) -> RoomPlan | None:
-    """The fewest that have to go, by their score; None when it does not fit even without all that may go."""
+def plan_room(residents: Collection[Resident], fits: Fits, ways: Iterable[Collection[str]] = ((),)) -> RoomPlan | None:
+    """The fewest that have to go, by their score; None when it does not fit even without all that may go.
+
+    ``ways``: what has to go by rules, all of one of these; the way whose pools weigh least is the first that is tried.
+    """
     if fits(()):
         return RoomPlan()
-    may_go = [one for one in residents if not one.kept]
-    idle = sorted((one for one in may_go if not one.in_hand), key=_soonest_first)
-    used = sorted((one for one in may_go if one.in_hand), key=lambda one: (one.in_hand, *_soonest_first(one)))
-    names = [one.pool_id for one in (*idle, *used)]
-    enough = next((number for number in range(1, len(names) + 1) if fits(names[:number])), None)
+    weights = {one.pool_id: one.weight for one in residents}
+    for way in sorted(ways, key=lambda way: sum(weights.get(name, 0.0) for name in way)):
+        if (plan := _plan(residents, fits, way)) is not None:
+            return plan
+    return None
+
+
+def _plan(residents: Iterable[Resident], fits: Fits, way: Collection[str]) -> RoomPlan | None:
+    may_go = sorted((one for one in residents if not one.kept), key=lambda one: (one.in_hand, -one.score, one.pool_id))
+    names = [one.pool_id for one in sorted(may_go, key=lambda one: (one.pool_id not in way, bool(one.in_hand)))]
+    if not set(way) <= {*names}:
+        return None
+    enough = next((number for number in range(max(1, len(way)), len(names) + 1) if fits(names[:number])), None)
     if enough is None:
         return None
-    gone = _needed(names[:enough], fits)
-    in_use = {one.pool_id for one in used}
+    gone, in_use = _needed(names[:enough], fits), {one.pool_id for one in may_go if one.in_hand}
     return RoomPlan(tuple(name for name in gone if name not in in_use), tuple(name for name in gone if name in in_use))
-
-
-def _soonest_first(one: Resident) -> tuple[float, str]:
-    return -one.score, one.pool_id
 
 
 def _needed(names: Sequence[str], fits: Fits) -> list[str]:

@@ -35,6 +35,9 @@ class Desired(StrEnum):
         return self in (Desired.STOPPED, Desired.DRAINED)
 
 
+_ROOM = frozenset({"insufficient_vram", "insufficient_ram", "not_together"})
+
+
 @dataclass(frozen=True, slots=True)
 class PoolState:
     """One pool. Frozen, and changed by ``step`` alone, or where one instance takes another's place (replacing.py).
@@ -70,8 +73,8 @@ class PoolState:
 
     @property
     def lacks_room(self) -> bool:
-        """It waits to be started again, for nothing but memory: whoever makes room may start it at once."""
-        return self.active.phase is Phase.BACKOFF and self.reason in ("insufficient_vram", "insufficient_ram")
+        """It waits to be started again, for nothing but room: whoever makes room may start it at once."""
+        return self.active.phase is Phase.BACKOFF and self.reason in _ROOM
 
     @property
     def pool_id(self) -> str:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.demand.together import NO_RULES, Together
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, without
@@ -19,6 +20,7 @@ from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
@@ -48,9 +50,16 @@ class AdmissionRules:
 
 
 class Admission:
-    """Decides over starts, and learns from engines that run what the next start will need."""
+    """Decides over starts, and learns from engines that run what the next start will need.
 
-    def __init__(self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules) -> None:
+    ``together`` are the rules on which pools may be loaded at the same time that are in force.
+    """
+
+    def __init__(
+        self, gpus: Gpus, sizer: Sizer, free_ram: Callable[[], int], facts: Facts, rules: AdmissionRules,
+        together: Together = NO_RULES,
+    ) -> None:  # fmt: skip
+        self.together = together
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
         self._known = Measurements()
         self._held: dict[str, tuple[int, dict[str, int]]] = {}
@@ -64,8 +73,8 @@ class Admission:
     async def admit(self, pool: Pool, epoch: int) -> tuple[Allocation | None, LaunchEstimator]:
         """Reserve GPUs for launch ``epoch``: what it was allocated, None when it runs on the CPU, and what it was estimated by.
 
-        Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, INSUFFICIENT_VRAM, INSUFFICIENT_RAM) and
-        SpecError for a mask or split that cannot be.
+        Raises NodeError (GPU_REQUIRED, GPU_UNAVAILABLE, GPU_NOT_SHARED, NOT_TOGETHER, INSUFFICIENT_VRAM, INSUFFICIENT_RAM)
+        and SpecError for a mask or split that cannot be.
         """
         sizing = await self._size(pool)
         scan = await self._scan()
@@ -148,7 +157,7 @@ class Admission:
                 accounts = {uuid: without(account, instance) for uuid, account in accounts.items()}
                 ledger.release(instance, sys.maxsize)
             try:
-                self._decide(pool, pool.instance.epoch + 1, scan, sizing, ledger, accounts, self._ram_of(gone))
+                self._decide(pool, pool.instance.epoch + 1, scan, sizing, ledger, accounts, gone)
             except PoolError as problem:
                 return problem
             return None
@@ -168,11 +177,12 @@ class Admission:
         sizing: LaunchEstimator,
         ledger: Ledger,
         accounts: Mapping[str, DeviceAccount],
-        freed_ram: int = 0,
+        gone: Collection[InstanceId] = (),
     ) -> tuple[Allocation | None, ResolvedMask | None]:
+        self._check_together(pool, gone)
         if scan.no_gpus:
             self._require_cpu_allowed(pool.pool_id, scan)
-            self._check_ram(pool, sizing, 0, freed_ram)
+            self._check_ram(pool, sizing, 0, self._ram_of(gone))
             return None, None
         require_scan(scan, pool.pool_id)
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
@@ -188,6 +198,17 @@ class Admission:
             meant = ", ".join(f"{d.label} ({d.uuid})" for d in mask.devices)
             notices = (*notices, f"The mask {mask.mask} means GPU {meant} for this start only: {missing}, so indices may move")
         return replace(found, notices=(*notices, *found.notices)), mask
+
+    def _check_together(self, pool: Pool, gone: Collection[InstanceId]) -> None:
+        loaded = {one.pool_id for one in self._gpus.pools() if one.instance_id not in gone and _is_loaded(one)}
+        in_the_way = min(self.together.ways(pool.pool_id, loaded), key=len)
+        if in_the_way:
+            other = min(in_the_way)
+            raise NodeError(
+                f"cannot start pool {pool.pool_id} while pool {other} is loaded: {self.together.why_apart(pool.pool_id, other)}",
+                code="NOT_TOGETHER", status=503, pool_id=pool.pool_id,
+                hint=f"`pool-managerd evict {' '.join(sorted(in_the_way))}`, or change `together` in the configuration",
+            )  # fmt: skip
 
     def _may_come_back(self, scan: DeviceScan) -> bool:
         """A GPU is not there, or out of use: what never fits on the others may fit on that one."""
@@ -318,3 +339,9 @@ class Admission:
             if not health.usable:
                 raise objection(health, pool.pool_id)
         return found
+
+
+def _is_loaded(pool: Pool) -> bool:
+    """It has an engine, or has been admitted to have one; somebody else's is loaded when they say so."""
+    waits = pool.instance.phase is Phase.STAGING and pool.launch.sizing is None
+    return not (waits or pool.definition.external or pool.instance.phase in IDLE or pool.instance.phase is Phase.BACKOFF)
