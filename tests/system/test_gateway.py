@@ -27,16 +27,17 @@ LONG: Any = [{"role": "user", "content": "Write a very long story about a dog an
 
 
 class Home(Daemon):
-    """A daemon with a gateway, and one real model that is not loaded."""
+    """A daemon with a gateway, and one real model that is not loaded; ``others`` are the same model under these ids."""
 
-    def __init__(self, folder: Path, model: Path, **pool: Any) -> None:
+    def __init__(self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", **pool: Any) -> None:
         self.gateway_port = free_port()
         provisioning = {"mode": "package", "flags": ["--threads", "1"]}
         smol = {
             "id": "smol", "engine": "llamacpp", "model": f"file:{model}", "ctx": 2048, "slots": 2, "preload": False,
             "aliases": ["gpt-4o"], "provisioning": provisioning, **pool,
         }  # fmt: skip
-        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"}}\npools: {json.dumps([smol])}\n')
+        pools = json.dumps([smol, *({**smol, "id": name, "aliases": []} for name in others)])
+        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"}}\npools: {pools}\n{sections}')
 
     @property
     def url(self) -> str:
@@ -198,3 +199,17 @@ def test_off_loopback_it_asks_for_keys(open_dir: Path, smol_model: Path) -> None
     home.config.write_text(home.config.read_text().replace(f'bind: "127.0.0.1:{home.gateway_port}"', 'bind: "0.0.0.0:0"'))
     process = home.launch()
     assert process.wait(15) != 0 and "without API keys" in home.text()
+
+
+def test_models_of_a_group_take_turns_as_it_says(open_dir: Path, smol_model: Path) -> None:
+    groups = json.dumps([{"id": "large", "pools": ["smol", "big"]}])
+    home = Home(open_dir / "home", smol_model, ("big", "small"), f"together: {{groups: {groups}}}\n")
+    home.start()
+    try:
+        for model, loaded in (("smol", {"smol"}), ("small", {"smol", "small"}), ("big", {"big", "small"})):
+            body = {"model": model, "messages": QUESTION, "max_tokens": 2}
+            assert home.ask("POST", "/v1/chat/completions", body)[0] == 200
+            running = home.ask("GET", "/running")[1]["running"]
+            assert {one["model"] for one in running} == loaded
+    finally:
+        home.end()
