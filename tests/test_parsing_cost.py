@@ -89,7 +89,7 @@ def _handoff(text: str) -> object:
 
 
 def _host(text: str) -> None:
-    Access("127.0.0.1").check_browser(text, text)
+    Access("127.0.0.1").check_browser(text, text, text)
 
 
 def _token(text: str) -> None:

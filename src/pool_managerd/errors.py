@@ -92,6 +92,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "DRAIN_TIMEOUT": "Leases were not back in time, so a reload was given up; the engine serves on.",
     "ENGINE_GONE": "The engine ended, or cut its answer off, while the gateway passed it on.",
     "ENGINE_REFUSED": "The engine answered with an error when the client's stream had already begun.",
+    "EXTERNAL_ENGINE": "Somebody else runs the pool's engine: nothing of this node is freed by its end.",
     "GATE_FAILED": "A reloaded engine was ready and did not pass; the message says what it did not show.",
     "GPU_NOT_SHARED": "A pool is exclusive there, or asks to be where others are.",
     "GPU_REQUIRED": "Profiles home and cloud run engines on NVIDIA GPUs only, and there is none.",

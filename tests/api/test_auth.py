@@ -95,6 +95,16 @@ def test_another_origin_is_refused_and_the_own_is_not() -> None:
         assert caught.value.status == 403
 
 
+def test_a_request_that_a_page_of_another_site_made_is_refused_without_an_origin_too() -> None:
+    access = Access("127.0.0.1")
+    for site in (None, "same-origin", "none"):
+        access.check_browser("localhost:9200", None, site)
+    for site in ("cross-site", "same-site", "Cross-Site", "odd"):
+        with pytest.raises(RequestError) as caught:
+            access.check_browser("localhost:9200", None, site)
+        assert caught.value.code == "ORIGIN_REFUSED"
+
+
 async def test_no_answer_allows_another_origin() -> None:
     served = await serve(FakeNode())
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from pool_managerd.gateway.bodies import BodyLimits
 from pool_managerd.gateway.front import FrontLimits
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.node_link import NodeLink
@@ -21,7 +22,7 @@ from pool_managerd.httpd.server import HttpLimits, listen, url_of
 
 Json = dict[str, Any]
 CHUNK = b'data: {"choices":[{"delta":{"content":"word "}}]}\n\n'
-LIMITS = FrontLimits(body_bytes=1 << 20, body_s=1.0, heartbeat_s=0.05)
+LIMITS = FrontLimits(BodyLimits(1 << 20, 3 << 20, seconds=1.0), heartbeat_s=0.05)
 TIMES = LeaseTimes(linger_s=30, ttl_s=30, away_s=5, again_s=0.02)
 OPTIONS = GatewayOptions(LIMITS, HttpLimits(shutdown_s=0.5), TIMES)
 

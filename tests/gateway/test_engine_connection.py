@@ -112,6 +112,9 @@ async def test_what_came_before_the_break_is_passed_on_first() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n",
         b"HTTP/1.1 999 Odd\r\n\r\n",
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"x" * 70_000,
@@ -121,8 +124,9 @@ async def test_what_came_before_the_break_is_passed_on_first() -> None:
     ],
 )
 async def test_what_is_no_answer_is_refused_and_its_connection_ends(raw: bytes) -> None:
-    with pytest.raises(BrokenEngineError, match="no answer"):
-        await answered([raw])
+    for ends in (False, True):  # what it is does not depend on what comes of the connection afterwards
+        with pytest.raises(BrokenEngineError, match="no answer"):
+            await answered([raw], ends=ends)
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:

@@ -6,17 +6,22 @@ import asyncio
 import dataclasses
 import io
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.errors import NodeError, RequestError, SpecError
 from pool_managerd.gateway.asked import in_json
+from pool_managerd.gateway.bodies import Bodies, BodyLimits
 from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes
@@ -180,7 +185,7 @@ async def test_bad_requests_are_told_why_in_the_dialect_of_their_path(one: Lab, 
 
 
 async def test_bodies_are_bounded_in_size_and_time(one: Lab) -> None:
-    status, answer = await one.ask(b"x" * (LIMITS.body_bytes + 1))
+    status, answer = await one.ask(b"x" * (LIMITS.bodies.each_bytes + 1))
     assert status == 413 and answer["error"]["code"] == "request_too_large"
 
     async def dribble() -> AsyncIterator[bytes]:
@@ -223,8 +228,13 @@ async def test_web_pages_stay_out_unless_they_are_listed() -> None:
             one.url + "/v1/chat/completions", json=CHAT, headers={"Origin": "https://chat.example"}
         ) as answer:
             assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == "https://chat.example"
-        async with one.session.options(one.url + "/v1/models", headers={"Origin": "https://chat.example"}) as answer:
-            assert answer.status == 204 and "authorization" in answer.headers["Access-Control-Allow-Headers"]
+        asked = {"Origin": "https://chat.example", "Access-Control-Request-Headers": "x-api-key, x-stainless-os"}
+        async with one.session.options(one.url + "/v1/models", headers=asked) as answer:
+            assert answer.status == 204 and answer.headers["Access-Control-Allow-Headers"] == "x-api-key, x-stainless-os"
+        for path in ("/unload", "/upstream/m/health", "/v1/models"):  # a picture or a link on any page
+            async with one.session.get(one.url + path, headers={"Sec-Fetch-Site": "cross-site"}) as answer:
+                assert answer.status == 403
+        assert one.node.rows["m"]["ready"]
 
 
 # --- keys ---
@@ -503,3 +513,142 @@ async def test_leases_go_back_when_the_gateway_ends() -> None:
         node_leases: dict[str, Any] = node.leases
         await one.gateway.leasing.close()
         assert node_leases == {}
+
+
+# --- bodies ---
+
+
+class Upload:
+    """A request whose body comes in pieces; what it announces is not what comes."""
+
+    def __init__(self, pieces: list[bytes], announced: int | None = None) -> None:
+        self.content_length, self._pieces, self.content = announced, pieces, self
+
+    def is_eof(self) -> bool:
+        return False
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+async def test_bodies_that_are_held_are_bounded_together_and_each_counts_from_its_announcement_on() -> None:
+    bodies = Bodies(BodyLimits(each_bytes=100, all_bytes=250))
+
+    def of(upload: Upload) -> AbstractAsyncContextManager[bytes]:
+        return bodies.of(cast("web.Request", upload))
+
+    async with of(Upload([b"x" * 60, b"x" * 40])) as first, of(Upload([b"x"], announced=100)) as second:
+        assert (len(first), len(second), bodies.held) == (100, 1, 200)
+        for upload in (Upload([], announced=51), Upload([b"x" * 30, b"x" * 21])):
+            with pytest.raises(NodeError, match="at the moment"):
+                async with of(upload):
+                    raise AssertionError
+            assert bodies.held == 200
+        for upload in (Upload([b"x" * 40] * 3), Upload([], announced=101)):
+            with pytest.raises((RequestError, NodeError)):
+                async with of(upload):
+                    raise AssertionError
+        async with of(Upload([b"x" * 50])) as third:
+            assert len(third) == 50 and bodies.held == 250
+    assert bodies.held == 0
+
+
+async def test_a_body_of_very_many_values_is_refused_before_it_is_read() -> None:
+    with pytest.raises(RequestError, match="more than 1,000,000 values") as refused:
+        in_json(b'{"model": "m", "prompt": [' + b"1," * 1_000_001 + b"1]}")
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"model": "m", "n": ' + b"1" * 5000 + b"}", "too many digits"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff{}", "UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_said_as_it_is(body: bytes, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        in_json(body)
+
+
+FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n--bogus name="model"\r\n\r\nnot this\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n m \r\n--b--\r\n'
+)
+
+
+async def test_a_form_for_an_engine_with_a_name_of_its_own_is_asked_by_that() -> None:
+    async with lab(engine="vllm", engine_names=["whisper-large"]) as one:
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        status, answer = await one.ask(FORM, "/v1/audio/transcriptions", headers=kind)
+        assert status == 200 and answer["body"].encode() == FORM.replace(b"\r\n m \r\n", b"\r\nwhisper-large\r\n")
+        twice = FORM.replace(b"--b--", b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nn\r\n--b--')
+        status, answer = await one.ask(twice, "/v1/audio/transcriptions", headers=kind)
+        assert status == 400 and "names one twice" in answer["error"]["message"]
+
+
+async def test_names_with_slashes_are_found_in_a_path() -> None:
+    async with lab(names=["m", "org/m", "org"]) as one:
+        for path, target in (("/upstream/org/m/v1/x?q=1", "/v1/x?q=1"), ("/upstream/org/n", "/n"), ("/upstream/org%2Fm/y", "/y")):
+            async with one.session.get(one.url + path) as answer:
+                assert (await answer.json())["path"] == target
+        async with one.session.get(one.url + "/upstream/other/x") as answer:
+            assert answer.status == 404 and "'other' not found" in (await answer.json())["error"]["message"]
+
+
+async def test_a_key_learns_nothing_of_models_that_it_may_not_ask_for(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    guest = keys.add("guest", models=("n",))
+    async with lab(dataclasses.replace(OPTIONS, keys=KeyFile(keys.place))) as one:
+        for path in ("/v1/models/zzz", "/v1/models/m", "/upstream/zzz/x", "/upstream/m/x"):
+            async with one.session.get(one.url + path, headers={"x-api-key": guest}) as answer:
+                text = await answer.text()
+                assert answer.status == 403 and "it may ask for: n" in text and "models here" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"keys": [{"name": "a"}]}', '{"keys": [{"name": "a", "sha256": "x", "created_at": 1, "expires_at": "soon"}]}'],
+)
+async def test_keys_that_cannot_be_read_lock_nobody_out_and_let_nobody_in(tmp_path: Path, text: str) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    good = keys.add("good")
+    served = KeyFile(keys.place)
+    assert served.named_by({"x-api-key": good}).name == "good"
+    keys.place.write_text(text)
+    served._looked_at = -10.0
+    assert served.named_by({"x-api-key": good}).name == "good"
+    with pytest.raises(SpecError, match="cannot use the keys in"):
+        served.all()
+    keys.place.unlink()
+    served._looked_at = -10.0
+    with pytest.raises(RequestError, match="not known"):
+        served.named_by({"x-api-key": good})
+
+
+async def test_a_slow_reader_is_served_and_one_that_takes_next_to_nothing_is_cut_off() -> None:
+    http = dataclasses.replace(OPTIONS.http, write_timeout_s=0.5, head_timeout_s=1.0)
+    async with lab(dataclasses.replace(OPTIONS, http=http)) as one:
+        one.engine.words = 200_000
+        body = json.dumps(STREAM).encode()
+        ask = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        readers = []
+        for _ in range(2):
+            reader = socket.socket()
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            reader.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(reader, ("127.0.0.1", int(one.url.rpartition(":")[2])))
+            await asyncio.get_running_loop().sock_sendall(reader, ask)
+            readers.append(reader)
+        slow, silent = readers
+        await one.until(lambda: one.gateway.leasing.used() == 2, "both to run")
+        began = time.monotonic()
+        while one.gateway.leasing.used() == 2 or time.monotonic() - began < 2:  # the silent one goes, the slow one reads on
+            assert await asyncio.get_running_loop().sock_recv(slow, 4096)
+            await asyncio.sleep(0.02)
+            assert time.monotonic() - began < 20
+        assert one.gateway.leasing.used() == 1
+        slow.close()
+        silent.close()

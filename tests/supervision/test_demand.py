@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import ExitRecord, PreparedEngine
 from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.core.demand.turns import Condition
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.health import Counters, ProbeOutcome, ProbeResult
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.demand import Demand
@@ -549,3 +551,21 @@ async def test_a_refusal_names_the_pools_that_a_person_keeps_there() -> None:
 def test_what_is_asked_for_with_the_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"cannot ask with {next(iter(wrong))}"):
         AcquireRequest(**{"model": "a", **wrong})
+
+
+async def test_somebody_elses_engine_is_not_evicted_and_one_that_is_let_go_is_attached_to_on_demand() -> None:
+    world = DemandWorld(pool={"provisioning": {"mode": "external", "url": "http://127.0.0.1:9999"}})
+
+    async def no_model(pool: PoolConfig | None, submitted: PreparedEngine | None) -> LaunchInputs:
+        raise SpecError("cannot use the model: there is no such file")
+
+    world.fakes.admission._sizer = no_model  # of an engine that somebody else runs, there is none here
+    try:
+        world.release(await world.have("a"))
+        with pytest.raises(RequestError, match="somebody else runs its engine") as refused:
+            await world.pools.change(world.pools.get("a"), "evict", ev.Evict(), "down", desired="evicted")
+        assert refused.value.code == "EXTERNAL_ENGINE" and world.ready() == ["a"]
+        world.release(await world.have("b"))
+        assert world.fakes.launcher.processes == [] and (await world.demand.plan("c"))["refused"] is None
+    finally:
+        await world.end()

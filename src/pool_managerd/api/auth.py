@@ -108,12 +108,14 @@ class Access:
             "; or ".join(filter(None, remedies)),
         )
 
-    def check_browser(self, host: str | None, origin: str | None, *, tokenless: bool = False) -> None:
-        """Raises RequestError for what only a web page would send: a foreign Origin, or a name rebound to loopback.
+    def check_browser(
+        self, host: str | None, origin: str | None, site: str | None = None, *, tokenless: bool = False
+    ) -> None:  # fmt: skip
+        """Raises RequestError for what only a web page would send: a foreign Origin or site, or a name rebound to loopback.
 
         ``tokenless``: a loopback peer that carries no token; a page in a browser on this machine may be that.
         """
-        check_browser(host, origin, local=self.loopback_bind or tokenless)
+        check_browser(host, origin, site, local=self.loopback_bind or tokenless)
 
 
 def _bearer(header: str | None) -> str | None:

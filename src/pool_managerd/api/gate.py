@@ -126,7 +126,8 @@ class Gate:
             raise NodeError("cannot take more requests at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
         near = guarded is not None and guarded.peer_is_loopback
         tokenless = near and not self.access.loopback_bind and not self.access.bears_token(token)
-        self.access.check_browser(headers.get(hdrs.HOST), headers.get(hdrs.ORIGIN), tokenless=tokenless)
+        origin, site = headers.get(hdrs.ORIGIN), headers.get("Sec-Fetch-Site")
+        self.access.check_browser(headers.get(hdrs.HOST), origin, site, tokenless=tokenless)
         if label in self._paths.exempt and request.method in _READS:
             return
         uid: Callable[[], int | None] = (lambda: None) if guarded is None else guarded.peer_uid

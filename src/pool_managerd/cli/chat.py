@@ -63,7 +63,7 @@ def _answer(gateway: GatewayClient, model: str, talk: list[Json]) -> str:
     said, began, first = "", time.monotonic(), 0.0
     try:
         for event in gateway.stream("/v1/chat/completions", {"model": model, "messages": talk, "stream": True}):
-            piece = "".join(str(choice["delta"].get("content") or "") for choice in event.get("choices") or ())
+            piece = _piece(event)
             first = first or (time.monotonic() if piece else 0.0)
             said += piece
             sys.stdout.write(printable(piece))
@@ -74,6 +74,13 @@ def _answer(gateway: GatewayClient, model: str, talk: list[Json]) -> str:
     if sys.stderr.isatty() and first:
         sys.stderr.write(f"({first - began:.1f} s to the first word, {time.monotonic() - began:.1f} s in all)\n")
     return said
+
+
+def _piece(event: Json) -> str:
+    """The text in one event of a stream; whatever else an engine sends is none."""
+    choices = event.get("choices")
+    deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    return "".join(delta["content"] for delta in deltas if isinstance(delta, dict) and isinstance(delta.get("content"), str))
 
 
 def requests(url: GatewayUrl = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:

@@ -63,6 +63,9 @@ def keys_add(
     """Make a key for clients of the gateway. It is printed once; only its hash is kept."""
     lasts = seconds(expires, "--expires")
     until = None if lasts is None else int(time.time() + lasts)
+    names = {name for pool in _loaded(config, None)[1].pools for name in (pool.id, pool.served_name, *pool.other_names)}
+    for unknown in [one for one in model or () if one not in names]:
+        typer.echo(f"no pool of the configuration is called {unknown!r}: the key is for it all the same", err=True)
     typer.echo(_keys(config).add(name, tuple(model or ()), until, concurrency))
 
 

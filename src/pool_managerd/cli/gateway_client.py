@@ -39,12 +39,14 @@ class GatewayClient:
     def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer. Raises CommandFailed, for an error in the stream, too."""
         with self._answer("POST", path, body, _STREAM_S) as answer:
+            if not (answer.headers.get("Content-Type") or "").startswith("text/event-stream"):
+                raise CommandFailed("cannot read the answer: the engine was asked for a stream, and sent none", REFUSED)
             while line := answer.readline(_MAX_BYTES):
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
                     continue
-                event = json.loads(line[6:])
+                event = _decoded(line[5:])
                 if "error" in event:
-                    raise CommandFailed(str(event["error"].get("message")), REFUSED)
+                    raise CommandFailed(_message(event["error"]), REFUSED)
                 yield event
 
     @contextmanager
@@ -54,10 +56,10 @@ class GatewayClient:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            if answer.status >= 400:
-                raise _refused(answer)
-            yield answer
+            with connection.getresponse() as answer:
+                if answer.status >= 400:
+                    raise _refused(answer)
+                yield answer
         except OutputLostError:
             raise
         except (OSError, http.client.HTTPException) as error:
@@ -73,8 +75,12 @@ def find_gateway(url: str | None, config: Path | None) -> GatewayClient:
     """The one meant by ``--url``, POOL_MANAGERD_GATEWAY_URL, the configuration's gateway.bind, or the default address."""
     key = os.environ.get("POOL_MANAGERD_API_KEY", "").strip() or None
     chosen = url or os.environ.get("POOL_MANAGERD_GATEWAY_URL") or _configured(config) or DEFAULT_URL
-    parts = urlsplit(chosen)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(chosen)
+        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
         raise CommandFailed(f"cannot use {chosen!r} as the gateway's URL", USAGE, hint=f"write it as {DEFAULT_URL}")
     return GatewayClient(chosen, key)
 
@@ -88,6 +94,22 @@ def _configured(config: Path | None) -> str | None:
     bind = load_config(path, env=os.environ).gateway.bind
     host, _, port = (bind or "").rpartition(":")
     return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}" if bind else None  # noqa: S104
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    """One event. Raises CommandFailed for what is no JSON object."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise CommandFailed("cannot read the answer: an event of its stream is no JSON object", REFUSED)
+    return event
+
+
+def _message(error: Any) -> str:
+    """Of an error in a stream, in whatever shape an engine tells it."""
+    return str(error.get("message") if isinstance(error, dict) else error)
 
 
 def _refused(answer: http.client.HTTPResponse) -> CommandFailed:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from pool_managerd.errors import RequestError
+
+_MAX_NAME_PARTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,17 @@ class Directory:
                 f"model {model[:80]!r} not found", code="MODEL_NOT_FOUND", status=404, hint=f"models here: {known[:400]}"
             )
         return found
+
+    def split(self, target: str) -> tuple[str, str]:
+        """``MODEL/PATH?QUERY``, as it is in a URL, as the model and its engine's path. Names may have slashes: the longest
+        that is known counts, else the first part.
+        """
+        path, mark, query = target.partition("?")
+        parts = path.split("/")
+        for count in range(min(len(parts), _MAX_NAME_PARTS), 0, -1):
+            if (name := unquote("/".join(parts[:count]))) in self._by_name:
+                return name, "/" + "/".join(parts[count:]) + mark + query
+        return unquote(parts[0]), "/" + "/".join(parts[1:]) + mark + query
 
     def place(self, pool_id: str) -> Place | None:
         return self._places.get(pool_id)

@@ -18,6 +18,7 @@ _MAX_LINE = 256
 _MAX_BUFFERED = 256 << 10
 _END_OF_HEAD = b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+_VALUE = re.compile(rb"[^\x00\r\n]*")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
@@ -33,6 +34,10 @@ class BrokenEngineError(EngineError):
     code = "ENGINE_GONE"
     status = 502
     retriable = True
+
+
+class OddEngineError(BrokenEngineError):
+    """It is there, and what it sent is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ class EngineConnection(asyncio.Protocol):
                 raise ValueError("more than an answer")
             self._parse(data)
         except ValueError as problem:
-            self._fail(f"the engine sent what is no answer: {problem}")
+            self._error = self._error or OddEngineError(f"the engine sent what is no answer: {problem}")
             self.abort()
         self._wake()
 
@@ -143,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        if self.status and self.length is None and not self._chunked:
+        if self._error is None and self.status and self.length is None and not self._chunked:
             self._whole = True  # the end of the connection is that of the answer
         elif not self._whole:
             self._fail(_MIDDLE if self.status else _WITHOUT)
@@ -202,12 +207,15 @@ class EngineConnection(asyncio.Protocol):
             name, colon, value = text.partition(b":")
             if not colon or _NAME.fullmatch(name) is None:
                 raise ValueError("a header without a name")
+            if _VALUE.fullmatch(value) is None:
+                raise ValueError("a header with an end of line in it")
             headers.append((name, value.strip(b" \t")))
         if status >= 200:
-            self.status, self.headers = status, headers
-            self._frame(version=line[1])
+            self.headers = headers
+            self._frame(status, version=line[1])
+            self.status = status
 
-    def _frame(self, version: bytes) -> None:
+    def _frame(self, status: int, version: bytes) -> None:
         """How long its body is, and whether the connection lives on."""
         found: dict[bytes, set[bytes]] = {}
         for name, value in self.headers:
@@ -215,7 +223,7 @@ class EngineConnection(asyncio.Protocol):
         tokens = b",".join(found.get(b"connection", ())).lower()
         self._keeps = b"close" not in tokens and (version == b"1" or b"keep-alive" in tokens)
         lengths, coding = found.get(b"content-length", set()), b",".join(found.get(b"transfer-encoding", ())).lower()
-        if self._head_only or self.status in _WITHOUT_BODY:
+        if self._head_only or status in _WITHOUT_BODY:
             self.length, self._whole = 0, True
         elif coding:
             if coding.strip() != b"chunked" or lengths:

@@ -23,7 +23,11 @@ _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no
 
 
 class Exchange:
-    """``stream``: server-sent events were asked for, so that signs of life can be shown every ``heartbeat_s``."""
+    """``stream``: server-sent events were asked for, so that signs of life can be shown every ``heartbeat_s``; for
+    ``patience_s`` at most while nothing else happens.
+    """
+
+    patience_s = 1800.0
 
     def __init__(self, request: web.Request, dialect: Dialect, heartbeat_s: float, path: str = "other") -> None:
         self.request, self.dialect, self.heartbeat_s = request, dialect, heartbeat_s
@@ -34,7 +38,7 @@ class Exchange:
         self.sent = False
         """Something of the answer itself: it cannot be asked for again."""
         self._at_boundary = True
-        self._spoke = 0.0
+        self._spoke = self._moved = 0.0
         self._beat: asyncio.TimerHandle | None = None
         self._speaking: asyncio.Future[None] | None = None
 
@@ -52,18 +56,23 @@ class Exchange:
     def show_life(self) -> None:
         """From now on, where a stream was asked for: whenever nothing was sent for a while."""
         if self.stream and self._beat is None:
-            self._spoke = time.monotonic()
+            self._spoke = self._moved = time.monotonic()
             self._beat = asyncio.get_running_loop().call_later(self.heartbeat_s, self._on_beat)
 
     def show_no_more(self) -> None:
-        """The request is over."""
+        """The request is over, or its answer is no stream."""
         if self._beat is not None:
             self._beat.cancel()
+            self._beat = None
         if self._speaking is not None:
             self._speaking.cancel()
 
     def _on_beat(self) -> None:
+        """An engine that says nothing for very long is not covered for: the client's own patience counts then."""
         silent_s = time.monotonic() - self._spoke
+        if time.monotonic() - self._moved > self.patience_s:
+            self._beat = None
+            return
         if silent_s >= self.heartbeat_s and (self._speaking is None or self._speaking.done()):
             self._speaking, silent_s = asyncio.ensure_future(self._still_here()), 0.0
         self._beat = asyncio.get_running_loop().call_later(max(0.001, self.heartbeat_s - silent_s), self._on_beat)
@@ -95,7 +104,7 @@ class Exchange:
     def _passes(self, chunk: bytes) -> None:
         self.sent, self._at_boundary = True, chunk.endswith((b"\n\n", b"\r\n\r\n"))
         self.record.passes(chunk)
-        self._spoke = time.monotonic()
+        self._spoke = self._moved = time.monotonic()
 
     async def fail(self, problem: PoolError) -> web.StreamResponse:
         """Tell the client, in its own dialect; where its stream has begun as the last event. An answer that has begun and is no

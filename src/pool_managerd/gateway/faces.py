@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -28,6 +29,8 @@ class Faces:
     def __init__(self, leasing: Leasing, access: Access) -> None:
         self._leasing, self._access = leasing, access
         self._watchers = 0
+        self.closing = asyncio.Event()
+        """Set at the gateway's end: who only watches is not waited for."""
 
     async def running(self, request: web.Request) -> web.StreamResponse:
         """``GET /running``: the models that are loaded, or on their way."""
@@ -83,7 +86,7 @@ class Faces:
     async def _watched(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         response, told, silent_s = web.StreamResponse(headers=_SSE), "", 0.0
         await response.prepare(request)
-        while True:
+        while not self.closing.is_set():
             found = json.dumps([_model(place) for place in self._visible(caller)])
             if found != told:
                 told, silent_s = found, 0.0
@@ -92,8 +95,11 @@ class Faces:
             elif silent_s >= _HEARTBEAT_S:
                 silent_s = 0.0
                 await response.write(STILL_HERE)
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.closing.wait(), _LOOK_S)
             silent_s += _LOOK_S
+        await response.write_eof()
+        return response
 
     def _visible(self, caller: Caller) -> Iterable[Place]:
         return [place for place in self._leasing.directory.all() if any(caller.may_ask(name) for name in place.names)]

@@ -16,6 +16,7 @@ _HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"host", b"content-length", b"expect", b"x-request-id",
 })  # fmt: skip
+_CODING = frozenset({b"accept-encoding"})
 _KEPT_BACK = frozenset({*_HOP, b"server", b"date"})
 _WHOLE_BYTES = 1 << 20
 
@@ -31,6 +32,8 @@ async def forward(
     request, (url, target) = exchange.request, place
     named = request.headers.get("Connection")
     kept_back = _HOP if not (withheld or named) else _HOP | set(withheld) | _tokens(named)
+    if exchange.stream:  # what signs of life are put into is plain text
+        kept_back = kept_back | _CODING
     headers = [header for header in request.raw_headers if header[0].lower() not in kept_back]
     headers.append((b"x-request-id", exchange.request_id.encode()))
     answer = await links.ask(url, Question(request.method.encode(), target.encode(), headers, body))
@@ -41,7 +44,9 @@ async def forward(
 
 
 async def _passed_on(exchange: Exchange, answer: EngineAnswer) -> web.StreamResponse:
-    sse = answer.header(b"content-type").startswith(b"text/event-stream")
+    sse = answer.header(b"content-type").startswith(b"text/event-stream") and not answer.header(b"content-encoding")
+    if not sse:
+        exchange.show_no_more()
     if exchange.begun and not (sse and answer.status == 200):
         raise await _refused(answer)
     if not sse and not exchange.begun and answer.length is not None and answer.length <= _WHOLE_BYTES:
@@ -68,9 +73,14 @@ async def _passed_on(exchange: Exchange, answer: EngineAnswer) -> web.StreamResp
 
 
 async def _refused(answer: EngineAnswer) -> EngineError:
-    """The engine's error, for a client whose stream has begun with signs of life."""
+    """The engine's error, for a client whose stream has begun with signs of life. What it says is for the client alone."""
+    if answer.status < 400:
+        kind = answer.header(b"content-type").decode("latin-1")[:80] or "no Content-Type"
+        return EngineError(f"the engine answered {answer.status} with {kind} where a stream was asked for", code="ENGINE_REFUSED")
     said = (await answer.piece()).decode("utf-8", "replace")
-    return EngineError(f"the engine answered {answer.status}: {said[:500]}", code="ENGINE_REFUSED", status=answer.status)
+    return EngineError(
+        f"the engine answered {answer.status}", code="ENGINE_REFUSED", status=answer.status, hint=said[:500] or None
+    )
 
 
 def _passed(answer: EngineAnswer) -> CIMultiDict[str]:

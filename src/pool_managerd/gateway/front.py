@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from aiohttp import hdrs, web
 
 from pool_managerd.core.demand.kept_leases import HeldLease
-from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.asked import Asked, in_form, in_json
+from pool_managerd.gateway.bodies import Bodies, BodyLimits
 from pool_managerd.gateway.dialects import Dialect
-from pool_managerd.gateway.engine_connection import BrokenEngineError
+from pool_managerd.gateway.engine_connection import BrokenEngineError, OddEngineError
 from pool_managerd.gateway.engine_link import EngineLinks, engine_place
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.forward import forward
@@ -34,11 +35,9 @@ _CAUSE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
-    """``buffered_bytes``: of all bodies that are held at the same time."""
+    """``heartbeat_s``: how often a stream that waits shows a sign of life."""
 
-    body_bytes: int = 64 << 20
-    buffered_bytes: int = 512 << 20
-    body_s: float = 60.0
+    bodies: BodyLimits = field(default_factory=BodyLimits)
     heartbeat_s: float = 12.0
 
 
@@ -57,7 +56,7 @@ class Front:
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
         self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
-        self._limits, self._buffered = limits, 0
+        self._limits, self._bodies = limits, Bodies(limits.bodies)
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
         """A request for a model that its body names."""
@@ -79,6 +78,8 @@ class Front:
 
     async def _models(self, request: web.Request, wanted: str | None) -> web.StreamResponse:
         caller, directory = self._access.caller(request.headers), self._leasing.directory
+        if wanted is not None:
+            caller.require(wanted)
         behind = None if wanted is None else directory.pools(wanted)
         rows = listed(
             place
@@ -87,7 +88,6 @@ class Front:
         )
         if wanted is None:
             return web.json_response(as_list(rows))
-        caller.require(wanted)
         return web.json_response(rows[0])
 
     async def health(self, _request: web.Request) -> web.StreamResponse:
@@ -121,8 +121,7 @@ class Front:
 
     async def _cancelled(self, request: web.Request) -> web.StreamResponse:
         caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]
-        mine = any(row["request_id"] == wanted and row["key"] == caller.name for row in self._requests.rows())
-        self._requests.cancel(wanted if mine else "")
+        self._requests.cancel(wanted, caller.name)
         return web.json_response({"request_id": wanted, "cancelled": True})
 
     async def not_found(self, request: web.Request) -> web.StreamResponse:
@@ -162,32 +161,28 @@ class Front:
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         caller = self._access.caller(exchange.request.headers)
-        raw = await self._body(exchange.request)
-        try:
+        async with self._bodies.of(exchange.request) as raw:
             asked = self._read(exchange.request, raw, path)
-            exchange.stream, exchange.record.key = asked.stream, caller.name
+            exchange.stream, exchange.record.key = asked.stream and path.streams, caller.name
             target = exchange.request.rel_url.raw_path_qs
             if path.inner is not None:
                 target = path.inner + target[len(exchange.request.rel_url.raw_path) :]
             exchange.show_life()
-            with caller.asking(asked.model):
-                return await self._served(exchange, target, asked)
-        finally:
-            exchange.show_no_more()
-            self._buffered -= len(raw)
+            try:
+                with caller.asking(asked.model):
+                    return await self._served(exchange, target, asked)
+            finally:
+                exchange.show_no_more()
 
     async def _passed_through(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
         caller = self._access.caller(request.headers)
-        model, target = request.match_info["model"], "/" + request.rel_url.raw_path_qs.split("/", 3)[3]
-        raw = await self._body(request)
         exchange.record.key = caller.name
-        try:
+        await self._leasing.learnt()
+        model, target = self._leasing.directory.split(request.rel_url.raw_path_qs.split("/", 2)[2])
+        async with self._bodies.of(request) as raw:
             with caller.asking(model):
                 return await self._served(exchange, target, Asked(model, stream=False, body=raw))
-        finally:
-            exchange.show_no_more()
-            self._buffered -= len(raw)
 
     async def _served(self, exchange: Exchange, target: str, asked: Asked) -> web.StreamResponse:
         exchange.record.model = asked.model
@@ -212,11 +207,14 @@ class Front:
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
         """With what the daemon has found out about the engine's end, which takes it a moment."""
+        if isinstance(problem, OddEngineError):
+            return problem
         until = asyncio.get_running_loop().time() + _CAUSE_S
         while asyncio.get_running_loop().time() < until:
             place = self._leasing.directory.place(lease.pool_id)
-            if place is not None and not place.open and place.last_error:
-                return BrokenEngineError(f"{problem.message}; {place.last_error}", pool_id=lease.pool_id)
+            cause = None if place is None or place.open else place.last_error or ("it was stopped" if place.stays_down else None)
+            if cause is not None:
+                return BrokenEngineError(f"{problem.message}; {cause}", pool_id=lease.pool_id)
             await asyncio.sleep(0.02)
         return BrokenEngineError(problem.message, pool_id=lease.pool_id)
 
@@ -225,28 +223,3 @@ class Front:
         if path.form and kind.lower().startswith("multipart/form-data"):
             return in_form(raw, kind)
         return in_json(raw)
-
-    async def _body(self, request: web.Request) -> bytes:
-        """Raises RequestError 413 or 408, NodeError when too much is held already."""
-        limits, announced = self._limits, request.content_length or 0
-        if announced > limits.body_bytes:
-            raise _too_large(limits.body_bytes)
-        if self._buffered + announced > limits.buffered_bytes:
-            raise NodeError("cannot take more request bodies at the moment", code="TOO_MANY_REQUESTS", retry_after_ms=1000)
-        try:
-            if request.content.is_eof():  # it has come with its head
-                raw = await request.read()
-            else:
-                async with asyncio.timeout(limits.body_s):
-                    raw = await request.read()
-        except TimeoutError:
-            message = f"cannot wait longer than {limits.body_s:.0f} s for the request body"
-            raise RequestError(message, code="REQUEST_TIMEOUT", status=408) from None
-        except web.HTTPRequestEntityTooLarge:
-            raise _too_large(limits.body_bytes) from None
-        self._buffered += len(raw)
-        return raw
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(f"cannot take a request body of more than {limit >> 20} MiB", code="BODY_TOO_LARGE", status=413)

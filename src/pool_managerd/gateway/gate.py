@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from pool_managerd.errors import RequestError
 
-AT_ONCE_PER_MODEL = 64
+AT_ONCE_PER_MODEL = 16
 MAX_WAITING = 4096
 
 

@@ -21,6 +21,8 @@ from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
 
+_SHUNNED_S = 5.0
+"""An engine that just broke: others of the name are asked instead, until the node has found out what is so."""
 _AT_ONCE = 16
 """Leases that are renewed, or given back, at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
@@ -50,30 +52,49 @@ class Leasing:
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
         self._gate = Gate()
+        self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
 
     async def take(self, model: str, holder: str) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
         if not self.directory.known:
-            await self._node_is_there()
+            await self.learnt()
             if (kept := self.kept(model)) is not None:
                 return kept
-        self.directory.pools(model)
+        pools = self._sound(model)
+        wanted = model if pools == self.directory.pools(model) else min(pools, key=self._kept.used)
         ttl_ms, began = round(self._times.ttl_s * 1000), time.monotonic()
         async with self._gate.turn(model, self._times.wait_s):
             left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
-            ask = partial(self._link.acquire, model, f"{self._holder}/{holder}", ttl_ms, left_ms)
+            ask = partial(self._link.acquire, wanted, f"{self._holder}/{holder}", ttl_ms, left_ms)
             given = await self._with_patience(ask)
         self._kept.add(given)
         return given
 
+    async def learnt(self) -> None:
+        """Returns once it is known which models there are. Raises NodeError when the node does not say so for too long."""
+        if not self.directory.known:
+            await self._node_is_there()
+
     def kept(self, model: str) -> HeldLease | None:
         """A lease of ``model`` that is kept; it is in use from now on. Raises RequestError MODEL_NOT_FOUND."""
-        return self._kept.take(self.directory.pools(model)) if self.directory.known else None
+        return self._kept.take(self._sound(model)) if self.directory.known else None
+
+    def _sound(self, model: str) -> tuple[str, ...]:
+        """Its pools, without those that just broke where others are ready. Raises RequestError MODEL_NOT_FOUND."""
+        pools = self.directory.pools(model)
+        if not self._broken or len(pools) == 1:
+            return pools
+        now = time.monotonic()
+        self._broken = {pool_id: until for pool_id, until in self._broken.items() if until > now}
+        places = (self.directory.place(pool_id) for pool_id in pools if pool_id not in self._broken)
+        return tuple(place.pool_id for place in places if place is not None and place.open) or pools
 
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
+        if broken:
+            self._broken[lease.pool_id] = time.monotonic() + _SHUNNED_S
         if broken or self._kept.done(lease, time.monotonic()):
             self._kept.forget(lease.lease_id)
             self._owe([lease])

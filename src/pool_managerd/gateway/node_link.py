@@ -14,7 +14,7 @@ from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
 
 _ANSWER_S, _ENDS_S = 10.0, 60.0
-_CALLS, _WAITING = 24, 256
+_CALLS, _WAITING = 24, 512
 """Connections for what is answered at once, and for what waits for a slot: the daemon has others to answer, too."""
 _ABANDONED_S = 0.2
 _MAX_EVENT_BYTES = 8 << 20

@@ -10,11 +10,14 @@ from pool_managerd.gateway.dialects import Dialect
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """``form``: the body may be a multipart form. ``inner``: the path at the engine, where that is another one."""
+    """``form``: the body may be a multipart form. ``inner``: the path at the engine, where that is another one. ``streams``: its
+    answer is a stream where that is asked for.
+    """
 
     dialect: Dialect = Dialect.OPENAI
     form: bool = False
     inner: str | None = None
+    streams: bool = True
 
 
 _PLAIN = ("chat/completions", "completions", "embeddings", "responses")
@@ -23,12 +26,21 @@ _FORMS = ("audio/transcriptions", "audio/translations", "images/edits", "images/
 _LLAMACPP = ("infill", "completion", "embedding", "tokenize", "detokenize", "apply-template", "rerank", "reranking")
 _ANTHROPIC = ("messages", "messages/count_tokens")
 
+_WHOLE = frozenset({
+    "embeddings", "embedding", "rerank", "reranking", "tokenize", "detokenize", "apply-template", "messages/count_tokens",
+})  # fmt: skip
+
+
+def _path(path: str, dialect: Dialect = Dialect.OPENAI, *, form: bool = False, inner: str | None = None) -> Path:
+    return Path(dialect, form, inner, streams=path not in _WHOLE)
+
+
 POSTS: Mapping[str, Path] = {
-    **{f"/v1/{path}": Path() for path in _OPENAI},
-    **{f"/v1/{path}": Path(form=True) for path in _FORMS},
-    **{f"/v1/{path}": Path(Dialect.ANTHROPIC) for path in _ANTHROPIC},
-    **{f"/{path}": Path() for path in _LLAMACPP},
+    **{f"/v1/{path}": _path(path) for path in _OPENAI},
+    **{f"/v1/{path}": _path(path, form=True) for path in _FORMS},
+    **{f"/v1/{path}": _path(path, Dialect.ANTHROPIC) for path in _ANTHROPIC},
+    **{f"/{path}": _path(path) for path in _LLAMACPP},
     # Clients whose base URL has no version, or that leave it out.
-    **{f"/{path}": Path(inner=f"/v1/{path}") for path in _PLAIN},
+    **{f"/{path}": _path(path, inner=f"/v1/{path}") for path in _PLAIN},
 }
 """All are POST, with the model in the body."""

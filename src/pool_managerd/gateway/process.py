@@ -13,6 +13,7 @@ import structlog
 
 from pool_managerd.config import Config, split_address
 from pool_managerd.errors import SpecError
+from pool_managerd.gateway.bodies import BodyLimits
 from pool_managerd.gateway.front import FrontLimits
 from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
@@ -43,7 +44,7 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
     check(config, bind)
     own = config.gateway
     return GatewayOptions(
-        FrontLimits(body_bytes=own.max_body_bytes, heartbeat_s=own.heartbeat_ms / 1000),
+        FrontLimits(BodyLimits(each_bytes=own.max_body_bytes), own.heartbeat_ms / 1000),
         leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
         keys=key_file(config.base_dir, own.keys_file),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),

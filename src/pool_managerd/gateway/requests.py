@@ -49,10 +49,10 @@ class Requests:
         """Those that ended last, oldest first, and then those in flight."""
         return [record.to_dict() for record in (*self._recent, *(record for record, _ in self._live.values()))]
 
-    def cancel(self, request_id: str) -> None:
-        """It ends now, and its engine stops working on it. Raises RequestError when it is not in flight."""
+    def cancel(self, request_id: str, key: str | None) -> None:
+        """It ends now, and its engine stops working on it. Raises RequestError when none of that ``key`` is in flight."""
         record, task = self._live.get(request_id, (None, None))
-        if record is None or task is None:
+        if record is None or task is None or record.key != key:
             raise RequestError(f"request {request_id[:64]!r} is not in flight", code="TICKET_NOT_FOUND", status=404)
         self._cancelled.add(request_id)
         task.cancel()

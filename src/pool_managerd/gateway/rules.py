@@ -17,15 +17,18 @@ def for_engine(asked: Asked, place: Place | None) -> bytes | None:
     """The body for the engine of ``place``: rules applied in the order strip, default, set, by_name, and an engine that insists
     on its own name for the model asked by that. None: there is none.
     """
+    names = () if place is None else place.engine_names or ()
+    renames = bool(names) and asked.model not in names
+    if renames and asked.named_at is not None:
+        return asked.body[: asked.named_at.start] + names[0].encode() + asked.body[asked.named_at.stop :]
     if place is None or not asked.body or not asked.json:
         return asked.body or None
-    names, rules = place.engine_names, place.rules
-    renames = bool(names) and asked.model not in (names or ())
+    rules = place.rules
     if not (rules or renames):
         return asked.body
     value: dict[str, Any] = json.loads(asked.body)
     _apply(value, rules or {}, asked.model)
-    if renames and names:
+    if renames:
         value["model"] = names[0]
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 

@@ -60,6 +60,7 @@ class Gateway:
         self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
         self._links = EngineLinks()
         self._server: HttpServer | None = None
+        self._faces: Faces | None = None
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
@@ -67,6 +68,8 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         """Running requests have a moment to end; then leases go back."""
+        if self._faces is not None:
+            self._faces.closing.set()
         if self._server is not None:
             await self._server.close()
         with suppress(TimeoutError):
@@ -79,8 +82,8 @@ class Gateway:
         requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         access = Access(self._options.keys)
         parts = FrontParts(self.leasing, self._links, access, requests)
-        front = Front(parts, self._options.limits)
-        self._server = HttpServer(_application(front, Faces(self.leasing, access), self._options), self._options.http, _refusal)
+        front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
+        self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
         await self._server.start(listener)
 
     async def run(self) -> None:
@@ -89,7 +92,9 @@ class Gateway:
 
 
 def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.Application:
-    app = web.Application(middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.body_bytes)
+    app = web.Application(
+        middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.bodies.each_bytes
+    )
     for path, kind in POSTS.items():
         app.router.add_post(path, _with(front.infer, kind))
     app.router.add_get("/v1/models", front.models)
@@ -105,7 +110,7 @@ def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.App
         ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),
     ):  # fmt: skip
         app.router.add_route(method, path, handler)
-    app.router.add_route("*", "/upstream/{model}/{path:.*}", front.upstream)
+    app.router.add_route("*", "/upstream/{path:.+}", front.upstream)
     app.router.add_route("*", "/{path:.*}", front.not_found)
     app.on_response_prepare.append(_allow(options.origins))
     app.freeze()
@@ -133,11 +138,13 @@ def _guard(origins: Collection[str], *, local: bool) -> Middleware:
         origin = request.headers.get(hdrs.ORIGIN, "").lower()
         with at_work(request.transport):
             try:
-                check_browser(request.headers.get(hdrs.HOST), origin or None, local=local, origins=origins)
+                site = request.headers.get("Sec-Fetch-Site")
+                check_browser(request.headers.get(hdrs.HOST), origin or None, site, local=local, origins=origins)
             except PoolError as problem:
                 return _refusal(problem)
             if request.method == "OPTIONS" and origin in origins:
-                return web.Response(status=204, headers=_CORS)
+                wanted = request.headers.get("Access-Control-Request-Headers", "")[:_MAX_NAMES]
+                return web.Response(status=204, headers={**_CORS, "Access-Control-Allow-Headers": wanted})
             return await handler(request)
 
     return guarded
@@ -155,7 +162,5 @@ def _allow(origins: Collection[str]) -> Callable[[web.Request, web.StreamRespons
     return allow
 
 
-_CORS = {
-    "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
-    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version, x-request-id",
-}  # fmt: skip
+_MAX_NAMES = 2048
+_CORS = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
+from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from pool_managerd.httpd.peers import is_loopback, uid_of_peer
 
 MAX_STUCK = 64
 CROWDED_TIMEOUT_S = 2.0
+LEAST_TAKEN = 4096
 _REFUSAL_BODY = (
     b'{"code":"TOO_MANY_CONNECTIONS","message":"cannot take another connection","error":"cannot take another connection",'
     b'"retriable":true,"retry_after_ms":1000,"correlation_id":"-"}'
@@ -27,8 +31,8 @@ class Connections:
     At ``limit`` the one idle for longest makes room; when all of them work, the new one is refused.
 
     The head of a request must be complete ``head_timeout`` seconds after its first byte (and after connecting);
-    a client that dribbles is cut off (slowloris). So is one that takes nothing of its answer for ``write_timeout``
-    seconds, and sooner where many do.
+    a client that dribbles is cut off (slowloris). So is one that takes next to nothing of its answer (``LEAST_TAKEN`` bytes)
+    in ``write_timeout`` seconds, and sooner where many do.
     """
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol], limit: int, head_timeout: float, write_timeout: float) -> None:
@@ -38,8 +42,10 @@ class Connections:
         self.write_timeout = write_timeout
         self.open: set[GuardedConnection] = set()
         self.idle: dict[GuardedConnection, None] = {}  # oldest first
-        self.stuck: dict[GuardedConnection, float] = {}  # whose reader takes nothing, and since when; oldest first
+        self.stuck: dict[GuardedConnection, tuple[float, int]] = {}  # since when, and what was to be sent then; oldest first
         self._sweeper: asyncio.TimerHandle | None = None
+        self.ended = asyncio.Event()
+        """Set when a request has ended."""
 
     def __call__(self) -> asyncio.Protocol:
         return GuardedConnection(self, self._protocol)
@@ -47,6 +53,16 @@ class Connections:
     def start(self) -> None:
         """Begin to look for clients that take too long. To be called in the loop; ``stop`` ends it."""
         self._sweeper = asyncio.get_running_loop().call_later(self.head_timeout / 10, self._sweep)
+
+    async def settle(self, seconds: float) -> None:
+        """Returns when no request is at work any more; what still is after this time is cut off."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.open - self.idle.keys():
+                    self.ended.clear()
+                    await self.ended.wait()
+        for connection in self.open - self.idle.keys():
+            connection.abort()
 
     def stop(self) -> None:
         if self._sweeper is not None:
@@ -64,16 +80,21 @@ class Connections:
 
     def stops_reading(self, connection: GuardedConnection) -> None:
         """The peer takes no more for now: what it was to be sent is kept for it, but not for long."""
-        self.stuck[connection] = asyncio.get_running_loop().time()
+        self.stuck[connection] = asyncio.get_running_loop().time(), connection.unsent()
         self._cut_off_stuck()
 
     def _cut_off_stuck(self) -> None:
         now = asyncio.get_running_loop().time()
-        for connection, since in list(self.stuck.items()):
+        for connection, (since, before) in list(self.stuck.items()):
             crowded = len(self.stuck) > MAX_STUCK and now - since > CROWDED_TIMEOUT_S
             if not crowded and now - since < self.write_timeout:
                 break
-            connection.abort()
+            unsent = connection.unsent()
+            if before - unsent < LEAST_TAKEN * min(1.0, (now - since) / self.write_timeout):
+                connection.abort()
+            else:
+                del self.stuck[connection]
+                self.stuck[connection] = now, unsent
 
     def _sweep(self) -> None:
         limit = asyncio.get_running_loop().time() - self.head_timeout
@@ -142,8 +163,18 @@ class GuardedConnection(asyncio.Protocol):
         self._owner.idle.pop(self, None)
 
     def request_ends(self) -> None:
+        self._owner.ended.set()
         if self in self._owner.open:
             self._owner.idle[self] = None
+
+    def unsent(self) -> int:
+        """Bytes that the peer has not taken: those kept here, and those that the kernel keeps."""
+        if self._transport is None:
+            return 0
+        kept = array("i", [0])
+        with suppress(OSError, ValueError):  # it has just ended
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
+        return self._transport.get_write_buffer_size() + kept[0]
 
     def abort(self) -> None:
         """Close at once, without waiting for what is still to be sent."""
@@ -181,6 +212,7 @@ class GuardedConnection(asyncio.Protocol):
             self._inner.resume_writing()
 
     def _forget(self) -> None:
+        self._owner.ended.set()
         self._owner.stuck.pop(self, None)
         self._owner.open.discard(self)
         self._owner.idle.pop(self, None)

@@ -19,6 +19,8 @@ from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.httpd.guard import Connections
 
 _BACKLOG = 4096
+_WRITES_S = 1.0
+"""For the answers of requests that are over."""
 _ACCEPTS_AT_ONCE = 64
 """Few: what was accepted is read before so many follow that it would have to make room for them."""
 Refusal = Callable[[PoolError], web.Response]
@@ -43,7 +45,7 @@ class HttpServer:
         self._limits, self._refusal = limits, refusal
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, keepalive_timeout=limits.keepalive_s,
-            shutdown_timeout=limits.shutdown_s, auto_decompress=False, logger=_protocol_log(),
+            shutdown_timeout=_WRITES_S, auto_decompress=False, logger=_protocol_log(),
         )  # fmt: skip
         self._server: asyncio.Server | None = None
         self._guard: Connections | None = None
@@ -75,11 +77,12 @@ class HttpServer:
     async def close(self) -> None:
         """Stop listening, give running requests a moment, close every connection."""
         self.stop_listening()
-        await self._runner.cleanup()
         if self._guard is not None:
             self._guard.stop()
-            for connection in list(self._guard.open):
-                connection.abort()
+            await self._guard.settle(self._limits.shutdown_s)
+        await self._runner.cleanup()
+        for connection in () if self._guard is None else list(self._guard.open):
+            connection.abort()
 
 
 def listen(address: str) -> socket.socket:

@@ -56,6 +56,8 @@ class MakingRoom:
             return Room(problem, in_vain=problem)
 
     async def _seen(self, pool: Pool, residency_s: float, waited_for: Collection[str]) -> Room:
+        if pool.definition.external:  # somebody else has found room for it
+            return Room()
         objection: Objection = await self._s.admission.trial(pool)
         if (why_not := objection(())) is None:
             return Room()

@@ -169,7 +169,12 @@ def evict_idle(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
 
 
 def evict_running(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
-    """What is in flight is never cut off to make room, on an engine that was taken over and is probed anew either."""
+    """What is in flight is never cut off to make room, on an engine that was taken over and is probed anew either. Letting go of
+    somebody else's engine makes none.
+    """
+    if pool.active.external:
+        why = f"cannot evict pool '{pool.pool_id}': somebody else runs its engine, so that would free nothing; stop lets go of it"
+        return refuse(pool, "EXTERNAL_ENGINE", why)
     if e.active_leases:
         leases = narration.count(e.active_leases, "lease")
         instead = "wait for them to end, or drain it (then it stays down until it is started)"

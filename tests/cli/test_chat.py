@@ -1,0 +1,151 @@
+"""``chat``, ``requests``, ``cancel`` and ``keys``: what they print, and what they make of engines that answer oddly."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_managerd.cli.exits import REFUSED, USAGE
+from pool_managerd.gateway.keys import KeyFile
+from tests.cli.test_commands import Invoke
+
+ROW = {
+    "request_id": "r1", "path": "/v1/chat/completions", "key": None, "model": "m", "pool_id": "m", "state": "ended",
+    "status": 200, "error": None, "began_at_ms": 1, "queued_ms": 3, "first_token_ms": 40, "duration_ms": 900, "tokens_in": 12,
+    "tokens_cached": None, "tokens_out": 34, "decode_time_ms": 860,
+}  # fmt: skip
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers a chat with these lines."""
+
+    lines: tuple[bytes, ...] = (b'data: {"choices":[{"delta":{"content":"Hi"}}]}', b"", b"data: [DONE]", b"")
+    kind = "text/event-stream"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Scripted
+
+    def do_GET(self) -> None:
+        rows: Any = [ROW] if self.path == "/v1/requests" else {"data": [{"id": "m"}]}
+        self._answer(200, json.dumps(rows).encode(), "application/json")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b"\n".join(self.server.lines), self.server.kind)
+
+    def do_DELETE(self) -> None:
+        error = {"error": {"message": f"request '{self.path.rpartition('/')[2]}' is not in flight", "code": "ticket_not_found"}}
+        self._answer(404, json.dumps(error).encode(), "application/json")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    server = Scripted(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_only_model_answers(invoke: Invoke, scripted: Scripted) -> None:
+    assert invoke("chat", "-m", "Hello", "--url", scripted.url) == (0, "Hi\n", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"data: null", "no JSON object"),
+        (b"data: {oops", "no JSON object"),
+        (b'data: {"error": "odd"}', "odd"),
+        (b'data: {"error": {"message": "the engine ended"}}', "the engine ended"),
+    ],
+)
+def test_what_is_no_answer_is_said(invoke: Invoke, scripted: Scripted, line: bytes, said: str) -> None:
+    scripted.lines = (line, b"", b"")
+    code, _, err = invoke("chat", "m", "-m", "Hello", "--url", scripted.url)
+    assert code == REFUSED and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "line", [b'data: {"choices":[{}]}', b'data: {"choices":{}}', b'data: {"choices":[{"delta":{"content":7}}]}']
+)
+def test_what_says_nothing_is_no_error(invoke: Invoke, scripted: Scripted, line: bytes) -> None:
+    scripted.lines = (line, b"", b'data:{"choices":[{"delta":{"content":"ok"}}]}', b"", b"")
+    assert invoke("chat", "m", "-m", "Hello", "--url", scripted.url) == (0, "ok\n", "")
+
+
+def test_an_answer_that_is_no_stream_is_said(invoke: Invoke, scripted: Scripted) -> None:
+    scripted.kind = "application/json"
+    code, _, err = invoke("chat", "m", "-m", "Hello", "--url", scripted.url)
+    assert code == REFUSED and "asked for a stream, and sent none" in err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1x", "http://127.0.0.1:99999", "127.0.0.1:1", "https://a", "http://[::1"])
+def test_an_address_that_is_none_is_said(invoke: Invoke, url: str) -> None:
+    code, _, err = invoke("chat", "m", "-m", "Hello", "--url", url)
+    assert code == USAGE and "as the gateway's URL" in err
+
+
+def test_requests_are_a_table_and_cancel_names_the_one_that_is_not_there(invoke: Invoke, scripted: Scripted) -> None:
+    code, out, err = invoke("requests", "--url", scripted.url)
+    assert (code, err) == (0, "") and " ".join(out.splitlines()[1].split()) == "r1 m ended 0 s 0 s 1 s 12 34 200"
+    code, _, err = invoke("cancel", "nope", "--url", scripted.url)
+    assert code == REFUSED and "request 'nope' is not in flight" in err
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    pool = '{id: chat, engine: llamacpp, model: "file:m.gguf", aliases: [gpt]}'
+    path.write_text(f"profile: dev\ngateway: {{keys_file: keys.json}}\npools: [{pool}]\n")
+    return path
+
+
+def test_keys_are_made_listed_and_removed(invoke: Invoke, config: Path) -> None:
+    code, out, err = invoke("keys", "add", "laptop", "--model", "gpt", "--config", str(config))
+    assert (code, err) == (0, "") and out.startswith("pm-")
+    assert "laptop" in invoke("keys", "ls", "--config", str(config))[1]
+    assert invoke("keys", "rm", "laptop", "--config", str(config))[0] == 0
+    assert "there are no keys" in invoke("keys", "ls", "--config", str(config))[1]
+
+
+@pytest.mark.parametrize("name", ["", " a", "a\nb", "\x1b[31m", "x" * 65])
+def test_a_name_that_is_none_is_refused(invoke: Invoke, config: Path, name: str) -> None:
+    code, _, err = invoke("keys", "add", name, "--config", str(config))
+    assert code != 0 and "it must be 1 to 64" in err
+
+
+def test_a_key_for_a_model_that_is_not_there_is_said(invoke: Invoke, config: Path) -> None:
+    code, out, err = invoke("keys", "add", "a", "--model", "nosuch", "--config", str(config))
+    assert code == 0 and out.startswith("pm-") and "no pool of the configuration is called 'nosuch'" in err
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    place = tmp_path / "keys.json"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: KeyFile(place).add(f"k{number}"), range(24)))
+    assert len(KeyFile(place).all()) == 24
