@@ -21,6 +21,7 @@ from pool_managerd.cli import (
     explain,
     follow,
     gateway,
+    moving,
     output,
     preflight,
     queue,
@@ -106,6 +107,9 @@ for _command in (devices.cordon, devices.uncordon, devices.release, devices.resu
 keys_app = typer.Typer(help="API keys of the gateway.", rich_markup_mode=None, no_args_is_help=True)
 for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm", gateway.keys_rm)):
     keys_app.command(_name)(_command)
+import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
+import_app.command("llama-swap")(moving.import_llama_swap)
+app.add_typer(import_app, name="import")
 app.add_typer(keys_app, name="keys")
 app.add_typer(devices_app, name="devices")
 app.add_typer(breaker_app, name="breaker")

@@ -11,7 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from pool_managerd.cli.output import as_typed, paint, plain, printable
 
@@ -33,22 +33,27 @@ class Column:
     lines: int = 1
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: str, wide: bool = False) -> None:
-    """Rows under their headings; ``empty`` when there are none. A cell may have several lines, one below the other."""
+def table(
+    columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, empty: str, wide: bool = False, to: TextIO | None = None
+) -> None:
+    """Rows under their headings; ``empty`` when there are none. A cell may have several lines, one below the other. ``to``:
+    elsewhere than to the standard output.
+    """
+    out = to or sys.stdout
     found = [[_lines(cell) for cell in row] for row in rows]
     if not found:
-        sys.stdout.write(empty + "\n")
+        out.write(empty + "\n")
         return
-    room = None if wide or not sys.stdout.isatty() else max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)
+    room = None if wide or not out.isatty() else max(_FEWEST_COLUMNS, shutil.get_terminal_size().columns)
     natural = [max(map(width, (column.head, *(line for row in found for line in row[i])))) for i, column in enumerate(columns)]
     shown = widths(columns, natural, room)
-    sys.stdout.write(paint(_line(columns, {i: columns[i].head for i in shown}, shown), "1") + "\n")
+    out.write(paint(_line(columns, {i: columns[i].head for i in shown}, shown), "1" if out is sys.stdout else "") + "\n")
     for row in found:
         for i in shown:
             row[i] = [part for line in row[i] for part in _broken(line, shown[i], columns[i].lines)]
         for number in range(max(len(row[i]) for i in shown)):
             cells = {i: row[i][number] if number < len(row[i]) else "" for i in shown}
-            sys.stdout.write(_line(columns, cells, shown) + "\n")
+            out.write(_line(columns, cells, shown) + "\n")
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:

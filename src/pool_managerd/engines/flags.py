@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -145,19 +145,23 @@ class OptionTable:
         if len(flags) > MAX_FLAGS or any(len(flag) > MAX_FLAG_CHARS or "\0" in flag for flag in flags):
             limits = f"at most {MAX_FLAGS}, each at most {MAX_FLAG_CHARS} characters without NUL"
             return (), (SpecError(f"cannot use these flags: {limits}"),)
-        uses: list[FlagUse] = []
-        found: list[SpecError] = []
+        read = list(self.walk(flags))
+        uses = tuple(use for use, _ in read if isinstance(use, FlagUse))
+        return uses, tuple(error for error, _ in read if isinstance(error, SpecError))
+
+    def walk(self, flags: Sequence[str]) -> Iterator[tuple[FlagUse | SpecError, tuple[str, ...]]]:
+        """Each use, or what is wrong with it, and the items of ``flags`` that it was written as."""
         position = 0
         while position < len(flags):
+            start = position
             try:
                 name, values, position = self._one(flags, position)
-                uses.append(self.use(name, *values))
+                yield self.use(name, *values), tuple(flags[start:position])
             except SpecError as error:
-                found.append(error)
                 position += 1
                 while position < len(flags) and not flags[position].startswith("-"):
                     position += 1
-        return tuple(uses), tuple(found)
+                yield error, tuple(flags[start:position])
 
     def _one(self, flags: Sequence[str], position: int) -> tuple[str, tuple[str, ...], int]:
         name = flags[position]

@@ -72,11 +72,9 @@ def checked_flags(
     uses, wrong = table.sift(pool.provisioning.flags)
     chosen = collapse(uses)
     problems: list[PoolError] = list(wrong)
+    sees_one = pool.tensor_split is None and len(pool.devices) <= 1
     for use in chosen.values():
-        refused = attempt(partial(_check_allowed, use, table)) or attempt(partial(_check_devices, use, table, pool))
-        if not refused and around.gpu_only:
-            refused = attempt(partial(_check_on_gpu, use, table))
-        problems += refused
+        problems += refusals(use, table, sees_one=sees_one, gpu_only=around.gpu_only)
     roots = (Path(model_path).parent, around.base_dir)
     for name in rules.FILES:
         if name in table and (found := chosen.get(_canonical(name, table))):
@@ -88,6 +86,12 @@ def checked_flags(
                     problems.append(error)
             chosen[found.option.canonical] = table.use(found.name, *paths)
     return chosen, tuple(problems)
+
+
+def refusals(use: FlagUse, table: OptionTable, *, sees_one: bool, gpu_only: bool) -> tuple[PoolError, ...]:
+    """Why a pool, which ``sees_one`` GPU at most, may not have a flag; nothing where it may."""
+    refused = attempt(partial(_check_allowed, use, table)) or attempt(partial(_check_devices, use, table, sees_one))
+    return refused or (attempt(partial(_check_on_gpu, use, table)) if gpu_only else ())
 
 
 def build_env(pool: PoolConfig, profile: Profile) -> dict[str, str]:
@@ -180,10 +184,9 @@ def _check_allowed(use: FlagUse, table: OptionTable) -> None:
         raise SpecError(f"cannot allow the flag {use.name}: {rules.REFUSED_PATTERN[1]}", hint="remove it from provisioning.flags")
 
 
-def _check_devices(use: FlagUse, table: OptionTable, pool: PoolConfig) -> None:
+def _check_devices(use: FlagUse, table: OptionTable, sees_one: bool) -> None:
     """What is reserved on each GPU must be what the engine takes there."""
     value = use.values[0].strip().lower() if use.values else ""
-    sees_one = pool.tensor_split is None and len(pool.devices) <= 1
     for name, (always, with_one) in rules.GPU_CHOICE.items():
         harmless = f"{always}|{with_one}" if sees_one else always
         if table.names(use, name) and re.fullmatch(harmless, value) is None:
