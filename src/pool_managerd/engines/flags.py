@@ -149,13 +149,15 @@ class OptionTable:
         uses = tuple(use for use, _ in read if isinstance(use, FlagUse))
         return uses, tuple(error for error, _ in read if isinstance(error, SpecError))
 
-    def walk(self, flags: Sequence[str]) -> Iterator[tuple[FlagUse | SpecError, tuple[str, ...]]]:
-        """Each use, or what is wrong with it, and the items of ``flags`` that it was written as."""
+    def walk(self, flags: Sequence[str], *, suggest: bool = True) -> Iterator[tuple[FlagUse | SpecError, tuple[str, ...]]]:
+        """Each use, or what is wrong with it, and the items of ``flags`` that it was written as. What is meant by an unknown
+        one costs a millisecond to ``suggest``.
+        """
         position = 0
         while position < len(flags):
             start = position
             try:
-                name, values, position = self._one(flags, position)
+                name, values, position = self._one(flags, position, suggest)
                 yield self.use(name, *values), tuple(flags[start:position])
             except SpecError as error:
                 position += 1
@@ -163,7 +165,7 @@ class OptionTable:
                     position += 1
                 yield error, tuple(flags[start:position])
 
-    def _one(self, flags: Sequence[str], position: int) -> tuple[str, tuple[str, ...], int]:
+    def _one(self, flags: Sequence[str], position: int, suggest: bool) -> tuple[str, tuple[str, ...], int]:
         name = flags[position]
         position += 1
         given: tuple[str, ...] = ()
@@ -174,7 +176,7 @@ class OptionTable:
                 given = (value,)
         option = self._option(name)
         if option is None:
-            raise self._unknown(name)
+            raise self._unknown(name, suggest)
         least = 1 if option.values == MANY else option.values
         if len(given) > least:
             raise SpecError(f"cannot use the flag {name}={given[0]!r}: it takes no value", hint=f"write `{name}` alone")
@@ -191,9 +193,9 @@ class OptionTable:
     def _is_value(self, text: str) -> bool:
         return not text.startswith("--") and not self._starts_here(text)
 
-    def _unknown(self, name: str) -> SpecError:
+    def _unknown(self, name: str, suggest: bool) -> SpecError:
         shown = name if len(name) <= 80 else name[:77] + "…"
-        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6) if suggest else []
         if not name.startswith("-"):
             return SpecError(
                 f"cannot use {shown!r} as a flag: flags begin with a dash", hint="write a flag and its value as two items"

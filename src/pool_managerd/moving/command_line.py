@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from pool_managerd.moving.macros import without_comments
 
 MAX_COMMAND_CHARS = 65_536
+MAX_WORDS = 1_000
 
 Kind = Literal["llamacpp", "vllm", "container", "other"]
 
@@ -63,9 +64,12 @@ def split(text: str) -> list[str]:
     lines = without_comments(text).split("\n")
     joined = "\n".join(line.strip().removesuffix("\\") + " " if line.strip().endswith("\\") else line for line in lines)
     try:
-        return shlex.split(joined)
+        words = shlex.split(joined)
     except ValueError as error:
         raise ValueError("a quote in it is not closed" if "quotation" in str(error) else "it ends with a backslash") from None
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"it has more than {MAX_WORDS} words")
+    return words
 
 
 def read(text: str) -> Command | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from pool_managerd.core.gpu.masks import DeviceMask
 from pool_managerd.errors import SpecError
 from pool_managerd.moving.command_line import ReadFlags, Written
 from pool_managerd.moving.macros import holds_secret
+from pool_managerd.moving.names import usable
 
 _SIZES = {"": 1, "k": 1_000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
 _DAEMON = "the daemon says it itself"
@@ -53,10 +55,14 @@ def _shown(flag: Written) -> str:
 
 
 class FlagMover:
-    """The flags of one engine, moved one by one. ``visible`` are the devices that the command is shown, None: all."""
+    """The flags of one engine, moved one by one. ``visible`` are the devices that the command is shown, None: all; a name
+    that ``is_free`` means no other model.
+    """
 
-    def __init__(self, engine: str, read: ReadFlags, visible: list[int | str] | None, own_port: int | None) -> None:
-        self._engine, self._read, self._own_port = engine, read, own_port
+    def __init__(
+        self, engine: str, read: ReadFlags, visible: list[int | str] | None, own_port: int | None, is_free: Callable[[str], bool]
+    ) -> None:
+        self._engine, self._read, self._own_port, self._is_free = engine, read, own_port, is_free
         self.visible = visible
         self.told = Told()
 
@@ -151,8 +157,10 @@ class FlagMover:
 
     def _move_alias(self, use: Written) -> None:
         name = use.values[0]
-        if "," in name or not 1 <= len(name) <= 256 or not name.isprintable():
+        if "," in name or not usable(name):
             self.told.kept(use)
+        elif not self._is_free(name):
+            self.told.kept(use, "another model is asked for by that name")
         else:
             self.told.fields["served_name"] = name
             self.told.mapped(use, "served_name")

@@ -6,14 +6,16 @@ A variable whose name says that it is a secret is not read: a mark stands for it
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pool_managerd.config.parse import KeyPath, Tree
+from pool_managerd.errors import SpecError
 from pool_managerd.moving.source import Source, go_text, parsed, wrong
 
-MAX_EXPANDED_CHARS = 4 << 20
+MAX_EXPANDED_CHARS = 1 << 20
 """Of all values together: macros that hold each other twice grow without end."""
 MAX_MACROS = 500
 RESERVED = ("PID", "PORT", "MODEL_ID")
@@ -65,19 +67,19 @@ def read(text: str, name: str, env: Mapping[str, str]) -> tuple[Source, set[str]
     Raises SpecError (``CONFIG_ERROR``) for what llama-swap could not load either.
     """
     try:
-        first: Tree | None = parsed(text, name)
-    except Exception:
+        tree = parsed(text, name)
+        original, used_in = copy.deepcopy(tree.values), "\n".join(strings(tree.values))
+    except SpecError:
         if "${env." not in text:
             raise
-        first = None  # it may be YAML when the variables are in it
-    used_in = "\n".join(strings(first.values)) if first is not None else text
-    tree = parsed(_with_env(text, used_in, name, env), name)
-    original = first.values if first is not None else {}
+        tree, original, used_in = Tree(), {}, text  # it may be YAML when the variables are in it
+    if variables := dict.fromkeys(_ENV_USE.findall(used_in)):
+        tree = parsed(_with_env(text, variables, name, env), name)
     return _Expansion(Source(name, tree.values, tree.places, original)).run()
 
 
-def _with_env(text: str, used_in: str, name: str, env: Mapping[str, str]) -> str:
-    for variable in dict.fromkeys(_ENV_USE.findall(used_in)):
+def _with_env(text: str, variables: Iterable[str], name: str, env: Mapping[str, str]) -> str:
+    for variable in variables:
         use = f"${{env.{variable}}}"
         if _SECRET.search(variable):
             value = f"{_OPEN}{variable}{_CLOSE}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_SETS = 1_000
 MAX_NAMES = 10_000
 """In all sets together."""
+MAX_STEPS = 500_000
 MAX_NESTING = 50
 MAX_TOKENS = 10_000
 
@@ -38,22 +39,24 @@ def expanded(expressions: Mapping[str, str], resolve: Resolve) -> list[tuple[str
 
     ``resolve`` says which model a name means. Raises ValueError, with the name of the set, and TooManyError.
     """
+    if len(expressions) > MAX_SETS:
+        raise TooManyError(f"there are more than {MAX_SETS}")
     trees = {name: _named(name, text) for name, text in expressions.items()}
     order: list[str] = []
     for name in trees:
         _visit(name, trees, order, ())
-    done: dict[str, Sets] = {}
+    writer = _Writer(resolve)
     found: dict[frozenset[str], str] = {}
     for name in order:
         try:
-            done[name] = _sets(trees[name], done, resolve)
+            writer.done[name] = writer.sets(trees[name])
         except TooManyError:
             raise
         except ValueError as error:
             raise ValueError(f"set {name!r}: {error}") from None
-        for one in done[name]:
+        for one in writer.done[name]:
             found.setdefault(one, name)
-    _bounded(found)
+        _bounded(found)
     return [(name, one) for one, name in found.items()]
 
 
@@ -159,25 +162,31 @@ def _refs(node: Node) -> dict[str, None]:
     return {name: None for part in node.parts for name in _refs(part)}
 
 
-def _sets(node: Node, done: Mapping[str, Sets], resolve: Resolve) -> Sets:
-    if node.kind == "ref":
-        return done[node.name]
-    if node.kind == "name":
-        model = resolve(node.name)
-        if model is None:
-            raise ValueError(f"there is no model or var {node.name!r}")
-        return {frozenset({model}): None}
-    found: Sets = {} if node.kind == "or" else {frozenset(): None}
-    for part in node.parts:
-        other = _sets(part, done, resolve)
-        if node.kind == "or":
-            found |= other
-        elif len(found) * len(other) > 100 * MAX_SETS:
-            raise TooManyError(f"they stand for more than {MAX_SETS} sets")
-        else:
-            found = {left | right: None for left in found for right in other}
-        _bounded(found)
-    return found
+class _Writer:
+    """Writes expressions out. ``done`` are the sets that others may refer to."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+        self.done: dict[str, Sets] = {}
+        self._left = MAX_STEPS
+
+    def sets(self, node: Node) -> Sets:
+        if node.kind == "ref":
+            return self.done[node.name]
+        if node.kind == "name":
+            model = self._resolve(node.name)
+            if model is None:
+                raise ValueError(f"there is no model or var {node.name!r}")
+            return {frozenset({model}): None}
+        found: Sets = {} if node.kind == "or" else {frozenset(): None}
+        for part in node.parts:
+            other = self.sets(part)
+            self._left -= len(other) if node.kind == "or" else len(found) * len(other)
+            if self._left < 0:
+                raise TooManyError(f"they stand for more than {MAX_SETS} sets")
+            found = found | other if node.kind == "or" else {left | right: None for left in found for right in other}
+            _bounded(found)
+        return found
 
 
 def _bounded(found: Mapping[frozenset[str], object]) -> None:

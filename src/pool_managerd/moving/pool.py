@@ -123,7 +123,9 @@ class ModelMover:
         draft.fields |= {"engine": command.engine}
         provisioning = draft.fields["provisioning"]
         provisioning |= {"mode": "binary", "binary": {"path": self._program(path, command.program)}}
-        mover = FlagMover(command.engine, self._around.flags, visible, self._source.ports.get(draft.model))
+        mover = FlagMover(
+            command.engine, self._around.flags, visible, self._source.ports.get(draft.model), self._free_for(draft.model)
+        )
         told = mover.move(command.words)
         self._findings.mapped((*path, "cmd"), "pools[].engine", f"{command.engine}, mode binary")
         for flag, outcome, to, why in told.entries:
@@ -220,22 +222,23 @@ class ModelMover:
     def _served(self, draft: Draft, path: KeyPath, told: Told) -> None:
         """The name that the engine itself goes by, unless another model is asked for by it."""
         at: KeyPath = (*path, "useModelName")
-        asked, names = self._source.text(at), [name for name in told.names if usable(name)]
+        is_free = self._free_for(draft.model)
+        asked, names = self._source.text(at), [name for name in told.names if usable(name) and is_free(name)]
         if draft.fields["engine"] == "llamacpp":
             self._findings.usual(at, "llama-server answers under any name")
         elif asked:
-            names = [asked, *(name for name in names if name != asked)] if usable(asked) else names
-            self._findings.mapped(at, "pools[].served_name")
+            if usable(asked) and is_free(asked):
+                names = [asked, *(name for name in names if name != asked)]
+            self._findings.mapped(at, "pools[].served_name", "" if asked in names else "the engine goes by the pool's id here")
         if names:
-            draft.fields["served_name"] = names[0]
-            if more := [name for name in names[1:] if self._is_free(name, draft.model)]:
-                draft.fields["aliases"] = more
-        name = draft.fields.get("served_name")
-        if name is not None and (name == draft.pool_id or (names == [] and not self._is_free(name, draft.model))):
+            draft.fields |= {"served_name": names[0], "aliases": names[1:]}
+        if draft.fields.get("served_name") == draft.pool_id:
             del draft.fields["served_name"]
 
-    def _is_free(self, name: str, model: str) -> bool:
-        return self._names.model(name) in (None, model) and name not in set(self._names.ids.values())
+    def _free_for(self, model: str) -> Callable[[str], bool]:
+        """Whether a name means no other model."""
+        pools = {pool_id for other, pool_id in self._names.ids.items() if other != model}
+        return lambda name: self._names.model(name) in (None, model) and name not in pools
 
     def _health(self, draft: Draft, path: KeyPath) -> None:
         at: KeyPath = (*path, "checkEndpoint")

@@ -18,7 +18,7 @@ def read_flags(engine: str, words: tuple[str, ...], one_gpu: bool) -> tuple[Writ
     """The flags in ``words`` as the recorded version of the engine has them, in order (``moving.command_line.ReadFlags``)."""
     table = _table(engine)
     found: list[Written] = []
-    for use, items in table.walk(words):
+    for use, items in table.walk(words, suggest=False):
         if isinstance(use, PoolError):
             found.append(Written("", items[1:], items, known=False))
             continue
