@@ -97,6 +97,8 @@ class FlagMover:
             move(use)
         elif use.refused:
             told.dropped(use, use.refused)
+        elif not use.known and not use.items[0].startswith("-"):
+            told.dropped(use, "it is no flag")
         elif not use.known:
             told.kept(use, "checked against what the engine lists when it starts")
         elif use.beside and not self._is_beside(use.values[0]):

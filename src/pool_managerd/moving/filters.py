@@ -19,6 +19,7 @@ def rules(source: Source, model: str, findings: Findings) -> dict[str, Any]:
     path: KeyPath = ("models", model, "filters")
     found: dict[str, Any] = {}
     given = source.mapping(path)
+    findings.opened(path)
     if path[2] in source.mapping(path[:2]) and not given:
         findings.needless(path, "it is empty")
     for key in ("stripParams", "strip_params"):

@@ -63,6 +63,10 @@ class Findings:
         """What no key says, or none alone, and the other tool does all the same."""
         self._found.append(Finding(key, self._source.line(near), Outcome.MAPPED, to, why))
 
+    def opened(self, *paths: KeyPath) -> None:
+        """Mappings whose keys are looked at one by one: an unknown one in them does not make them unknown."""
+        self._above.update(paths)
+
     def usual(self, path: KeyPath, why: str) -> None:
         """Needless, where the file has the key and nothing was found of it yet."""
         if path in self._source.places and path not in self._covered:

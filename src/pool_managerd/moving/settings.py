@@ -48,6 +48,7 @@ def rest(source: Source, path: KeyPath, findings: Findings) -> None:
     findings.usual((*path, "compat"), "web sockets load nothing here")
     findings.usual((*path, "healthCheckTimeout"), "llama-swap goes by that of the file alone")
     timeouts = source.mapping((*path, "timeouts"))
+    findings.opened((*path, "timeouts"))
     for key in _CONNECTION:
         findings.usual((*path, "timeouts", key), "engines are on this machine")
     if timeouts.get("responseHeader"):

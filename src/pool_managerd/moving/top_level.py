@@ -147,6 +147,7 @@ def selectors(source: Source, names: Names, drafts: dict[str, Draft], findings: 
 
 def scheduler(source: Source, findings: Findings) -> None:
     path = ("routing", "scheduler")
+    findings.opened(path[:1], path, ("routing", "router"), ("routing", "router", "settings"))
     use = source.text((*path, "use")) if source.mapping(path) else ""
     findings.usual((*path, "use"), "first come, first served" if use in ("", "fifo") else "llama-swap has no other than fifo")
     why = "requests for a loaded model go first, and nobody starves; acquire has a priority for each request"
@@ -161,6 +162,7 @@ def preload(source: Source, names: Names, drafts: dict[str, Draft], rules: Rules
     path = ("hooks", "on_startup", "preload")
     source.mapping(path[:1])
     source.mapping(path[:2])
+    findings.opened(path[:1], path[:2])
     chosen: list[str] = []
     for index, name in enumerate(source.texts(path)):
         model = names.model(name.strip())

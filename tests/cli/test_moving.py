@@ -1,0 +1,103 @@
+"""``import llama-swap``: where its output goes, what it exits with, what it never writes over."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pool_managerd.cli.table import width
+from tests.cli.test_commands import Invoke
+
+CLEAN = "models:\n  a: {cmd: /opt/llama-server -m /m/a.gguf}\n"
+LOSSY = f"captureBuffer: 5\n{CLEAN}"
+SWAP = ("import", "llama-swap", "swap.yaml")
+
+
+@pytest.fixture
+def swap(invoke: Invoke) -> Path:
+    """The file in the current directory, which is the test's own."""
+    path = Path("swap.yaml")
+    path.write_text(LOSSY)
+    return path
+
+
+def test_the_yaml_goes_to_stdout_and_the_report_to_stderr(invoke: Invoke, swap: Path) -> None:
+    code, out, err = invoke(*SWAP)
+    assert code == 1
+    assert out.startswith("# From swap.yaml") and "id: a" in out
+    assert "captureBuffer" in err and "dropped" in err and "1 dropped" in err
+
+
+def test_exits_0_when_nothing_was_dropped(invoke: Invoke, swap: Path) -> None:
+    swap.write_text(CLEAN)
+    assert invoke(*SWAP)[0] == 0
+
+
+def test_what_was_written_passes_our_own_check(invoke: Invoke, swap: Path) -> None:
+    code, out, err = invoke(*SWAP, "--out", "ours.yaml")
+    assert (code, out) == (1, "") and "written to ours.yaml" in err and "config check --deep ours.yaml" in err
+    assert invoke("config", "check", "ours.yaml")[0] == 0
+
+
+def test_a_file_that_is_there_stays_unless_forced(invoke: Invoke, swap: Path) -> None:
+    Path("ours.yaml").write_text("mine")
+    code, out, err = invoke(*SWAP, "--out", "ours.yaml")
+    assert (code, out) == (2, "") and "cannot write ours.yaml: it is there already" in err
+    assert Path("ours.yaml").read_text() == "mine"
+    assert invoke(*SWAP, "--out", "ours.yaml", "--force")[0] == 1
+    assert Path("ours.yaml").read_text().startswith("# From")
+
+
+def test_a_place_that_cannot_be_written_is_told(invoke: Invoke, swap: Path) -> None:
+    code, _, err = invoke(*SWAP, "--out", "nowhere/ours.yaml")
+    assert code == 2 and "cannot write nowhere/ours.yaml: No such file or directory" in err
+
+
+def test_json_has_all_of_it(invoke: Invoke, swap: Path) -> None:
+    code, out, err = invoke(*SWAP, "-o", "json")
+    answer = json.loads(out)
+    assert (code, err, answer["dropped"], answer["out"]) == (1, "", 1, None)
+    assert answer["yaml"].startswith("# From")
+    assert answer["findings"][0] == {
+        "line": 1, "key": "captureBuffer", "outcome": "dropped", "to": None, "why": "what requests say is kept nowhere",
+    }  # fmt: skip
+    assert "yaml" not in json.loads(invoke(*SWAP, "-o", "json", "--out", "ours.yaml")[1])
+
+
+@pytest.mark.parametrize("text", ["a: [", "models: {}", "", "- a"])
+def test_a_file_that_cannot_be_read_is_a_2(invoke: Invoke, swap: Path, text: str) -> None:
+    swap.write_text(text)
+    code, out, err = invoke(*SWAP)
+    assert (code, out) == (2, "") and err.startswith("swap.yaml") and "cannot" in err
+
+
+def test_no_file_and_a_large_one_are_a_2(invoke: Invoke, swap: Path) -> None:
+    code, _, err = invoke("import", "llama-swap", "nothing.yaml")
+    assert code == 2 and "nothing.yaml: cannot read it: No such file" in err
+    with swap.open("w") as file:
+        file.truncate(100 << 20)
+    code, _, err = invoke(*SWAP)
+    assert code == 2 and "it is larger than" in err
+
+
+def test_variables_of_this_shell_are_in_it(invoke: Invoke, swap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swap.write_text(CLEAN.replace("/m/a", "${env.WHERE}/a"))
+    monkeypatch.delenv("WHERE", raising=False)
+    code, _, err = invoke(*SWAP)
+    assert code == 2 and "swap.yaml:2: cannot expand ${env.WHERE}: the environment has no WHERE" in err
+    monkeypatch.setenv("WHERE", "/srv")
+    assert "file:/srv/a.gguf" in invoke(*SWAP)[1]
+
+
+def test_the_report_fits_into_80_columns(invoke: Invoke, swap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    name = "an-organisation/a-model-with-a-long-name-and-漢字:30b"
+    flags = "-m /m/a.gguf --n-cpu-moe 20 --flash-attn on -ngl 99"
+    swap.write_text(json.dumps({"models": {name: {"cmd": f"/opt/a/long/path/to/llama-server {flags}", "ttl": 5, "name": "x"}}}))
+    _, _, err = invoke(*SWAP)
+    assert max(map(width, err.splitlines())) <= 80
+    assert "GPU-only" in err and "\x1b" not in err
