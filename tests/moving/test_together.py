@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pool_managerd.errors import SpecError
 from tests.moving.moved import Result, move
@@ -93,3 +95,48 @@ def test_rules_that_llama_swap_would_not_take_are_refused(keys: dict[str, Any], 
     with pytest.raises(SpecError) as caught:
         moved("ab", **keys)
     assert said in caught.value.message
+
+
+LETTERS = "abcde"
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    """Groups of some of the models; the rest is in none."""
+    found: dict[str, dict[str, Any]] = {}
+    for letter in LETTERS:
+        if (name := draw(st.sampled_from(["g", "h", ""]))) != "":
+            found.setdefault(name, {"members": []})["members"].append(letter)
+    for group in found.values():
+        group |= {key: draw(st.booleans()) for key in ("swap", "exclusive", "persistent") if draw(st.booleans())}
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(grouped(), st.sampled_from(LETTERS), st.sets(st.sampled_from(LETTERS)))
+def test_groups_make_the_same_models_go_as_in_llama_swap(given_groups: dict[str, Any], asked: str, loaded: set[str]) -> None:
+    rules = moved(LETTERS, groups=given_groups).config.together.rules
+    whole = {name: {"swap": True, "exclusive": True, "persistent": False} | group for name, group in given_groups.items()}
+    rest = [letter for letter in LETTERS if not any(letter in group["members"] for group in whole.values())]
+    whole["(default)"] = {"swap": True, "exclusive": True, "persistent": False, "members": rest}
+    own = next(group for group in whole.values() if asked in group["members"])
+    gone = {one for one in own["members"] if own["swap"] and one != asked}
+    if own["exclusive"]:
+        gone |= {one for group in whole.values() if group is not own and not group["persistent"] for one in group["members"]}
+    assert rules.ways(asked, loaded) == (frozenset(gone & (loaded - {asked})),)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sets(st.sampled_from(LETTERS), min_size=1), min_size=1, max_size=4), st.sampled_from(LETTERS), st.data())
+def test_sets_make_as_little_go_as_in_llama_swap(sets: list[set[str]], asked: str, data: st.DataObject) -> None:
+    costs = {letter: data.draw(st.integers(1, 9)) for letter in LETTERS}
+    loaded = data.draw(st.sets(st.sampled_from(LETTERS.replace(asked, ""))))
+    expressions = {f"s{number}": " & ".join(sorted(one)) for number, one in enumerate(sets)}
+    config = moved(LETTERS, matrix={"sets": expressions, "evict_costs": costs}).config
+    assert {pool.id: pool.eviction_weight for pool in config.pools} == costs
+    least = min(
+        (sum(costs[one] for one in loaded - found) for found in sets if asked in found),
+        default=sum(map(costs.__getitem__, loaded)),
+    )
+    ours = min(sum(costs[one] for one in way) for way in config.together.rules.ways(asked, loaded))
+    assert ours == least
