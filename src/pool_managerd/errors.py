@@ -97,6 +97,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "GPU_NOT_SHARED": "A pool is exclusive there, or asks to be where others are.",
     "GPU_REQUIRED": "Profiles home and cloud run engines on NVIDIA GPUs only, and there is none.",
     "GPU_UNAVAILABLE": "A GPU is quarantined, cordoned, gone or cannot be read; the hint says what to do.",
+    "GPU_YIELDED": "The GPUs that the pool could use are left to others for now.",
     "HOST_REFUSED": "The request's Host is not the daemon's: perhaps a web page was made to send it.",
     "INSUFFICIENT_RAM": "The engine needs more RAM than is available.",
     "INSUFFICIENT_VRAM": "The engine needs more VRAM than may be reserved; the message says who holds the rest.",

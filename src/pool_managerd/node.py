@@ -98,10 +98,8 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
 
     async def _begin(self, stored: dict[str, StoredPool]) -> None:
         s = self._a.services
-        for part in (
-            s.epochs, s.histories, self._pools.operations, self._gpus.watch, self._gpus.mask_gpus, s.admission, self._reloads,
-            self.applied,
-        ):  # fmt: skip
+        gpus = (self._gpus.watch, self._gpus.mask_gpus, self._gpus.yields)
+        for part in (s.epochs, s.histories, self._pools.operations, *gpus, s.admission, self._reloads, self.applied):
             part.restore()
         for notice in self._a.notices:
             self.events.emit("notice", notice, level="warn")

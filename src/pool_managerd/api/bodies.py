@@ -76,6 +76,20 @@ class PurgeBody(Body):
     force: bool = Field(False, description="An engine that runs is stopped at once.")
 
 
+DeviceNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=64)]
+
+
+class YieldBody(Body):
+    devices: DeviceNames = Field([], description="Indices or UUIDs of GPUs; all that there are when empty.")
+    for_ms: Annotated[int, Field(ge=1000, le=30 * 86_400_000)] | None = Field(
+        None, description="For how long; until it is taken back when absent."
+    )
+
+
+class EndYieldBody(Body):
+    devices: DeviceNames = Field([], description="Indices or UUIDs of GPUs; all that are left to others when empty.")
+
+
 class BenchBody(Body):
     tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = Field(
         None, description=f"To make for each request; {TOKENS} when absent, or what a slot has room for."

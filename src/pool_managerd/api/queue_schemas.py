@@ -39,6 +39,24 @@ class Acquired(Answer):
     hint: str | None = None
 
 
+class YieldingPool(Answer):
+    """One pool that is still on a GPU that is left to others."""
+
+    pool_id: str
+    state: str
+    in_flight: int = Field(description="Requests, whose end is waited for.")
+
+
+class Yielded(Answer):
+    """A GPU that is left to others for a while."""
+
+    device: str
+    uuid: str
+    since_ms: int
+    until_ms: int | None = Field(None, description="Null: until it is taken back.")
+    pools: list[YieldingPool]
+
+
 class RouteRow(Answer):
     """One pool as a router sees it."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pool_managerd.api import acquire, bodies, changes, queue_schemas, reads, schemas, streams
+from pool_managerd.api import acquire, bodies, changes, queue_schemas, reads, schemas, streams, yields
 from pool_managerd.api.apply_schemas import AppliedConfiguration, ApplyAnswer
 from pool_managerd.api.crash_schemas import Crash
 from pool_managerd.api.routing import Handler, Query, Route
@@ -198,6 +198,15 @@ DEVICE_ROUTES = (
         f"{_DEVICE}/cordon", "Start nothing new on a GPU; what runs there goes on", changes.cordon, schemas.Device, 404, 503, 507
     ),
     _without_body(f"{_DEVICE}/uncordon", "Use a GPU for new starts again", changes.uncordon, schemas.Device, 404, 503, 507),
+    _read("/yield", "GPUs that are left to others for a while", yields.yields, queue_schemas.Yielded, many=True),
+    Route(
+        "POST", "/yield", "Leave GPUs to others: what is idle there goes, and nothing starts", yields.begin,
+        {200: queue_schemas.Yielded}, (400, 404, 408, 413, 415, 503, 507), bodies.YieldBody, many=True,
+    ),
+    Route(
+        "DELETE", "/yield", "Use GPUs again that were left to others", yields.end,
+        {200: queue_schemas.Yielded}, (400, 404, 408, 413, 415, 503, 507), bodies.EndYieldBody, many=True,
+    ),
     _without_body(
         "/devices/release", "Release NVML, for a driver upgrade", changes.release_devices, schemas.Devices, 409, 503
     ),

@@ -29,6 +29,7 @@ from pool_managerd.cli import (
     serving,
     streams,
     waiting,
+    yielding,
 )
 from pool_managerd.cli import purge as purging
 from pool_managerd.cli import reload as reloading
@@ -94,6 +95,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.command("yield")(yielding.yield_)
 for _alias in ("ps", "ls"):
     app.command(_alias, hidden=True)(reads.pools)
 breaker_app.command("reset")(changes.breaker_reset)

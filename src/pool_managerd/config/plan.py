@@ -20,7 +20,7 @@ from pool_managerd.config.pools import DECIDED, PoolConfig
 from pool_managerd.config.schema import Config
 
 _WHOLE = ("auth", "health", "lifecycle", "policy", "preflight", "queue", "reload", "supervision", "together")
-_SINGLE = (("gpu", "vram_wait_ms"), ("telemetry", "log_level"))
+_SINGLE = (("gpu", "vram_wait_ms"), ("gpu", "keep_free_mib"), ("gpu", "yield_to"), ("telemetry", "log_level"))
 AT_ONCE = (*_WHOLE, *(".".join(path) for path in _SINGLE))
 """Sections and keys that a running daemon takes over. All others, but for ``pools``, wait for its restart."""
 POLICY = ("health", "supervision", "lifecycle", "gpu.vram_wait_ms")
@@ -195,7 +195,8 @@ def with_sections(old: Config, new: Config) -> Config:
     """``old`` with all of ``new`` that a running daemon takes over, but for the pools."""
     taken: dict[str, Any] = {name: getattr(new, name) for name in _WHOLE}
     for section, key in _SINGLE:
-        taken[section] = getattr(old, section).model_copy(update={key: getattr(getattr(new, section), key)})
+        before = taken.get(section, getattr(old, section))
+        taken[section] = before.model_copy(update={key: getattr(getattr(new, section), key)})
     return old.model_copy(update=taken)
 
 

@@ -295,6 +295,13 @@ class GpuConfig(Section):
     vram_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = Field(
         30_000, description="How long after a stop the memory may take to be seen free."
     )
+    keep_free_mib: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        0, description="Of every GPU, free for others whatever they hold already: idle pools go when there is less."
+    )
+    yield_to: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        (), description="Programs that a GPU is left to while they run on it, by name; `*` stands for anything.",
+        examples=[["blender", "comfyui*"]],
+    )  # fmt: skip
     simulate: Path | None = Field(
         None, description="Topology file of simulated GPUs; profile dev only.", examples=["two-gpus.txt"]
     )

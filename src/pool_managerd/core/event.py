@@ -60,6 +60,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "unhealthy": "a pool is not ready any more, and why", "vram_held": "memory of an ended engine is not seen free",
     "wake": "an engine is woken", "warming": "an engine gets its first prompt", "warmup": "how fast the first answer was",
     "warmup_failed": "the first prompt was not answered", "xid": "the driver reported a GPU error",
+    "yield": "a GPU is left to others", "yield_over": "a GPU that was left to others is used again",
 })  # fmt: skip
 """What can happen, by the type of the event."""
 

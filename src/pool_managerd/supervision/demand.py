@@ -25,6 +25,7 @@ from pool_managerd.supervision.conditions import Conditions
 from pool_managerd.supervision.demand_view import planned, row, too_late, waits_for
 from pool_managerd.supervision.demand_work import DemandWork
 from pool_managerd.supervision.failures import on_demand
+from pool_managerd.supervision.giving_way import GivingWay
 from pool_managerd.supervision.idle_pools import IdlePools
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.leases import Leases
@@ -57,7 +58,7 @@ class Demand:
         self._config, self._new_id = config, new_id
         self._conditions = Conditions(pools, services)
         self._names = Names(pools.all, services.registry)
-        self.routes = Routes(pools, self._names, services.events, lambda: bool(self._waiting))
+        self.routes = Routes(pools, self._names, services.events, lambda: bool(self._waiting or self._way.closing))
         self._idle = IdlePools(pools, services, config)
         self._room = MakingRoom(pools, services, times, self._idle.since)
         self._queue = Queue()
@@ -68,6 +69,8 @@ class Demand:
         self.open = False
         self._timer: Timer | None = None
         self._work = DemandWork(pools, services, self._room, self._refuse_all, self._bell.set)
+        self._way = GivingWay(pools, services, self._room, self._work)
+        services.gpus.on_kept_free(self._bell.set)
         pools.on_leases = self._leases_changed
         services.events.listen(self._hear)
 
@@ -155,9 +158,9 @@ class Demand:
         return row(ticket, place, pool, blocked, otherwise, self._times, self._s.clock.monotonic())
 
     def _waits_for(self, pool: Pool, seen: Seen) -> str:
-        gone_for = {**{pool_id: pool_id for pool_id in self._work.evictions}, **self._closing}.get(pool.pool_id)
+        gone_for = {**{pool_id: pool_id for pool_id in {*self._work.evictions, *self._way.closing}}, **self._closing}
         reloaded = self._pools.precedence.has(pool.pool_id)
-        return waits_for(pool, seen, self._s.registry, reloaded=reloaded, kept_for=gone_for)
+        return waits_for(pool, seen, self._s.registry, reloaded=reloaded, kept_for=gone_for.get(pool.pool_id))
 
     async def plan(self, model: str) -> dict[str, Any]:
         """What acquiring ``model`` would lead to now; nothing happens. Raises RequestError MODEL_NOT_FOUND."""
@@ -191,8 +194,9 @@ class Demand:
             self._timer.cancel()
 
     async def _look(self) -> None:
-        rules, seen = self._rules(), {pool_id: self._conditions.of_id(pool_id) for pool_id in self._queue.choices()}
-        await self._spill(seen)
+        await self._give_way()
+        await self._spill(self._seen())
+        rules, seen = self._rules(), self._seen()  # others may have asked while that took its time
         found = turn(self._queue, seen, self._s.clock.monotonic(), self._leaving())
         for ticket in found.granted:
             self._grant(ticket)
@@ -214,6 +218,16 @@ class Demand:
             self._bell.set()
         self._give_up_unwanted()
         self._stop_idle()
+
+    def _seen(self) -> dict[str, Seen]:
+        return {pool_id: self._conditions.of_id(pool_id) for pool_id in self._queue.choices()}
+
+    async def _give_way(self) -> None:
+        before = self._way.closing
+        await self._way.look()
+        if self._way.closing != before:
+            self._bell.set()
+            self.routes.changed()
 
     async def _spill(self, seen: Mapping[str, Seen]) -> None:
         """Who is served sooner by another pool of the name waits there. One that is down starts where nothing goes for it."""
@@ -320,13 +334,14 @@ class Demand:
         now = self._s.clock.monotonic()
         again = now + _LOOK_AGAIN_S if self._blocked or self._queue.has_choices() else None
         idle = (self._idle.due(pool) for pool in self._pools.all() if not self._queue.of(pool.pool_id))
-        times = [self._queue.next_deadline(), again, *idle]
+        way = None if self._way.look_again_s is None else now + self._way.look_again_s
+        times = [self._queue.next_deadline(), again, way, *idle]
         due = min((at for at in times if at is not None), default=None)
         self._timer = None if due is None else self._s.clock.call_at(max(due, now), self._bell.set)
 
     def _leaving(self) -> Set[str]:
         """Pools that are to go: nobody is given a slot of them any more."""
-        return self._closing.keys() | self._work.evictions.keys()
+        return self._closing.keys() | self._work.evictions.keys() | self._way.closing
 
     def _rules(self) -> QueueRules:
         q = self._config().queue

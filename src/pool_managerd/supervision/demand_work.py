@@ -15,7 +15,7 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
 _MOMENT_S = 1.0
-_NO_ROOM = ("INSUFFICIENT_VRAM", "INSUFFICIENT_RAM", "GPU_NOT_SHARED", "NOT_TOGETHER")
+_NO_ROOM = ("INSUFFICIENT_VRAM", "INSUFFICIENT_RAM", "GPU_NOT_SHARED", "NOT_TOGETHER", "GPU_YIELDED")
 
 
 class DemandWork:

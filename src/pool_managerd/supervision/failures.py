@@ -16,7 +16,7 @@ LOG_TAIL_LINES = 20
 _REASONS = {
     "GPU_REQUIRED": "gpu_required", "GPU_UNAVAILABLE": "gpu_required", "GPU_NOT_SHARED": "insufficient_vram",
     "INSUFFICIENT_VRAM": "insufficient_vram", "INSUFFICIENT_RAM": "insufficient_ram",
-    "NOT_TOGETHER": "not_together",
+    "NOT_TOGETHER": "not_together", "GPU_YIELDED": "insufficient_vram",
 }  # fmt: skip
 
 

@@ -67,7 +67,9 @@ class MakingRoom:
             return Room(why_not, ends=tuple(sorted({one.pool_id for one in ending})))
         residents = [
             replace(one, kept=one.kept or (_WAITED_FOR if one.pool_id in waited_for else ""))
-            for one in await self._residents(pool, residency_s)
+            for one in await self.residents(
+                (one for one in self._others(pool) if one.current and one.instance.phase not in IDLE), residency_s
+            )
         ]
         by_id = {one.pool_id: one.instance_id for one in self._others(pool) if one.current}
 
@@ -118,8 +120,8 @@ class MakingRoom:
         everything = [*self._pools.all(), *self._pools.replacements.all()]
         return [one for one in everything if one.instance_id != pool.instance_id and not one.definition.external]
 
-    async def _residents(self, pool: Pool, residency_s: float) -> tuple[Resident, ...]:
-        there = [one for one in self._others(pool) if one.current and one.instance.phase not in IDLE]
+    async def residents(self, there: Iterable[Pool], residency_s: float = 0.0) -> tuple[Resident, ...]:
+        """These pools, as they are seen now."""
         return tuple(await asyncio.gather(*(self._resident(one, residency_s) for one in there)))
 
     async def _resident(self, pool: Pool, residency_s: float) -> Resident:
@@ -131,6 +133,7 @@ class MakingRoom:
             sum(back_ms) / 1000 if back_ms else _UNMEASURED_S,
             1.0 if pool.config is None else pool.config.eviction_weight,
             self._kept(pool, now - (now if ready_since is None else ready_since), residency_s),
+            self._pools.precedence.has(pool.pool_id),
         )  # fmt: skip
 
     def _kept(self, pool: Pool, resident_s: float, residency_s: float) -> str:

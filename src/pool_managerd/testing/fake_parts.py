@@ -14,6 +14,7 @@ from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.allocation import Allocation
+from pool_managerd.core.gpu.kept_free import FreeRules
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.memory.estimate import EngineSettings
@@ -31,6 +32,7 @@ from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.gpu.yields import Yields
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.protocols import Ended
 from pool_managerd.supervision.services import Services
@@ -270,7 +272,9 @@ class FakeNode:
         self.ram_bytes = 64 << 30
         self.preflight_error: PoolError | None = None
         self.watch = GpuWatch(self.monitor, self.clock, self.events, self.records, WatchSettings(boot_id="boot"))
-        self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records))
+        self.free_rules = FreeRules()
+        yields = Yields(self.watch, self.clock, self.events, self.records, lambda: self.free_rules)
+        self.gpus = Gpus(self.watch, self.registry, self.clock, MaskGpus(self.records), yields)
         self.admission = Admission(self.gpus, self.size, lambda: self.ram_bytes, self.records, AdmissionRules(cpu_allowed=True))
         self.histories, self.slots = Histories(self.records, "boot"), FakeSlots()
         self.fatal: list[BaseException] = []

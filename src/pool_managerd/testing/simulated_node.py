@@ -25,6 +25,7 @@ from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import GpuWatch, WatchSettings
+from pool_managerd.supervision.gpu.yields import Yields
 from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.services import Services
 from pool_managerd.testing.life import Life
@@ -34,6 +35,7 @@ from pool_managerd.testing.simulated_staging import SimulatedEngines, SimulatedF
 from pool_managerd.testing.simulated_stores import SimulatedJournal, SimulatedLeases, SimulatedState
 from pool_managerd.testing.simulated_watch import SimulatedListeners, SimulatedMonitor, SimulatedProber, SimulatedUsages
 from pool_managerd.wiring.adapters import Adapters
+from pool_managerd.wiring.gpu_parts import free_rules
 
 if TYPE_CHECKING:
     from pool_managerd.testing.timeline import Timeline
@@ -90,7 +92,8 @@ class SimulatedAdapters:
         watch = GpuWatch(
             self.monitor, self.clock, self.events, self.store, WatchSettings(config.gpu.rescan_interval_ms / 1000, BOOT_ID)
         )
-        self.gpus = Gpus(watch, self.registry, self.clock, MaskGpus(self.store))
+        yields = Yields(watch, self.clock, self.events, self.store, lambda: free_rules(self.config))
+        self.gpus = Gpus(watch, self.registry, self.clock, MaskGpus(self.store), yields)
         rules = AdmissionRules(cpu_allowed=True, fit=config.gpu.fit)
         self.services = Services(
             clock=self.clock, registry=self.registry, events=self.events, crashes=CrashLog(self.journal),

@@ -225,8 +225,7 @@ class Adapters:
         self.fatal(problem)
 
     def _own_ports(self) -> frozenset[int]:
-        binds = (self.config.daemon.bind, self.config.daemon.metrics_bind)
-        return self._ports.all_claimed() | {split_address(bind)[1] for bind in binds if bind is not None}
+        return self._ports.all_claimed() | _bound(self.config)
 
     def own_tasks(self, on_handoff: OnHandoff, on_error: OnError) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """What the node does beside its pools, by what it is called."""
@@ -243,7 +242,7 @@ class Adapters:
                 self.events.emit("notice", told, level="error")
 
     def _watch_handoffs(self, on_handoff: OnHandoff, on_error: OnError) -> HandoffWatcher:
-        own = {split_address(bind)[1] for bind in (self.config.daemon.bind, self.config.daemon.metrics_bind) if bind is not None}
+        own = _bound(self.config)
 
         def on_found(found: Handoff, duration_ms: float) -> None:
             parts = urlsplit(found.url)
@@ -262,8 +261,14 @@ class Adapters:
 
 
 def fixed_ports(config: Config) -> frozenset[int]:
-    """The ports that pools have asked for."""
-    return frozenset(port for pool in config.pools for port in pool.provisioning.ports)
+    """The ports that pools have asked for, and those of this node itself."""
+    return frozenset(_bound(config).union(*(pool.provisioning.ports for pool in config.pools)))
+
+
+def _bound(config: Config) -> frozenset[int]:
+    """The ports that this node itself listens on."""
+    binds = (config.daemon.bind, config.daemon.metrics_bind, config.gateway.bind)
+    return frozenset(split_address(bind)[1] for bind in binds if bind is not None)
 
 
 def launch_options(config: Config) -> LaunchOptions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pool_managerd.config import Config
-from pool_managerd.supervision.gpu.view import device_named, devices_view
+from pool_managerd.supervision.gpu.view import device_named, devices_view, yields_view
 from pool_managerd.wiring.adapters import Adapters
 
 
@@ -28,6 +29,23 @@ class DeviceCalls:
         """Use it again: ends a cordon, a quarantine and a probation."""
         await self._a.gpus.watch.uncordon(device)
         return device_named(self.devices(), device)
+
+    def yields(self) -> list[dict[str, Any]]:
+        """The GPUs that are left to others for a while, with the pools that are still there."""
+        return yields_view(self._a.gpus)
+
+    async def yield_gpus(self, devices: Sequence[str] = (), for_ms: int | None = None) -> list[dict[str, Any]]:
+        """Leave these GPUs (index or UUID; all when empty) to others, for so long or until ``end_yield``, durably: what is idle
+        there goes, what is in use when its requests have ended, and nothing starts. Then pools that run with the daemon come
+        back. What is left to others now. Raises RequestError DEVICE_NOT_FOUND, NodeError.
+        """
+        await self._a.gpus.yields.begin(devices, None if for_ms is None else for_ms / 1000)
+        return self.yields()
+
+    async def end_yield(self, devices: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Use these GPUs (all when empty) again; what is still left to others. Raises as ``yield_gpus``."""
+        await self._a.gpus.yields.end(devices)
+        return self.yields()
 
     async def preflight(self) -> dict[str, Any]:
         """Whether this machine can run what is configured, with a remedy for all that stands in the way (SPEC §7)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pool_managerd.config import Config
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceIncident
+from pool_managerd.core.gpu.kept_free import FreeRules
 from pool_managerd.core.gpu.visibility import restrictions
 from pool_managerd.core.registry import Registry
 from pool_managerd.engines.provisioner import EngineProvisioner
@@ -26,6 +27,7 @@ from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import START_QUIET_S, GpuWatch, WatchSettings
+from pool_managerd.supervision.gpu.yields import Yields
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.wiring.launch_sizer import StartSizer
 from pool_managerd.wiring.setups import Setups
@@ -53,6 +55,11 @@ class PreflightMeans:
     own_ports: Callable[[], frozenset[int]]
     models: ModelProvisioner
     engines: EngineProvisioner
+
+
+def free_rules(config: Config) -> FreeRules:
+    """What is to stay free on every GPU."""
+    return FreeRules(config.gpu.keep_free_mib << 20, config.gpu.yield_to)
 
 
 class GpuParts:
@@ -87,7 +94,8 @@ class GpuParts:
         self._workers.options = await asyncio.to_thread(_simulated, self.config) if simulated else WorkerOptions()
 
     def gpus(self, registry: Registry) -> Gpus:
-        return Gpus(self.watch, registry, self._clock, MaskGpus(self._store))
+        yields = Yields(self.watch, self._clock, self._events, self._store, lambda: free_rules(self.config))
+        return Gpus(self.watch, registry, self._clock, MaskGpus(self._store), yields)
 
     def sizer(self) -> StartSizer:
         return StartSizer(self.config, self._means.models, self._means.engines)

@@ -15,6 +15,7 @@ Fits = Callable[[Collection[str]], bool]
 @dataclass(frozen=True, slots=True)
 class Resident:
     """One pool that holds something. ``kept`` says why it must not go, if so; ``in_hand`` are requests in flight on it.
+    ``reloaded``: another engine is to take the place of its.
 
     ``idle_s``: since when it has none; ``back_s``: how long it takes to come back, ``weight``: times how much that counts.
     """
@@ -25,6 +26,7 @@ class Resident:
     back_s: float = 1.0
     weight: float = 1.0
     kept: str = ""
+    reloaded: bool = False
 
     @property
     def score(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pool_managerd.core.gpu.devices import DeviceProcess, DeviceSnapshot
+from pool_managerd.core.gpu.kept_free import KeptFree
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
@@ -66,19 +67,40 @@ class InstanceUsage:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccount:
-    """One device's memory, divided: the driver's, instances', unmanaged processes' (``foreign``), and what may be reserved."""
+    """One device's memory, divided: the driver's, instances', unmanaged processes' (``foreign``), what is kept free for others
+    (``kept_free``), and what may be reserved.
+    """
 
     device: DeviceSnapshot
     usages: tuple[InstanceUsage, ...] = ()
     foreign: tuple[DeviceProcess, ...] = ()
     foreign_bytes: int = 0
+    kept_free: KeptFree | None = None
+
+    @property
+    def kept_free_bytes(self) -> int:
+        """As much of that as there is beside what the driver and others hold."""
+        rest = max(0, self.device.vram_total_bytes - self.device.vram_reserved_bytes - self.foreign_bytes)
+        if self.kept_free is None:
+            return 0
+        return rest if self.kept_free.size_bytes is None else min(rest, self.kept_free.size_bytes)
+
+    @property
+    def _left_bytes(self) -> int:
+        """What may still be reserved; below 0: what instances have too much."""
+        d = self.device
+        taken = d.vram_reserved_bytes + self.foreign_bytes + sum(u.counted_bytes for u in self.usages)
+        return d.vram_total_bytes - taken - self.kept_free_bytes
 
     @property
     def available_bytes(self) -> int:
         """What may still be reserved."""
-        d = self.device
-        taken = d.vram_reserved_bytes + self.foreign_bytes + sum(u.counted_bytes for u in self.usages)
-        return max(0, d.vram_total_bytes - taken)
+        return max(0, self._left_bytes)
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """What instances hold, or have reserved, of what is to be free."""
+        return 0 if self.kept_free is None else max(0, -self._left_bytes)
 
     @property
     def unlisted_bytes(self) -> int:
@@ -109,6 +131,8 @@ class DeviceAccount:
         parts += [f"{who(p)} {size(p.vram_bytes)}" if p.vram_bytes is not None else who(p) for p in self.foreign]
         if self.unlisted_bytes >= SOME_PROCESS_BYTES:
             parts.append(f"processes that cannot be seen {size(self.unlisted_bytes)}")
+        if self.kept_free is not None:
+            parts.append(f"kept free {size(self.kept_free_bytes)} ({self.kept_free.why})")
         if self.device.vram_reserved_bytes:
             parts.append(f"the driver {size(self.device.vram_reserved_bytes)}")
         return ", ".join(parts) or "nobody"
@@ -200,10 +224,11 @@ def account(
     reservations: Iterable[Reservation],
     owners: Mapping[int, InstanceId],
     running: Running | None = None,
+    kept_free: Mapping[str, KeptFree] | None = None,
 ) -> dict[str, DeviceAccount]:
     """Every device's memory, divided, by UUID. ``owners`` says which instance a pid belongs to."""
-    reserved = list(reservations)
-    return {d.uuid: _account_one(d, reserved, owners, running or {}) for d in devices}
+    reserved, free = list(reservations), kept_free or {}
+    return {d.uuid: replace(_account_one(d, reserved, owners, running or {}), kept_free=free.get(d.uuid)) for d in devices}
 
 
 def _account_one(

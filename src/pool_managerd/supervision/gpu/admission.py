@@ -20,11 +20,11 @@ from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
 from pool_managerd.core.lifecycle import Phase
-from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.supervision.gpu.barred import require_some_left, require_together
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.watch import objection, require_scan
 from pool_managerd.supervision.launch import Launch
@@ -179,7 +179,7 @@ class Admission:
         accounts: Mapping[str, DeviceAccount],
         gone: Collection[InstanceId] = (),
     ) -> tuple[Allocation | None, ResolvedMask | None]:
-        self._check_together(pool, gone)
+        require_together(pool, self._gpus.pools(), self.together, gone)
         if scan.no_gpus:
             self._require_cpu_allowed(pool.pool_id, scan)
             self._check_ram(pool, sizing, 0, self._ram_of(gone))
@@ -188,8 +188,10 @@ class Admission:
         if not all(d.unified for d in scan.devices):  # else the ledger has it all
             self._check_ram(pool, sizing, 1)
         mask = self._resolve_mask(pool, scan)
+        left = {uuid: one.kept_free for uuid, one in accounts.items() if one.kept_free is not None and one.kept_free.whole}
+        require_some_left(pool.pool_id, self._usable(scan) if mask is None else mask.devices, left, masked=mask is not None)
         try:
-            found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask), ledger, accounts)
+            found = allocate(sizing, self._request(pool, epoch, scan, sizing, mask, left), ledger, accounts)
         except NodeError as problem:
             problem.retriable = problem.retriable or self._may_come_back(scan)
             raise
@@ -199,16 +201,8 @@ class Admission:
             notices = (*notices, f"The mask {mask.mask} means GPU {meant} for this start only: {missing}, so indices may move")
         return replace(found, notices=(*notices, *found.notices)), mask
 
-    def _check_together(self, pool: Pool, gone: Collection[InstanceId]) -> None:
-        loaded = {one.pool_id for one in self._gpus.pools() if one.instance_id not in gone and _is_loaded(one)}
-        in_the_way = min(self.together.ways(pool.pool_id, loaded), key=len)
-        if in_the_way:
-            other = min(in_the_way)
-            raise NodeError(
-                f"cannot start pool {pool.pool_id} while pool {other} is loaded: {self.together.why_apart(pool.pool_id, other)}",
-                code="NOT_TOGETHER", status=503, pool_id=pool.pool_id,
-                hint=f"`pool-managerd evict {' '.join(sorted(in_the_way))}`, or change `together` in the configuration",
-            )  # fmt: skip
+    def _usable(self, scan: DeviceScan) -> list[DeviceSnapshot]:
+        return [d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable]
 
     def _may_come_back(self, scan: DeviceScan) -> bool:
         """A GPU is not there, or out of use: what never fits on the others may fit on that one."""
@@ -313,9 +307,9 @@ class Admission:
             )  # fmt: skip
 
     def _request(
-        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, mask: ResolvedMask | None
+        self, pool: Pool, epoch: int, scan: DeviceScan, sizing: LaunchEstimator, mask: ResolvedMask | None, left: Collection[str]
     ) -> AllocationRequest:
-        usable = tuple(d for d in scan.devices if d.usable and self._gpus.watch.effective_health(d.uuid).usable)
+        usable = tuple(d for d in self._usable(scan) if d.uuid not in left)
         exclusive = pool.config is not None and pool.config.exclusive
         devices = mask.devices if mask is not None else None
         split: Split = pool.config.tensor_split if pool.config is not None else None
@@ -339,9 +333,3 @@ class Admission:
             if not health.usable:
                 raise objection(health, pool.pool_id)
         return found
-
-
-def _is_loaded(pool: Pool) -> bool:
-    """It has an engine, or has been admitted to have one; somebody else's is loaded when they say so."""
-    waits = pool.instance.phase is Phase.STAGING and pool.launch.sizing is None
-    return not (waits or pool.definition.external or pool.instance.phase in IDLE or pool.instance.phase is Phase.BACKOFF)

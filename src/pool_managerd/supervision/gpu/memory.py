@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, account, who
+from pool_managerd.core.gpu.kept_free import FreeRules
+from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, account, who
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.narration import size
+from pool_managerd.supervision.gpu.yields import Yields
 from pool_managerd.supervision.pool import Pool
 
+Engines = Iterable[tuple[EngineMark, bool]]
 SLACK_BYTES = 64 << 20
 SLACK = 0.25
 """How far used memory may stay above what it was before the launch and still count as given back: where processes are not
@@ -39,7 +42,8 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
-    """Who holds which GPU memory as of ``scan``. ``accounts``: every device's memory, divided, by UUID in PCI order.
+    """Who holds which GPU memory as of ``scan``. ``accounts``: every device's memory, divided, by UUID in PCI order, by the
+    ``rules`` on what is to be free.
 
     ``engines`` are those that run (True), and ended ones whose memory is not yet seen free; ``owners`` the listed pids
     that are theirs, kept from scan to scan, as a process that has ended can no longer be asked whose it was.
@@ -50,6 +54,7 @@ class GpuUsage:
     engines: tuple[tuple[EngineMark, bool], ...] = ()
     owners: Mapping[int, Owner] = field(default_factory=dict)
     accounts: Mapping[str, DeviceAccount] = field(default_factory=dict)
+    rules: tuple[int, FreeRules] = (0, FreeRules())
 
     def same_memory(self, scan: DeviceScan) -> bool:
         """True when nothing has changed in ``scan`` that the accounts are made of."""
@@ -79,11 +84,11 @@ class LaunchMemory:
 
 
 class GpuMemory:
-    """The ledger beside the latest scan. ``pools`` gives the pools whose engines own processes."""
+    """The ledger beside the latest scan. ``pools`` gives the pools whose engines own processes, ``yields`` what is to be free."""
 
-    def __init__(self, scan: Callable[[], DeviceScan], pools: Callable[[], Iterable[Pool]]) -> None:
+    def __init__(self, scan: Callable[[], DeviceScan], pools: Callable[[], Iterable[Pool]], yields: Yields) -> None:
         self.ledger = Ledger()
-        self._scan, self._pools = scan, pools
+        self._scan, self._pools, self._yields = scan, pools, yields
         self._usage = GpuUsage()
         self._launches: dict[tuple[InstanceId, int], LaunchMemory] = {}
 
@@ -96,14 +101,14 @@ class GpuMemory:
         usage = self._now()
         owned = {pid: owner.instance_id for pid, owner in usage.owners.items() if owner.instance_id != instance_id}
         others = [reservation for reservation in self.ledger.all() if reservation.instance_id != instance_id]
-        return account(in_pci_order(usage.scan.devices), others, owned, self._running(usage.engines))
+        return self._account(usage.scan, others, owned, usage.engines)
 
     def accounts_beside(self, sleeper: InstanceId) -> Mapping[str, DeviceAccount]:
         """As one will meet them that may borrow what ``sleeper`` has reserved: it counts by what it is seen to hold."""
         usage = self._now()
         owned = {pid: owner.instance_id for pid, owner in usage.owners.items()}
         others = [reservation for reservation in self.ledger.all() if reservation.instance_id != sleeper]
-        return account(in_pci_order(usage.scan.devices), others, owned, self._running(usage.engines))
+        return self._account(usage.scan, others, owned, usage.engines)
 
     def measured(self) -> dict[InstanceId, dict[str, int]]:
         """What every instance's processes hold in bytes, by device UUID; what is only inferred is left out."""
@@ -164,16 +169,23 @@ class GpuMemory:
         """Made anew when the scan, the ledger or the engines have changed."""
         scan, last = self._scan(), self._usage
         engines = self._engines() if scan.devices else ()  # nobody holds anything where there is nothing
-        if (self.ledger.version, engines) == (last.ledger_version, last.engines) and last.same_memory(scan):
+        known, rules = (self.ledger.version, engines), (self._yields.version, self._yields.rules())
+        if known == (last.ledger_version, last.engines) and rules == last.rules and last.same_memory(scan):
             if scan is not last.scan:
                 self._usage = replace(last, scan=scan)
             return self._usage
         owned = owners((p for d in scan.devices for p in d.processes), (mark for mark, _ in engines), last.owners)
         by_pid = {pid: owner.instance_id for pid, owner in owned.items()}
-        accounts = account(in_pci_order(scan.devices), self.ledger.all(), by_pid, self._running(engines))
-        self._usage = GpuUsage(scan, self.ledger.version, engines, owned, accounts)
+        accounts = self._account(scan, self.ledger.all(), by_pid, engines)
+        self._usage = GpuUsage(scan, self.ledger.version, engines, owned, accounts, rules)
         self._remember(self._usage)
         return self._usage
+
+    def _account(
+        self, scan: DeviceScan, reserved: Iterable[Reservation], owned: Mapping[int, InstanceId], engines: Engines
+    ) -> dict[str, DeviceAccount]:
+        devices = in_pci_order(scan.devices)
+        return account(devices, reserved, owned, self._running(engines), self._yields.kept_free(devices, owned.keys()))
 
     def _remember(self, usage: GpuUsage) -> None:
         """What must still be known of each launch when its engine has ended."""
@@ -190,7 +202,7 @@ class GpuMemory:
             if runs and known.inferred != inferred:
                 self._launches[mark.instance_id, mark.epoch] = replace(known, inferred=inferred)
 
-    def _running(self, engines: Iterable[tuple[EngineMark, bool]]) -> dict[InstanceId, Mapping[str, int]]:
+    def _running(self, engines: Engines) -> dict[InstanceId, Mapping[str, int]]:
         """The instances whose engines run, with the foreign bytes on each device before their launch."""
         none = LaunchMemory()
         return {

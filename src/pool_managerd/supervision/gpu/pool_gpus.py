@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 from pool_managerd.core.crash_diagnosis import Incident
 from pool_managerd.core.gpu.devices import DeviceScan
+from pool_managerd.core.gpu.kept_free import KeptFree
 from pool_managerd.core.gpu.ledger import DeviceAccount, without
 from pool_managerd.core.gpu.masks import what_exists
 from pool_managerd.core.instance_id import InstanceId
@@ -21,6 +22,7 @@ from pool_managerd.supervision.gpu.memory import GpuMemory, Leftover
 from pool_managerd.supervision.gpu.registry_fields import GpuFields
 from pool_managerd.supervision.gpu.turns import Turns
 from pool_managerd.supervision.gpu.watch import GpuWatch
+from pool_managerd.supervision.gpu.yields import Yields
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock, Emit
@@ -36,12 +38,15 @@ class Gpus:
     ``hurry``: at once.
     """
 
-    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, mask_gpus: MaskGpus) -> None:
-        self.watch, self.mask_gpus = watch, mask_gpus
+    def __init__(self, watch: GpuWatch, registry: Registry, clock: Clock, mask_gpus: MaskGpus, yields: Yields) -> None:
+        self.watch, self.mask_gpus, self.yields = watch, mask_gpus, yields
         self._registry, self._clock = registry, clock
         self._pools: Callable[[], Iterable[Pool]] = tuple
         self._post: Callable[[Pool, ev.Event], None] = _nobody
-        self.memory = GpuMemory(lambda: watch.scan, self.pools)
+        self.memory = GpuMemory(lambda: watch.scan, self.pools, yields)
+        self._left: frozenset[tuple[str, bool, KeptFree | None]] = frozenset()
+        self._on_kept_free: Callable[[], None] = lambda: None
+        yields.on_change = self.refresh
         self._usable: frozenset[str] = frozenset()
         self._fields = GpuFields({})
         self._published: dict[str, tuple[str, ...]] = {}
@@ -86,6 +91,27 @@ class Gpus:
         seen = [d for d in self.watch.scan.devices if d.uuid in uuids and d.readable] if not self.watch.scan.stale else []
         loads = [d.utilization_percent for d in seen if d.utilization_percent is not None]
         return max(loads, default=None), sum(d.vram_used_bytes for d in seen)
+
+    # --- what is to be free for others ---
+
+    def shortfalls(self, gone: Collection[InstanceId] = ()) -> dict[str, KeptFree]:
+        """GPUs, by UUID, on which instances other than those that are ``gone`` hold what is to be free, and why it is."""
+        found: dict[str, KeptFree] = {}
+        for uuid, one in self.memory.accounts().items():
+            left = one
+            for instance in gone:
+                left = without(left, instance)
+            if left.kept_free is not None and left.shortfall_bytes:
+                found[uuid] = left.kept_free
+        return found
+
+    def on_kept_free(self, call: Callable[[], None]) -> None:
+        """To be called when it is another GPU, or for another reason."""
+        self._on_kept_free = call
+
+    def leases_on(self, pool_id: str) -> int:
+        """How many are held of it."""
+        return self._registry.get_active_leases(pool_id)
 
     # --- of one that sleeps ---
 
@@ -238,6 +264,10 @@ class Gpus:
     def refresh(self) -> None:
         """What placement reads of each pool's GPUs; a pool for which nothing has changed is left alone."""
         accounts = self.memory.accounts()
+        left = frozenset((uuid, one.shortfall_bytes > 0, one.kept_free) for uuid, one in accounts.items() if one.kept_free)
+        if left != self._left:
+            self._left = left
+            self._on_kept_free()
         if accounts is not self._fields.accounts:
             self._fields, self._published = GpuFields(accounts), {}
         for pool in self._pools():

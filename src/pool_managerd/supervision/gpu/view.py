@@ -9,6 +9,8 @@ from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.health import GpuHealth
 from pool_managerd.core.gpu.ledger import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.masks import in_pci_order
+from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.registry import Registry
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
 from pool_managerd.supervision.gpu.registry_fields import exclusive_gpus
@@ -30,6 +32,25 @@ def devices_view(gpus: Gpus, clock: Clock, ram: tuple[int, int], *, simulated: b
         "driver_version": scan.driver_version, "cuda_version": scan.cuda_version, "simulated": simulated,
         "revision": gpus.watch.revision, "ram_available_bytes": ram[0], "ram_total_bytes": ram[1], "devices": rows,
     }  # fmt: skip
+
+
+def yields_view(gpus: Gpus) -> list[dict[str, Any]]:
+    """GPUs that a person has left to others, with the pools that are still there."""
+    there = [pool for pool in gpus.pools() if pool.instance.phase not in IDLE]
+    return [
+        {
+            "device": one.label, "uuid": one.uuid, "since_ms": one.since_ms, "until_ms": one.until_ms,
+            "pools": [
+                {
+                    "pool_id": pool.pool_id, "state": view(pool.state).state,
+                    "in_flight": gpus.leases_on(pool.pool_id),
+                }
+                for pool in there
+                if one.uuid in pool.launch.device_uuids
+            ],
+        }
+        for one in gpus.yields.all()
+    ]  # fmt: skip
 
 
 def snapshots_view(registry: Registry, gpus: Gpus, clock: Clock) -> dict[str, Any]:
