@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+import yarl
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
@@ -425,19 +426,34 @@ async def test_tools_for_llama_swap_find_what_they_ask_for(one: Lab) -> None:
 
 async def test_an_engine_that_ends_before_its_first_byte_is_not_noticed(one: Lab) -> None:
     one.engine.refuses = 1
-    assert (await one.text(STREAM)).endswith("data: [DONE]\n\n")
+    asking = asyncio.create_task(one.text(STREAM))
+    await one.until(lambda: one.engine.seen, "it to be asked")
+    one.node.rows["m"] |= {"epoch": 2}
+    await one.node.tell()
+    assert (await asking).endswith("data: [DONE]\n\n")
     assert one.node.given == 2 and len(one.engine.seen) == 2
 
 
-async def test_one_that_ends_again_is_told_with_what_the_daemon_knows(one: Lab) -> None:
+async def test_one_that_ends_again_is_told_with_what_the_daemon_knows_and_not_to_be_tried_again(one: Lab) -> None:
     one.engine.refuses = 2
     one.node.rows["m"] |= {"last_error": "out_of_memory: the kernel killed it"}
-    asking = asyncio.create_task(one.ask(CHAT))
+    asking = asyncio.create_task(one.session.post(one.url + "/v1/chat/completions", json=CHAT))
+    await one.until(lambda: len(one.engine.seen) == 1, "the first try")
+    one.node.rows["m"] |= {"epoch": 2}
+    await one.node.tell()
     await one.until(lambda: len(one.engine.seen) == 2, "both tries")
     one.node.rows["m"] |= {"ready": False}
     await one.node.tell()
-    status, answer = await asking
-    assert status == 502 and "out_of_memory: the kernel killed it" in answer["error"]["message"]
+    async with await asking as answer:
+        assert answer.status == 502 and answer.headers["x-should-retry"] == "false"
+        assert "out_of_memory: the kernel killed it" in (await answer.json())["error"]["message"]
+
+
+async def test_an_engine_that_is_there_and_closes_without_a_word_is_not_asked_the_same_again(one: Lab) -> None:
+    one.engine.refuses = 9
+    status, answer = await one.ask(CHAT)
+    assert status == 502 and "closed the connection without an answer" in answer["error"]["message"]
+    assert len(one.engine.seen) == 1
 
 
 @pytest.mark.parametrize(("path", "mark"), [("/v1/chat/completions", "data: {"), ("/v1/messages", "event: error\ndata: {")])
@@ -652,3 +668,62 @@ async def test_a_slow_reader_is_served_and_one_that_takes_next_to_nothing_is_cut
         assert one.gateway.leasing.used() == 1
         slow.close()
         silent.close()
+
+
+# --- what else outsiders saw ---
+
+
+async def test_a_gateway_that_ends_tells_streams_that_take_longer(one: Lab) -> None:
+    one.engine.step = asyncio.Semaphore(1)
+    async with aiohttp.ClientSession() as session:
+        async with lab() as other:
+            other.engine.step = asyncio.Semaphore(1)
+            answer = await session.post(other.url + "/v1/messages", json=STREAM)
+            assert await answer.content.readexactly(len(CHUNK)) == CHUNK
+        rest = await answer.text()
+    assert "event: error\n" in rest and "the gateway is shutting down" in rest
+
+
+async def test_a_daemon_that_hangs_keeps_nobody_waiting_for_ever() -> None:
+    times = dataclasses.replace(TIMES, wait_s=0.05, away_s=0.05)
+    async with lab(dataclasses.replace(OPTIONS, leases=times)) as one:
+        one.node.slots = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pool_managerd.gateway.node_link._ANSWER_S", 0.1)
+            status, answer = await one.ask(CHAT)
+    assert status == 503 and "cannot reach the daemon" in answer["error"]["message"]
+
+
+async def test_a_daemon_that_refuses_the_gateway_is_not_the_clients_fault(one: Lab) -> None:
+    one.node.slots = 0
+    one.node.refusal = (401, {"code": "BAD_TOKEN", "message": "the bearer token is wrong"})
+    status, answer = await one.ask(CHAT)
+    assert status == 503 and "the daemon refuses this gateway: the bearer token is wrong" in answer["error"]["message"]
+
+
+async def test_rules_hold_on_the_way_around_them_too() -> None:
+    async with lab(rules={"set": {"temperature": 0}}) as one:
+        status, answer = await one.ask(CHAT, "/upstream/m/v1/chat/completions")
+        assert status == 200 and json.loads(answer["body"])["temperature"] == 0
+        status, answer = await one.ask(b"[1]", "/upstream/m/v1/chat/completions")
+        assert (status, answer["body"]) == (200, "[1]")
+        status, answer = await one.ask(CHAT, "/upstream/m/slots")
+        assert json.loads(answer["body"]) == CHAT
+        async with one.session.get(yarl.URL(one.url + "/upstream/m/%2e%2e/x", encoded=True)) as refused:
+            assert refused.status == 400 and len(one.engine.seen) == 3
+
+
+async def test_pages_of_both_apis_fail_in_the_dialect_of_who_asks(one: Lab) -> None:
+    async with one.session.get(one.url + "/v1/models/zzz", headers={"anthropic-version": "2023-06-01"}) as answer:
+        assert answer.status == 404 and (await answer.json())["type"] == "error"
+
+
+async def test_what_is_for_whoever_runs_the_node_is_not_for_callers_with_keys(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    guest = keys.add("guest")
+    for served, told in ((None, True), (KeyFile(keys.place), False)):
+        async with lab(dataclasses.replace(OPTIONS, keys=served)) as one:
+            one.node.slots = 0
+            one.node.refusal = (500, {"code": "PRELOAD_FAILED", "message": "no such file", "hint": "beside it: secret.txt"})
+            _, answer = await one.ask(CHAT, headers={"x-api-key": guest})
+            assert ("secret.txt" in answer["error"]["message"]) is told

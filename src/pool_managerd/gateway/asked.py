@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pool_managerd.errors import RequestError
+from pool_managerd.gateway.paths import POSTS
 
 MAX_MODEL_CHARS = 256
 MAX_COMMAS = 1_000_000
@@ -39,6 +40,18 @@ def in_json(raw: bytes) -> Asked:
     if not isinstance(value, dict):
         raise RequestError("cannot use the request body: it must be a JSON object")
     return Asked(_model(value.get("model")), value.get("stream") is True, raw, json=True)
+
+
+def passed_through(model: str, raw: bytes, target: str) -> Asked:
+    """Of a request that is passed on as it is, unless its path is one of those that are served under other names, too, with a
+    body that rules can be applied to.
+    """
+    known = target.partition("?")[0] in POSTS and len(raw) > 1 and raw.count(b",") <= MAX_COMMAS
+    try:
+        is_object = known and isinstance(json.loads(raw), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    return Asked(model, stream=False, body=raw, json=is_object)
 
 
 def in_form(raw: bytes, content_type: str) -> Asked:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from aiohttp import hdrs, web
@@ -13,7 +14,7 @@ from aiohttp import hdrs, web
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.gateway.access import Access
-from pool_managerd.gateway.asked import Asked, in_form, in_json
+from pool_managerd.gateway.asked import Asked, in_form, in_json, passed_through
 from pool_managerd.gateway.bodies import Bodies, BodyLimits
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.engine_connection import BrokenEngineError, OddEngineError
@@ -70,14 +71,19 @@ class Front:
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """All models that the caller may ask for."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._models(request, None))
+        return await self._told(self._exchange(request), self._models(request, None))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
-        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s)
-        return await self._told(exchange, self._models(request, request.match_info["model"]))
+        return await self._told(self._exchange(request), self._models(request, request.match_info["model"]))
+
+    def _exchange(self, request: web.Request) -> Exchange:
+        """Of a page that both APIs have."""
+        dialect = Dialect.ANTHROPIC if "anthropic-version" in request.headers else Dialect.OPENAI
+        return Exchange(request, dialect, self._limits.heartbeat_s)
 
     async def _models(self, request: web.Request, wanted: str | None) -> web.StreamResponse:
         caller, directory = self._access.caller(request.headers), self._leasing.directory
+        await self._leasing.learnt()
         if wanted is not None:
             caller.require(wanted)
         behind = None if wanted is None else directory.pools(wanted)
@@ -140,13 +146,12 @@ class Front:
             try:
                 return await self._told(exchange, work)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not self._requests.was_cancelled(record) or task is None:
+                task, why = asyncio.current_task(), self._requests.why_cancelled(record)
+                if why is None or task is None:
                     raise
                 task.uncancel()
                 record.state = "cancelled"
-                gone = RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409)
-                return await exchange.fail(gone)
+                return await exchange.fail(why)
 
     async def _told(self, exchange: Exchange, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
         """``work``, with every error in the client's dialect."""
@@ -154,6 +159,8 @@ class Front:
             return await work
         except PoolError as problem:
             self._requests.failed(exchange.record, problem)
+            if problem.code == "QUEUE_TIMEOUT" or (problem.status >= 500 and self._access.keys is not None):
+                problem.hint = None  # it is for whoever runs the node, and may say what is on it
             return await exchange.fail(problem)
         except ConnectionError:  # of the client: it has gone, and nobody is told
             exchange.record.state = "cancelled"
@@ -180,9 +187,11 @@ class Front:
         exchange.record.key = caller.name
         await self._leasing.learnt()
         model, target = self._leasing.directory.split(request.rel_url.raw_path_qs.split("/", 2)[2])
+        if ".." in unquote(target.partition("?")[0]).split("/"):
+            raise RequestError("cannot pass that path on: it has a part `..`")
         async with self._bodies.of(request) as raw:
             with caller.asking(model):
-                return await self._served(exchange, target, Asked(model, stream=False, body=raw))
+                return await self._served(exchange, target, passed_through(model, raw, target))
 
     async def _served(self, exchange: Exchange, target: str, asked: Asked) -> web.StreamResponse:
         exchange.record.model = asked.model
@@ -200,6 +209,8 @@ class Front:
                 broken = True
                 if exchange.sent or attempt == _TRIES:
                     raise await self._with_cause(problem, held[0]) from problem
+                if not await self._leasing.moves_on(held[0], gone=not isinstance(problem, OddEngineError)):
+                    raise _final(problem.message, held[0]) from problem
             finally:
                 for one in held:
                     self._leasing.done(one, broken=broken)
@@ -207,19 +218,22 @@ class Front:
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
         """With what the daemon has found out about the engine's end, which takes it a moment."""
-        if isinstance(problem, OddEngineError):
-            return problem
-        until = asyncio.get_running_loop().time() + _CAUSE_S
+        until = 0.0 if isinstance(problem, OddEngineError) else asyncio.get_running_loop().time() + _CAUSE_S
         while asyncio.get_running_loop().time() < until:
             place = self._leasing.directory.place(lease.pool_id)
             cause = None if place is None or place.open else place.last_error or ("it was stopped" if place.stays_down else None)
             if cause is not None:
-                return BrokenEngineError(f"{problem.message}; {cause}", pool_id=lease.pool_id)
+                return _final(f"{problem.message}; {cause}", lease)
             await asyncio.sleep(0.02)
-        return BrokenEngineError(problem.message, pool_id=lease.pool_id)
+        return _final(problem.message, lease)
 
     def _read(self, request: web.Request, raw: bytes, path: Path) -> Asked:
         kind = request.headers.get(hdrs.CONTENT_TYPE, "")
         if path.form and kind.lower().startswith("multipart/form-data"):
             return in_form(raw, kind)
         return in_json(raw)
+
+
+def _final(message: str, lease: HeldLease) -> BrokenEngineError:
+    """Perhaps it is this request that ends engines: clients are not to send it again by themselves."""
+    return BrokenEngineError(message, pool_id=lease.pool_id, retriable=False)

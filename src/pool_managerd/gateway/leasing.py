@@ -17,12 +17,14 @@ import structlog
 
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.errors import NodeError, PoolError
-from pool_managerd.gateway.directory import Directory
+from pool_managerd.gateway.directory import Directory, Place
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
 
 _SHUNNED_S = 5.0
 """An engine that just broke: others of the name are asked instead, until the node has found out what is so."""
+_NOTICED_S = 0.5
+"""The node needs a moment until it says that an engine has ended."""
 _AT_ONCE = 16
 """Leases that are renewed, or given back, at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
@@ -55,6 +57,7 @@ class Leasing:
         self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
+        self._why = "cannot reach the daemon"
 
     async def take(self, model: str, holder: str) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
@@ -90,6 +93,23 @@ class Leasing:
         self._broken = {pool_id: until for pool_id, until in self._broken.items() if until > now}
         places = (self.directory.place(pool_id) for pool_id in pools if pool_id not in self._broken)
         return tuple(place.pool_id for place in places if place is not None and place.open) or pools
+
+    async def moves_on(self, lease: HeldLease, *, gone: bool) -> bool:
+        """Whether a request that its engine did not answer may be asked again: of another pool that answers to the same name,
+        or of the launch that follows, where the engine may be ``gone``. One that is there all the same is not asked twice.
+        """
+        until = time.monotonic() + (_NOTICED_S if gone else 0.0)
+        while True:
+            place = self.directory.place(lease.pool_id)
+            if place is None or not place.open or place.epoch != lease.epoch or self._others(place):
+                return True
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(0.02)
+
+    def _others(self, place: Place) -> bool:
+        names = set(place.names)
+        return any(one.open and one.pool_id != place.pool_id and names & {*one.names} for one in self.directory.all())
 
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
@@ -150,7 +170,7 @@ class Leasing:
                 why = "it closed the connection"
             except PoolError as problem:
                 why = problem.message
-            self.connected = False
+            self._why, self.connected = why, False
             self._back.clear()
             self._kept.see(self.directory.open_launches(), waiting=False)  # nobody can be served by what goes back now
             if not told_away:
@@ -221,9 +241,7 @@ class Leasing:
             async with asyncio.timeout(self._times.away_s):
                 await self._back.wait()
         except TimeoutError:
-            raise NodeError(
-                "cannot reach the daemon", hint="start it with: pool-managerd serve --config FILE", retry_after_ms=1000
-            ) from None
+            raise NodeError(self._why, hint="pool-managerd serve --config FILE starts a daemon", retry_after_ms=1000) from None
 
     async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
         """Asked again while the node is away, for a while."""

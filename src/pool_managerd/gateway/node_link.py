@@ -49,7 +49,8 @@ class NodeLink:
         Raises what the node refuses with; NodeError NODE_UNAVAILABLE when it cannot be reached.
         """
         body = {"model": model, "holder": holder, "ttl_ms": ttl_ms} | ({} if wait_ms is None else {"wait_ms": wait_ms})
-        asking = asyncio.ensure_future(self._call("POST", "acquire", body, timeout_s=None))
+        timeout_s = None if wait_ms is None else wait_ms / 1000 + _ANSWER_S
+        asking = asyncio.ensure_future(self._call("POST", "acquire", body, timeout_s=timeout_s, waits=True))
         try:
             given = await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -120,9 +121,11 @@ class NodeLink:
         self._abandoned.add(task)
         task.add_done_callback(self._abandoned.discard)
 
-    async def _call(self, method: str, path: str, body: Any, timeout_s: float | None = _ANSWER_S) -> Any:
+    async def _call(
+        self, method: str, path: str, body: Any, timeout_s: float | None = _ANSWER_S, *, waits: bool = False
+    ) -> Any:  # fmt: skip
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
-        session = self._open if timeout_s is not None or self._waiting is None else self._waiting
+        session = self._open if not waits or self._waiting is None else self._waiting
         try:
             async with session.request(
                 method, f"{self._url}/{path}", json=body, headers=self._headers(), timeout=timeout
@@ -168,6 +171,8 @@ def _problem(status: int, value: Any) -> PoolError:
     """The node's error as it was raised there."""
     body = value if isinstance(value, dict) else {}
     message = str(body.get("message") or f"cannot do it: the daemon answered {status}")
+    if status in (401, 403):  # it is the gateway that is refused, and none of its clients
+        return NodeError(f"the daemon refuses this gateway: {message}", hint=body.get("hint"))
     kind = RequestError if status < 500 else PoolError
     return kind(
         message, code=str(body.get("code") or "INTERNAL"), status=status, hint=body.get("hint"), pool_id=body.get("pool_id"),

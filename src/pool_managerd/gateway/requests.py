@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from pool_managerd.core.narration import duration
-from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.gateway.record import Record
 from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics, OfPool
 
@@ -27,7 +27,7 @@ class Requests:
         self.metrics, self._narrate = metrics, narrate
         self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
         self._recent: deque[Record] = deque(maxlen=RECENT)
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, PoolError] = {}
 
     @contextmanager
     def under_way(self, record: Record) -> Iterator[None]:
@@ -42,7 +42,7 @@ class Requests:
             raise
         finally:
             del self._live[record.request_id]
-            self._cancelled.discard(record.request_id)
+            self._cancelled.pop(record.request_id, None)
             self._over(record)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -54,12 +54,19 @@ class Requests:
         record, task = self._live.get(request_id, (None, None))
         if record is None or task is None or record.key != key:
             raise RequestError(f"request {request_id[:64]!r} is not in flight", code="TICKET_NOT_FOUND", status=404)
-        self._cancelled.add(request_id)
+        self._cancelled[request_id] = RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409)
         task.cancel()
 
-    def was_cancelled(self, record: Record) -> bool:
-        """By ``cancel``, and not because its client has gone."""
-        return record.request_id in self._cancelled
+    def end(self) -> None:
+        """All that are in flight end now: their clients are told that the gateway does."""
+        for request_id, (_, task) in self._live.items():
+            self._cancelled[request_id] = NodeError("the gateway is shutting down")
+            if task is not None:
+                task.cancel()
+
+    def why_cancelled(self, record: Record) -> PoolError | None:
+        """Why it was, where that is not because its client has gone."""
+        return self._cancelled.get(record.request_id)
 
     def failed(self, record: Record, problem: PoolError) -> None:
         """It is told why it was not served."""

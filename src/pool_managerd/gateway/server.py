@@ -42,7 +42,7 @@ class GatewayOptions:
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
-    http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0))
+    http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0, descriptors=3))
     leases: LeaseTimes = field(default_factory=LeaseTimes)
     keys: KeyFile | None = None
     local: bool = True
@@ -61,6 +61,7 @@ class Gateway:
         self._links = EngineLinks()
         self._server: HttpServer | None = None
         self._faces: Faces | None = None
+        self._requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
@@ -71,7 +72,7 @@ class Gateway:
         if self._faces is not None:
             self._faces.closing.set()
         if self._server is not None:
-            await self._server.close()
+            await self._server.close(self._requests.end)
         with suppress(TimeoutError):
             await self.leasing.close()
         self._links.close()
@@ -79,9 +80,8 @@ class Gateway:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         access = Access(self._options.keys)
-        parts = FrontParts(self.leasing, self._links, access, requests)
+        parts = FrontParts(self.leasing, self._links, access, self._requests)
         front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
         self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
         await self._server.start(listener)

@@ -54,13 +54,19 @@ class Connections:
         """Begin to look for clients that take too long. To be called in the loop; ``stop`` ends it."""
         self._sweeper = asyncio.get_running_loop().call_later(self.head_timeout / 10, self._sweep)
 
-    async def settle(self, seconds: float) -> None:
-        """Returns when no request is at work any more; what still is after this time is cut off."""
-        with suppress(TimeoutError):
+    async def settled(self, seconds: float) -> bool:
+        """Whether no request is at work any more, after this time at the latest."""
+        try:
             async with asyncio.timeout(seconds):
                 while self.open - self.idle.keys():
                     self.ended.clear()
                     await self.ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cut_off(self) -> None:
+        """Those that are at work."""
         for connection in self.open - self.idle.keys():
             connection.abort()
 

@@ -29,13 +29,16 @@ Refusal = Callable[[PoolError], web.Response]
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """``shutdown_s`` bounds how long running requests may finish, ``write_timeout_s`` how long a reader may take nothing."""
+    """``shutdown_s`` bounds how long running requests may finish, ``write_timeout_s`` how long a reader may take nothing.
+    ``descriptors`` are what this process needs for each connection: there are no more of these than that allows.
+    """
 
     max_connections: int = 1024
     head_timeout_s: float = 10.0
     keepalive_s: float = 75.0
     shutdown_s: float = 2.0
     write_timeout_s: float = 30.0
+    descriptors: int = 2
 
 
 class HttpServer:
@@ -63,7 +66,7 @@ class HttpServer:
             raise NodeError("cannot serve HTTP: the server is gone")
         protocol = functools.partial(_HttpProtocol.of, server, self._refusal)
         limits = self._limits
-        guard = Connections(protocol, _possible(limits.max_connections), limits.head_timeout_s, limits.write_timeout_s)
+        guard = Connections(protocol, _possible(limits), limits.head_timeout_s, limits.write_timeout_s)
         self._server = await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_ACCEPTS_AT_ONCE)
         listener.listen(_BACKLOG)  # asyncio takes one number for what waits in the kernel and for what it accepts in one go
         self._guard = guard
@@ -74,12 +77,15 @@ class HttpServer:
         if self._server is not None:
             self._server.close()
 
-    async def close(self) -> None:
-        """Stop listening, give running requests a moment, close every connection."""
+    async def close(self, at_last: Callable[[], None] = lambda: None) -> None:
+        """Stop listening, give running requests a moment, close every connection. ``at_last`` tells those that take longer."""
         self.stop_listening()
         if self._guard is not None:
             self._guard.stop()
-            await self._guard.settle(self._limits.shutdown_s)
+            if not await self._guard.settled(self._limits.shutdown_s):
+                at_last()
+                await self._guard.settled(_WRITES_S)
+            self._guard.cut_off()
         await self._runner.cleanup()
         for connection in () if self._guard is None else list(self._guard.open):
             connection.abort()
@@ -156,7 +162,8 @@ def _protocol_log() -> logging.Logger:
     return log
 
 
-def _possible(wanted: int) -> int:
-    """Engines, logs and databases need descriptors too: connections take at most half of what the process may open."""
+def _possible(limits: HttpLimits) -> int:
+    """Engines, logs and databases need descriptors too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft // 2))
+    wanted = limits.max_connections
+    return wanted if soft == resource.RLIM_INFINITY else max(8, min(wanted, soft // limits.descriptors))
