@@ -727,3 +727,23 @@ async def test_what_is_for_whoever_runs_the_node_is_not_for_callers_with_keys(tm
             one.node.refusal = (500, {"code": "PRELOAD_FAILED", "message": "no such file", "hint": "beside it: secret.txt"})
             _, answer = await one.ask(CHAT, headers={"x-api-key": guest})
             assert ("secret.txt" in answer["error"]["message"]) is told
+
+
+async def test_a_card_is_shown_where_models_are_listed_and_hides_one_that_is_not_to_be() -> None:
+    card = {"name": "Model M", "description": "Says words", "metadata": {"port": 1}, "listed": True}
+    async with lab(card=card) as one:
+        one.node.pool("hidden", one.engine_url, card={**card, "listed": False})
+        await one.node.tell()
+        await one.until(lambda: one.gateway.leasing.directory.place("hidden"), "the gateway to know both")
+        async with one.session.get(one.url + "/v1/models") as answer:
+            (row,) = (await answer.json())["data"]
+        assert (row["id"], row["display_name"], row["description"], row["meta"]["metadata"]) == (
+            "m",
+            "Model M",
+            "Says words",
+            {"port": 1},
+        )
+        async with one.session.get(one.url + "/v1/models/hidden") as answer:
+            assert (await answer.json())["id"] == "hidden" and (await one.ask({**CHAT, "model": "hidden"}))[0] == 200
+        async with one.session.get(one.url + "/running") as answer:
+            assert (await answer.json())["running"][1]["name"] == "Model M"

@@ -76,6 +76,7 @@ class RouteRow(Answer):
     ctx: int | None = None
     slots: int
     rules: dict[str, Any] | None = Field(None, description="What is to be changed in requests: pools[].requests.")
+    card: dict[str, Any] | None = Field(None, description="How lists of models show it: pools[].card.")
     last_error: str | None = None
 
 

@@ -26,7 +26,7 @@ from pool_managerd.core.gpu.masks import DeviceMask
 Alias = Annotated[str, Field(min_length=1, max_length=256)]
 
 DECIDED = frozenset({
-    "aliases", "eviction_weight", "id", "idle_ttl_ms", "pinned", "preload", "quant", "reload", "requests",
+    "aliases", "card", "eviction_weight", "id", "idle_ttl_ms", "pinned", "preload", "quant", "reload", "requests",
     "require_same_engine_version", "restart", "sampler_profile_version", "startup_timeout_ms",
 })  # fmt: skip
 """The keys of a pool that the daemon alone goes by: an engine that runs is the same with another value of them."""
@@ -146,6 +146,21 @@ class RequestRules(Section):
     )  # fmt: skip
 
 
+class ModelCard(Section):
+    """How lists of models show it, for people and clients."""
+
+    name: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="A name for people; absent: the name that it is asked by.", examples=["Qwen3 Coder 30B"]
+    )
+    description: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="What it is good for.", examples=["Writes code"]
+    )
+    metadata: Parameters = Field(
+        default_factory=dict, description="Whatever clients of yours look for, as `meta.metadata`.", examples=[{"port": 10001}]
+    )
+    listed: bool = Field(True, description="false: it answers, and is in no list.")
+
+
 class PoolConfig(Section):
     """One line of intent: this model, this engine, these GPUs."""
 
@@ -199,6 +214,7 @@ class PoolConfig(Section):
     aliases: tuple[Alias, ...] = Field(
         (), description="Further names that requests may call it by (`acquire`).", examples=[["gpt-4o-mini"]]
     )
+    card: ModelCard | None = Field(None, description="How lists of models show it.", examples=[{"name": "Qwen3 Coder 30B"}])
     requests: RequestRules | None = Field(
         None, description="What the gateway changes in requests.", examples=[{"set": {"cache_prompt": True}}]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +33,7 @@ class Place:
     slots: int
     last_error: str | None
     rules: Mapping[str, Any] | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Place:
@@ -45,7 +46,7 @@ class Place:
             stays_down=bool(row.get("stays_down")), epoch=int(row.get("epoch") or 0), engine=row.get("engine"),
             model_id=row.get("model_id"), engine_names=None if names is None else tuple(names), ctx=row.get("ctx"),
             slots=int(row.get("slots") or 1), last_error=row.get("last_error"),
-            rules=row.get("rules"),
+            rules=row.get("rules"), card=row.get("card") or {},
         )  # fmt: skip
 
 

@@ -40,8 +40,7 @@ class Faces:
             return await _exchange(request).fail(problem)
         rows = [
             {
-                "model": place.name, "state": _state(place), "name": place.name, "description": "", "cmd": "", "proxy": "",
-                "ttl": 0,
+                "model": place.name, "state": _state(place), **_shown(place), "cmd": "", "proxy": "", "ttl": 0,
             }
             for place in places
             if place.open or place.loading
@@ -115,4 +114,10 @@ def _state(place: Place) -> str:
 
 
 def _model(place: Place) -> dict[str, Any]:
-    return {"id": place.name, "name": place.name, "description": "", "state": _state(place), "unlisted": False, "peerID": ""}
+    unlisted = not place.card.get("listed", True)
+    return {"id": place.name, **_shown(place), "state": _state(place), "unlisted": unlisted, "peerID": ""}
+
+
+def _shown(place: Place) -> dict[str, str]:
+    """For people."""
+    return {"name": place.card.get("name") or place.name, "description": place.card.get("description") or ""}

@@ -87,14 +87,10 @@ class Front:
         if wanted is not None:
             caller.require(wanted)
         behind = None if wanted is None else directory.pools(wanted)
-        rows = listed(
-            place
-            for place in directory.all()
-            if (behind is None or place.pool_id in behind) and any(caller.may_ask(name) for name in place.names)
-        )
-        if wanted is None:
-            return web.json_response(as_list(rows))
-        return web.json_response(rows[0])
+        shown = [place for place in directory.all() if any(caller.may_ask(name) for name in place.names)]
+        if behind is None:
+            return web.json_response(as_list(listed(place for place in shown if place.card.get("listed", True))))
+        return web.json_response(listed(place for place in shown if place.pool_id in behind)[0])
 
     async def health(self, _request: web.Request) -> web.StreamResponse:
         """The gateway is up; whether it follows the daemon is told beside that."""

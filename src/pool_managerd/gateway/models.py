@@ -12,7 +12,7 @@ _STARTED = 1_700_000_000
 
 
 def listed(places: Iterable[Place]) -> list[dict[str, Any]]:
-    """One row per name that models are listed as; several pools may stand behind it."""
+    """One row per name that models are listed as; several pools may stand behind it, of which the first tells of itself."""
     named: dict[str, list[Place]] = {}
     for place in places:
         named.setdefault(place.name, []).append(place)
@@ -22,13 +22,15 @@ def listed(places: Iterable[Place]) -> list[dict[str, Any]]:
 def _row(name: str, places: list[Place]) -> dict[str, Any]:
     first = places[0]
     aliases = sorted({other for place in places for other in place.names} - {name})
+    card, told = first.card, {key: text for key in ("name", "description") if (text := first.card.get(key))}
     each = None if first.ctx is None else first.ctx // max(1, first.slots)
     return {
-        "id": name, "object": "model", "created": _STARTED, "owned_by": "pool-managerd", "type": "model", "display_name": name,
+        "id": name, "object": "model", "created": _STARTED, "owned_by": "pool-managerd", "type": "model",
+        "display_name": card.get("name") or name, **told,
         "created_at": "2023-11-14T22:13:20Z", "context_length": each, "status": {"value": _status(places)},
         "meta": {
             "aliases": aliases, "pools": [place.pool_id for place in places], "n_ctx": each,
-            "engine": first.engine, "model": first.model_id,
+            "engine": first.engine, "model": first.model_id, "metadata": card.get("metadata") or {},
         },
     }  # fmt: skip
 

@@ -82,7 +82,7 @@ def _bad(key: str, value: object) -> str | None:
     """Why a key cannot be set here."""
     if holds_secret([key, value]):
         return "it holds a secret of the environment, which is not written into a file"
-    if not 1 <= len(key) <= _MAX_KEY_CHARS or any(not text.isprintable() or len(text) > 900 for text in _keys(value)):
+    if not 1 <= len(key) <= _MAX_KEY_CHARS or any(not text.isprintable() or len(text) > 900 for text in keys_of(value)):
         return f"keys have 1 to {_MAX_KEY_CHARS} printable characters here"
     if (
         not key.isprintable()
@@ -93,7 +93,8 @@ def _bad(key: str, value: object) -> str | None:
     return None
 
 
-def _keys(value: object) -> list[str]:
+def keys_of(value: object) -> list[str]:
+    """Every key in ``value``, however deep."""
     if isinstance(value, dict):
-        return [*value, *(key for part in value.values() for key in _keys(part))]
-    return [key for part in value for key in _keys(part)] if isinstance(value, list) else []
+        return [*value, *(key for part in value.values() for key in keys_of(part))]
+    return [key for part in value for key in keys_of(part)] if isinstance(value, list) else []

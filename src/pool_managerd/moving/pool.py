@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pool_managerd.config.parse import KeyPath
 from pool_managerd.core.redaction import masked_argv
 from pool_managerd.moving import filters, settings
+from pool_managerd.moving.cards import card
 from pool_managerd.moving.command_line import Command, ReadFlags, only_stops
 from pool_managerd.moving.command_line import read as read_command
 from pool_managerd.moving.engine_flags import MAX_CTX, FlagMover, Told, devices
@@ -20,7 +21,7 @@ from pool_managerd.moving.report import Findings
 from pool_managerd.moving.source import Source
 
 ORDER = (
-    "id", "engine", "model", "ctx", "slots", "devices", "tensor_split", "preload", "served_name", "aliases", "requests",
+    "id", "engine", "model", "ctx", "slots", "devices", "tensor_split", "preload", "served_name", "aliases", "card", "requests",
     "idle_ttl_ms", "eviction_weight", "health_path", "provisioning",
 )  # fmt: skip
 USUAL_LIMIT = 10
@@ -79,6 +80,8 @@ class ModelMover:
         settings.times(self._source, model, draft.fields, draft.external, self._findings)
         settings.rest(self._source, path, self._findings)
         rules = filters.rules(self._source, model, self._findings)
+        if shown := card(self._source, model, self._findings):
+            draft.fields["card"] = shown
         if rules:
             draft.fields["requests"] = rules
             self._note(draft, ("requests",), (*path, "filters"))

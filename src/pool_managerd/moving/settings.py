@@ -9,7 +9,6 @@ from pool_managerd.moving.report import Findings
 from pool_managerd.moving.source import Source
 
 MAX_TTL_MS = 30 * 86_400_000
-_CARD = ("name", "description", "metadata", "capabilities")
 _CONNECTION = ("connect", "keepalive", "tlsHandshake", "expectContinue", "idleConn")
 
 
@@ -41,9 +40,6 @@ def idle_ttl_ms(seconds: int) -> int:
 
 def rest(source: Source, path: KeyPath, findings: Findings) -> None:
     """What lists show, timeouts, compatibility and macros of a model."""
-    for key in _CARD:
-        findings.lost((*path, key), "lists of models show id, aliases and context: keep it with your clients")
-    findings.lost((*path, "unlisted"), "every pool is listed; a key can be limited to models (`keys add --model`)", truth=True)
     findings.lost((*path, "sendLoadingState"), "a stream that waits shows comments alone (gateway.heartbeat_ms)", truth=True)
     findings.usual((*path, "compat"), "web sockets load nothing here")
     findings.usual((*path, "healthCheckTimeout"), "llama-swap goes by that of the file alone")

@@ -67,5 +67,6 @@ class Routes:
             "ctx": config.ctx if config is not None else None if engine is None else engine.ctx,
             "slots": config.slots if config is not None else 1 if engine is None else engine.slots_total,
             "rules": None if config is None or config.requests is None else config.requests.model_dump(mode="json"),
+            "card": None if config is None or config.card is None else config.card.model_dump(mode="json"),
             "last_error": pool.state.last_error,
         }  # fmt: skip
