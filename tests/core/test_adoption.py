@@ -9,6 +9,7 @@ import pytest
 from pool_managerd.core.crash import CrashClass
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
+from pool_managerd.core.lifecycle.adopting import LAST_LOOK_S, OWN_GAP_S
 from tests.core.test_lifecycle_stories import POLICY, Story
 
 EPOCH = 7
@@ -136,7 +137,18 @@ def test_looking_takes_no_longer_than_its_time() -> None:
     story = restarted()
     story.tell(ev.Adopt(EPOCH))
     story.tell(ev.Tick(), after_s=story.policy.adopt_timeout_s)
+    story.tell(ev.Tick(), after_s=LAST_LOOK_S)
     assert story.phase() is Phase.STAGING and "too long" in story.said("not_adopted").human
+
+
+def test_a_daemon_that_is_back_just_in_time_has_a_last_look() -> None:
+    """It stood until a moment before the end of the adoption's time, which says nothing of the engine."""
+    story = restarted()
+    story.tell(ev.Adopt(EPOCH))
+    story.tell(ev.Tick(), after_s=POLICY.adopt_timeout_s + OWN_GAP_S / 2)
+    assert story.phase() is Phase.ADOPTING
+    story.tell(ev.Adopted(EPOCH, 400.0, was_ready=True), ev.ProbeSucceeded(EPOCH))
+    assert view(story.i).ready
 
 
 def test_a_stop_in_the_middle_waits_until_the_engine_is_known_and_stops_it_then() -> None:
@@ -177,4 +189,5 @@ def test_an_adoption_that_takes_too_long_is_given_up() -> None:
     story = restarted()
     story.tell(ev.Adopt(EPOCH))
     story.tell(ev.Tick(), after_s=POLICY.adopt_timeout_s)
+    story.tell(ev.Tick(), after_s=LAST_LOOK_S)
     assert story.phase() is Phase.STAGING and "took too long" in story.said("not_adopted").human

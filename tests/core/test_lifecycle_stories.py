@@ -579,6 +579,22 @@ def test_ready_is_not_shown_on_the_word_of_an_old_probe() -> None:
     assert view(story.i).ready and story.i.last_error is None
 
 
+def test_ready_is_not_shown_where_some_probes_failed_and_the_others_were_never_sent() -> None:
+    """None of both alone is enough to say so, and what was good is long ago."""
+    story = Story().until_ready()
+    for _ in range(int(POLICY.fresh_s / POLICY.probe_interval_s)):
+        story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+        story.tell(ev.ProbeDiscarded(1))
+    assert view(story.i).ready
+    story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+    story.tell(ev.ProbeFailed(1, "had no answer within 2 s"))
+    assert story.i.active.probe_failures == 1 and story.phase() is Phase.READY
+    assert not view(story.i).ready and "no good probe, the last one had no answer within 2 s" in str(story.i.last_error)
+    story.tell(ev.Tick(), after_s=POLICY.probe_interval_s)
+    story.tell(ev.ProbeSucceeded(1))
+    assert view(story.i).ready and story.i.last_error is None
+
+
 @pytest.mark.parametrize("under_way", [True, False])
 def test_after_a_gap_in_our_own_time_a_probe_that_cannot_be_sent_makes_nobody_unready(under_way: bool) -> None:
     """The daemon was frozen for long, with a probe under way or not, and is slow for a moment more."""

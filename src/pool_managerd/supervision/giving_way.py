@@ -79,7 +79,7 @@ class GivingWay:
             return
         del self._gone[name]
         try:
-            await self._pools.change(pool, "start", ev.Start(origin="gpus"), "up", desired="up")
+            await self._pools.change(pool, "start", ev.Start(origin="gpus"), "up", desired="auto")
         except PoolError:  # somebody else has decided over it meanwhile
             return
 

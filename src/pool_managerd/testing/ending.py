@@ -60,6 +60,8 @@ class Ending:
             return
         for gpu in scene.machine.gpus:
             await self._tried(node.uncordon(gpu.uuid))
+        if node.yields():
+            await self._tried(node.end_yield())
         for ask in (node.release, node.reset_breaker, node.start):
             if not view(pool.state).ready:
                 self._oracle.on_request("start", pool_id)

@@ -13,7 +13,7 @@ from typing import Any
 from pool_managerd.config import Config
 
 GPU_BYTES = 24 << 30
-RELOAD, APPLY, ACQUIRE = "reload", "apply", "acquire"
+RELOAD, APPLY, ACQUIRE, YIELD = "reload", "apply", "acquire", "yield"
 """Drawn beside all other requests and faults, each by itself."""
 SUBMITTED = "s0"
 """The pool that is not configured: requests make it and take it away."""
@@ -91,7 +91,8 @@ def draw(seed: int) -> Scenario:
     shown = chance.random() < 0.8
     return Scenario(
         seed, hours, _with_group(seed, _config(chance, ids, probe_s, rules)), gpus, shown, tight and gpus > 0, needs,
-        _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools)))), _sleepers(seed, ids),
+        _with_yields(seed, _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))))),
+        _sleepers(seed, ids),
     )  # fmt: skip
 
 
@@ -148,6 +149,10 @@ def _with_applies(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
 
 def _with_acquires(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
     return _with(ACQUIRE, Random(f"acquires {seed}"), actions, (0, 3, 8, 16))
+
+
+def _with_yields(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    return _with(YIELD, Random(f"yields {seed}"), actions, (0, 0, 0, 1, 4))
 
 
 def _with(

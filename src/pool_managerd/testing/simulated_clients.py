@@ -24,6 +24,8 @@ from pool_managerd.testing.simulated_promises import GivenLease, Promise, Questi
 
 CLOUDY_S = 60.0
 """So long what an abandoned request asked for may still come."""
+YIELD_ENDS_S = 3_600.0
+"""So long after its time pools may still go for a yield: what they have in hand is waited for."""
 _DESIRED = {
     "start": "up", "restart": "up", "undrain": "up", "preload": "up", "submit": "up", "ensure_ready": "auto", "stop": "down",
     "cancel_preload": "down", "drain": "drained", ACQUIRE: "auto",
@@ -118,6 +120,8 @@ class SimulatedClients:
                 wait_s = 600 * action.share**2
                 question.waits_until = self._scene.timeline.now + wait_s
                 return node.take_slot(AcquireRequest(pool_id, round(wait_s * 1000), priority=action.number % 5 - 2))
+            case "yield":
+                return self._yielded(action, node)
             case "apply":
                 return node.apply(self._edited(question))
             case "submit":
@@ -131,6 +135,17 @@ class SimulatedClients:
             case _:
                 work: Coroutine[Any, Any, Any] = getattr(node, action.kind)(pool_id)
                 return work
+
+    def _yielded(self, action: Action, node: PoolManager) -> Coroutine[Any, Any, Any] | None:
+        """One GPU, or all, for a while; or all of them back."""
+        gpus = self._scene.machine.gpus
+        if not gpus:
+            return None
+        if action.number % 4 == 0:
+            return node.end_yield()
+        for_s = 1 + 900 * action.share**2
+        self._evicts_until = max(self._evicts_until, self._scene.timeline.now + for_s + YIELD_ENDS_S)
+        return node.yield_gpus([gpus[action.number % len(gpus)].uuid] if action.number % 3 else [], round(for_s * 1000))
 
     def _edited(self, question: Question) -> Config:
         """The file with one line changed. The next daemon begins by it, whatever becomes of the apply; one applies all of it."""
@@ -228,7 +243,7 @@ class SimulatedClients:
         scene, action = self._scene, question.action
         self._asking.remove(question)
         if action.kind in _EVICTS:
-            self._evicts_until = scene.timeline.now + CLOUDY_S
+            self._evicts_until = max(self._evicts_until, scene.timeline.now + CLOUDY_S)
         for touched in question.touched:
             touched.promise.asking -= 1
         if task.cancelled():
@@ -300,7 +315,7 @@ class SimulatedClients:
         """Whoever waits gets no answer."""
         self.unanswered += len(self._asking)
         if any(question.action.kind in _EVICTS for question in self._asking):
-            self._evicts_until = self._scene.timeline.now
+            self._evicts_until = max(self._evicts_until, self._scene.timeline.now)
         self._asking.clear()
         self._taken = dict(self._filed_slots())
         self._unheard.clear()

@@ -14,7 +14,7 @@ from pool_managerd.core.event import Event
 from pool_managerd.testing.daemons import Daemons
 from pool_managerd.testing.ending import Ending
 from pool_managerd.testing.invariants import Oracle
-from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, REQUESTS, Action, Scenario
+from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, REQUESTS, YIELD, Action, Scenario
 from pool_managerd.testing.scene import Scene, Violation
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_faults import strike
@@ -94,7 +94,7 @@ class World:
             return
         pool_id = scene.config.pools[action.pool % len(scene.config.pools)].id
         self._oracle.sweep(scene.pools())
-        if action.kind not in REQUESTS and action.kind not in (RELOAD, APPLY, ACQUIRE):
+        if action.kind not in REQUESTS and action.kind not in (RELOAD, APPLY, ACQUIRE, YIELD):
             scene.note("fault", f"{action} {pool_id}")
             strike(scene, self._daemons, action, pool_id)
         elif scene.node is not None:

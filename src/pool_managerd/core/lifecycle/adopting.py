@@ -24,6 +24,7 @@ from pool_managerd.core.lifecycle.sleeping import wake
 
 OWN_GAP_S = 1.0
 """A timer that fires so much too late says that this daemon stood (A9)."""
+LAST_LOOK_S = 2.0
 
 
 def adopt(pool: PoolState, e: ev.Adopt, now: float, p: Policy) -> Step:
@@ -89,6 +90,8 @@ def adopting_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:
         return pool, ()
     if now > i.deadline + OWN_GAP_S:  # this daemon itself stood: whoever looks had no time to
         return on(pool, deadline=now + p.adopt_timeout_s), ()
+    if i.deadline - i.since < p.adopt_timeout_s + LAST_LOOK_S / 2:  # it may have stood for most of the time, and be back just now
+        return on(pool, deadline=now + LAST_LOOK_S), ()
     return not_adopted(pool, ev.NotAdopted(i.epoch, "looking at it took too long"), now, p)
 
 

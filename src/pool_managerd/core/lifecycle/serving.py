@@ -16,7 +16,7 @@ from pool_managerd.core.lifecycle.phase import SERVING, Phase
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import PoolState, Step, on, then
 from pool_managerd.core.lifecycle.relaunch import remember
-from pool_managerd.core.lifecycle.starting import send_due_probe
+from pool_managerd.core.lifecycle.starting import not_believed, send_due_probe
 
 SILENT_PROBES_PER_S = 50
 
@@ -47,8 +47,8 @@ def probe_failed(pool: PoolState, e: ev.ProbeFailed, now: float, p: Policy) -> S
     failed = on(
         pool, probe_failures=failures, probe_reason=e.reason, probe_sent_at=None, next_probe_at=now + p.probe_interval_s
     )  # fmt: skip
-    if failures < p.failure_threshold and not e.conclusive:
-        return failed, ()
+    if failures < p.failure_threshold and not e.conclusive:  # beside those that failed others may not have been sent
+        return (failed, ()) if asleep else not_believed(failed, f"no good probe, the last one {e.reason},", now, p)
     if e.timed_out and e.activity.verdict is Verdict.BUSY:
         return _busy(failed, e.activity)
     error = f"health check failed: {narration.count(failures, 'probe')} in a row failed; the last one {e.reason}"

@@ -164,14 +164,20 @@ def probe_discarded(pool: PoolState, e: ev.ProbeDiscarded, now: float, p: Policy
         return on(pool, probe_sent_at=None, next_probe_at=now, last_good_at=seen), ()
     gap_s = p.probe_gap_ms / 1000 if i.phase in PROBED_AT_START else p.probe_interval_s
     again = on(pool, probe_sent_at=None, next_probe_at=now + gap_s)
+    return not_believed(again, "no probe could be sent", now, p)
+
+
+def not_believed(pool: PoolState, why: str, now: float, p: Policy) -> Step:
+    """Not shown as ready any more, where the last good probe is too old for that; nothing is done to it."""
+    i = pool.active
     if i.phase not in SERVING or i.hung or i.last_good_at is None or now - i.last_good_at <= p.fresh_s:
-        return again, ()
-    error = f"health check failed: no probe could be sent for {narration.duration(now - i.last_good_at)}"
+        return pool, ()
+    error = f"health check failed: {why} for {narration.duration(now - i.last_good_at)}"
     say = do.Say(
         "unhealthy", f"Pool '{pool.pool_id}' is not shown as ready: {error}", level="error", fields={"last_error": error}
     )
     unknown = {"last_good_at": None, "ready_since": None} if i.phase is Phase.ATTACHED else {"hung": True}
-    return on(replace(again, last_error=error), **unknown), (say,)
+    return on(replace(pool, last_error=error), **unknown), (say,)
 
 
 def starting_ok(pool: PoolState, e: ev.ProbeSucceeded, now: float, p: Policy) -> Step:
