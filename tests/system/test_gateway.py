@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,3 +214,12 @@ def test_models_of_a_group_take_turns_as_it_says(open_dir: Path, smol_model: Pat
             assert {one["model"] for one in running} == loaded
     finally:
         home.end()
+
+
+def test_a_gateway_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", home.gateway_port)):
+        super(Home, home).start()
+        wait_until(lambda: bool(home.lines("gateway_ended")), "the end of the first try", 15)
+        told = home.lines("gateway_ended")[0]
+        assert "cannot listen on 127.0.0.1" in told["human"] and "in use" in told["last_error"] and told["exit_code"] == 1
+    wait_until(home.follows, "the gateway to follow the daemon", 40)

@@ -200,7 +200,18 @@ def _gateway(origin: Origin | None, config: Config, served: Served) -> GatewayPr
     file = () if origin is None else ("--config", str(origin.source.path))
     arguments = (*file, "--url", served.url, "--bind", bind)
     node, settings = served.node, config.gateway.model_dump_json()
-    return GatewayProcess(arguments, settings, config.daemon.runtime_dir, node.events, node.gateway_is_gone)
+    objection = partial(_no_gateway, config, bind)
+    return GatewayProcess(arguments, settings, config.daemon.runtime_dir, node.events, node.gateway_is_gone, objection)
+
+
+def _no_gateway(config: Config, bind: str) -> str | None:
+    """Why none could answer there, as far as that shows."""
+    try:
+        check_gateway(config, bind)
+        listen(bind).close()
+    except PoolError as problem:
+        return problem.message
+    return None
 
 
 def _status_line(served: Served) -> str:

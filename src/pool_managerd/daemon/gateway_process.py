@@ -40,15 +40,19 @@ class _Left:
 
 
 class GatewayProcess:
-    """``arguments`` are those of `pool-managerd gateway`; ``gone`` is told the pid of one that has ended."""
+    """``arguments`` are those of `pool-managerd gateway`; ``gone`` is told the pid of one that has ended. ``objection`` says what
+    keeps one from running, if anything.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], settings: str, runtime_dir: Path, events: EventLog, gone: Callable[[int], None]
-    ) -> None:
+        self, arguments: Sequence[str], settings: str, runtime_dir: Path, events: EventLog, gone: Callable[[int], None],
+        objection: Callable[[], str | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._command = (sys.executable, "-P", "-m", "pool_managerd.cli", "gateway", *arguments)
         told = json.dumps([__version__, *self._command, settings])
         self._settings = hashlib.sha256(told.encode()).hexdigest()
         self._place, self._events, self._gone = runtime_dir / _FILE, events, gone
+        self._objection = objection
         self._running: _Left | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -138,10 +142,11 @@ class GatewayProcess:
     def _tell_end(self, ended: _Left, lived_s: float, wait_s: float) -> None:
         code = self._child.returncode if self._child is not None and self._child.pid == ended.pid else None
         how = "is gone" if code is None else f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-        again = f"in {duration(wait_s)}" if wait_s else "at once"
+        again, why = f"in {duration(wait_s)}" if wait_s else "at once", self._objection() if code else None
+        because = f": {why}" if why else ""
         self._events.emit(
-            "gateway_ended", f"The gateway {how} after {duration(lived_s)}; starting it again {again}", level="error",
-            pid=ended.pid, exit_code=code,
+            "gateway_ended", f"The gateway {how} after {duration(lived_s)}{because}; starting it again {again}", level="error",
+            pid=ended.pid, exit_code=code, last_error=why,
         )  # fmt: skip
 
     def _signal(self, running: _Left, number: signal.Signals) -> None:
