@@ -82,6 +82,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "BAD_TOKEN": "The bearer token is wrong.",
     "BENCH_FAILED": "The engine did not answer a bench as it should; the message says how.",
     "BODY_TOO_LARGE": "The request's body is larger than is taken (gateway.max_body_bytes).",
+    "BUDGET_SPENT": "The API key has used all tokens that it has for a day.",
     "CIRCUIT_OPEN": "The pool failed too often: until its breaker tries it again, or is reset, only a person starts it.",
     "CONFIGURATION_NOT_FOUND": "No configuration of the history has that number, or it was forgotten.",
     "CONFIG_ERROR": "The configuration cannot be honoured; the message names the place.",

@@ -26,6 +26,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is calle
 Models = Annotated[list[str] | None, typer.Option("--model", help="A model that it may ask for; several times, for several.")]
 Expires = Annotated[str | None, typer.Option("--expires", metavar="30d", help="How long it holds.", show_default=False)]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.", show_default=False)]
+Tokens = Annotated[
+    int | None, typer.Option("--daily-tokens", min=1, help="Of prompts and answers, for a day (UTC).", show_default=False)
+]
 DEFAULT_BIND = "127.0.0.1:8088"
 
 
@@ -58,35 +61,50 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> No
 
 
 def keys_add(
-    name: Name, model: Models = None, expires: Expires = None, concurrency: Concurrency = None, config: ConfigFile = None
-) -> None:
+    name: Name, model: Models = None, expires: Expires = None, concurrency: Concurrency = None, daily_tokens: Tokens = None,
+    config: ConfigFile = None,
+) -> None:  # fmt: skip
     """Make a key for clients of the gateway. It is printed once; only its hash is kept."""
     lasts = seconds(expires, "--expires")
     until = None if lasts is None else int(time.time() + lasts)
     names = {name for pool in _loaded(config, None)[1].pools for name in (pool.id, pool.served_name, *pool.other_names)}
     for unknown in [one for one in model or () if one not in names]:
         typer.echo(f"no pool of the configuration is called {unknown!r}: the key is for it all the same", err=True)
-    typer.echo(_keys(config).add(name, tuple(model or ()), until, concurrency))
+    typer.echo(_keys(config).add(name, tuple(model or ()), until, concurrency, daily_tokens))
 
 
 def keys_ls(config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """List the keys."""
+    from pool_managerd.gateway.budgets import Budgets, beside
+
+    keys = _keys(config)
+    budgets = Budgets(beside(keys.place))
     rows = [
         {
             "name": key.name, "models": list(key.models), "expires_at": key.expires_at, "concurrency": key.concurrency,
-            "created_at": key.created_at,
+            "daily_tokens": key.daily_tokens, "used_today": budgets.used(key.name), "created_at": key.created_at,
         }
-        for key in _keys(config).all()
+        for key in keys.all()
     ]  # fmt: skip
-    columns = (Column("NAME", 0, least=8), Column("MODELS", 1, least=8), Column("EXPIRES", 2), Column("AT ONCE", 3))
+    columns = (
+        Column("NAME", 0, least=8), Column("MODELS", 1, least=8), Column("EXPIRES", 2), Column("AT ONCE", 3),
+        Column("TOKENS TODAY", 4),
+    )  # fmt: skip
 
     def cells(row: dict[str, object]) -> tuple[object, ...]:
         until = row["expires_at"]
         shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(until)) if isinstance(until, int) else None
         models = row["models"]
-        return row["name"], ", ".join(models) if isinstance(models, list) and models else "all", shown, row["concurrency"]
+        listed = ", ".join(models) if isinstance(models, list) and models else "all"
+        return row["name"], listed, shown, row["concurrency"], _used(row)
 
     show(rows, output, lambda found: table(columns, map(cells, found), empty="there are no keys", wide=output is Format.WIDE))
+
+
+def _used(row: dict[str, object]) -> str | None:
+    """Of how many, where there is a limit."""
+    most, used = row["daily_tokens"], row["used_today"]
+    return f"{used:,}" + (f" of {most:,}" if most is not None else "") if used or most is not None else None
 
 
 def keys_rm(name: Name, config: ConfigFile = None) -> None:

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pool_managerd.errors import RequestError
+from pool_managerd.gateway.budgets import Budgets
 from pool_managerd.gateway.keys import KEY_HEADERS, Key, KeyFile
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``key`` None: keys are not asked for. ``at_work`` counts the running requests of each key."""
+    """``key`` None: keys are not asked for. ``at_work`` counts the running requests of each key, ``budgets`` its tokens."""
 
     key: Key | None
     at_work: Counter[str]
+    budgets: Budgets | None = None
 
     @property
     def name(self) -> str | None:
@@ -36,11 +38,13 @@ class Caller:
 
     @contextmanager
     def asking(self, model: str) -> Iterator[None]:
-        """While a request runs. Raises RequestError 403, or 429 for more at once than the key may have."""
+        """While a request runs. Raises RequestError 403, or 429 for more at once, or in a day, than the key may have."""
         self.require(model)
         if self.key is None:
             yield
             return
+        if self.budgets is not None:
+            self.budgets.require(self.key)
         name, most = self.key.name, self.key.concurrency
         if most is not None and self.at_work[name] >= most:
             raise RequestError(
@@ -62,6 +66,7 @@ class Access:
     """``keys`` None: whoever reaches the gateway may use it."""
 
     keys: KeyFile | None = None
+    budgets: Budgets | None = None
     _at_work: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -71,4 +76,4 @@ class Access:
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Raises RequestError 401 for one without a key that holds now."""
-        return Caller(None if self.keys is None else self.keys.named_by(headers), self._at_work)
+        return Caller(None if self.keys is None else self.keys.named_by(headers), self._at_work, self.budgets)

@@ -32,7 +32,7 @@ KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 @dataclass(frozen=True, slots=True)
 class Key:
     """``models``: names that it may ask for; empty: all. ``expires_at`` is a unix second, ``concurrency`` how many requests at
-    once.
+    once, ``daily_tokens`` how many in a day, of prompts and answers.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Key:
     models: tuple[str, ...] = ()
     expires_at: int | None = None
     concurrency: int | None = None
+    daily_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,10 @@ class KeyFile:
             raise _refused("BAD_TOKEN", f"cannot serve the request: the API key '{key.name}' has expired")
         return key
 
-    def add(self, name: str, models: tuple[str, ...] = (), expires_at: int | None = None, concurrency: int | None = None) -> str:
+    def add(
+        self, name: str, models: tuple[str, ...] = (), expires_at: int | None = None, concurrency: int | None = None,
+        daily_tokens: int | None = None,
+    ) -> str:  # fmt: skip
         """A new key, which is told once, here. Raises SpecError for a name that is taken, or that is none."""
         if not (0 < len(name) <= _MAX_NAME and name.isprintable() and name == name.strip()):
             raise SpecError(f"cannot add a key of that name: it must be 1 to {_MAX_NAME} letters, digits or signs")
@@ -89,7 +93,7 @@ class KeyFile:
             keys = self.all()
             if any(key.name == name for key in keys):
                 raise SpecError(f"cannot add a key named '{name}': there is one", hint="choose another name, or remove it first")
-            self._write([*keys, Key(name, digest, int(time.time()), models, expires_at, concurrency)])
+            self._write([*keys, Key(name, digest, int(time.time()), models, expires_at, concurrency, daily_tokens)])
         return value
 
     def remove(self, name: str) -> None:

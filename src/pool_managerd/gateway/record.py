@@ -42,11 +42,13 @@ class Record:
     first: float | None = None
     ended: float | None = None
     _tail: bytes = b""
+    _events: int = 0
 
     def passes(self, chunk: bytes) -> None:
         """A part of the answer goes by."""
         if self.first is None:
             self.first = time.monotonic()
+        self._events += chunk.count(b"data:")
         self._tail = chunk if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
 
     def tokens(self) -> Tokens:
@@ -62,6 +64,11 @@ class Record:
         if "predicted_n" in told:
             return Tokens(told.get("prompt_n", 0) + told.get("cache_n", 0), told["predicted_n"], told.get("cache_n"))
         return Tokens()
+
+    def spent(self) -> int:
+        """Tokens of its prompt and its answer; of one that was broken off, as many as there were events."""
+        found = self.tokens()
+        return (found.prompt or 0) + (self._events if found.answer is None else found.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """For people and machines."""

@@ -13,6 +13,7 @@ import structlog
 
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.gateway.budgets import Budgets
 from pool_managerd.gateway.record import Record
 from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics, OfPool
 
@@ -21,10 +22,12 @@ RECENT = 200
 
 
 class Requests:
-    """``metrics`` counts them; ``narrate``: those that are served have their line in the log, too."""
+    """``metrics`` counts them, ``budgets`` the tokens of each key; ``narrate``: those that are served have their line in the log,
+    too.
+    """
 
-    def __init__(self, metrics: GatewayMetrics, *, narrate: bool = False) -> None:
-        self.metrics, self._narrate = metrics, narrate
+    def __init__(self, metrics: GatewayMetrics, budgets: Budgets | None = None, *, narrate: bool = False) -> None:
+        self.metrics, self._budgets, self._narrate = metrics, budgets, narrate
         self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
         self._recent: deque[Record] = deque(maxlen=RECENT)
         self._cancelled: dict[str, PoolError] = {}
@@ -90,6 +93,8 @@ class Requests:
         if record.state in ("queued", "running"):
             record.state = "ended"
         self._recent.append(record)
+        if self._budgets is not None and record.key is not None:
+            self._budgets.count(record.key, record.spent())
         self.metrics.answered(record.pool_id or NO_POOL, record.path, record.status or 499)
         if record.pool_id is not None:
             counted = self.metrics.of_pool(record.engine, record.pool_id)

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
+from pool_managerd.gateway.budgets import Budgets, beside
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
 from pool_managerd.gateway.faces import Faces
@@ -61,7 +62,9 @@ class Gateway:
         self._links = EngineLinks()
         self._server: HttpServer | None = None
         self._faces: Faces | None = None
-        self._requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
+        keys = self._options.keys
+        self._budgets = None if keys is None else Budgets(beside(keys.place))
+        self._requests = Requests(GatewayMetrics(self._options.labels), self._budgets, narrate=self._options.narrate)
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
@@ -73,6 +76,8 @@ class Gateway:
             self._faces.closing.set()
         if self._server is not None:
             await self._server.close(self._requests.end)
+        if self._budgets is not None:
+            self._budgets.save()
         with suppress(TimeoutError):
             await self.leasing.close()
         self._links.close()
@@ -80,7 +85,7 @@ class Gateway:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer."""
-        access = Access(self._options.keys)
+        access = Access(self._options.keys, self._budgets)
         parts = FrontParts(self.leasing, self._links, access, self._requests)
         front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
         self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
