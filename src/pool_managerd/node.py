@@ -155,6 +155,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
             "beside": other,
             "reloaded": sorted(self._pools.overrides.changes(pool_id, {})),
             "waiting": self._demand.waiting(pool_id),
+            "idle_ms": self._demand.idle.ms(pool),
             "unapplied": self._applies.unapplied(pool_id),
         }
 

@@ -27,7 +27,7 @@ def _engine_log(server: Server, tmp_path: Path) -> None:
 READS = (
     "pools", "pools -o json", "status demo", "status -o json", "events", "events -o json", "logs demo", "logs demo -o json",
     "crashes -o json", "leases demo", "explain demo", "devices", "devices -o json", "operations", "command demo", "version",
-    "--help", "--version", "config schema", "config show", "start --help",
+    "top", "top -o json", "--help", "--version", "config schema", "config show", "start --help",
 )  # fmt: skip
 
 

@@ -319,12 +319,12 @@ async def test_an_idle_pool_is_stopped_after_its_time_and_one_in_use_is_not() ->
     world = DemandWorld(lifecycle={"idle_ttl_ms": 30_000})
     given = await world.have("a")
     await world.fakes.clock.advance(120)
-    assert world.ready() == ["a"]
+    assert world.ready() == ["a"] and world.demand.idle.ms(world.pools.get("a")) is None
     world.release(given)
     await world.fakes.clock.advance(25)
-    assert world.ready() == ["a"]
+    assert world.ready() == ["a"] and world.demand.idle.ms(world.pools.get("a")) == 25_000
     await world.pass_until(lambda: world.phase("a") is Phase.DOWN, seconds=10)
-    assert world.pools.get("a").state.desired is Desired.EVICTED
+    assert world.pools.get("a").state.desired is Desired.EVICTED and world.demand.idle.ms(world.pools.get("a")) is None
     assert any(event.type == "evicted" and "idle for 30 s" in event.human for event in world.fakes.told)
     await world.end()
 

@@ -103,6 +103,7 @@ class PoolStatus(Answer):
         None, description="How far a reload is: staging, loading, draining, switching, gating, committing or undoing."
     )
     waiting: int = Field(0, description="Requests that wait for a slot of it (`acquire`).")
+    idle_ms: int | None = Field(None, description="How long it has had no request; null while it has one, or is not ready.")
     unapplied: str | None = Field(None, description="Why what the file says of it is not in force; null where it is.")
     reloaded: list[str] = Field(
         default_factory=list, description="The keys that reloads have changed: they are not what the file says."

@@ -33,12 +33,15 @@ _FAILED_CODES = frozenset({"PRELOAD_FAILED", "DIGEST_MISMATCH", "DRAIN_TIMEOUT"}
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Where the daemon answers, and the token for it. ``state_dir`` may hold its local token."""
+    """Where the daemon answers, and the token for it. ``state_dir`` may hold its local token. After ``timeout_s``, or of a stream
+    ``silence_s``, without a byte it counts as gone.
+    """
 
     url: str
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 30.0
     state_dir: Path = DEFAULT_STATE_DIR
+    silence_s: float = 90.0
 
     def get(self, *path: str, **query: str | int | bool) -> Any:
         """The decoded answer. Raises CommandFailed: unreachable (3) or refused (4)."""
@@ -57,7 +60,7 @@ class Daemon:
     def stream(self, *path: str, sse: bool = False, **query: str | int | bool) -> Iterator[Iterator[bytes]]:
         """The chunks of an endless answer as they come. ``sse``: as server-sent events, also where it can be had otherwise."""
         accept = "text/event-stream" if sse else "*/*"
-        with self._answer("GET", path, None, query, timeout_s=90, accept=accept) as response:
+        with self._answer("GET", path, None, query, timeout_s=self.silence_s, accept=accept) as response:
             if response.status < 400:
                 yield _chunks(response)
                 return

@@ -11,11 +11,9 @@ import typer
 
 from pool_managerd.cli import completion
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
-from pool_managerd.cli.output import Format, Json, as_typed, paint, plain, show, span
+from pool_managerd.cli.output import SGR, Format, Json, as_typed, paint, plain, show, span
 from pool_managerd.cli.picture import Line, draw
 
-# What can be read on dark and on light: yellow, cyan and blue vanish on one of them, dim on both.
-_SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "bold green": "1;32", "magenta": "35", "yellow": "1"}
 _PIPE_COLUMNS, _MOST_COLUMNS, _FEWEST_COLUMNS = 80, 120, 40
 DeviceId = Annotated[
     str,
@@ -100,4 +98,4 @@ def _remarks(found: Json) -> Iterator[Line]:
 def _write(lines: list[Line]) -> None:
     """Plain text into a pipe, colours on a terminal; lines are never wrapped."""
     for line in lines:
-        sys.stdout.write("".join(paint(text, _SGR.get(style, "")) for text, style in line.spans).rstrip() + "\n")
+        sys.stdout.write("".join(paint(text, SGR.get(style, "")) for text, style in line.spans).rstrip() + "\n")

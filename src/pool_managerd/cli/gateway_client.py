@@ -36,6 +36,11 @@ class GatewayClient:
         with self._answer(method, "/v1/" + "/".join(quote(part, safe="") for part in path), None, _ANSWER_S) as answer:
             return json.loads(answer.read(_MAX_BYTES))
 
+    def page(self, path: str, timeout_s: float = _ANSWER_S) -> str:
+        """A page of text. Raises CommandFailed: unreachable (3) or refused (4)."""
+        with self._answer("GET", path, None, timeout_s) as answer:
+            return answer.read(_MAX_BYTES).decode("utf-8", "replace")
+
     def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer. Raises CommandFailed, for an error in the stream, too."""
         with self._answer("POST", path, body, _STREAM_S) as answer:

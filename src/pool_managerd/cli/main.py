@@ -34,6 +34,7 @@ from pool_managerd.cli import (
 from pool_managerd.cli import purge as purging
 from pool_managerd.cli import reload as reloading
 from pool_managerd.cli.exits import NO, USAGE, CommandFailed
+from pool_managerd.cli.top import top
 from pool_managerd.errors import PoolError, SpecError
 
 _HELP = "Supervised inference engines on this machine."
@@ -85,6 +86,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         reads.command,
         reads.leases,
         queue.queue,
+        top,
         follow.logs,
         follow.events,
         crashes.crashes,

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+# What can be read on dark and on light: yellow, cyan and blue vanish on one of them, dim on both.
+SGR = {"bold": "1", "red": "31", "bold red": "1;31", "green": "32", "bold green": "1;32", "magenta": "35", "yellow": "1"}
 _NAME = "pool-managerd"
 _COMMAND = re.compile(r"(?<!runpip )(?<![\w./-])pool-managerd(?= [a-z])")
 

@@ -72,16 +72,16 @@ def write_lines(lines: Iterable[str]) -> None:
         sys.stdout.write(f"{text[:indent]}{wrapped(text[indent:], indent)}\n")
 
 
-def widths(columns: Sequence[Column], natural: Sequence[int], room: int | None) -> dict[int, int]:
+def widths(columns: Sequence[Column], natural: Sequence[int], room: int | None, gap: int = _GAP) -> dict[int, int]:
     """The width of each column that is shown, by its index. ``room`` None: all of them, whole."""
     if room is None:
         return dict(enumerate(natural))
     least = [min(full, column.least or full) for column, full in zip(columns, natural, strict=True)]
     kept = [i for i, column in enumerate(columns) if not column.wide]
-    while len(kept) > 1 and sum(least[i] for i in kept) + _GAP * (len(kept) - 1) > room:
+    while len(kept) > 1 and sum(least[i] for i in kept) + gap * (len(kept) - 1) > room:
         kept.remove(max(kept, key=lambda i: (columns[i].rank, i)))
     found = {i: min(least[i], room) for i in kept}
-    for _ in range(room - sum(found.values()) - _GAP * (len(kept) - 1)):  # what is left goes to the narrowest that want it
+    for _ in range(room - sum(found.values()) - gap * (len(kept) - 1)):  # what is left goes to the narrowest that want it
         wanting = [i for i in kept if found[i] < natural[i]]
         if not wanting:
             break

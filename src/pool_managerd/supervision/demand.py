@@ -59,8 +59,8 @@ class Demand:
         self._conditions = Conditions(pools, services)
         self._names = Names(pools.all, services.registry)
         self.routes = Routes(pools, self._names, services.events, lambda: bool(self._waiting or self._way.closing))
-        self._idle = IdlePools(pools, services, config)
-        self._room = MakingRoom(pools, services, times, self._idle.since)
+        self.idle = IdlePools(pools, services, config)
+        self._room = MakingRoom(pools, services, times, self.idle.since)
         self._queue = Queue()
         self._waiting: dict[str, asyncio.Future[Granted]] = {}
         self._blocked: dict[str, Room] = {}
@@ -309,19 +309,19 @@ class Demand:
     def _stop_idle(self) -> None:
         now = self._s.clock.monotonic()
         for pool in self._pools.all():
-            due = self._idle.due(pool)
+            due = self.idle.due(pool)
             if due is not None and now >= due and not self._queue.of(pool.pool_id):
-                idle_s = now - self._idle.since(pool)
-                self._idle.touch(pool.pool_id)  # where clients without a lease are served, it is looked at again later
+                idle_s = now - self.idle.since(pool)
+                self.idle.touch(pool.pool_id)  # where clients without a lease are served, it is looked at again later
                 self._work.evict(pool.pool_id, f"as it was idle for {duration(idle_s)}")
 
     # --- inside ---
 
     def _leases_changed(self, pool_id: str) -> None:
         """Of each lease that is given on the hot path, too: nothing is looked at where nobody waits."""
-        self._idle.touch(pool_id)
+        self.idle.touch(pool_id)
         pool = self._pools.find(pool_id)
-        if len(self._queue) or (pool is not None and self._idle.ttl_s(pool)):
+        if len(self._queue) or (pool is not None and self.idle.ttl_s(pool)):
             self._bell.set()
 
     def _hear(self, event: Event) -> None:
@@ -333,7 +333,7 @@ class Demand:
             self._timer.cancel()
         now = self._s.clock.monotonic()
         again = now + _LOOK_AGAIN_S if self._blocked or self._queue.has_choices() else None
-        idle = (self._idle.due(pool) for pool in self._pools.all() if not self._queue.of(pool.pool_id))
+        idle = (self.idle.due(pool) for pool in self._pools.all() if not self._queue.of(pool.pool_id))
         way = None if self._way.look_again_s is None else now + self._way.look_again_s
         times = [self._queue.next_deadline(), again, way, *idle]
         due = min((at for at in times if at is not None), default=None)

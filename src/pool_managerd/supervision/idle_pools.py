@@ -27,6 +27,12 @@ class IdlePools:
         """Since which monotonic second it has had no request that is known of."""
         return max(self._used_at.get(pool.pool_id, 0.0), pool.instance.ready_since or 0.0)
 
+    def ms(self, pool: Pool) -> int | None:
+        """How long it has had nothing to do; None while it has, and while it is not ready."""
+        if not view(pool.state).ready or in_hand(pool, self._s.registry):
+            return None
+        return max(0, round((self._s.clock.monotonic() - self.since(pool)) * 1000))
+
     def due(self, pool: Pool) -> float | None:
         """When it will have been idle for too long; None for never."""
         if not (ttl_s := self.ttl_s(pool)) or pool.state.held or not view(pool.state).ready:
