@@ -104,7 +104,9 @@ class Engine:
 
 @dataclass
 class Node:
-    """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire."""
+    """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire; ``served``
+    are the pools that leases were given of.
+    """
 
     rows: dict[str, Json] = field(default_factory=dict)
     slots: int = 4
@@ -115,6 +117,7 @@ class Node:
     waits: int = 0
     gave_up: int = 0
     holders: list[str] = field(default_factory=list)
+    served: list[str] = field(default_factory=list)
     away: bool = False
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -149,6 +152,8 @@ class Node:
     async def acquire(self, request: web.Request) -> web.StreamResponse:
         self._here()
         asked = await request.json()
+        if asked.get("wait_ms") == 0 and not self._free(asked["model"]):
+            return web.json_response({"code": "QUEUE_TIMEOUT", "message": "no slot within 0 ms"}, status=503)
         self.waits += 1
         try:
             async with self.changed:
@@ -166,6 +171,7 @@ class Node:
         lease_id = f"l{self.given}"
         self.leases[lease_id] = row["pool_id"]
         self.holders.append(asked["holder"])
+        self.served.append(row["pool_id"])
         return web.json_response({"lease_id": lease_id, **{key: row[key] for key in ("pool_id", "url", "epoch")}}, status=201)
 
     async def give_back(self, request: web.Request) -> web.StreamResponse:
@@ -193,7 +199,8 @@ class Node:
         return sum(pool_id == row["pool_id"] for pool_id in self.leases.values())
 
     def _free(self, model: str) -> bool:
-        return self._row(model)["ready"] and len(self.leases) < self.slots
+        row = self._row(model)
+        return row["ready"] and self._used(row) < row["slots"] and len(self.leases) < self.slots
 
     def _here(self) -> None:
         if self.away:

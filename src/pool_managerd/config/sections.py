@@ -147,6 +147,9 @@ class LifecycleConfig(Section):
     )
 
 
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class GatewayConfig(Section):
     """The front door: clients ask for models by name on one port, in the dialects of OpenAI and Anthropic."""
 
@@ -167,6 +170,14 @@ class GatewayConfig(Section):
     linger_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
         2_000, description="How long a lease is kept for the next request, unless somebody waits for it."
     )
+    session_headers: tuple[HeaderName, ...] = Field(
+        (
+            "x-session-id", "x-session-affinity", "x-claude-code-session-id", "session-id", "session_id", "x-litellm-session-id",
+            "x-openwebui-chat-id",
+        ),
+        description="Headers that name a session; then `prompt_cache_key` in the body. Of pools that share a name, the one that"
+        " served a session last serves it again, if it can at once. Empty: no sessions.",
+    )  # fmt: skip
 
     @field_validator("bind")
     @classmethod

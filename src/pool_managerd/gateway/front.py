@@ -25,6 +25,7 @@ from pool_managerd.gateway.models import as_list, listed
 from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
+from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.telemetry.families import CONTENT_TYPE
 
 log = structlog.get_logger("pool_managerd.gateway")
@@ -49,6 +50,7 @@ class FrontParts:
     links: EngineLinks
     access: Access
     requests: Requests
+    sessions: SessionNames = field(default_factory=SessionNames)
 
 
 class Front:
@@ -56,7 +58,7 @@ class Front:
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
         self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
-        self._limits, self._bodies = limits, Bodies(limits.bodies)
+        self._sessions, self._limits, self._bodies = parts.sessions, limits, Bodies(limits.bodies)
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
         """A request for a model that its body names."""
@@ -190,7 +192,7 @@ class Front:
             held: list[HeldLease] = []
             broken = False
             try:
-                lease = self._leasing.kept(asked.model) or await self._leasing.take(asked.model, exchange.request_id)
+                lease = await self._lease(exchange, asked)
                 held.append(lease)
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
@@ -204,6 +206,18 @@ class Front:
                 for one in held:
                     self._leasing.done(one, broken=broken)
         raise AssertionError("unreachable")
+
+    async def _lease(self, exchange: Exchange, asked: Asked) -> HeldLease:
+        """A slot: where several pools have the name and the request is of a session, of the one that served that last."""
+        leasing, session = self._leasing, None
+        if leasing.directory.shared(asked.model):
+            session = self._sessions.of(exchange.request.headers, asked, exchange.record.key)
+        if session is None:
+            return leasing.kept(asked.model) or await leasing.take(asked.model, exchange.request_id)
+        lease = await leasing.again(asked.model, session, exchange.request_id)
+        lease = lease or leasing.kept(asked.model) or await leasing.take(asked.model, exchange.request_id)
+        leasing.served(session, lease)
+        return lease
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
         """With what the daemon has found out about the engine's end, which takes it a moment."""

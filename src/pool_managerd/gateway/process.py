@@ -19,6 +19,7 @@ from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.server import Gateway, GatewayOptions
+from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.httpd.peers import is_loopback
 from pool_managerd.httpd.server import url_of
 
@@ -48,7 +49,7 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
         leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
         keys=key_file(config.base_dir, own.keys_file),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
-        labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
+        sessions=SessionNames(own.session_headers), labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
 
 

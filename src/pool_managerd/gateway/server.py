@@ -26,6 +26,7 @@ from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
+from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
 from pool_managerd.httpd.server import HttpLimits, HttpServer
@@ -37,8 +38,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
-    for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``labels`` go on every
-    series; ``narrate``: every request has its line in the log.
+    for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``sessions``: what says which one a request
+    is of. ``labels`` go on every series; ``narrate``: every request has its line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -47,6 +48,7 @@ class GatewayOptions:
     keys: KeyFile | None = None
     local: bool = True
     origins: tuple[str, ...] = ()
+    sessions: SessionNames = field(default_factory=SessionNames)
     labels: Mapping[str, str] = field(default_factory=dict)
     narrate: bool = False
 
@@ -81,7 +83,7 @@ class Gateway:
         """Begin to answer."""
         requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         access = Access(self._options.keys)
-        parts = FrontParts(self.leasing, self._links, access, requests)
+        parts = FrontParts(self.leasing, self._links, access, requests, self._options.sessions)
         front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
         self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
         await self._server.start(listener)
