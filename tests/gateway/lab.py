@@ -105,7 +105,7 @@ class Engine:
 @dataclass
 class Node:
     """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire; ``served``
-    are the pools that leases were given of.
+    are the pools that leases were given of, ``row`` is what the queue says of each who waits.
     """
 
     rows: dict[str, Json] = field(default_factory=dict)
@@ -119,6 +119,9 @@ class Node:
     holders: list[str] = field(default_factory=list)
     served: list[str] = field(default_factory=list)
     away: bool = False
+    row: Json = field(default_factory=dict)
+    waiters: list[str] = field(default_factory=list)
+    queue_asked: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def pool(self, pool_id: str, url: str, **row: Any) -> None:
@@ -155,6 +158,7 @@ class Node:
         if asked.get("wait_ms") == 0 and not self._free(asked["model"]):
             return web.json_response({"code": "QUEUE_TIMEOUT", "message": "no slot within 0 ms"}, status=503)
         self.waits += 1
+        self.waiters.append(asked["holder"])
         try:
             async with self.changed:
                 await self.changed.wait_for(lambda: self.refusal is not None or self._free(asked["model"]))
@@ -163,6 +167,7 @@ class Node:
             raise
         finally:
             self.waits -= 1
+            self.waiters.remove(asked["holder"])
         if self.refusal is not None:
             status, body = self.refusal
             return web.json_response(body, status=status)
@@ -179,6 +184,14 @@ class Node:
         known = self.leases.pop(request.match_info["lease"], None)
         await self.tell()
         return web.json_response({"active_leases": len(self.leases)}, status=404 if known is None else 200)
+
+    async def queue(self, _request: web.Request) -> web.StreamResponse:
+        self._here()
+        self.queue_asked += 1
+        known = {"state": "ready", "step": None, "estimate_ms": None, "waits_for": "a slot"}
+        return web.json_response([
+            {"holder": holder, "place": place, **known, **self.row} for place, holder in enumerate(self.waiters, 1)
+        ])  # fmt: skip
 
     async def renew(self, request: web.Request) -> web.StreamResponse:
         self._here()
@@ -210,6 +223,7 @@ class Node:
         app = web.Application()
         app.router.add_get("/v1/routes", self.routes)
         app.router.add_post("/v1/acquire", self.acquire)
+        app.router.add_get("/v1/queue", self.queue)
         app.router.add_delete("/v1/pools/{pool}/leases/{lease}", self.give_back)
         app.router.add_post("/v1/pools/{pool}/evict", self.evict)
         app.router.add_put("/v1/pools/{pool}/leases/{lease}", self.renew)

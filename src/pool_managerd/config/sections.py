@@ -170,6 +170,11 @@ class GatewayConfig(Section):
     linger_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
         2_000, description="How long a lease is kept for the next request, unless somebody waits for it."
     )
+    loading_text: bool = Field(
+        False,
+        description="Streams of `/v1/chat/completions` that wait tell what for, as reasoning of the model, which chat clients"
+        " show; `pools[].requests.loading_text` overrides it.",
+    )
     session_headers: tuple[HeaderName, ...] = Field(
         (
             "x-session-id", "x-session-affinity", "x-claude-code-session-id", "session-id", "session_id", "x-litellm-session-id",

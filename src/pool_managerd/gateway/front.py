@@ -21,6 +21,7 @@ from pool_managerd.gateway.engine_link import EngineLinks, engine_place
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.forward import forward
 from pool_managerd.gateway.leasing import Leasing
+from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.models import as_list, listed
 from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
@@ -50,7 +51,8 @@ class FrontParts:
     links: EngineLinks
     access: Access
     requests: Requests
-    sessions: SessionNames = field(default_factory=SessionNames)
+    sessions: SessionNames
+    loading: LoadingText
 
 
 class Front:
@@ -58,7 +60,8 @@ class Front:
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
         self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
-        self._sessions, self._limits, self._bodies = parts.sessions, limits, Bodies(limits.bodies)
+        self._sessions, self._loading = parts.sessions, parts.loading
+        self._limits, self._bodies = limits, Bodies(limits.bodies)
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
         """A request for a model that its body names."""
@@ -212,11 +215,12 @@ class Front:
         leasing, session = self._leasing, None
         if leasing.directory.shared(asked.model):
             session = self._sessions.of(exchange.request.headers, asked, exchange.record.key)
-        if session is None:
-            return leasing.kept(asked.model) or await leasing.take(asked.model, exchange.request_id)
-        lease = await leasing.again(asked.model, session, exchange.request_id)
-        lease = lease or leasing.kept(asked.model) or await leasing.take(asked.model, exchange.request_id)
-        leasing.served(session, lease)
+        lease = None if session is None else await leasing.again(asked.model, session, exchange.request_id)
+        if (lease := lease or leasing.kept(asked.model)) is None:
+            async with self._loading.shown(exchange, asked.model):
+                lease = await leasing.take(asked.model, exchange.request_id)
+        if session is not None:
+            leasing.served(session, lease)
         return lease
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:

@@ -58,7 +58,7 @@ class Leasing:
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
 
-    async def take(self, model: str, holder: str) -> HeldLease:
+    async def take(self, model: str, request_id: str) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
         if not self.directory.known:
             await self.learnt()
@@ -69,11 +69,11 @@ class Leasing:
         began = time.monotonic()
         async with self._gate.turn(model, self._times.wait_s):
             left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
-            given = await self._with_patience(partial(self._asked, wanted, holder, left_ms))
+            given = await self._with_patience(partial(self._asked, wanted, request_id, left_ms))
         self._kept.add(given)
         return given
 
-    async def again(self, model: str, session: bytes, holder: str) -> HeldLease | None:
+    async def again(self, model: str, session: bytes, request_id: str) -> HeldLease | None:
         """A slot of the pool that served ``session`` last, where it has one at once. Raises RequestError MODEL_NOT_FOUND."""
         pool_id = self._sessions.last(session)
         place = None if pool_id is None else self.directory.place(pool_id)
@@ -83,7 +83,7 @@ class Leasing:
             return kept
         try:
             async with self._again.turn(place.pool_id, 0.0):
-                given = await self._asked(place.pool_id, holder, wait_ms=0)
+                given = await self._asked(place.pool_id, request_id, wait_ms=0)
         except PoolError:  # it has none, or the node is away: as without a session
             return None
         self._kept.add(given)
@@ -121,6 +121,10 @@ class Leasing:
             self._owe([lease])
         elif self._timer is None:
             self._arm()
+
+    def holder_of(self, request_id: str) -> str:
+        """What a request is called in the node's queue, and its lease."""
+        return f"{self._holder}/{request_id}"
 
     async def queue(self) -> list[dict[str, Any]]:
         """Who waits on the node, in their order. Raises PoolError."""
@@ -246,8 +250,8 @@ class Leasing:
                 "cannot reach the daemon", hint="start it with: pool-managerd serve --config FILE", retry_after_ms=1000
             ) from None
 
-    async def _asked(self, wanted: str, holder: str, wait_ms: int) -> HeldLease:
-        return await self._link.acquire(wanted, f"{self._holder}/{holder}", round(self._times.ttl_s * 1000), wait_ms)
+    async def _asked(self, wanted: str, request_id: str, wait_ms: int) -> HeldLease:
+        return await self._link.acquire(wanted, self.holder_of(request_id), round(self._times.ttl_s * 1000), wait_ms)
 
     async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
         """Asked again while the node is away, for a while."""

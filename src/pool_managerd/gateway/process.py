@@ -49,7 +49,8 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
         leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
         keys=key_file(config.base_dir, own.keys_file),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
-        sessions=SessionNames(own.session_headers), labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
+        sessions=SessionNames(own.session_headers), loading_text=own.loading_text,
+        labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
 
 

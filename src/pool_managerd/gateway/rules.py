@@ -9,6 +9,7 @@ from typing import Any
 from pool_managerd.gateway.asked import Asked
 from pool_managerd.gateway.directory import Place
 
+_KINDS = ("strip", "default", "set", "by_name")
 _PROTECTED = "model"
 """Nobody's rule changes what was asked for."""
 
@@ -23,11 +24,11 @@ def for_engine(asked: Asked, place: Place | None) -> bytes | None:
         return asked.body[: asked.named_at.start] + names[0].encode() + asked.body[asked.named_at.stop :]
     if place is None or not asked.body or not asked.json:
         return asked.body or None
-    rules = place.rules
-    if not (rules or renames):
+    rules = place.rules or {}
+    if not (renames or any(rules.get(kind) for kind in _KINDS)):
         return asked.body
     value: dict[str, Any] = json.loads(asked.body)
-    _apply(value, rules or {}, asked.model)
+    _apply(value, rules, asked.model)
     if renames:
         value["model"] = names[0]
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

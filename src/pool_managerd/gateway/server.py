@@ -24,6 +24,7 @@ from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.link import Link
+from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.sessions import SessionNames
@@ -39,7 +40,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
     for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``sessions``: what says which one a request
-    is of. ``labels`` go on every series; ``narrate``: every request has its line in the log.
+    is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every series; ``narrate``: every request has its
+    line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -49,6 +51,7 @@ class GatewayOptions:
     local: bool = True
     origins: tuple[str, ...] = ()
     sessions: SessionNames = field(default_factory=SessionNames)
+    loading_text: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     narrate: bool = False
 
@@ -83,7 +86,8 @@ class Gateway:
         """Begin to answer."""
         requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         access = Access(self._options.keys)
-        parts = FrontParts(self.leasing, self._links, access, requests, self._options.sessions)
+        loading = LoadingText(self.leasing, by_default=self._options.loading_text)
+        parts = FrontParts(self.leasing, self._links, access, requests, self._options.sessions, loading)
         front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
         self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
         await self._server.start(listener)
