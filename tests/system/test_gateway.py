@@ -213,3 +213,30 @@ def test_models_of_a_group_take_turns_as_it_says(open_dir: Path, smol_model: Pat
             assert {one["model"] for one in running} == loaded
     finally:
         home.end()
+
+
+def test_an_engine_keeps_what_it_has_read_of_an_agents_prompt(open_dir: Path, smol_model: Path) -> None:
+    home = Home(open_dir / "home", smol_model, slots=1, requests={"agent_friendly": True})
+    home.start()
+    manual = " ".join(f"Rule {number}: be kind to everybody." for number in range(40))
+
+    def turns(path: str, rule: str) -> tuple[int, int]:
+        """Tokens of the second request of an agent, and how many of them the engine had."""
+        talk = [{"role": "user", "content": "Hello"}]
+        used: Any = None
+        for sign in ("fa690", "0b1c2"):
+            told = f"x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch={sign};\n{rule} {manual}"
+            body = {"model": "smol", "messages": [{"role": "system", "content": told}, *talk], "max_tokens": 4, **SURE}
+            code, answer = home.ask("POST", path, body)
+            assert code == 200, answer
+            used, said = answer["usage"], answer["choices"][0]["message"]["content"]
+            talk += [{"role": "assistant", "content": said}, {"role": "user", "content": "Go on"}]
+        return used["prompt_tokens"], used["prompt_tokens_details"]["cached_tokens"]
+
+    try:
+        tokens, without = turns("/upstream/smol/v1/chat/completions", "Be brief.")
+        assert without < 60 < 400 < tokens, "what is passed through has no rules, and the cache ends where the marker differs"
+        tokens, cached = turns("/v1/chat/completions", "Be verbose.")
+        assert tokens - cached < 60 and cached > 400, (tokens, cached)
+    finally:
+        home.end()

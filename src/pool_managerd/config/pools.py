@@ -146,6 +146,11 @@ class RequestRules(Section):
         default_factory=dict, description="Further names of the model, and the values that requests under each have.",
         examples=[{"chat-creative": {"temperature": 1.2}}],
     )  # fmt: skip
+    agent_friendly: bool = Field(
+        False,
+        description="Lines that coding agents send anew in each request (the billing marker, tokens left) are left out of system"
+        " prompts, so that the engine's prompt cache holds.",
+    )
     loading_text: bool | None = Field(None, description="Overrides gateway.loading_text for this pool.", examples=[True])
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pool_managerd.gateway import agent_lines
 from pool_managerd.gateway.asked import Asked
 from pool_managerd.gateway.directory import Place
 
@@ -15,8 +16,8 @@ _PROTECTED = "model"
 
 
 def for_engine(asked: Asked, place: Place | None) -> bytes | None:
-    """The body for the engine of ``place``: rules applied in the order strip, default, set, by_name, and an engine that insists
-    on its own name for the model asked by that. None: there is none.
+    """The body for the engine of ``place``: lines of agents left out (``agent_friendly``), rules applied in the order strip,
+    default, set, by_name, and an engine that insists on its own name for the model asked by that. None: there is none.
     """
     names = () if place is None else place.engine_names or ()
     renames = bool(names) and asked.model not in names
@@ -25,9 +26,15 @@ def for_engine(asked: Asked, place: Place | None) -> bytes | None:
     if place is None or not asked.body or not asked.json:
         return asked.body or None
     rules = place.rules or {}
-    if not (renames or any(rules.get(kind) for kind in _KINDS)):
+    agent = bool(rules.get("agent_friendly")) and agent_lines.may_be_in(asked.body)
+    changes = renames or any(rules.get(kind) for kind in _KINDS)
+    if not (agent or changes):
         return asked.body
     value: dict[str, Any] = json.loads(asked.body)
+    if agent:
+        as_written, value = value, agent_lines.without(value)
+        if not changes and value == as_written:
+            return asked.body
     _apply(value, rules, asked.model)
     if renames:
         value["model"] = names[0]
