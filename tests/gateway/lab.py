@@ -122,6 +122,8 @@ class Node:
     row: Json = field(default_factory=dict)
     waiters: list[str] = field(default_factory=list)
     queue_asked: int = 0
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    log_queries: list[str] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def pool(self, pool_id: str, url: str, **row: Any) -> None:
@@ -193,6 +195,22 @@ class Node:
             {"holder": holder, "place": place, **known, **self.row} for place, holder in enumerate(self.waiters, 1)
         ])  # fmt: skip
 
+    async def log(self, request: web.Request) -> web.StreamResponse:
+        """``logs`` of the pool, then what is appended to them."""
+        self._here()
+        self.log_queries.append(request.query_string)
+        lines = self.logs.setdefault(request.match_info["pool"], [])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        given = max(0, len(lines) - int(request.query["lines"]))
+        while not self.away:
+            told = {"id": f"1:{len(lines)}", "text": "".join(lines[given:])}
+            given = len(lines)
+            await response.write(b"id: 1:1\ndata: " + json.dumps(told).encode() + b"\n\n: still here\n\n")
+            async with self.changed:
+                await self.changed.wait()
+        return response
+
     async def renew(self, request: web.Request) -> web.StreamResponse:
         self._here()
         return web.json_response({}, status=200 if request.match_info["lease"] in self.leases else 404)
@@ -224,6 +242,7 @@ class Node:
         app.router.add_get("/v1/routes", self.routes)
         app.router.add_post("/v1/acquire", self.acquire)
         app.router.add_get("/v1/queue", self.queue)
+        app.router.add_get("/v1/pools/{pool}/logs", self.log)
         app.router.add_delete("/v1/pools/{pool}/leases/{lease}", self.give_back)
         app.router.add_post("/v1/pools/{pool}/evict", self.evict)
         app.router.add_put("/v1/pools/{pool}/leases/{lease}", self.renew)

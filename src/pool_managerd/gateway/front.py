@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.gateway.access import Access
+from pool_managerd.gateway.access import Access, Caller
 from pool_managerd.gateway.asked import Asked, in_form, in_json
 from pool_managerd.gateway.bodies import Bodies, BodyLimits
 from pool_managerd.gateway.dialects import Dialect
@@ -22,7 +22,7 @@ from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.forward import forward
 from pool_managerd.gateway.leasing import Leasing
 from pool_managerd.gateway.loading_text import LoadingText
-from pool_managerd.gateway.models import as_list, listed
+from pool_managerd.gateway.models import AS_ROUTER, as_list, listed
 from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
@@ -33,6 +33,7 @@ log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
 """An engine that ends before the first byte of its answer: the request goes to another one, or to the one that comes after."""
 _CAUSE_S = 0.5
+_NO = frozenset({"false", "0"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ class Front:
         exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s, "/upstream")
         return await self._followed(exchange, self._passed_through(exchange))
 
+    async def props(self, request: web.Request) -> web.StreamResponse:
+        """``/props`` of llama.cpp: of ``?model=``, which is started unless ``autoload=false``; else of the one that is loaded."""
+        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s, "/props")
+        return await self._followed(exchange, self._props(exchange))
+
     async def models(self, request: web.Request) -> web.StreamResponse:
         """All models that the caller may ask for."""
         return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._models(request, None))
@@ -86,11 +92,7 @@ class Front:
         if wanted is not None:
             caller.require(wanted)
         behind = None if wanted is None else directory.pools(wanted)
-        rows = listed(
-            place
-            for place in directory.all()
-            if (behind is None or place.pool_id in behind) and any(caller.may_ask(name) for name in place.names)
-        )
+        rows = listed(place for place in directory.all() if (behind is None or place.pool_id in behind) and caller.may_see(place))
         if wanted is None:
             return web.json_response(as_list(rows))
         return web.json_response(rows[0])
@@ -188,6 +190,26 @@ class Front:
         async with self._bodies.of(request) as raw:
             with caller.asking(model):
                 return await self._served(exchange, target, Asked(model, stream=False, body=raw))
+
+    async def _props(self, exchange: Exchange) -> web.StreamResponse:
+        request, directory = exchange.request, self._leasing.directory
+        caller = self._access.caller(request.headers)
+        exchange.record.key = caller.name
+        await self._leasing.learnt()
+        model = request.query.get("model") or self._only_loaded(caller)
+        if model is None:
+            exchange.record.status = 200
+            return web.json_response(dict(AS_ROUTER))
+        with caller.asking(model):
+            if request.query.get("autoload") in _NO and directory.open_launches().keys().isdisjoint(directory.pools(model)):
+                raise RequestError(f"model {model[:80]!r} is not loaded", code="POOL_UNREADY", status=503)
+            return await self._served(exchange, request.rel_url.raw_path_qs, Asked(model, stream=False, body=b""))
+
+    def _only_loaded(self, caller: Caller) -> str | None:
+        """A name of the only model of llama.cpp that is loaded, and that the caller may ask for; None: there is not one."""
+        loaded = [place for place in self._leasing.directory.all() if place.open and place.engine == "llamacpp"]
+        found = {place.name: name for place in loaded for name in place.names if caller.may_ask(name)}
+        return next(iter(found.values())) if len(found) == 1 else None
 
     async def _served(self, exchange: Exchange, target: str, asked: Asked) -> web.StreamResponse:
         exchange.record.model = asked.model

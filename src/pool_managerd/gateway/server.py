@@ -19,6 +19,7 @@ from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
+from pool_managerd.gateway.engine_logs import EngineLogs
 from pool_managerd.gateway.faces import Faces
 from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
@@ -28,6 +29,7 @@ from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
 from pool_managerd.httpd.server import HttpLimits, HttpServer
@@ -65,7 +67,7 @@ class Gateway:
         self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
         self._links = EngineLinks()
         self._server: HttpServer | None = None
-        self._faces: Faces | None = None
+        self._watchers = Watchers()
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
@@ -73,8 +75,7 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         """Running requests have a moment to end; then leases go back."""
-        if self._faces is not None:
-            self._faces.closing.set()
+        self._watchers.closing.set()
         if self._server is not None:
             await self._server.close()
         with suppress(TimeoutError):
@@ -88,8 +89,10 @@ class Gateway:
         access = Access(self._options.keys)
         loading = LoadingText(self.leasing, by_default=self._options.loading_text)
         parts = FrontParts(self.leasing, self._links, access, requests, self._options.sessions, loading)
-        front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
-        self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
+        faces = Faces(self.leasing, access, self._watchers)
+        logs = EngineLogs(self._link, self.leasing, access, self._watchers)
+        app = _application(Front(parts, self._options.limits), faces, logs, self._options)
+        self._server = HttpServer(app, self._options.http, _refusal)
         await self._server.start(listener)
 
     async def run(self) -> None:
@@ -97,7 +100,7 @@ class Gateway:
         await self.leasing.run()
 
 
-def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.Application:
+def _application(front: Front, faces: Faces, logs: EngineLogs, options: GatewayOptions) -> web.Application:
     app = web.Application(
         middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.bodies.each_bytes
     )
@@ -114,6 +117,7 @@ def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.App
     for method, path, handler in (
         ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),
         ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),
+        ("GET", "/logs/stream", logs.stream), ("GET", "/logs/stream/{model:.+}", logs.stream), ("GET", "/props", front.props),
     ):  # fmt: skip
         app.router.add_route(method, path, handler)
     app.router.add_route("*", "/upstream/{path:.+}", front.upstream)

@@ -107,15 +107,20 @@ class Connections:
 @contextmanager
 def at_work(transport: asyncio.BaseTransport | None) -> Iterator[GuardedConnection | None]:
     """A request whose head is complete is being answered: its connection, which is not idle meanwhile; None: not guarded."""
-    protocol = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
-    guarded = protocol if isinstance(protocol, GuardedConnection) else None
-    if guarded is not None:
-        guarded.request_begins()
+    connection = guarded(transport)
+    if connection is not None:
+        connection.request_begins()
     try:
-        yield guarded
+        yield connection
     finally:
-        if guarded is not None:
-            guarded.request_ends()
+        if connection is not None:
+            connection.request_ends()
+
+
+def guarded(transport: asyncio.BaseTransport | None) -> GuardedConnection | None:
+    """The connection that ``transport`` is of; None: of none that is guarded."""
+    protocol = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
+    return protocol if isinstance(protocol, GuardedConnection) else None
 
 
 class GuardedConnection(asyncio.Protocol):
