@@ -287,8 +287,8 @@ async def lab(options: GatewayOptions = OPTIONS, **row: Any) -> AsyncIterator[La
         async with Gateway(NodeLink(node_url, lambda: None), options) as gateway:
             following = asyncio.create_task(gateway.run())
             listener = listen("127.0.0.1:0")
-            await gateway.start(listener)
-            made = Lab(node, engine, engine_url, gateway, url_of(listener), session)
+            url = await gateway.start(listener)
+            made = Lab(node, engine, engine_url, gateway, url, session)
             await made.until(lambda: gateway.leasing.connected, "the gateway to follow the node")
             try:
                 yield made

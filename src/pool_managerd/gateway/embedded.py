@@ -12,7 +12,7 @@ from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.gateway.process import options_of
 from pool_managerd.gateway.server import Gateway
-from pool_managerd.httpd.server import listen, url_of
+from pool_managerd.httpd.server import listen
 from pool_managerd.node import PoolManager
 from pool_managerd.telemetry.engine_log import EngineLog
 
@@ -84,8 +84,7 @@ async def open_gateway(node: PoolManager, bind: str | None = None) -> AsyncItera
     async with Gateway(EmbeddedLink(node), options) as gateway:
         following = asyncio.create_task(gateway.run(), name="gateway")
         try:
-            await gateway.start(listener)
-            yield url_of(listener)
+            yield await gateway.start(listener)
         finally:
             following.cancel()
             with suppress(asyncio.CancelledError):

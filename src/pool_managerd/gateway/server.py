@@ -17,6 +17,7 @@ from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
+from pool_managerd.gateway.certificate import Certificate
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
 from pool_managerd.gateway.engine_logs import EngineLogs
@@ -32,7 +33,7 @@ from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
-from pool_managerd.httpd.server import HttpLimits, HttpServer
+from pool_managerd.httpd.server import HttpLimits, HttpServer, url_of
 from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,16 +41,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
-    for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``sessions``: what says which one a request
-    is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every series; ``narrate``: every request has its
-    line in the log.
+    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked for.
+    ``certificate`` None: it speaks plain HTTP. ``local``: only this machine is to call; ``origins``: of web pages that may.
+    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every
+    series; ``narrate``: every request has its line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
     http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0))
     leases: LeaseTimes = field(default_factory=LeaseTimes)
     keys: KeyFile | None = None
+    certificate: Certificate | None = None
     local: bool = True
     origins: tuple[str, ...] = ()
     sessions: SessionNames = field(default_factory=SessionNames)
@@ -83,8 +85,8 @@ class Gateway:
         self._links.close()
         await self._link.__aexit__()
 
-    async def start(self, listener: socket.socket) -> None:
-        """Begin to answer."""
+    async def start(self, listener: socket.socket) -> str:
+        """Begin to answer: at this URL."""
         requests = Requests(GatewayMetrics(self._options.labels), narrate=self._options.narrate)
         access = Access(self._options.keys)
         loading = LoadingText(self.leasing, by_default=self._options.loading_text)
@@ -92,8 +94,10 @@ class Gateway:
         faces = Faces(self.leasing, access, self._watchers)
         logs = EngineLogs(self._link, self.leasing, access, self._watchers)
         app = _application(Front(parts, self._options.limits), faces, logs, self._options)
-        self._server = HttpServer(app, self._options.http, _refusal)
+        certificate = self._options.certificate
+        self._server = HttpServer(app, self._options.http, _refusal, None if certificate is None else certificate.context)
         await self._server.start(listener)
+        return url_of(listener, "http" if certificate is None else "https")
 
     async def run(self) -> None:
         """Follow the daemon until cancelled."""

@@ -161,6 +161,8 @@ class GuardedConnection(asyncio.Protocol):
         self.head_since = self._loop.time()
         peer: Any = transport.get_extra_info("peername")
         self.peer_is_loopback = isinstance(peer, tuple) and is_loopback(str(peer[0]))
+        if (under := _under_tls(transport)) is not None:
+            self._transport.set_write_buffer_limits(*under.get_write_buffer_limits()[::-1])
 
     def request_begins(self) -> None:
         """The head is complete and a handler runs."""
@@ -179,7 +181,8 @@ class GuardedConnection(asyncio.Protocol):
         kept = array("i", [0])
         with suppress(OSError, ValueError):  # it has just ended
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
-        return self._transport.get_write_buffer_size() + kept[0]
+        under = _under_tls(self._transport)
+        return self._transport.get_write_buffer_size() + (0 if under is None else under.get_write_buffer_size()) + kept[0]
 
     def abort(self) -> None:
         """Close at once, without waiting for what is still to be sent."""
@@ -221,3 +224,9 @@ class GuardedConnection(asyncio.Protocol):
         self._owner.stuck.pop(self, None)
         self._owner.open.discard(self)
         self._owner.idle.pop(self, None)
+
+
+def _under_tls(transport: asyncio.BaseTransport) -> asyncio.WriteTransport | None:
+    """What carries a TLS connection, and has bytes of its own to send, which asyncio does not tell; None: it is none."""
+    found = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return found if isinstance(found, asyncio.WriteTransport) else None
