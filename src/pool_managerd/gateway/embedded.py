@@ -55,12 +55,12 @@ class EmbeddedLink:
     async def log(self, pool_id: str, lines: int) -> AsyncIterator[bytes]:
         found = EngineLog(self._node.log_path(pool_id), self._node.events.redactor.text)
         past = found.past(lines)
-        yield b""
         try:
             while (piece := await asyncio.to_thread(next, past, None)) is not None:
                 yield piece
         finally:
             past.close()
+        yield b""
         while True:
             if piece := await asyncio.to_thread(found.appended):
                 yield piece
