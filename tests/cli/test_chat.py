@@ -104,7 +104,7 @@ def test_an_answer_that_is_no_stream_is_said(invoke: Invoke, scripted: Scripted)
     assert code == REFUSED and "asked for a stream, and sent none" in err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1x", "http://127.0.0.1:99999", "127.0.0.1:1", "https://a", "http://[::1"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1x", "http://127.0.0.1:99999", "127.0.0.1:1", "ftp://a", "http://[::1"])
 def test_an_address_that_is_none_is_said(invoke: Invoke, url: str) -> None:
     code, _, err = invoke("chat", "m", "-m", "Hello", "--url", url)
     assert code == USAGE and "as the gateway's URL" in err

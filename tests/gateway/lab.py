@@ -104,7 +104,9 @@ class Engine:
 
 @dataclass
 class Node:
-    """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire."""
+    """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire; ``served``
+    are the pools that leases were given of, ``row`` is what the queue says of each who waits.
+    """
 
     rows: dict[str, Json] = field(default_factory=dict)
     slots: int = 4
@@ -115,7 +117,13 @@ class Node:
     waits: int = 0
     gave_up: int = 0
     holders: list[str] = field(default_factory=list)
+    served: list[str] = field(default_factory=list)
     away: bool = False
+    row: Json = field(default_factory=dict)
+    waiters: list[str] = field(default_factory=list)
+    queue_asked: int = 0
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    log_queries: list[str] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def pool(self, pool_id: str, url: str, **row: Any) -> None:
@@ -149,7 +157,10 @@ class Node:
     async def acquire(self, request: web.Request) -> web.StreamResponse:
         self._here()
         asked = await request.json()
+        if asked.get("wait_ms") == 0 and not self._free(asked["model"]):
+            return web.json_response({"code": "QUEUE_TIMEOUT", "message": "no slot within 0 ms"}, status=503)
         self.waits += 1
+        self.waiters.append(asked["holder"])
         try:
             async with self.changed:
                 await self.changed.wait_for(lambda: self.refusal is not None or self._free(asked["model"]))
@@ -158,6 +169,7 @@ class Node:
             raise
         finally:
             self.waits -= 1
+            self.waiters.remove(asked["holder"])
         if self.refusal is not None:
             status, body = self.refusal
             return web.json_response(body, status=status)
@@ -166,6 +178,7 @@ class Node:
         lease_id = f"l{self.given}"
         self.leases[lease_id] = row["pool_id"]
         self.holders.append(asked["holder"])
+        self.served.append(row["pool_id"])
         return web.json_response({"lease_id": lease_id, **{key: row[key] for key in ("pool_id", "url", "epoch")}}, status=201)
 
     async def give_back(self, request: web.Request) -> web.StreamResponse:
@@ -173,6 +186,30 @@ class Node:
         known = self.leases.pop(request.match_info["lease"], None)
         await self.tell()
         return web.json_response({"active_leases": len(self.leases)}, status=404 if known is None else 200)
+
+    async def queue(self, _request: web.Request) -> web.StreamResponse:
+        self._here()
+        self.queue_asked += 1
+        known = {"state": "ready", "step": None, "estimate_ms": None, "waits_for": "a slot"}
+        return web.json_response([
+            {"holder": holder, "place": place, **known, **self.row} for place, holder in enumerate(self.waiters, 1)
+        ])  # fmt: skip
+
+    async def log(self, request: web.Request) -> web.StreamResponse:
+        """``logs`` of the pool, then what is appended to them."""
+        self._here()
+        self.log_queries.append(request.query_string)
+        lines = self.logs.setdefault(request.match_info["pool"], [])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        given = max(0, len(lines) - int(request.query["lines"]))
+        while not self.away:
+            told = {"id": f"1:{len(lines)}", "text": "".join(lines[given:])}
+            given = len(lines)
+            await response.write(b"id: 1:1\ndata: " + json.dumps(told).encode() + b"\n\n: still here\n\n")
+            async with self.changed:
+                await self.changed.wait()
+        return response
 
     async def renew(self, request: web.Request) -> web.StreamResponse:
         self._here()
@@ -193,7 +230,8 @@ class Node:
         return sum(pool_id == row["pool_id"] for pool_id in self.leases.values())
 
     def _free(self, model: str) -> bool:
-        return self._row(model)["ready"] and len(self.leases) < self.slots
+        row = self._row(model)
+        return row["ready"] and self._used(row) < row["slots"] and len(self.leases) < self.slots
 
     def _here(self) -> None:
         if self.away:
@@ -203,6 +241,8 @@ class Node:
         app = web.Application()
         app.router.add_get("/v1/routes", self.routes)
         app.router.add_post("/v1/acquire", self.acquire)
+        app.router.add_get("/v1/queue", self.queue)
+        app.router.add_get("/v1/pools/{pool}/logs", self.log)
         app.router.add_delete("/v1/pools/{pool}/leases/{lease}", self.give_back)
         app.router.add_post("/v1/pools/{pool}/evict", self.evict)
         app.router.add_put("/v1/pools/{pool}/leases/{lease}", self.renew)
@@ -247,8 +287,8 @@ async def lab(options: GatewayOptions = OPTIONS, **row: Any) -> AsyncIterator[La
         async with Gateway(NodeLink(node_url, lambda: None), options) as gateway:
             following = asyncio.create_task(gateway.run())
             listener = listen("127.0.0.1:0")
-            await gateway.start(listener)
-            made = Lab(node, engine, engine_url, gateway, url_of(listener), session)
+            url = await gateway.start(listener)
+            made = Lab(node, engine, engine_url, gateway, url, session)
             await made.until(lambda: gateway.leasing.connected, "the gateway to follow the node")
             try:
                 yield made

@@ -31,6 +31,11 @@ async def test_an_embedded_node_serves_its_models_on_one_port(open_dir: Path, ti
 
         assert await asyncio.gather(*(ask() for _ in range(8))) == [200] * 8
         assert node.status("tiny")["ready"]
+        async with session.get(f"{url}/logs/stream/tiny") as log:
+            assert await log.content.readline(), "what it wrote is there"
+        async with session.get(f"{url}/logs/stream/tiny?no-history") as log:
+            assert await ask() == 200
+            assert await log.content.readline(), "and what it writes"
         async with session.post(f"{url}/api/models/unload/tiny") as answer:
             assert answer.status == 200
         assert not node.status("tiny")["live"] and node.leases("tiny") == []

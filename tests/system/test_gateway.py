@@ -223,3 +223,32 @@ def test_a_gateway_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(home
         told = home.lines("gateway_ended")[0]
         assert "cannot listen on 127.0.0.1" in told["human"] and "in use" in told["last_error"] and told["exit_code"] == 1
     wait_until(home.follows, "the gateway to follow the daemon", 40)
+
+
+def test_an_engine_keeps_what_it_has_read_of_an_agents_prompt(open_dir: Path, smol_model: Path) -> None:
+    home = Home(open_dir / "home", smol_model, slots=1, requests={"agent_friendly": True})
+    home.start()
+    manual = " ".join(f"Rule {number}: be kind to everybody." for number in range(40))
+
+    def turns(url: str, rule: str) -> tuple[int, int]:
+        """Tokens of the second request of an agent, and how many of them the engine had."""
+        talk = [{"role": "user", "content": "Hello"}]
+        used: Any = None
+        for sign in ("fa690", "0b1c2"):
+            told = f"x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch={sign};\n{rule} {manual}"
+            body = {"model": "smol", "messages": [{"role": "system", "content": told}, *talk], "max_tokens": 4, **SURE}
+            asked = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
+            with urllib.request.urlopen(asked, timeout=60) as got:
+                answer = json.load(got)
+            used, said = answer["usage"], answer["choices"][0]["message"]["content"]
+            talk += [{"role": "assistant", "content": said}, {"role": "user", "content": "Go on"}]
+        return used["prompt_tokens"], used["prompt_tokens_details"]["cached_tokens"]
+
+    try:
+        home.post("/v1/pools/smol/start?wait=true")
+        tokens, without = turns(home.status("smol")["url"], "Be brief.")
+        assert without < 60 < 400 < tokens, "the engine itself has no rules, and its cache ends where the marker differs"
+        tokens, cached = turns(home.url, "Be verbose.")
+        assert tokens - cached < 60 and cached > 400, (tokens, cached)
+    finally:
+        home.end()

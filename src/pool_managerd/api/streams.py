@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from pool_managerd.api.context import ApiContext
-from pool_managerd.api.engine_log import EngineLog
 from pool_managerd.api.envelope import CORRELATION_HEADER, CORRELATION_KEY
 from pool_managerd.api.requests import number, pool_id, switch
 from pool_managerd.core.event import Event
 from pool_managerd.errors import NodeError, RequestError
+from pool_managerd.telemetry.engine_log import EngineLog
 
 _ITEM = TypeVar("_ITEM")
 MAX_EVENT_ID = 2**63 - 1

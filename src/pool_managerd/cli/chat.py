@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pool_managerd.cli.exits import USAGE, CommandFailed
-from pool_managerd.cli.gateway_client import GatewayClient, GatewayUrl, find_gateway
+from pool_managerd.cli.gateway_client import CaFile, GatewayClient, GatewayUrl, find_gateway
 from pool_managerd.cli.options import ConfigFile, Output
 from pool_managerd.cli.output import Format, Json, printable, show, span
 from pool_managerd.cli.table import Column, table
@@ -26,13 +26,13 @@ _REQUESTS = (
 
 def chat(
     model: Model = None, message: Message = None, system: System = "You are a helpful assistant.", url: GatewayUrl = None,
-    config: ConfigFile = None,
+    config: ConfigFile = None, ca_file: CaFile = None,
 ) -> None:  # fmt: skip
     """Talk to a model, which is started if need be.
 
     Ctrl-D or an empty line ends it. Ctrl-C ends the answer that is being written.
     """
-    gateway = find_gateway(url, config)
+    gateway = find_gateway(url, config, ca_file)
     talk: list[Json] = [{"role": "system", "content": system}]
     name = model or _only(gateway)
     if message is not None:
@@ -83,13 +83,13 @@ def _piece(event: Json) -> str:
     return "".join(delta["content"] for delta in deltas if isinstance(delta, dict) and isinstance(delta.get("content"), str))
 
 
-def requests(url: GatewayUrl = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+def requests(url: GatewayUrl = None, config: ConfigFile = None, ca_file: CaFile = None, output: Output = Format.TABLE) -> None:
     """List the gateway's requests: the last ones, and those in flight."""
 
     def rows(found: list[Json]) -> None:
         table(_REQUESTS, map(_row, found), empty="there was no request yet", wide=output is Format.WIDE)
 
-    show(find_gateway(url, config).call("GET", "requests"), output, rows)
+    show(find_gateway(url, config, ca_file).call("GET", "requests"), output, rows)
 
 
 def _row(one: Json) -> tuple[Any, ...]:
@@ -100,7 +100,7 @@ def _row(one: Json) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def cancel(request_id: RequestId, url: GatewayUrl = None, config: ConfigFile = None) -> None:
+def cancel(request_id: RequestId, url: GatewayUrl = None, config: ConfigFile = None, ca_file: CaFile = None) -> None:
     """End a request: its engine stops working on it."""
-    find_gateway(url, config).call("DELETE", "requests", request_id)
+    find_gateway(url, config, ca_file).call("DELETE", "requests", request_id)
     typer.echo(f"request {printable(request_id)} is cancelled")

@@ -132,7 +132,9 @@ Parameters = dict[Annotated[str, Field(min_length=1, max_length=128)], JsonValue
 
 
 class RequestRules(Section):
-    """What the gateway changes in the bodies of requests (JSON) for this pool. A dot in a key reaches into an object."""
+    """What the gateway changes in the bodies of requests (JSON) for this pool, and tells their clients. A dot in a key reaches
+    into an object.
+    """
 
     strip: tuple[str, ...] = Field((), description="Keys that are taken out.", examples=[["logprobs"]])
     default: Parameters = Field(default_factory=dict, description="Values where the client says none.", examples=[{"top_k": 40}])
@@ -144,6 +146,12 @@ class RequestRules(Section):
         default_factory=dict, description="Further names of the model, and the values that requests under each have.",
         examples=[{"chat-creative": {"temperature": 1.2}}],
     )  # fmt: skip
+    agent_friendly: bool = Field(
+        False,
+        description="Lines that coding agents send anew in each request (the billing marker, tokens left) are left out of system"
+        " prompts, so that the engine's prompt cache holds.",
+    )
+    loading_text: bool | None = Field(None, description="Overrides gateway.loading_text for this pool.", examples=[True])
 
 
 class ModelCard(Section):

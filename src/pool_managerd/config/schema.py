@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from pool_managerd.config.gateway import GatewayConfig
 from pool_managerd.config.pools import PoolConfig
 from pool_managerd.config.sections import (
     AuthConfig,
     DaemonConfig,
-    GatewayConfig,
     GpuConfig,
     HealthConfig,
     LifecycleConfig,

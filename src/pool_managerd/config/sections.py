@@ -147,35 +147,6 @@ class LifecycleConfig(Section):
     )
 
 
-class GatewayConfig(Section):
-    """The front door: clients ask for models by name on one port, in the dialects of OpenAI and Anthropic."""
-
-    bind: str | None = Field(
-        None, description="Where it listens, as a process of its own that `serve` keeps running; absent: there is none.",
-        examples=["127.0.0.1:8088"],
-    )  # fmt: skip
-    keys_file: Path | None = Field(
-        None, description="API keys, written by `keys add`. Off loopback they are required.", examples=["keys.json"]
-    )
-    cors_origins: tuple[str, ...] = Field(
-        (), description="Web pages that may call it, as https://chat.example.", examples=[["https://chat.example"]]
-    )
-    heartbeat_ms: Annotated[int, Field(ge=1000, le=600_000)] = Field(
-        12_000, description="How often a stream that waits (for a slot, a load, a prompt) shows a sign of life."
-    )
-    max_body_bytes: Bytes = Field(64 << 20, description="The largest request body: a number, or a size such as 64MiB.")
-    linger_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
-        2_000, description="How long a lease is kept for the next request, unless somebody waits for it."
-    )
-
-    @field_validator("bind")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None:
-            split_address(value)
-        return value
-
-
 class QueueConfig(Section):
     """Requests that wait for a slot (`acquire`): how many, for how long, and who goes first."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pool_managerd.errors import RequestError
 from pool_managerd.gateway.budgets import Budgets
+from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KEY_HEADERS, Key, KeyFile
 
 
@@ -27,6 +28,10 @@ class Caller:
 
     def may_ask(self, model: str) -> bool:
         return self.key is None or not self.key.models or model in self.key.models
+
+    def may_see(self, place: Place) -> bool:
+        """It may ask for it by one of its names."""
+        return any(self.may_ask(name) for name in place.names)
 
     def require(self, model: str) -> None:
         """Raises RequestError 403 for a model that the key does not have."""

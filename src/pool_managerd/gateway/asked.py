@@ -19,13 +19,16 @@ _PART_NAME = re.compile(rb'form-data;[^\r\n]*?\bname="?([A-Za-z0-9_]+)"?[^\r\n]*
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """``model`` as the client calls it; ``body`` for the engine. ``named_at``: where a form has the model's name."""
+    """``model`` as the client calls it; ``body`` for the engine. ``named_at``: where a form has the model's name. ``session``:
+    what the body says for requests with one beginning (OpenAI's ``prompt_cache_key``).
+    """
 
     model: str
     stream: bool
     body: bytes
     json: bool = False
     named_at: slice | None = None
+    session: str | None = None
 
 
 def in_json(raw: bytes) -> Asked:
@@ -39,7 +42,11 @@ def in_json(raw: bytes) -> Asked:
         raise RequestError(f"cannot read the request body: it must be a JSON object, and {why}") from None
     if not isinstance(value, dict):
         raise RequestError("cannot use the request body: it must be a JSON object")
-    return Asked(_model(value.get("model")), value.get("stream") is True, raw, json=True)
+    session = value.get("prompt_cache_key")
+    return Asked(
+        _model(value.get("model")), value.get("stream") is True, raw, json=True,
+        session=session if isinstance(session, str) else None,
+    )  # fmt: skip
 
 
 def passed_through(model: str, raw: bytes, target: str) -> Asked:

@@ -82,6 +82,10 @@ class Directory:
             )
         return found
 
+    def shared(self, model: str) -> bool:
+        """Several pools answer to this name."""
+        return len(self._by_name.get(model, ())) > 1
+
     def split(self, target: str) -> tuple[str, str]:
         """``MODEL/PATH?QUERY``, as it is in a URL, as the model and its engine's path. Names may have slashes: the longest
         that is known counts, else the first part.

@@ -12,8 +12,11 @@ from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.errors import RequestError
 from pool_managerd.gateway.process import options_of
 from pool_managerd.gateway.server import Gateway
-from pool_managerd.httpd.server import listen, url_of
+from pool_managerd.httpd.server import listen
 from pool_managerd.node import PoolManager
+from pool_managerd.telemetry.engine_log import EngineLog
+
+_LOG_LOOK_S = 0.25
 
 
 class EmbeddedLink:
@@ -49,6 +52,21 @@ class EmbeddedLink:
     async def queue(self) -> list[dict[str, Any]]:
         return self._node.queue()
 
+    async def log(self, pool_id: str, lines: int) -> AsyncIterator[bytes]:
+        found = EngineLog(self._node.log_path(pool_id), self._node.events.redactor.text)
+        past = found.past(lines)
+        try:
+            while (piece := await asyncio.to_thread(next, past, None)) is not None:
+                yield piece
+        finally:
+            past.close()
+        yield b""
+        while True:
+            if piece := await asyncio.to_thread(found.appended):
+                yield piece
+            else:
+                await asyncio.sleep(_LOG_LOOK_S)
+
     def routes(self) -> AsyncIterator[dict[str, Any]]:
         return self._node.watch_routes()
 
@@ -66,8 +84,7 @@ async def open_gateway(node: PoolManager, bind: str | None = None) -> AsyncItera
     async with Gateway(EmbeddedLink(node), options) as gateway:
         following = asyncio.create_task(gateway.run(), name="gateway")
         try:
-            await gateway.start(listener)
-            yield url_of(listener)
+            yield await gateway.start(listener)
         finally:
             following.cancel()
             with suppress(asyncio.CancelledError):

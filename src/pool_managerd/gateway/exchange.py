@@ -74,17 +74,17 @@ class Exchange:
             self._beat = None
             return
         if silent_s >= self.heartbeat_s and (self._speaking is None or self._speaking.done()):
-            self._speaking, silent_s = asyncio.ensure_future(self._still_here()), 0.0
+            self._speaking, silent_s = asyncio.ensure_future(self.aside(STILL_HERE)), 0.0
         self._beat = asyncio.get_running_loop().call_later(max(0.001, self.heartbeat_s - silent_s), self._on_beat)
 
-    async def _still_here(self) -> None:
-        """A sign of life: from now on the answer is a stream."""
+    async def aside(self, event: bytes) -> None:
+        """A whole event that is not of the answer, such as a sign of life: from now on the answer is a stream."""
         with suppress(ConnectionError):  # a client that has gone is noticed by whoever answers
             if self.response is None:
                 await self.begin(200, _SSE)
             if self.response is not None and self._at_boundary:
                 self._spoke = time.monotonic()
-                await self.response.write(STILL_HERE)
+                await self.response.write(event)
 
     async def write(self, chunk: bytes) -> None:
         """A part of the body. Raises ConnectionError when the client has gone."""

@@ -16,21 +16,18 @@ from pool_managerd.gateway.dialects import STILL_HERE, Dialect
 from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.leasing import Leasing
+from pool_managerd.gateway.watchers import Watchers
 
 _SSE = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _LOOK_S = 0.5
 _HEARTBEAT_S = 12.0
-_MAX_WATCHERS = 64
 
 
 class Faces:
     """Of one gateway. Unloading asks the node to evict: what is in use stays."""
 
-    def __init__(self, leasing: Leasing, access: Access) -> None:
-        self._leasing, self._access = leasing, access
-        self._watchers = 0
-        self.closing = asyncio.Event()
-        """Set at the gateway's end: who only watches is not waited for."""
+    def __init__(self, leasing: Leasing, access: Access, watchers: Watchers) -> None:
+        self._leasing, self._access, self._watchers = leasing, access, watchers
 
     async def running(self, request: web.Request) -> web.StreamResponse:
         """``GET /running``: the models that are loaded, or on their way."""
@@ -72,20 +69,16 @@ class Faces:
         """``GET /api/events``: the models' states, at first and whenever one has changed."""
         try:
             caller = self._access.caller(request.headers)
+            with self._watchers.one():
+                return await self._watched(request, caller)
         except PoolError as problem:
             return await _exchange(request).fail(problem)
-        if self._watchers >= _MAX_WATCHERS:
-            raise web.HTTPServiceUnavailable(text="too many watch")
-        self._watchers += 1
-        try:
-            return await self._watched(request, caller)
-        finally:
-            self._watchers -= 1
 
     async def _watched(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         response, told, silent_s = web.StreamResponse(headers=_SSE), "", 0.0
         await response.prepare(request)
-        while not self.closing.is_set():
+        closing = self._watchers.closing
+        while not closing.is_set():
             found = json.dumps([_model(place) for place in self._visible(caller)])
             if found != told:
                 told, silent_s = found, 0.0
@@ -95,13 +88,13 @@ class Faces:
                 silent_s = 0.0
                 await response.write(STILL_HERE)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.closing.wait(), _LOOK_S)
+                await asyncio.wait_for(closing.wait(), _LOOK_S)
             silent_s += _LOOK_S
         await response.write_eof()
         return response
 
     def _visible(self, caller: Caller) -> Iterable[Place]:
-        return [place for place in self._leasing.directory.all() if any(caller.may_ask(name) for name in place.names)]
+        return [place for place in self._leasing.directory.all() if caller.may_see(place)]
 
 
 def _exchange(request: web.Request) -> Exchange:

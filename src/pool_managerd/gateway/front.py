@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.gateway.access import Access
+from pool_managerd.gateway.access import Access, Caller
 from pool_managerd.gateway.asked import Asked, in_form, in_json, passed_through
 from pool_managerd.gateway.bodies import Bodies, BodyLimits
 from pool_managerd.gateway.dialects import Dialect
@@ -22,16 +22,19 @@ from pool_managerd.gateway.engine_link import EngineLinks, engine_place
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.forward import forward
 from pool_managerd.gateway.leasing import Leasing
-from pool_managerd.gateway.models import as_list, listed
+from pool_managerd.gateway.loading_text import LoadingText
+from pool_managerd.gateway.models import AS_ROUTER, as_list, listed
 from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
+from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.telemetry.families import CONTENT_TYPE
 
 log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
 """An engine that ends before the first byte of its answer: the request goes to another one, or to the one that comes after."""
 _CAUSE_S = 0.5
+_NO = frozenset({"false", "0"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class FrontParts:
     links: EngineLinks
     access: Access
     requests: Requests
+    sessions: SessionNames
+    loading: LoadingText
 
 
 class Front:
@@ -57,6 +62,7 @@ class Front:
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
         self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
+        self._sessions, self._loading = parts.sessions, parts.loading
         self._limits, self._bodies = limits, Bodies(limits.bodies)
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
@@ -68,6 +74,11 @@ class Front:
         """``/upstream/MODEL/PATH``: any request, to the engine as it is."""
         exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s, "/upstream")
         return await self._followed(exchange, self._passed_through(exchange))
+
+    async def props(self, request: web.Request) -> web.StreamResponse:
+        """``/props`` of llama.cpp: of ``?model=``, which is started unless ``autoload=false``; else of the one that is loaded."""
+        exchange = Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s, "/props")
+        return await self._followed(exchange, self._props(exchange))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """All models that the caller may ask for."""
@@ -87,7 +98,7 @@ class Front:
         if wanted is not None:
             caller.require(wanted)
         behind = None if wanted is None else directory.pools(wanted)
-        shown = [place for place in directory.all() if any(caller.may_ask(name) for name in place.names)]
+        shown = [place for place in directory.all() if caller.may_see(place)]
         if behind is None:
             return web.json_response(as_list(listed(place for place in shown if place.card.get("listed", True))))
         return web.json_response(listed(place for place in shown if place.pool_id in behind)[0])
@@ -189,13 +200,33 @@ class Front:
             with caller.asking(model):
                 return await self._served(exchange, target, passed_through(model, raw, target))
 
+    async def _props(self, exchange: Exchange) -> web.StreamResponse:
+        request, directory = exchange.request, self._leasing.directory
+        caller = self._access.caller(request.headers)
+        exchange.record.key = caller.name
+        await self._leasing.learnt()
+        model = request.query.get("model") or self._only_loaded(caller)
+        if model is None:
+            exchange.record.status = 200
+            return web.json_response(dict(AS_ROUTER))
+        with caller.asking(model):
+            if request.query.get("autoload") in _NO and directory.open_launches().keys().isdisjoint(directory.pools(model)):
+                raise RequestError(f"model {model[:80]!r} is not loaded", code="POOL_UNREADY", status=503)
+            return await self._served(exchange, request.rel_url.raw_path_qs, Asked(model, stream=False, body=b""))
+
+    def _only_loaded(self, caller: Caller) -> str | None:
+        """A name of the only model of llama.cpp that is loaded, and that the caller may ask for; None: there is not one."""
+        loaded = [place for place in self._leasing.directory.all() if place.open and place.engine == "llamacpp"]
+        found = {place.name: name for place in loaded for name in place.names if caller.may_ask(name)}
+        return next(iter(found.values())) if len(found) == 1 else None
+
     async def _served(self, exchange: Exchange, target: str, asked: Asked) -> web.StreamResponse:
         exchange.record.model = asked.model
         for attempt in range(1, _TRIES + 1):
             held: list[HeldLease] = []
             broken = False
             try:
-                lease = self._leasing.kept(asked.model) or await self._leasing.take(asked.model, exchange.request_id)
+                lease = await self._lease(exchange, asked)
                 held.append(lease)
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
@@ -211,6 +242,19 @@ class Front:
                 for one in held:
                     self._leasing.done(one, broken=broken)
         raise AssertionError("unreachable")
+
+    async def _lease(self, exchange: Exchange, asked: Asked) -> HeldLease:
+        """A slot: where several pools have the name and the request is of a session, of the one that served that last."""
+        leasing, session = self._leasing, None
+        if leasing.directory.shared(asked.model):
+            session = self._sessions.of(exchange.request.headers, asked, exchange.record.key)
+        lease = None if session is None else await leasing.again(asked.model, session, exchange.request_id)
+        if (lease := lease or leasing.kept(asked.model)) is None:
+            async with self._loading.shown(exchange, asked.model):
+                lease = await leasing.take(asked.model, exchange.request_id)
+        if session is not None:
+            leasing.served(session, lease)
+        return lease
 
     async def _with_cause(self, problem: BrokenEngineError, lease: HeldLease) -> BrokenEngineError:
         """With what the daemon has found out about the engine's end, which takes it a moment."""

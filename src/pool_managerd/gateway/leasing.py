@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
+from pool_managerd.core.demand.sessions import Sessions
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.gateway.directory import Directory, Place
 from pool_managerd.gateway.gate import Gate
@@ -53,13 +54,14 @@ class Leasing:
         self._owed: dict[str, tuple[HeldLease, float]] = {}
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
-        self._gate = Gate()
+        self._gate, self._again = Gate(), Gate()
+        self._sessions = Sessions()
         self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
         self._why = "cannot reach the daemon"
 
-    async def take(self, model: str, holder: str) -> HeldLease:
+    async def take(self, model: str, request_id: str) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
         if not self.directory.known:
             await self.learnt()
@@ -67,13 +69,32 @@ class Leasing:
                 return kept
         pools = self._sound(model)
         wanted = model if pools == self.directory.pools(model) else min(pools, key=self._kept.used)
-        ttl_ms, began = round(self._times.ttl_s * 1000), time.monotonic()
+        began = time.monotonic()
         async with self._gate.turn(model, self._times.wait_s):
             left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
-            ask = partial(self._link.acquire, wanted, f"{self._holder}/{holder}", ttl_ms, left_ms)
-            given = await self._with_patience(ask)
+            given = await self._with_patience(partial(self._asked, wanted, request_id, left_ms))
         self._kept.add(given)
         return given
+
+    async def again(self, model: str, session: bytes, request_id: str) -> HeldLease | None:
+        """A slot of the pool that served ``session`` last, where it has one at once. Raises RequestError MODEL_NOT_FOUND."""
+        pool_id = self._sessions.last(session)
+        place = None if pool_id is None else self.directory.place(pool_id)
+        if place is None or not place.open or place.pool_id not in self._sound(model):
+            return None
+        if (kept := self._kept.take((place.pool_id,))) is not None or self._kept.used(place.pool_id) >= place.slots:
+            return kept
+        try:
+            async with self._again.turn(place.pool_id, 0.0):
+                given = await self._asked(place.pool_id, request_id, wait_ms=0)
+        except PoolError:  # it has none, or the node is away: as without a session
+            return None
+        self._kept.add(given)
+        return given
+
+    def served(self, session: bytes, lease: HeldLease) -> None:
+        """A request of it has that slot."""
+        self._sessions.served(session, lease.pool_id)
 
     async def learnt(self) -> None:
         """Returns once it is known which models there are. Raises NodeError when the node does not say so for too long."""
@@ -120,6 +141,10 @@ class Leasing:
             self._owe([lease])
         elif self._timer is None:
             self._arm()
+
+    def holder_of(self, request_id: str) -> str:
+        """What a request is called in the node's queue, and its lease."""
+        return f"{self._holder}/{request_id}"
 
     async def queue(self) -> list[dict[str, Any]]:
         """Who waits on the node, in their order. Raises PoolError."""
@@ -242,6 +267,9 @@ class Leasing:
                 await self._back.wait()
         except TimeoutError:
             raise NodeError(self._why, hint="pool-managerd serve --config FILE starts a daemon", retry_after_ms=1000) from None
+
+    async def _asked(self, wanted: str, request_id: str, wait_ms: int) -> HeldLease:
+        return await self._link.acquire(wanted, self.holder_of(request_id), round(self._times.ttl_s * 1000), wait_ms)
 
     async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
         """Asked again while the node is away, for a while."""

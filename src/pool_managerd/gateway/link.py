@@ -34,6 +34,12 @@ class Link(Protocol):
         """Those who wait, in their order."""
         ...
 
+    def log(self, pool_id: str, lines: int) -> AsyncIterator[bytes]:
+        """The last ``lines`` lines that its engine has written, then what it writes, until the node is away. The first piece
+        comes at once, and may be empty.
+        """
+        ...
+
     def routes(self) -> AsyncIterator[dict[str, Any]]:
         """All pools, then each change, until the node is away."""
         ...

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pool_managerd.gateway.directory import Place
 
 _STARTED = 1_700_000_000
 """``created`` of a model: clients want a number, and nobody knows one."""
+
+
+AS_ROUTER: Mapping[str, Any] = MappingProxyType({
+    "role": "router", "model_alias": "pool-managerd", "model_path": "none", "total_slots": 0,
+    "default_generation_settings": {"params": {}, "n_ctx": 0},
+})  # fmt: skip
+"""``/props`` of no model, as llama.cpp's router answers it."""
 
 
 def listed(places: Iterable[Place]) -> list[dict[str, Any]]:

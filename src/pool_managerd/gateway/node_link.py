@@ -82,19 +82,28 @@ class NodeLink:
         rows: list[dict[str, Any]] = await self._call("GET", "queue", None)
         return rows
 
-    async def routes(self) -> AsyncIterator[dict[str, Any]]:
+    def routes(self) -> AsyncIterator[dict[str, Any]]:
         """All pools, then each change, until the connection ends. Raises NodeError NODE_UNAVAILABLE."""
+        return self._events(self._open, "routes")
+
+    async def log(self, pool_id: str, lines: int) -> AsyncIterator[bytes]:
+        """The last ``lines`` lines of its engine's log, then what is written, until the connection ends. Raises PoolError."""
+        async for told in self._events(self._waiting or self._open, f"pools/{pool_id}/logs?follow=true&lines={lines}"):
+            yield str(told["text"]).encode()
+
+    async def _events(self, session: aiohttp.ClientSession, path: str) -> AsyncIterator[dict[str, Any]]:
+        """The data of each, until the connection ends. Raises PoolError."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENCE_S)
         headers = {**self._headers(), "Accept": "text/event-stream"}
         try:
-            async with self._open.get(f"{self._url}/routes", headers=headers, timeout=timeout) as answer:
+            async with session.get(f"{self._url}/{path}", headers=headers, timeout=timeout) as answer:
                 if answer.status != 200:
                     raise _problem(answer.status, await _json(answer))
                 pending = bytearray()
                 async for chunk in answer.content.iter_any():
                     pending += chunk
                     if len(pending) > _MAX_EVENT_BYTES:
-                        raise NodeError("cannot follow the node: an event of its routes has no end")
+                        raise NodeError(f"cannot follow the node: an event of {path} has no end")
                     while (end := pending.find(b"\n\n")) >= 0:
                         for line in bytes(pending[:end]).splitlines():
                             if line.startswith(b"data: "):

@@ -14,20 +14,21 @@ import structlog
 from pool_managerd.config import Config, split_address
 from pool_managerd.errors import SpecError
 from pool_managerd.gateway.bodies import BodyLimits
+from pool_managerd.gateway.certificate import Certificate, certificate_files
 from pool_managerd.gateway.front import FrontLimits
 from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.server import Gateway, GatewayOptions
+from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.httpd.peers import is_loopback
-from pool_managerd.httpd.server import url_of
 
 _DESCRIPTORS = 65_536
 log = structlog.get_logger("pool_managerd.gateway")
 
 
 def check(config: Config, bind: str) -> None:
-    """Raises SpecError for an address that others reach, without keys; and for keys that cannot be used."""
+    """Raises SpecError for an address that others reach, without keys; and for keys or a certificate that cannot be used."""
     keys = key_file(config.base_dir, config.gateway.keys_file)
     if keys is not None:
         keys.all()
@@ -37,17 +38,20 @@ def check(config: Config, bind: str) -> None:
             code="NON_LOOPBACK_WITHOUT_TOKEN", status=403,
             hint="set gateway.keys_file and make a key with `pool-managerd keys add NAME`, or bind to 127.0.0.1",
         )  # fmt: skip
+    if (files := certificate_files(config)) is not None:
+        files.context()
 
 
 def options_of(config: Config, bind: str) -> GatewayOptions:
     """What the configuration says, for a gateway that listens at ``bind``. Raises SpecError as ``check``."""
     check(config, bind)
-    own = config.gateway
+    own, files = config.gateway, certificate_files(config)
     return GatewayOptions(
         FrontLimits(BodyLimits(each_bytes=own.max_body_bytes), own.heartbeat_ms / 1000),
         leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
-        keys=key_file(config.base_dir, own.keys_file),
+        keys=key_file(config.base_dir, own.keys_file), certificate=None if files is None else Certificate(files),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
+        sessions=SessionNames(own.session_headers), loading_text=own.loading_text,
         labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
 
@@ -82,8 +86,8 @@ async def serve(link: NodeLink, listener: socket.socket, options: GatewayOptions
         async with Gateway(link, options) as gateway:
             following = asyncio.create_task(gateway.run())
             try:
-                await gateway.start(listener)
-                log.info(f"The gateway answers at {url_of(listener)}", action="serving", url=url_of(listener))
+                url = await gateway.start(listener)
+                log.info(f"The gateway answers at {url}", action="serving", url=url)
                 stopping = asyncio.create_task(ending.wait())
                 await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if following.done():

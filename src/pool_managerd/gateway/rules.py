@@ -6,16 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pool_managerd.gateway import agent_lines
 from pool_managerd.gateway.asked import Asked
 from pool_managerd.gateway.directory import Place
 
+_KINDS = ("strip", "default", "set", "by_name")
 _PROTECTED = "model"
 """Nobody's rule changes what was asked for."""
 
 
 def for_engine(asked: Asked, place: Place | None) -> bytes | None:
-    """The body for the engine of ``place``: rules applied in the order strip, default, set, by_name, and an engine that insists
-    on its own name for the model asked by that. None: there is none.
+    """The body for the engine of ``place``: lines of agents left out (``agent_friendly``), rules applied in the order strip,
+    default, set, by_name, and an engine that insists on its own name for the model asked by that. None: there is none.
     """
     names = () if place is None else place.engine_names or ()
     renames = bool(names) and asked.model not in names
@@ -23,11 +25,17 @@ def for_engine(asked: Asked, place: Place | None) -> bytes | None:
         return asked.body[: asked.named_at.start] + names[0].encode() + asked.body[asked.named_at.stop :]
     if place is None or not asked.body or not asked.json:
         return asked.body or None
-    rules = place.rules
-    if not (rules or renames):
+    rules = place.rules or {}
+    agent = bool(rules.get("agent_friendly")) and agent_lines.may_be_in(asked.body)
+    changes = renames or any(rules.get(kind) for kind in _KINDS)
+    if not (agent or changes):
         return asked.body
     value: dict[str, Any] = json.loads(asked.body)
-    _apply(value, rules or {}, asked.model)
+    if agent:
+        as_written, value = value, agent_lines.without(value)
+        if not changes and value == as_written:
+            return asked.body
+    _apply(value, rules, asked.model)
     if renames:
         value["model"] = names[0]
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -18,18 +18,23 @@ from aiohttp.typedefs import Middleware
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
+from pool_managerd.gateway.certificate import Certificate
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
+from pool_managerd.gateway.engine_logs import EngineLogs
 from pool_managerd.gateway.faces import Faces
 from pool_managerd.gateway.front import Front, FrontLimits, FrontParts
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.link import Link
+from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
+from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
-from pool_managerd.httpd.server import HttpLimits, HttpServer
+from pool_managerd.httpd.server import HttpLimits, HttpServer, url_of
 from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,8 +42,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked
-    for. ``local``: only this machine is to call; ``origins``: of web pages that may. ``labels`` go on every
+    """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked for.
+    ``certificate`` None: it speaks plain HTTP. ``local``: only this machine is to call; ``origins``: of web pages that may.
+    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every
     series; ``narrate``: every request has its line in the log.
     """
 
@@ -46,8 +52,11 @@ class GatewayOptions:
     http: HttpLimits = field(default_factory=lambda: HttpLimits(max_connections=4096, shutdown_s=10.0, descriptors=3))
     leases: LeaseTimes = field(default_factory=LeaseTimes)
     keys: KeyFile | None = None
+    certificate: Certificate | None = None
     local: bool = True
     origins: tuple[str, ...] = ()
+    sessions: SessionNames = field(default_factory=SessionNames)
+    loading_text: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     narrate: bool = False
 
@@ -61,10 +70,10 @@ class Gateway:
         self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
         self._links = EngineLinks()
         self._server: HttpServer | None = None
-        self._faces: Faces | None = None
         keys = self._options.keys
         self._budgets = None if keys is None else Budgets(beside(keys.place))
         self._requests = Requests(GatewayMetrics(self._options.labels), self._budgets, narrate=self._options.narrate)
+        self._watchers = Watchers()
 
     async def __aenter__(self) -> Gateway:
         await self._link.__aenter__()
@@ -72,8 +81,7 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         """Running requests have a moment to end; then leases go back."""
-        if self._faces is not None:
-            self._faces.closing.set()
+        self._watchers.closing.set()
         if self._server is not None:
             await self._server.close(self._requests.end)
         if self._budgets is not None:
@@ -83,20 +91,25 @@ class Gateway:
         self._links.close()
         await self._link.__aexit__()
 
-    async def start(self, listener: socket.socket) -> None:
-        """Begin to answer."""
+    async def start(self, listener: socket.socket) -> str:
+        """Begin to answer: at this URL."""
         access = Access(self._options.keys, self._budgets)
-        parts = FrontParts(self.leasing, self._links, access, self._requests)
-        front, self._faces = Front(parts, self._options.limits), Faces(self.leasing, access)
-        self._server = HttpServer(_application(front, self._faces, self._options), self._options.http, _refusal)
+        loading = LoadingText(self.leasing, by_default=self._options.loading_text)
+        parts = FrontParts(self.leasing, self._links, access, self._requests, self._options.sessions, loading)
+        faces = Faces(self.leasing, access, self._watchers)
+        logs = EngineLogs(self._link, self.leasing, access, self._watchers)
+        app = _application(Front(parts, self._options.limits), faces, logs, self._options)
+        certificate = self._options.certificate
+        self._server = HttpServer(app, self._options.http, _refusal, None if certificate is None else certificate.context)
         await self._server.start(listener)
+        return url_of(listener, "http" if certificate is None else "https")
 
     async def run(self) -> None:
         """Follow the daemon until cancelled."""
         await self.leasing.run()
 
 
-def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.Application:
+def _application(front: Front, faces: Faces, logs: EngineLogs, options: GatewayOptions) -> web.Application:
     app = web.Application(
         middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.bodies.each_bytes
     )
@@ -113,6 +126,7 @@ def _application(front: Front, faces: Faces, options: GatewayOptions) -> web.App
     for method, path, handler in (
         ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),
         ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),
+        ("GET", "/logs/stream", logs.stream), ("GET", "/logs/stream/{model:.+}", logs.stream), ("GET", "/props", front.props),
     ):  # fmt: skip
         app.router.add_route(method, path, handler)
     app.router.add_route("*", "/upstream/{path:.+}", front.upstream)

@@ -113,15 +113,20 @@ class Connections:
 @contextmanager
 def at_work(transport: asyncio.BaseTransport | None) -> Iterator[GuardedConnection | None]:
     """A request whose head is complete is being answered: its connection, which is not idle meanwhile; None: not guarded."""
-    protocol = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
-    guarded = protocol if isinstance(protocol, GuardedConnection) else None
-    if guarded is not None:
-        guarded.request_begins()
+    connection = guarded(transport)
+    if connection is not None:
+        connection.request_begins()
     try:
-        yield guarded
+        yield connection
     finally:
-        if guarded is not None:
-            guarded.request_ends()
+        if connection is not None:
+            connection.request_ends()
+
+
+def guarded(transport: asyncio.BaseTransport | None) -> GuardedConnection | None:
+    """The connection that ``transport`` is of; None: of none that is guarded."""
+    protocol = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
+    return protocol if isinstance(protocol, GuardedConnection) else None
 
 
 class GuardedConnection(asyncio.Protocol):
@@ -162,6 +167,8 @@ class GuardedConnection(asyncio.Protocol):
         self.head_since = self._loop.time()
         peer: Any = transport.get_extra_info("peername")
         self.peer_is_loopback = isinstance(peer, tuple) and is_loopback(str(peer[0]))
+        if (under := _under_tls(transport)) is not None:
+            self._transport.set_write_buffer_limits(*under.get_write_buffer_limits()[::-1])
 
     def request_begins(self) -> None:
         """The head is complete and a handler runs."""
@@ -180,7 +187,8 @@ class GuardedConnection(asyncio.Protocol):
         kept = array("i", [0])
         with suppress(OSError, ValueError):  # it has just ended
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
-        return self._transport.get_write_buffer_size() + kept[0]
+        under = _under_tls(self._transport)
+        return self._transport.get_write_buffer_size() + (0 if under is None else under.get_write_buffer_size()) + kept[0]
 
     def abort(self) -> None:
         """Close at once, without waiting for what is still to be sent."""
@@ -222,3 +230,9 @@ class GuardedConnection(asyncio.Protocol):
         self._owner.stuck.pop(self, None)
         self._owner.open.discard(self)
         self._owner.idle.pop(self, None)
+
+
+def _under_tls(transport: asyncio.BaseTransport) -> asyncio.WriteTransport | None:
+    """What carries a TLS connection, and has bytes of its own to send, which asyncio does not tell; None: it is none."""
+    found = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return found if isinstance(found, asyncio.WriteTransport) else None

@@ -7,6 +7,7 @@ import functools
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,10 +43,10 @@ class HttpLimits:
 
 
 class HttpServer:
-    """Serves ``app`` on sockets that are already listening."""
+    """Serves ``app`` on sockets that are already listening; with ``tls`` to clients that speak it alone."""
 
-    def __init__(self, app: web.Application, limits: HttpLimits, refusal: Refusal) -> None:
-        self._limits, self._refusal = limits, refusal
+    def __init__(self, app: web.Application, limits: HttpLimits, refusal: Refusal, tls: ssl.SSLContext | None = None) -> None:
+        self._limits, self._refusal, self._tls = limits, refusal, tls
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, keepalive_timeout=limits.keepalive_s,
             shutdown_timeout=_WRITES_S, auto_decompress=False, logger=_protocol_log(),
@@ -67,7 +68,11 @@ class HttpServer:
         protocol = functools.partial(_HttpProtocol.of, server, self._refusal)
         limits = self._limits
         guard = Connections(protocol, _possible(limits), limits.head_timeout_s, limits.write_timeout_s)
-        self._server = await asyncio.get_running_loop().create_server(guard, sock=listener, backlog=_ACCEPTS_AT_ONCE)
+        self._server = await asyncio.get_running_loop().create_server(
+            guard, sock=listener, backlog=_ACCEPTS_AT_ONCE, ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else limits.head_timeout_s,
+            ssl_shutdown_timeout=None if self._tls is None else _WRITES_S,
+        )  # fmt: skip
         listener.listen(_BACKLOG)  # asyncio takes one number for what waits in the kernel and for what it accepts in one go
         self._guard = guard
         guard.start()
@@ -117,10 +122,10 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Where clients reach it."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _HttpProtocol(RequestHandler):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.api.engine_log import CHUNK_BYTES, MAX_TAIL_BYTES, EngineLog
+from pool_managerd.telemetry.engine_log import CHUNK_BYTES, MAX_TAIL_BYTES, EngineLog
 from tests.api.conftest import LIMITS, Served, close, serve
 from tests.api.fake_node import FakeNode
 
