@@ -257,9 +257,9 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"unlisted": "no"}, {}, "models.a.unlisted", "needless it says nothing"),
     (
         {"sendLoadingState": True},
-        {},
+        {"requests": {"loading_text": True}},
         "models.a.sendLoadingState",
-        "dropped a stream that waits shows comments alone (gateway.heartbeat_ms)",
+        "mapped pools[].requests.loading_text",
     ),
     ({"timeouts": {"connect": 3, "responseHeader": 0}}, {}, "models.a.timeouts.connect", "needless engines are on this machine"),
     (
@@ -323,7 +323,7 @@ TOP: list[tuple[str, dict[str, Any], str, str]] = [
         "needless there is no web page; `pool-managerd requests` lists requests by their x-request-id",
     ),
     ("performance: {every: 5s}", {}, "performance", "needless /metrics of the daemon has them"),
-    ("sendLoadingState: true", {}, "sendLoadingState", "dropped a stream that waits shows comments alone (gateway.heartbeat_ms)"),
+    ("sendLoadingState: true", {}, "sendLoadingState", "mapped gateway.loading_text"),
     ("sendLoadingState: false", {}, "sendLoadingState", "needless it says nothing"),
     ("includeAliasesInList: true", {}, "includeAliasesInList", "needless lists have aliases with each model, in meta.aliases"),
     (
@@ -375,6 +375,7 @@ def test_a_key_of_the_top(text: str, sections: dict[str, Any], key: str, became:
     moved = move(f"{text}\n{model()}")
     assert moved.of(key) == [became]
     assert {name: part for name, part in moved.values.items() if name not in ("profile", "gateway", "pools")} == sections
+    assert moved.values["gateway"].get("loading_text", False) is ("gateway.loading_text" in became)
 
 
 def test_keys_of_the_gateway_are_never_copied() -> None:

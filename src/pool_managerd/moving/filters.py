@@ -15,7 +15,7 @@ _MAX_KEY_CHARS = 128
 
 
 def rules(source: Source, model: str, findings: Findings) -> dict[str, Any]:
-    """The pool's ``requests``; empty where there are no rules."""
+    """The pool's ``requests``, with what its streams tell while they wait; empty where there are no rules."""
     path: KeyPath = ("models", model, "filters")
     found: dict[str, Any] = {}
     given = source.mapping(path)
@@ -37,6 +37,11 @@ def rules(source: Source, model: str, findings: Findings) -> dict[str, Any]:
                 found[name] = moved
         else:
             _by_name(source, (*path, key), found, findings)
+    told: KeyPath = ("models", model, "sendLoadingState")
+    if source.get(told) is not None:
+        found["loading_text"] = source.truth(told, False)
+        findings.mapped(told, "pools[].requests.loading_text")
+    findings.usual(told, "it says nothing")
     return found
 
 

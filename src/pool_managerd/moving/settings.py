@@ -40,7 +40,6 @@ def idle_ttl_ms(seconds: int) -> int:
 
 def rest(source: Source, path: KeyPath, findings: Findings) -> None:
     """What lists show, timeouts, compatibility and macros of a model."""
-    findings.lost((*path, "sendLoadingState"), "a stream that waits shows comments alone (gateway.heartbeat_ms)", truth=True)
     findings.usual((*path, "compat"), "web sockets load nothing here")
     findings.usual((*path, "healthCheckTimeout"), "llama-swap goes by that of the file alone")
     timeouts = source.mapping((*path, "timeouts"))

@@ -58,7 +58,10 @@ def sections(source: Source, findings: Findings) -> dict[str, Any]:
     if source.whole(("captureBuffer",), 0):
         findings.dropped(("captureBuffer",), "what requests say is kept nowhere")
     findings.usual(("captureBuffer",), "nothing is captured")
-    findings.lost(("sendLoadingState",), "a stream that waits shows comments alone (gateway.heartbeat_ms)", truth=True)
+    if source.truth(("sendLoadingState",), False):
+        found["gateway"]["loading_text"] = True
+        findings.mapped(("sendLoadingState",), "gateway.loading_text")
+    findings.usual(("sendLoadingState",), "it says nothing")
     return found
 
 
