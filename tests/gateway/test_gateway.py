@@ -747,3 +747,15 @@ async def test_a_card_is_shown_where_models_are_listed_and_hides_one_that_is_not
             assert (await answer.json())["id"] == "hidden" and (await one.ask({**CHAT, "model": "hidden"}))[0] == 200
         async with one.session.get(one.url + "/running") as answer:
             assert (await answer.json())["running"][1]["name"] == "Model M"
+
+
+async def test_who_is_to_come_again_is_told_when_by_what_requests_took(one: Lab) -> None:
+    assert (await one.ask(CHAT))[0] == 200
+    (record,) = one.gateway._requests._recent
+    record.leased, record.ended = 100.0, 107.5
+    one.node.refusal = (429, {"code": "QUEUE_FULL", "message": "full", "retriable": True, "retry_after_ms": 1000})
+    await one.node.tell(waiting=True)
+    await one.until(lambda: not one.node.leases, "its lease to go back")
+    for model, seconds in (("m", "8"), ("other", None)):
+        async with one.session.post(one.url + "/v1/chat/completions", json={**CHAT, "model": model}) as answer:
+            assert answer.headers.get("Retry-After") == seconds

@@ -34,6 +34,7 @@ log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
 """An engine that ends before the first byte of its answer: the request goes to another one, or to the one that comes after."""
 _CAUSE_S = 0.5
+_LONGEST_AGAIN_S = 60.0
 _NO = frozenset({"false", "0"})
 
 
@@ -166,12 +167,21 @@ class Front:
             return await work
         except PoolError as problem:
             self._requests.failed(exchange.record, problem)
+            if problem.retriable and problem.status in (429, 503):
+                problem.retry_after_ms = self._again_ms(problem, exchange.record.model)
             if problem.code == "QUEUE_TIMEOUT" or (problem.status >= 500 and self._access.keys is not None):
                 problem.hint = None  # it is for whoever runs the node, and may say what is on it
             return await exchange.fail(problem)
         except ConnectionError:  # of the client: it has gone, and nobody is told
             exchange.record.state = "cancelled"
             return exchange.response or web.Response(status=499)
+
+    def _again_ms(self, problem: PoolError, model: str | None) -> int | None:
+        """When a slot may be free, by what requests took of late, where nobody knows better."""
+        typical_s = self._requests.typical_s(model)
+        if typical_s is None:
+            return problem.retry_after_ms
+        return max(problem.retry_after_ms or 0, round(1000 * min(typical_s, _LONGEST_AGAIN_S)))
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         caller = self._access.caller(exchange.request.headers)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import structlog
@@ -51,6 +52,11 @@ class Requests:
     def rows(self) -> list[dict[str, Any]]:
         """Those that ended last, oldest first, and then those in flight."""
         return [record.to_dict() for record in (*self._recent, *(record for record, _ in self._live.values()))]
+
+    def typical_s(self, model: str | None) -> float | None:
+        """How long requests for ``model`` had their slot of late; None: there were none."""
+        took = [one.ended - one.leased for one in self._recent if one.model == model and one.leased and one.ended]
+        return median(took) if took else None
 
     def cancel(self, request_id: str, key: str | None) -> None:
         """It ends now, and its engine stops working on it. Raises RequestError when none of that ``key`` is in flight."""
