@@ -262,8 +262,11 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
 
         After a restart of the daemon its configuration holds: it comes up with `preload`, else on demand.
 
-        Raises RequestError POOL_IN_USE while leases are in flight, POOL_NOT_FOUND.
+        Leases that a router only keeps for its next request come back for it. Raises RequestError POOL_IN_USE while others are in
+        flight, EXTERNAL_ENGINE, POOL_NOT_FOUND.
         """
+        if self.registry.get_active_leases(pool_id):
+            await self._demand.routes.recall(lambda: not self.registry.get_active_leases(pool_id), self._a.clock)
         return await self._pools.change(self._pools.get(pool_id), "evict", ev.Evict(), "down", desired="evicted")
 
     async def restart(self, pool_id: str) -> Operation:

@@ -569,3 +569,20 @@ async def test_somebody_elses_engine_is_not_evicted_and_one_that_is_let_go_is_at
         assert world.fakes.launcher.processes == [] and (await world.demand.plan("c"))["refused"] is None
     finally:
         await world.end()
+
+
+async def test_leases_that_routers_only_keep_are_asked_back_for_a_moment(world: DemandWorld) -> None:
+    given, told = await world.have("a"), world.demand.routes.watch()
+    assert (await anext(told))["waiting"] is False
+    recall = asyncio.create_task(
+        world.demand.routes.recall(lambda: not world.fakes.registry.get_active_leases("a"), world.fakes.clock)
+    )
+    assert (await anext(told))["waiting"] is True
+    world.release(given)
+    await world.pass_until(recall.done)
+    assert world.demand.routes.now()["waiting"] is False
+    await world.have("a")
+    began = world.fakes.clock.monotonic()
+    recall = asyncio.create_task(world.demand.routes.recall(lambda: False, world.fakes.clock))
+    await world.pass_until(recall.done)
+    assert world.fakes.clock.monotonic() - began <= 1, "who is in use does not hold it up"

@@ -12,17 +12,21 @@ from pool_managerd.core.lifecycle.phase import RISING
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.supervision.event_log import EventLog
 from pool_managerd.supervision.names import Names
+from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.protocols import Clock
 
 Row = Mapping[str, Any]
+_RECALL_S, _LOOK_S = 0.5, 0.02
 
 
 class Routes:
     """``waiting`` tells whether anybody waits for a slot or for room: leases that are not in use are to come back then."""
 
     def __init__(self, pools: Pools, names: Names, events: EventLog, waiting: Callable[[], bool]) -> None:
-        self._pools, self._names, self._waiting = pools, names, waiting
+        self._pools, self._names, self._somebody_waits = pools, names, waiting
+        self._recalls = 0
         self._watchers: set[asyncio.Event] = set()
         events.listen(lambda _: self.changed())
 
@@ -30,6 +34,21 @@ class Routes:
         """Whoever watches looks again."""
         for bell in self._watchers:
             bell.set()
+
+    def _waiting(self) -> bool:
+        return self._recalls > 0 or self._somebody_waits()
+
+    async def recall(self, returned: Callable[[], bool], clock: Clock) -> None:
+        """Have leases come back that routers only keep for their next request; a moment is enough for that."""
+        self._recalls += 1
+        self.changed()
+        try:
+            until = clock.monotonic() + _RECALL_S
+            while not returned() and clock.monotonic() < until:
+                await pause(clock, _LOOK_S)
+        finally:
+            self._recalls -= 1
+            self.changed()
 
     def now(self) -> dict[str, Any]:
         """``{"pools": [a row of each], "gone": [], "waiting": bool}``."""
