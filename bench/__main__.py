@@ -29,6 +29,7 @@ from bench import (
     ready_again,
     reload,
     restart,
+    swap,
 )
 from bench.fleet import Settings
 from bench.processes import sweep
@@ -48,6 +49,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "adopt": adopt.measure,
     "apply": apply.measure,
     "gateway": gateway.measure,
+    "swap": swap.measure,
     "gpus": gpus.measure,
     "reload": reload.measure,
 }

@@ -82,7 +82,7 @@ def _enter_peers(stack: contextlib.ExitStack, site: Site, directory: Path, engin
     """Start those that are installed; why others are not there."""
     missing = []
     starts: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
-        _SWAP: lambda: llama_swap(directory, "chat", engine),
+        _SWAP: lambda: llama_swap(directory, {"chat": engine}),
         _NGINX: lambda: nginx(directory, site.engines["chat"]),
     }
     for name, start in starts.items():

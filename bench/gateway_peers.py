@@ -6,8 +6,9 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.daemon import answers, request
@@ -34,25 +35,27 @@ http {{
 
 
 @contextlib.contextmanager
-def llama_swap(directory: Path, model: str, engine: Sequence[str]) -> Iterator[int]:
-    """The port of llama-swap with ``model`` loaded; it gives ``engine`` a port of its own.
+def llama_swap(directory: Path, engines: Mapping[str, Sequence[str]]) -> Iterator[int]:
+    """The port of llama-swap with the first of these models loaded, of which it loads one at a time; each engine is given a port.
 
     The program is the one that the environment names in LLAMA_SWAP, or else the one on PATH. Raises NotInstalledError.
     """
     program = _find("llama-swap", os.environ.get("LLAMA_SWAP"))
-    (port,), (engine_port,) = free_ports(1, 19_600), free_ports(1, 15_000)
+    (port,), (engine_port, *_) = free_ports(1, 19_600), free_ports(len(engines), 15_000)
     config = {
         "startPort": engine_port,
         "logLevel": "warn",  # else it logs every request, which nobody else here does
         "models": {
-            model: {"cmd": " ".join([*engine, "--port", "${PORT}"]), "checkEndpoint": "/health", "concurrencyLimit": _AT_ONCE}
+            model: {"cmd": shlex.join(engine) + " --port ${PORT}", "checkEndpoint": "/health", "concurrencyLimit": _AT_ONCE}
+            for model, engine in engines.items()
         },
     }
     path = directory / "llama-swap.yaml"
     path.write_text(json.dumps(config))
     argv = [program, "-config", str(path), "-listen", f"127.0.0.1:{port}"]
     with running(argv, directory / "llama-swap.log", cwd=directory):
-        wait_until(lambda: _chats(port, model), "llama-swap to load its model", 30.0, every_s=0.2)
+        first = next(iter(engines))
+        wait_until(lambda: _chats(port, first), "llama-swap to load its model", 30.0, every_s=0.2)
         yield port
 
 
