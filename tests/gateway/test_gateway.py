@@ -9,7 +9,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from pool_managerd.errors import NodeError, RequestError, SpecError
 from pool_managerd.gateway.asked import in_json
-from pool_managerd.gateway.bodies import Bodies, BodyLimits
+from pool_managerd.gateway.bodies import Bodies, Body, BodyLimits
 from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KeyFile
 from pool_managerd.gateway.leasing import LeaseTimes
@@ -551,8 +551,13 @@ class Upload:
 async def test_bodies_that_are_held_are_bounded_together_and_each_counts_from_its_announcement_on() -> None:
     bodies = Bodies(BodyLimits(each_bytes=100, all_bytes=250))
 
-    def of(upload: Upload) -> AbstractAsyncContextManager[bytes]:
-        return bodies.of(cast("web.Request", upload))
+    @asynccontextmanager
+    async def of(upload: Upload) -> AsyncIterator[bytes]:
+        body = Body(bodies)
+        try:
+            yield await body.read(cast("web.Request", upload))
+        finally:
+            body.let_go()
 
     async with of(Upload([b"x" * 60, b"x" * 40])) as first, of(Upload([b"x"], announced=100)) as second:
         assert (len(first), len(second), bodies.held) == (100, 1, 200)

@@ -16,7 +16,8 @@ _HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"host", b"content-length", b"expect", b"x-request-id",
 })  # fmt: skip
-_CODING = frozenset({b"accept-encoding"})
+_HOP_OF_STREAMS = _HOP | {b"accept-encoding"}
+"""What signs of life are put into is plain text."""
 _KEPT_BACK = frozenset({*_HOP, b"server", b"date"})
 _WHOLE_BYTES = 1 << 20
 
@@ -31,9 +32,8 @@ async def forward(
     """
     request, (url, target) = exchange.request, place
     named = request.headers.get("Connection")
-    kept_back = _HOP if not (withheld or named) else _HOP | set(withheld) | _tokens(named)
-    if exchange.stream:  # what signs of life are put into is plain text
-        kept_back = kept_back | _CODING
+    hop = _HOP_OF_STREAMS if exchange.stream else _HOP
+    kept_back = hop if not (withheld or named) else hop | set(withheld) | _tokens(named)
     headers = [header for header in request.raw_headers if header[0].lower() not in kept_back]
     headers.append((b"x-request-id", exchange.request_id.encode()))
     answer = await links.ask(url, Question(request.method.encode(), target.encode(), headers, body))

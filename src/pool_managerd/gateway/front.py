@@ -15,7 +15,7 @@ from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.gateway.access import Access, Caller
 from pool_managerd.gateway.asked import Asked, in_form, in_json, passed_through
-from pool_managerd.gateway.bodies import Bodies, BodyLimits
+from pool_managerd.gateway.bodies import Bodies, Body, BodyLimits
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.engine_connection import BrokenEngineError, OddEngineError
 from pool_managerd.gateway.engine_link import EngineLinks, engine_place
@@ -185,18 +185,19 @@ class Front:
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         caller = self._access.caller(exchange.request.headers)
-        async with self._bodies.of(exchange.request) as raw:
-            asked = self._read(exchange.request, raw, path)
+        body = Body(self._bodies)
+        try:
+            asked = self._read(exchange.request, await body.read(exchange.request), path)
             exchange.stream, exchange.record.key = asked.stream and path.streams, caller.name
             target = exchange.request.rel_url.raw_path_qs
             if path.inner is not None:
                 target = path.inner + target[len(exchange.request.rel_url.raw_path) :]
             exchange.show_life()
-            try:
-                with caller.asking(asked.model):
-                    return await self._served(exchange, target, asked)
-            finally:
-                exchange.show_no_more()
+            with caller.asking(asked.model):
+                return await self._served(exchange, target, asked)
+        finally:
+            exchange.show_no_more()
+            body.let_go()
 
     async def _passed_through(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
@@ -206,9 +207,13 @@ class Front:
         model, target = self._leasing.directory.split(request.rel_url.raw_path_qs.split("/", 2)[2])
         if ".." in unquote(target.partition("?")[0]).split("/"):
             raise RequestError("cannot pass that path on: it has a part `..`")
-        async with self._bodies.of(request) as raw:
+        body = Body(self._bodies)
+        try:
+            raw = await body.read(request)
             with caller.asking(model):
                 return await self._served(exchange, target, passed_through(model, raw, target))
+        finally:
+            body.let_go()
 
     async def _props(self, exchange: Exchange) -> web.StreamResponse:
         request, directory = exchange.request, self._leasing.directory

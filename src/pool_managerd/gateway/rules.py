@@ -25,6 +25,8 @@ def for_engine(asked: Asked, place: Place | None) -> bytes | None:
         return asked.body[: asked.named_at.start] + names[0].encode() + asked.body[asked.named_at.stop :]
     if place is None or not asked.body or not asked.json:
         return asked.body or None
+    if place.rules is None and not renames:
+        return asked.body
     rules = place.rules or {}
     agent = bool(rules.get("agent_friendly")) and agent_lines.may_be_in(asked.body)
     changes = renames or any(rules.get(kind) for kind in _KINDS)
