@@ -115,6 +115,8 @@ async def test_idle_pools_go_when_others_leave_less_free_than_is_to_be_and_come_
         await shared.demand.acquire(AcquireRequest("b"))
     shared.foreign_gib = 0
     await shared.look()
+    await shared.fakes.clock.advance(30)
+    assert shared.ready() == [], "it does not come and go with what others hold"
     await shared.pass_until(lambda: shared.ready() == ["a"])
 
 

@@ -19,6 +19,8 @@ from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.services import Services
 
 _LOOK_AGAIN_S = 10.0
+_STAYS_AWAY_S = 60.0
+"""Of a GPU where others hold now more and now less: a pool does not come and go with that."""
 
 
 class GivingWay:
@@ -29,13 +31,15 @@ class GivingWay:
         self.closing: frozenset[str] = frozenset()
         self.look_again_s: float | None = None
         """While somebody is to come back: memory of others becomes free without a word."""
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, float] = {}
+        """Those that had to go, and before when none comes back."""
 
     async def look(self) -> None:
         """One look at what holds memory that is to be free, and what follows."""
-        plan = await self._plan()
+        plan, now = await self._plan(), self._s.clock.monotonic()
+        whole = any(one.whole for one in self._s.gpus.shortfalls().values())
         for name in plan.evict:
-            self._gone[name] = None
+            self._gone[name] = now if whole else now + _STAYS_AWAY_S
             self._work.evict(name, f"as GPU memory is left to others: {self._why()}")
         self.closing = frozenset(plan.waits_for)
         for name in list(self._gone):
@@ -75,7 +79,8 @@ class GivingWay:
         if pool is None or not _comes_back(pool):
             del self._gone[name]
             return
-        if pool.instance.phase is not Phase.DOWN or (await self._room.look(pool, 0.0)).why_not is not None:
+        soon = self._s.clock.monotonic() < self._gone[name]
+        if soon or pool.instance.phase is not Phase.DOWN or (await self._room.look(pool, 0.0)).why_not is not None:
             return
         del self._gone[name]
         try:
