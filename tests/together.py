@@ -1,40 +1,51 @@
-"""``make test``: all tests, in two processes at once: most of them wait for other processes, not for this machine.
+"""``make test``: all tests, in three processes at once: most of them wait for other processes, not for this machine.
 
-Arguments go to both. The second one's output is shown when the first has ended.
+Arguments go to all. The others' output is shown when the first has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
 
 from tests.conftest import REPOSITORY
 
 WAITING = ("tests/system", "tests/gpu")
-"""What takes as long as all the rest, most of it in waiting for daemons."""
+"""Each takes half as long as all the rest, most of it in waiting for daemons."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code of the one that failed, if one has."""
+    """The exit code of the first that failed, if one has."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     rest = [f"--ignore={folder}" for folder in WAITING]
-    with tempfile.TemporaryFile() as said:
-        other = subprocess.Popen(
-            [*command, "-o", "cache_dir=.pytest_cache/waiting", *WAITING], cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT
-        )
-        try:
-            first = subprocess.run([*command, *rest, "tests"], cwd=REPOSITORY, check=False).returncode
-            second = other.wait()
-        except BaseException:
-            other.terminate()
-            other.wait()
-            raise
-        said.seek(0)
-        sys.stdout.buffer.write(said.read())
-        sys.stdout.flush()
-    return first or second
+    with contextlib.ExitStack() as stack:
+        others = [_begin(stack, command, folder) for folder in WAITING]
+        codes = [subprocess.run([*command, *rest, "tests"], cwd=REPOSITORY, check=False).returncode]
+        for process, said in others:
+            codes.append(process.wait())
+            said.seek(0)
+            sys.stdout.buffer.write(said.read())
+            sys.stdout.flush()
+    return next((code for code in codes if code), 0)
+
+
+def _begin(stack: contextlib.ExitStack, command: Sequence[str], folder: str) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """One process, which ends with ``stack``, and what it prints."""
+    said = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+    cache = f"cache_dir=.pytest_cache/{Path(folder).name}"
+    process = subprocess.Popen([*command, "-o", cache, folder], cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT)
+    stack.callback(_end, process)
+    return process, said
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 if __name__ == "__main__":
