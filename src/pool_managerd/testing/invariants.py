@@ -137,7 +137,7 @@ class Oracle:
             if running := self._scene.machine.running(event.pool_id):
                 self._scene.fail("what was left running is taken over", f"{running[0].pid}: {event.human}")
         elif event.type == "evicted" and event.pool_id is not None:
-            if self._scene.node is not None and (left := self._scene.node.registry.get_active_leases(event.pool_id)):
+            if left := self._leases_on_present(event.pool_id):
                 self._scene.fail("nobody's request is cut off to make room", f"{event.human}: {left} leases")
         elif event.type == "restart" and event.pool_id is not None:
             self._restarted(event.pool_id)
@@ -195,6 +195,12 @@ class Oracle:
         self._look_at_operations()
         if late := self._clients.waits_too_long(ANSWER_LATE_S + 60):
             self._scene.fail("nobody waits longer than they said", f"{late[0]}")
+
+    def _leases_on_present(self, pool_id: str) -> int:
+        """Those on the engine that the pool has now: one that was replaced goes on with its own."""
+        scene = self._scene
+        epochs = [pool.instance.epoch for pool in scene.pools() if pool.current and pool.pool_id == pool_id]
+        return sum(scene.node.registry.leases_on(pool_id, epoch) for epoch in epochs) if scene.node is not None else 0
 
     def _look_for_stuck(self, pool: Pool) -> None:
         i, policy, now = pool.instance, pool.definition.policy, self._scene.timeline.now

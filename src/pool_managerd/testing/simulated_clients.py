@@ -118,7 +118,7 @@ class SimulatedClients:
                 return node.reload(ReloadRequest(pool_id, changes=changes, drain_deadline_ms=round(60_000 * action.share**3)))
             case "acquire":
                 wait_s = 600 * action.share**2
-                question.waits_until = self._scene.timeline.now + wait_s
+                question.asked_at, question.waits_s = self._scene.timeline.now, wait_s
                 return node.take_slot(AcquireRequest(pool_id, round(wait_s * 1000), priority=action.number % 5 - 2))
             case "yield":
                 return self._yielded(action, node)
@@ -224,9 +224,9 @@ class SimulatedClients:
         return node.prolong_lease(question.pool_id, lease_id, ttl_ms)
 
     def waits_too_long(self, late_s: float) -> list[Question]:
-        """Who should have had a slot, or been told that there is none, by now."""
+        """Who should have had a slot, or been told that there is none, by now. A daemon that stands hears of nobody."""
         now, woken = self._scene.timeline.now, self._scene.resumed_at
-        return [question for question in self._asking if now > max(question.waits_until, woken) + late_s]
+        return [question for question in self._asking if now > max(question.asked_at, woken) + question.waits_s + late_s]
 
     def may_be_evicted(self, promise: Promise) -> bool:
         """Somebody has made room, or may have, since it was said that the pool is wanted up."""

@@ -58,7 +58,8 @@ class Question:
     touched: list[Touched] = field(default_factory=list)
     lease_id: str | None = None
     until: float | None = None
-    waits_until: float = float("inf")
+    asked_at: float = 0.0
+    waits_s: float = float("inf")
     new_slots: int | None = None
     """What a reload asks for, where the pool cannot have been configured so before."""
     file: Config | None = None
