@@ -114,7 +114,8 @@ class Oracle:
         running = self._scene.machine.running(pool_id)
         instances = {e.launch.instance for e in running}
         node = self._scene.node
-        beside = node is not None and node.status(pool_id)["beside"] is not None
+        # A daemon that has just died may have begun the second one of a reload, of which the next one will know.
+        beside = node is None or node.status(pool_id)["beside"] is not None
         if len(running) > len(instances) or len(running) > 1 + beside:
             self._scene.fail("one engine of a pool at a time", f"{pool_id}: {[(e.pid, e.launch.epoch) for e in running]}")
         for group in self._scene.config.together.groups:
