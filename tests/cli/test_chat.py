@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from pool_managerd.cli.exits import REFUSED, USAGE
 from pool_managerd.gateway.keys import KeyFile
+from tests.cli.pages import Page, answering
 from tests.cli.test_commands import Invoke
 
 ROW = {
@@ -34,41 +34,26 @@ class Scripted(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(Page):
     server: Scripted
 
     def do_GET(self) -> None:
         rows: Any = [ROW] if self.path == "/v1/requests" else {"data": [{"id": "m"}]}
-        self._answer(200, json.dumps(rows).encode(), "application/json")
+        self.answer(200, json.dumps(rows).encode(), "application/json")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(200, b"\n".join(self.server.lines), self.server.kind)
+        self.answer(200, b"\n".join(self.server.lines), self.server.kind)
 
     def do_DELETE(self) -> None:
         error = {"error": {"message": f"request '{self.path.rpartition('/')[2]}' is not in flight", "code": "ticket_not_found"}}
-        self._answer(404, json.dumps(error).encode(), "application/json")
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+        self.answer(404, json.dumps(error).encode(), "application/json")
 
 
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
-    server = Scripted(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Scripted(("127.0.0.1", 0), Answers)) as server:
+        yield server
 
 
 def test_the_only_model_answers(invoke: Invoke, scripted: Scripted) -> None:

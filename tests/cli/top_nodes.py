@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.cli.pages import Page, answering
 from tests.cli.test_commands import Server
 
 
@@ -33,29 +33,17 @@ class Gateway(ThreadingHTTPServer):
         )
 
 
-class Pages(BaseHTTPRequestHandler):
+class Pages(Page):
     server: Gateway
 
     def do_GET(self) -> None:
-        body = self.server.page().encode()
-        self.send_response(200 if self.path == "/metrics" else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+        self.answer(200 if self.path == "/metrics" else 404, self.server.page().encode(), "text/plain")
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    server = Gateway(("127.0.0.1", 0), Pages)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Gateway(("127.0.0.1", 0), Pages)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -67,17 +67,18 @@ def keys_add(
     """Make a key for clients of the gateway. It is printed once; only its hash is kept."""
     lasts = seconds(expires, "--expires")
     until = None if lasts is None else int(time.time() + lasts)
-    names = {name for pool in _loaded(config, None)[1].pools for name in (pool.id, pool.served_name, *pool.other_names)}
+    path, loaded = _loaded(config, None)
+    names = {name for pool in loaded.pools for name in (pool.id, pool.served_name, *pool.other_names)}
     for unknown in [one for one in model or () if one not in names]:
         typer.echo(f"no pool of the configuration is called {unknown!r}: the key is for it all the same", err=True)
-    typer.echo(_keys(config).add(name, tuple(model or ()), until, concurrency, daily_tokens))
+    typer.echo(_keys(path, loaded).add(name, tuple(model or ()), until, concurrency, daily_tokens))
 
 
 def keys_ls(config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """List the keys."""
     from pool_managerd.gateway.budgets import Budgets, beside
 
-    keys = _keys(config)
+    keys = _keys(*_loaded(config, None))
     budgets = Budgets(beside(keys.place))
     rows = [
         {
@@ -109,14 +110,13 @@ def _used(row: dict[str, object]) -> str | None:
 
 def keys_rm(name: Name, config: ConfigFile = None) -> None:
     """Remove a key: requests that come with it are refused within a second."""
-    _keys(config).remove(name)
+    _keys(*_loaded(config, None)).remove(name)
     typer.echo(f"key {name} is removed")
 
 
-def _keys(config: Path | None) -> KeyFile:
+def _keys(path: Path | None, loaded: Config) -> KeyFile:
     from pool_managerd.gateway.keys import key_file
 
-    path, loaded = _loaded(config, None)
     found = key_file(loaded.base_dir, loaded.gateway.keys_file)
     if found is None:
         raise CommandFailed(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pool_managerd.config.values import Bytes, Section, split_address
+from pool_managerd.config.values import Address, Bytes, Section
 
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -15,7 +15,7 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 class GatewayConfig(Section):
     """The front door: clients ask for models by name on one port, in the dialects of OpenAI and Anthropic."""
 
-    bind: str | None = Field(
+    bind: Address | None = Field(
         None, description="Where it listens, as a process of its own that `serve` keeps running; absent: there is none.",
         examples=["127.0.0.1:8088"],
     )  # fmt: skip
@@ -52,13 +52,6 @@ class GatewayConfig(Section):
         description="Headers that name a session; then `prompt_cache_key` in the body. Of pools that share a name, the one that"
         " served a session last serves it again, if it can at once. Empty: no sessions.",
     )  # fmt: skip
-
-    @field_validator("bind")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None:
-            split_address(value)
-        return value
 
     @model_validator(mode="after")
     def _certificate_with_its_key(self) -> GatewayConfig:

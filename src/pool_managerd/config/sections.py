@@ -10,17 +10,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pool_managerd.config.values import Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
+from pool_managerd.config.values import Address, Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 from pool_managerd.core.crash import CrashClass
 
 
 class DaemonConfig(Section):
     """Where the daemon listens and keeps its files, and as whom it runs engines."""
 
-    bind: str = Field("127.0.0.1:9200", description="Address of the control API. Off loopback a token is required.")
+    bind: Address = Field("127.0.0.1:9200", description="Address of the control API. Off loopback a token is required.")
     runtime_dir: Path = Field(Path(".runtime"), description="Pid files, handoff files, engine logs.")
     state_dir: Path = Field(Path(".state"), description="What must survive a restart of the daemon.")
-    metrics_bind: str | None = Field(
+    metrics_bind: Address | None = Field(
         None, description="A second address that serves /metrics alone.", examples=["127.0.0.1:9201"]
     )
     preload_parallelism: Positive = Field(1, description="How many pools may load at the same time at boot.")
@@ -44,13 +44,6 @@ class DaemonConfig(Section):
         if dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= highest:
             return value
         raise ValueError(f"must look like {example}")
-
-    @field_validator("bind", "metrics_bind")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None:
-            split_address(value)
-        return value
 
     @model_validator(mode="after")
     def _each_its_own(self) -> DaemonConfig:

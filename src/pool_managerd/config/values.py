@@ -63,6 +63,15 @@ def is_pool_id(text: str) -> bool:
     return bool(re.fullmatch(POOL_ID_PATTERN, text)) and ".." not in text
 
 
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""HOST:PORT."""
+
+
 def path_from(base: Path, written: str | Path) -> Path:
     """The absolute path that is ``written`` in a file of the folder ``base``; ``~`` is a home, of an unknown user only a name."""
     return base.absolute() / os.path.expanduser(written)  # noqa: PTH111 - pathlib's raises for an unknown user

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from pool_managerd.errors import RequestError
+from pool_managerd.gateway import private_json
 from pool_managerd.gateway.keys import Key
 
 log = structlog.get_logger("pool_managerd.gateway")
@@ -61,13 +60,8 @@ class Budgets:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
-        temporary = self._place.with_name(self._place.name + ".new")
         try:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:  # noqa: PTH123
-                json.dump({"day": self._day, "used": self._used}, file)
-            temporary.replace(self._place)
+            private_json.write(self._place, {"day": self._day, "used": self._used}, durable=False)
             self._told = False
         except OSError as error:
             if not self._told:

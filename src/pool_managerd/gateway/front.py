@@ -251,7 +251,7 @@ class Front:
                 broken = True
                 if exchange.sent or attempt == _TRIES:
                     raise await self._with_cause(problem, held[0]) from problem
-                if not await self._leasing.moves_on(held[0], gone=not isinstance(problem, OddEngineError)):
+                if not await self._leasing.moves_on(asked.model, held[0], gone=not isinstance(problem, OddEngineError)):
                     raise _final(problem.message, held[0]) from problem
             finally:
                 for one in held:

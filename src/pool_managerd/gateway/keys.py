@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import time
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pool_managerd.config import path_from
 from pool_managerd.errors import NodeError, RequestError, SpecError
+from pool_managerd.gateway import private_json
 
 log = structlog.get_logger("pool_managerd.gateway")
 _PREFIX = "pm-"
@@ -148,14 +148,8 @@ class KeyFile:
             os.close(lock)
 
     def _write(self, keys: list[Key]) -> None:
-        temporary = self.place.with_name(self.place.name + ".new")
         try:
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:  # noqa: PTH123
-                json.dump({"keys": [asdict(key) for key in keys]}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.place)
+            private_json.write(self.place, {"keys": [asdict(key) for key in keys]}, durable=True)
         except OSError as error:
             raise NodeError(f"cannot write the keys to {self.place}: {error.strerror}", code="STATE_UNWRITABLE") from error
 

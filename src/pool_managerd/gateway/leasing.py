@@ -18,7 +18,7 @@ import structlog
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.core.demand.sessions import Sessions
 from pool_managerd.errors import NodeError, PoolError
-from pool_managerd.gateway.directory import Directory, Place
+from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
 
@@ -115,22 +115,22 @@ class Leasing:
         places = (self.directory.place(pool_id) for pool_id in pools if pool_id not in self._broken)
         return tuple(place.pool_id for place in places if place is not None and place.open) or pools
 
-    async def moves_on(self, lease: HeldLease, *, gone: bool) -> bool:
-        """Whether a request that its engine did not answer may be asked again: of another pool that answers to the same name,
-        or of the launch that follows, where the engine may be ``gone``. One that is there all the same is not asked twice.
+    async def moves_on(self, model: str, lease: HeldLease, *, gone: bool) -> bool:
+        """Whether a request for ``model`` that its engine did not answer may be asked again: of another pool that answers to that
+        name, or of the launch that follows, where the engine may be ``gone``. One that is there all the same is not asked twice.
         """
         until = time.monotonic() + (_NOTICED_S if gone else 0.0)
         while True:
             place = self.directory.place(lease.pool_id)
-            if place is None or not place.open or place.epoch != lease.epoch or self._others(place):
+            if place is None or not place.open or place.epoch != lease.epoch or self._others(model, lease):
                 return True
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(0.02)
 
-    def _others(self, place: Place) -> bool:
-        names = set(place.names)
-        return any(one.open and one.pool_id != place.pool_id and names & {*one.names} for one in self.directory.all())
+    def _others(self, model: str, lease: HeldLease) -> bool:
+        places = (self.directory.place(pool_id) for pool_id in self.directory.pools(model) if pool_id != lease.pool_id)
+        return any(place is not None and place.open for place in places)
 
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""

@@ -4,10 +4,11 @@ that run with the daemon come back afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from pool_managerd.core.demand.room import Resident, RoomPlan, plan_room
+from pool_managerd.core.gpu.kept_free import KeptFree
 from pool_managerd.core.lifecycle import Desired, Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import ENDING, IDLE
@@ -36,33 +37,27 @@ class GivingWay:
 
     async def look(self) -> None:
         """One look at what holds memory that is to be free, and what follows."""
-        plan, now = await self._plan(), self._s.clock.monotonic()
-        whole = any(one.whole for one in self._s.gpus.shortfalls().values())
+        short = self._s.gpus.shortfalls()
+        plan, now = await self._plan(short), self._s.clock.monotonic()
+        why, whole = "; ".join(dict.fromkeys(one.why for one in short.values())), any(one.whole for one in short.values())
         for name in plan.evict:
             self._gone[name] = now if whole else now + _STAYS_AWAY_S
-            self._work.evict(name, f"as GPU memory is left to others: {self._why()}")
+            self._work.evict(name, f"as GPU memory is left to others: {why}")
         self.closing = frozenset(plan.waits_for)
         for name in list(self._gone):
             await self._bring_back(name)
         self.look_again_s = _LOOK_AGAIN_S if self._gone else None
 
-    def _why(self) -> str:
-        return "; ".join(dict.fromkeys(one.why for one in self._s.gpus.shortfalls().values())) or "it is kept free"
-
-    async def _plan(self) -> RoomPlan:
-        short = self._s.gpus.shortfalls()
-        there = [
-            pool for pool in self._pools.all() if pool.instance.phase not in IDLE and short.keys() & pool.launch.device_uuids
-        ]
-        if not short or not there:
+    async def _plan(self, short: Mapping[str, KeptFree]) -> RoomPlan:
+        if not short:
             return RoomPlan()
+        held = [pool for pool in self._pools.all() if pool.instance.phase not in IDLE and short.keys() & pool.launch.device_uuids]
+        ends = [pool.instance_id for pool in held if pool.instance.phase in ENDING or pool.instance.phase is Phase.SLEEPING]
+        there = [pool for pool in held if pool.instance_id not in ends]
+        by_id = {pool.pool_id: pool.instance_id for pool in there}
         whole = {uuid for uuid, one in short.items() if one.whole}
-        ends = [pool.instance_id for pool in there if pool.instance.phase in ENDING or pool.instance.phase is Phase.SLEEPING]
-        by_id = {pool.pool_id: pool.instance_id for pool in there if pool.instance_id not in ends}
-        residents = [
-            _may_go(one, left=bool(whole & {*self._pools.get(one.pool_id).launch.device_uuids}))
-            for one in await self._room.residents([pool for pool in there if pool.pool_id in by_id])
-        ]
+        left = {pool.pool_id for pool in there if whole & {*pool.launch.device_uuids}}
+        residents = [_may_go(one, left=one.pool_id in left) for one in await self._room.residents(there)]
 
         def fits(gone: Collection[str]) -> bool:
             return not self._s.gpus.shortfalls([*ends, *(by_id[name] for name in gone)])

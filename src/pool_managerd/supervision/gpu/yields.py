@@ -14,7 +14,6 @@ from pool_managerd.supervision.gpu.watch import GpuWatch
 from pool_managerd.supervision.protocols import Clock, Facts, Timer
 
 FACT = "yield"
-MAX_S = 30 * 86_400
 _BACK = "`pool-managerd yield --end` takes it back"
 
 
