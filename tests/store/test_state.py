@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from pool_managerd.core.intent import StoredPool
 from pool_managerd.errors import NodeError
+from pool_managerd.store.contents import Contents
 from pool_managerd.store.state import SCHEMA_VERSION, StateStore
 from tests.conftest import REPOSITORY
 from tests.small_disk import fill, mounted_small
@@ -303,6 +305,23 @@ async def test_facts_come_back_by_kind_and_none_forgets(store: StateStore, tmp_p
     assert again.facts("device") == {"GPU-1": {"cordoned": True}} and again.facts("unknown") == {}
     assert again.facts("footprint") == {"all": {"rows": [["a", 1]]}}
     await again.close()
+
+
+async def test_what_was_noted_can_be_waited_for_and_a_full_disk_ends_the_wait(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.note_fact("drain", "p", {"deadline": 1.5})
+    await store.noted()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        assert db.execute("SELECT key FROM facts WHERE kind = 'drain'").fetchall() == [("p",)]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Contents, "write", full)
+    store.note_fact("drain", "q", {"deadline": 1.5})
+    await store.noted()
+    assert store.last_error is not None and "No space left" in store.last_error
 
 
 async def test_a_state_of_the_first_schema_is_taken_over_whole(tmp_path: Path) -> None:

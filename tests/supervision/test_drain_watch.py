@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -81,3 +82,17 @@ async def test_a_drain_that_is_taken_back_is_told_of_no_more_and_leaves_no_reque
     await clock.advance(60)
     assert len(told) == 1 and view(world.p.state).ready and world.p.launch.requests == 0
     await world.pools.change(world.p, "evict", ev.Evict(), "down")
+
+
+async def test_a_drain_is_acknowledged_when_the_next_daemon_would_go_on_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fakes.registry.grant("p")
+    written, kept = asyncio.Event(), world.fakes.records.known
+    monkeypatch.setattr(world.fakes.records, "noted", written.wait)
+    asked = asyncio.create_task(drain(world, 6_000))
+    await world.fakes.clock.advance(1)
+    assert view(world.p.state).draining and kept["drain"]["p"]["deadline"] is not None
+    assert not asked.done(), "its deadline is not on the disk"
+    written.set()
+    assert (await asked).status == "running"

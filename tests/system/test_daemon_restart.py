@@ -149,7 +149,7 @@ def test_leases_and_the_deadline_of_a_drain_go_on_under_the_next_daemon(make: Ma
     daemon = make().start()
     pid = daemon.preload("p", slots_total=4)["pid"]
     given = [daemon.post("/v1/pools/p/leases", {"holder": f"h{n}", "idempotency_key": f"k{n}"})[1]["lease_id"] for n in range(3)]
-    short = daemon.post("/v1/pools/p/leases", {"ttl_ms": 4000})[1]["lease_id"]
+    short = daemon.post("/v1/pools/p/leases", {"ttl_ms": 8000})[1]["lease_id"]
     assert daemon.delete(f"/v1/pools/p/leases/{given[2]}") == (200, {"active_leases": 3})
     before = daemon.get("/v1/pools/p/leases")[1]
     daemon.kill()

@@ -164,6 +164,11 @@ class StateStore:
         json.dumps(value)
         self._queue(lambda contents: contents.put_fact(kind, key, value))
 
+    async def noted(self) -> None:
+        """Return when all that was noted so far is on the disk, or cannot be written, which ``listener`` is told of."""
+        with suppress(NodeError):
+            await self._durable(lambda contents: None)
+
     def _queue(self, change: Change) -> None:
         if not self._closed:
             self._orders.put((change, None))

@@ -127,6 +127,8 @@ class Changes:
             except PoolError:  # things have moved while the disk was written
                 await pools.intents.put(before or StoredPool(pool.pool_id))
                 raise
+            if isinstance(event, ev.Drain):
+                await self._s.records.noted()  # the deadline, to which the next daemon goes on
             await pools.operations.kept()
             return operation
 

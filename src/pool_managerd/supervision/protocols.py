@@ -210,11 +210,15 @@ class Preflight(Protocol):
 
 
 class Facts(Protocol):
-    """Facts learnt about this machine, by kind and key; ``note_fact`` does not wait for the disk. None forgets."""
+    """Facts learnt about this machine, by kind and key; ``note_fact`` does not wait for the disk. None forgets.
+
+    ``noted`` returns when what was noted so far is on the disk, or cannot be written; that is told elsewhere.
+    """
 
     def facts(self, kind: str) -> dict[str, dict[str, Any]]: ...
     async def put_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
     def note_fact(self, kind: str, key: str, value: Mapping[str, Any] | None) -> None: ...
+    async def noted(self) -> None: ...
 
 
 class LeaseKeeper(Protocol):

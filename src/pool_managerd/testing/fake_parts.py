@@ -251,6 +251,9 @@ class FakeRecords:
         if value is not None:
             facts[key] = dict(value)
 
+    async def noted(self) -> None:
+        """Memory does not wait."""
+
     def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None:
         self.counters[pool_id] = (crash_count, restart_count)
 

@@ -7,6 +7,7 @@ both are right.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from pool_managerd.config import Config
 from pool_managerd.config.plan import with_pool
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.demand.request import AcquireRequest
+from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.reload import ReloadRequest
 from pool_managerd.errors import PoolError
 from pool_managerd.node import PoolManager
@@ -280,6 +282,8 @@ class SimulatedClients:
 
     def _given(self, question: Question, result: Any) -> None:
         scene, kind = self._scene, question.action.kind
+        if kind == "drain" and not self.asks_for(question.pool_id):
+            self._drain_is_kept(question.pool_id)
         if isinstance(result, Operation):
             self.operations[result.operation_id] = (result, scene.timeline.now, scene.lost_s)
             if kind == APPLY:
@@ -290,6 +294,15 @@ class SimulatedClients:
             self._lease_given(question, result["lease_id"])
         elif kind == "release_lease" and question.lease_id is not None:
             self.leases.pop(question.lease_id, None)
+
+    def _drain_is_kept(self, pool_id: str) -> None:
+        """A daemon that began now would go on with it, to its deadline."""
+        pool, cloudy = self._scene.pool(pool_id), self._scene.disk_failed_at + CLOUDY_S > self._scene.timeline.now
+        if pool is None or pool.instance.phase is not Phase.DRAINING or cloudy or self._scene.disk.fails:
+            return
+        kept = json.loads(self._scene.disk.facts.get(("drain", pool_id), "{}"))
+        if kept.get("epoch") != pool.instance.epoch:
+            self._scene.fail("an acknowledged drain goes on under the next daemon", f"{pool_id}: {kept}")
 
     def _lease_given(self, question: Question, lease_id: str) -> None:
         who = f"{question.action.index}"

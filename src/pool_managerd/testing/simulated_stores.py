@@ -101,6 +101,9 @@ class SimulatedState:
         kept = None if value is None else json.loads(json.dumps(value))
         self._note(lambda contents: contents.put_fact(kind, key, kept))
 
+    async def noted(self) -> None:
+        await self._writer.written()
+
     def note_counters(self, pool_id: str, crash_count: int, restart_count: int) -> None:
         self._note(lambda contents: contents.put_counters(pool_id, crash_count, restart_count))
 
