@@ -100,6 +100,7 @@ for _command in _COMMANDS:
 app.command("yield")(yielding.yield_)
 for _alias in ("ps", "ls"):
     app.command(_alias, hidden=True)(reads.pools)
+app.command(hidden=True)(gateway.gateway_worker)
 breaker_app.command("reset")(changes.breaker_reset)
 config_app.command("check")(serving.config_check)
 config_app.command("show")(serving.config_show)
