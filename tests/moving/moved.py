@@ -11,8 +11,8 @@ from pool_managerd import daemon
 from pool_managerd.config import Config
 from pool_managerd.config.load import load_text
 from pool_managerd.config.parse import key_text, parse_yaml
+from pool_managerd.moving.draft import Surroundings
 from pool_managerd.moving.llama_swap import convert
-from pool_managerd.moving.pool import Surroundings
 from pool_managerd.moving.report import Finding
 from pool_managerd.wiring.imported_flags import read_flags
 

@@ -17,7 +17,7 @@ from pool_managerd.cli.output import Format, printable, show
 from pool_managerd.cli.table import Column, table
 
 if TYPE_CHECKING:
-    from pool_managerd.moving.llama_swap import Moved
+    from pool_managerd.moving.document import Moved
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's configuration file.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the YAML there.", show_default=False)]
@@ -32,8 +32,8 @@ def import_llama_swap(file: File, out: Out = None, force: Force = False, output:
     YAML is written all the same. Macros such as ${env.HOME} are expanded with the environment of this shell.
     """
     from pool_managerd.config.parse import read_bounded
+    from pool_managerd.moving.draft import Surroundings
     from pool_managerd.moving.llama_swap import convert
-    from pool_managerd.moving.pool import Surroundings
     from pool_managerd.wiring.imported_flags import read_flags
 
     if out is not None and not force and os.path.lexists(out):

@@ -33,24 +33,25 @@ class Told:
     fields: dict[str, Any] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
-    entries: list[tuple[str, str, str, str]] = field(default_factory=list)
+    entries: list[tuple[Written, str, str, str]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
     def mapped(self, flag: Written, to: str, why: str = "") -> None:
-        self.entries.append((_shown(flag), "mapped", f"pools[].{to}", why))
+        self.entries.append((flag, "mapped", f"pools[].{to}", why))
 
     def needless(self, flag: Written, why: str) -> None:
-        self.entries.append((_shown(flag), "needless", "", why))
+        self.entries.append((flag, "needless", "", why))
 
     def dropped(self, flag: Written, why: str) -> None:
-        self.entries.append((_shown(flag), "dropped", "", why))
+        self.entries.append((flag, "dropped", "", why))
 
     def kept(self, flag: Written, why: str = "") -> None:
         self.flags += flag.items
-        self.entries.append((_shown(flag), "kept", "pools[].provisioning.flags", why))
+        self.entries.append((flag, "kept", "pools[].provisioning.flags", why))
 
 
-def _shown(flag: Written) -> str:
+def shown(flag: Written) -> str:
+    """A flag as a report names it."""
     return flag.items[0] if not flag.values or flag.name not in ("--n-cpu-moe", "--n-gpu-layers") else " ".join(flag.items[:2])
 
 

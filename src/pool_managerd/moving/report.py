@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pool_managerd.config.parse import KeyPath, key_text
@@ -38,10 +38,10 @@ class Finding:
 
 
 class Findings:
-    """What was found so far. A path that has a finding needs none for what lies below it."""
+    """What was found so far. A path that has a finding needs none for what lies below it. ``named`` is how people find a key."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, named: Callable[[KeyPath], str] = key_text) -> None:
+        self._source, self._named = source, named
         self._found: list[Finding] = []
         self._by_place: dict[KeyPath, list[Finding]] = {}
         self._covered: set[KeyPath] = set()
@@ -80,10 +80,14 @@ class Findings:
         else:
             self.dropped(path, why)
 
-    def drop_unknown(self) -> None:
+    def drop_unknown(self, why: str) -> None:
         """A finding for every key that has none: nobody knows it."""
         for path in list(self._uncovered((), self._source.values)):
-            self.dropped(path, "llama-swap has no such key; take it out, or check how it is written")
+            self.dropped(path, why)
+
+    def named(self, path: KeyPath) -> str:
+        """As its findings call it."""
+        return "".join(char if char.isprintable() else "�" for char in self._named(path))
 
     def within(self, place: KeyPath, outcome: Outcome) -> list[Finding]:
         """Those of a model (``("models", NAME)``), or of a key of the top, in the order in which they were found."""
@@ -102,7 +106,7 @@ class Findings:
     def _add(self, path: KeyPath, outcome: Outcome, to: str, why: str, part: str) -> None:
         self._covered.add(path)
         self._above.update(path[:length] for length in range(len(path)))
-        key = "".join(char if char.isprintable() else "�" for char in f"{key_text(path)} {part}".strip()[:400])
+        key = "".join(char if char.isprintable() else "�" for char in f"{self._named(path)} {part}".strip()[:400])
         found = Finding(key, self._source.line(path), outcome, to, why)
         self._found.append(found)
         self._by_place.setdefault(path[:2] if path[0] == "models" else path[:1], []).append(found)
