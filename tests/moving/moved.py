@@ -14,10 +14,10 @@ from pool_managerd.config.parse import key_text, parse_yaml
 from pool_managerd.moving.draft import Surroundings
 from pool_managerd.moving.llama_swap import convert
 from pool_managerd.moving.report import Finding
-from pool_managerd.wiring.imported_flags import read_flags
+from pool_managerd.wiring.imported_flags import flag_of_key, read_flags
 
 PROGRAMS = {"llama-server": "/usr/bin/llama-server", "vllm": "/opt/vllm/bin/vllm"}
-SURROUNDINGS = Surroundings(PROGRAMS.get, read_flags)
+SURROUNDINGS = Surroundings(PROGRAMS.get, read_flags, flag_of_key)
 
 
 @dataclass(frozen=True)

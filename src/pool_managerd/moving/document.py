@@ -38,11 +38,11 @@ class Document:
         """As the text that ``import TOOL`` makes of the file ``name``. Raises SpecError where our files may not be so large."""
         notes: dict[KeyPath, list[str]] = {path: list(lines) for path, lines in self.notes.items()}
         head = f"From {name.rpartition('/')[2]} by `pool-managerd import {tool}`."
-        notes[()] = [head, *notes.get((), ()), *_told(findings.elsewhere(Outcome.DROPPED))]
+        notes[()] = [head, *notes.get((), ()), *told(findings.elsewhere(Outcome.DROPPED))]
         for index, draft in enumerate(self.drafts):
             at: KeyPath = ("pools", index)
             if dropped := findings.within(("models", draft.model), Outcome.DROPPED):
-                notes[at] = _told(dropped, findings.named(("models", draft.model)))
+                notes[at] = told(dropped, findings.named(("models", draft.model)))
             notes |= {(*at, *key): lines for key, lines in draft.notes.items()}
         pools = {"pools": [draft.ordered() for draft in self.drafts]} if self.drafts else {}
         text = dump({**self.before, **pools, **self.after}, notes)
@@ -51,5 +51,6 @@ class Document:
         return Moved(text, findings.all())
 
 
-def _told(dropped: list[Finding], prefix: str = "") -> list[str]:
+def told(dropped: list[Finding], prefix: str = "") -> list[str]:
+    """What was dropped, for a comment; ``prefix`` is what the comment stands above."""
     return [f"dropped: {one.key.removeprefix(prefix).lstrip('. ')}: {one.why}" for one in dropped]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool_managerd.config.parse import KeyPath
-from pool_managerd.moving.command_line import ReadFlags
+from pool_managerd.moving.command_line import FlagOfKey, ReadFlags
 
 ORDER = (
     "id", "engine", "model", "ctx", "slots", "devices", "tensor_split", "preload", "served_name", "aliases", "card", "requests",
@@ -17,10 +17,11 @@ ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What only the machine knows: where a program lies (None: nowhere), and what an engine's flags mean."""
+    """What only the machine and the engines know: where a program lies (None: nowhere), what flags mean, and what keys do."""
 
     find: Callable[[str], str | None]
     flags: ReadFlags
+    keyed: FlagOfKey
 
 
 @dataclass(slots=True)

@@ -63,6 +63,12 @@ class Findings:
         """What no key says, or none alone, and the other tool does all the same."""
         self._found.append(Finding(key, self._source.line(near), Outcome.MAPPED, to, why))
 
+    def missing(self, key: str, why: str) -> None:
+        """What no key says, and is needed."""
+        found = Finding(key, None, Outcome.DROPPED, "", why)
+        self._found.append(found)
+        self._by_place.setdefault((), []).append(found)
+
     def opened(self, *paths: KeyPath) -> None:
         """Mappings whose keys are looked at one by one: an unknown one in them does not make them unknown."""
         self._above.update(paths)
@@ -96,7 +102,7 @@ class Findings:
     def elsewhere(self, outcome: Outcome) -> list[Finding]:
         """Those of no model."""
         return [
-            one for place, found in self._by_place.items() for one in found if place[0] != "models" and one.outcome is outcome
+            one for place, found in self._by_place.items() for one in found if place[:1] != ("models",) and one.outcome is outcome
         ]
 
     def all(self) -> tuple[Finding, ...]:
