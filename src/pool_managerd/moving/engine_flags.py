@@ -77,6 +77,7 @@ class FlagMover:
         several = self.visible is not None and len(self.visible) > 1
         uses = self._read(self._engine, words, not several)
         last = {use.name: index for index, use in enumerate(uses)}
+        self._model = next((use.values[0] for use in reversed(uses) if use.name == "--model" and use.values), "")
         for index, use in enumerate(uses):
             if use.name in _ONCE and last[use.name] != index:
                 self.told.needless(use, "a later one wins")
@@ -108,8 +109,7 @@ class FlagMover:
             told.kept(use)
 
     def _is_beside(self, file: str) -> bool:
-        model = str(self.told.fields.get("model", "")).removeprefix("file:")
-        return not model or file.startswith(posixpath.dirname(model) + "/")
+        return not self._model or file.startswith(posixpath.dirname(self._model) + "/")
 
     def _port(self, use: Written) -> None:
         port = _whole(use.values[0]) if use.values else None

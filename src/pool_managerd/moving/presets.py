@@ -11,7 +11,7 @@ from pool_managerd.moving.fates import Fates
 from pool_managerd.moving.names import Names
 from pool_managerd.moving.preset_keys import Key, counting, together
 from pool_managerd.moving.preset_pool import PROGRAM, SectionMover, aliases
-from pool_managerd.moving.presets_ini import GLOBAL, Entry, Presets, named, read
+from pool_managerd.moving.presets_ini import GLOBAL, Entry, Presets, read
 from pool_managerd.moving.report import Findings, Outcome
 from pool_managerd.moving.top_level import BIND
 
@@ -35,7 +35,7 @@ def convert(text: str, name: str, around: Surroundings) -> Moved:
         own, lost = counting(entries, around.keyed)
         models[model] = together(everywhere, own)
         beaten += lost
-    findings, fates = Findings(presets.source, named), Fates()
+    findings, fates = Findings(presets.source), Fates()
     mover = SectionMover(findings, fates, _names(presets, models), around)
     drafts = [mover.move(model, keys) for model, keys in models.items()]
     _tell(presets, fates, beaten, findings)

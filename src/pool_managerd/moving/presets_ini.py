@@ -72,7 +72,7 @@ class _Reader:
     """One pass over the lines of a file."""
 
     def __init__(self, name: str) -> None:
-        self._source = Source(name, {})
+        self._source = Source(name, {}, named=named)
         self._places: dict[KeyPath, str] = {}
         self._sections: dict[str, list[Entry]] = {}
         self._section: str | None = None
@@ -114,7 +114,7 @@ class _Reader:
                 raise self._wrong(
                     number,
                     f"cannot read version {shown(value)} of presets: {VERSION} is the one there is",
-                    "name a file of that version",
+                    f"write version = {VERSION} if the keys are flags of llama-server",
                 )
             at: KeyPath = ("version",) if self._section is None else ("models", self._section, key)
             self._versions += [] if at in self._places else [at]

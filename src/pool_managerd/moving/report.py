@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pool_managerd.config.parse import KeyPath, key_text
+from pool_managerd.config.parse import KeyPath
 from pool_managerd.moving.source import Source
 
 
@@ -38,10 +38,10 @@ class Finding:
 
 
 class Findings:
-    """What was found so far. A path that has a finding needs none for what lies below it. ``named`` is how people find a key."""
+    """What was found so far. A path that has a finding needs none for what lies below it."""
 
-    def __init__(self, source: Source, named: Callable[[KeyPath], str] = key_text) -> None:
-        self._source, self._named = source, named
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._found: list[Finding] = []
         self._by_place: dict[KeyPath, list[Finding]] = {}
         self._covered: set[KeyPath] = set()
@@ -93,7 +93,7 @@ class Findings:
 
     def named(self, path: KeyPath) -> str:
         """As its findings call it."""
-        return "".join(char if char.isprintable() else "�" for char in self._named(path))
+        return "".join(char if char.isprintable() else "�" for char in self._source.named(path))
 
     def within(self, place: KeyPath, outcome: Outcome) -> list[Finding]:
         """Those of a model (``("models", NAME)``), or of a key of the top, in the order in which they were found."""
@@ -112,7 +112,7 @@ class Findings:
     def _add(self, path: KeyPath, outcome: Outcome, to: str, why: str, part: str) -> None:
         self._covered.add(path)
         self._above.update(path[:length] for length in range(len(path)))
-        key = "".join(char if char.isprintable() else "�" for char in f"{self._named(path)} {part}".strip()[:400])
+        key = "".join(char if char.isprintable() else "�" for char in f"{self._source.named(path)} {part}".strip()[:400])
         found = Finding(key, self._source.line(path), outcome, to, why)
         self._found.append(found)
         self._by_place.setdefault(path[:2] if path[0] == "models" else path[:1], []).append(found)
