@@ -39,10 +39,10 @@ def import_llama_swap(file: File, out: Out = None, force: Force = False, output:
 
 
 def import_presets(file: File, out: Out = None, force: Force = False, output: Output = Format.TABLE) -> None:
-    """Write the presets of llama.cpp's router as a configuration of ours.
+    """Write llama.cpp's presets as our configuration.
 
-    FILE is what llama-server is started with, --models-preset. The YAML goes to the standard output or to --out, a report on
-    every key to stderr. Exits 1 when something was dropped: the YAML is written all the same.
+    FILE is what llama.cpp's router is started with: llama-server --models-preset FILE. The YAML goes to the standard output or to
+    --out, a report on every key to stderr. Exits 1 when something was dropped: the YAML is written all the same.
     """
     from pool_managerd.moving.presets import convert
 

@@ -12,6 +12,8 @@ Fate = tuple[Outcome, str, str]
 
 
 class Fates:
+    """What was found so far, by the path of the key."""
+
     def __init__(self) -> None:
         self._of: dict[KeyPath, dict[Fate, list[str]]] = {}
 

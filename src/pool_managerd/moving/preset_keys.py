@@ -54,7 +54,7 @@ def counting(entries: Iterable[Entry], keyed: FlagOfKey) -> tuple[dict[str, Key]
     return dict(sorted(found.items(), key=lambda item: order[item[1].entry.path])), beaten
 
 
-def together(everywhere: Mapping[str, Key], own: Mapping[str, Key]) -> list[Key]:
+def merged(everywhere: Mapping[str, Key], own: Mapping[str, Key]) -> list[Key]:
     """What counts for one model: its ``own`` keys, and of ``[*]`` those that it has none of."""
     return [key for option, key in everywhere.items() if option not in own] + list(own.values())
 

@@ -107,8 +107,8 @@ class SectionMover:
     def _move_alias(self, draft: Draft, key: Key) -> None:
         found = [name for name in aliases({key.option: key}) if name not in (draft.model, draft.pool_id)]
         if unusable := [name for name in found if not usable(name)]:
-            why = f"a name has 1 to 256 printable characters here: {len(unusable)} of them are not usable"
-            self._fates.dropped(key.entry.path, draft.model, why)
+            named = ", ".join(repr(name[:40]) for name in unusable[:3])
+            self._fates.dropped(key.entry.path, draft.model, f"a name has 1 to 256 printable characters here: {named} has not")
             found = [name for name in found if usable(name)]
         else:
             self._fates.mapped(key.entry.path, draft.model, "pools[].aliases")

@@ -9,7 +9,7 @@ from pool_managerd.moving.document import Document, Moved, told
 from pool_managerd.moving.draft import Surroundings
 from pool_managerd.moving.fates import Fates
 from pool_managerd.moving.names import Names
-from pool_managerd.moving.preset_keys import Key, counting, together
+from pool_managerd.moving.preset_keys import Key, counting, merged
 from pool_managerd.moving.preset_pool import PROGRAM, SectionMover, aliases
 from pool_managerd.moving.presets_ini import GLOBAL, Entry, Presets, read
 from pool_managerd.moving.report import Findings, Outcome
@@ -33,7 +33,7 @@ def convert(text: str, name: str, around: Surroundings) -> Moved:
     models: dict[str, list[Key]] = {}
     for model, entries in presets.sections.items():
         own, lost = counting(entries, around.keyed)
-        models[model] = together(everywhere, own)
+        models[model] = merged(everywhere, own)
         beaten += lost
     findings, fates = Findings(presets.source), Fates()
     mover = SectionMover(findings, fates, _names(presets, models), around)

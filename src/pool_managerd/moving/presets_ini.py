@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 from pool_managerd.config.parse import MAX_FILE_BYTES, KeyPath, key_text
 from pool_managerd.errors import SpecError
@@ -24,6 +23,7 @@ MAX_KEYS = 50_000
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _SECTION = re.compile(r"\[([^\]]+)\][ \t]*(?:[;#].*)?", re.DOTALL)
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=(.*)", re.DOTALL)
+_WORD_END = re.compile(r"[ \t:=]")
 _COMMENT = re.compile(r"[;#]")
 _NAME_IT = "name the file that llama-server is started with (--models-preset FILE)"
 
@@ -91,7 +91,8 @@ class _Reader:
         elif line[0] in " \t":
             raise self._wrong(number, "cannot read it: keys and sections begin their line", "take out what is before it")
         else:
-            raise self._wrong(number, f"cannot read {shown(content)}: it is no [MODEL], no KEY = VALUE and no comment", _NAME_IT)
+            begin = shown(_WORD_END.split(content, maxsplit=1)[0])  # no more: behind it may be a secret
+            raise self._wrong(number, f"cannot read {begin} …: it is no [MODEL], no KEY = VALUE and no comment", _NAME_IT)
 
     def _open(self, number: int, section: str) -> None:
         if not section:
@@ -102,7 +103,7 @@ class _Reader:
                 number, f"cannot use the section {shown(section)} twice: it is on line {line}, too",
                 "make one of them: the router forgets the first",
             )  # fmt: skip
-        if len(self._sections) > MAX_MODELS:
+        if section != GLOBAL and len(self._sections.keys() - {GLOBAL}) == MAX_MODELS:
             raise self._wrong(number, f"cannot use more than {MAX_MODELS} models")
         self._section = section
         self._sections[section] = []
@@ -143,7 +144,7 @@ class _Reader:
         sections = {name: tuple(entries) for name, entries in self._sections.items()}
         if not sections:
             raise wrong(self._source.name, "cannot find any models in it", _NAME_IT)
-        if sum(1 for _ in chain.from_iterable(sections.values())) + len(everywhere) * len(sections) > MAX_KEYS:
+        if sum(map(len, sections.values())) + len(everywhere) * len(sections) > MAX_KEYS:
             raise wrong(self._source.name, f"cannot use more than {MAX_KEYS} keys, those of [*] counted for each model")
         self._source.places = self._places
         return Presets(self._source, sections, everywhere, tuple(self._versions))
