@@ -114,6 +114,7 @@ for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm
     keys_app.command(_name)(_command)
 import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
 import_app.command("llama-swap")(moving.import_llama_swap)
+import_app.command("llama-cpp-presets")(moving.import_presets)
 app.add_typer(import_app, name="import")
 app.add_typer(keys_app, name="keys")
 app.add_typer(devices_app, name="devices")
