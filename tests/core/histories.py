@@ -38,7 +38,8 @@ def news(epoch: int) -> list[ev.Event]:
         ev.WarmupFailed(epoch, "no token"), ev.HelperDied(epoch, "gone"),
         ev.Adopted(epoch, 0.0), ev.Adopted(epoch, 0.0, was_ready=True, uses_gpus=True, active_leases=1, drain_deadline=5.0),
         ev.CacheRestored(epoch), ev.CacheRestored(epoch, 2), ev.CacheSaved(epoch),
-        ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.SleepFailed(epoch, "it answered 404"), ev.Woke(epoch),
+        ev.NotAdopted(epoch, "not ours"), ev.Slept(epoch), ev.SleepFailed(epoch, "it answered 404"),
+        ev.NoRoomToWake(epoch, "pool q has it"), ev.Woke(epoch),
     ]  # fmt: skip
     ending = [
         ev.Died(epoch), ev.Exited(epoch, code=0), ev.Exited(epoch, code=0, graceful=True),

@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 
 from pool_managerd.core.backoff import BackoffRules
-from pool_managerd.core.lifecycle import Desired, Phase, Policy, PoolState, next_timer, step, validate, view
+from pool_managerd.core.lifecycle import (
+    After,
+    Desired,
+    Phase,
+    Policy,
+    PoolState,
+    next_timer,
+    sleeps_evicted,
+    step,
+    validate,
+    view,
+)
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.serving import SILENT_PROBES_PER_S
@@ -784,3 +795,23 @@ def test_a_launch_that_this_daemon_slept_through_keeps_its_memory_until_its_engi
     assert story.kinds() == ["KillEngine"]
     story.tell(ev.Exited(1, signal=9), ev.VramFree(1))
     assert story.phase() is Phase.BACKOFF and "ReleaseVram" in story.kinds() and story.i.history.general.failures == 0
+
+
+def test_an_engine_that_can_sleep_makes_room_asleep_and_wakes_in_its_turn() -> None:
+    story = Story().until_ready()
+    (refused,) = story.tell(ev.Evict(active_leases=1, asleep=True))
+    assert isinstance(refused, do.Refuse) and refused.code == "POOL_IN_USE"
+    story.tell(ev.Evict(asleep=True), ev.Slept(1))
+    assert (story.phase(), story.i.desired) == (Phase.SLEEPING, Desired.EVICTED) and sleeps_evicted(story.i)
+    story.tell(ev.Start(origin="demand"))
+    assert (story.phase(), story.i.desired) == (Phase.WAKING, Desired.WANTED)
+    story.tell(ev.NoRoomToWake(1, "its GPU memory is held by pool q"))
+    assert story.phase() is Phase.STOPPING and story.i.active.after is After.NEW_START and story.i.crash_count == 0
+
+
+def test_a_sleeper_of_an_earlier_daemon_that_gave_way_ends_and_is_started_where_it_runs_with_the_daemon() -> None:
+    for desired, after in ((Desired.ON_DEMAND, After.STAY), (Desired.WANTED, After.NEW_START), (Desired.STOPPED, After.STAY)):
+        story = Story()
+        story.i = replace(story.i, desired=desired)
+        story.tell(ev.Adopt(7), ev.Adopted(7, 0.0, asleep=True, gave_way=True))
+        assert story.phase() is Phase.STOPPING and story.i.active.after is after

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.gpu.ledger import Ledger, Reservation, account
+from pool_managerd.core.gpu.accounts import Reservation, account
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.owners import EngineMark, owners
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.registry import Registry

@@ -1,4 +1,7 @@
-"""Reloads while the old engine sleeps: a real daemon on a simulated GPU, which shows the memory that processes really have."""
+"""Reloads while the old engine sleeps, and pools that sleep to make room for each other.
+
+A real daemon on a simulated GPU, which shows the memory that processes really have.
+"""
 
 from __future__ import annotations
 
@@ -95,6 +98,44 @@ def test_sleep_that_frees_nothing_is_found_out_and_not_tried_again(node: GpuNode
     assert node.status()["pid"] == before["pid"] and node.status()["ready"]
     code, done = reload(node, sleepy(model="new"))
     assert code == 200 and done["outcome"]["strategy"] == "stop_start" and runs(node) == "new"
+
+
+def test_pools_that_can_sleep_take_turns_without_being_loaded_again(node: GpuNode) -> None:
+    taking_turns(node.start(), "a", "b")
+    first = acquired(node, "a")
+    assert node.status("b")["state"] == "sleeping" and node.status("b")["desired"] == "evicted"
+    second = acquired(node, "b")
+    assert node.status("a")["state"] == "sleeping" and alive(first["pid"])
+    node.kill()
+    node.start()
+    node.until(lambda status: bool(status["ready"]), "b to serve on", pool="b")
+    node.until(lambda status: status["state"] == "offline", "the sleeper to be ended by the next daemon", pool="a")
+    assert node.status("b")["pid"] == second["pid"] and not alive(first["pid"])
+    assert acquired(node, "a")["pid"] != first["pid"] and node.status("b")["state"] == "sleeping"
+    assert node.status("a")["crash_count"] == node.status("b")["crash_count"] == 0
+
+
+def test_a_sleeper_that_frees_nothing_is_stopped_after_all(node: GpuNode) -> None:
+    taking_turns(node.start(), "a", "b", "--sleeps", "holding")
+    acquired(node, "a")
+    assert node.status("b")["state"] == "offline"
+
+
+def taking_turns(node: GpuNode, first: str, second: str, *script: str) -> None:
+    """Both have been there; ``second`` is ready."""
+    for name in (first, second):
+        code, told = node.post(f"/v1/pools/{name}/preload", sleepy(*script))
+        assert code == 200, told
+        if name == first:
+            node.post(f"/v1/pools/{name}/evict?wait=true")
+
+
+def acquired(node: GpuNode, name: str) -> Json:
+    """The pool's status once it had a slot."""
+    code, lease = node.post("/v1/acquire", {"model": name, "wait_ms": 20_000})
+    assert code == 201, lease
+    node.delete(f"/v1/pools/{name}/leases/{lease['lease_id']}")
+    return node.status(name)
 
 
 @pytest.mark.parametrize("how", ["never", "dying"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pool_managerd.core.artifacts import ExitRecord
+from pool_managerd.core.gpu.accounts import Reservation
 from pool_managerd.core.gpu.devices import DeviceScan
-from pool_managerd.core.gpu.ledger import Reservation
 from pool_managerd.core.health import ProbeOutcome, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine

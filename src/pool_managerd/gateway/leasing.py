@@ -17,10 +17,10 @@ import structlog
 
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.errors import NodeError, PoolError
-from pool_managerd.gateway.common import Common
 from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
+from pool_managerd.gateway.sharing import Common
 
 _SHUNNED_S = 5.0
 """An engine that just broke: others of the name are asked instead, until the node has found out what is so."""

@@ -15,13 +15,13 @@ from pool_managerd.config import Config, split_address
 from pool_managerd.errors import SpecError
 from pool_managerd.gateway.bodies import BodyLimits
 from pool_managerd.gateway.certificate import Certificate, certificate_files
-from pool_managerd.gateway.common import WORKER, Common
 from pool_managerd.gateway.front import FrontLimits
 from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
 from pool_managerd.gateway.node_link import NodeLink
 from pool_managerd.gateway.server import Gateway, GatewayOptions
 from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.sharing import WORKER, Common
 from pool_managerd.httpd.peers import is_loopback
 
 _DESCRIPTORS = 65_536

@@ -17,7 +17,6 @@ from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
 from pool_managerd.gateway.certificate import Certificate
-from pool_managerd.gateway.common import Common
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
 from pool_managerd.gateway.engine_logs import EngineLogs
@@ -30,6 +29,7 @@ from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.sharing import Common
 from pool_managerd.gateway.views import Views
 from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser

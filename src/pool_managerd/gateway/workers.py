@@ -20,8 +20,8 @@ import structlog
 
 from pool_managerd.core.narration import duration
 from pool_managerd.gateway import known_sessions, tally
-from pool_managerd.gateway.common import Common, holder
 from pool_managerd.gateway.common_memory import CommonMemory, shared
+from pool_managerd.gateway.sharing import Common, holder
 from pool_managerd.gateway.siblings import Siblings, new_name, socket_of
 
 log = structlog.get_logger("pool_managerd.gateway")

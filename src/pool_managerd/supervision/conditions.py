@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pool_managerd.core.demand.turns import Condition, Seen
-from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import Phase, sleeps_evicted, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, RISING
 from pool_managerd.errors import RequestError
@@ -26,16 +26,18 @@ class Conditions:
         return Seen(Condition.REFUSED, refusal=RequestError(f"pool {pool_id} not found", code="POOL_NOT_FOUND", status=404))
 
     def of(self, pool: Pool) -> Seen:
-        """Of one that waits before its next start only for room, that it is down: with room it starts."""
+        """Of one that waits before its next start only for room, that it is down: with room it starts. So does a sleeper."""
         state, i = pool.state, pool.instance
         if view(state).ready and not self._pools.precedence.tries(pool.pool_id):
             total, free = self._s.registry.get_slots(pool.pool_id)
             return Seen(Condition.READY, 1 if total is None else free or 0)
-        if self._pools.precedence.has(pool.pool_id) or i.phase in (Phase.READY, Phase.ATTACHED, Phase.SLEEPING):
+        reloads = self._pools.precedence.has(pool.pool_id)
+        asleep = sleeps_evicted(state) and not reloads
+        if reloads or i.phase in (Phase.READY, Phase.ATTACHED) or (i.phase is Phase.SLEEPING and not asleep):
             return Seen(Condition.ENDING)
         if i.phase in RISING or (i.phase is Phase.BACKOFF and not state.lacks_room):
             return Seen(Condition.LOADING)
         refusal = objection(state, ev.Start(origin="demand"), self._s.clock.monotonic(), pool.definition.policy)
         if refusal is not None:
             return Seen(Condition.REFUSED, refusal=refusal)
-        return Seen(Condition.DOWN if i.phase in IDLE else Condition.ENDING)
+        return Seen(Condition.DOWN if asleep or i.phase in IDLE else Condition.ENDING)

@@ -17,7 +17,7 @@ from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.core.demand.spill import to_a_free_one, to_one_that_starts
 from pool_managerd.core.demand.turns import Condition, Seen, turn
 from pool_managerd.core.event import Event
-from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle import sleeps_evicted, view
 from pool_managerd.core.lifecycle.phase import RISING
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
@@ -267,6 +267,9 @@ class Demand:
             return None
         stays_s = 0.0 if starving else rules.residency_s
         room = await self._room.look(pool, stays_s, self._waited_for(pool_id, starving))
+        if room.in_vain is not None and sleeps_evicted(pool.state):
+            self._work.evict(pool_id, "as it cannot wake where it sleeps")  # perhaps it can be started on another GPU
+            return room
         if room.in_vain is not None:
             self._refuse_all(pool_id, room.in_vain)
             return None
@@ -275,7 +278,7 @@ class Demand:
             return None
         if first and room.plan is not None and not room.plan.waits_for:
             for other in room.plan.evict:
-                self._work.evict(other, f"to make room for pool '{pool_id}'")
+                self._work.evict(other, f"to make room for pool '{pool_id}'", asleep=room.sleep_may_do)
         return room
 
     def _waited_for(self, pool_id: str, starving: bool) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
@@ -57,26 +56,33 @@ class DemandWork:
         for pool_id in self._loads:
             pool = self._pools.find(pool_id)
             staging = pool is not None and pool.instance.phase is Phase.STAGING and pool.launch.sizing is None
-            if staging or pool_id not in self.begun:
+            waking = pool is not None and pool.instance.phase is Phase.WAKING and self._s.admission.sleepers.has_left(pool)
+            if staging or waking or pool_id not in self.begun:
                 return True
         return False
 
-    def evict(self, pool_id: str, why: str) -> None:
-        """Stop it, where nothing is in flight on it. One that would not go is left alone for a moment."""
+    def evict(self, pool_id: str, why: str, *, asleep: bool = False) -> None:
+        """Stop it, where nothing is in flight on it, or put it to sleep where it can and that may do (``asleep``). One that would
+        not go is left alone for a moment.
+        """
         if pool_id not in self.evictions and self._s.clock.monotonic() >= self._stays_until.get(pool_id, 0.0):
-            task = self.evictions[pool_id] = asyncio.create_task(self._evicted(pool_id, why), name=f"evict:{pool_id}")
+            task = self.evictions[pool_id] = asyncio.create_task(self._evicted(pool_id, why, asleep), name=f"evict:{pool_id}")
             task.add_done_callback(lambda _: self._over(self.evictions, pool_id))
 
-    async def _evicted(self, pool_id: str, why: str) -> None:
+    async def _evicted(self, pool_id: str, why: str, asleep: bool) -> None:
         try:
-            operation = await self._room.let_go(pool_id)
+            operation = await self._room.let_go(pool_id, asleep=asleep)
         except PoolError:  # somebody was faster
             until = self._stays_until[pool_id] = self._s.clock.monotonic() + _MOMENT_S
             self._s.clock.call_at(until, self._ring)
             return
-        self._s.events.emit("evicted", f"Pool '{pool_id}' is stopped {why}", pool_id=pool_id)
-        with suppress(PoolError):  # it would not end: whoever looks next sees that
+        goes = "put to sleep" if operation.goal == "asleep" else "stopped"
+        self._s.events.emit("evicted", f"Pool '{pool_id}' is {goes} {why}", pool_id=pool_id)
+        try:
             await operation.wait()
+        except PoolError:  # it would not end: whoever looks next sees that
+            if operation.goal == "asleep":
+                self._room.slept_in_vain(pool_id)
 
     def _over(self, tasks: dict[str, asyncio.Task[None]], pool_id: str) -> None:
         tasks.pop(pool_id, None)

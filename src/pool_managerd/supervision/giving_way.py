@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pool_managerd.core.demand.room import Resident, RoomPlan, plan_room
 from pool_managerd.core.gpu.kept_free import KeptFree
-from pool_managerd.core.lifecycle import Desired, Phase
+from pool_managerd.core.lifecycle import Desired, Phase, sleeps_evicted
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import ENDING, IDLE
 from pool_managerd.errors import PoolError
@@ -52,7 +52,7 @@ class GivingWay:
         if not short:
             return RoomPlan()
         held = [pool for pool in self._pools.all() if pool.instance.phase not in IDLE and short.keys() & pool.launch.device_uuids]
-        ends = [pool.instance_id for pool in held if pool.instance.phase in ENDING or pool.instance.phase is Phase.SLEEPING]
+        ends = [pool.instance_id for pool in held if _ends(pool)]
         there = [pool for pool in held if pool.instance_id not in ends]
         by_id = {pool.pool_id: pool.instance_id for pool in there}
         whole = {uuid for uuid, one in short.items() if one.whole}
@@ -82,6 +82,11 @@ class GivingWay:
             await self._pools.change(pool, "start", ev.Start(origin="gpus"), "up", desired="auto")
         except PoolError:  # somebody else has decided over it meanwhile
             return
+
+
+def _ends(pool: Pool) -> bool:
+    falls_asleep = pool.instance.phase is Phase.SLEEPING and not sleeps_evicted(pool.state)
+    return pool.instance.phase in ENDING or falls_asleep
 
 
 def _comes_back(pool: Pool) -> bool:

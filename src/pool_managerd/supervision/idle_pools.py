@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pool_managerd.config import Config
-from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle import sleeps_evicted, view
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -35,7 +35,8 @@ class IdlePools:
 
     def due(self, pool: Pool) -> float | None:
         """When it will have been idle for too long; None for never."""
-        if not (ttl_s := self.ttl_s(pool)) or pool.state.held or not view(pool.state).ready:
+        there = view(pool.state).ready or sleeps_evicted(pool.state)
+        if not (ttl_s := self.ttl_s(pool)) or pool.state.held or not there:
             return None
         busy = in_hand(pool, self._s.registry) or self._pools.precedence.has(pool.pool_id)
         return None if busy else self.since(pool) + ttl_s

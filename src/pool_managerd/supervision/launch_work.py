@@ -193,10 +193,12 @@ class LaunchWork:
         since, deadline, requests = kept_drain(self._pool, epoch, self._s.records)
         if since is not None:  # its clients may have no lease; one that is too busy to say has what it had
             self._actor.learn(epoch, requests=await requests_of(self._pool, self._s, unheard=requests))
-        asleep = await left_asleep(self._pool, self._s)
+        if not (asleep := await left_asleep(self._pool, self._s)):
+            self._s.admission.sleepers.is_awake(self._pool)
+        gave_way = self._s.admission.sleepers.has_left(self._pool)
         self._actor.post(ev.Adopted(
             epoch, left.started_at, was_ready=left.was_ready, uses_gpus=allocation is not None,
-            **prepared.abilities, asleep=asleep, drain_since=since, drain_deadline=deadline,
+            **prepared.abilities, asleep=asleep, gave_way=gave_way, drain_since=since, drain_deadline=deadline,
         ))  # fmt: skip
         # Last, so that its end is not told before it is the pool's.
         watch = self._watch(epoch, process, prepared, launch.log_mark, was_ready=left.was_ready, quote=shows_secrets)

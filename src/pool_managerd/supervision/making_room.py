@@ -11,11 +11,12 @@ from typing import Any
 
 from pool_managerd.core.demand.room import Fits, Resident, RoomPlan, plan_room
 from pool_managerd.core.instance_id import InstanceId
-from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import Phase, sleeps_evicted, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, RISING
 from pool_managerd.core.narration import count
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.asleep import dialect_of
 from pool_managerd.supervision.in_flight import in_hand, requests_of
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
@@ -24,6 +25,8 @@ from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.times import Times
 
 _UNMEASURED_S = 10.0
+_IN_VAIN_S = 15.0
+"""What sleeps for no longer than this before it is stopped after all did not make enough room."""
 Objection = Callable[[Collection[InstanceId]], PoolError | None]
 
 
@@ -39,6 +42,11 @@ class Room:
     ends: tuple[str, ...] = ()
     residents: tuple[Resident, ...] = ()
 
+    @property
+    def sleep_may_do(self) -> bool:
+        """It lacks nothing but memory of GPUs."""
+        return self.why_not is not None and self.why_not.code == "INSUFFICIENT_VRAM"
+
 
 class MakingRoom:
     """``idle_since`` tells since which monotonic second a pool has had no request; ``residency_s`` how long one that was just
@@ -47,6 +55,7 @@ class MakingRoom:
 
     def __init__(self, pools: Pools, services: Services, times: Times, idle_since: Callable[[Pool], float]) -> None:
         self._pools, self._s, self._times, self._idle_since = pools, services, times, idle_since
+        self._in_vain: set[str] = set()
 
     async def look(self, pool: Pool, residency_s: float, waited_for: Collection[str] = ()) -> Room:
         """What a start of ``pool`` would meet now, and what could go for it; pools that are ``waited_for`` stay."""
@@ -61,7 +70,7 @@ class MakingRoom:
         objection: Objection = await self._s.admission.trial(pool)
         if (why_not := objection(())) is None:
             return Room()
-        ending = [one for one in self._others(pool) if one.instance.phase in (Phase.STOPPING, Phase.DRAINING, Phase.SLEEPING)]
+        ending = [one for one in self._others(pool) if self._ends(one)]
         ends = [one.instance_id for one in ending]
         if ending and objection(ends) is None:
             return Room(why_not, ends=tuple(sorted({one.pool_id for one in ending})))
@@ -89,15 +98,42 @@ class MakingRoom:
         in_vain = _keeping(objection([*ends, *may_go]) or why_not, residents, fits, ways)
         return Room(why_not, in_vain=in_vain, residents=tuple(residents))
 
-    async def let_go(self, pool_id: str) -> Operation:
-        """Stop it, unless it has been asked for meanwhile. Raises RequestError POOL_IN_USE."""
+    async def let_go(self, pool_id: str, *, asleep: bool = False) -> Operation:
+        """Stop it, unless it has been asked for meanwhile. Where sleep may do (``asleep``) and its engine can, it is put to
+        sleep, unless that was tried and did not do. Raises RequestError POOL_IN_USE.
+        """
         pool = self._pools.get(pool_id)
         if requests := await requests_of(pool, self._s):  # of clients without a lease
             raise RequestError(
                 f"cannot evict pool '{pool_id}': {count(requests, 'request')} in flight", code="POOL_IN_USE", status=409,
                 pool_id=pool_id, retriable=True,
             )  # fmt: skip
+        if asleep and self._can_sleep(pool):
+            return await self._pools.change(pool, "evict", ev.Evict(asleep=True), "asleep", desired="evicted")
+        if sleeps_evicted(pool.state) and self._s.clock.monotonic() - pool.instance.since < _IN_VAIN_S:
+            self.slept_in_vain(pool_id)
         return await self._pools.change(pool, "evict", ev.Evict(), "down", desired="evicted")
+
+    def slept_in_vain(self, pool_id: str) -> None:
+        """Its sleep made no room: it is stopped the next time."""
+        self._in_vain.add(pool_id)
+
+    def _can_sleep(self, pool: Pool) -> bool:
+        """It does so when it is told to, and is ready. What it holds on others' GPUs as an exclusive one keeps everybody away."""
+        if pool.pool_id in self._in_vain or pool.instance.phase is not Phase.READY or pool.launch.sleepless:
+            return False
+        if pool.config is not None and pool.config.exclusive:
+            return False
+        try:
+            return not dialect_of(pool).by_itself and bool(pool.launch.device_uuids)
+        except PoolError:
+            return False
+
+    def _ends(self, one: Pool) -> bool:
+        i = one.instance
+        if i.phase is Phase.SLEEPING:
+            return not sleeps_evicted(one.state) or self._pools.precedence.has(one.pool_id)
+        return i.phase in (Phase.STOPPING, Phase.DRAINING)
 
     def shown(self, room: Room) -> list[dict[str, Any]]:
         """What would be stopped or waited for, and what that costs, for people and machines."""
@@ -105,12 +141,16 @@ class MakingRoom:
         plan = room.plan or RoomPlan()
         return [
             {
-                "pool_id": name, "action": "wait for its requests" if name in plan.waits_for else "stop",
+                "pool_id": name, "action": "wait for its requests" if name in plan.waits_for else self._action(name, room),
                 "in_flight": told[name].in_hand, "idle_ms": round(told[name].idle_s * 1000),
                 "stop_ms": self._measured(name, "stop"), "load_again_ms": self._measured(name, "load"),
             }
             for name in (*plan.waits_for, *plan.evict)
         ]  # fmt: skip
+
+    def _action(self, name: str, room: Room) -> str:
+        pool = self._pools.find(name)
+        return "put to sleep" if pool is not None and room.sleep_may_do and self._can_sleep(pool) else "stop"
 
     def _measured(self, pool_id: str, kind: str) -> int | None:
         known = self._times.of(pool_id, kind)
@@ -146,6 +186,8 @@ class MakingRoom:
             return _RELOADED
         if pool.instance.phase in RISING:
             return _LOADS
+        if sleeps_evicted(pool.state):
+            return ""
         if pool.instance.phase is not Phase.READY:
             return _ENDS
         return _STAYS if resident_s < residency_s else ""

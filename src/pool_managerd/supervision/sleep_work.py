@@ -9,6 +9,7 @@ import asyncio
 
 import aiohttp
 
+from pool_managerd.core.lifecycle import Desired
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.narration import duration
@@ -19,6 +20,13 @@ from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.services import Services
 
+_FREES_S = 5.0
+"""Memory is given back a moment after an engine says that it sleeps."""
+
+
+class NoRoomError(EngineError):
+    """It cannot wake where it sleeps."""
+
 
 async def sleep_work(effect: do.SleepEngine | do.WakeEngine, pool: Pool, actor: Reports, services: Services) -> None:
     """One after the other on each GPU."""
@@ -26,10 +34,14 @@ async def sleep_work(effect: do.SleepEngine | do.WakeEngine, pool: Pool, actor: 
         try:
             if isinstance(effect, do.SleepEngine):
                 await _put_to_sleep(pool, services)
+                if pool.state.desired is Desired.EVICTED:
+                    await _leave_memory(pool, services, effect.epoch)
                 actor.post(ev.Slept(effect.epoch))
             else:
                 await _wake(pool, services)
                 actor.post(ev.Woke(effect.epoch))
+        except NoRoomError as problem:
+            actor.post(ev.NoRoomToWake(effect.epoch, problem.message))
         except EngineError as problem:
             failed = ev.SleepFailed if isinstance(effect, do.SleepEngine) else ev.HelperDied
             actor.post(failed(effect.epoch, problem.message))
@@ -56,13 +68,23 @@ async def _put_to_sleep(pool: Pool, services: Services) -> None:
         raise EngineError(_why(problem)) from problem
 
 
+async def _leave_memory(pool: Pool, services: Services, epoch: int) -> None:
+    """What it is seen not to hold any more is anybody's. Where that cannot be seen, it is nobody's: it is stopped then."""
+    clock = services.clock
+    until = clock.monotonic() + _FREES_S
+    while not await services.admission.sleepers.leave(pool, epoch) and clock.monotonic() < until:
+        await a_moment(services)
+
+
 async def _wake(pool: Pool, services: Services) -> None:
     """Not before its memory is free: an engine that wakes into another one's dies of that. Raises EngineError."""
     dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
     holder: str | None = None
     try:
         async with asyncio.timeout(limit_s):
-            while (holder := await services.gpus.in_the_way(pool)) is not None:
+            while (holder := await services.admission.sleepers.retake(pool)) is not None:
+                if services.admission.sleepers.has_left(pool):  # others were promised it
+                    raise NoRoomError(f"its GPU memory is held by {holder}")
                 await a_moment(services)
             await services.prober.ask(url_of(pool), dialect.wake)
             while await is_asleep(pool, services):

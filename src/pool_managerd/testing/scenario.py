@@ -60,7 +60,7 @@ class Scenario:
     """``needs``: bytes of GPU memory that the engine of each pool takes. ``hours``: how long it lasts.
 
     ``attributable``: the driver tells whose processes hold memory. ``tight``: not all engines have room at the same time.
-    ``sleepers`` are the pools whose engines can sleep.
+    ``sleepers`` are the pools whose engines can sleep. ``crowded``: pools take turns on one GPU, which has room for one of them.
     """
 
     seed: int
@@ -72,6 +72,7 @@ class Scenario:
     needs: dict[str, int]
     actions: tuple[Action, ...]
     sleepers: frozenset[str] = frozenset()
+    crowded: bool = False
 
     def node_config(self) -> Config:
         return Config.model_validate(self.config)
@@ -86,13 +87,18 @@ def draw(seed: int) -> Scenario:
     rules = Random(f"rules {seed}").choice((0, 0, 1, 2))
     ids = [f"p{n}" for n in range(pools)]
     tight = chance.random() < 0.25  # not everything fits at the same time; else it does, even on one GPU
-    low, high = (0.3, 0.6) if tight else (0.05, 0.24)
+    crowded = Random(f"crowded {seed}").random() < 0.15
+    if crowded:
+        ids, gpus, tight = ["p0", "p1", "p2"], 1, True
+    low, high = (0.52, 0.8) if crowded else (0.3, 0.6) if tight else (0.05, 0.24)
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
     return Scenario(
         seed, hours, _with_group(seed, _config(chance, ids, probe_s, rules)), gpus, shown, tight and gpus > 0, needs,
-        _with_yields(seed, _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))))),
-        _sleepers(seed, ids),
+        _with_yields(
+            seed, _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))), crowded=crowded)
+        ),
+        _sleepers(seed, ids), crowded,
     )  # fmt: skip
 
 
@@ -147,8 +153,8 @@ def _with_applies(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
     return _with(APPLY, Random(f"applies {seed}"), actions)
 
 
-def _with_acquires(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
-    return _with(ACQUIRE, Random(f"acquires {seed}"), actions, (0, 3, 8, 16))
+def _with_acquires(seed: int, actions: tuple[Action, ...], *, crowded: bool) -> tuple[Action, ...]:
+    return _with(ACQUIRE, Random(f"acquires {seed}"), actions, (40, 80) if crowded else (0, 3, 8, 16))
 
 
 def _with_yields(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:

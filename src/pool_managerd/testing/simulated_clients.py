@@ -121,7 +121,9 @@ class SimulatedClients:
             case "acquire":
                 wait_s = 600 * action.share**2
                 question.asked_at, question.waits_s = self._scene.timeline.now, wait_s
-                return node.take_slot(AcquireRequest(pool_id, round(wait_s * 1000), priority=action.number % 5 - 2))
+                ttl_ms = 1 + round(30_000 * action.share) if self._scene.scenario.crowded else None
+                question.until = None if ttl_ms is None else self._scene.timeline.now + ttl_ms / 1000
+                return node.take_slot(AcquireRequest(pool_id, round(wait_s * 1000), ttl_ms, action.number % 5 - 2))
             case "yield":
                 return self._yielded(action, node)
             case "apply":

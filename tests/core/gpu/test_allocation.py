@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.core.gpu.accounts import Reservation, account
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceSnapshot
-from pool_managerd.core.gpu.ledger import Ledger, Reservation, account
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import EngineSettings, EstimatePart, MemoryEstimate
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs

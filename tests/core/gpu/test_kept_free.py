@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.core.gpu.accounts import Reservation, account, without
 from pool_managerd.core.gpu.kept_free import FreeRules, KeptFree, kept_free
-from pool_managerd.core.gpu.ledger import Reservation, account, without
 from pool_managerd.core.instance_id import InstanceId
 from tests.core.gpus import GIB, gpu, process
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.core.gpu.accounts import InstanceUsage, Reservation, account, who
 from pool_managerd.core.gpu.devices import DeviceProcess
-from pool_managerd.core.gpu.ledger import InstanceUsage, Ledger, Reservation, account, who
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.errors import NodeError

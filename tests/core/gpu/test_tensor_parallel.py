@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.core.gpu.accounts import account
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceSnapshot
-from pool_managerd.core.gpu.ledger import Ledger, account
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.memory.estimate import DeviceFraction

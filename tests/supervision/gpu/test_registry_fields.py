@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pool_managerd.core.gpu.ledger import Reservation, account
+from pool_managerd.core.gpu.accounts import Reservation, account
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.supervision.gpu.registry_fields import GpuFields
 from tests.core.gpus import GIB, gpu, process

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pool_managerd.core.gpu.accounts import Reservation, account
 from pool_managerd.core.gpu.health import GpuHealth
-from pool_managerd.core.gpu.ledger import Reservation, account
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.supervision.gpu.registry_fields import exclusive_gpus
 from pool_managerd.supervision.gpu.view import device_row

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Literal
 
 from pool_managerd.core.gpu import tensor_parallel
+from pool_managerd.core.gpu.accounts import DeviceAccount, Reservation, without
 from pool_managerd.core.gpu.groups import Group, best_first
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, without
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.masks import cuda_environment, cuda_visible_devices, in_pci_order
 from pool_managerd.core.gpu.split import SplitPlan
 from pool_managerd.core.instance_id import InstanceId

@@ -1,7 +1,4 @@
-"""Which instance holds, or has reserved, how much of which GPU (DESIGN §3, §8 rule 2).
-
-VRAM is reserved before it is used. What unmanaged processes hold counts; what an instance holds beyond its reservation
-counts too. So for every GPU: what the driver keeps + what unmanaged processes hold + what is reserved ≤ what there is.
+"""Which instance has reserved how much of which GPU (DESIGN §3, §8 rule 2).
 
 The key is the instance: two replicas of one pool, while one replaces the other, have a reservation each, and both count.
 A replica runs one launch at a time, so a later epoch of the same instance takes the place of the earlier one.
@@ -9,133 +6,14 @@ A replica runs one launch at a time, so a later epoch of the same instance takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pool_managerd.core.gpu.devices import DeviceProcess, DeviceSnapshot
-from pool_managerd.core.gpu.kept_free import KeptFree
+from pool_managerd.core.gpu.accounts import DeviceAccount, Reservation, physical_gpu, who, without
+from pool_managerd.core.gpu.devices import DeviceSnapshot
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError
-
-SOME_PROCESS_BYTES = 16 << 20
-"""Used memory that no process explains is somebody's from here on; below it is the driver's rounding."""
-
-Running = Mapping[InstanceId, Mapping[str, int]]
-"""The instances whose engines run, with the foreign bytes on each device (by UUID) just before their launch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What launch ``epoch`` of an instance may use, in bytes by device UUID.
-
-    ``exclusive``: it shares with no other pool, but with another replica of its own.
-    """
-
-    instance_id: InstanceId
-    epoch: int
-    bytes_by_device: Mapping[str, int]
-    exclusive: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceUsage:
-    """One instance's part of one device. ``used_bytes`` is None where the driver does not tell; ``inferred`` where its pids
-    cannot be attributed and it is taken to use what it has reserved."""
-
-    instance_id: InstanceId
-    reserved_bytes: int
-    used_bytes: int | None
-    pids: tuple[int, ...] = ()
-    exclusive: bool = False
-    inferred: bool = False
-
-    @property
-    def measured_bytes(self) -> int | None:
-        """What the driver says of its processes; None where it does not."""
-        return None if self.inferred else self.used_bytes
-
-    @property
-    def inferred_bytes(self) -> int:
-        """What it is taken to use where the driver does not tell."""
-        return (self.used_bytes or 0) if self.inferred else 0
-
-    @property
-    def counted_bytes(self) -> int:
-        return max(self.reserved_bytes, self.used_bytes or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceAccount:
-    """One device's memory, divided: the driver's, instances', unmanaged processes' (``foreign``), what is kept free for others
-    (``kept_free``), and what may be reserved.
-    """
-
-    device: DeviceSnapshot
-    usages: tuple[InstanceUsage, ...] = ()
-    foreign: tuple[DeviceProcess, ...] = ()
-    foreign_bytes: int = 0
-    kept_free: KeptFree | None = None
-
-    @property
-    def kept_free_bytes(self) -> int:
-        """As much of that as there is beside what the driver and others hold."""
-        rest = max(0, self.device.vram_total_bytes - self.device.vram_reserved_bytes - self.foreign_bytes)
-        if self.kept_free is None:
-            return 0
-        return rest if self.kept_free.size_bytes is None else min(rest, self.kept_free.size_bytes)
-
-    @property
-    def _left_bytes(self) -> int:
-        """What may still be reserved; below 0: what instances have too much."""
-        d = self.device
-        taken = d.vram_reserved_bytes + self.foreign_bytes + sum(u.counted_bytes for u in self.usages)
-        return d.vram_total_bytes - taken - self.kept_free_bytes
-
-    @property
-    def available_bytes(self) -> int:
-        """What may still be reserved."""
-        return max(0, self._left_bytes)
-
-    @property
-    def shortfall_bytes(self) -> int:
-        """What instances hold, or have reserved, of what is to be free."""
-        return 0 if self.kept_free is None else max(0, -self._left_bytes)
-
-    @property
-    def unlisted_bytes(self) -> int:
-        """What no listed process explains."""
-        return max(0, self.foreign_bytes - sum(p.vram_bytes or 0 for p in self.foreign))
-
-    @property
-    def inferred_bytes(self) -> int:
-        """What instances are taken to use whose processes are not attributable."""
-        return sum(u.inferred_bytes for u in self.usages)
-
-    @property
-    def unattributable_bytes(self) -> int:
-        """What may be anybody's: held by no process that is listed with a pid of ours or of a known unmanaged process."""
-        known = sum(p.vram_bytes or 0 for p in self.foreign if p.certain)
-        return max(0, self.foreign_bytes + self.inferred_bytes - known)
-
-    @property
-    def attributable(self) -> bool:
-        """False where memory is held and no pid tells by whom, as in most containers."""
-        if any(not p.certain for p in self.device.processes):
-            return False
-        return bool(self.device.processes) or self.unattributable_bytes < SOME_PROCESS_BYTES
-
-    def holders(self) -> str:
-        """Who has the rest, human-readable."""
-        parts = [f"pool {u.instance_id.pool_id} {size(u.counted_bytes)}" for u in self.usages]
-        parts += [f"{who(p)} {size(p.vram_bytes)}" if p.vram_bytes is not None else who(p) for p in self.foreign]
-        if self.unlisted_bytes >= SOME_PROCESS_BYTES:
-            parts.append(f"processes that cannot be seen {size(self.unlisted_bytes)}")
-        if self.kept_free is not None:
-            parts.append(f"kept free {size(self.kept_free_bytes)} ({self.kept_free.why})")
-        if self.device.vram_reserved_bytes:
-            parts.append(f"the driver {size(self.device.vram_reserved_bytes)}")
-        return ", ".join(parts) or "nobody"
 
 
 @dataclass
@@ -143,12 +21,14 @@ class Ledger:
     """What is reserved here. Asking and reserving are one call: two starts cannot both pass. ``version`` counts changes.
 
     An instance that sleeps can lend what it has reserved to the one that is to replace it (``lend``). When that ends it has it
-    again in the same step, so that nobody else is ever given any of it.
+    again in the same step, so that nobody else is ever given any of it. One that sleeps to make room leaves what it does not
+    hold to anybody (``leave``), and has it again only where it is still free (``retake``).
     """
 
     _by_instance: dict[InstanceId, Reservation] = field(default_factory=dict)
     version: int = 0
-    _lent: dict[InstanceId, tuple[Reservation, InstanceId]] = field(default_factory=dict)
+    _lent: dict[InstanceId, tuple[Reservation, InstanceId | None]] = field(default_factory=dict)
+    """What each had, and to whom it has lent that; None: left to anybody."""
 
     def copy(self) -> Ledger:
         """Another ledger with the same reservations, to try things on."""
@@ -213,79 +93,29 @@ class Ledger:
         self._by_instance[lender] = replace(has, bytes_by_device=kept)
         self.version += 1
 
+    def leave(self, instance_id: InstanceId, epoch: int, holds: Mapping[str, int]) -> None:
+        """Of what that launch has reserved it keeps what it ``holds``, until it retakes it."""
+        has = self._by_instance.get(instance_id)
+        if has is None or has.epoch != epoch or instance_id in self._lent:
+            return
+        kept = {uuid: min(part, holds.get(uuid, 0)) for uuid, part in has.bytes_by_device.items()}
+        self._lent[instance_id] = has, None
+        self._by_instance[instance_id] = replace(has, bytes_by_device=kept)
+        self.version += 1
+
+    def has_left(self, instance_id: InstanceId) -> bool:
+        """It has left some of it to anybody."""
+        return instance_id in self._lent and self._lent[instance_id][1] is None
+
+    def retake(self, instance_id: InstanceId, accounts: Mapping[str, DeviceAccount]) -> None:
+        """Reserve again what it had left. Raises NodeError as ``reserve``."""
+        if self.has_left(instance_id):
+            self.reserve(self._lent[instance_id][0], accounts)
+
     def due(self, instance_id: InstanceId) -> Reservation | None:
         """What it has reserved when all that it has lent is its own again."""
         lent = self._lent.get(instance_id)
         return self._by_instance.get(instance_id) if lent is None else lent[0]
-
-
-def account(
-    devices: Sequence[DeviceSnapshot],
-    reservations: Iterable[Reservation],
-    owners: Mapping[int, InstanceId],
-    running: Running | None = None,
-    kept_free: Mapping[str, KeptFree] | None = None,
-) -> dict[str, DeviceAccount]:
-    """Every device's memory, divided, by UUID. ``owners`` says which instance a pid belongs to."""
-    reserved, free = list(reservations), kept_free or {}
-    return {d.uuid: replace(_account_one(d, reserved, owners, running or {}), kept_free=free.get(d.uuid)) for d in devices}
-
-
-def _account_one(
-    d: DeviceSnapshot, reservations: list[Reservation], owners: Mapping[int, InstanceId], running: Running
-) -> DeviceAccount:
-    here = {r.instance_id: r for r in reservations if d.uuid in r.bytes_by_device}
-    if d.error is not None or d.mig_enabled:  # what it tells is old, or its instances'
-        return DeviceAccount(
-            d, tuple(InstanceUsage(key, r.bytes_by_device[d.uuid], None, (), r.exclusive) for key, r in here.items())
-        )
-    ours: dict[InstanceId, list[DeviceProcess]] = {}
-    foreign: list[DeviceProcess] = []
-    for process in d.processes:
-        owner = owners.get(process.pid) if process.certain else None
-        foreign.append(process) if owner is None else ours.setdefault(owner, []).append(process)
-    used = {instance_id: _sum(found) for instance_id, found in ours.items()}
-    rest = max(0, d.vram_used_bytes - sum(b or 0 for b in used.values()))
-    inferred = _infer(d, [r for key, r in here.items() if used.get(key) is None and key in running], running, rest)
-    usages = []
-    for key in sorted(here.keys() | ours.keys()):
-        reserved, pids = here.get(key), tuple(sorted(p.pid for p in ours.get(key, ())))
-        usages.append(InstanceUsage(
-            key, reserved.bytes_by_device[d.uuid] if reserved is not None else 0, inferred.get(key, used.get(key)), pids,
-            reserved is not None and reserved.exclusive, key in inferred,
-        ))  # fmt: skip
-    foreign.sort(key=lambda p: p.pid)
-    return DeviceAccount(d, tuple(usages), tuple(foreign), rest - sum(inferred.values()))
-
-
-def _infer(d: DeviceSnapshot, unattributed: list[Reservation], running: Running, rest: int) -> dict[InstanceId, int]:
-    """Where the driver's list does not show our engines (in a container, say): what of the unexplained ``rest`` is theirs.
-
-    Never what was foreign before they were launched, never more than is reserved. What is inferred counts no less than a
-    reservation, so it cannot make room; it only keeps our own memory from counting twice.
-    """
-    if rest < SOME_PROCESS_BYTES or not unattributed:
-        return {}
-
-    def before(r: Reservation) -> int:
-        return running[r.instance_id].get(d.uuid, 0)
-
-    left = max(0, rest - min(map(before, unattributed)))
-    found: dict[InstanceId, int] = {}
-    for r in sorted(unattributed, key=lambda r: (before(r), r.instance_id)):
-        found[r.instance_id] = min(left, r.bytes_by_device[d.uuid])
-        left -= found[r.instance_id]
-    return found
-
-
-def without(account: DeviceAccount, instance_id: InstanceId) -> DeviceAccount:
-    """The same device as others see it: without what the instance holds."""
-    return replace(account, usages=tuple(u for u in account.usages if u.instance_id != instance_id))
-
-
-def physical_gpu(device: DeviceSnapshot) -> str:
-    """The UUID of the piece of hardware: the siblings of a MIG instance are on the same one."""
-    return device.parent_uuid or device.uuid
 
 
 def _sharing_objection(wanted: Reservation, device: DeviceSnapshot, near: Sequence[DeviceAccount]) -> NodeError | None:
@@ -300,14 +130,6 @@ def _sharing_objection(wanted: Reservation, device: DeviceSnapshot, near: Sequen
         whom = f"pool {others[0].instance_id.pool_id}" if others else who(foreign[0])
         return _not_shared(pool_id, device, f"the pool is exclusive and {whom} is there", "stop it, or use another GPU")
     return None
-
-
-def who(process: DeviceProcess) -> str:
-    """``pid 4711 (python)``; a pid of another namespace is said to be one."""
-    name = f" ({process.name})" if process.name else ""
-    if process.ended:
-        return f"pid {process.pid}{name}, which has ended and did not give it back"
-    return f"pid {process.pid}{name}" if process.certain else f"driver's pid {process.pid}{name}"
 
 
 def insufficient(pool_id: str, device: DeviceSnapshot, needed: int, free: int, holders: str) -> NodeError:
@@ -331,8 +153,3 @@ def _not_shared(pool_id: str, device: DeviceSnapshot, why: str, hint: str) -> No
     return NodeError(
         f"cannot start pool {pool_id} on GPU {device.label}: {why}", code="GPU_NOT_SHARED", status=503, pool_id=pool_id, hint=hint
     )
-
-
-def _sum(processes: list[DeviceProcess]) -> int | None:
-    known = [p.vram_bytes for p in processes if p.vram_bytes is not None]
-    return sum(known) if known else None

@@ -52,6 +52,10 @@ def adopted(pool: PoolState, e: ev.Adopted, now: float, p: Policy) -> Step:
     effects: tuple[Effect, ...] = (
         do.SendProbe(e.epoch), do.Say("adopt", f"Took over the running engine of pool '{pool.pool_id}'"), *told,
     )  # fmt: skip
+    if e.gave_way and not desired.stays_down:  # others may have its memory by now
+        wanted = pool.desired is Desired.WANTED
+        ends = replace(ours, desired=Desired.WANTED if wanted else Desired.EVICTED)
+        return then(effects[1:], begin_stop(ends, now, p, After.NEW_START if wanted else After.STAY))
     if e.asleep and not desired.stays_down:
         return then(effects[1:], wake(ours, ev.Wake(), now, p))
     if not desired.stays_down:

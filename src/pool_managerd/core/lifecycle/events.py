@@ -38,9 +38,12 @@ class Stop(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evict(Event):
-    """Make room: stop, unless ``active_leases`` are in flight; demand may start it again."""
+    """Make room: stop, unless ``active_leases`` are in flight; demand may start it again. ``asleep``: a ready engine is put to
+    sleep instead, and demand wakes it.
+    """
 
     active_leases: int = 0
+    asleep: bool = False
 
 
 class Restart(Event):
@@ -269,8 +272,9 @@ class HelperDied(EpochEvent):
 class Adopted(EpochEvent):
     """The engine that was found is ours; when it has ended already, that comes as news of its own.
 
-    ``was_ready``: it served under the daemon before this one; ``asleep``: it sleeps. ``drain_since`` and ``drain_deadline`` are
-    those of a drain that was under way, with ``active_leases`` in flight. Monotonic seconds.
+    ``was_ready``: it served under the daemon before this one; ``asleep``: it sleeps; ``gave_way``: it does so to make room.
+    ``drain_since`` and ``drain_deadline`` are those of a drain that was under way, with ``active_leases`` in flight. Monotonic
+    seconds.
     """
 
     started_at: float
@@ -279,6 +283,7 @@ class Adopted(EpochEvent):
     warmable: bool = False
     keeps_slots: bool = False
     asleep: bool = False
+    gave_way: bool = False
     drain_since: float | None = None
     drain_deadline: float | None = None
     active_leases: int = 0
@@ -300,6 +305,13 @@ class SleepFailed(EpochEvent):
     """It would not fall asleep, or may have and does not say."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoomToWake(EpochEvent):
+    """What it had before it fell asleep is another's now, as ``what`` says."""
+
+    what: str
 
 
 class Woke(EpochEvent):

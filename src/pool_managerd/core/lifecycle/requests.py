@@ -20,6 +20,7 @@ from pool_managerd.core.lifecycle.phase import AFTER_FAILURE, ENDING, RISING, WA
 from pool_managerd.core.lifecycle.policy import Policy
 from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, refuse, then, to
 from pool_managerd.core.lifecycle.relaunch import launch, remember
+from pool_managerd.core.lifecycle.sleeping import fall_asleep, wake
 from pool_managerd.core.lifecycle.starting import cancel_staging
 from pool_managerd.core.lifecycle.view import view
 
@@ -179,7 +180,18 @@ def evict_running(pool: PoolState, e: ev.Evict, now: float, p: Policy) -> Step:
         leases = narration.count(e.active_leases, "lease")
         instead = "wait for them to end, or drain it (then it stays down until it is started)"
         return refuse(pool, "POOL_IN_USE", f"cannot evict pool '{pool.pool_id}': {leases} in flight; {instead}")
+    if e.asleep and pool.active.phase is Phase.READY:
+        return fall_asleep(_unwanted(pool, e), now, p)
     return stop_running(pool, e, now, p)
+
+
+def wake_or_refuse(pool: PoolState, e: ev.Start, now: float, p: Policy) -> Step:
+    """Its engine sleeps. Where that is to make room, it is woken as it would be started."""
+    if pool.desired is not Desired.EVICTED:
+        return wake(pool, e, now, p)
+    if (barred := _barred(pool, "start", e.origin)) is not None:
+        return barred
+    return wake(replace(pool, desired=Desired.WANTED, pending_start=False), e, now, p)
 
 
 _NOT_PRELOADING = "cannot cancel: pool {pool} is not preloading"

@@ -14,7 +14,7 @@ from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import PoolState, Step, on, to
+from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
 from pool_managerd.core.lifecycle.starting import become_ready, send_due_probe
 
 
@@ -38,7 +38,8 @@ def slept(pool: PoolState, e: ev.Slept, now: float, p: Policy) -> Step:
 def not_asleep(pool: PoolState, e: ev.SleepFailed, now: float, p: Policy) -> Step:
     """Whether it sleeps is not known: it is woken, so that it serves again."""
     error = f"cannot put the engine of pool '{pool.pool_id}' to sleep: {e.error}"
-    waking, effects = wake(replace(pool, last_error=error), ev.Wake(), now, p)
+    desired = Desired.WANTED if pool.desired is Desired.EVICTED else pool.desired
+    waking, effects = wake(replace(pool, last_error=error, desired=desired), ev.Wake(), now, p)
     say = do.Say("sleep_failed", f"The engine of pool '{pool.pool_id}' does not sleep: {e.error}", level="warn")
     return waking, (say, *effects)
 
@@ -62,6 +63,14 @@ def stuck_asleep(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> St
     what = "put to sleep" if pool.active.phase is Phase.SLEEPING else "woken"
     error = f"the engine could not be {what}: {e.what}"
     return begin_stop(pool, now, p, After.RECOVER, error=error, crash=CrashClass.HUNG)
+
+
+def no_room(pool: PoolState, e: ev.NoRoomToWake, now: float, p: Policy) -> Step:
+    """It is started anew instead, where there is room for it."""
+    say = do.Say(
+        "no_room_to_wake", f"The engine of pool '{pool.pool_id}' cannot wake: {e.what}; it is started anew", level="warn"
+    )
+    return then((say,), begin_stop(pool, now, p, After.NEW_START))
 
 
 def sleeping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:

@@ -63,7 +63,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     # requests
     ev.Start: _row(
         ({P.DOWN, P.FAILED, P.OPEN}, requests.start), (P.BACKOFF, requests.start_when_due),
-        (P.SLEEPING, sleeping.wake), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop),
+        (P.SLEEPING, requests.wake_or_refuse), (P.DRAINING, _DRAINING), (P.STOPPING, requests.start_after_stop),
         (P.ADOPTING, requests.start_adopting), rest=requests.join_start,
     ),
     ev.CancelStart: _row(
@@ -139,6 +139,7 @@ TABLE: dict[type[ev.Event], dict[Phase, Handler]] = {
     ev.NotAdopted: _row((P.ADOPTING, adopting.not_adopted), (P.STOPPING, ending.not_spawned_stopping), rest=ignore),
     ev.Slept: _row((P.SLEEPING, sleeping.slept), rest=ignore),
     ev.SleepFailed: _row((P.SLEEPING, sleeping.not_asleep), rest=ignore),
+    ev.NoRoomToWake: _row((P.WAKING, sleeping.no_room), rest=ignore),
     ev.Woke: _row((P.WAKING, sleeping.woke), rest=ignore),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pool_managerd.core.lifecycle.instance import Instance
 from pool_managerd.core.lifecycle.phase import LOADING, TRANSITIONAL, Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import PoolState
+from pool_managerd.core.lifecycle.pool import Desired, PoolState
 
 _STATE = {
     Phase.STAGING: "provisioning",
@@ -49,6 +49,11 @@ def view(pool: PoolState) -> View:
 def _asleep(i: Instance) -> bool:
     """It has said so; until then it is on its way there."""
     return i.phase is Phase.SLEEPING and i.deadline is None
+
+
+def sleeps_evicted(pool: PoolState) -> bool:
+    """Its engine sleeps to make room, until somebody needs it."""
+    return _asleep(pool.active) and pool.desired is Desired.EVICTED
 
 
 def outline(pool: PoolState) -> tuple[object, ...]:

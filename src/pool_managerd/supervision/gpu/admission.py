@@ -11,21 +11,23 @@ from typing import Literal, Protocol
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import PreparedEngine
 from pool_managerd.core.demand.together import NO_RULES, Together
+from pool_managerd.core.gpu.accounts import DeviceAccount, without
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, without
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.mask_gpus import ResolvedMask
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.tensor_parallel import configured_split
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord
-from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.lifecycle import Phase, sleeps_evicted
 from pool_managerd.core.memory.estimator import LaunchEstimator, LaunchInputs
 from pool_managerd.core.memory.measurements import Measurements
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.supervision.gpu.barred import require_some_left, require_together
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.sleepers import Sleepers
 from pool_managerd.supervision.gpu.watch import objection, require_scan
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.pool import Pool
@@ -60,6 +62,7 @@ class Admission:
         together: Together = NO_RULES,
     ) -> None:  # fmt: skip
         self.together = together
+        self.sleepers = Sleepers(gpus, facts)
         self._gpus, self._sizer, self._free_ram, self._facts, self._rules = gpus, sizer, free_ram, facts, rules
         self._known = Measurements()
         self._held: dict[str, tuple[int, dict[str, int]]] = {}
@@ -94,9 +97,7 @@ class Admission:
     def restore_launch(self, launch: LaunchRecord) -> None:
         """Reserve again what an engine has that an earlier daemon left running. Called before anything starts."""
         if launch.reserved_bytes:
-            self._gpus.memory.ledger.restore(
-                Reservation(launch.instance, launch.epoch, dict(launch.reserved_bytes), launch.exclusive)
-            )
+            self.sleepers.restore(launch)
 
     async def adopt(self, launch: LaunchRecord) -> Allocation | None:
         """The GPUs that such a launch runs on, as they are now; None when it runs on none.
@@ -145,7 +146,7 @@ class Admission:
 
     async def trial(self, pool: Pool) -> Callable[[Collection[InstanceId]], PoolError | None]:
         """What a start of the pool would be refused for if these other instances were gone, as of now. Raises as ``admit`` where
-        that does not depend on others.
+        that does not depend on others. One that sleeps is woken where it is.
         """
         sizing = await self._size(pool)
         scan = await self._scan()
@@ -157,6 +158,9 @@ class Admission:
                 accounts = {uuid: without(account, instance) for uuid, account in accounts.items()}
                 ledger.release(instance, sys.maxsize)
             try:
+                if sleeps_evicted(pool.state) and (due := ledger.due(pool.instance_id)) is not None:
+                    require_together(pool, self._gpus.pools(), self.together, gone)
+                    return ledger.objection(due, accounts)
                 self._decide(pool, pool.instance.epoch + 1, scan, sizing, ledger, accounts, gone)
             except PoolError as problem:
                 return problem

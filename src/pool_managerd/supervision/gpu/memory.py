@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from pool_managerd.core.gpu.accounts import DeviceAccount, Reservation, account, who
 from pool_managerd.core.gpu.devices import NOT_SCANNED, DeviceScan
 from pool_managerd.core.gpu.kept_free import FreeRules
-from pool_managerd.core.gpu.ledger import DeviceAccount, Ledger, Reservation, account, who
+from pool_managerd.core.gpu.ledger import Ledger
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.gpu.owners import EngineMark, Owner, owners
 from pool_managerd.core.instance_id import InstanceId

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from pool_managerd.core.crash_diagnosis import Incident
+from pool_managerd.core.gpu.accounts import DeviceAccount, without
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.gpu.kept_free import KeptFree
-from pool_managerd.core.gpu.ledger import DeviceAccount, without
 from pool_managerd.core.gpu.masks import what_exists
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pool_managerd.core.gpu.ledger import DeviceAccount, InstanceUsage, physical_gpu
+from pool_managerd.core.gpu.accounts import DeviceAccount, InstanceUsage, physical_gpu
 from pool_managerd.core.registry import DeviceShare
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pool_managerd.core.gpu.accounts import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.devices import DeviceScan, DeviceSnapshot
 from pool_managerd.core.gpu.health import GpuHealth
-from pool_managerd.core.gpu.ledger import DeviceAccount, physical_gpu
 from pool_managerd.core.gpu.masks import in_pci_order
 from pool_managerd.core.lifecycle import view
 from pool_managerd.core.lifecycle.phase import IDLE
