@@ -44,6 +44,7 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> No
     from pool_managerd.gateway.node_link import NodeLink
     from pool_managerd.httpd.server import listen
     from pool_managerd.telemetry.logs import LogOptions, configure_logging
+    from pool_managerd.telemetry.tracing import exported
 
     path, loaded = _loaded(config, bind)
     where = loaded.gateway.bind or DEFAULT_BIND
@@ -55,7 +56,8 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> No
     )
     try:
         token_file = loaded.auth.token_file
-        asyncio.run(process.serve(NodeLink(node.url, lambda: node.token or _first_line(token_file)), listener, options))
+        with exported(os.environ, "pool-managerd-gateway", logs, loaded.telemetry.labels):
+            asyncio.run(process.serve(NodeLink(node.url, lambda: node.token or _first_line(token_file)), listener, options))
     finally:
         logs.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Set
+from contextvars import copy_context
 from copy import copy
 from typing import Any
 
@@ -96,7 +97,7 @@ class Demand:
         patience_s = self._rules().patience_s if asked.wait_ms is None else asked.wait_ms / 1000
         ticket = Ticket(
             ticket_id or self.new_ticket_id(), pool.pool_id, began, began + patience_s, asked.priority, asked.holder,
-            asked.ttl_ms, asked.slot, tuple(other.pool_id for other in others),
+            asked.ttl_ms, asked.slot, tuple(other.pool_id for other in others), copy_context(),
         )  # fmt: skip
         self._queue.add(ticket, self._rules())
         self._waits(ticket, future)
@@ -271,7 +272,7 @@ class Demand:
             self._refuse_all(pool_id, room.in_vain)
             return None
         if room.why_not is None:
-            self._work.load(pool_id)
+            self._work.load(pool_id, self._queue.of(pool_id)[0].context)
             return None
         if first and room.plan is not None and not room.plan.waits_for:
             for other in room.plan.evict:
