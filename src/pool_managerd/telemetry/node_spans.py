@@ -44,6 +44,7 @@ class _Running:
 
     span: Span
     stage: Span | None = None
+    stage_name: str = ""
 
 
 class NodeSpans:
@@ -103,11 +104,11 @@ class NodeSpans:
         self._running[key] = _Running(self._tracer.start_span(key[1], parent, attributes=attributes))
 
     def _goes_on(self, launch: _Running, event: Event) -> None:
-        stage = _STAGES.get(event.type)
-        if stage is not None:
+        stage = _STAGES.get(event.type, launch.stage_name)
+        if stage != launch.stage_name:
             if launch.stage is not None:
                 launch.stage.end()
-            launch.stage = self._tracer.start_span(stage, set_span_in_context(launch.span, Context()))
+            launch.stage, launch.stage_name = self._tracer.start_span(stage, set_span_in_context(launch.span, Context())), stage
         elif launch.stage is not None:
             launch.stage.add_event(event.type, _told(event))
 

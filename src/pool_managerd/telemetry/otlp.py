@@ -68,7 +68,7 @@ class ToldOnce(SpanExporter):
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._failed:
             log.warning(
-                "The collector at OTEL_EXPORTER_OTLP_ENDPOINT does not take spans: they are dropped until it does",
+                "The collector at OTEL_EXPORTER_OTLP_ENDPOINT takes no spans: they are dropped until it does",
                 action="tracing",
             )
         elif self._failed and not failed:
