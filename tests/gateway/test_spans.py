@@ -225,6 +225,17 @@ async def test_an_error_that_the_engine_answers_is_one_of_its_part(
     assert ending(spans.one(REQUEST)) == of_request
 
 
+async def test_a_fault_of_our_own_is_an_error_of_its_kind(one: Lab, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(one.gateway.leasing, "kept", broken)
+    async with one.session.post(one.url + "/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 500
+    await ended(one, spans)
+    assert ending(spans.one(REQUEST)) == ("ZeroDivisionError", StatusCode.ERROR)
+
+
 async def test_who_is_refused_a_slot_is_told_of_without_an_error_of_the_server(one: Lab, spans: Spans) -> None:
     one.node.refusal = (429, {"code": "QUEUE_FULL", "message": "cannot wait: the queue is full", "retriable": True})
     assert (await one.ask(CHAT))[0] == 429

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from opentelemetry.trace import Span, SpanKind, use_span
+from opentelemetry.trace import Span, SpanKind, Tracer, use_span
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import PoolError
@@ -47,10 +47,13 @@ class RequestSpans:
             asked |= {"server.address": sockname[0], "server.port": sockname[1]}
         name = f"{request.method} {record.path}"
         span = self._tracer.start_span(name, given(request.headers), SpanKind.SERVER, asked)
-        traced = TracedRequest(span, record)
+        traced = TracedRequest(self._tracer, span, record)
         try:
             with use_span(span, record_exception=False, set_status_on_exception=False):
                 yield traced
+        except Exception as problem:
+            failed(span, type(problem).__name__)
+            raise
         finally:
             traced.end()
 
@@ -58,8 +61,8 @@ class RequestSpans:
 class TracedRequest:
     """One request. What is told of it at its end is what is recorded of every request, and never what it says."""
 
-    def __init__(self, span: Span, record: Record) -> None:
-        self._span, self._record, self._tracer = span, record, tracer()
+    def __init__(self, tracer: Tracer, span: Span, record: Record) -> None:
+        self._tracer, self._span, self._record = tracer, span, record
         self._engines_asked = 0
         self._model_id: str | None = None
 
@@ -106,10 +109,10 @@ class TracedRequest:
     def end(self) -> None:
         """It is over."""
         record, found = self._record, self._record.tokens()
+        model_id = None if record.first is None or self._model_id is None else text(self._model_id)
         told: dict[str, str | int | None] = {
             **self._gen_ai(), "http.response.status_code": record.status or None, POOL_ID: record.pool_id,
-            "pool_managerd.request_id": text(record.request_id),
-            "gen_ai.response.model": None if self._model_id is None else text(self._model_id),
+            "pool_managerd.request_id": text(record.request_id), "gen_ai.response.model": model_id,
             "gen_ai.usage.input_tokens": found.prompt, "gen_ai.usage.output_tokens": found.answer,
             "gen_ai.usage.cache_read.input_tokens": found.cached,
         }  # fmt: skip
