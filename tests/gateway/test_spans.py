@@ -263,6 +263,17 @@ async def test_a_client_that_goes_away_has_cancelled_it(one: Lab, spans: Spans) 
     assert ending(spans.one(REQUEST)) == ending(spans.one(ENGINE)) == ("cancelled", StatusCode.UNSET)
 
 
+async def test_one_that_is_cancelled_by_its_id_has_ended(one: Lab, spans: Spans) -> None:
+    one.engine.step = asyncio.Semaphore(0)
+    asked = asyncio.create_task(one.ask(CHAT, headers={"x-request-id": "r1"}))
+    await one.until(lambda: one.engine.running == 1, "the engine to work")
+    async with one.session.delete(one.url + "/v1/requests/r1") as answer:
+        assert answer.status == 200
+    assert (await asked)[0] == 409
+    await ended(one, spans)
+    assert ending(spans.one(REQUEST)) == ending(spans.one(ENGINE)) == ("cancelled", StatusCode.UNSET)
+
+
 async def test_a_client_that_goes_away_while_it_waits_has_no_engine_part(one: Lab, spans: Spans) -> None:
     one.node.slots = 0
     waiting = asyncio.create_task(one.ask(CHAT))

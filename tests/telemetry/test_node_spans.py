@@ -104,6 +104,23 @@ async def test_an_engine_that_ends_before_it_is_ready_is_an_error_of_its_class(n
     assert ending(stage) == ending(spawn) == (None, StatusCode.UNSET) and ending(load) == ending(launch)
 
 
+async def test_an_engine_that_does_not_become_healthy_is_an_error_though_it_is_stopped(spans: Spans, open_dir: Path) -> None:
+    impatient = {"startup_timeout_ms": 300, "interval_ms": 50, "probe_interval_ms": 100, "probe_timeout_ms": 200}
+    async with PoolManager(config(open_dir, health=impatient)) as node:
+        with pytest.raises(PoolError):
+            await loaded(node, "--health", "503")
+    assert ending(spans.one("launch")) == ending(spans.one("load")) == ("health_failure", StatusCode.ERROR)
+
+
+async def test_a_start_that_is_begun_anew_has_cancelled_the_one_before_it(node: PoolManager, spans: Spans) -> None:
+    operation = await node.preload("p", scripted("p", "--ready-after", "1"))
+    await until(lambda: bool(spans.named("spawn")), "the engine to run")
+    await (await node.restart("p")).wait()
+    with suppress(PoolError):
+        await operation.wait()
+    assert [ending(span) for span in spans.named("launch")] == [("cancelled", StatusCode.UNSET), (None, StatusCode.UNSET)]
+
+
 async def test_a_crash_later_is_no_part_of_its_launch_and_the_restart_is_a_trace_of_its_own(
     node: PoolManager, spans: Spans
 ) -> None:

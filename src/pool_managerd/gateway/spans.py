@@ -45,8 +45,7 @@ class RequestSpans:
         sockname = None if request.transport is None else request.transport.get_extra_info("sockname")
         if sockname is not None:
             asked |= {"server.address": sockname[0], "server.port": sockname[1]}
-        name = f"{request.method} {record.path}"
-        span = self._tracer.start_span(name, given(request.headers), SpanKind.SERVER, asked)
+        span = self._tracer.start_span(f"{request.method} {record.path}", given(request.headers), SpanKind.SERVER, asked)
         traced = TracedRequest(self._tracer, span, record)
         try:
             with use_span(span, record_exception=False, set_status_on_exception=False):

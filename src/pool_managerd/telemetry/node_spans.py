@@ -27,11 +27,11 @@ _STAGES: Mapping[str, str] = {
 """Which part of a launch begins with an event; the one before it ends then."""
 _ENDS: Mapping[str, str] = {
     "preload_succeeded": "launch", "preload_failed": "launch", "crash": "launch", "exit": "launch", "quarantine": "launch",
-    "stop": "launch", "stopped": "launch", "port_conflict": "launch",
+    "stopped": "launch", "port_conflict": "launch",
     "drain_finished": "drain", "undrain": "drain",
     "reload_succeeded": "reload", "reload_failed": "reload",
 }  # fmt: skip
-_GIVEN_UP = frozenset({"stop", "stopped", "undrain"})
+_GIVEN_UP = frozenset({"stopped", "undrain"})
 _TEXTS = ("engine", "engine_version", "model_id", "device_mask", "replica_id", "origin", "reason", "signal", "outcome")
 """Fields of events whose values are names; all numbers are taken, too."""
 _CLASSES = ("crash_class", "reason")
@@ -97,7 +97,7 @@ class NodeSpans:
 
     def _begin(self, key: Key, event: Event) -> None:
         if (before := self._running.pop(key, None)) is not None:
-            _ended(before)
+            _ended(before, CANCELLED, error=False)
         reload = self._running.get((key[0], "reload", ""))
         parent = None if reload is None else set_span_in_context(reload.span, Context())
         attributes = {POOL_ID: key[0], **_told(event)}
