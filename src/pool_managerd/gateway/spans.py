@@ -107,6 +107,13 @@ class TracedRequest:
 
     def end(self) -> None:
         """It is over."""
+        if self._span.is_recording():
+            self._tell()
+        self._span.end()
+
+    # --- inside ---
+
+    def _tell(self) -> None:
         record, found = self._record, self._record.tokens()
         model_id = None if record.first is None or self._model_id is None else text(self._model_id)
         told: dict[str, str | int | None] = {
@@ -120,9 +127,6 @@ class TracedRequest:
             failed(self._span, CANCELLED, error=False)
         elif record.state == "ended" and record.status >= 500:
             failed(self._span, str(record.status))
-        self._span.end()
-
-    # --- inside ---
 
     @contextmanager
     def _part(self, name: str, asked: Attributes) -> Iterator[Span]:

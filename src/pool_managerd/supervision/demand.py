@@ -263,8 +263,8 @@ class Demand:
 
     async def _begin(self, pool_id: str, rules: QueueRules, *, first: bool) -> Room | None:
         """Start it where it fits; else what is in its way. Only for the ``first`` something may have to go."""
-        starving = self._starves(pool_id, rules)
-        if not self._queue.of(pool_id) or (pool := self._pools.find(pool_id)) is None:
+        starving, waiting = self._starves(pool_id, rules), self._queue.of(pool_id)
+        if not waiting or (pool := self._pools.find(pool_id)) is None:
             return None
         stays_s = 0.0 if starving else rules.residency_s
         room = await self._room.look(pool, stays_s, self._waited_for(pool_id, starving))
@@ -272,7 +272,7 @@ class Demand:
             self._refuse_all(pool_id, room.in_vain)
             return None
         if room.why_not is None:
-            self._work.load(pool_id, self._queue.of(pool_id)[0].context)
+            self._work.load(pool_id, waiting[0].context)
             return None
         if first and room.plan is not None and not room.plan.waits_for:
             for other in room.plan.evict:
