@@ -30,7 +30,9 @@ LONG: Any = [{"role": "user", "content": "Write a very long story about a dog an
 class Home(Daemon):
     """A daemon with a gateway, and one real model that is not loaded; ``others`` are the same model under these ids."""
 
-    def __init__(self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", **pool: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", gateway: str = "", **pool: Any
+    ) -> None:
         self.gateway_port = free_port()
         provisioning = {"mode": "package", "flags": ["--threads", "1"]}
         smol = {
@@ -38,7 +40,7 @@ class Home(Daemon):
             "aliases": ["gpt-4o"], "provisioning": provisioning, **pool,
         }  # fmt: skip
         pools = json.dumps([smol, *({**smol, "id": name, "aliases": []} for name in others)])
-        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"}}\npools: {pools}\n{sections}')
+        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"{gateway}}}\npools: {pools}\n{sections}')
 
     @property
     def url(self) -> str:
@@ -58,11 +60,12 @@ class Home(Daemon):
         except OSError:
             return False
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:
         """One request to the gateway, with its decoded answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.gateway_port, timeout=60)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         finally:

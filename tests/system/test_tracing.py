@@ -200,7 +200,7 @@ def test_without_an_endpoint_nothing_is_traced(open_dir: Path) -> None:
         home.loadable()
         wait_until(home.gateway_is_up, "the gateway")
         assert home.ask(traceparent=TRACEPARENT) == 200
-        assert f"traceparent {TRACEPARENT}" in (home.run / "engine-p.log").read_text(), "the client's, as it came"
+        wait_until(lambda: f"traceparent {TRACEPARENT}" in (home.run / "engine-p.log").read_text(), "the client's, as it came")
         assert not home.lines("tracing") and not any("trace_id" in line for line in home.lines())
     finally:
         home.end()

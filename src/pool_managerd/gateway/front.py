@@ -28,7 +28,6 @@ from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
 from pool_managerd.gateway.sessions import SessionNames
-from pool_managerd.telemetry.families import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from pool_managerd.gateway.spans import RequestSpans
@@ -107,40 +106,6 @@ class Front:
         if behind is None:
             return web.json_response(as_list(listed(place for place in shown if place.card.get("listed", True))))
         return web.json_response(listed(place for place in shown if place.pool_id in behind)[0])
-
-    async def health(self, _request: web.Request) -> web.StreamResponse:
-        """The gateway is up; whether it follows the daemon is told beside that."""
-        return web.json_response({"status": "ok", "daemon": "connected" if self._leasing.connected else "away"})
-
-    async def metrics(self, _request: web.Request) -> web.StreamResponse:
-        metrics = self._requests.metrics
-        metrics.keep({place.pool_id for place in self._leasing.directory.all()})
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def queue(self, request: web.Request) -> web.StreamResponse:
-        """Those who wait for a slot, in their order, whoever asked for it."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._queue(request))
-
-    async def _queue(self, request: web.Request) -> web.StreamResponse:
-        self._access.caller(request.headers)
-        return web.json_response(await self._leasing.queue())
-
-    async def requests(self, request: web.Request) -> web.StreamResponse:
-        """Those of the caller's key, in flight and recent."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._rows(request))
-
-    async def _rows(self, request: web.Request) -> web.StreamResponse:
-        caller = self._access.caller(request.headers)
-        return web.json_response([row for row in self._requests.rows() if row["key"] == caller.name])
-
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        """One of the caller's own requests ends now."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._cancelled(request))
-
-    async def _cancelled(self, request: web.Request) -> web.StreamResponse:
-        caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]
-        self._requests.cancel(wanted, caller.name)
-        return web.json_response({"request_id": wanted, "cancelled": True})
 
     async def not_found(self, request: web.Request) -> web.StreamResponse:
         problem = RequestError(

@@ -58,13 +58,14 @@ class Requests:
         took = [one.ended - one.leased for one in self._recent if one.model == model and one.leased and one.ended]
         return median(took) if took else None
 
-    def cancel(self, request_id: str, key: str | None) -> None:
-        """It ends now, and its engine stops working on it. Raises RequestError when none of that ``key`` is in flight."""
+    def cancel_if_here(self, request_id: str, key: str | None) -> bool:
+        """It ends now, and its engine stops working on it. False when none of that ``key`` is in flight here."""
         record, task = self._live.get(request_id, (None, None))
         if record is None or task is None or record.key != key:
-            raise RequestError(f"request {request_id[:64]!r} is not in flight", code="TICKET_NOT_FOUND", status=404)
+            return False
         self._cancelled[request_id] = RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409)
         task.cancel()
+        return True
 
     def end(self) -> None:
         """All that are in flight end now: their clients are told that the gateway does."""

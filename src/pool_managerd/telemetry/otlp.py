@@ -6,6 +6,7 @@ Imported only where that is configured. The SDK's own thread sends what a bounde
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ class Export:
 
 def _resource(service: str, labels: Mapping[str, str]) -> Resource:
     """What the environment says of this process goes before what is known here."""
-    known = Resource({"service.version": __version__, "host.name": socket.gethostname(), **labels}).merge(Resource.create())
+    here: dict[str, str | int] = {"service.version": __version__, "host.name": socket.gethostname(), "process.pid": os.getpid()}
+    known = Resource({**here, **labels}).merge(Resource.create())
     if str(known.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
         known = known.merge(Resource({SERVICE_NAME: service}))
     return known
