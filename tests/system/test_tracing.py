@@ -91,9 +91,10 @@ def collector() -> Iterator[Collector]:
     made.close()
 
 
-@pytest.fixture
-def home(open_dir: Path, collector: Collector) -> Iterator[Traced]:
-    made = Traced(open_dir / "home", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+def home(open_dir: Path, collector: Collector, request: pytest.FixtureRequest) -> Iterator[Traced]:
+    """With a gateway of one process, and of two."""
+    made = Traced(open_dir / "home", request.param, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     yield made
     made.end()
 
@@ -101,9 +102,10 @@ def home(open_dir: Path, collector: Collector) -> Iterator[Traced]:
 class Traced(Daemon):
     """A daemon with a gateway, whose environment configures OpenTelemetry, and a pool ``p`` that is not loaded."""
 
-    def __init__(self, folder: Path, **env: str) -> None:
+    def __init__(self, folder: Path, workers: int = 1, **env: str) -> None:
         self.gateway_port = free_port()
-        sections = f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"}}\ntelemetry: {{labels: {{tenant_id: t1}}}}\n'
+        gateway = f'gateway: {{bind: "127.0.0.1:{self.gateway_port}", workers: {workers}}}'
+        sections = f"{gateway}\ntelemetry: {{labels: {{tenant_id: t1}}}}\n"
         super().__init__(folder, sections, **{"OTEL_BSP_SCHEDULE_DELAY": "50", **env})
 
     def loadable(self) -> Traced:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -116,6 +118,18 @@ def test_a_collector_that_is_away_is_told_once_and_so_is_that_it_is_back() -> No
             inner.away = away
             exporter.export(())
     assert [line["log_level"] for line in lines] == ["warning", "info", "warning"]
+
+
+def test_nobody_waits_at_the_end_for_a_collector_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, no_global: list[TracerProvider]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        export = Export("s", {})
+        no_global[0].get_tracer("t").start_span("a").end()
+        began = time.monotonic()
+        export.close()
+        assert time.monotonic() - began < 8, "the SDK by itself takes at least 10 s"
 
 
 def test_a_trace_is_continued_within_the_block_alone() -> None:
