@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "telemetry": {"telemetry", "core", "errors", "config", "_version"},
     "node": {"supervision", "core", "errors", "config", "wiring", "_version"},
     "moving": {"moving", "core", "errors", "config"},
-    "wiring": {"wiring", "moving", "supervision", "core", "errors", "config", *ADAPTERS},
+    "wiring": {"wiring", "moving", "supervision", "core", "errors", "config", "telemetry", *ADAPTERS},
     "httpd": {"httpd", "core", "errors", "config"},
     "api": {"api", "httpd", "node", "core", "errors", "config", "telemetry", "_version"},
     "gateway": {"gateway", "httpd", "node", "core", "errors", "config", "telemetry", "_version"},

@@ -42,6 +42,7 @@ from pool_managerd.wiring.adapters import Adapters, default_adapters
 from pool_managerd.wiring.apply_calls import ApplyCalls
 from pool_managerd.wiring.device_calls import DeviceCalls
 from pool_managerd.wiring.pool_calls import PoolCalls
+from pool_managerd.wiring.tracing import node_spans
 
 
 class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
@@ -57,6 +58,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
         self._a = adapters or default_adapters(config)
         self.events: EventLog = self._a.events
         self.registry: Registry = self._a.registry
+        self._spans = node_spans(self.events)
         self.started_at_ms = self._a.clock.wall_ms()
         self._gpus = self._a.gpus
         self._pools = Pools(config, self._a.services, self._a.store, self._a, self._a.new_id)
@@ -134,6 +136,8 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
             await self._pools.close(leave=True)
         else:
             await stop_all(self._pools, self._a.services, self.config.lifecycle.drain_deadline_ms)
+        if self._spans is not None:
+            self._spans.close()
         self.events.close()
         await self._a.close()
 

@@ -105,7 +105,8 @@ class Engine:
 @dataclass
 class Node:
     """The control API, as far as a gateway asks it. ``slots`` are free; ``refusal`` is (status, body) of an acquire; ``served``
-    are the pools that leases were given of, ``row`` is what the queue says of each who waits.
+    are the pools that leases were given of, ``row`` is what the queue says of each who waits; ``started`` is what an acquire
+    says, and ``traceparents`` what came with them.
     """
 
     rows: dict[str, Json] = field(default_factory=dict)
@@ -120,6 +121,8 @@ class Node:
     served: list[str] = field(default_factory=list)
     away: bool = False
     row: Json = field(default_factory=dict)
+    started: bool = False
+    traceparents: list[str | None] = field(default_factory=list)
     waiters: list[str] = field(default_factory=list)
     queue_asked: int = 0
     logs: dict[str, list[str]] = field(default_factory=dict)
@@ -157,6 +160,7 @@ class Node:
     async def acquire(self, request: web.Request) -> web.StreamResponse:
         self._here()
         asked = await request.json()
+        self.traceparents.append(request.headers.get("traceparent"))
         if asked.get("wait_ms") == 0 and not self._free(asked["model"]):
             return web.json_response({"code": "QUEUE_TIMEOUT", "message": "no slot within 0 ms"}, status=503)
         self.waits += 1
@@ -179,7 +183,8 @@ class Node:
         self.leases[lease_id] = row["pool_id"]
         self.holders.append(asked["holder"])
         self.served.append(row["pool_id"])
-        return web.json_response({"lease_id": lease_id, **{key: row[key] for key in ("pool_id", "url", "epoch")}}, status=201)
+        given = {key: row[key] for key in ("pool_id", "url", "epoch")}
+        return web.json_response({"lease_id": lease_id, "started": self.started, **given}, status=201)
 
     async def give_back(self, request: web.Request) -> web.StreamResponse:
         self._here()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -96,6 +97,33 @@ async def test_a_model_that_is_down_is_started_and_one_that_is_ready_is_leased_a
     second = await world.demand.acquire(AcquireRequest("a"))
     assert second["started"] is False and second["queued_ms"] == 0 and second["lease_id"] != first["lease_id"]
     assert world.fakes.registry.get_active_leases("a") == 2 and len(world.fakes.launcher.processes) == 1
+
+
+async def test_a_start_is_told_in_the_context_of_who_waits_for_it(world: DemandWorld) -> None:
+    asker, told = ContextVar("asker", default="nobody"), []
+    world.services.events.listen(lambda event: told.append((event.type, asker.get())))
+    asker.set("me")
+    given = await world.have("a")
+    assert {who for type_, who in told if type_ in ("start", "staged", "spawn")} == {"me"}
+    world.release(given)
+
+
+async def test_who_goes_away_while_its_room_is_looked_at_is_not_missed(world: DemandWorld) -> None:
+    looking, go_on, scan = asyncio.Event(), asyncio.Event(), world.fakes.monitor.scan
+
+    async def slow() -> DeviceScan:
+        looking.set()
+        await go_on.wait()
+        return await scan()
+
+    world.fakes.monitor.scan = slow  # type: ignore[method-assign]
+    waiter = world.ask("a")
+    await looking.wait()
+    waiter.cancel()
+    await asyncio.wait({waiter})
+    go_on.set()
+    assert (await world.have("b"))["pool_id"] == "b"
+    assert not world.services.events.recent("internal_error")
 
 
 async def test_any_number_of_callers_join_one_start(world: DemandWorld) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import structlog
@@ -25,6 +26,7 @@ from pool_managerd.api.envelope import (
 from pool_managerd.config import is_pool_id
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.httpd.guard import GuardedConnection, at_work
+from pool_managerd.telemetry import tracing
 from pool_managerd.telemetry.logs import correlation_id
 from pool_managerd.telemetry.metrics import Metrics
 
@@ -63,6 +65,7 @@ class Gate:
         self._max_requests = max_requests
         self._running = 0
         self._auth_logs = (0, 0)  # the second, and how many lines it has had
+        self._continued = _continued()
 
     def middleware(self) -> Middleware:
         """The aiohttp middleware."""
@@ -76,7 +79,10 @@ class Gate:
             self._running += counts
             try:
                 with at_work(request.transport) as guarded:
-                    return await self._answer(request, handler, guarded)
+                    if self._continued is None:
+                        return await self._answer(request, handler, guarded)
+                    with self._continued(request.headers):
+                        return await self._answer(request, handler, guarded)
             finally:
                 self._running -= counts
 
@@ -158,6 +164,15 @@ class Gate:
                 method=request.method,
                 reason=error.code,
             )
+
+
+def _continued() -> Callable[[Mapping[str, str]], AbstractContextManager[None]] | None:
+    """What goes on with a caller's trace; None where this process does not trace: nothing is imported for it then."""
+    if not tracing.is_on():
+        return None
+    from pool_managerd.telemetry.spans import continued
+
+    return continued
 
 
 def _has_gone(request: web.Request) -> bool:

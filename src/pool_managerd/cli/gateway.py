@@ -55,7 +55,7 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None, worke
     where = loaded.gateway.bind or DEFAULT_BIND
     options, link = process.options_of(loaded, where), _link(url, path, loaded)
     listeners = listen_together(where, loaded.gateway.workers)
-    with _logging(loaded):
+    with _telemetry(loaded):
         if len(listeners) == 1:
             asyncio.run(process.serve(link, listeners[0], options))
             return
@@ -83,7 +83,7 @@ def gateway_worker(one: Annotated[str, typer.Argument()], config: ConfigFile = N
         else load_text(text, config, env=os.environ, overrides=flags)
     )  # fmt: skip
     options, link = process.options_of(loaded, loaded.gateway.bind or DEFAULT_BIND), _link(url, config, loaded)
-    with _logging(loaded):
+    with _telemetry(loaded):
         asyncio.run(process.serve(link, socket.socket(fileno=worker.clients), options, worker.common(), orders))
 
 
@@ -95,14 +95,17 @@ def _link(url: str | None, path: Path | None, loaded: Config) -> NodeLink:
 
 
 @contextmanager
-def _logging(loaded: Config) -> Iterator[None]:
+def _telemetry(loaded: Config) -> Iterator[None]:
+    """Its log, and its traces where they are wanted."""
     from pool_managerd._version import __version__
     from pool_managerd.telemetry.logs import LogOptions, configure_logging
+    from pool_managerd.telemetry.tracing import exported
 
     told = loaded.telemetry
     logs = configure_logging(LogOptions(__version__, told.log_format, told.labels, told.log_level))
     try:
-        yield
+        with exported(os.environ, "pool-managerd-gateway", logs, told.labels):
+            yield
     finally:
         logs.close()
 

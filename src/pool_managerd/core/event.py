@@ -45,6 +45,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "quarantine_over": "the pool's GPUs are used again", "recovered": "a hung or busy engine answers again",
     "ready_again": "an engine that was ready before is ready again",
     "release": "a hold ended", "reload_failed": "a reload was given up or undone",
+    "reload_started": "a pool is to run something else",
     "reload_succeeded": "a pool runs something else now", "reload_undone": "a daemon before had not finished a reload",
     "restart": "an engine is started again",
     "restart_delayed": "a restart waits: there were too many within the window", "sleep": "an engine is put to sleep",

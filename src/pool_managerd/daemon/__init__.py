@@ -34,6 +34,7 @@ from pool_managerd.supervision.upkeep import keep_up
 from pool_managerd.telemetry.logs import Logging, LogOptions, configure_logging
 from pool_managerd.telemetry.metrics import Metrics
 from pool_managerd.telemetry.sd_notify import Notifier
+from pool_managerd.telemetry.tracing import exported
 from pool_managerd.wiring.adapters import SystemClock, default_adapters
 
 
@@ -123,7 +124,8 @@ async def serve(config: Config, env: Mapping[str, str], origin: Origin | None = 
         if config.gateway.bind is not None:
             check_gateway(config, config.gateway.bind)
         _first_lines(logs, config, *resolve_access(config, env))
-        return await _serve(config, env, logs, origin)
+        with exported(env, "pool-managerd", logs, telemetry.labels):
+            return await _serve(config, env, logs, origin)
     except PoolError as error:
         action = "startup_bind_refused" if error.code == "NON_LOOPBACK_WITHOUT_TOKEN" else "refused"  # audited: SEC-AUTH-5002
         fields = {"code": error.code, "hint": error.hint, "bind": config.daemon.bind}

@@ -33,7 +33,8 @@ class EmbeddedLink:
 
     async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
         given = await self._node.take_slot(AcquireRequest(model, wait_ms, ttl_ms, holder=holder))
-        return HeldLease(given["lease_id"], given["pool_id"], str(given["url"]), int(given["epoch"] or 0))
+        url, epoch = str(given["url"]), int(given["epoch"] or 0)
+        return HeldLease(given["lease_id"], given["pool_id"], url, epoch, started=given["started"])
 
     async def give_back(self, lease: HeldLease) -> None:
         with suppress(RequestError):

@@ -9,12 +9,16 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.dialects import STILL_HERE, Dialect, told, told_in_stream
 from pool_managerd.gateway.record import Record
+
+if TYPE_CHECKING:
+    from pool_managerd.gateway.spans import TracedRequest
 
 REQUEST_ID = "x-request-id"
 _PREFIX = f"req_{secrets.token_hex(8)}"
@@ -34,6 +38,7 @@ class Exchange:
         self.stream = False
         self.request_id = _sane(request.headers.get(REQUEST_ID)) or f"{_PREFIX}{next(_numbers):x}"
         self.record = Record(self.request_id, path)
+        self.traced: TracedRequest | None = None
         self.response: web.StreamResponse | None = None
         self.sent = False
         """Something of the answer itself: it cannot be asked for again."""

@@ -36,7 +36,8 @@ async def forward(
     kept_back = hop if not (withheld or named) else hop | set(withheld) | _tokens(named)
     headers = [header for header in request.raw_headers if header[0].lower() not in kept_back]
     headers.append((b"x-request-id", exchange.request_id.encode()))
-    answer = await links.ask(url, Question(request.method.encode(), target.encode(), headers, body))
+    asked = headers if exchange.traced is None else exchange.traced.for_engine(headers)
+    answer = await links.ask(url, Question(request.method.encode(), target.encode(), asked, body))
     try:
         return await _passed_on(exchange, answer)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import structlog
@@ -29,6 +29,9 @@ from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
 from pool_managerd.gateway.sessions import SessionNames
 
+if TYPE_CHECKING:
+    from pool_managerd.gateway.spans import RequestSpans
+
 log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
 """An engine that ends before the first byte of its answer: the request goes to another one, or to the one that comes after."""
@@ -47,7 +50,7 @@ class FrontLimits:
 
 @dataclass(frozen=True, slots=True)
 class FrontParts:
-    """What it works with."""
+    """What it works with; ``spans`` None: it does not trace."""
 
     leasing: Leasing
     links: EngineLinks
@@ -55,6 +58,7 @@ class FrontParts:
     requests: Requests
     sessions: SessionNames
     loading: LoadingText
+    spans: RequestSpans | None = None
 
 
 class Front:
@@ -62,7 +66,7 @@ class Front:
 
     def __init__(self, parts: FrontParts, limits: FrontLimits) -> None:
         self._leasing, self._links, self._access, self._requests = parts.leasing, parts.links, parts.access, parts.requests
-        self._sessions, self._loading = parts.sessions, parts.loading
+        self._sessions, self._loading, self._spans = parts.sessions, parts.loading, parts.spans
         self._limits, self._bodies = limits, Bodies(limits.bodies)
 
     async def infer(self, request: web.Request, path: Path) -> web.StreamResponse:
@@ -113,6 +117,13 @@ class Front:
     # --- a request ---
 
     async def _followed(self, exchange: Exchange, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """As ``_counted``, and traced where this gateway does."""
+        if self._spans is None:
+            return await self._counted(exchange, work)
+        with self._spans.request(exchange.request, exchange.record) as exchange.traced:
+            return await self._counted(exchange, work)
+
+    async def _counted(self, exchange: Exchange, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
         """``work`` as one of the requests that are counted, and that can be cancelled."""
         record = exchange.record
         with self._requests.under_way(record):
@@ -132,6 +143,8 @@ class Front:
             return await work
         except PoolError as problem:
             self._requests.failed(exchange.record, problem)
+            if exchange.traced is not None:
+                exchange.traced.refused(problem)
             if problem.retriable and problem.status in (429, 503):
                 problem.retry_after_ms = self._again_ms(problem, exchange.record.model)
             if problem.code == "QUEUE_TIMEOUT" or (problem.status >= 500 and self._access.keys is not None):
@@ -211,7 +224,9 @@ class Front:
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
                 body = for_engine(asked, place)
-                return await forward(self._links, exchange, engine_place(lease.url, target), body, self._access.withheld)
+                answering = forward(self._links, exchange, engine_place(lease.url, target), body, self._access.withheld)
+                traced = exchange.traced
+                return await (answering if traced is None else traced.engine(lease.url, place, answering))
             except BrokenEngineError as problem:
                 broken = True
                 if exchange.sent or attempt == _TRIES:
@@ -231,7 +246,8 @@ class Front:
         lease = None if session is None else await leasing.again(asked.model, session, exchange.request_id)
         if (lease := lease or leasing.kept(asked.model)) is None:
             async with self._loading.shown(exchange, asked.model):
-                lease = await leasing.take(asked.model, exchange.request_id)
+                taking = leasing.take(asked.model, exchange.request_id)
+                lease = await (taking if exchange.traced is None else exchange.traced.slot(taking))
         if session is not None:
             leasing.served(session, lease)
         return lease

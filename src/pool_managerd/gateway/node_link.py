@@ -12,6 +12,7 @@ import aiohttp
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.telemetry import tracing
 
 _ANSWER_S, _ENDS_S = 10.0, 60.0
 _CALLS, _WAITING = 24, 512
@@ -30,9 +31,14 @@ class NodeLink:
         self._session: aiohttp.ClientSession | None = None
         self._waiting: aiohttp.ClientSession | None = None
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._carried: Callable[[], dict[str, str]] | None = None
 
     async def __aenter__(self) -> NodeLink:
         self._session, self._waiting = _session(_CALLS), _session(_WAITING)
+        if tracing.is_on():
+            from pool_managerd.telemetry.spans import carried
+
+            self._carried = carried
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -56,7 +62,8 @@ class NodeLink:
         except asyncio.CancelledError:
             self._keep(self._abandon(asking))
             raise
-        return HeldLease(given["lease_id"], given["pool_id"], str(given["url"]), int(given["epoch"] or 0))
+        started = given.get("started") is True
+        return HeldLease(given["lease_id"], given["pool_id"], str(given["url"]), int(given["epoch"] or 0), started=started)
 
     async def give_back(self, lease: HeldLease) -> None:
         """Raises NodeError NODE_UNAVAILABLE when the node cannot be reached; that it knows the lease no more is no error."""
@@ -153,8 +160,8 @@ class NodeLink:
         return self._session
 
     def _headers(self) -> dict[str, str]:
-        token = self._token()
-        return {} if token is None else {"Authorization": f"Bearer {token}"}
+        token, headers = self._token(), {} if self._carried is None else self._carried()
+        return headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
 
     def _unreachable(self, problem: BaseException) -> NodeError:
         return NodeError(

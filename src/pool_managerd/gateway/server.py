@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
@@ -35,7 +36,11 @@ from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
 from pool_managerd.httpd.server import HttpLimits, HttpServer, url_of
+from pool_managerd.telemetry import tracing
 from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
+
+if TYPE_CHECKING:
+    from pool_managerd.gateway.spans import RequestSpans
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -97,7 +102,7 @@ class Gateway:
         """Begin to answer: at this URL."""
         access = Access(self._options.keys, self._budgets, self._common.tally)
         loading = LoadingText(self.leasing, by_default=self._options.loading_text)
-        parts = FrontParts(self.leasing, self._links, access, self._requests, self._options.sessions, loading)
+        parts = FrontParts(self.leasing, self._links, access, self._requests, self._options.sessions, loading, _spans())
         faces = Faces(self.leasing, access, self._watchers)
         logs = EngineLogs(self._link, self.leasing, access, self._watchers)
         views = Views(self.leasing, access, self._requests, self._common.siblings)
@@ -115,6 +120,15 @@ class Gateway:
     async def run(self) -> None:
         """Follow the daemon until cancelled."""
         await self.leasing.run()
+
+
+def _spans() -> RequestSpans | None:
+    """None where this process does not trace: what makes spans is not imported then."""
+    if not tracing.is_on():
+        return None
+    from pool_managerd.gateway.spans import RequestSpans
+
+    return RequestSpans()
 
 
 def _application(front: Front, views: Views, faces: Faces, logs: EngineLogs, options: GatewayOptions) -> web.Application:

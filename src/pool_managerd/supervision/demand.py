@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Set
+from contextvars import copy_context
 from copy import copy
 from typing import Any
 
@@ -96,7 +97,7 @@ class Demand:
         patience_s = self._rules().patience_s if asked.wait_ms is None else asked.wait_ms / 1000
         ticket = Ticket(
             ticket_id or self.new_ticket_id(), pool.pool_id, began, began + patience_s, asked.priority, asked.holder,
-            asked.ttl_ms, asked.slot, tuple(other.pool_id for other in others),
+            asked.ttl_ms, asked.slot, tuple(other.pool_id for other in others), copy_context(),
         )  # fmt: skip
         self._queue.add(ticket, self._rules())
         self._waits(ticket, future)
@@ -262,8 +263,8 @@ class Demand:
 
     async def _begin(self, pool_id: str, rules: QueueRules, *, first: bool) -> Room | None:
         """Start it where it fits; else what is in its way. Only for the ``first`` something may have to go."""
-        starving = self._starves(pool_id, rules)
-        if not self._queue.of(pool_id) or (pool := self._pools.find(pool_id)) is None:
+        starving, waiting = self._starves(pool_id, rules), self._queue.of(pool_id)
+        if not waiting or (pool := self._pools.find(pool_id)) is None:
             return None
         stays_s = 0.0 if starving else rules.residency_s
         room = await self._room.look(pool, stays_s, self._waited_for(pool_id, starving))
@@ -274,7 +275,7 @@ class Demand:
             self._refuse_all(pool_id, room.in_vain)
             return None
         if room.why_not is None:
-            self._work.load(pool_id)
+            self._work.load(pool_id, waiting[0].context)
             return None
         if first and room.plan is not None and not room.plan.waits_for:
             for other in room.plan.evict:

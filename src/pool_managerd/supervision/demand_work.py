@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
@@ -33,10 +34,11 @@ class DemandWork:
         self.evictions: dict[str, asyncio.Task[None]] = {}
         self._stays_until: dict[str, float] = {}
 
-    def load(self, pool_id: str) -> None:
-        """Begin a start, or join the one that is under way."""
+    def load(self, pool_id: str, context: Context | None = None) -> None:
+        """Begin a start, in the ``context`` of whoever it is for, or join the one that is under way."""
         if pool_id not in self._loads:
-            task = self._loads[pool_id] = asyncio.create_task(self._loaded(pool_id), name=f"demand:{pool_id}")
+            task = asyncio.create_task(self._loaded(pool_id), name=f"demand:{pool_id}", context=context)
+            self._loads[pool_id] = task
             task.add_done_callback(lambda _: self._over(self._loads, pool_id))
 
     async def _loaded(self, pool_id: str) -> None:

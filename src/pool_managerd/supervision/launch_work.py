@@ -285,7 +285,7 @@ class LaunchWork:
         what = "first token after" if engine.warmup == "completion" else f"{engine.warmup} after"
         human = f"Pool '{engine.pool_id}' answered its warm-up: {what} {first_ms:.0f} ms, {rate:.1f} tokens/s"
         measured: dict[str, Any] = {"first_token_ms": round(first_ms, 1), "tokens_per_s": round(rate, 2)}
-        self._s.events.emit("warmup", human, pool_id=engine.pool_id, **measured)
+        self._actor.emit("warmup", human, **measured)
         return self._actor.post(ev.WarmedUp(epoch))
 
     # --- tasks ---

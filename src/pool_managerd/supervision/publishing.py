@@ -113,10 +113,11 @@ def _hints(measured: tuple[Baseline, ...], quant: str | None) -> PerfHints:
 def log_context(pool: Pool) -> dict[str, Any]:
     """The fields that every line about a pool carries (SPEC §14)."""
     engine = pool.config.engine if pool.config is not None else None
-    context: dict[str, Any] = {"engine": engine, "restart_count": pool.state.restart_count}
+    replica_id = pool.instance_id.replica_id
+    context: dict[str, Any] = {"engine": engine, "restart_count": pool.state.restart_count, "replica_id": replica_id}
     if (prepared := pool.launch.prepared) is not None:
         context |= {
             "engine": prepared.engine, "engine_version": prepared.engine_version, "model_id": prepared.model_id,
-            "device_mask": prepared.device_mask, "replica_id": prepared.replica_id,
+            "device_mask": prepared.device_mask,
         }  # fmt: skip
     return context

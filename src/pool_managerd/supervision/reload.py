@@ -167,12 +167,13 @@ class Reloads:
     # --- carrying it out ---
 
     async def _run(self, reload: Reload) -> None:
+        pool_id = reload.pool.pool_id
+        self._s.events.emit("reload_started", f"Reloading pool '{pool_id}'", level="debug", pool_id=pool_id)
         try:
             await self._replace(reload)
         except PoolError as problem:
             await self._undo(reload, problem)
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told, and nothing stay half done
-            pool_id = reload.pool.pool_id
             await self._undo(reload, self._s.events.fault(f"while pool '{pool_id}' was reloaded", problem, pool_id))
 
     def _over(self, reload: Reload) -> None:

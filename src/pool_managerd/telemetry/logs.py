@@ -57,6 +57,8 @@ class Logging:
         self.redactor = Redactor()
         self._render: Callable[[dict[str, Any]], str] = _pretty(colour) if pretty else _json_line
         self._floor = _LEVELS.get(options.level, 20)
+        self.trace_ids: Callable[[], Mapping[str, str]] | None = None
+        """Of the span that a line is written in; None: this process does not trace."""
 
     def use_level(self, level: str) -> None:
         """Lines below ``level`` are left out from now on."""
@@ -97,6 +99,8 @@ class Logging:
             line["pool_id"] = pool_id
         if "correlation_id" not in line and (request := correlation_id.get()) is not None:
             line["correlation_id"] = request
+        if self.trace_ids is not None:
+            line.update(self.trace_ids())
         self._sink.write(self._render(line))
 
     def take_event(self, _logger: Any, method: str, event: EventDict) -> EventDict:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pool_managerd.config import Config
 from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.supervision.demand import Demand
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.pools import Pools
+
+if TYPE_CHECKING:
+    from pool_managerd.telemetry.node_spans import NodeSpans
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class AcquireCalls:
     _pools: Pools
     _leases: Leases
     _demand: Demand
+    _spans: NodeSpans | None
 
     def acquire(
         self, model: str, *, wait_ms: int | None = None, ttl_ms: int | None = None, priority: int = 0, holder: str | None = None
@@ -72,7 +76,7 @@ class AcquireCalls:
         start that failed; SpecError.
         """
         asked = AcquireRequest(model, wait_ms, ttl_ms, priority, holder)
-        return Acquisition(lambda: self._demand.acquire(asked), self._released)
+        return Acquisition(lambda: self.take_slot(asked), self._released)
 
     def _released(self, pool_id: str, lease_id: str) -> None:
         self._leases.release(self._pools.get(pool_id), lease_id)
@@ -83,7 +87,8 @@ class AcquireCalls:
 
     async def take_slot(self, asked: AcquireRequest, ticket_id: str | None = None) -> dict[str, Any]:
         """As ``acquire``, under a ticket of that id."""
-        return await self._demand.acquire(asked, ticket_id)
+        taking = self._demand.acquire(asked, ticket_id)
+        return await (taking if self._spans is None else self._spans.acquired(asked.model, taking))
 
     async def plan_acquire(self, model: str) -> dict[str, Any]:
         """What ``acquire`` would lead to now: what would be stopped or waited for, and how long that takes. Nothing happens."""

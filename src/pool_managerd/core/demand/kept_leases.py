@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HeldLease:
-    """A slot of a pool on launch ``epoch``, whose engine is at ``url``."""
+    """A slot of a pool on launch ``epoch``, whose engine is at ``url``; ``started``: its start was waited for."""
 
     lease_id: str
     pool_id: str
     url: str
     epoch: int
+    started: bool = False
 
 
 class KeptLeases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import Context
 from dataclasses import dataclass, replace
 
 from pool_managerd.core.narration import count
@@ -29,7 +30,8 @@ class QueueRules:
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """One who waits, since and until a monotonic second. A higher ``priority`` comes first; ``ttl_ms`` is of its lease. Without
-    ``slot`` it only waits for the pool to be ready. ``others`` are pools of the same name, which would do as well.
+    ``slot`` it only waits for the pool to be ready. ``others`` are pools of the same name, which would do as well. ``context`` is
+    that of whoever asked: what is begun for it goes on in that.
     """
 
     ticket_id: str
@@ -41,6 +43,7 @@ class Ticket:
     ttl_ms: int | None = None
     slot: bool = True
     others: tuple[str, ...] = ()
+    context: Context | None = None
 
     @property
     def choices(self) -> tuple[str, ...]:
