@@ -216,6 +216,18 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ),
     ({"concurrencyLimit": 0}, {}, "models.a.concurrencyLimit", "needless it is the usual"),
     (
+        {"cmd": "llama-server -m m.gguf -np 2", "concurrencyLimit": 8, "filters": {"stripParams": "top_k"}},
+        {"slots": 2, "requests": {"concurrency": 8, "strip": ["top_k"]}},
+        "models.a.concurrencyLimit",
+        "mapped pools[].requests.concurrency: those that wait for a slot are counted, too",
+    ),
+    (
+        {"cmd": "llama-server -m m.gguf -np 2", "concurrencyLimit": 2},
+        {"slots": 2},
+        "models.a.concurrencyLimit",
+        "needless as many requests go in as there are slots; others wait, instead of being refused",
+    ),
+    (
         {"cmdStop": "kill -TERM ${PID}"},
         {},
         "models.a.cmdStop",
