@@ -30,7 +30,9 @@ LONG: Any = [{"role": "user", "content": "Write a very long story about a dog an
 class Home(Daemon):
     """A daemon with a gateway, and one real model that is not loaded; ``others`` are the same model under these ids."""
 
-    def __init__(self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", **pool: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", capture: str = "0", **pool: Any
+    ) -> None:  # fmt: skip
         self.gateway_port = free_port()
         provisioning = {"mode": "package", "flags": ["--threads", "1"]}
         smol = {
@@ -38,7 +40,8 @@ class Home(Daemon):
             "aliases": ["gpt-4o"], "provisioning": provisioning, **pool,
         }  # fmt: skip
         pools = json.dumps([smol, *({**smol, "id": name, "aliases": []} for name in others)])
-        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"}}\npools: {pools}\n{sections}')
+        gateway = f'{{bind: "127.0.0.1:{self.gateway_port}", capture_bytes: {capture}}}'
+        super().__init__(folder, f"gateway: {gateway}\npools: {pools}\n{sections}")
 
     @property
     def url(self) -> str:
@@ -192,6 +195,26 @@ def test_one_more_than_a_pool_may_have_is_refused_while_it_loads_and_served_when
         codes = [answer["error"]["code"] for status, answer in found if status == 429]
         assert sorted(status for status, _ in found) == [200] * 2 + [429] * 6 and codes == ["concurrency_limit"] * 6
         assert home.ask("POST", "/v1/completions", body)[0] == 200 and len(home.lines("spawn")) == 1
+    finally:
+        home.end()
+
+
+def test_what_was_said_is_read_where_it_is_captured(open_dir: Path, smol_model: Path) -> None:
+    home = Home(open_dir / "home", smol_model, capture="8MiB")
+    home.start()
+    try:
+        chat = openai.OpenAI(base_url=f"{home.url}/v1", api_key="sk-none", max_retries=0, timeout=60)
+        streamed = chat.chat.completions.create(
+            model="smol", messages=ASKED, max_tokens=16, temperature=0, stream=True, extra_headers={"x-request-id": "mine"}
+        )
+        said = "".join(str(chunk.choices[0].delta.content or "") for chunk in streamed if chunk.choices)
+        row = home.ask("GET", "/v1/requests/mine")[1]
+        assert json.loads(row["captured"]["request"]["text"])["messages"] == ASKED and "sk-none" not in str(row)
+        events = [line[6:] for line in row["captured"]["answer"]["text"].splitlines() if line.startswith("data: {")]
+        choices = [choice for event in events for choice in json.loads(event)["choices"]]
+        assert "".join(choice["delta"].get("content") or "" for choice in choices) == said
+        (line,) = home.lines("captures")
+        assert "8 MiB of memory" in line["human"]
     finally:
         home.end()
 

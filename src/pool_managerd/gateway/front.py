@@ -122,23 +122,6 @@ class Front:
         self._access.caller(request.headers)
         return web.json_response(await self._leasing.queue())
 
-    async def requests(self, request: web.Request) -> web.StreamResponse:
-        """Those of the caller's key, in flight and recent."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._rows(request))
-
-    async def _rows(self, request: web.Request) -> web.StreamResponse:
-        caller = self._access.caller(request.headers)
-        return web.json_response([row for row in self._requests.rows() if row["key"] == caller.name])
-
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        """One of the caller's own requests ends now."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._cancelled(request))
-
-    async def _cancelled(self, request: web.Request) -> web.StreamResponse:
-        caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]
-        self._requests.cancel(wanted, caller.name)
-        return web.json_response({"request_id": wanted, "cancelled": True})
-
     async def not_found(self, request: web.Request) -> web.StreamResponse:
         problem = RequestError(
             f"cannot find {request.method} {request.path[:120]}", code="NOT_FOUND", status=404,
@@ -186,10 +169,13 @@ class Front:
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         caller = self._access.caller(exchange.request.headers)
+        exchange.record.key = caller.name
         body = Body(self._bodies)
         try:
-            asked = self._read(exchange.request, await body.read(exchange.request), path)
-            exchange.stream, exchange.record.key = asked.stream and path.streams, caller.name
+            raw = await body.read(exchange.request)
+            self._requests.capture(exchange.record, exchange.request.raw_headers, raw)
+            asked = self._read(exchange.request, raw, path)
+            exchange.stream = asked.stream and path.streams
             target = exchange.request.rel_url.raw_path_qs
             if path.inner is not None:
                 target = path.inner + target[len(exchange.request.rel_url.raw_path) :]
@@ -211,6 +197,7 @@ class Front:
         body = Body(self._bodies)
         try:
             raw = await body.read(request)
+            self._requests.capture(exchange.record, request.raw_headers, raw)
             with caller.asking(model):
                 return await self._served(exchange, target, passed_through(model, raw, target))
         finally:

@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
+from pool_managerd.gateway.captures import Captures
 from pool_managerd.gateway.certificate import Certificate
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
@@ -29,6 +31,7 @@ from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
+from pool_managerd.gateway.request_pages import RequestPages
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.gateway.watchers import Watchers
@@ -37,6 +40,7 @@ from pool_managerd.httpd.guard import at_work
 from pool_managerd.httpd.server import HttpLimits, HttpServer, url_of
 from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
 
+log = structlog.get_logger("pool_managerd.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -44,8 +48,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked for.
     ``certificate`` None: it speaks plain HTTP. ``local``: only this machine is to call; ``origins``: of web pages that may.
-    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every
-    series; ``narrate``: every request has its line in the log.
+    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``capture_bytes``: of
+    memory for what requests and answers say; 0: it is kept nowhere. ``labels`` go on every series; ``narrate``: every request has
+    its line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -57,6 +62,7 @@ class GatewayOptions:
     origins: tuple[str, ...] = ()
     sessions: SessionNames = field(default_factory=SessionNames)
     loading_text: bool = False
+    capture_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     narrate: bool = False
 
@@ -72,10 +78,16 @@ class Gateway:
         self._server: HttpServer | None = None
         keys = self._options.keys
         self._budgets = None if keys is None else Budgets(beside(keys.place))
-        self._requests = Requests(GatewayMetrics(self._options.labels), self._budgets, narrate=self._options.narrate)
+        captures = Captures(self._options.capture_bytes) if self._options.capture_bytes else None
+        self._requests = Requests(GatewayMetrics(self._options.labels), self._budgets, captures, narrate=self._options.narrate)
         self._watchers = Watchers()
 
     async def __aenter__(self) -> Gateway:
+        if most := self._options.capture_bytes:
+            log.warning(
+                f"What requests and answers say is captured, in {most >> 20} MiB of memory: gateway.capture_bytes",
+                action="captures",
+            )  # fmt: skip
         await self._link.__aenter__()
         return self
 
@@ -98,7 +110,8 @@ class Gateway:
         parts = FrontParts(self.leasing, self._links, access, self._requests, self._options.sessions, loading)
         faces = Faces(self.leasing, access, self._watchers)
         logs = EngineLogs(self._link, self.leasing, access, self._watchers)
-        app = _application(Front(parts, self._options.limits), faces, logs, self._options)
+        pages = RequestPages(self._requests, access)
+        app = _application(Front(parts, self._options.limits), faces, logs, pages, self._options)
         certificate = self._options.certificate
         self._server = HttpServer(app, self._options.http, _refusal, None if certificate is None else certificate.context)
         await self._server.start(listener)
@@ -109,7 +122,9 @@ class Gateway:
         await self.leasing.run()
 
 
-def _application(front: Front, faces: Faces, logs: EngineLogs, options: GatewayOptions) -> web.Application:
+def _application(
+    front: Front, faces: Faces, logs: EngineLogs, pages: RequestPages, options: GatewayOptions
+) -> web.Application:  # fmt: skip
     app = web.Application(
         middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.bodies.each_bytes
     )
@@ -121,8 +136,9 @@ def _application(front: Front, faces: Faces, logs: EngineLogs, options: GatewayO
     app.router.add_get("/health", front.health)
     app.router.add_get("/metrics", front.metrics)
     app.router.add_get("/v1/queue", front.queue)
-    app.router.add_get("/v1/requests", front.requests)
-    app.router.add_delete("/v1/requests/{request_id}", front.cancel)
+    app.router.add_get("/v1/requests", pages.all)
+    app.router.add_get("/v1/requests/{request_id}", pages.one)
+    app.router.add_delete("/v1/requests/{request_id}", pages.cancel)
     for method, path, handler in (
         ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),
         ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),
