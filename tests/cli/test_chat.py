@@ -16,6 +16,7 @@ from pool_managerd.cli.exits import REFUSED, USAGE
 from pool_managerd.gateway.keys import KeyFile
 from tests.cli.pages import Page, answering
 from tests.cli.test_commands import Invoke
+from tests.cli.test_crashes import at_80_columns
 
 ROW = {
     "request_id": "r1", "path": "/v1/chat/completions", "key": None, "model": "m", "pool_id": "m", "state": "ended",
@@ -120,6 +121,17 @@ def test_a_request_is_shown_with_what_it_says(invoke: Invoke, scripted: Scripted
     assert "tokens       12 in, 34 out\n" in out and f"request: {len(said)} bytes, application/json\n" in out
     assert "text/event-stream, of which this is the beginning\n" in out and "  data: [DONE]\n" in out
     assert json.loads(invoke("requests", "r1", "-o", "json", "--url", scripted.url)[1])["captured"] == scripted.said["captured"]
+
+
+def test_what_a_request_says_is_read_at_80_columns(
+    invoke: Invoke, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    at_80_columns(monkeypatch)
+    said = json.dumps({"messages": [{"role": "user", "content": "some words " * 60}]})
+    asked = body(said, "application/json; charset=utf-8; profile=a-long-one", truncated=False)
+    scripted.said = {"captured": {"request": asked, "answer": body("data: " + said, "text/event-stream")}, "not_captured": None}
+    code, out, _ = invoke("requests", "r1", "--url", scripted.url)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80 and out.count("some words") > 100
 
 
 def test_a_request_whose_bodies_are_not_there_says_why(invoke: Invoke, scripted: Scripted) -> None:

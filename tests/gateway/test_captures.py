@@ -7,11 +7,11 @@ import dataclasses
 import gzip
 import io
 import os
+import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -19,6 +19,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pool_managerd.config.pools import RequestRules
 from pool_managerd.gateway import requests
 from pool_managerd.gateway.captures import Capture, Captures
 from pool_managerd.gateway.keys import KeyFile
@@ -128,7 +129,7 @@ async def test_what_cannot_be_read_is_captured_too_and_pages_are_not(one: Lab) -
     }
     async with one.session.get(one.url + "/upstream/m/slots", headers={"x-request-id": "page"}) as page:
         assert page.status == 200
-    assert (await read(one, "page"))[1]["not_captured"] == "it had no body"
+    assert (await read(one, "page"))[1]["not_captured"] == "it had no body, or there was no room"
 
 
 async def test_off_nothing_is_kept_and_that_is_said() -> None:
@@ -208,7 +209,7 @@ async def test_what_is_listed_no_more_is_kept_no_more(one: Lab, monkeypatch: pyt
     for number in range(8):
         await one.ask(CHAT, headers={"x-request-id": f"r{number}"})
     captures = one.gateway._requests._captures
-    assert captures is not None and len(captures._over) == 3 and (await read(one, "r4"))[0] == 404
+    assert captures is not None and len(captures.over) == 3 and (await read(one, "r4"))[0] == 404
     assert (await read(one, "r5"))[1]["captured"] is not None
 
 
@@ -220,7 +221,9 @@ steps = st.lists(
 
 
 @given(steps, st.integers(MIB // 16, MIB), st.randoms(use_true_random=False))
-def test_whatever_comes_the_memory_is_bounded_and_given_back(done: list[tuple[str, bytes]], most: int, random: Any) -> None:
+def test_whatever_comes_the_memory_is_bounded_and_given_back(
+    done: list[tuple[str, bytes]], most: int, chance: random.Random
+) -> None:
     captures, live, over = Captures(most), list[Capture](), list[Capture]()
     text = ((b"Content-Type", b"text/event-stream"),)
     for what, piece in done:
@@ -228,12 +231,12 @@ def test_whatever_comes_the_memory_is_bounded_and_given_back(done: list[tuple[st
             if (made := captures.begin(text, piece)) is not None:
                 live.append(made)
         elif what == "forget" and over:
-            captures.forget(over.pop(random.randrange(len(over))))
+            over.pop(chance.randrange(len(over))).forget()
         elif live and what == "over":
-            captures.over(live[0])
+            live[0].over()
             over.append(live.pop(0))
         elif live and what in ("answered", "passes"):
-            chosen = random.choice(live)
+            chosen = chance.choice(live)
             if what == "passes":
                 chosen.passes(piece)
             elif chosen.answer is None:
@@ -244,7 +247,27 @@ def test_whatever_comes_the_memory_is_bounded_and_given_back(done: list[tuple[st
             part = body.to_dict()
             assert part["truncated"] or len(part["text"]) in (0, part["bytes"])
     for one in live:
-        captures.over(one)
+        one.over()
     for one in (*live, *over):
-        captures.forget(one)
-    assert captures.held == 0 and not captures._over
+        one.forget()
+    assert captures.held == 0 and not captures.over
+
+
+async def test_whatever_clients_and_engines_do_nothing_stays_that_is_over() -> None:
+    rules = RequestRules(concurrency=6).model_dump(mode="json")
+    async with lab(dataclasses.replace(OPTIONS, capture_bytes=MIB), rules=rules, slots=9) as one:
+        one.node.slots = 9
+        chance = random.Random(1)
+        for _ in range(12):
+            one.engine.dies_after, one.engine.refuses = chance.choice([None, None, 1]), chance.choice([0, 0, 1])
+            bodies = [{**CHAT, "stream": chance.random() < 0.5, "x": "y" * chance.choice([9, 200_000])} for _ in range(9)]
+            asking = [asyncio.create_task(one.text(body)) for body in bodies]
+            for task in chance.sample(asking, 4):
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await one.until(lambda: not one.gateway._requests._live, "all to be over")
+        captures = one.gateway._requests._captures
+        assert captures is not None and one.gateway.leasing._concurrency.here["m"] == 0
+        bodies_held = [body for over in captures.over for body in (over.request, over.answer) if body is not None]
+        assert captures.held == len(captures.over) * 4096 + sum(len(body.kept) for body in bodies_held) < MIB

@@ -74,6 +74,21 @@ class Capture:
         if self.answer is not None:
             self.answer.add(piece)
 
+    def over(self) -> None:
+        """Its request is: it makes room where newer ones need it."""
+        self._captures.over[self] = None
+
+    def forget(self) -> None:
+        """It is over, and wanted no more."""
+        if self.forgotten:
+            return
+        self.forgotten = True
+        del self._captures.over[self]
+        self._captures.held -= _FLAT
+        for body in filter(None, (self.request, self.answer)):
+            self._captures.held -= len(body.kept)
+            body.kept = bytearray()
+
 
 class Captures:
     """``most_bytes`` is what they take together: the oldest that are over make room; where there are none, bodies are cut."""
@@ -82,7 +97,8 @@ class Captures:
         self._most = most_bytes * 8 // 9  # what grows has room for an eighth more
         self.each = min(MAX_EACH, self._most // 16)
         self.held = 0
-        self._over: dict[Capture, None] = {}
+        self.over: dict[Capture, None] = {}
+        """Oldest first."""
 
     def begin(self, headers: Headers, body: bytes) -> Capture | None:
         """Of a request that has come; None where there is no room for it."""
@@ -93,23 +109,8 @@ class Captures:
 
     def take(self, wanted: int) -> int:
         """So many bytes are taken, of as many as are ``wanted``."""
-        while self.held + wanted > self._most and self._over:
-            self.forget(next(iter(self._over)))
+        while self.held + wanted > self._most and self.over:
+            next(iter(self.over)).forget()
         granted = min(wanted, self._most - self.held)
         self.held += granted
         return granted
-
-    def over(self, capture: Capture) -> None:
-        """Its request is."""
-        self._over[capture] = None
-
-    def forget(self, capture: Capture) -> None:
-        """One that is over."""
-        if capture.forgotten:
-            return
-        del self._over[capture]
-        capture.forgotten = True
-        self.held -= _FLAT
-        for body in filter(None, (capture.request, capture.answer)):
-            self.held -= len(body.kept)
-            body.kept = bytearray()

@@ -74,7 +74,8 @@ class Requests:
             return {"captured": {"request": capture.request.to_dict(), "answer": answer}, "not_captured": None}
         if self._captures is None:
             return {"captured": None, "not_captured": "captures are off: set gateway.capture_bytes"}
-        return {"captured": None, "not_captured": "it had no body" if capture is None else "newer ones needed the room"}
+        why = "it had no body, or there was no room" if capture is None else "newer ones needed the room"
+        return {"captured": None, "not_captured": why}
 
     def capture(self, record: Record, headers: Headers, body: bytes) -> None:
         """Its body has come."""
@@ -126,11 +127,11 @@ class Requests:
         record.over()
         if record.state in ("queued", "running"):
             record.state = "ended"
-        if record.capture is not None and self._captures is not None:
-            self._captures.over(record.capture)
+        if record.capture is not None:
+            record.capture.over()
         self._recent.append(record)
-        if len(self._recent) > RECENT and (oldest := self._recent.popleft().capture) is not None and self._captures is not None:
-            self._captures.forget(oldest)
+        if len(self._recent) > RECENT and (oldest := self._recent.popleft().capture) is not None:
+            oldest.forget()
         if self._budgets is not None and record.key is not None:
             self._budgets.count(record.key, record.spent())
         self.metrics.answered(record.pool_id or NO_POOL, record.path, record.status or 499)
