@@ -1,4 +1,4 @@
-"""``import llama-swap``: where its output goes, what it exits with, what it never writes over."""
+"""``import``: where its output goes, what it exits with, what it never writes over."""
 
 from __future__ import annotations
 
@@ -102,3 +102,45 @@ def test_the_report_fits_into_80_columns(invoke: Invoke, swap: Path, monkeypatch
     _, _, err = invoke(*SWAP)
     assert max(map(width, err.splitlines())) <= 80
     assert "GPU-only" in err and "\x1b" not in err
+
+
+PRESETS = "[*]\napi-key = sk-123456789\n[a]\nmodel = /m/a.gguf\nnew-flag = on\n"
+IMPORT = ("import", "llama-cpp-presets", "presets.ini")
+
+
+def test_presets_of_llama_cpp_are_moved_over_and_pass_our_own_check(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    Path("presets.ini").write_text(PRESETS)
+    code, out, err = invoke(*IMPORT, "--out", "ours.yaml")
+    assert (code, out) == (1, "") and "[a] new-flag" in err and "PATH" in err and "2 dropped; written to ours.yaml" in err
+    assert "123456789" not in err + Path("ours.yaml").read_text()
+    assert invoke("config", "check", "ours.yaml")[0] == 0
+    assert invoke(*IMPORT)[1] == Path("ours.yaml").read_text()
+
+
+def test_presets_of_a_real_engine_and_model_are_accepted_as_they_are(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, llama_server: Path, smol_model: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(llama_server.parent))
+    Path("presets.ini").write_text(f"version = 1\n[*]\nc = 512\n[org/smol:Q4_1]\nmodel = {smol_model}\nload-on-startup = true\n")
+    assert invoke(*IMPORT, "--out", "ours.yaml")[0] == 0
+    code, out, err = invoke("config", "check", "ours.yaml", "-o", "json")
+    assert code == 0 and json.loads(out)["ok"] and "warn" not in err
+    assert f"path: {llama_server}" in Path("ours.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "presets.ini: cannot read it: No such file"),
+        (b"\x7fELF\x02\x01\x01\x00\xff", "presets.ini: cannot read it: byte 8 is not UTF-8"),
+        (b"\x00" * 9, "presets.ini:1:1: cannot read it: it holds NUL"),
+        (b"models: {}\n", "presets.ini:1:1: cannot read 'models' …"),
+        (b" " * ((1 << 20) + 1), "presets.ini: cannot read it: it is larger than"),
+    ],
+)
+def test_what_are_no_presets_is_a_2(invoke: Invoke, data: bytes | None, said: str) -> None:
+    if data is not None:
+        Path("presets.ini").write_bytes(data)
+    code, out, err = invoke(*IMPORT)
+    assert (code, out) == (2, "") and err.startswith(said)

@@ -100,9 +100,9 @@ def test_a_merge_bomb_is_refused_quickly() -> None:
     wide = "x-w: &w {" + ",".join(f"k{number}: 1" for number in range(5_000)) + "}\n"
     wide += "".join(f"x-{number}: {{<<: *w}}\n" for number in range(5_000))
     for text in (bomb, wide):
-        began = time.monotonic()
+        began = time.process_time()
         assert "too many values" in str(parse_yaml(text, "f").problems[0])
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
 
 def test_a_quoted_double_arrow_is_a_key_like_any_other() -> None:

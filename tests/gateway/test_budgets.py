@@ -20,7 +20,7 @@ DAY = 86_400
 
 async def test_a_budget_is_spent_remembered_and_new_the_next_day(tmp_path: Path) -> None:
     now = [10 * DAY + 82_800.0]
-    budgets = Budgets(tmp_path / "used", lambda: now[0])
+    budgets = Budgets(tmp_path / "used", now=lambda: now[0])
     budgets.require(KEY)
     budgets.count("a", 99)
     budgets.require(KEY)
@@ -30,17 +30,17 @@ async def test_a_budget_is_spent_remembered_and_new_the_next_day(tmp_path: Path)
     assert (refused.value.status, refused.value.code, refused.value.retry_after_ms) == (429, "BUDGET_SPENT", 3_600_000)
     assert not refused.value.retriable
     budgets.save()
-    again = Budgets(tmp_path / "used", lambda: now[0])
+    again = Budgets(tmp_path / "used", now=lambda: now[0])
     assert again.used("a") == 100 and again.used("b") == 0
     now[0] += 3_600
     again.require(KEY)
-    assert Budgets(tmp_path / "used", lambda: now[0]).used("a") == 0
+    assert Budgets(tmp_path / "used", now=lambda: now[0]).used("a") == 0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"day": 1}', '{"day": 0, "used": 3}'])
 async def test_a_file_that_cannot_be_read_is_counted_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "used").write_text(text)
-    assert Budgets(tmp_path / "used", lambda: 5.0).used("a") == 0
+    assert Budgets(tmp_path / "used", now=lambda: 5.0).used("a") == 0
 
 
 async def test_a_disk_that_takes_nothing_keeps_nobody_out(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ async def test_without_keys_they_are_for_the_gateways_own_user(
 
 async def test_many_large_requests_take_no_more_memory_than_there_is_for_them() -> None:
     async with lab(dataclasses.replace(OPTIONS, capture_bytes=MIB)) as one:
-        captures = one.gateway._requests._captures
+        captures = one.gateway._requests.captures
         assert captures is not None
         one.node.slots, one.node.rows["m"]["slots"] = 99, 99
         await one.node.tell()
@@ -208,7 +208,7 @@ async def test_what_is_listed_no_more_is_kept_no_more(one: Lab, monkeypatch: pyt
     monkeypatch.setattr(requests, "RECENT", 3)
     for number in range(8):
         await one.ask(CHAT, headers={"x-request-id": f"r{number}"})
-    captures = one.gateway._requests._captures
+    captures = one.gateway._requests.captures
     assert captures is not None and len(captures.over) == 3 and (await read(one, "r4"))[0] == 404
     assert (await read(one, "r5"))[1]["captured"] is not None
 
@@ -267,7 +267,7 @@ async def test_whatever_clients_and_engines_do_nothing_stays_that_is_over() -> N
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
         await one.until(lambda: not one.gateway._requests._live, "all to be over")
-        captures = one.gateway._requests._captures
-        assert captures is not None and one.gateway.leasing._concurrency.here["m"] == 0
+        captures = one.gateway._requests.captures
+        assert captures is not None and one.gateway.leasing._concurrency.here("m") == 0
         bodies_held = [body for over in captures.over for body in (over.request, over.answer) if body is not None]
         assert captures.held == len(captures.over) * 4096 + sum(len(body.kept) for body in bodies_held) < MIB

@@ -16,6 +16,7 @@ from pool_managerd.errors import RequestError
 from pool_managerd.gateway.concurrency import Concurrency, Counted
 from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.tally import Tally
 from tests.gateway.lab import OPTIONS, Json, Lab, lab
 
 CHAT = {"model": "m", "messages": []}
@@ -173,7 +174,7 @@ async def test_whoever_goes_away_at_any_moment_is_counted_no_more() -> None:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
         await one.until(lambda: not one.gateway._requests._live, "all to be gone")
-        assert one.gateway.leasing._concurrency.here == {"m": 0}
+        assert one.gateway.leasing._concurrency.here("m") == 0
 
 
 async def test_an_engine_that_ends_costs_no_request_its_place() -> None:
@@ -181,7 +182,7 @@ async def test_an_engine_that_ends_costs_no_request_its_place() -> None:
         one.engine.refuses = 1
         one.node.pool("n", one.engine_url, names=["n", "m"])
         assert (await one.ask(CHAT))[0] in (200, 502)
-        assert (await one.ask(CHAT))[0] == 200 and one.gateway.leasing._concurrency.here == {"m": 0}
+        assert (await one.ask(CHAT))[0] == 200 and one.gateway.leasing._concurrency.here("m") == 0
 
 
 names = st.sampled_from(["a", "b", "c", "ab", "abc"])
@@ -198,7 +199,7 @@ def test_no_more_are_let_in_than_the_pools_may_have(limits: dict[str, int | None
         for one, most in limits.items()
     ]  # fmt: skip
     directory.learn({"pools": rows, "gone": [], "waiting": False}, whole=True)
-    concurrency, live = Concurrency(directory), list[Counted]()
+    concurrency, live = Concurrency(directory, Tally()), list[Counted]()
     for name, pick, leaves in asked:
         if leaves and live:
             live.pop(pick % len(live)).over()
@@ -207,12 +208,12 @@ def test_no_more_are_let_in_than_the_pools_may_have(limits: dict[str, int | None
         except RequestError as problem:
             assert problem.code == "CONCURRENCY_LIMIT" and all(concurrency.room(pool) <= 0 for pool in directory.pools(name))
             continue
-        assert limits[found.pool_id] is None or concurrency.here[found.pool_id] <= (limits[found.pool_id] or 0)
+        assert limits[found.pool_id] is None or concurrency.here(found.pool_id) <= (limits[found.pool_id] or 0)
         able = found.pools()
         if pick < len(able):
             found.goes_to(able[pick])
         live.append(found)
-        assert all(most is None or concurrency.here[one] <= most for one, most in limits.items())
+        assert all(most is None or concurrency.here(one) <= most for one, most in limits.items())
     for one in live:
         one.over()
-    assert concurrency.here.total() == 0
+    assert [concurrency.here(one) for one in limits] == [0] * 3

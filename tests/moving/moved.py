@@ -1,4 +1,4 @@
-"""A llama-swap file moved over, and looked at as our own tools do: it loads, it may be served, every key has a finding."""
+"""A file of another tool moved over, and looked at as our own tools do: it loads, it may be served, every key has a finding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pool_managerd import daemon
 from pool_managerd.config import Config
 from pool_managerd.config.load import load_text
 from pool_managerd.config.parse import key_text, parse_yaml
-from pool_managerd.moving.llama_swap import convert
-from pool_managerd.moving.pool import Surroundings
+from pool_managerd.moving import llama_swap, presets
+from pool_managerd.moving.document import Moved
+from pool_managerd.moving.draft import Surroundings
+from pool_managerd.moving.presets_ini import read
 from pool_managerd.moving.report import Finding
-from pool_managerd.wiring.imported_flags import read_flags
+from pool_managerd.wiring.imported_flags import flag_of_key, read_flags
 
 PROGRAMS = {"llama-server": "/usr/bin/llama-server", "vllm": "/opt/vllm/bin/vllm"}
-SURROUNDINGS = Surroundings(PROGRAMS.get, read_flags)
+SURROUNDINGS = Surroundings(PROGRAMS.get, read_flags, flag_of_key)
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,27 @@ class Result:
 
 
 def move(text: str, env: dict[str, str] | None = None) -> Result:
-    """As the command does it. What it writes is always fit for use."""
-    moved = convert(text, "swap.yaml", env or {}, SURROUNDINGS)
+    """A llama-swap file, as the command does it."""
+    moved = llama_swap.convert(text, "swap.yaml", env or {}, SURROUNDINGS)
+    _every_key_has_one(moved.findings, text)
+    return _fit_for_use(moved)
+
+
+def move_presets(text: str) -> Result:
+    """A file of llama.cpp's presets, as the command does it."""
+    moved = presets.convert(text, "presets.ini", SURROUNDINGS)
+    found = read(text, "presets.ini")
+    told = {(one.line, one.key.partition("] ")[2].split(" ")[0]) for one in moved.findings}
+    for entry in (*found.everywhere, *(one for entries in found.sections.values() for one in entries)):
+        line = found.source.line(entry.path)
+        assert any(at == line and entry.key.startswith(key) for at, key in told), entry
+    return _fit_for_use(moved)
+
+
+def _fit_for_use(moved: Moved) -> Result:
     config = load_text(moved.text, Path("/srv/pool-managerd.yaml"), env={})
     daemon.check(config, {})
     assert moved.dropped == sum(one.outcome == "dropped" for one in moved.findings)
-    _every_key_has_one(moved.findings, text)
     return Result(moved.text, config, moved.findings)
 
 

@@ -86,6 +86,11 @@ def test_a_flag_of_llama_server(flags: str, pool: dict[str, Any], flag: str, bec
     assert moved.config.pools[0].model == "file:/m/a.gguf"
 
 
+def test_a_file_lies_beside_a_model_that_is_named_behind_it() -> None:
+    moved = move(model("llama-server --mmproj /elsewhere/p.gguf -m /m/a.gguf"))
+    assert "must lie beside the model" in moved.of("models.a.cmd --mmproj")[0]
+
+
 VLLM: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "--max-model-len 8192",

@@ -102,7 +102,9 @@ async def test_a_shim_and_its_child_wait_in_advance_take_the_next_order_and_go_w
 @pytest.mark.parametrize("which", [0, 1], ids=["the shim", "its child"])
 async def test_a_spare_that_was_killed_costs_nothing_but_itself(bench: Bench, which: int) -> None:
     process = await bench.launch(sh("exec sleep 60"))
-    end((await spare_of(bench, process))[which])
+    killed = (await spare_of(bench, process))[which]
+    end(killed)
+    await eventually(lambda: not alive(killed))
     assert (await bench.run(sh("exit 5"), epoch=2)).code == 5
 
 

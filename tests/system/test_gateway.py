@@ -31,8 +31,8 @@ class Home(Daemon):
     """A daemon with a gateway, and one real model that is not loaded; ``others`` are the same model under these ids."""
 
     def __init__(
-        self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", capture: str = "0", **pool: Any
-    ) -> None:  # fmt: skip
+        self, folder: Path, model: Path, others: tuple[str, ...] = (), sections: str = "", gateway: str = "", **pool: Any
+    ) -> None:
         self.gateway_port = free_port()
         provisioning = {"mode": "package", "flags": ["--threads", "1"]}
         smol = {
@@ -40,8 +40,7 @@ class Home(Daemon):
             "aliases": ["gpt-4o"], "provisioning": provisioning, **pool,
         }  # fmt: skip
         pools = json.dumps([smol, *({**smol, "id": name, "aliases": []} for name in others)])
-        gateway = f'{{bind: "127.0.0.1:{self.gateway_port}", capture_bytes: {capture}}}'
-        super().__init__(folder, f"gateway: {gateway}\npools: {pools}\n{sections}")
+        super().__init__(folder, f'gateway: {{bind: "127.0.0.1:{self.gateway_port}"{gateway}}}\npools: {pools}\n{sections}')
 
     @property
     def url(self) -> str:
@@ -61,11 +60,12 @@ class Home(Daemon):
         except OSError:
             return False
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:
         """One request to the gateway, with its decoded answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.gateway_port, timeout=60)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         finally:
@@ -200,7 +200,7 @@ def test_one_more_than_a_pool_may_have_is_refused_while_it_loads_and_served_when
 
 
 def test_what_was_said_is_read_where_it_is_captured(open_dir: Path, smol_model: Path) -> None:
-    home = Home(open_dir / "home", smol_model, capture="8MiB")
+    home = Home(open_dir / "home", smol_model, gateway=", capture_bytes: 8MiB")
     home.start()
     try:
         chat = openai.OpenAI(base_url=f"{home.url}/v1", api_key="sk-none", max_retries=0, timeout=60)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +21,13 @@ from pool_managerd.cli.table import Column, table
 if TYPE_CHECKING:
     from pool_managerd.config import Config
     from pool_managerd.gateway.keys import KeyFile
+    from pool_managerd.gateway.node_link import NodeLink
 
 Bind = Annotated[
     str | None, typer.Option("--bind", metavar="HOST:PORT", help="Where it listens. [127.0.0.1:8088]", show_default=False)
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=64, help="How many processes it is. [1]", show_default=False)
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="A model that it may ask for; several times, for several.")]
@@ -32,30 +39,70 @@ Tokens = Annotated[
 DEFAULT_BIND = "127.0.0.1:8088"
 
 
-def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None) -> None:
+def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None, workers: Workers = None) -> None:
     """Serve models by name on one port (OpenAI, Anthropic).
 
     It is a client of the daemon: a restart of either ends no stream that the other has to do with.
     """
     import asyncio
 
-    from pool_managerd._version import __version__
+    from pool_managerd.config.parse import read_bounded
     from pool_managerd.gateway import process
+    from pool_managerd.gateway import workers as several
+    from pool_managerd.httpd.server import listen_together
+
+    path, loaded = _loaded(config, bind, workers)
+    where = loaded.gateway.bind or DEFAULT_BIND
+    options, link = process.options_of(loaded, where), _link(url, path, loaded)
+    listeners = listen_together(where, loaded.gateway.workers)
+    with _logging(loaded):
+        if len(listeners) == 1:
+            asyncio.run(process.serve(link, listeners[0], options))
+            return
+        words = [word for name, value in (("--config", path), ("--url", url)) if value is not None for word in (name, str(value))]
+        command = (sys.executable, "-P", "-m", "pool_managerd.cli", "gateway-worker", *words, "--bind", where)
+        code = asyncio.run(several.Workers(command, "" if path is None else read_bounded(path), listeners).run())
+    if code:
+        raise typer.Exit(code)
+
+
+def gateway_worker(one: Annotated[str, typer.Argument()], config: ConfigFile = None, url: Url = None, bind: Bind = None) -> None:
+    """One process of a gateway that has several: that begins it."""
+    import asyncio
+    import socket
+
+    from pool_managerd.config.load import load_config, load_text
+    from pool_managerd.gateway import process
+    from pool_managerd.gateway.workers import Worker, read_orders
+
+    worker = Worker.from_argument(one)
+    orders, text = sys.stdin.fileno(), read_orders(sys.stdin.fileno())
+    flags = {"gateway.bind": bind, "gateway.workers": worker.of}
+    loaded = (
+        load_config(None, env=os.environ, overrides=flags) if config is None
+        else load_text(text, config, env=os.environ, overrides=flags)
+    )  # fmt: skip
+    options, link = process.options_of(loaded, loaded.gateway.bind or DEFAULT_BIND), _link(url, config, loaded)
+    with _logging(loaded):
+        asyncio.run(process.serve(link, socket.socket(fileno=worker.clients), options, worker.common(), orders))
+
+
+def _link(url: str | None, path: Path | None, loaded: Config) -> NodeLink:
     from pool_managerd.gateway.node_link import NodeLink
-    from pool_managerd.httpd.server import listen
+
+    node, token_file = find_daemon(url, path, os.environ), loaded.auth.token_file
+    return NodeLink(node.url, lambda: node.token or _first_line(token_file))
+
+
+@contextmanager
+def _logging(loaded: Config) -> Iterator[None]:
+    from pool_managerd._version import __version__
     from pool_managerd.telemetry.logs import LogOptions, configure_logging
 
-    path, loaded = _loaded(config, bind)
-    where = loaded.gateway.bind or DEFAULT_BIND
-    options = process.options_of(loaded, where)
-    node = find_daemon(url, path, os.environ)
-    listener = listen(where)
-    logs = configure_logging(
-        LogOptions(__version__, loaded.telemetry.log_format, loaded.telemetry.labels, loaded.telemetry.log_level)
-    )
+    told = loaded.telemetry
+    logs = configure_logging(LogOptions(__version__, told.log_format, told.labels, told.log_level))
     try:
-        token_file = loaded.auth.token_file
-        asyncio.run(process.serve(NodeLink(node.url, lambda: node.token or _first_line(token_file)), listener, options))
+        yield
     finally:
         logs.close()
 
@@ -67,7 +114,7 @@ def keys_add(
     """Make a key for clients of the gateway. It is printed once; only its hash is kept."""
     lasts = seconds(expires, "--expires")
     until = None if lasts is None else int(time.time() + lasts)
-    path, loaded = _loaded(config, None)
+    path, loaded = _loaded(config)
     names = {name for pool in loaded.pools for name in (pool.id, pool.served_name, *pool.other_names)}
     for unknown in [one for one in model or () if one not in names]:
         typer.echo(f"no pool of the configuration is called {unknown!r}: the key is for it all the same", err=True)
@@ -78,7 +125,7 @@ def keys_ls(config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """List the keys."""
     from pool_managerd.gateway.budgets import Budgets, beside
 
-    keys = _keys(*_loaded(config, None))
+    keys = _keys(*_loaded(config))
     budgets = Budgets(beside(keys.place))
     rows = [
         {
@@ -110,7 +157,7 @@ def _used(row: dict[str, object]) -> str | None:
 
 def keys_rm(name: Name, config: ConfigFile = None) -> None:
     """Remove a key: requests that come with it are refused within a second."""
-    _keys(*_loaded(config, None)).remove(name)
+    _keys(*_loaded(config)).remove(name)
     typer.echo(f"key {name} is removed")
 
 
@@ -126,11 +173,11 @@ def _keys(path: Path | None, loaded: Config) -> KeyFile:
     return found
 
 
-def _loaded(config: Path | None, bind: str | None) -> tuple[Path | None, Config]:
+def _loaded(config: Path | None, bind: str | None = None, workers: int | None = None) -> tuple[Path | None, Config]:
     from pool_managerd.config.load import load_config
 
     path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-    return path, load_config(path, env=os.environ, overrides={"gateway.bind": bind})
+    return path, load_config(path, env=os.environ, overrides={"gateway.bind": bind, "gateway.workers": workers})
 
 
 def _first_line(path: Path | None) -> str | None:

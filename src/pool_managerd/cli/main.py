@@ -101,6 +101,7 @@ for _command in _COMMANDS:
 app.command("yield")(yielding.yield_)
 for _alias in ("ps", "ls"):
     app.command(_alias, hidden=True)(reads.pools)
+app.command(hidden=True)(gateway.gateway_worker)
 breaker_app.command("reset")(changes.breaker_reset)
 config_app.command("check")(serving.config_check)
 config_app.command("show")(serving.config_show)
@@ -114,6 +115,7 @@ for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm
     keys_app.command(_name)(_command)
 import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
 import_app.command("llama-swap")(moving.import_llama_swap)
+import_app.command("llama-cpp-presets")(moving.import_presets)
 app.add_typer(import_app, name="import")
 app.add_typer(keys_app, name="keys")
 app.add_typer(devices_app, name="devices")

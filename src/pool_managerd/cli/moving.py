@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,8 @@ from pool_managerd.cli.output import Format, printable, show
 from pool_managerd.cli.table import Column, table
 
 if TYPE_CHECKING:
-    from pool_managerd.moving.llama_swap import Moved
+    from pool_managerd.moving.document import Moved
+    from pool_managerd.moving.draft import Surroundings
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's configuration file.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the YAML there.", show_default=False)]
@@ -31,10 +33,26 @@ def import_llama_swap(file: File, out: Out = None, force: Force = False, output:
     The YAML goes to the standard output or to --out, a report on every key to stderr. Exits 1 when something was dropped: the
     YAML is written all the same. Macros such as ${env.HOME} are expanded with the environment of this shell.
     """
-    from pool_managerd.config.parse import read_bounded
     from pool_managerd.moving.llama_swap import convert
-    from pool_managerd.moving.pool import Surroundings
-    from pool_managerd.wiring.imported_flags import read_flags
+
+    _import(file, out, force, output, lambda text, around: convert(text, str(file), os.environ, around))
+
+
+def import_presets(file: File, out: Out = None, force: Force = False, output: Output = Format.TABLE) -> None:
+    """Write llama.cpp's presets as our configuration.
+
+    FILE is what llama.cpp's router is started with: llama-server --models-preset FILE. The YAML goes to the standard output or to
+    --out, a report on every key to stderr. Exits 1 when something was dropped: the YAML is written all the same.
+    """
+    from pool_managerd.moving.presets import convert
+
+    _import(file, out, force, output, lambda text, around: convert(text, str(file), around))
+
+
+def _import(file: Path, out: Path | None, force: bool, output: Format, convert: Callable[[str, Surroundings], Moved]) -> None:
+    from pool_managerd.config.parse import read_bounded
+    from pool_managerd.moving.draft import Surroundings
+    from pool_managerd.wiring.imported_flags import flag_of_key, read_flags
 
     if out is not None and not force and os.path.lexists(out):
         raise CommandFailed(f"cannot write {out}: it is there already", USAGE, hint="name another one, or add --force")
@@ -42,7 +60,7 @@ def import_llama_swap(file: File, out: Out = None, force: Force = False, output:
         text = read_bounded(file)
     except ValueError as error:
         raise CommandFailed(f"{file}: {error}", USAGE) from error
-    moved = convert(text, str(file), os.environ, Surroundings(shutil.which, read_flags))
+    moved = convert(text, Surroundings(shutil.which, read_flags, flag_of_key))
     if out is not None:
         _write(out, moved.text, force)
     _tell(moved, out, output)

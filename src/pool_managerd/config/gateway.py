@@ -20,6 +20,9 @@ class GatewayConfig(Section):
         None, description="Where it listens, as a process of its own that `serve` keeps running; absent: there is none.",
         examples=["127.0.0.1:8088"],
     )  # fmt: skip
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="How many processes it is: one serves some thousand events of streams a second, on a core of its own."
+    )
     keys_file: Path | None = Field(
         None, description="API keys, written by `keys add`. Off loopback they are required.", examples=["keys.json"]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +13,16 @@ from pool_managerd.errors import RequestError
 from pool_managerd.gateway.budgets import Budgets
 from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KEY_HEADERS, Key, KeyFile
+from pool_managerd.gateway.tally import Tally
 from pool_managerd.httpd.guard import guarded
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``key`` None: keys are not asked for. ``at_work`` counts the running requests of each key, ``budgets`` its tokens."""
+    """``key`` None: keys are not asked for. ``tally`` counts the running requests of each key, ``budgets`` its tokens."""
 
     key: Key | None
-    at_work: Counter[str]
+    tally: Tally
     budgets: Budgets | None = None
 
     @property
@@ -55,16 +55,18 @@ class Caller:
         if self.budgets is not None:
             self.budgets.require(self.key)
         name, most = self.key.name, self.key.concurrency
-        if most is not None and self.at_work[name] >= most:
+        if most is None:
+            yield
+            return
+        if not self.tally.begin(name, most):
             raise RequestError(
                 f"cannot serve more than {most} requests at once for the API key '{name}'", code="TOO_MANY_REQUESTS", status=429,
                 retriable=True, retry_after_ms=1000,
             )  # fmt: skip
-        self.at_work[name] += 1
         try:
             yield
         finally:
-            self.at_work[name] -= 1
+            self.tally.end(name)
 
 
 _NONE = frozenset[bytes]()
@@ -76,7 +78,7 @@ class Access:
 
     keys: KeyFile | None = None
     budgets: Budgets | None = None
-    _at_work: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def withheld(self) -> frozenset[bytes]:
@@ -85,7 +87,7 @@ class Access:
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Raises RequestError 401 for one without a key that holds now."""
-        return Caller(None if self.keys is None else self.keys.named_by(headers), self._at_work, self.budgets)
+        return Caller(None if self.keys is None else self.keys.named_by(headers), self.tally, self.budgets)
 
 
 def require_own_user(request: web.Request, what: str) -> None:

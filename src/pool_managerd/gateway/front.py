@@ -29,7 +29,6 @@ from pool_managerd.gateway.paths import Path
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.rules import for_engine
 from pool_managerd.gateway.sessions import SessionNames
-from pool_managerd.telemetry.families import CONTENT_TYPE
 
 log = structlog.get_logger("pool_managerd.gateway")
 _TRIES = 2
@@ -104,23 +103,6 @@ class Front:
         if behind is None:
             return web.json_response(as_list(listed(place for place in shown if place.card.get("listed", True))))
         return web.json_response(listed(place for place in shown if place.pool_id in behind)[0])
-
-    async def health(self, _request: web.Request) -> web.StreamResponse:
-        """The gateway is up; whether it follows the daemon is told beside that."""
-        return web.json_response({"status": "ok", "daemon": "connected" if self._leasing.connected else "away"})
-
-    async def metrics(self, _request: web.Request) -> web.StreamResponse:
-        metrics = self._requests.metrics
-        metrics.keep({place.pool_id for place in self._leasing.directory.all()})
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def queue(self, request: web.Request) -> web.StreamResponse:
-        """Those who wait for a slot, in their order, whoever asked for it."""
-        return await self._told(Exchange(request, Dialect.OPENAI, self._limits.heartbeat_s), self._queue(request))
-
-    async def _queue(self, request: web.Request) -> web.StreamResponse:
-        self._access.caller(request.headers)
-        return web.json_response(await self._leasing.queue())
 
     async def not_found(self, request: web.Request) -> web.StreamResponse:
         problem = RequestError(

@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
-from pool_managerd.core.demand.sessions import Sessions
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.gateway.common import Common
 from pool_managerd.gateway.concurrency import Concurrency, Counted
 from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
@@ -46,18 +46,17 @@ class LeaseTimes:
 
 
 class Leasing:
-    """``holder`` names this gateway to the node. ``run`` is its task."""
+    """``common`` has what the node knows this worker by, and its siblings. ``run`` is its task."""
 
-    def __init__(self, link: Link, holder: str, times: LeaseTimes | None = None) -> None:
-        self._link, self._holder, self._times = link, holder, times or LeaseTimes()
+    def __init__(self, link: Link, times: LeaseTimes | None = None, common: Common | None = None) -> None:
+        self._link, self._times, self._common = link, times or LeaseTimes(), common or Common()
         self.directory = Directory()
         self._kept = KeptLeases(self._times.linger_s)
         self._owed: dict[str, tuple[HeldLease, float]] = {}
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
         self._gate, self._again = Gate(), Gate()
-        self._concurrency = Concurrency(self.directory)
-        self._sessions = Sessions()
+        self._concurrency = Concurrency(self.directory, self._common.tally)
         self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
@@ -87,7 +86,7 @@ class Leasing:
 
     async def again(self, model: str, session: bytes, request_id: str, counted: Counted | None = None) -> HeldLease | None:
         """A slot of the pool that served ``session`` last, where it has one at once. Raises RequestError MODEL_NOT_FOUND."""
-        pool_id = self._sessions.last(session)
+        pool_id = self._common.sessions.last(session)
         place = None if pool_id is None else self.directory.place(pool_id)
         if place is None or not place.open or place.pool_id not in self._sound(model, counted):
             return None
@@ -105,7 +104,7 @@ class Leasing:
 
     def served(self, session: bytes, lease: HeldLease) -> None:
         """A request of it has that slot."""
-        self._sessions.served(session, lease.pool_id)
+        self._common.sessions.served(session, lease.pool_id)
 
     async def learnt(self) -> None:
         """Returns once it is known which models there are. Raises NodeError when the node does not say so for too long."""
@@ -164,7 +163,7 @@ class Leasing:
 
     def holder_of(self, request_id: str) -> str:
         """What a request is called in the node's queue, and its lease."""
-        return f"{self._holder}/{request_id}"
+        return f"{self._common.holder}/{request_id}"
 
     async def queue(self) -> list[dict[str, Any]]:
         """Who waits on the node, in their order. Raises PoolError."""
@@ -172,10 +171,15 @@ class Leasing:
 
     async def unload(self, pool_id: str) -> None:
         """The pool ends where nobody uses it; leases that are only kept here are given back first. Raises PoolError."""
+        await self.let_go(pool_id)
+        await self._common.siblings.ask("let_go", pool_id)
+        await self._link.evict(pool_id)
+
+    async def let_go(self, pool_id: str) -> None:
+        """Leases of it that are only kept here are given back."""
         for lease in self._kept.let_go(pool_id):
             with suppress(PoolError):
                 await self._link.give_back(lease)
-        await self._link.evict(pool_id)
 
     def used(self) -> int:
         """Leases that are in use."""

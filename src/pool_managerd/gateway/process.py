@@ -15,6 +15,7 @@ from pool_managerd.config import Config, split_address
 from pool_managerd.errors import SpecError
 from pool_managerd.gateway.bodies import BodyLimits
 from pool_managerd.gateway.certificate import Certificate, certificate_files
+from pool_managerd.gateway.common import WORKER, Common
 from pool_managerd.gateway.front import FrontLimits
 from pool_managerd.gateway.keys import key_file
 from pool_managerd.gateway.leasing import LeaseTimes
@@ -24,6 +25,8 @@ from pool_managerd.gateway.sessions import SessionNames
 from pool_managerd.httpd.peers import is_loopback
 
 _DESCRIPTORS = 65_536
+_BODIES_BYTES = 512 << 20
+"""Of all requests that a gateway has at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
 
 
@@ -45,14 +48,20 @@ def check(config: Config, bind: str) -> None:
 def options_of(config: Config, bind: str) -> GatewayOptions:
     """What the configuration says, for a gateway that listens at ``bind``. Raises SpecError as ``check``."""
     check(config, bind)
+    if config.gateway.workers > 1 and WORKER in config.telemetry.labels:
+        raise SpecError(
+            f"cannot use telemetry.labels key {WORKER!r} with gateway.workers: its series have a label of that name",
+            code="CONFIG_ERROR", hint="name it otherwise, or set gateway.workers to 1",
+        )  # fmt: skip
     own, files = config.gateway, certificate_files(config)
+    all_bytes = _BODIES_BYTES // own.workers
     return GatewayOptions(
-        FrontLimits(BodyLimits(each_bytes=own.max_body_bytes), own.heartbeat_ms / 1000),
+        FrontLimits(BodyLimits(own.max_body_bytes, max(own.max_body_bytes, all_bytes)), own.heartbeat_ms / 1000),
         leases=LeaseTimes(linger_s=own.linger_ms / 1000, wait_s=config.queue.wait_ms / 1000),
         keys=key_file(config.base_dir, own.keys_file), certificate=None if files is None else Certificate(files),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
         sessions=SessionNames(own.session_headers), loading_text=own.loading_text,
-        capture_bytes=own.capture_bytes,
+        capture_bytes=own.capture_bytes // own.workers,
         labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
 
@@ -70,8 +79,12 @@ def _settle_in() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-async def serve(link: NodeLink, listener: socket.socket, options: GatewayOptions) -> None:
-    """Until SIGTERM or SIGINT; running requests have a moment then, and a second signal ends it at once."""
+async def serve(
+    link: NodeLink, listener: socket.socket, options: GatewayOptions, common: Common | None = None, ends_with: int | None = None
+) -> None:
+    """Until SIGTERM or SIGINT; running requests have a moment then, and a second signal ends it at once. ``ends_with`` is the
+    reading end of a pipe: when whoever has the other end is gone, so are the leases, and requests end at once.
+    """
     _settle_in()
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     serving = asyncio.current_task()
@@ -83,16 +96,25 @@ async def serve(link: NodeLink, listener: socket.socket, options: GatewayOptions
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    common = common or Common()
     with suppress(asyncio.CancelledError):
-        async with Gateway(link, options) as gateway:
+        async with Gateway(link, options, common) as gateway:
             following = asyncio.create_task(gateway.run())
+
+            def on_pipe_end(pipe: int) -> None:
+                loop.remove_reader(pipe)
+                gateway.end_requests()
+                ending.set()
+
+            if ends_with is not None:
+                loop.add_reader(ends_with, on_pipe_end, ends_with)
             try:
                 url = await gateway.start(listener)
-                log.info(f"The gateway answers at {url}", action="serving", url=url)
+                log.info(f"The gateway answers at {url}", action="serving", url=url, **common.labels())
                 stopping = asyncio.create_task(ending.wait())
                 await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if following.done():
                     following.result()
             finally:
                 following.cancel()
-    log.info("The gateway stopped", action="stopped")
+    log.info("The gateway stopped", action="stopped", **common.labels())

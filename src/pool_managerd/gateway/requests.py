@@ -32,7 +32,7 @@ class Requests:
     def __init__(
         self, metrics: GatewayMetrics, budgets: Budgets | None = None, captures: Captures | None = None, *, narrate: bool = False
     ) -> None:  # fmt: skip
-        self.metrics, self._budgets, self._captures, self._narrate = metrics, budgets, captures, narrate
+        self.metrics, self._budgets, self.captures, self._narrate = metrics, budgets, captures, narrate
         self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
         self._recent: deque[Record] = deque()
         self._cancelled: dict[str, PoolError] = {}
@@ -57,43 +57,39 @@ class Requests:
         """Those that ended last, oldest first, and then those in flight."""
         return [record.to_dict() for record in (*self._recent, *(record for record, _ in self._live.values()))]
 
-    def one(self, request_id: str, key: str | None) -> dict[str, Any]:
-        """The newest of that ``key``, with what is captured of it. Raises RequestError NOT_FOUND."""
+    def one_if_here(self, request_id: str, key: str | None) -> dict[str, Any] | None:
+        """The newest of that ``key``, with what is captured of it."""
         newest_first = itertools.chain((record for record, _ in self._live.values()), reversed(self._recent))
-        for record in newest_first:
-            if record.request_id == request_id and record.key == key:
-                return {**record.to_dict(), **self._captured(record.capture)}
-        without = "" if self._captures is not None else ", and captures are off: set gateway.capture_bytes"
-        raise RequestError(
-            f"request {request_id[:64]!r} is none of the last {RECENT}{without}", code="NOT_FOUND", status=404
-        )  # fmt: skip
+        found = (record for record in newest_first if record.request_id == request_id and record.key == key)
+        return next(({**record.to_dict(), **self._captured(record.capture)} for record in found), None)
 
     def _captured(self, capture: Capture | None) -> dict[str, Any]:
         if capture is not None and not capture.forgotten:
             answer = None if capture.answer is None else capture.answer.to_dict()
             return {"captured": {"request": capture.request.to_dict(), "answer": answer}, "not_captured": None}
-        if self._captures is None:
+        if self.captures is None:
             return {"captured": None, "not_captured": "captures are off: set gateway.capture_bytes"}
         why = "it had no body, or there was no room" if capture is None else "newer ones needed the room"
         return {"captured": None, "not_captured": why}
 
     def capture(self, record: Record, headers: Headers, body: bytes) -> None:
         """Its body has come."""
-        if self._captures is not None and body:
-            record.capture = self._captures.begin(headers, body)
+        if self.captures is not None and body:
+            record.capture = self.captures.begin(headers, body)
 
     def typical_s(self, model: str | None) -> float | None:
         """How long requests for ``model`` had their slot of late; None: there were none."""
         took = [one.ended - one.leased for one in self._recent if one.model == model and one.leased and one.ended]
         return median(took) if took else None
 
-    def cancel(self, request_id: str, key: str | None) -> None:
-        """It ends now, and its engine stops working on it. Raises RequestError when none of that ``key`` is in flight."""
+    def cancel_if_here(self, request_id: str, key: str | None) -> bool:
+        """It ends now, and its engine stops working on it. False when none of that ``key`` is in flight here."""
         record, task = self._live.get(request_id, (None, None))
         if record is None or task is None or record.key != key:
-            raise RequestError(f"request {request_id[:64]!r} is not in flight", code="TICKET_NOT_FOUND", status=404)
+            return False
         self._cancelled[request_id] = RequestError("the request was cancelled", code="OPERATION_CANCELLED", status=409)
         task.cancel()
+        return True
 
     def end(self) -> None:
         """All that are in flight end now: their clients are told that the gateway does."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import secrets
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -21,6 +19,7 @@ from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
 from pool_managerd.gateway.captures import Captures
 from pool_managerd.gateway.certificate import Certificate
+from pool_managerd.gateway.common import Common
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
 from pool_managerd.gateway.engine_logs import EngineLogs
@@ -31,9 +30,9 @@ from pool_managerd.gateway.leasing import LeaseTimes, Leasing
 from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.loading_text import LoadingText
 from pool_managerd.gateway.paths import POSTS
-from pool_managerd.gateway.request_pages import RequestPages
 from pool_managerd.gateway.requests import Requests
 from pool_managerd.gateway.sessions import SessionNames
+from pool_managerd.gateway.views import Views
 from pool_managerd.gateway.watchers import Watchers
 from pool_managerd.httpd.browser import check_browser
 from pool_managerd.httpd.guard import at_work
@@ -70,23 +69,24 @@ class GatewayOptions:
 class Gateway:
     """``async with Gateway(link): …`` answers on ``listener`` once ``start`` was called. ``run`` follows the daemon."""
 
-    def __init__(self, link: Link, options: GatewayOptions | None = None) -> None:
-        self._options = options or GatewayOptions()
+    def __init__(self, link: Link, options: GatewayOptions | None = None, common: Common | None = None) -> None:
+        self._options, self._common = options or GatewayOptions(), common or Common()
         self._link = link
-        self.leasing = Leasing(link, f"gateway/{os.getpid()}-{secrets.token_hex(3)}", self._options.leases)
+        self.leasing = Leasing(link, self._options.leases, self._common)
         self._links = EngineLinks()
         self._server: HttpServer | None = None
         keys = self._options.keys
-        self._budgets = None if keys is None else Budgets(beside(keys.place))
+        self._budgets = None if keys is None else Budgets(beside(keys.place), self._common.tally)
+        labels = {**self._options.labels, **self._common.labels()}
         captures = Captures(self._options.capture_bytes) if self._options.capture_bytes else None
-        self._requests = Requests(GatewayMetrics(self._options.labels), self._budgets, captures, narrate=self._options.narrate)
+        self._requests = Requests(GatewayMetrics(labels), self._budgets, captures, narrate=self._options.narrate)
         self._watchers = Watchers()
 
     async def __aenter__(self) -> Gateway:
         if most := self._options.capture_bytes:
             log.warning(
                 f"What requests and answers say is captured, in {most >> 20} MiB of memory: gateway.capture_bytes",
-                action="captures",
+                action="captures", **self._common.labels(),
             )  # fmt: skip
         await self._link.__aenter__()
         return self
@@ -94,6 +94,7 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         """Running requests have a moment to end; then leases go back."""
         self._watchers.closing.set()
+        self._common.siblings.close()
         if self._server is not None:
             await self._server.close(self._requests.end)
         if self._budgets is not None:
@@ -105,26 +106,29 @@ class Gateway:
 
     async def start(self, listener: socket.socket) -> str:
         """Begin to answer: at this URL."""
-        access = Access(self._options.keys, self._budgets)
+        access = Access(self._options.keys, self._budgets, self._common.tally)
         loading = LoadingText(self.leasing, by_default=self._options.loading_text)
         parts = FrontParts(self.leasing, self._links, access, self._requests, self._options.sessions, loading)
         faces = Faces(self.leasing, access, self._watchers)
         logs = EngineLogs(self._link, self.leasing, access, self._watchers)
-        pages = RequestPages(self._requests, access)
-        app = _application(Front(parts, self._options.limits), faces, logs, pages, self._options)
+        views = Views(self.leasing, access, self._requests, self._common.siblings)
+        await self._common.siblings.start(views.answers())
+        app = _application(Front(parts, self._options.limits), views, faces, logs, self._options)
         certificate = self._options.certificate
         self._server = HttpServer(app, self._options.http, _refusal, None if certificate is None else certificate.context)
         await self._server.start(listener)
         return url_of(listener, "http" if certificate is None else "https")
+
+    def end_requests(self) -> None:
+        """Those in flight end now, and their clients are told."""
+        self._requests.end()
 
     async def run(self) -> None:
         """Follow the daemon until cancelled."""
         await self.leasing.run()
 
 
-def _application(
-    front: Front, faces: Faces, logs: EngineLogs, pages: RequestPages, options: GatewayOptions
-) -> web.Application:  # fmt: skip
+def _application(front: Front, views: Views, faces: Faces, logs: EngineLogs, options: GatewayOptions) -> web.Application:
     app = web.Application(
         middlewares=[_guard(options.origins, local=options.local)], client_max_size=options.limits.bodies.each_bytes
     )
@@ -133,12 +137,12 @@ def _application(
     app.router.add_get("/v1/models", front.models)
     app.router.add_get("/models", front.models)
     app.router.add_get("/v1/models/{model:.+}", front.model)
-    app.router.add_get("/health", front.health)
-    app.router.add_get("/metrics", front.metrics)
-    app.router.add_get("/v1/queue", front.queue)
-    app.router.add_get("/v1/requests", pages.all)
-    app.router.add_get("/v1/requests/{request_id}", pages.one)
-    app.router.add_delete("/v1/requests/{request_id}", pages.cancel)
+    app.router.add_get("/health", views.health)
+    app.router.add_get("/metrics", views.metrics)
+    app.router.add_get("/v1/queue", views.queue)
+    app.router.add_get("/v1/requests", views.requests)
+    app.router.add_get("/v1/requests/{request_id}", views.request)
+    app.router.add_delete("/v1/requests/{request_id}", views.cancel)
     for method, path, handler in (
         ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),
         ("POST", "/api/models/unload/{model:.+}", faces.unload), ("GET", "/api/events", faces.events),

@@ -96,8 +96,21 @@ class HttpServer:
             connection.abort()
 
 
-def listen(address: str) -> socket.socket:
-    """A listening socket on HOST:PORT. Raises NodeError when it cannot be had (the port is taken, no such address)."""
+def listen_together(address: str, number: int) -> list[socket.socket]:
+    """So many listening sockets on HOST:PORT, among which the kernel spreads connections. Raises NodeError as ``listen``: what
+    listens there already must have been made here.
+    """
+    first = listen(address)
+    if number > 1:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only now: nobody else may have had the port before
+    same = f"{address.rpartition(':')[0]}:{first.getsockname()[1]}"
+    return [first, *(listen(same, shared=True) for _ in range(number - 1))]
+
+
+def listen(address: str, *, shared: bool = False) -> socket.socket:
+    """A listening socket on HOST:PORT, ``shared`` with others that are. Raises NodeError when it cannot be had (the port is
+    taken, no such address).
+    """
     host, port = split_address(address)
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -106,6 +119,7 @@ def listen(address: str) -> socket.socket:
         raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint="choose another --bind") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)

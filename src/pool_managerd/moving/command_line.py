@@ -45,6 +45,25 @@ class ReadFlags(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Keyed:
+    """The flag of llama-server that a key of its presets names: ``name`` and ``negation`` (or nothing) are how it is written,
+    ``values`` how many follow. The key ``negates`` it, or is ``mistaken``: the router takes it for its opposite.
+    """
+
+    name: str
+    negation: str
+    values: int
+    negates: bool = False
+    mistaken: bool = False
+
+
+class FlagOfKey(Protocol):
+    """What a key of presets means to llama-server; None where it is not known."""
+
+    def __call__(self, key: str) -> Keyed | None: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """``words`` stand behind the ``program``; ``env`` was set in the command itself; ``engine`` is the nearest that we know."""
 

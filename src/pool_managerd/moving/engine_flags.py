@@ -33,24 +33,25 @@ class Told:
     fields: dict[str, Any] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
-    entries: list[tuple[str, str, str, str]] = field(default_factory=list)
+    entries: list[tuple[Written, str, str, str]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
     def mapped(self, flag: Written, to: str, why: str = "") -> None:
-        self.entries.append((_shown(flag), "mapped", f"pools[].{to}", why))
+        self.entries.append((flag, "mapped", f"pools[].{to}", why))
 
     def needless(self, flag: Written, why: str) -> None:
-        self.entries.append((_shown(flag), "needless", "", why))
+        self.entries.append((flag, "needless", "", why))
 
     def dropped(self, flag: Written, why: str) -> None:
-        self.entries.append((_shown(flag), "dropped", "", why))
+        self.entries.append((flag, "dropped", "", why))
 
     def kept(self, flag: Written, why: str = "") -> None:
         self.flags += flag.items
-        self.entries.append((_shown(flag), "kept", "pools[].provisioning.flags", why))
+        self.entries.append((flag, "kept", "pools[].provisioning.flags", why))
 
 
-def _shown(flag: Written) -> str:
+def shown(flag: Written) -> str:
+    """A flag as a report names it."""
     return flag.items[0] if not flag.values or flag.name not in ("--n-cpu-moe", "--n-gpu-layers") else " ".join(flag.items[:2])
 
 
@@ -76,6 +77,7 @@ class FlagMover:
         several = self.visible is not None and len(self.visible) > 1
         uses = self._read(self._engine, words, not several)
         last = {use.name: index for index, use in enumerate(uses)}
+        self._model = next((use.values[0] for use in reversed(uses) if use.name == "--model" and use.values), "")
         for index, use in enumerate(uses):
             if use.name in _ONCE and last[use.name] != index:
                 self.told.needless(use, "a later one wins")
@@ -107,8 +109,7 @@ class FlagMover:
             told.kept(use)
 
     def _is_beside(self, file: str) -> bool:
-        model = str(self.told.fields.get("model", "")).removeprefix("file:")
-        return not model or file.startswith(posixpath.dirname(model) + "/")
+        return not self._model or file.startswith(posixpath.dirname(self._model) + "/")
 
     def _port(self, use: Written) -> None:
         port = _whole(use.values[0]) if use.values else None

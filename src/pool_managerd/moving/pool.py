@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from pool_managerd.config.parse import KeyPath
 from pool_managerd.core.redaction import masked_argv
 from pool_managerd.moving import filters, settings
 from pool_managerd.moving.cards import card
-from pool_managerd.moving.command_line import Command, ReadFlags, only_stops
+from pool_managerd.moving.command_line import Command, only_stops
 from pool_managerd.moving.command_line import read as read_command
-from pool_managerd.moving.engine_flags import MAX_CTX, FlagMover, Told, devices
+from pool_managerd.moving.draft import Draft, Surroundings
+from pool_managerd.moving.engine_flags import MAX_CTX, FlagMover, Told, devices, shown
 from pool_managerd.moving.macros import holds_secret, strings, without_marks
 from pool_managerd.moving.names import Names, usable
 from pool_managerd.moving.report import Findings
 from pool_managerd.moving.source import Source
 
-ORDER = (
-    "id", "engine", "model", "ctx", "slots", "devices", "tensor_split", "preload", "served_name", "aliases", "card", "requests",
-    "idle_ttl_ms", "eviction_weight", "health_path", "provisioning",
-)  # fmt: skip
 USUAL_LIMIT = 10
 """Requests that llama-swap lets in at once where ``concurrencyLimit`` does not say."""
 _IN_ENVIRONMENT = (
     "it holds a secret of the environment: set it there, as POOL_MANAGERD__POOLS__{index}__PROVISIONING__ENV__{name}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What only the machine knows: where a program lies (None: nowhere), and what an engine's flags mean."""
-
-    find: Callable[[str], str | None]
-    flags: ReadFlags
-
-
-@dataclass(slots=True)
-class Draft:
-    """A pool that is being written. ``notes`` are comments by its own keys; ``external``: somebody else starts its engine."""
-
-    model: str
-    pool_id: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    notes: dict[KeyPath, list[str]] = field(default_factory=dict)
-    external: bool = False
-
-    def ordered(self) -> dict[str, Any]:
-        return {key: self.fields[key] for key in ORDER if key in self.fields}
 
 
 class ModelMover:
@@ -127,15 +99,15 @@ class ModelMover:
         provisioning = draft.fields["provisioning"]
         provisioning |= {"mode": "binary", "binary": {"path": self._program(path, command.program)}}
         mover = FlagMover(
-            command.engine, self._around.flags, visible, self._source.ports.get(draft.model), self._free_for(draft.model)
+            command.engine, self._around.flags, visible, self._source.ports.get(draft.model), self._names.free_for(draft.model)
         )
         told = mover.move(command.words)
         self._findings.mapped((*path, "cmd"), "pools[].engine", f"{command.engine}, mode binary")
         for flag, outcome, to, why in told.entries:
             if outcome in ("mapped", "kept"):
-                getattr(self._findings, outcome)((*path, "cmd"), to, why, part=flag)
+                getattr(self._findings, outcome)((*path, "cmd"), to, why, part=shown(flag))
             else:
-                getattr(self._findings, outcome)((*path, "cmd"), why, part=_masked(flag))
+                getattr(self._findings, outcome)((*path, "cmd"), why, part=_masked(shown(flag)))
         draft.fields |= told.fields
         if mover.visible is not None:
             draft.fields["devices"] = mover.visible
@@ -228,7 +200,7 @@ class ModelMover:
     def _served(self, draft: Draft, path: KeyPath, told: Told) -> None:
         """The name that the engine itself goes by, unless another model is asked for by it."""
         at: KeyPath = (*path, "useModelName")
-        is_free = self._free_for(draft.model)
+        is_free = self._names.free_for(draft.model)
         asked, names = self._source.text(at), [name for name in told.names if usable(name) and is_free(name)]
         if draft.fields["engine"] == "llamacpp":
             self._findings.usual(at, "llama-server answers under any name")
@@ -240,11 +212,6 @@ class ModelMover:
             draft.fields |= {"served_name": names[0], "aliases": names[1:]}
         if draft.fields.get("served_name") == draft.pool_id:
             del draft.fields["served_name"]
-
-    def _free_for(self, model: str) -> Callable[[str], bool]:
-        """Whether a name means no other model."""
-        pools = {pool_id for other, pool_id in self._names.ids.items() if other != model}
-        return lambda name: self._names.model(name) in (None, model) and name not in pools
 
     def _health(self, draft: Draft, path: KeyPath) -> None:
         at: KeyPath = (*path, "checkEndpoint")

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pool_managerd.config.parse import KeyPath, key_text
+from pool_managerd.config.parse import KeyPath
 from pool_managerd.moving.source import Source
 
 
@@ -63,6 +63,12 @@ class Findings:
         """What no key says, or none alone, and the other tool does all the same."""
         self._found.append(Finding(key, self._source.line(near), Outcome.MAPPED, to, why))
 
+    def missing(self, key: str, why: str) -> None:
+        """What no key says, and is needed."""
+        found = Finding(key, None, Outcome.DROPPED, "", why)
+        self._found.append(found)
+        self._by_place.setdefault((), []).append(found)
+
     def opened(self, *paths: KeyPath) -> None:
         """Mappings whose keys are looked at one by one: an unknown one in them does not make them unknown."""
         self._above.update(paths)
@@ -80,10 +86,14 @@ class Findings:
         else:
             self.dropped(path, why)
 
-    def drop_unknown(self) -> None:
+    def drop_unknown(self, why: str) -> None:
         """A finding for every key that has none: nobody knows it."""
         for path in list(self._uncovered((), self._source.values)):
-            self.dropped(path, "llama-swap has no such key; take it out, or check how it is written")
+            self.dropped(path, why)
+
+    def named(self, path: KeyPath) -> str:
+        """As its findings call it."""
+        return "".join(char if char.isprintable() else "�" for char in self._source.named(path))
 
     def within(self, place: KeyPath, outcome: Outcome) -> list[Finding]:
         """Those of a model (``("models", NAME)``), or of a key of the top, in the order in which they were found."""
@@ -92,7 +102,7 @@ class Findings:
     def elsewhere(self, outcome: Outcome) -> list[Finding]:
         """Those of no model."""
         return [
-            one for place, found in self._by_place.items() for one in found if place[0] != "models" and one.outcome is outcome
+            one for place, found in self._by_place.items() for one in found if place[:1] != ("models",) and one.outcome is outcome
         ]
 
     def all(self) -> tuple[Finding, ...]:
@@ -102,7 +112,7 @@ class Findings:
     def _add(self, path: KeyPath, outcome: Outcome, to: str, why: str, part: str) -> None:
         self._covered.add(path)
         self._above.update(path[:length] for length in range(len(path)))
-        key = "".join(char if char.isprintable() else "�" for char in f"{key_text(path)} {part}".strip()[:400])
+        key = "".join(char if char.isprintable() else "�" for char in f"{self._source.named(path)} {part}".strip()[:400])
         found = Finding(key, self._source.line(path), outcome, to, why)
         self._found.append(found)
         self._by_place.setdefault(path[:2] if path[0] == "models" else path[:1], []).append(found)

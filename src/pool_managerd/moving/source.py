@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ def go_text(value: object) -> str:
 @dataclass(slots=True)
 class Source:
     """``values`` have their macros expanded, ``original`` have not. ``places`` are lines of the file, ``ports`` what llama-swap
-    would give each model that takes a port.
+    would give each model that takes a port. ``named`` is how people find a key in the file.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Source:
     places: Mapping[KeyPath, str] = field(default_factory=dict)
     original: dict[str, Any] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    named: Callable[[KeyPath], str] = key_text
 
     def get(self, path: KeyPath, *, original: bool = False) -> Any:
         """The value at ``path``; None where there is none."""
@@ -72,7 +73,7 @@ class Source:
 
     def wrong(self, path: KeyPath, text: str, hint: str | None = None) -> SpecError:
         place = place_of(Tree(places=dict(self.places)), path) or self.name
-        return wrong(place, f"{key_text(path)}: {text}", hint)
+        return wrong(place, f"{self.named(path)}: {text}", hint)
 
     def text(self, path: KeyPath, default: str = "") -> str:
         """A text; numbers and truths are texts, too, as in llama-swap."""

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Any
 
 from pool_managerd.config.parse import KeyPath
+from pool_managerd.moving.draft import Draft
 from pool_managerd.moving.matrix import TooManyError, expanded
 from pool_managerd.moving.names import Names
-from pool_managerd.moving.pool import Draft
 from pool_managerd.moving.report import Findings
 from pool_managerd.moving.source import Source
 

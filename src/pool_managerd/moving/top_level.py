@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pool_managerd.moving.draft import Draft
 from pool_managerd.moving.names import Names, usable
-from pool_managerd.moving.pool import Draft
 from pool_managerd.moving.report import Findings
 from pool_managerd.moving.settings import MAX_TTL_MS, idle_ttl_ms
 from pool_managerd.moving.source import Source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -78,6 +78,22 @@ class Scrape(Collector):
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
         yield from self._gauges
+
+
+def together(texts: Sequence[bytes]) -> bytes:
+    """Several processes' exposition texts as one, where every series has the label that says whose it is."""
+    if len(texts) == 1:
+        return texts[0]
+    heads: dict[bytes, list[bytes]] = {}
+    samples: dict[bytes, list[bytes]] = {}
+    for text in texts:
+        family = b""
+        for line in text.splitlines():
+            if line.startswith(b"# HELP "):
+                family = line.split(b" ", 3)[2]
+                heads[family] = []
+            (heads[family] if line.startswith(b"#") else samples.setdefault(family, [])).append(line)
+    return b"".join(b"\n".join([*head, *samples.get(family, ())]) + b"\n" for family, head in heads.items())
 
 
 def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
-from pool_managerd.engines.flags import OptionTable, attempt
+from pool_managerd.engines.flags import OptionTable, attempt, hyphenated
 from pool_managerd.engines.llamacpp import command as llamacpp
 from pool_managerd.engines.llamacpp import rules
+from pool_managerd.engines.llamacpp.options import flag_of_variable
 from pool_managerd.engines.llamacpp.options import recorded_options as llamacpp_options
 from pool_managerd.engines.vllm.flags import REFUSED, SET_BY_DAEMON
 from pool_managerd.engines.vllm.flags import recorded_options as vllm_options
 from pool_managerd.errors import PoolError
-from pool_managerd.moving.command_line import Written
+from pool_managerd.moving.command_line import Keyed, Written
 
 
 def read_flags(engine: str, words: tuple[str, ...], one_gpu: bool) -> tuple[Written, ...]:
@@ -29,6 +30,22 @@ def read_flags(engine: str, words: tuple[str, ...], one_gpu: bool) -> tuple[Writ
         beside = engine == "llamacpp" and any(table.names(use, name) for name in rules.FILES)
         found.append(Written(use.name, use.values, items, _reason(wrong), True, beside))
     return tuple(found)
+
+
+def flag_of_key(key: str) -> Keyed | None:
+    """The flag that a key of llama.cpp's presets names: its long name, a short one, or its variable of the environment
+    (``moving.command_line.FlagOfKey``).
+    """
+    table = _table("llamacpp")
+    variable = flag_of_variable(key)
+    name = next((name for name in (variable, hyphenated(f"--{key}"), f"-{key}") if name in table), None)
+    if name is None:
+        return None
+    use = table.use(name)
+    negated = use.option.negated
+    negation = use.option.spelling(negated[0]) if negated else ""
+    negates = use.name in negated
+    return Keyed(use.option.canonical, negation, use.option.values, negates, mistaken=negates and name == variable)
 
 
 @cache

@@ -28,6 +28,28 @@ ALIASES = {
 }
 """Names people write that a given llama-server may not know, and what they mean (SPEC §6.6, §20 no. 36)."""
 
+_VARIABLES = {
+    "HF_TOKEN": "--hf-token",
+    "LLAMA_API_KEY": "--api-key",
+    "LLAMA_ARG_BATCH": "--batch-size",
+    "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT": "--checkpoint-min-step",
+    "LLAMA_ARG_DIO": "--direct-io",
+    "LLAMA_ARG_ENDPOINT_METRICS": "--metrics",
+    "LLAMA_ARG_ENDPOINT_PROPS": "--props",
+    "LLAMA_ARG_ENDPOINT_SLOTS": "--slots",
+    "LLAMA_ARG_N_PARALLEL": "--parallel",
+    "LLAMA_ARG_ROPE_SCALING_TYPE": "--rope-scaling",
+    "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K": "--spec-draft-type-k",
+    "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V": "--spec-draft-type-v",
+    "LLAMA_ARG_SPEC_DRAFT_HF_REPO": "--spec-draft-hf",
+    "LLAMA_ARG_STATIC_PATH": "--path",
+    "LLAMA_ARG_THINK": "--reasoning-format",
+    "LLAMA_ARG_THINK_BUDGET": "--reasoning-budget",
+    "LLAMA_ARG_THINK_BUDGET_MESSAGE": "--reasoning-budget-message",
+    "LLAMA_ARG_UBATCH": "--ubatch-size",
+}
+"""Variables of the environment that are not called as their flags are."""
+
 RECORDED = "llama_server_options.json"
 MIN_OPTIONS = 20
 MAX_LINE_CHARS = 2_000
@@ -103,6 +125,13 @@ def _option(names: Sequence[str], values: int) -> Option:
 def recorded_options() -> OptionTable:
     """The options of llama-server b10068 as recorded in this package: what is known when a binary does not say."""
     return OptionTable(recorded(RECORDED)[0], ALIASES, lists=LISTS)
+
+
+def flag_of_variable(name: str) -> str:
+    """The flag that llama-server takes from a variable of its environment; empty for one of another kind."""
+    if name in _VARIABLES or not name.startswith("LLAMA_ARG_"):
+        return _VARIABLES.get(name, "")
+    return "--" + name.removeprefix("LLAMA_ARG_").lower().replace("_", "-")
 
 
 def launcher_options() -> OptionTable:
