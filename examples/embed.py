@@ -1,6 +1,6 @@
-"""A program of your own that brings up an engine when it needs one: ``python examples/embed.py MODEL.gguf``.
+"""A program of your own that brings up engines when they are needed: ``python examples/embed.py MODEL.gguf``.
 
-It runs pool-managerd inside its own event loop: no daemon, no HTTP API, no signal handlers, no logging set up for you.
+It runs pool-managerd inside its own event loop: no daemon, no control API, no signal handlers, no logging set up for you.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from pool_managerd import Config, PoolManager
+from pool_managerd import Config, PoolManager, open_gateway
 
 
 def configuration(model: Path, directory: Path) -> Config:
@@ -27,14 +27,28 @@ def configuration(model: Path, directory: Path) -> Config:
     })  # fmt: skip
 
 
+async def ask(url: str) -> str:
+    """As any client of OpenAI does."""
+    body = {"model": "chat", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=body) as answer:
+        return str((await answer.json())["choices"][0]["text"])
+
+
 async def main(model: Path, directory: Path) -> None:
     async with PoolManager(configuration(model, directory)) as node:
         node.events.listen(lambda event: print(f"  {event.human}") if event.journal and event.level != "debug" else None)
-        async with node.acquire("chat", holder="examples/embed.py") as lease:
+
+        # For yourself: a slot of the model, which is started for it, and its engine's own address. If this program is killed, the
+        # slot is free a minute later.
+        async with node.acquire("chat", holder="examples/embed.py", ttl_ms=60_000) as lease:
             print(f"ready at {lease.url} after {lease.queued_ms} ms, pid {node.status('chat')['pid']}")
-            body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
-            async with aiohttp.ClientSession() as session, session.post(f"{lease.url}/v1/completions", json=body) as answer:
-                print("answer:", (await answer.json())["choices"][0]["text"])
+            print("answer:", await ask(str(lease.url)))
+
+        # For clients: one address for all models, each started when somebody asks for it.
+        async with open_gateway(node, "127.0.0.1:0") as url:
+            print(f"clients use {url}/v1")
+            await (await node.evict("chat")).wait()
+            print("answer:", await ask(url))
 
 
 if __name__ == "__main__":

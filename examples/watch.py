@@ -1,7 +1,7 @@
 """Many tasks that need one model, written from the documentation alone: ``python examples/watch.py MODEL.gguf``.
 
-The tasks do not know of each other. The first of them starts the engine, the others join that start; each leases a slot,
-and waits its turn when all are taken. Another task prints what happens to the pool meanwhile.
+The tasks do not know of each other. The first of them starts the engine, the others join that start; each has a slot in
+its turn. Another task prints what happens to the pool meanwhile.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from pool_managerd import Config, PoolError, PoolManager
+from pool_managerd import Config, PoolManager
 
 
 async def watch(node: PoolManager) -> None:
@@ -22,24 +21,10 @@ async def watch(node: PoolManager) -> None:
                 print(f"  {event.type}: {event.human}")
 
 
-def lease_or_none(node: PoolManager, number: int) -> dict[str, Any] | None:
-    try:
-        return node.allocate_lease("chat", holder=f"task {number}", ttl_ms=60_000)
-    except PoolError as error:
-        if error.code != "NO_FREE_SLOTS":
-            raise
-        return None
-
-
 async def work(node: PoolManager, number: int) -> str:
-    status = await node.ensure_ready("chat")
-    while (lease := lease_or_none(node, number)) is None:
-        await asyncio.sleep(0.05)
-    try:
-        await asyncio.sleep(0.1)  # talk to status["url"] here
-        return f"task {number} had {lease['lease_id']} at pid {status['pid']}"
-    finally:
-        node.release_lease("chat", lease["lease_id"])
+    async with node.acquire("chat", holder=f"task {number}") as lease:
+        await asyncio.sleep(0.1)  # talk to lease.url here
+        return f"task {number} had {lease.lease_id} at pid {node.status('chat')['pid']}"
 
 
 async def main(model: Path, directory: Path) -> None:

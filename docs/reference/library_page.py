@@ -25,13 +25,10 @@ from pool_managerd import PoolError, PoolManager, load_config
 
 async with PoolManager(load_config(Path("pool-managerd.yaml"), env={})) as node:
     try:
-        status = await node.ensure_ready("chat")  # joins a start that is under way
-        lease = node.allocate_lease("chat", holder="me", ttl_ms=60_000)
+        async with node.acquire("chat", holder="me") as lease:  # joins a start that is under way, and waits for a slot
+            ...  # talk to lease.url
     except PoolError as error:
         print(error.code, error.retriable, error.message, error.hint)
-    else:
-        ...  # talk to status["url"]
-        node.release_lease("chat", lease["lease_id"])
 ```
 
 Everything is imported from `pool_managerd`. A node runs in the caller's event loop, installs no signal handlers and

@@ -84,6 +84,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "BODY_TOO_LARGE": "The request's body is larger than is taken (gateway.max_body_bytes).",
     "BUDGET_SPENT": "The API key has used all tokens that it has for a day.",
     "CIRCUIT_OPEN": "The pool failed too often: until its breaker tries it again, or is reset, only a person starts it.",
+    "CONCURRENCY_LIMIT": "The gateway has as many requests for the model as it may at once (pools[].requests.concurrency).",
     "CONFIGURATION_NOT_FOUND": "No configuration of the history has that number, or it was forgotten.",
     "CONFIG_ERROR": "The configuration cannot be honoured; the message names the place.",
     "CONFIG_UNWRITABLE": "The daemon may not write its own configuration file, so nothing was applied.",

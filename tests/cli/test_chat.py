@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pool_managerd.cli.exits import REFUSED, USAGE
 from pool_managerd.gateway.keys import KeyFile
 from tests.cli.pages import Page, answering
 from tests.cli.test_commands import Invoke
+from tests.cli.test_crashes import at_80_columns
 
 ROW = {
     "request_id": "r1", "path": "/v1/chat/completions", "key": None, "model": "m", "pool_id": "m", "state": "ended",
@@ -28,6 +30,7 @@ class Scripted(ThreadingHTTPServer):
 
     lines: tuple[bytes, ...] = (b'data: {"choices":[{"delta":{"content":"Hi"}}]}', b"", b"data: [DONE]", b"")
     kind = "text/event-stream"
+    said: Mapping[str, Any] = MappingProxyType({"captured": None, "not_captured": "newer ones needed the room"})
 
     @property
     def url(self) -> str:
@@ -38,8 +41,8 @@ class Answers(Page):
     server: Scripted
 
     def do_GET(self) -> None:
-        rows: Any = [ROW] if self.path == "/v1/requests" else {"data": [{"id": "m"}]}
-        self.answer(200, json.dumps(rows).encode(), "application/json")
+        pages: dict[str, Any] = {"/v1/requests": [ROW], "/v1/requests/r1": {**ROW, **self.server.said}}
+        self.answer(200, json.dumps(pages.get(self.path, {"data": [{"id": "m"}]})).encode(), "application/json")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -100,6 +103,43 @@ def test_requests_are_a_table_and_cancel_names_the_one_that_is_not_there(invoke:
     assert (code, err) == (0, "") and " ".join(out.splitlines()[1].split()) == "r1 m ended 0 s 0 s 1 s 12 34 200"
     code, _, err = invoke("cancel", "nope", "--url", scripted.url)
     assert code == REFUSED and "request 'nope' is not in flight" in err
+
+
+def body(text: str | None, kind: str, **other: Any) -> dict[str, Any]:
+    return {"headers": {"content-type": kind}, "bytes": len(text or "x"), "text": text, "truncated": False, **other}
+
+
+def test_a_request_is_shown_with_what_it_says(invoke: Invoke, scripted: Scripted) -> None:
+    said = json.dumps({"model": "m", "messages": ["Grüße \x1b[31m"]}, ensure_ascii=False)
+    stream = 'data: {"a":\x1b[2J 1}\n\ndata: [DONE]\n\n'
+    scripted.said = {
+        "captured": {"request": body(said, "application/json"), "answer": body(stream, "text/event-stream", truncated=True)},
+        "not_captured": None,
+    }
+    code, out, err = invoke("requests", "r1", "--url", scripted.url)
+    assert (code, err) == (0, "") and "\x1b" not in out and '    "Grüße \\u001b[31m"' in out
+    assert "tokens       12 in, 34 out\n" in out and f"request: {len(said)} bytes, application/json\n" in out
+    assert "text/event-stream, of which this is the beginning\n" in out and "  data: [DONE]\n" in out
+    assert json.loads(invoke("requests", "r1", "-o", "json", "--url", scripted.url)[1])["captured"] == scripted.said["captured"]
+
+
+def test_what_a_request_says_is_read_at_80_columns(
+    invoke: Invoke, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    at_80_columns(monkeypatch)
+    said = json.dumps({"messages": [{"role": "user", "content": "some words " * 60}]})
+    asked = body(said, "application/json; charset=utf-8; profile=a-long-one", truncated=False)
+    scripted.said = {"captured": {"request": asked, "answer": body("data: " + said, "text/event-stream")}, "not_captured": None}
+    code, out, _ = invoke("requests", "r1", "--url", scripted.url)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80 and out.count("some words") > 100
+
+
+def test_a_request_whose_bodies_are_not_there_says_why(invoke: Invoke, scripted: Scripted) -> None:
+    code, out, _ = invoke("requests", "r1", "--url", scripted.url)
+    assert code == 0 and "not captured  newer ones needed the room" in out
+    scripted.said = {"captured": {"request": body(None, "multipart/form-data"), "answer": None}, "not_captured": None}
+    _, out, _ = invoke("requests", "r1", "--url", scripted.url)
+    assert out.endswith("request: 1 bytes, multipart/form-data, which is no text\n") and "not captured" not in out
 
 
 @pytest.fixture

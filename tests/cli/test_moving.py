@@ -12,7 +12,7 @@ from pool_managerd.cli.table import width
 from tests.cli.test_commands import Invoke
 
 CLEAN = "models:\n  a: {cmd: /opt/llama-server -m /m/a.gguf}\n"
-LOSSY = f"captureBuffer: 5\n{CLEAN}"
+LOSSY = f"store: {{path: /x}}\n{CLEAN}"
 SWAP = ("import", "llama-swap", "swap.yaml")
 
 
@@ -28,7 +28,7 @@ def test_the_yaml_goes_to_stdout_and_the_report_to_stderr(invoke: Invoke, swap: 
     code, out, err = invoke(*SWAP)
     assert code == 1
     assert out.startswith("# From swap.yaml") and "id: a" in out
-    assert "captureBuffer" in err and "dropped" in err and "1 dropped" in err
+    assert "store" in err and "dropped" in err and "1 dropped" in err
 
 
 def test_exits_0_when_nothing_was_dropped(invoke: Invoke, swap: Path) -> None:
@@ -62,7 +62,8 @@ def test_json_has_all_of_it(invoke: Invoke, swap: Path) -> None:
     assert (code, err, answer["dropped"], answer["out"]) == (1, "", 1, None)
     assert answer["yaml"].startswith("# From")
     assert answer["findings"][0] == {
-        "line": 1, "key": "captureBuffer", "outcome": "dropped", "to": None, "why": "what requests say is kept nowhere",
+        "line": 1, "key": "store", "outcome": "dropped", "to": None,
+        "why": "what was asked is kept on no disk; let Prometheus keep the metrics",
     }  # fmt: skip
     assert "yaml" not in json.loads(invoke(*SWAP, "-o", "json", "--out", "ours.yaml")[1])
 

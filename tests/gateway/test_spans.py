@@ -226,7 +226,7 @@ async def test_an_error_that_the_engine_answers_is_one_of_its_part(
 
 
 async def test_a_fault_of_our_own_is_an_error_of_its_kind(one: Lab, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: str) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(one.gateway.leasing, "kept", broken)

@@ -216,6 +216,18 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ),
     ({"concurrencyLimit": 0}, {}, "models.a.concurrencyLimit", "needless it is the usual"),
     (
+        {"cmd": "llama-server -m m.gguf -np 2", "concurrencyLimit": 8, "filters": {"stripParams": "top_k"}},
+        {"slots": 2, "requests": {"concurrency": 8, "strip": ["top_k"]}},
+        "models.a.concurrencyLimit",
+        "mapped pools[].requests.concurrency: those that wait for a slot are counted, too",
+    ),
+    (
+        {"cmd": "llama-server -m m.gguf -np 2", "concurrencyLimit": 2},
+        {"slots": 2},
+        "models.a.concurrencyLimit",
+        "needless as many requests go in as there are slots; others wait, instead of being refused",
+    ),
+    (
         {"cmdStop": "kill -TERM ${PID}"},
         {},
         "models.a.cmdStop",
@@ -312,9 +324,9 @@ TOP: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("logTimeFormat: kitchen", {}, "logTimeFormat", "needless every log line has its time"),
     ("logRequests: true", {}, "logRequests", "needless `pool-managerd requests` lists them"),
-    ("store: {path: /x}", {}, "store", "dropped what was asked is kept nowhere; let Prometheus keep the metrics"),
+    ("store: {path: /x}", {}, "store", "dropped what was asked is kept on no disk; let Prometheus keep the metrics"),
     ("metricsMaxInMemory: 9", {}, "metricsMaxInMemory", "needless metrics are counters, not rows"),
-    ("captureBuffer: 9", {}, "captureBuffer", "dropped what requests say is kept nowhere"),
+    ("captureBuffer: 9", {}, "captureBuffer", "mapped gateway.capture_bytes"),
     ("captureBuffer: 0", {}, "captureBuffer", "needless nothing is captured"),
     (
         "ui: {activity: {session_id: [x]}}",
@@ -376,6 +388,7 @@ def test_a_key_of_the_top(text: str, sections: dict[str, Any], key: str, became:
     assert moved.of(key) == [became]
     assert {name: part for name, part in moved.values.items() if name not in ("profile", "gateway", "pools")} == sections
     assert moved.values["gateway"].get("loading_text", False) is ("gateway.loading_text" in became)
+    assert moved.values["gateway"].get("capture_bytes") == ("9MiB" if "gateway.capture_bytes" in became else None)
 
 
 def test_keys_of_the_gateway_are_never_copied() -> None:

@@ -15,8 +15,15 @@ def test_the_embedding_example_runs(tiny_model: Path, engines_run: None) -> None
     argv = [sys.executable, str(REPOSITORY / "examples/embed.py"), str(tiny_model)]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=50, env=env, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "ready at http://127.0.0.1:" in ran.stdout and "answer:" in ran.stdout
-    assert "Pool 'chat' is down and holds nothing" in ran.stdout
+    own, clients = ran.stdout.split("clients use http://127.0.0.1:")
+    assert own.count("Starting pool 'chat' on demand") == 1 and "ready at http://127.0.0.1:" in own and "answer: " in own
+    assert clients.count("Starting pool 'chat' on demand") == 1 and "answer: " in clients
+    assert "Pool 'chat' is down and holds nothing" in clients.rpartition("answer: ")[2]
+
+
+def test_the_page_on_embedding_shows_the_example_as_it_is() -> None:
+    page = (REPOSITORY / "docs/how-to/embed.md").read_text("utf-8")
+    assert f"```python\n{(REPOSITORY / 'examples/embed.py').read_text('utf-8')}```\n" in page
 
 
 def test_the_example_of_many_tasks_and_one_engine_runs(tiny_model: Path, engines_run: None) -> None:

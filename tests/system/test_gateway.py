@@ -183,6 +183,42 @@ def test_many_clients_of_a_cold_model_are_one_start_and_all_are_served(home: Hom
     wait_until(lambda: home.status("smol")["active_leases"] == 0, "all leases to be back", 15)
 
 
+def test_one_more_than_a_pool_may_have_is_refused_while_it_loads_and_served_when_there_is_room(
+    open_dir: Path, smol_model: Path
+) -> None:
+    home = Home(open_dir / "home", smol_model, slots=1, requests={"concurrency": 2})
+    home.start()
+    try:
+        body = {"model": "gpt-4o", "prompt": "a", "max_tokens": 4}
+        with ThreadPoolExecutor(8) as clients:
+            found = list(clients.map(lambda _: home.ask("POST", "/v1/completions", body), range(8)))
+        codes = [answer["error"]["code"] for status, answer in found if status == 429]
+        assert sorted(status for status, _ in found) == [200] * 2 + [429] * 6 and codes == ["concurrency_limit"] * 6
+        assert home.ask("POST", "/v1/completions", body)[0] == 200 and len(home.lines("spawn")) == 1
+    finally:
+        home.end()
+
+
+def test_what_was_said_is_read_where_it_is_captured(open_dir: Path, smol_model: Path) -> None:
+    home = Home(open_dir / "home", smol_model, gateway=", capture_bytes: 8MiB")
+    home.start()
+    try:
+        chat = openai.OpenAI(base_url=f"{home.url}/v1", api_key="sk-none", max_retries=0, timeout=60)
+        streamed = chat.chat.completions.create(
+            model="smol", messages=ASKED, max_tokens=16, temperature=0, stream=True, extra_headers={"x-request-id": "mine"}
+        )
+        said = "".join(str(chunk.choices[0].delta.content or "") for chunk in streamed if chunk.choices)
+        row = home.ask("GET", "/v1/requests/mine")[1]
+        assert json.loads(row["captured"]["request"]["text"])["messages"] == ASKED and "sk-none" not in str(row)
+        events = [line[6:] for line in row["captured"]["answer"]["text"].splitlines() if line.startswith("data: {")]
+        choices = [choice for event in events for choice in json.loads(event)["choices"]]
+        assert "".join(choice["delta"].get("content") or "" for choice in choices) == said
+        (line,) = home.lines("captures")
+        assert "8 MiB of memory" in line["human"]
+    finally:
+        home.end()
+
+
 def test_a_model_that_a_person_stopped_is_not_started_and_one_that_never_loads_says_why(home: Home, tmp_path: Path) -> None:
     home.start()
     home.post("/v1/pools/smol/stop?wait=true")

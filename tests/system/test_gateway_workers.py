@@ -116,6 +116,23 @@ def test_a_second_gateway_does_not_take_half_of_the_clients(home: Home) -> None:
         assert found.returncode == 1 and "another program has this port" in found.stderr, found.stderr
 
 
+def test_a_pools_limit_holds_over_all_workers_and_each_knows_what_was_said_to_another(open_dir: Path, smol_model: Path) -> None:
+    home = Home(open_dir / "home", smol_model, gateway=", workers: 3, capture_bytes: 9MiB", slots=1, requests={"concurrency": 3})
+    try:
+        home.start()
+        with ThreadPoolExecutor(12) as pool:
+            codes = list(pool.map(lambda _: home.ask("POST", "/v1/completions", ONE_TOKEN)[0], range(12)))
+        assert sorted(codes) == [200] * 3 + [429] * 9, "all of them came while it was loading"
+        assert home.ask("POST", "/v1/completions", ONE_TOKEN)[0] == 200, "none is left counted"
+        served = [row["request_id"] for row in home.ask("GET", "/v1/requests")[1] if row["status"] == 200]
+        for request_id in served * 4:
+            status, row = home.ask("GET", f"/v1/requests/{request_id}")
+            assert status == 200 and json.loads(row["captured"]["request"]["text"]) == ONE_TOKEN
+        assert len(home.lines("captures")) == 3 and home.ask("GET", "/v1/requests/nobody")[0] == 404
+    finally:
+        home.end()
+
+
 def test_what_a_key_may_do_at_once_is_counted_over_all_workers(open_dir: Path, smol_model: Path) -> None:
     home = Home(open_dir / "home", smol_model, gateway=", workers: 3, keys_file: keys.json", slots=8)
     key = KeyFile(home.folder / "keys.json").add("laptop", concurrency=2)

@@ -1,27 +1,21 @@
-"""Talking to models through the gateway: ``chat``, and what is in flight: ``requests``, ``cancel``."""
+"""Talking to models through the gateway: ``chat``."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.gateway_client import CaFile, GatewayClient, GatewayUrl, find_gateway
-from pool_managerd.cli.options import ConfigFile, Output
-from pool_managerd.cli.output import Format, Json, printable, show, span
-from pool_managerd.cli.table import Column, table
+from pool_managerd.cli.options import ConfigFile
+from pool_managerd.cli.output import Json, printable
 
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Its name; the only one when absent.", show_default=False)]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="Ask this, and end.", show_default=False)]
 System = Annotated[str, typer.Option("--system", help="What the model is told first.")]
-RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id, as `requests` lists it.")]
-_REQUESTS = (
-    Column("REQUEST", 0, least=12, middle=True), Column("MODEL", 0, least=7, middle=True), Column("STATE", 0, least=7),
-    Column("QUEUED", 2), Column("FIRST", 3), Column("TOOK", 1), Column("IN", 4), Column("OUT", 4), Column("STATUS", 5),
-)  # fmt: skip
 
 
 def chat(
@@ -81,26 +75,3 @@ def _piece(event: Json) -> str:
     choices = event.get("choices")
     deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     return "".join(delta["content"] for delta in deltas if isinstance(delta, dict) and isinstance(delta.get("content"), str))
-
-
-def requests(url: GatewayUrl = None, config: ConfigFile = None, ca_file: CaFile = None, output: Output = Format.TABLE) -> None:
-    """List the gateway's requests: the last ones, and those in flight."""
-
-    def rows(found: list[Json]) -> None:
-        table(_REQUESTS, map(_row, found), empty="there was no request yet", wide=output is Format.WIDE)
-
-    show(find_gateway(url, config, ca_file).call("GET", "requests"), output, rows)
-
-
-def _row(one: Json) -> tuple[Any, ...]:
-    first = one["first_token_ms"]
-    return (
-        one["request_id"], one["model"], one["state"], span(one["queued_ms"]), None if first is None else span(first),
-        span(one["duration_ms"]), one["tokens_in"], one["tokens_out"], one["status"],
-    )  # fmt: skip
-
-
-def cancel(request_id: RequestId, url: GatewayUrl = None, config: ConfigFile = None, ca_file: CaFile = None) -> None:
-    """End a request: its engine stops working on it."""
-    find_gateway(url, config, ca_file).call("DELETE", "requests", request_id)
-    typer.echo(f"request {printable(request_id)} is cancelled")

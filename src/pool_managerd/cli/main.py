@@ -26,6 +26,7 @@ from pool_managerd.cli import (
     preflight,
     queue,
     reads,
+    requests,
     serving,
     streams,
     waiting,
@@ -93,7 +94,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         explain.explain,
         preflight.preflight,
     ),
-    *(gateway.gateway, chat.chat, chat.requests, chat.cancel, serving.version),
+    *(gateway.gateway, chat.chat, requests.requests, requests.cancel, serving.version),
 )
 for _command in _COMMANDS:
     app.command()(_command)

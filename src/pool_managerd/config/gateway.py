@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pool_managerd.config.values import Address, Bytes, Section
 
+CaptureBytes = Annotated[Bytes, Field(ge=1 << 20)]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -47,6 +48,10 @@ class GatewayConfig(Section):
         description="Streams of `/v1/chat/completions` that wait tell what for, as reasoning of the model, which chat clients"
         " show; `pools[].requests.loading_text` overrides it.",
     )
+    capture_bytes: CaptureBytes | Literal[0] = Field(
+        0, description="Memory for what the last requests and their answers say: a number, or a size such as 64MiB, 1MiB at"
+        " least. `requests ID` shows it. 0: it is kept nowhere.",
+    )  # fmt: skip
     session_headers: tuple[HeaderName, ...] = Field(
         (
             "x-session-id", "x-session-affinity", "x-claude-code-session-id", "session-id", "session_id", "x-litellm-session-id",

@@ -132,8 +132,8 @@ Parameters = dict[Annotated[str, Field(min_length=1, max_length=128)], JsonValue
 
 
 class RequestRules(Section):
-    """What the gateway changes in the bodies of requests (JSON) for this pool, and tells their clients. A dot in a key reaches
-    into an object.
+    """What the gateway changes in the bodies of requests (JSON) for this pool, tells their clients, and how many it takes.
+    A dot in a key reaches into an object.
     """
 
     strip: tuple[str, ...] = Field((), description="Keys that are taken out.", examples=[["logprobs"]])
@@ -152,6 +152,10 @@ class RequestRules(Section):
         " prompts, so that the engine's prompt cache holds.",
     )
     loading_text: bool | None = Field(None, description="Overrides gateway.loading_text for this pool.", examples=[True])
+    concurrency: Positive | None = Field(
+        None, description="Requests for it that the gateway has at once, those that wait counted: one more is refused with 429."
+        " Absent: as many as may wait.", examples=[8],
+    )  # fmt: skip
 
 
 class ModelCard(Section):

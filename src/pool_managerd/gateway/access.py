@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from aiohttp import web
 
 from pool_managerd.errors import RequestError
 from pool_managerd.gateway.budgets import Budgets
 from pool_managerd.gateway.directory import Place
 from pool_managerd.gateway.keys import KEY_HEADERS, Key, KeyFile
 from pool_managerd.gateway.tally import Tally
+from pool_managerd.httpd.guard import guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +88,15 @@ class Access:
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Raises RequestError 401 for one without a key that holds now."""
         return Caller(None if self.keys is None else self.keys.named_by(headers), self.tally, self.budgets)
+
+
+def require_own_user(request: web.Request, what: str) -> None:
+    """For what is not for everybody on this machine, where keys are not asked for. Raises RequestError 401."""
+    connection = guarded(request.transport)
+    uid = None if connection is None else connection.peer_uid()
+    if uid not in (0, os.geteuid()):
+        who = "an unknown user" if uid is None else f"uid {uid}"
+        raise RequestError(
+            f"cannot show {who} {what}: without API keys it is for the gateway's own user and root",
+            code="MISSING_TOKEN", status=401, hint="set gateway.keys_file, and send a key",
+        )  # fmt: skip

@@ -58,6 +58,8 @@ class Directory:
         self.waiting = True
         self._places: dict[str, Place] = {}
         self._by_name: dict[str, tuple[str, ...]] = {}
+        self.limits: dict[str, int] = {}
+        """Of the pools that have one: requests that they may have at once."""
 
     def learn(self, told: Mapping[str, Any], *, whole: bool) -> None:
         """One event of the node's routes; ``whole``: the first of a connection, which has all of them."""
@@ -66,6 +68,8 @@ class Directory:
         for pool_id in told["gone"]:
             places.pop(pool_id, None)
         self._places, self.waiting, self.known = places, bool(told["waiting"]), True
+        limited = ((place.pool_id, (place.rules or {}).get("concurrency")) for place in places.values())
+        self.limits = {pool_id: int(most) for pool_id, most in limited if most}
         named: dict[str, list[str]] = {}
         for place in places.values():
             for name in place.names:

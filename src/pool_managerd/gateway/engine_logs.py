@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.gateway.access import Access, Caller
+from pool_managerd.gateway.access import Access, Caller, require_own_user
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.leasing import Leasing
 from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.watchers import Watchers
-from pool_managerd.httpd.guard import guarded
 
 _HISTORY_LINES = 1000
 _AHEAD = 8
@@ -40,7 +38,7 @@ class EngineLogs:
         try:
             caller = self._access.caller(request.headers)
             if caller.key is None:
-                _require_own_user(request)
+                require_own_user(request, "what engines write")
             await self._leasing.learnt()
             pools = self._pools(caller, request.match_info.get("model"))
             with self._watchers.one():
@@ -92,14 +90,3 @@ class EngineLogs:
     async def _close(self, pieces: _Pieces) -> None:
         await self._watchers.closing.wait()
         await pieces.put(None)
-
-
-def _require_own_user(request: web.Request) -> None:
-    connection = guarded(request.transport)
-    uid = None if connection is None else connection.peer_uid()
-    if uid not in (0, os.geteuid()):
-        who = "an unknown user" if uid is None else f"uid {uid}"
-        raise RequestError(
-            f"cannot show {who} what engines write: without API keys it is for the gateway's own user and root",
-            code="MISSING_TOKEN", status=401, hint="set gateway.keys_file, and send a key",
-        )  # fmt: skip

@@ -50,6 +50,8 @@ async def _passed_on(exchange: Exchange, answer: EngineAnswer) -> web.StreamResp
         exchange.show_no_more()
     if exchange.begun and not (sse and answer.status == 200):
         raise await _refused(answer)
+    if exchange.record.capture is not None:
+        exchange.record.capture.answered(answer.headers)
     if not sse and not exchange.begun and answer.length is not None and answer.length <= _WHOLE_BYTES:
         body = await answer.whole()
         exchange.record.status = answer.status

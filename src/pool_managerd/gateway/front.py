@@ -16,6 +16,7 @@ from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.gateway.access import Access, Caller
 from pool_managerd.gateway.asked import Asked, in_form, in_json, passed_through
 from pool_managerd.gateway.bodies import Bodies, Body, BodyLimits
+from pool_managerd.gateway.concurrency import Counted
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.engine_connection import BrokenEngineError, OddEngineError
 from pool_managerd.gateway.engine_link import EngineLinks, engine_place
@@ -163,10 +164,13 @@ class Front:
 
     async def _inferred(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         caller = self._access.caller(exchange.request.headers)
+        exchange.record.key = caller.name
         body = Body(self._bodies)
         try:
-            asked = self._read(exchange.request, await body.read(exchange.request), path)
-            exchange.stream, exchange.record.key = asked.stream and path.streams, caller.name
+            raw = await body.read(exchange.request)
+            self._requests.capture(exchange.record, exchange.request.raw_headers, raw)
+            asked = self._read(exchange.request, raw, path)
+            exchange.stream = asked.stream and path.streams
             target = exchange.request.rel_url.raw_path_qs
             if path.inner is not None:
                 target = path.inner + target[len(exchange.request.rel_url.raw_path) :]
@@ -188,6 +192,7 @@ class Front:
         body = Body(self._bodies)
         try:
             raw = await body.read(request)
+            self._requests.capture(exchange.record, request.raw_headers, raw)
             with caller.asking(model):
                 return await self._served(exchange, target, passed_through(model, raw, target))
         finally:
@@ -218,8 +223,10 @@ class Front:
         for attempt in range(1, _TRIES + 1):
             held: list[HeldLease] = []
             broken = False
+            works = exchange.request.method == "POST"  # else it is a page
+            counted = await self._leasing.counted(asked.model) if works else None
             try:
-                lease = await self._lease(exchange, asked)
+                lease = await self._lease(exchange, asked, counted)
                 held.append(lease)
                 place = self._leasing.directory.place(lease.pool_id)
                 self._requests.leased(exchange.record, lease.pool_id, (place and place.engine) or "unknown")
@@ -234,20 +241,24 @@ class Front:
                 if not await self._leasing.moves_on(asked.model, held[0], gone=not isinstance(problem, OddEngineError)):
                     raise _final(problem.message, held[0]) from problem
             finally:
+                if counted is not None:
+                    counted.over()
                 for one in held:
                     self._leasing.done(one, broken=broken)
         raise AssertionError("unreachable")
 
-    async def _lease(self, exchange: Exchange, asked: Asked) -> HeldLease:
+    async def _lease(self, exchange: Exchange, asked: Asked, counted: Counted | None) -> HeldLease:
         """A slot: where several pools have the name and the request is of a session, of the one that served that last."""
         leasing, session = self._leasing, None
         if leasing.directory.shared(asked.model):
             session = self._sessions.of(exchange.request.headers, asked, exchange.record.key)
-        lease = None if session is None else await leasing.again(asked.model, session, exchange.request_id)
-        if (lease := lease or leasing.kept(asked.model)) is None:
+        lease = None if session is None else await leasing.again(asked.model, session, exchange.request_id, counted)
+        if (lease := lease or leasing.kept(asked.model, counted)) is None:
             async with self._loading.shown(exchange, asked.model):
-                taking = leasing.take(asked.model, exchange.request_id)
+                taking = leasing.take(asked.model, exchange.request_id, counted)
                 lease = await (taking if exchange.traced is None else exchange.traced.slot(taking))
+        if counted is not None:
+            counted.goes_to(lease.pool_id)
         if session is not None:
             leasing.served(session, lease)
         return lease

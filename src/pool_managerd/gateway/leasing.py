@@ -17,6 +17,7 @@ import structlog
 
 from pool_managerd.core.demand.kept_leases import HeldLease, KeptLeases
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.gateway.concurrency import Concurrency, Counted
 from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
@@ -55,19 +56,27 @@ class Leasing:
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
         self._gate, self._again = Gate(), Gate()
+        self._concurrency = Concurrency(self.directory, self._common.tally)
         self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
         self._why = "cannot reach the daemon"
 
-    async def take(self, model: str, request_id: str) -> HeldLease:
+    async def counted(self, model: str) -> Counted | None:
+        """Where a request for ``model`` is counted; None: nothing limits them. Raises RequestError MODEL_NOT_FOUND,
+        CONCURRENCY_LIMIT (429).
+        """
+        if not self.directory.known:
+            await self.learnt()
+        return self._concurrency.counted(model, self._sound(model)) if self.directory.limits else None
+
+    async def take(self, model: str, request_id: str, counted: Counted | None = None) -> HeldLease:
         """A slot of ``model``, which may be waited for. Raises RequestError MODEL_NOT_FOUND, and what the node refuses with."""
         if not self.directory.known:
             await self.learnt()
-            if (kept := self.kept(model)) is not None:
+            if (kept := self.kept(model, counted)) is not None:
                 return kept
-        pools = self._sound(model)
-        wanted = model if pools == self.directory.pools(model) else min(pools, key=self._kept.used)
+        wanted = self._wanted(model, counted)
         began = time.monotonic()
         async with self._gate.turn(model, self._times.wait_s):
             left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
@@ -75,12 +84,14 @@ class Leasing:
         self._kept.add(given)
         return given
 
-    async def again(self, model: str, session: bytes, request_id: str) -> HeldLease | None:
+    async def again(self, model: str, session: bytes, request_id: str, counted: Counted | None = None) -> HeldLease | None:
         """A slot of the pool that served ``session`` last, where it has one at once. Raises RequestError MODEL_NOT_FOUND."""
         pool_id = self._common.sessions.last(session)
         place = None if pool_id is None else self.directory.place(pool_id)
-        if place is None or not place.open or place.pool_id not in self._sound(model):
+        if place is None or not place.open or place.pool_id not in self._sound(model, counted):
             return None
+        if counted is not None:
+            counted.goes_to(place.pool_id)
         if (kept := self._kept.take((place.pool_id,))) is not None or self._kept.used(place.pool_id) >= place.slots:
             return kept
         try:
@@ -100,13 +111,22 @@ class Leasing:
         if not self.directory.known:
             await self._node_is_there()
 
-    def kept(self, model: str) -> HeldLease | None:
+    def kept(self, model: str, counted: Counted | None = None) -> HeldLease | None:
         """A lease of ``model`` that is kept; it is in use from now on. Raises RequestError MODEL_NOT_FOUND."""
-        return self._kept.take(self._sound(model)) if self.directory.known else None
+        return self._kept.take(self._sound(model, counted)) if self.directory.known else None
 
-    def _sound(self, model: str) -> tuple[str, ...]:
-        """Its pools, without those that just broke where others are ready. Raises RequestError MODEL_NOT_FOUND."""
-        pools = self.directory.pools(model)
+    def _wanted(self, model: str, counted: Counted | None) -> str:
+        """Whom the node is asked for: any pool of the name, or one where some are not to be asked."""
+        pools = self._sound(model, counted)
+        if pools == self.directory.pools(model) and (counted is None or len(pools) == 1 or not counted.one_only()):
+            return model
+        return counted.pool_id if counted is not None and counted.pool_id in pools else min(pools, key=self._kept.used)
+
+    def _sound(self, model: str, counted: Counted | None = None) -> tuple[str, ...]:
+        """Its pools that may have the request, without those that just broke where others are ready. Raises RequestError
+        MODEL_NOT_FOUND.
+        """
+        pools = self.directory.pools(model) if counted is None else counted.pools()
         if not self._broken or len(pools) == 1:
             return pools
         now = time.monotonic()

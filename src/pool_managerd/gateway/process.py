@@ -61,6 +61,7 @@ def options_of(config: Config, bind: str) -> GatewayOptions:
         keys=key_file(config.base_dir, own.keys_file), certificate=None if files is None else Certificate(files),
         local=is_loopback(split_address(bind)[0]), origins=tuple(origin.lower().rstrip("/") for origin in own.cors_origins),
         sessions=SessionNames(own.session_headers), loading_text=own.loading_text,
+        capture_bytes=own.capture_bytes // own.workers,
         labels=config.telemetry.labels, narrate=config.telemetry.log_level == "debug",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What is known of one request: when it was where, and what the engine has counted. Never what it says."""
+"""What is known of one request: when it was where, and what the engine has counted. What it says only where that is captured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+from pool_managerd.gateway.captures import Capture
 
 _TAIL_BYTES = 4096
 _COUNT = re.compile(
@@ -41,8 +43,10 @@ class Record:
     leased: float | None = None
     first: float | None = None
     ended: float | None = None
+    capture: Capture | None = None
     _tail: bytes = b""
     _events: int = 0
+    _counted: Tokens | None = None
 
     def passes(self, chunk: bytes) -> None:
         """A part of the answer goes by."""
@@ -50,9 +54,17 @@ class Record:
             self.first = time.monotonic()
         self._events += chunk.count(b"data:")
         self._tail = chunk if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
+        if self.capture is not None:
+            self.capture.passes(chunk)
+
+    def over(self) -> None:
+        """Its answer has ended: nothing stays of that but what the engine has counted."""
+        self.ended, self._counted, self._tail = time.monotonic(), self.tokens(), b""
 
     def tokens(self) -> Tokens:
         """What the end of the answer says of them, in any dialect."""
+        if self._counted is not None:
+            return self._counted
         told = {name.decode(): int(number) for name, number in _COUNT.findall(self._tail)}
         if "prompt_tokens" in told:
             return Tokens(told["prompt_tokens"], told.get("completion_tokens"), told.get("cached_tokens", told.get("cache_n")))

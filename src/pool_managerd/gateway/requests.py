@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import structlog
 from pool_managerd.core.narration import duration
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.gateway.budgets import Budgets
+from pool_managerd.gateway.captures import Capture, Captures, Headers
 from pool_managerd.gateway.record import Record
 from pool_managerd.telemetry.gateway_metrics import NO_POOL, GatewayMetrics, OfPool
 
@@ -23,14 +25,16 @@ RECENT = 200
 
 
 class Requests:
-    """``metrics`` counts them, ``budgets`` the tokens of each key; ``narrate``: those that are served have their line in the log,
-    too.
+    """``metrics`` counts them, ``budgets`` the tokens of each key; ``captures`` None: what they say is kept nowhere; ``narrate``:
+    those that are served have their line in the log, too.
     """
 
-    def __init__(self, metrics: GatewayMetrics, budgets: Budgets | None = None, *, narrate: bool = False) -> None:
-        self.metrics, self._budgets, self._narrate = metrics, budgets, narrate
+    def __init__(
+        self, metrics: GatewayMetrics, budgets: Budgets | None = None, captures: Captures | None = None, *, narrate: bool = False
+    ) -> None:  # fmt: skip
+        self.metrics, self._budgets, self.captures, self._narrate = metrics, budgets, captures, narrate
         self._live: dict[str, tuple[Record, asyncio.Task[Any] | None]] = {}
-        self._recent: deque[Record] = deque(maxlen=RECENT)
+        self._recent: deque[Record] = deque()
         self._cancelled: dict[str, PoolError] = {}
 
     @contextmanager
@@ -52,6 +56,26 @@ class Requests:
     def rows(self) -> list[dict[str, Any]]:
         """Those that ended last, oldest first, and then those in flight."""
         return [record.to_dict() for record in (*self._recent, *(record for record, _ in self._live.values()))]
+
+    def one_if_here(self, request_id: str, key: str | None) -> dict[str, Any] | None:
+        """The newest of that ``key``, with what is captured of it."""
+        newest_first = itertools.chain((record for record, _ in self._live.values()), reversed(self._recent))
+        found = (record for record in newest_first if record.request_id == request_id and record.key == key)
+        return next(({**record.to_dict(), **self._captured(record.capture)} for record in found), None)
+
+    def _captured(self, capture: Capture | None) -> dict[str, Any]:
+        if capture is not None and not capture.forgotten:
+            answer = None if capture.answer is None else capture.answer.to_dict()
+            return {"captured": {"request": capture.request.to_dict(), "answer": answer}, "not_captured": None}
+        if self.captures is None:
+            return {"captured": None, "not_captured": "captures are off: set gateway.capture_bytes"}
+        why = "it had no body, or there was no room" if capture is None else "newer ones needed the room"
+        return {"captured": None, "not_captured": why}
+
+    def capture(self, record: Record, headers: Headers, body: bytes) -> None:
+        """Its body has come."""
+        if self.captures is not None and body:
+            record.capture = self.captures.begin(headers, body)
 
     def typical_s(self, model: str | None) -> float | None:
         """How long requests for ``model`` had their slot of late; None: there were none."""
@@ -96,10 +120,14 @@ class Requests:
     # --- inside ---
 
     def _over(self, record: Record) -> None:
-        record.ended = time.monotonic()
+        record.over()
         if record.state in ("queued", "running"):
             record.state = "ended"
+        if record.capture is not None:
+            record.capture.over()
         self._recent.append(record)
+        if len(self._recent) > RECENT and (oldest := self._recent.popleft().capture) is not None:
+            oldest.forget()
         if self._budgets is not None and record.key is not None:
             self._budgets.count(record.key, record.spent())
         self.metrics.answered(record.pool_id or NO_POOL, record.path, record.status or 499)

@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
+from pool_managerd.gateway.captures import Captures
 from pool_managerd.gateway.certificate import Certificate
 from pool_managerd.gateway.dialects import Dialect, told
 from pool_managerd.gateway.engine_link import EngineLinks
@@ -42,6 +44,7 @@ from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
 if TYPE_CHECKING:
     from pool_managerd.gateway.spans import RequestSpans
 
+log = structlog.get_logger("pool_managerd.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -49,8 +52,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayOptions:
     """``limits`` of requests, ``http`` of connections, ``leases``: how long each is kept. ``keys`` None: none are asked for.
     ``certificate`` None: it speaks plain HTTP. ``local``: only this machine is to call; ``origins``: of web pages that may.
-    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``labels`` go on every
-    series; ``narrate``: every request has its line in the log.
+    ``sessions``: what says which one a request is of; ``loading_text``: streams tell what they wait for. ``capture_bytes``: of
+    memory for what requests and answers say; 0: it is kept nowhere. ``labels`` go on every series; ``narrate``: every request has
+    its line in the log.
     """
 
     limits: FrontLimits = field(default_factory=FrontLimits)
@@ -62,6 +66,7 @@ class GatewayOptions:
     origins: tuple[str, ...] = ()
     sessions: SessionNames = field(default_factory=SessionNames)
     loading_text: bool = False
+    capture_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     narrate: bool = False
 
@@ -78,10 +83,16 @@ class Gateway:
         keys = self._options.keys
         self._budgets = None if keys is None else Budgets(beside(keys.place), self._common.tally)
         labels = {**self._options.labels, **self._common.labels()}
-        self._requests = Requests(GatewayMetrics(labels), self._budgets, narrate=self._options.narrate)
+        captures = Captures(self._options.capture_bytes) if self._options.capture_bytes else None
+        self._requests = Requests(GatewayMetrics(labels), self._budgets, captures, narrate=self._options.narrate)
         self._watchers = Watchers()
 
     async def __aenter__(self) -> Gateway:
+        if most := self._options.capture_bytes:
+            log.warning(
+                f"What requests and answers say is captured, in {most >> 20} MiB of memory: gateway.capture_bytes",
+                action="captures", **self._common.labels(),
+            )  # fmt: skip
         await self._link.__aenter__()
         return self
 
@@ -144,6 +155,7 @@ def _application(front: Front, views: Views, faces: Faces, logs: EngineLogs, opt
     app.router.add_get("/metrics", views.metrics)
     app.router.add_get("/v1/queue", views.queue)
     app.router.add_get("/v1/requests", views.requests)
+    app.router.add_get("/v1/requests/{request_id}", views.request)
     app.router.add_delete("/v1/requests/{request_id}", views.cancel)
     for method, path, handler in (
         ("GET", "/running", faces.running), ("GET", "/unload", faces.unload), ("POST", "/api/models/unload", faces.unload),

@@ -33,7 +33,13 @@ class Tally:
             for row in self._taken():
                 _OF_ONE.pack_into(self._bytes, row + _NAME.size + _TOKENS.size + self._own, 0)
 
-    def begin(self, name: str, most: int) -> bool:
+    def at_work(self, name: str) -> int:
+        """How many of that name have begun, and are not over."""
+        with self.memory.alone():
+            row = self._find(name)
+            return 0 if row is None else sum(_AT_WORK.unpack_from(self._bytes, row + _NAME.size + _TOKENS.size))
+
+    def begin(self, name: str, most: float) -> bool:
         """One more of that name; False, and nothing is counted, where ``most`` are at work already."""
         with self.memory.alone():
             at = self._row(name) + _NAME.size + _TOKENS.size

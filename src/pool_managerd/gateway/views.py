@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from pool_managerd.errors import PoolError, RequestError
-from pool_managerd.gateway.access import Access
+from pool_managerd.gateway.access import Access, require_own_user
 from pool_managerd.gateway.dialects import Dialect
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.leasing import Leasing
@@ -29,7 +29,7 @@ class Views:
         """To what siblings ask."""
         return {
             "metrics": lambda: self._series().decode(), "requests": self._requests.rows, "cancel": self._requests.cancel_if_here,
-            "let_go": self._leasing.let_go,
+            "let_go": self._leasing.let_go, "request": self._requests.one_if_here,
         }  # fmt: skip
 
     async def health(self, _request: web.Request) -> web.StreamResponse:
@@ -48,6 +48,10 @@ class Views:
     async def requests(self, request: web.Request) -> web.StreamResponse:
         """Those of the caller's key, in flight and recent."""
         return await self._told(request, self._rows(request))
+
+    async def request(self, request: web.Request) -> web.StreamResponse:
+        """One of them, with its bodies where they are captured: without keys those are for the gateway's own user and root."""
+        return await self._told(request, self._one(request))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """One of the caller's own requests ends now."""
@@ -72,6 +76,18 @@ class Views:
                 rows += [row for row in theirs if row["key"] == caller.name]
             rows = _in_order(rows)
         return web.json_response(rows)
+
+    async def _one(self, request: web.Request) -> web.StreamResponse:
+        caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]
+        theirs = await self._siblings.ask("request", wanted, caller.name)
+        found = [row for row in (self._requests.one_if_here(wanted, caller.name), *theirs) if row is not None]
+        if not found:
+            why = "" if self._requests.captures else ", and captures are off: set gateway.capture_bytes"
+            raise RequestError(f"request {wanted[:64]!r} is none of the last {RECENT}{why}", code="NOT_FOUND", status=404)
+        row = max(found, key=lambda row: row["began_at_ms"])
+        if caller.key is None and row["captured"] is not None:
+            require_own_user(request, "what requests say")
+        return web.json_response(row, headers={"Cache-Control": "no-store"})
 
     async def _cancelled(self, request: web.Request) -> web.StreamResponse:
         caller, wanted = self._access.caller(request.headers), request.match_info["request_id"]

@@ -55,7 +55,7 @@ class ModelMover:
         if shown := card(self._source, model, self._findings):
             draft.fields["card"] = shown
         if rules:
-            draft.fields["requests"] = rules
+            draft.fields["requests"] = {**draft.fields.get("requests", {}), **rules}
             self._note(draft, ("requests",), (*path, "filters"))
         if not draft.fields["provisioning"]:
             del draft.fields["provisioning"]
@@ -175,7 +175,10 @@ class ModelMover:
         at: KeyPath = (*path, "concurrencyLimit")
         limit = self._source.whole(at, 0)
         fields = draft.fields
-        if "slots" in fields:
+        if limit > 0 and fields.get("slots", limit) != limit:
+            fields["requests"] = {"concurrency": limit}
+            self._findings.mapped(at, "pools[].requests.concurrency", "those that wait for a slot are counted, too")
+        elif "slots" in fields:
             self._findings.usual(at, "as many requests go in as there are slots; others wait, instead of being refused")
         elif limit > 0:
             fields["slots"] = limit

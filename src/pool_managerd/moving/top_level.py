@@ -27,7 +27,7 @@ _NEEDLESS = {
     "includeAliasesInList": "lists have aliases with each model, in meta.aliases",
 }  # fmt: skip
 _DROPPED = {
-    "store": "what was asked is kept nowhere; let Prometheus keep the metrics",
+    "store": "what was asked is kept on no disk; let Prometheus keep the metrics",
     "upstream": "any path of /upstream/MODEL starts the model: let pages stay closed that poll it",
     "profiles": "names mean the same all the time here: write `aliases` of pools, and `apply` them when they change",
     "peers": "models of other machines are not passed on: let clients ask them there, or write external pools",
@@ -55,8 +55,9 @@ def sections(source: Source, findings: Findings) -> dict[str, Any]:
         findings.usual((key,), why)
     for key, why in _DROPPED.items():
         findings.lost((key,), why)
-    if source.whole(("captureBuffer",), 0):
-        findings.dropped(("captureBuffer",), "what requests say is kept nowhere")
+    if (mib := source.whole(("captureBuffer",), 0)) > 0:
+        found["gateway"]["capture_bytes"] = f"{mib}MiB"
+        findings.mapped(("captureBuffer",), "gateway.capture_bytes")
     findings.usual(("captureBuffer",), "nothing is captured")
     if source.truth(("sendLoadingState",), False):
         found["gateway"]["loading_text"] = True

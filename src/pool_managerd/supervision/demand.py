@@ -311,13 +311,8 @@ class Demand:
                 self._work.evict(pool_id, "as nobody waits for it any more")
 
     def _stop_idle(self) -> None:
-        now = self._s.clock.monotonic()
-        for pool in self._pools.all():
-            due = self.idle.due(pool)
-            if due is not None and now >= due and not self._queue.of(pool.pool_id):
-                idle_s = now - self.idle.since(pool)
-                self.idle.touch(pool.pool_id)  # where clients without a lease are served, it is looked at again later
-                self._work.evict(pool.pool_id, f"as it was idle for {duration(idle_s)}")
+        for pool_id, idle_s in self.idle.overdue(self._queue.pools()):
+            self._work.evict(pool_id, f"as it was idle for {duration(idle_s)}")
 
     # --- inside ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pool_managerd.config import Config
 from pool_managerd.core.lifecycle import sleeps_evicted, view
@@ -40,6 +40,18 @@ class IdlePools:
             return None
         busy = in_hand(pool, self._s.registry) or self._pools.precedence.has(pool.pool_id)
         return None if busy else self.since(pool) + ttl_s
+
+    def overdue(self, waited_for: Collection[str]) -> list[tuple[str, float]]:
+        """Pools that have been idle for too long, and for how long. Where clients without a lease are served, that is looked at
+        again later.
+        """
+        now, found = self._s.clock.monotonic(), list[tuple[str, float]]()
+        for pool in self._pools.all():
+            due = self.due(pool)
+            if due is not None and now >= due and pool.pool_id not in waited_for:
+                found.append((pool.pool_id, now - self.since(pool)))
+                self.touch(pool.pool_id)
+        return found
 
     def ttl_s(self, pool: Pool) -> float:
         """How long it may be idle; 0: for ever."""
