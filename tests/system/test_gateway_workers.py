@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,14 +72,16 @@ def test_whoever_is_asked_knows_of_all(home: Home) -> None:
 
 def test_a_worker_that_is_killed_is_one_workers_streams_and_comes_back(home: Home) -> None:
     home.start()
-    streams = [home.tokens(200) for _ in range(4)]
+    streams = [home.tokens(250) for _ in range(4)]
     for stream in streams:
         next(stream)
-    before = workers(home)
-    os.kill(before[0], signal.SIGKILL)
-    ended = sum(_is_whole(stream) for stream in streams)
-    assert ended < 4 or len(counted(home)) < 3
-    wait_until(lambda: len(workers(home)) == 3 and before[0] not in workers(home), "another one", 15)
+    holders = Counter(int(row["holder"].split("-")[1]) for row in home.get("/v1/pools/smol/leases")[1])
+    ((number, hit),) = holders.most_common(1)
+    killed = next(pid for pid in workers(home) if f'"number":{number},' in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: home.status("smol")["active_leases"] <= 4 - hit, "the slots of the killed one to be free", 15)
+    assert sum(_is_whole(stream) for stream in streams) == 4 - hit, "the others' streams go on"
+    wait_until(lambda: len(workers(home)) == 3 and killed not in workers(home), "another one", 15)
     (told,) = home.lines("worker_ended")
     assert "was ended by signal 9" in told["human"]
     for _ in range(12):

@@ -10,6 +10,7 @@ from typing import Any
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.core.demand.request import AcquireRequest
 from pool_managerd.errors import RequestError
+from pool_managerd.gateway.link import held
 from pool_managerd.gateway.process import options_of
 from pool_managerd.gateway.server import Gateway
 from pool_managerd.httpd.server import listen
@@ -46,6 +47,9 @@ class EmbeddedLink:
         except RequestError:
             return False
         return True
+
+    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
+        return [lease for one in self._node.pool_ids() for lease in held(one, self._node.leases(one), holders, but)]
 
     async def evict(self, pool_id: str) -> None:
         await (await self._node.evict(pool_id)).wait()

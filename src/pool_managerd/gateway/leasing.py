@@ -57,6 +57,7 @@ class Leasing:
         self._news, self._back = asyncio.Event(), asyncio.Event()
         self._gate, self._again = Gate(), Gate()
         self._concurrency = Concurrency(self.directory, self._common.tally)
+        self._before = self._common.holders if self._common.of > 1 else None
         self._broken: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.connected = False
@@ -213,6 +214,7 @@ class Leasing:
                     self._kept.see(self.directory.open_launches(), waiting=self.directory.waiting)
                     if whole:
                         log.info("The gateway follows the daemon", action="connected")
+                        await self._end_predecessors()
                     whole, told_away, self.connected = False, False, True
                     self._news.set()
                     self._back.set()
@@ -226,6 +228,13 @@ class Leasing:
                 told_away = True
                 log.warning(f"The gateway serves on without the daemon: {why}", action="away")
             await asyncio.sleep(self._times.again_s)
+
+    async def _end_predecessors(self) -> None:
+        """The worker before this one, which was killed, has no use for its leases any more. Once."""
+        before, self._before = self._before, None
+        if before is not None:
+            with suppress(PoolError):  # they run out
+                self._owe(await self._link.held_by(before, self._common.holder))
 
     async def _give_back(self) -> None:
         while True:

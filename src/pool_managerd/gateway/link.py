@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Protocol
 
 from pool_managerd.core.demand.kept_leases import HeldLease
+
+
+def held(pool_id: str, rows: Iterable[Mapping[str, Any]], holders: str, but: str) -> list[HeldLease]:
+    """As ``Link.held_by``, of a pool's leases as the node shows them."""
+    theirs = (row for row in rows if (name := row["holder"] or "").startswith(holders) and not name.startswith(but))
+    return [HeldLease(row["lease_id"], pool_id, "", 0) for row in theirs]
 
 
 class Link(Protocol):
@@ -24,6 +30,10 @@ class Link(Protocol):
 
     async def renew(self, lease: HeldLease, ttl_ms: int) -> bool:
         """False: it is over."""
+        ...
+
+    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
+        """Leases whose holders' names begin so, and not with ``but``."""
         ...
 
     async def evict(self, pool_id: str) -> None:

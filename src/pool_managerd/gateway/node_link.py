@@ -12,6 +12,7 @@ import aiohttp
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.gateway.link import held
 from pool_managerd.telemetry import tracing
 
 _ANSWER_S, _ENDS_S = 10.0, 60.0
@@ -79,6 +80,12 @@ class NodeLink:
                 return False
             raise
         return True
+
+    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
+        """Raises PoolError."""
+        pools = [pool["pool_id"] for pool in await self._call("GET", "pools", None)]
+        rows = {one: await self._call("GET", f"pools/{one}/leases", None) for one in pools}
+        return [lease for one in pools for lease in held(one, rows[one], holders, but)]
 
     async def evict(self, pool_id: str) -> None:
         """It ends where nothing is in flight on it, and starts again on demand. Raises PoolError."""

@@ -13,25 +13,31 @@ from pool_managerd.gateway.tally import Tally
 WORKER = "worker"
 
 
-def _own_holder() -> str:
-    return holder(os.getpid(), 0)
-
-
-def holder(gateway: int, worker: int) -> str:
-    """What the leases of a worker are held by: names of the gateway with that pid begin alike."""
-    return f"gateway/{gateway}-{worker}-{secrets.token_hex(3)}"
+def holders(gateway: int, worker: int = 0) -> str:
+    """How the names begin that leases are held by: of each worker of that number of the gateway with that pid."""
+    return f"gateway/{gateway}-{worker}-"
 
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """``tally`` of what is limited, ``sessions`` and the pools that served them, ``siblings``: the other ``of`` - 1 workers."""
+    """``tally`` of what is limited, ``sessions`` and the pools that served them, ``siblings``: the other ``of`` - 1 workers.
+
+    ``holders`` is how the name begins that this worker's leases are held by, and those of whoever had its number before.
+    """
 
     tally: Tally = field(default_factory=Tally)
     sessions: KnownSessions = field(default_factory=KnownSessions)
     siblings: Siblings = field(default_factory=Siblings)
-    holder: str = field(default_factory=_own_holder)
+    holders: str = field(default_factory=lambda: holders(os.getpid()))
     worker: int = 0
     of: int = 1
+
+    _own: str = field(default_factory=lambda: secrets.token_hex(3))
+
+    @property
+    def holder(self) -> str:
+        """What the node knows this worker by."""
+        return self.holders + self._own
 
     def labels(self) -> dict[str, str]:
         """On the series of a worker that is not alone."""

@@ -21,7 +21,7 @@ import structlog
 from pool_managerd.core.narration import duration
 from pool_managerd.gateway import known_sessions, tally
 from pool_managerd.gateway.common_memory import CommonMemory, shared
-from pool_managerd.gateway.sharing import Common, holder
+from pool_managerd.gateway.sharing import Common, holders
 from pool_managerd.gateway.siblings import Siblings, new_name, socket_of
 
 log = structlog.get_logger("pool_managerd.gateway")
@@ -60,7 +60,7 @@ class Worker:
             tally.Tally(CommonMemory(tally.SIZE, self.tally), self.number),
             known_sessions.KnownSessions(CommonMemory(known_sessions.SIZE, self.sessions)),
             Siblings(self.name, self.number, self.of, socket.socket(fileno=self.asked)),
-            holder(self.gateway, self.number), self.number, self.of,
+            holders(self.gateway, self.number), self.number, self.of,
         )  # fmt: skip
 
 
