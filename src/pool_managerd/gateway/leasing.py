@@ -45,10 +45,14 @@ class LeaseTimes:
 
 
 class Leasing:
-    """``common`` has what the node knows this worker by, and its siblings. ``run`` is its task."""
+    """``common`` has what the node knows this worker by, and its siblings; ``clock`` tells monotonic seconds. ``run`` is its task."""
 
-    def __init__(self, link: Link, times: LeaseTimes | None = None, common: Common | None = None) -> None:
+    def __init__(
+        self, link: Link, times: LeaseTimes | None = None, common: Common | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._link, self._times, self._common = link, times or LeaseTimes(), common or Common()
+        self._now = clock
         self.directory = Directory()
         self._kept = KeptLeases(self._times.linger_s)
         self._owed: dict[str, tuple[HeldLease, float]] = {}
@@ -68,9 +72,9 @@ class Leasing:
                 return kept
         pools = self._sound(model)
         wanted = model if pools == self.directory.pools(model) else min(pools, key=self._kept.used)
-        began = time.monotonic()
+        began = self._now()
         async with self._gate.turn(model, self._times.wait_s):
-            left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
+            left_ms = max(0, round((self._times.wait_s + began - self._now()) * 1000))
             given = await self._with_patience(partial(self._asked, wanted, request_id, left_ms))
         self._kept.add(given)
         return given
@@ -109,7 +113,7 @@ class Leasing:
         pools = self.directory.pools(model)
         if not self._broken or len(pools) == 1:
             return pools
-        now = time.monotonic()
+        now = self._now()
         self._broken = {pool_id: until for pool_id, until in self._broken.items() if until > now}
         places = (self.directory.place(pool_id) for pool_id in pools if pool_id not in self._broken)
         return tuple(place.pool_id for place in places if place is not None and place.open) or pools
@@ -118,12 +122,12 @@ class Leasing:
         """Whether a request for ``model`` that its engine did not answer may be asked again: of another pool that answers to that
         name, or of the launch that follows, where the engine may be ``gone``. One that is there all the same is not asked twice.
         """
-        until = time.monotonic() + (_NOTICED_S if gone else 0.0)
+        until = self._now() + (_NOTICED_S if gone else 0.0)
         while True:
             place = self.directory.place(lease.pool_id)
             if place is None or not place.open or place.epoch != lease.epoch or self._others(model, lease):
                 return True
-            if time.monotonic() >= until:
+            if self._now() >= until:
                 return False
             await asyncio.sleep(0.02)
 
@@ -134,8 +138,8 @@ class Leasing:
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
         if broken:
-            self._broken[lease.pool_id] = time.monotonic() + _SHUNNED_S
-        if broken or self._kept.done(lease, time.monotonic()):
+            self._broken[lease.pool_id] = self._now() + _SHUNNED_S
+        if broken or self._kept.done(lease, self._now()):
             self._kept.forget(lease.lease_id)
             self._owe([lease])
         elif self._timer is None:
@@ -209,9 +213,9 @@ class Leasing:
 
     async def _give_back(self) -> None:
         while True:
-            self._owe(self._kept.due(time.monotonic()))
+            self._owe(self._kept.due(self._now()))
             for lease, since in list(self._owed.values()):
-                if time.monotonic() - since > self._times.ttl_s:
+                if self._now() - since > self._times.ttl_s:
                     del self._owed[lease.lease_id]  # it has ended by itself
             if self._owed and self.connected:
                 await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())[:_AT_ONCE]))
@@ -253,14 +257,14 @@ class Leasing:
             self._timer.cancel()
         due, self._timer = self._kept.next_due(), None
         if due is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._now()), self._look)
 
     def _look(self) -> None:
         self._timer = None
         self._news.set()
 
     def _owe(self, leases: list[HeldLease]) -> None:
-        now = time.monotonic()
+        now = self._now()
         self._owed.update({lease.lease_id: (lease, now) for lease in leases})
         if leases:
             self._news.set()
@@ -277,11 +281,11 @@ class Leasing:
 
     async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
         """Asked again while the node is away, for a while."""
-        until = time.monotonic() + self._times.away_s
+        until = self._now() + self._times.away_s
         while True:
             try:
                 return await ask()
             except PoolError as problem:
-                if problem.code != NodeError.code or time.monotonic() >= until:
+                if problem.code != NodeError.code or self._now() >= until:
                     raise
                 await asyncio.sleep(self._times.again_s)

@@ -13,14 +13,15 @@ from pool_managerd.testing.invariants import Oracle
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
+from pool_managerd.testing.simulated_gateways import SimulatedGateways
 from pool_managerd.testing.simulated_node import SimulatedAdapters, simulated_node
 
 
 class Daemons:
     """One at a time. ``lives`` counts them."""
 
-    def __init__(self, scene: Scene, clients: SimulatedClients, oracle: Oracle) -> None:
-        self._scene, self._clients, self._oracle = scene, clients, oracle
+    def __init__(self, scene: Scene, clients: SimulatedClients, oracle: Oracle, gateways: SimulatedGateways) -> None:
+        self._scene, self._clients, self._oracle, self._gateways = scene, clients, oracle, gateways
         self.lives = 0
         self._paused_until = 0.0
         self._kill_in: int | None = None
@@ -70,7 +71,7 @@ class Daemons:
                 self._scene.fail("a daemon begins or says why not", repr(problem))
             self._kill_in, self._down_s = 0, 5.0
             return
-        self._scene.node = node
+        self._scene.node, self._scene.node_since = node, self._scene.timeline.now
         self._oracle.look_at_boot(self._scene.pools())
 
     def kill(self, callbacks: int, down_s: float) -> None:
@@ -94,6 +95,7 @@ class Daemons:
         self._kill_in, self._paused_until, self._scene.machine.daemon = None, 0.0, 0
         self._oracle.daemon_died()
         self._clients.daemon_died()
+        self._gateways.daemon_died()
         if life is not None:
             life.end()
         self._scene.lost_s += self._down_s
@@ -120,11 +122,13 @@ class Daemons:
         self._paused_until = self._scene.timeline.now + seconds
         self._scene.resumed_at = self._paused_until
         self._scene.lost_s += seconds
+        self._gateways.daemon_pauses()
 
     def calm(self) -> None:
         """No more faults and no more requests; what was about to strike does not."""
         self._scene.ending, self._kill_in = True, None
         self._paused_until = min(self._paused_until, self._scene.timeline.now)
+        self._gateways.calm()
         self._scene.machine.heal()
         self._scene.mend_disk()
 
