@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +25,8 @@ _SHUNNED_S = 5.0
 """An engine that just broke: others of the name are asked instead, until the node has found out what is so."""
 _NOTICED_S = 0.5
 """The node needs a moment until it says that an engine has ended."""
+_HEARD_S = 1.0
+"""A node that is away is found to be so sooner."""
 _AT_ONCE = 16
 """Leases that are renewed, or given back, at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
@@ -45,7 +46,9 @@ class LeaseTimes:
 
 
 class Leasing:
-    """``common`` has what the node knows this worker by, and its siblings; ``clock`` tells monotonic seconds. ``run`` is its task."""
+    """``common`` has what the node knows this worker by, and its siblings. ``clock`` tells monotonic seconds. ``run`` is its
+    task.
+    """
 
     def __init__(
         self, link: Link, times: LeaseTimes | None = None, common: Common | None = None,
@@ -72,10 +75,9 @@ class Leasing:
                 return kept
         pools = self._sound(model)
         wanted = model if pools == self.directory.pools(model) else min(pools, key=self._kept.used)
-        began = self._now()
+        until = self._now() + self._times.wait_s
         async with self._gate.turn(model, self._times.wait_s):
-            left_ms = max(0, round((self._times.wait_s + began - self._now()) * 1000))
-            given = await self._with_patience(partial(self._asked, wanted, request_id, left_ms))
+            given = await self._with_patience(wanted, request_id, until)
         self._kept.add(given)
         return given
 
@@ -279,13 +281,19 @@ class Leasing:
     async def _asked(self, wanted: str, request_id: str, wait_ms: int) -> HeldLease:
         return await self._link.acquire(wanted, self.holder_of(request_id), round(self._times.ttl_s * 1000), wait_ms)
 
-    async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
-        """Asked again while the node is away, for a while."""
-        until = self._now() + self._times.away_s
+    async def _with_patience(self, wanted: str, request_id: str, until: float) -> HeldLease:
+        """Asked again while the node is away, for a while, and with what is left of its time. That a question was not answered
+        at once shows that the node was there until then.
+        """
+        away_since = None
         while True:
+            asked_at = self._now()
             try:
-                return await ask()
+                return await self._asked(wanted, request_id, max(0, round((until - asked_at) * 1000)))
             except PoolError as problem:
-                if problem.code != NodeError.code or self._now() >= until:
+                now = self._now()
+                if away_since is None or now - asked_at > _HEARD_S:
+                    away_since = now
+                if problem.code != NodeError.code or now - away_since >= self._times.away_s:
                     raise
                 await asyncio.sleep(self._times.again_s)

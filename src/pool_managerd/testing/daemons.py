@@ -91,6 +91,7 @@ class Daemons:
         self._gone()
 
     def _gone(self) -> None:
+        self._goes_away()
         life, self._scene.life, self._scene.adapters, self._scene.node = self._scene.life, None, None, None
         self._kill_in, self._paused_until, self._scene.machine.daemon = None, 0.0, 0
         self._oracle.daemon_died()
@@ -101,11 +102,16 @@ class Daemons:
         self._scene.lost_s += self._down_s
         self._scene.timeline.after(self._down_s, self.begin)
 
+    def _goes_away(self) -> None:
+        if self._scene.away_since <= self._scene.node_since:
+            self._scene.away_since = self._scene.timeline.now
+
     def shut_down(self, down_s: float) -> None:
         """Ask it to end, as a service manager does."""
         if self._scene.node is None or self._scene.life is None:
             return
         life, began = self._scene.life, self._scene.timeline.now
+        self._goes_away()
 
         def over(task: asyncio.Task[None]) -> None:
             if self._scene.life is life:

@@ -1,6 +1,6 @@
 """The oracle of simulated gateways: what must hold of their leases and requests, by what the machine and the daemon know.
 
-Where daemon or gateway were killed or paused a moment ago, nothing is said of times: what takes its time is measured from then on.
+Where daemon or gateway were killed or paused a moment ago, times are measured from then on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.core.registry import Lease
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 from pool_managerd.testing.simulated_requests import SimulatedRequest
@@ -45,6 +46,7 @@ class GatewayRules:
         self._bad: dict[str, float] = {}
         self._held: dict[str, tuple[str, Lease]] = {}
         self._looks = False
+        self._stands_until = 0.0
 
     # --- what happens ---
 
@@ -55,7 +57,7 @@ class GatewayRules:
 
     def ended(self, number: int) -> None:
         """A gateway has, and all of its requests with it."""
-        self._ended[number] = self._scene.timeline.now
+        self._ended[number], self._number = self._scene.timeline.now, 0
         self._requests.clear()
 
     def freed(self, number: int) -> None:
@@ -70,8 +72,23 @@ class GatewayRules:
         self._requests[request.name] = request
         self.watch()
 
-    def over(self, request: SimulatedRequest) -> None:
+    def over(self, request: SimulatedRequest, error: BaseException | None) -> None:
         self._requests.pop(request.name, None)
+        if isinstance(error, PoolError) and error.code == NodeError.code:
+            self._look_at_absence(request, error)
+
+    def daemon_stands(self, until: float) -> None:
+        """It is paused until then."""
+        self._stands_until = until
+
+    def _look_at_absence(self, request: SimulatedRequest, error: PoolError) -> None:
+        """A daemon that is away for less than a request waits for it costs nobody an error."""
+        scene, now = self._scene, self._scene.timeline.now
+        there = scene.node is not None and now > scene.node_since + SLACK_S
+        away_s = 0.0 if there else now - scene.away_since
+        stood = max(self._stands_until, self._undisturbed) > request.waits_since
+        if away_s < self._traffic.times.away_s - SLACK_S and not stood:
+            self._fail("a daemon that is soon back costs no request", f"{request}: {error!r}, away for {away_s:.3f} s")
 
     def live(self) -> list[SimulatedRequest]:
         """Requests in flight."""
@@ -82,11 +99,12 @@ class GatewayRules:
         self._lost.add(lease_id)
 
     def served(self, request: SimulatedRequest, engine: SimulatedEngine) -> None:
-        """The engine begins to answer it."""
+        """The engine begins to answer it. That another one has come in the place of its own takes a moment to be heard of."""
         lease = request.lease
-        if lease is None or (engine.pool_id, engine.launch.epoch) != (lease.pool_id, lease.epoch):
+        other = lease is None or (engine.pool_id, engine.launch.epoch) != (lease.pool_id, lease.epoch)
+        if other and self._over(engine.started_at, 0.0):
             self._fail("a request reaches the engine that its lease is on", f"{request}: {engine}")
-        same = [one for one in self.live() if one.lease is not None and lease is not None and one.lease.lease_id == lease.lease_id]
+        same = [one for one in self.live() if one.lease is not None and one.lease == lease]
         if len(same) > 1:
             self._fail("a lease is one request at a time", f"{same}")
 

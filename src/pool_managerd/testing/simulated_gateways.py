@@ -112,8 +112,8 @@ class SimulatedGateways:
             request.task.cancel()
 
     def _answered(self, request: SimulatedRequest, task: asyncio.Task[None]) -> None:
-        self._rules.over(request)
         error = None if task.cancelled() else task.exception()
+        self._rules.over(request, error)
         told = "went away" if task.cancelled() else "was answered" if error is None else f"was not served: {error!r}"
         self._scene.note("gateway", f"{request.name} {told}")
         if error is not None and not isinstance(error, PoolError | BrokenAnswerError):
@@ -133,7 +133,8 @@ class SimulatedGateways:
     # --- its own fate ---
 
     def _pause(self, seconds: float) -> None:
-        self._paused_until = self._scene.timeline.now + seconds
+        self._scene.note("gateway", f"stands for {seconds:.3f} s")
+        self._paused_until = max(self._paused_until, self._scene.timeline.now + seconds)
         self._rules.disturbed(self._paused_until)
 
     def _kill(self, down_s: float) -> None:
@@ -185,6 +186,11 @@ class SimulatedGateways:
             for request in self._rules.live():
                 self._goes_away(self._life, request)
 
+    def close(self) -> None:
+        """The run is over."""
+        if self._life is not None:
+            self._life.loop.end()
+
     # --- the daemon's fate ---
 
     def daemon_died(self) -> None:
@@ -194,5 +200,6 @@ class SimulatedGateways:
 
     def daemon_pauses(self) -> None:
         """It says nothing for a while."""
+        self._rules.daemon_stands(self._scene.resumed_at)
         if self._life is not None:
             self._life.link.daemon_pauses()

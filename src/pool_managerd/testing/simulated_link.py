@@ -26,7 +26,10 @@ Answer = tuple[int, Any]
 
 @dataclass(eq=False)
 class Call:
-    """One exchange. ``there_s`` and ``back_s``: how long the question and the answer take; ``lost``: the answer does not come."""
+    """One exchange. ``there_s`` and ``back_s``: how long the question and the answer take; ``lost``: the answer does not come.
+
+    ``heard``: whoever asked has it.
+    """
 
     method: str
     path: str
@@ -36,6 +39,7 @@ class Call:
     back_s: float
     lost: bool
     task: asyncio.Task[Any] | None = None
+    heard: bool = False
 
     @property
     def model(self) -> str | None:
@@ -79,10 +83,14 @@ class SimulatedLink(NodeLink):
         timeline.after(call.there_s, self._arrive, call)
         try:
             async with asyncio.timeout(timeout_s):
-                return await call.answer
+                told = await call.answer
+                call.heard = True
+                return told
         finally:
             if not call.answer.done() or call.answer.cancelled():
                 timeline.after(call.there_s, self._go_away, call)
+            elif not call.heard:  # it was broken off just as the answer came
+                self._lose(call)
 
     def _moment(self) -> float:
         return 0.0002 + 0.02 * self._chance.random() ** 4
@@ -131,21 +139,22 @@ class SimulatedLink(NodeLink):
             self._scene.fail("a request ends with an answer or a PoolError", f"{call.method} {call.path}: {error!r}")
             return
         if call.lost:
-            self._lose(call, task)
+            self._lose(call)
             self._break(call, ConnectionResetError("Connection reset by peer"))
             return
         told = (200, task.result()) if error is None else (error.status, _shown(error))
-        self._scene.timeline.after(call.back_s, self._deliver, call, task, json.loads(json.dumps(told, default=str)))
+        self._scene.timeline.after(call.back_s, self._deliver, call, json.loads(json.dumps(told, default=str)))
 
-    def _deliver(self, call: Call, task: asyncio.Task[Any], told: tuple[int, Any]) -> None:
+    def _deliver(self, call: Call, told: tuple[int, Any]) -> None:
         self._calls.pop(call, None)
         if call.answer.done() or call.answer.get_loop().is_closed():
-            self._lose(call, task)
+            self._lose(call)
         else:
             call.answer.set_result((told[0], told[1]))
 
-    def _lose(self, call: Call, task: asyncio.Task[Any]) -> None:
-        if call.path == "acquire" and not task.cancelled() and task.exception() is None:
+    def _lose(self, call: Call) -> None:
+        task = call.task
+        if call.path == "acquire" and task is not None and task.done() and not task.cancelled() and task.exception() is None:
             self._on_lost(task.result()["lease_id"])
 
     def _break(self, call: Call, problem: OSError) -> None:

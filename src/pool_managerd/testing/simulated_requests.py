@@ -52,7 +52,6 @@ class SimulatedRequest:
         return cls(name, chance.choice(models), session, length_s, chance.random() < 0.05, chance.random() < 0.5, now)
 
 
-
 class Watcher(Protocol):
     """Who hears of an engine that begins to answer a request, and of a lease whose request has ended."""
 

@@ -24,14 +24,15 @@ class Traffic:
 
 
 def traffic(seed: int, times: list[float]) -> Traffic | None:
-    """Bursts around moments at which other things happen, too; None in half of the runs."""
+    """Bursts at any time, and around moments at which other things happen, too; None in half of the runs."""
     chance = Random(f"traffic {seed}")
     if not times or chance.random() < 0.5:
         return None
     weights = {kind: weight * chance.choice((0, 1, 3)) for kind, weight in _WEIGHTS.items()} | {ASK: _WEIGHTS[ASK]}
     asked: list[tuple[float, str]] = []
     for _ in range(chance.randint(2, 8)):
-        at = chance.choice(times) - chance.expovariate(1 / chance.choice((0.05, 1.0, 10.0)))
+        at = chance.choice((chance.choice(times), chance.uniform(60.0, max(times))))
+        at -= chance.expovariate(1 / chance.choice((0.05, 1.0, 10.0)))
         gap = chance.choice((0.01, 0.3, 3.0))
         for _ in range(chance.randint(2, 16)):
             at += chance.expovariate(1 / gap)

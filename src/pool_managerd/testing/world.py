@@ -80,6 +80,7 @@ class World:
             scene.fail("a run ends", "nothing happens any more, or too much")
         if scene.life is not None:
             scene.life.end()
+        self._gateways.close()
         hours = (scene.timeline.now - START_S) / 3600
         return Outcome(scene.scenario, scene.broken, scene.trace, hours, self._clients.acknowledged, self._daemons.lives)
 
