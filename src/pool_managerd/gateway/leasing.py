@@ -292,8 +292,10 @@ class Leasing:
                 return await self._asked(wanted, request_id, max(0, round((until - asked_at) * 1000)))
             except PoolError as problem:
                 now = self._now()
-                if away_since is None or now - asked_at > _HEARD_S:
+                heard = now - asked_at > _HEARD_S
+                if away_since is None or heard:
                     away_since = now
-                if problem.code != NodeError.code or now - away_since >= self._times.away_s:
+                over = (heard and now >= until) or now - away_since >= self._times.away_s
+                if over or problem.code != NodeError.code:
                     raise
                 await asyncio.sleep(self._times.again_s)

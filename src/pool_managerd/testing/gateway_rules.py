@@ -22,6 +22,7 @@ SLACK_S = 2.0
 ANSWER_S = 10.0
 """So long an answer of the daemon is waited for."""
 LOOK_S = 0.5
+_LEASED = SERVING | {Phase.DRAINING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,9 @@ class GatewayRules:
         scene, now = self._scene, self._scene.timeline.now
         there = scene.node is not None and now > scene.node_since + SLACK_S
         away_s = 0.0 if there else now - scene.away_since
+        times, waited_s = self._traffic.times, now - request.waits_since
         stood = max(self._stands_until, self._undisturbed) > request.waits_since
-        if away_s < self._traffic.times.away_s - SLACK_S and not stood:
+        if away_s < times.away_s - SLACK_S and waited_s < times.wait_s and not stood:
             self._fail("a daemon that is soon back costs no request", f"{request}: {error!r}, away for {away_s:.3f} s")
 
     def live(self) -> list[SimulatedRequest]:
@@ -165,6 +167,9 @@ class GatewayRules:
         given_at = self._scene.timeline.now - (self._scene.timeline.wall_ms() - lease.given_at_ms) / 1000
         idle = self._done.get(lease.lease_id, _Idle(given_at, 0.0))
         limit_s = self._traffic.times.ttl_s if lease.lease_id in self._lost else idle.limit_s
+        if not any(pool.pool_id == pool_id and pool.instance.phase in _LEASED for pool in self._scene.pools()):
+            self._done[lease.lease_id] = _Idle(self._scene.timeline.now, idle.limit_s)  # it is looked at when it is ready again
+            return
         if self._over(idle.since, limit_s):
             self._fail("a lease that nobody uses goes back", f"{pool_id}: {lease}, {idle}")
         if lease.lease_id in self._lost or not self._over(idle.since, 0.0):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from random import Random
 
 from pool_managerd.errors import PoolError
@@ -98,7 +99,7 @@ class SimulatedGateways:
             task = request.task = life.loop.create_task(life.service.run(request))
             scene.note("gateway", f"is asked for {request.model} ({request.name}), {request.length_s:.3f} s")
             self._rules.asked(request)
-            task.add_done_callback(lambda done, request=request: self._answered(request, done))
+            task.add_done_callback(partial(self._answered, request))
             if chance.random() < 0.3:
                 scene.timeline.after(chance.expovariate(1 / chance.choice((0.01, 1.0, 20.0))), self._goes_away, life, request)
 
