@@ -109,6 +109,19 @@ class GatewayRules:
         same = [one for one in self.live() if one.lease is not None and one.lease == lease]
         if len(same) > 1:
             self._fail("a lease is one request at a time", f"{same}")
+        if lease is not None and not other:
+            self._look_at_lease(lease, request)
+
+    def _look_at_lease(self, lease: HeldLease, request: SimulatedRequest) -> None:
+        """One that ran out while the gateway or the daemon stood is found to be over when it is renewed."""
+        renewed_s = self._traffic.times.ttl_s / 4
+        if self._serves(lease) and lease.lease_id not in dict(self._leases()) and self._over(self._quiet(), renewed_s):
+            self._fail("a request is served under a lease", str(request))
+
+    def _serves(self, lease: HeldLease) -> bool:
+        """The launch is there, and gives leases."""
+        launches = [pool.instance for pool in self._scene.pools() if pool.pool_id == lease.pool_id]
+        return any(i.epoch == lease.epoch and i.phase in SERVING for i in launches)
 
     def done(self, lease: HeldLease, *, broken: bool) -> None:
         """Its request has ended."""
@@ -143,7 +156,7 @@ class GatewayRules:
                 self._look_at_kept(pool_id, lease)
         for lease_id, request in in_use.items():
             if lease_id in before and lease_id not in self._held:
-                self._look_at_lost(before[lease_id][0], request)
+                self._look_at_lost(request)
         self._look_at_queue()
 
     def _leases(self) -> Iterator[tuple[str, tuple[str, Lease]]]:
@@ -181,13 +194,11 @@ class GatewayRules:
         if self._lasts(f"drain {lease.lease_id}", so=drains):
             self._fail("no drain waits for what is only kept", f"{pool_id}: {lease}")
 
-    def _look_at_lost(self, pool_id: str, request: SimulatedRequest) -> None:
+    def _look_at_lost(self, request: SimulatedRequest) -> None:
         """Its lease was there a moment ago."""
-        lease, now = request.lease, self._scene.timeline.now
-        launches = [pool.instance for pool in self._scene.pools() if pool.pool_id == pool_id]
-        goes_on = any(lease is not None and i.epoch == lease.epoch and i.phase in SERVING for i in launches)
-        if goes_on and now > self._quiet() + self._traffic.times.ttl_s + SLACK_S:
-            self._fail("a lease lasts as long as it is used", f"{pool_id}: {request}")
+        lease = request.lease
+        if lease is not None and self._serves(lease) and self._over(self._quiet(), self._traffic.times.ttl_s):
+            self._fail("a lease lasts as long as it is used", str(request))
 
     def _look_at_queue(self) -> None:
         node = self._scene.node

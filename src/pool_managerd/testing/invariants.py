@@ -17,6 +17,7 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.scenario import ACQUIRE, SUBMITTED
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
+from pool_managerd.testing.simulated_demand import STAYS
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 
 CANDIDATE_LAUNCHES = 1 + Policy().port_retries
@@ -111,6 +112,10 @@ class Oracle:
         if epoch in used or epoch < max(used, default=0) - CANDIDATE_LAUNCHES:  # a candidate's are given before it loads
             self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {max(used)}")
         used.add(epoch)
+        promise, now = self._clients.desired.get(pool_id), self._scene.timeline.now
+        stays = promise is not None and promise.possible <= STAYS and not promise.asking and not self._scene.ending
+        if stays and promise is not None and now > promise.told_at + LATE_S:
+            self._scene.fail("what a person has stopped is not started", f"{pool_id}: {promise}")
         running = self._scene.machine.running(pool_id)
         instances = {e.launch.instance for e in running}
         node = self._scene.node
