@@ -46,6 +46,8 @@ class GatewayRules:
         self._done: dict[str, _Idle] = {}
         self._bad: dict[str, float] = {}
         self._held: dict[str, tuple[str, Lease]] = {}
+        self._unready: dict[str, float] = {}
+        self._served_at: dict[tuple[str, int], float] = {}
         self._looks = False
         self._stands_until = 0.0
 
@@ -100,6 +102,12 @@ class GatewayRules:
         """It was given, and the answer did not arrive."""
         self._lost.add(lease_id)
 
+    def given(self, lease: HeldLease) -> None:
+        """A request has it from now on. That its launch has ended takes a moment to be heard of."""
+        there = self._serves(lease) or not self._over(self._served_at.get((lease.pool_id, lease.epoch), 0.0), 0.0)
+        if not there and self._scene.node is not None:
+            self._fail("a request is given a slot of a launch that is there", str(lease))
+
     def served(self, request: SimulatedRequest, engine: SimulatedEngine) -> None:
         """The engine begins to answer it. That another one has come in the place of its own takes a moment to be heard of."""
         lease = request.lease
@@ -147,17 +155,27 @@ class GatewayRules:
         self._look_for_waits()
         if self._scene.node is None:
             return
+        self._look_at_launches()
         before, self._held = self._held, dict(self._leases())
         in_use = {one.lease.lease_id: one for one in self.live() if one.lease is not None}
         for lease_id, (pool_id, lease) in self._held.items():
             if self._of(lease.holder) != self._number:
-                self._look_at_left(lease)
+                self._look_at_left(pool_id, lease)
             elif lease_id not in in_use:
                 self._look_at_kept(pool_id, lease)
         for lease_id, request in in_use.items():
             if lease_id in before and lease_id not in self._held:
                 self._look_at_lost(request)
         self._look_at_queue()
+
+    def _look_at_launches(self) -> None:
+        """What takes leases, or may end some; leases of a pool that does not do so run out when it does again."""
+        now, leased = self._scene.timeline.now, set[str]()
+        for pool in self._scene.pools():
+            if pool.instance.phase in _LEASED:
+                leased.add(pool.pool_id)
+                self._served_at[pool.pool_id, pool.instance.epoch] = now
+        self._unready.update(dict.fromkeys({pool.pool_id for pool in self._scene.pools()} - leased, now))
 
     def _leases(self) -> Iterator[tuple[str, tuple[str, Lease]]]:
         node = self._scene.node
@@ -166,13 +184,13 @@ class GatewayRules:
                 if (lease.holder or "").startswith("gateway/"):
                     yield lease.lease_id, (pool_id, lease)
 
-    def _look_at_left(self, lease: Lease) -> None:
+    def _look_at_left(self, pool_id: str, lease: Lease) -> None:
         """Of a gateway that is no more."""
         number = self._of(lease.holder)
         freed = self._freed.get(number)
         if freed is not None and lease.lease_id not in self._lost and self._over(freed, 0.0):
             self._fail("leases of a gateway that is gone are freed", str(lease))
-        if self._over(self._ended[number], self._traffic.times.ttl_s):
+        if self._over(max(self._ended[number], self._unready.get(pool_id, 0.0)), self._traffic.times.ttl_s):
             self._fail("leases of a gateway that is gone run out", str(lease))
 
     def _look_at_kept(self, pool_id: str, lease: Lease) -> None:
@@ -180,12 +198,10 @@ class GatewayRules:
         given_at = self._scene.timeline.now - (self._scene.timeline.wall_ms() - lease.given_at_ms) / 1000
         idle = self._done.get(lease.lease_id, _Idle(given_at, 0.0))
         limit_s = self._traffic.times.ttl_s if lease.lease_id in self._lost else idle.limit_s
-        if not any(pool.pool_id == pool_id and pool.instance.phase in _LEASED for pool in self._scene.pools()):
-            self._done[lease.lease_id] = _Idle(self._scene.timeline.now, idle.limit_s)  # it is looked at when it is ready again
-            return
-        if self._over(idle.since, limit_s):
+        since = max(idle.since, self._unready.get(pool_id, 0.0))
+        if self._over(since, limit_s):
             self._fail("a lease that nobody uses goes back", f"{pool_id}: {lease}, {idle}")
-        if lease.lease_id in self._lost or not self._over(idle.since, 0.0):
+        if lease.lease_id in self._lost or not self._over(since, 0.0):
             return
         node, pool = self._scene.node, self._scene.pool(pool_id)
         if node is not None and any(row["waited_ms"] > SLACK_S * 1000 for row in node.queue()):

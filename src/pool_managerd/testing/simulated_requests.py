@@ -53,8 +53,9 @@ class SimulatedRequest:
 
 
 class Watcher(Protocol):
-    """Who hears of an engine that begins to answer a request, and of a lease whose request has ended."""
+    """Who hears of a lease that a request is given, of an engine that begins to answer it, and of its end."""
 
+    def given(self, lease: HeldLease) -> None: ...
     def served(self, request: SimulatedRequest, engine: SimulatedEngine) -> None: ...
     def done(self, lease: HeldLease, *, broken: bool) -> None: ...
 
@@ -72,6 +73,7 @@ class Service:
         for attempt in range(1, TRIES + 1):
             broken, request.waits_since = False, self._scene.timeline.now
             lease = request.lease = await self._lease(request)
+            self._watcher.given(lease)
             try:
                 await self._answered(request, lease)
                 return

@@ -12,7 +12,10 @@ ASK, UNLOAD, GATEWAY_KILL, GATEWAY_END, GATEWAY_PAUSE = "ask", "unload", "gatewa
 SHARED = "shared"
 """The name that several pools may be served under."""
 THROUGH_GATEWAY = (ASK, UNLOAD, GATEWAY_KILL, GATEWAY_END, GATEWAY_PAUSE)
-_WEIGHTS = {ASK: 40, UNLOAD: 2, GATEWAY_KILL: 1, GATEWAY_END: 1, GATEWAY_PAUSE: 1}
+_WEIGHTS = {
+    ASK: 40, UNLOAD: 2, GATEWAY_KILL: 1, GATEWAY_END: 1, GATEWAY_PAUSE: 2, "exit": 2, "drain": 1, "start": 1, "kill": 1, "pause": 1,
+}  # fmt: skip
+"""Beside requests what bears on their leases most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def traffic(seed: int, times: list[float]) -> Traffic | None:
             at += chance.expovariate(1 / gap)
             asked.append((round(max(0.0, at), 4), chance.choices(list(weights), list(weights.values()))[0]))
     leases = LeaseTimes(
-        linger_s=chance.choice((0.0, 0.5, 2.0, 2.0, 10.0, 20.0)), ttl_s=chance.choice((10.0, 30.0, 30.0)),
+        linger_s=chance.choice((0.0, 0.5, 2.0, 2.0, 10.0, 20.0)), ttl_s=chance.choice((4.0, 10.0, 30.0)),
         wait_s=chance.choice((2.0, 30.0, 300.0)), away_s=chance.choice((1.0, 15.0, 15.0)),
     )  # fmt: skip
     return Traffic(leases, tuple(sorted(asked)))
