@@ -104,8 +104,8 @@ class GatewayRules:
 
     def given(self, lease: HeldLease) -> None:
         """A request has it from now on. That its launch has ended takes a moment to be heard of."""
-        there = self._serves(lease) or not self._over(self._served_at.get((lease.pool_id, lease.epoch), 0.0), 0.0)
-        if not there and self._scene.node is not None:
+        seen_at = self._served_at.get((lease.pool_id, lease.epoch), self._scene.timeline.now)
+        if self._scene.node is not None and not self._serves(lease) and self._over(seen_at, 0.0):
             self._fail("a request is given a slot of a launch that is there", str(lease))
 
     def served(self, request: SimulatedRequest, engine: SimulatedEngine) -> None:
@@ -197,11 +197,14 @@ class GatewayRules:
         """In nobody's use: it is kept, or on its way."""
         given_at = self._scene.timeline.now - (self._scene.timeline.wall_ms() - lease.given_at_ms) / 1000
         idle = self._done.get(lease.lease_id, _Idle(given_at, 0.0))
-        limit_s = self._traffic.times.ttl_s if lease.lease_id in self._lost else idle.limit_s
+        ttl_s = self._traffic.times.ttl_s
+        # One that must have run out is forgotten; a daemon that stood may hear of an earlier renewal first when it goes on.
+        forgotten = lease.lease_id in self._lost or self._quiet() - idle.since > ttl_s
+        limit_s = ttl_s if forgotten else idle.limit_s
         since = max(idle.since, self._unready.get(pool_id, 0.0))
         if self._over(since, limit_s):
             self._fail("a lease that nobody uses goes back", f"{pool_id}: {lease}, {idle}")
-        if lease.lease_id in self._lost or not self._over(since, 0.0):
+        if forgotten or not self._over(since, 0.0):
             return
         node, pool = self._scene.node, self._scene.pool(pool_id)
         if node is not None and any(row["waited_ms"] > SLACK_S * 1000 for row in node.queue()):
