@@ -17,7 +17,6 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.scenario import ACQUIRE, SUBMITTED
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
-from pool_managerd.testing.simulated_demand import STAYS
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 
 CANDIDATE_LAUNCHES = 1 + Policy().port_retries
@@ -113,8 +112,7 @@ class Oracle:
             self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {max(used)}")
         used.add(epoch)
         promise, now = self._clients.desired.get(pool_id), self._scene.timeline.now
-        stays = promise is not None and promise.possible <= STAYS and not promise.asking and not self._scene.ending
-        if stays and promise is not None and now > promise.told_at + LATE_S:
+        if promise is not None and promise.stays_down and now > promise.told_at + LATE_S and not self._scene.ending:
             self._scene.fail("what a person has stopped is not started", f"{pool_id}: {promise}")
         running = self._scene.machine.running(pool_id)
         instances = {e.launch.instance for e in running}

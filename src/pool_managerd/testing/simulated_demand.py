@@ -10,7 +10,6 @@ from pool_managerd.testing.simulated_promises import Promise
 
 AFTER_S = 60.0
 """So long what was asked for may still be made room for."""
-STAYS = {"down", "drained"}
 
 
 class Demand:
@@ -32,7 +31,7 @@ class Demand:
             self._asked[pool_id] += 1
             self._on_demand(pool_id)
             promise = self._desired[pool_id]
-            if not promise.possible <= STAYS:
+            if not promise.possible <= {"down", "drained"}:
                 promise.possible = promise.possible | {"auto"}
 
     def ends(self, model: str | None, *, evicts: bool) -> None:

@@ -13,7 +13,8 @@ SHARED = "shared"
 """The name that several pools may be served under."""
 THROUGH_GATEWAY = (ASK, UNLOAD, GATEWAY_KILL, GATEWAY_END, GATEWAY_PAUSE)
 _WEIGHTS = {
-    ASK: 40, UNLOAD: 2, GATEWAY_KILL: 1, GATEWAY_END: 1, GATEWAY_PAUSE: 2, "exit": 2, "drain": 1, "start": 1, "kill": 1, "pause": 1,
+    ASK: 40, UNLOAD: 2, GATEWAY_KILL: 1, GATEWAY_END: 1, GATEWAY_PAUSE: 2,
+    "exit": 2, "drain": 1, "start": 1, "kill": 1, "pause": 1,
 }  # fmt: skip
 """Beside requests what bears on their leases most."""
 
