@@ -93,7 +93,7 @@ def test_a_rule_that_the_code_forgets_is_found_and_the_run_made_small(monkeypatc
         """What is wanted is acknowledged and not written."""
 
     monkeypatch.setattr(Intents, "keep", keep)
-    outcome = run(draw(4))
+    outcome = run(draw(6))
     assert outcome.broken is not None and outcome.broken.rule == "acknowledged changes last"
     small, left_out = shrink(outcome)
     assert small.broken is not None and small.broken.rule == outcome.broken.rule

@@ -73,6 +73,7 @@ class GatewayRules:
 
     def asked(self, request: SimulatedRequest) -> None:
         self._requests[request.name] = request
+        self._look_at_launches()
         self.watch()
 
     def over(self, request: SimulatedRequest, error: BaseException | None) -> None:
@@ -105,7 +106,7 @@ class GatewayRules:
     def given(self, lease: HeldLease) -> None:
         """A request has it from now on. That its launch has ended takes a moment to be heard of."""
         seen_at = self._served_at.get((lease.pool_id, lease.epoch), self._scene.timeline.now)
-        if self._scene.node is not None and not self._serves(lease) and self._over(seen_at, 0.0):
+        if self._scene.node is not None and not self._serves(lease, _LEASED) and self._over(seen_at, 0.0):
             self._fail("a request is given a slot of a launch that is there", str(lease))
 
     def served(self, request: SimulatedRequest, engine: SimulatedEngine) -> None:
@@ -126,10 +127,10 @@ class GatewayRules:
         if self._serves(lease) and lease.lease_id not in dict(self._leases()) and self._over(self._quiet(), renewed_s):
             self._fail("a request is served under a lease", str(request))
 
-    def _serves(self, lease: HeldLease) -> bool:
-        """The launch is there, and gives leases."""
+    def _serves(self, lease: HeldLease, phases: frozenset[Phase] = SERVING) -> bool:
+        """The launch is there, and gives leases, or is in one of ``phases``."""
         launches = [pool.instance for pool in self._scene.pools() if pool.pool_id == lease.pool_id]
-        return any(i.epoch == lease.epoch and i.phase in SERVING for i in launches)
+        return any(i.epoch == lease.epoch and i.phase in phases for i in launches)
 
     def done(self, lease: HeldLease, *, broken: bool) -> None:
         """Its request has ended."""
