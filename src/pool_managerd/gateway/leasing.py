@@ -294,7 +294,7 @@ class Leasing:
                 now = self._now()
                 heard = now - asked_at > _HEARD_S
                 if away_since is None or heard:
-                    away_since = now
+                    away_since = now if heard else asked_at
                 over = (heard and now >= until) or now - away_since >= self._times.away_s
                 if over or problem.code != NodeError.code:
                     raise
