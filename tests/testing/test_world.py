@@ -31,6 +31,7 @@ FOUND: dict[str, tuple[int, ...]] = {
     "a reload that was given up before its first step was never over, and whoever stopped the pool asked for ever": (497813686,),
     "a candidate that ended while its commit was written left a handoff file": (336268496,),
     "a sleeper had what it had lent back while the borrower still had it": (888059443,),
+    "an evict of a pool that comes up on demand never ended under the next daemon, whose engine went on": (63645953,),
     "a candidate that had to look for another port used the epoch of the pool's next launch": (30166,),
 }
 """What seeds have found; each has a test of its own beside what was wrong, too."""
