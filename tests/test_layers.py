@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "wiring",
         "_version",
     },
-    "testing": {"testing", "node", "wiring", "store", "supervision", "core", "errors", "config"},
+    "testing": {"testing", "gateway", "node", "wiring", "store", "supervision", "core", "errors", "config"},
     "embedding": {"node", "core", "errors", "config"},
 }
 """Part of the package → the parts it may import. ``daemon`` and the package itself wire everything."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import structlog
@@ -27,6 +26,8 @@ _SHUNNED_S = 5.0
 """An engine that just broke: others of the name are asked instead, until the node has found out what is so."""
 _NOTICED_S = 0.5
 """The node needs a moment until it says that an engine has ended."""
+_HEARD_S = 1.0
+"""A node that is away is found to be so sooner."""
 _AT_ONCE = 16
 """Leases that are renewed, or given back, at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
@@ -46,10 +47,16 @@ class LeaseTimes:
 
 
 class Leasing:
-    """``common`` has what the node knows this worker by, and its siblings. ``run`` is its task."""
+    """``common`` has what the node knows this worker by, and its siblings. ``clock`` tells monotonic seconds. ``run`` is its
+    task.
+    """
 
-    def __init__(self, link: Link, times: LeaseTimes | None = None, common: Common | None = None) -> None:
+    def __init__(
+        self, link: Link, times: LeaseTimes | None = None, common: Common | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._link, self._times, self._common = link, times or LeaseTimes(), common or Common()
+        self._now = clock
         self.directory = Directory()
         self._kept = KeptLeases(self._times.linger_s)
         self._owed: dict[str, tuple[HeldLease, float]] = {}
@@ -77,11 +84,9 @@ class Leasing:
             await self.learnt()
             if (kept := self.kept(model, counted)) is not None:
                 return kept
-        wanted = self._wanted(model, counted)
-        began = time.monotonic()
+        wanted, until = self._wanted(model, counted), self._now() + self._times.wait_s
         async with self._gate.turn(model, self._times.wait_s):
-            left_ms = max(0, round((self._times.wait_s + began - time.monotonic()) * 1000))
-            given = await self._with_patience(partial(self._asked, wanted, request_id, left_ms))
+            given = await self._with_patience(wanted, request_id, until)
         self._kept.add(given)
         return given
 
@@ -130,7 +135,7 @@ class Leasing:
         pools = self.directory.pools(model) if counted is None else counted.pools()
         if not self._broken or len(pools) == 1:
             return pools
-        now = time.monotonic()
+        now = self._now()
         self._broken = {pool_id: until for pool_id, until in self._broken.items() if until > now}
         places = (self.directory.place(pool_id) for pool_id in pools if pool_id not in self._broken)
         return tuple(place.pool_id for place in places if place is not None and place.open) or pools
@@ -139,12 +144,12 @@ class Leasing:
         """Whether a request for ``model`` that its engine did not answer may be asked again: of another pool that answers to that
         name, or of the launch that follows, where the engine may be ``gone``. One that is there all the same is not asked twice.
         """
-        until = time.monotonic() + (_NOTICED_S if gone else 0.0)
+        until = self._now() + (_NOTICED_S if gone else 0.0)
         while True:
             place = self.directory.place(lease.pool_id)
             if place is None or not place.open or place.epoch != lease.epoch or self._others(model, lease):
                 return True
-            if time.monotonic() >= until:
+            if self._now() >= until:
                 return False
             await asyncio.sleep(0.02)
 
@@ -155,8 +160,8 @@ class Leasing:
     def done(self, lease: HeldLease, *, broken: bool = False) -> None:
         """Its request has ended. ``broken``: the engine did not answer, so that nobody else is to have it from here."""
         if broken:
-            self._broken[lease.pool_id] = time.monotonic() + _SHUNNED_S
-        if broken or self._kept.done(lease, time.monotonic()):
+            self._broken[lease.pool_id] = self._now() + _SHUNNED_S
+        if broken or self._kept.done(lease, self._now()):
             self._kept.forget(lease.lease_id)
             self._owe([lease])
         elif self._timer is None:
@@ -238,9 +243,9 @@ class Leasing:
 
     async def _give_back(self) -> None:
         while True:
-            self._owe(self._kept.due(time.monotonic()))
+            self._owe(self._kept.due(self._now()))
             for lease, since in list(self._owed.values()):
-                if time.monotonic() - since > self._times.ttl_s:
+                if self._now() - since > self._times.ttl_s:
                     del self._owed[lease.lease_id]  # it has ended by itself
             if self._owed and self.connected:
                 await asyncio.gather(*(self._return(lease) for lease, _ in list(self._owed.values())[:_AT_ONCE]))
@@ -282,14 +287,14 @@ class Leasing:
             self._timer.cancel()
         due, self._timer = self._kept.next_due(), None
         if due is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._look)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._now()), self._look)
 
     def _look(self) -> None:
         self._timer = None
         self._news.set()
 
     def _owe(self, leases: list[HeldLease]) -> None:
-        now = time.monotonic()
+        now = self._now()
         self._owed.update({lease.lease_id: (lease, now) for lease in leases})
         if leases:
             self._news.set()
@@ -304,13 +309,21 @@ class Leasing:
     async def _asked(self, wanted: str, request_id: str, wait_ms: int) -> HeldLease:
         return await self._link.acquire(wanted, self.holder_of(request_id), round(self._times.ttl_s * 1000), wait_ms)
 
-    async def _with_patience(self, ask: Callable[[], Awaitable[HeldLease]]) -> HeldLease:
-        """Asked again while the node is away, for a while."""
-        until = time.monotonic() + self._times.away_s
+    async def _with_patience(self, wanted: str, request_id: str, until: float) -> HeldLease:
+        """Asked again while the node is away, for a while, and with what is left of its time. That a question was not answered
+        at once shows that the node was there until then.
+        """
+        away_since = None
         while True:
+            asked_at = self._now()
             try:
-                return await ask()
+                return await self._asked(wanted, request_id, max(0, round((until - asked_at) * 1000)))
             except PoolError as problem:
-                if problem.code != NodeError.code or time.monotonic() >= until:
+                now = self._now()
+                heard = now - asked_at > _HEARD_S
+                if away_since is None or heard:
+                    away_since = now if heard else asked_at
+                over = (heard and now >= until) or now - away_since >= self._times.away_s
+                if over or problem.code != NodeError.code:
                     raise
                 await asyncio.sleep(self._times.again_s)

@@ -147,18 +147,22 @@ class NodeLink:
     async def _call(
         self, method: str, path: str, body: Any, timeout_s: float | None = _ANSWER_S, *, waits: bool = False
     ) -> Any:  # fmt: skip
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
-        session = self._open if not waits or self._waiting is None else self._waiting
         try:
-            async with session.request(
-                method, f"{self._url}/{path}", json=body, headers=self._headers(), timeout=timeout
-            ) as answer:
-                value = await _json(answer)
-                if answer.status < 400:
-                    return value
+            status, value = await self._exchange(method, path, body, timeout_s, waits=waits)
         except (aiohttp.ClientError, OSError, TimeoutError) as problem:
             raise self._unreachable(problem) from problem
-        raise _problem(answer.status, value)
+        if status < 400:
+            return value
+        raise _problem(status, value)
+
+    async def _exchange(
+        self, method: str, path: str, body: Any, timeout_s: float | None, *, waits: bool
+    ) -> tuple[int, Any]:  # fmt: skip
+        """The status and the body of the answer. Raises what the way there raises."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
+        session = self._open if not waits or self._waiting is None else self._waiting
+        async with session.request(method, f"{self._url}/{path}", json=body, headers=self._headers(), timeout=timeout) as answer:
+            return answer.status, await _json(answer)
 
     @property
     def _open(self) -> aiohttp.ClientSession:

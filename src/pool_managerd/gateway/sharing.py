@@ -32,12 +32,12 @@ class Common:
     worker: int = 0
     of: int = 1
 
-    _own: str = field(default_factory=lambda: secrets.token_hex(3))
+    token: str = field(default_factory=lambda: secrets.token_hex(3))
 
     @property
     def holder(self) -> str:
         """What the node knows this worker by."""
-        return self.holders + self._own
+        return self.holders + self.token
 
     def labels(self) -> dict[str, str]:
         """On the series of a worker that is not alone."""

@@ -57,8 +57,8 @@ async def boot(pools: Pools, services: Services, stored: dict[str, StoredPool], 
             pools.operations.finish(operation, {"pool_id": operation.pool_id, "rolled_back": False})
             return True
         found = left.get(operation.pool_id)
-        wanted = (pool := pools.find(operation.pool_id)) is not None and pool.state.desired is Desired.WANTED
-        if operation.goal in ("down", "drained") and wanted and found is not None and found.exit is None:
+        stays = (pool := pools.find(operation.pool_id)) is not None and not pool.state.desired.stays_down
+        if operation.goal in ("down", "drained") and stays and found is not None and found.exit is None:
             return False  # somebody has wanted it up since, or it was to make room: what runs goes on
         awaited = operation.goal in ("now", "down") or operation.pool_id in started | left.keys()
         if not (awaited and operation.goal and pools.find(operation.pool_id)):

@@ -13,14 +13,15 @@ from pool_managerd.testing.invariants import Oracle
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
+from pool_managerd.testing.simulated_gateways import SimulatedGateways
 from pool_managerd.testing.simulated_node import SimulatedAdapters, simulated_node
 
 
 class Daemons:
     """One at a time. ``lives`` counts them."""
 
-    def __init__(self, scene: Scene, clients: SimulatedClients, oracle: Oracle) -> None:
-        self._scene, self._clients, self._oracle = scene, clients, oracle
+    def __init__(self, scene: Scene, clients: SimulatedClients, oracle: Oracle, gateways: SimulatedGateways) -> None:
+        self._scene, self._clients, self._oracle, self._gateways = scene, clients, oracle, gateways
         self.lives = 0
         self._paused_until = 0.0
         self._kill_in: int | None = None
@@ -70,7 +71,7 @@ class Daemons:
                 self._scene.fail("a daemon begins or says why not", repr(problem))
             self._kill_in, self._down_s = 0, 5.0
             return
-        self._scene.node = node
+        self._scene.node, self._scene.node_since = node, self._scene.timeline.now
         self._oracle.look_at_boot(self._scene.pools())
 
     def kill(self, callbacks: int, down_s: float) -> None:
@@ -90,20 +91,27 @@ class Daemons:
         self._gone()
 
     def _gone(self) -> None:
+        self._goes_away()
         life, self._scene.life, self._scene.adapters, self._scene.node = self._scene.life, None, None, None
         self._kill_in, self._paused_until, self._scene.machine.daemon = None, 0.0, 0
         self._oracle.daemon_died()
         self._clients.daemon_died()
+        self._gateways.daemon_died()
         if life is not None:
             life.end()
         self._scene.lost_s += self._down_s
         self._scene.timeline.after(self._down_s, self.begin)
+
+    def _goes_away(self) -> None:
+        if self._scene.away_since <= self._scene.node_since:
+            self._scene.away_since = self._scene.timeline.now
 
     def shut_down(self, down_s: float) -> None:
         """Ask it to end, as a service manager does."""
         if self._scene.node is None or self._scene.life is None:
             return
         life, began = self._scene.life, self._scene.timeline.now
+        self._goes_away()
 
         def over(task: asyncio.Task[None]) -> None:
             if self._scene.life is life:
@@ -120,11 +128,13 @@ class Daemons:
         self._paused_until = self._scene.timeline.now + seconds
         self._scene.resumed_at = self._paused_until
         self._scene.lost_s += seconds
+        self._gateways.daemon_pauses()
 
     def calm(self) -> None:
         """No more faults and no more requests; what was about to strike does not."""
         self._scene.ending, self._kill_in = True, None
         self._paused_until = min(self._paused_until, self._scene.timeline.now)
+        self._gateways.calm()
         self._scene.machine.heal()
         self._scene.mend_disk()
 

@@ -111,6 +111,9 @@ class Oracle:
         if epoch in used or epoch < max(used, default=0) - CANDIDATE_LAUNCHES:  # a candidate's are given before it loads
             self._scene.fail("epochs never go back", f"{pool_id}: {epoch} after {max(used)}")
         used.add(epoch)
+        promise, now = self._clients.desired.get(pool_id), self._scene.timeline.now
+        if promise is not None and promise.stays_down and now > promise.told_at + LATE_S and not self._scene.ending:
+            self._scene.fail("what a person has stopped is not started", f"{pool_id}: {promise}")
         running = self._scene.machine.running(pool_id)
         instances = {e.launch.instance for e in running}
         node = self._scene.node

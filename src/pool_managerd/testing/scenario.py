@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from pool_managerd.config import Config
+from pool_managerd.testing.traffic import Traffic, named, traffic
 
 GPU_BYTES = 24 << 30
 RELOAD, APPLY, ACQUIRE, YIELD = "reload", "apply", "acquire", "yield"
@@ -61,6 +62,7 @@ class Scenario:
 
     ``attributable``: the driver tells whose processes hold memory. ``tight``: not all engines have room at the same time.
     ``sleepers`` are the pools whose engines can sleep. ``crowded``: pools take turns on one GPU, which has room for one of them.
+    ``traffic`` comes to a gateway, where there is one.
     """
 
     seed: int
@@ -73,6 +75,7 @@ class Scenario:
     actions: tuple[Action, ...]
     sleepers: frozenset[str] = frozenset()
     crowded: bool = False
+    traffic: Traffic | None = None
 
     def node_config(self) -> Config:
         return Config.model_validate(self.config)
@@ -93,12 +96,13 @@ def draw(seed: int) -> Scenario:
     low, high = (0.52, 0.8) if crowded else (0.3, 0.6) if tight else (0.05, 0.24)
     needs = {pool_id: int(GPU_BYTES * chance.uniform(low, high)) for pool_id in (*ids, SUBMITTED)}
     shown = chance.random() < 0.8
+    config = _with_group(seed, _config(chance, ids, probe_s, rules))
+    actions = _with_reloads(seed, _actions(chance, hours, pools))
+    actions = _with_yields(seed, _with_acquires(seed, _with_applies(seed, actions), crowded=crowded))
+    asked = traffic(seed, [action.at for action in actions])
     return Scenario(
-        seed, hours, _with_group(seed, _config(chance, ids, probe_s, rules)), gpus, shown, tight and gpus > 0, needs,
-        _with_yields(
-            seed, _with_acquires(seed, _with_applies(seed, _with_reloads(seed, _actions(chance, hours, pools))), crowded=crowded)
-        ),
-        _sleepers(seed, ids), crowded,
+        seed, hours, config if asked is None else named(seed, config), gpus, shown, tight and gpus > 0, needs,
+        actions if asked is None else _with_traffic(seed, asked, actions), _sleepers(seed, ids), crowded, asked,
     )  # fmt: skip
 
 
@@ -159,6 +163,15 @@ def _with_acquires(seed: int, actions: tuple[Action, ...], *, crowded: bool) -> 
 
 def _with_yields(seed: int, actions: tuple[Action, ...]) -> tuple[Action, ...]:
     return _with(YIELD, Random(f"yields {seed}"), actions, (0, 0, 0, 1, 4))
+
+
+def _with_traffic(seed: int, asked: Traffic, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    chance = Random(f"asked {seed}")
+    more = (
+        Action(len(actions) + n, at, kind, chance.randrange(3), chance.randrange(1_000), chance.random())
+        for n, (at, kind) in enumerate(asked.asked)
+    )
+    return tuple(sorted((*actions, *more), key=lambda action: action.at))
 
 
 def _with(

@@ -32,7 +32,8 @@ class Violation:
 class Scene:
     """``life``, ``adapters`` and ``node`` are those of the daemon that runs, None while none does or it has not come up.
 
-    ``broken`` is the first rule that was broken. ``resumed_at`` is when a daemon began or went on last, ``lost_s`` how long none
+    ``broken`` is the first rule that was broken. ``node_since`` is when the daemon that runs came up, ``away_since`` when one
+    went away last. ``resumed_at`` is when a daemon began or went on last, ``lost_s`` how long none
     did anything in all.
     """
 
@@ -48,7 +49,8 @@ class Scene:
         self.node: PoolManager | None = None
         self.booted_with: dict[str, StoredPool] = {}
         self.lease_epochs: dict[str, int] = {}
-        self.disk_failed_at = float("-inf")
+        self.disk_failed_at = self.away_since = float("-inf")
+        self.node_since = float("-inf")
         self.resumed_at = self.lost_s = 0.0
         self.ending = self.finished = False
 

@@ -22,6 +22,7 @@ from pool_managerd.node import PoolManager
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, SUBMITTED, Action
 from pool_managerd.testing.scene import Scene
+from pool_managerd.testing.simulated_demand import Demand
 from pool_managerd.testing.simulated_promises import GivenLease, Promise, Question, Touched
 
 CLOUDY_S = 60.0
@@ -65,6 +66,7 @@ class SimulatedClients:
         self.acknowledged = self.unanswered = 0
         self.on_answer: Callable[[str, str], None] = lambda kind, pool_id: None
         """It was carried out between the question and now."""
+        self.demand = Demand(scene, self.desired, lambda pool_id: self.on_answer(ACQUIRE, pool_id))
         self._asking: list[Question] = []
         self._evicts_until = -1.0
 
@@ -235,11 +237,11 @@ class SimulatedClients:
     def may_be_evicted(self, promise: Promise) -> bool:
         """Somebody has made room, or may have, since it was said that the pool is wanted up."""
         asks = any(question.action.kind in _EVICTS for question in self._asking)
-        return asks or self._evicts_until >= promise.told_at
+        return asks or max(self._evicts_until, self.demand.evicts_until()) >= promise.told_at
 
     def asks_for(self, pool_id: str) -> bool:
         """Somebody waits for an answer about the pool."""
-        return any(question.pool_id == pool_id for question in self._asking)
+        return self.demand.of(pool_id) or any(question.pool_id == pool_id for question in self._asking)
 
     # --- hearing ---
 
@@ -332,6 +334,7 @@ class SimulatedClients:
         if any(question.action.kind in _EVICTS for question in self._asking):
             self._evicts_until = max(self._evicts_until, self._scene.timeline.now)
         self._asking.clear()
+        self.demand.daemon_died()
         self._taken = dict(self._filed_slots())
         self._unheard.clear()
         for promises in (self.desired, self.held, self.exists):

@@ -21,6 +21,11 @@ class Promise:
     cloudy_until: float = 0.0
     told_at: float = 0.0
 
+    @property
+    def stays_down(self) -> bool:
+        """A person has stopped or drained the pool, and nobody asks for anything else."""
+        return self.possible <= {"down", "drained"} and not self.asking
+
 
 @dataclass
 class GivenLease:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 
+from structlog.testing import capture_logs
+
 from pool_managerd.core.event import Event
 from pool_managerd.testing.daemons import Daemons
 from pool_managerd.testing.ending import Ending
+from pool_managerd.testing.gateway_rules import GatewayRules
 from pool_managerd.testing.invariants import Oracle
 from pool_managerd.testing.scenario import ACQUIRE, APPLY, RELOAD, REQUESTS, YIELD, Action, Scenario
 from pool_managerd.testing.scene import Scene, Violation
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_faults import strike
+from pool_managerd.testing.simulated_gateways import SimulatedGateways
 from pool_managerd.testing.timeline import START_S
+from pool_managerd.testing.traffic import THROUGH_GATEWAY
 
 MAX_STEPS = 3_000_000
 
@@ -53,7 +58,9 @@ class World:
         self._clients = SimulatedClients(scene)
         self._oracle = Oracle(scene, self._clients)
         self._clients.on_answer = self._oracle.on_request
-        self._daemons = Daemons(scene, self._clients, self._oracle)
+        rules = GatewayRules(scene)
+        self._gateways = SimulatedGateways(scene, self._clients.demand, rules)
+        self._daemons = Daemons(scene, self._clients, self._oracle, self._gateways)
         scene.machine.on_launch = self._oracle.engine_started
         for action in scenario.actions:
             if action.index not in left_out:
@@ -65,6 +72,7 @@ class World:
         """To the end, or to the first rule that is broken."""
         scene = self._scene
         self._daemons.begin()
+        self._gateways.begin()
         for _ in range(MAX_STEPS):
             if scene.finished or scene.broken is not None or not self._step():
                 break
@@ -72,13 +80,14 @@ class World:
             scene.fail("a run ends", "nothing happens any more, or too much")
         if scene.life is not None:
             scene.life.end()
+        self._gateways.close()
         hours = (scene.timeline.now - START_S) / 3600
         return Outcome(scene.scenario, scene.broken, scene.trace, hours, self._clients.acknowledged, self._daemons.lives)
 
     def _step(self) -> bool:
         """The next thing that happens, and what the daemon makes of it; false when nothing does any more."""
         timeline = self._scene.timeline
-        times = [at for at in (timeline.next_at(), self._daemons.next_at()) if at is not None]
+        times = [at for at in (timeline.next_at(), self._daemons.next_at(), self._gateways.next_at()) if at is not None]
         if not times:
             return False
         timeline.now = max(timeline.now, min(times))
@@ -86,6 +95,7 @@ class World:
             if self._scene.broken is not None:
                 return True
         self._daemons.turn()
+        self._gateways.turn()
         return True
 
     def _act(self, action: Action) -> None:
@@ -94,7 +104,9 @@ class World:
             return
         pool_id = scene.config.pools[action.pool % len(scene.config.pools)].id
         self._oracle.sweep(scene.pools())
-        if action.kind not in REQUESTS and action.kind not in (RELOAD, APPLY, ACQUIRE, YIELD):
+        if action.kind in THROUGH_GATEWAY:
+            self._gateways.act(action)
+        elif action.kind not in REQUESTS and action.kind not in (RELOAD, APPLY, ACQUIRE, YIELD):
             scene.note("fault", f"{action} {pool_id}")
             strike(scene, self._daemons, action, pool_id)
         elif scene.node is not None:
@@ -107,7 +119,8 @@ def run(scenario: Scenario, left_out: frozenset[int] = frozenset()) -> Outcome:
     collects = gc.isenabled()
     gc.disable()
     try:
-        return World(scenario, left_out).run()
+        with capture_logs():
+            return World(scenario, left_out).run()
     finally:
         if collects:
             gc.enable()
