@@ -806,7 +806,9 @@ def test_an_engine_that_can_sleep_makes_room_asleep_and_wakes_in_its_turn() -> N
     story.tell(ev.Start(origin="demand"))
     assert (story.phase(), story.i.desired) == (Phase.WAKING, Desired.WANTED)
     story.tell(ev.NoRoomToWake(1, "its GPU memory is held by pool q"))
-    assert story.phase() is Phase.STOPPING and story.i.active.after is After.NEW_START and story.i.crash_count == 0
+    assert sleeps_evicted(story.i) and story.i.crash_count == 0 and "held by pool q" in str(story.i.last_error)
+    story.tell(ev.Start())
+    assert (story.phase(), story.i.desired) == (Phase.WAKING, Desired.WANTED)
 
 
 def test_a_sleeper_of_an_earlier_daemon_that_gave_way_ends_and_is_started_where_it_runs_with_the_daemon() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from pool_managerd.gateway.common_memory import CommonMemory, shared
 from pool_managerd.gateway.known_sessions import KnownSessions
 from pool_managerd.gateway.siblings import Siblings, new_name, socket_of
 from pool_managerd.gateway.tally import Tally
-from pool_managerd.gateway.workers import Worker, Workers, read_orders
+from pool_managerd.gateway.workers import Worker, Workers, WorkerTimes, read_orders
 from pool_managerd.httpd.server import listen_together
 from pool_managerd.telemetry.families import together
 from pool_managerd.telemetry.gateway_metrics import GatewayMetrics
@@ -148,21 +149,28 @@ def test_a_port_of_workers_is_nobody_elses() -> None:
         for number in (1, 2):
             with pytest.raises(NodeError, match="Address already in use"):
                 listen_together(f"127.0.0.1:{group[0].getsockname()[1]}", number)
-        clients = [socket.create_connection(group[0].getsockname()) for _ in range(30)]
-        taken = [0, 0, 0]
-        for number, one in enumerate(group):
-            while True:
-                try:
-                    one.accept()[0].close()
-                except BlockingIOError:
-                    break
-                taken[number] += 1
+        clients = [socket.create_connection(group[0].getsockname()) for _ in range(10)]
+        assert accepted(group[0]) == 10, "nobody serves the others yet"
+        for one in group[1:]:
+            one.listen(64)
+        clients += [socket.create_connection(group[0].getsockname()) for _ in range(30)]
+        taken = [accepted(one) for one in group]
         assert sum(taken) == 30 and min(taken) > 0
         for client in clients:
             client.close()
     finally:
         for one in group:
             one.close()
+
+
+def accepted(listener: socket.socket) -> int:
+    """How many have come to it."""
+    for number in itertools.count():
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError("unreachable")
 
 
 ECHO = """
@@ -200,6 +208,41 @@ async def test_workers_are_told_what_to_do_begun_again_and_ended(begun: Workers,
     assert not Path(f"/proc/{seen(tmp_path, 1)[1][0]}").exists()
 
 
+DEAF = ECHO.replace("signal.sigwait({signal.SIGTERM})", "one.common().beats.beat(one.number)\nsignal.pause()")
+DYING = """
+import json, os, sys
+with open(sys.argv[1] + str(json.loads(sys.argv[2])["number"]), "a") as log:
+    log.write("x")
+os.kill(os.getpid(), 9)
+"""
+QUICK = WorkerTimes(silent_s=0.5, begins_s=30.0, ends_s=0.5, ends_again_s=0.1)
+
+
+async def test_a_worker_that_hangs_is_ended_and_begun_again(tmp_path: Path) -> None:
+    found = Workers((sys.executable, "-c", DEAF, str(tmp_path)), "", listen_together("127.0.0.1:0", 1), QUICK)
+    running = asyncio.create_task(found.run())
+    await eventually(lambda: len(seen(tmp_path, 0)) == 2)
+    assert not Path(f"/proc/{seen(tmp_path, 0)[0][0]}").exists()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0, "one that does not hear that it is to end is killed"
+
+
+async def test_nobody_waits_at_a_worker_that_is_not_there_for_long(tmp_path: Path) -> None:
+    listeners = listen_together("127.0.0.1:0", 2)
+    where = listeners[0].getsockname()
+    found = Workers((sys.executable, "-c", DYING, f"{tmp_path}/"), "", listeners, QUICK)
+    running = asyncio.create_task(found.run())
+    begun = [tmp_path / "0", tmp_path / "1"]
+    await eventually(lambda: all(one.exists() and len(one.read_text()) > 3 for one in begun))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(where, timeout=5)
+    listeners[1].listen(8)
+    with socket.create_connection(where, timeout=5):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
 async def test_workers_that_cannot_begin_end_the_gateway_with_their_code(tmp_path: Path) -> None:
     found = Workers((sys.executable, "-c", "raise SystemExit(3)"), "", listen_together("127.0.0.1:0", 2))
     async with asyncio.timeout(30):
@@ -213,5 +256,5 @@ def test_a_worker_knows_that_whoever_began_it_is_gone() -> None:
     with pytest.raises(EOFError):
         read_orders(reading)
     os.close(reading)
-    one = Worker(1, 2, 3, "n", 4, 5, 6, 7)
+    one = Worker(1, 2, 3, "n", 4, 5, 6, 7, 8)
     assert Worker.from_argument(one.to_argument()) == one

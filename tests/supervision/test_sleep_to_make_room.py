@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from pool_managerd.core.artifacts import ExitRecord
 from pool_managerd.core.event import Event
 from pool_managerd.core.gpu.devices import DeviceScan
 from pool_managerd.core.lifecycle import Desired, Phase, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.question import Question
-from pool_managerd.errors import NodeError
+from pool_managerd.core.reload import ReloadRequest
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.supervision.gpu.sleepers import LEFT
 from pool_managerd.testing.fake_parts import FakeProcess
 from tests.core.gpus import gpu, process
@@ -146,7 +148,38 @@ async def test_a_person_starts_a_sleeper_where_another_one_is(world: SleepersWor
     operation = await world.pools.change(world.pools.get("a"), "start", ev.Start(), "up", desired="up")
     await world.pass_until(lambda: operation.status != "running")
     assert operation.status == "failed" and world.told("no_room_to_wake") and world.phase("b") is Phase.READY
-    assert "INSUFFICIENT_VRAM" in str(operation.to_dict()) and world.reserved() == {"b": 14.0}
+    assert "INSUFFICIENT_VRAM" in str(operation.to_dict()) and "held by pool b" in str(operation.to_dict())
+    assert world.phase("a") is Phase.SLEEPING and world.reserved() == {"a": ASLEEP, "b": 14.0}, "it is not lost for that"
+    await world.turn_of("a")
+    assert len(world.fakes.launcher.processes) == 2
+
+
+async def test_a_cordoned_gpu_wakes_nobody(world: SleepersWorld) -> None:
+    await world.turn_of("a")
+    await world.turn_of("b")
+    await world.fakes.gpus.watch.cordon(CARD)
+    with pytest.raises(PoolError) as refused:
+        await world.have("a", wait_ms=20_000)
+    assert "0 can be used now" in refused.value.message and view(world.pools.get("b").state).ready
+
+
+async def test_an_engine_that_dies_while_it_wakes_is_started_anew_for_whoever_waits(world: SleepersWorld) -> None:
+    await world.turn_of("a")
+    await world.turn_of("b")
+    waiter = world.ask("a")
+    await world.pass_until(lambda: world.phase("a") is Phase.WAKING)
+    world.fakes.launcher.processes[0].end(ExitRecord(code=1))
+    await world.pass_until(waiter.done, 120)
+    assert (await waiter)["pool_id"] == "a" and len(world.fakes.launcher.processes) == 3
+
+
+async def test_a_reload_of_a_sleeper_is_a_load_of_what_it_is_to_be(world: SleepersWorld) -> None:
+    await world.turn_of("a")
+    await world.turn_of("b")
+    await (await world.pools.change(world.pools.get("b"), "stop", ev.Stop(), "down", desired="down")).wait()
+    operation = await world.reloads.begin(ReloadRequest("a", changes={"slots": 3}))
+    await world.pass_until(lambda: operation.status != "running")
+    assert operation.status == "succeeded" and view(world.pools.get("a").state).ready and world.reserved() == {"a": 14.0}
 
 
 async def test_an_engine_that_does_not_fall_asleep_serves_on_or_is_stopped(world: SleepersWorld) -> None:

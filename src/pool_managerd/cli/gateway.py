@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pool_managerd.cli.client import DEFAULT_CONFIG, find_daemon
+from pool_managerd.cli.client import DEFAULT_CONFIG, Daemon, find_daemon
 from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, Url, seconds
 from pool_managerd.cli.output import Format, show
@@ -53,13 +53,13 @@ def gateway(config: ConfigFile = None, url: Url = None, bind: Bind = None, worke
 
     path, loaded = _loaded(config, bind, workers)
     where = loaded.gateway.bind or DEFAULT_BIND
-    options, link = process.options_of(loaded, where), _link(url, path, loaded)
+    options, node = process.options_of(loaded, where), find_daemon(url, path, os.environ)
     listeners = listen_together(where, loaded.gateway.workers)
     with _telemetry(loaded):
         if len(listeners) == 1:
-            asyncio.run(process.serve(link, listeners[0], options))
+            asyncio.run(process.serve(_link(node, loaded), listeners[0], options))
             return
-        words = [word for name, value in (("--config", path), ("--url", url)) if value is not None for word in (name, str(value))]
+        words = ["--url", node.url, *(() if path is None else ("--config", str(path)))]
         command = (sys.executable, "-P", "-m", "pool_managerd.cli", "gateway-worker", *words, "--bind", where)
         code = asyncio.run(several.Workers(command, "" if path is None else read_bounded(path), listeners).run())
     if code:
@@ -82,15 +82,16 @@ def gateway_worker(one: Annotated[str, typer.Argument()], config: ConfigFile = N
         load_config(None, env=os.environ, overrides=flags) if config is None
         else load_text(text, config, env=os.environ, overrides=flags)
     )  # fmt: skip
-    options, link = process.options_of(loaded, loaded.gateway.bind or DEFAULT_BIND), _link(url, config, loaded)
+    options = process.options_of(loaded, loaded.gateway.bind or DEFAULT_BIND)
+    link = _link(find_daemon(url, None, os.environ), loaded)
     with _telemetry(loaded):
         asyncio.run(process.serve(link, socket.socket(fileno=worker.clients), options, worker.common(), orders))
 
 
-def _link(url: str | None, path: Path | None, loaded: Config) -> NodeLink:
+def _link(node: Daemon, loaded: Config) -> NodeLink:
     from pool_managerd.gateway.node_link import NodeLink
 
-    node, token_file = find_daemon(url, path, os.environ), loaded.auth.token_file
+    token_file = loaded.auth.token_file
     return NodeLink(node.url, lambda: node.token or _first_line(token_file))
 
 

@@ -265,9 +265,11 @@ def _activity(pool: Json) -> str | None:
 def _desired(pool: Json) -> str | None:
     """What was asked for last, where that is not to run, and what brings it up."""
     desired, start = pool.get("desired"), f"pool-managerd start {pool['pool_id']}"
+    sleeps = pool.get("state") == "sleeping"
     words = {
         "stopped": f"stopped by request; {start}", "drained": f"drained by request; {start}",
-        "evicted": "stopped for now; it starts on demand", "on_demand": "nothing yet; it starts on demand",
+        "evicted": "asleep for now; it wakes on demand" if sleeps else "stopped for now; it starts on demand",
+        "on_demand": "nothing yet; it starts on demand",
     }  # fmt: skip
     return words.get(str(desired))
 

@@ -72,7 +72,7 @@ def _body(name: str, body: Json) -> None:
     cut = ", of which this is the beginning" if body["truncated"] else "" if body["text"] is not None else ", which is no text"
     sys.stdout.write("\n")
     write_lines([f"{name}: {body['bytes']:,} bytes, {kind}{cut}"])
-    for line in _readable(body["text"] or "").splitlines():
+    for line in _readable(body["text"] or "").split("\n"):
         sys.stdout.write(f"  {wrapped(printable(line), 2)}".rstrip() + "\n")
 
 

@@ -50,7 +50,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "restart": "an engine is started again",
     "restart_delayed": "a restart waits: there were too many within the window", "sleep": "an engine is put to sleep",
     "asleep": "an engine sleeps", "sleep_failed": "an engine did not fall asleep and is woken",
-    "no_room_to_wake": "what a sleeping engine had is another's now: it is started anew",
+    "no_room_to_wake": "what a sleeping engine had is another's now: it sleeps on",
     "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
     "start": "a start began", "start_owed": "a start waits: a hold, a quarantine, an open breaker, a failure",
     "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",

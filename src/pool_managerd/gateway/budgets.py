@@ -19,8 +19,6 @@ log = structlog.get_logger("pool_managerd.gateway")
 _SAVE_S = 5.0
 _DAY_S = 86_400
 _MAX_BYTES = 1 << 20
-_FILE = 1
-"""Of what one worker at a time may do: to write the file."""
 
 
 class Budgets:
@@ -64,8 +62,7 @@ class Budgets:
             self._saving.cancel()
             self._saving = None
         try:
-            with self._tally.memory.alone(_FILE):
-                private_json.write(self._place, {"day": self._tally.day, "used": self._tally.spent()}, durable=False)
+            private_json.write(self._place, {"day": self._tally.day, "used": self._tally.spent()}, durable=False)
             self._told = False
         except OSError as error:
             if not self._told:

@@ -24,13 +24,13 @@ class CommonMemory:
         self.bytes = mmap.mmap(-1 if fd is None else fd, size)
 
     @contextmanager
-    def alone(self, what: int = 0) -> Iterator[None]:
-        """No other process is in here, too, with the same number. Whoever is killed in here is out of it."""
+    def alone(self) -> Iterator[None]:
+        """No other process is in here, too: for microseconds. Whoever is killed in here is out of it."""
         if self._fd is None:
             yield
             return
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, what)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
         try:
             yield
         finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, what)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)

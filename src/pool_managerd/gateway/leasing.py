@@ -184,8 +184,10 @@ class Leasing:
     async def let_go(self, pool_id: str) -> None:
         """Leases of it that are only kept here are given back."""
         for lease in self._kept.let_go(pool_id):
-            with suppress(PoolError):
+            try:
                 await self._link.give_back(lease)
+            except PoolError:  # it is tried again
+                self._owe([lease])
 
     def used(self) -> int:
         """Leases that are in use."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread
 
 import structlog
 
@@ -25,6 +29,7 @@ from pool_managerd.gateway.sharing import WORKER, Common
 from pool_managerd.httpd.peers import is_loopback
 
 _DESCRIPTORS = 65_536
+_BEAT_S, _LAST_WORDS_S, _ORPHAN_S = 1.0, 0.5, 15.0
 _BODIES_BYTES = 512 << 20
 """Of all requests that a gateway has at the same time."""
 log = structlog.get_logger("pool_managerd.gateway")
@@ -79,6 +84,28 @@ def _settle_in() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+async def _follow(gateway: Gateway, common: Common) -> None:
+    """The daemon; and whoever keeps this worker running knows that its loop turns."""
+    following = asyncio.create_task(gateway.run())
+    try:
+        while common.beats is not None and not following.done():
+            common.beats.beat(common.worker)
+            await asyncio.wait({following}, timeout=_BEAT_S)
+        await following
+    finally:
+        following.cancel()
+
+
+def _end_with(pipe: int, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]) -> None:
+    """In a thread of its own, which a loop that stands does not keep: an orphan ends in any case."""
+    while os.read(pipe, 1):
+        pass
+    with suppress(RuntimeError):  # it has ended by itself
+        loop.call_soon_threadsafe(on_end)
+    time.sleep(_ORPHAN_S)
+    os._exit(1)
+
+
 async def serve(
     link: NodeLink, listener: socket.socket, options: GatewayOptions, common: Common | None = None, ends_with: int | None = None
 ) -> None:
@@ -89,25 +116,26 @@ async def serve(
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     serving = asyncio.current_task()
 
-    def on_signal() -> None:
-        if ending.is_set() and serving is not None:
-            serving.cancel()
-        ending.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
     common = common or Common()
     with suppress(asyncio.CancelledError):
         async with Gateway(link, options, common) as gateway:
-            following = asyncio.create_task(gateway.run())
 
-            def on_pipe_end(pipe: int) -> None:
-                loop.remove_reader(pipe)
+            def on_signal() -> None:
+                if ending.is_set() and serving is not None:
+                    gateway.end_requests()
+                    loop.call_later(_LAST_WORDS_S, serving.cancel)
+                ending.set()
+
+            def on_pipe_end() -> None:
                 gateway.end_requests()
                 ending.set()
 
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, on_signal)
             if ends_with is not None:
-                loop.add_reader(ends_with, on_pipe_end, ends_with)
+                watch = Thread(target=_end_with, args=(ends_with, loop, on_pipe_end), daemon=True, name="pipe")
+                watch.start()
+            following = asyncio.create_task(_follow(gateway, common))
             try:
                 url = await gateway.start(listener)
                 log.info(f"The gateway answers at {url}", action="serving", url=url, **common.labels())

@@ -15,6 +15,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from pool_managerd.core.narration import size
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.access import Access
 from pool_managerd.gateway.budgets import Budgets, beside
@@ -90,7 +91,7 @@ class Gateway:
     async def __aenter__(self) -> Gateway:
         if most := self._options.capture_bytes:
             log.warning(
-                f"What requests and answers say is captured, in {most >> 20} MiB of memory: gateway.capture_bytes",
+                f"What requests and answers say is captured, in {size(most)} of memory of this process: gateway.capture_bytes",
                 action="captures", **self._common.labels(),
             )  # fmt: skip
         await self._link.__aenter__()

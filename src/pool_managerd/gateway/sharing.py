@@ -6,6 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass, field
 
+from pool_managerd.gateway.beats import Beats
 from pool_managerd.gateway.known_sessions import KnownSessions
 from pool_managerd.gateway.siblings import Siblings
 from pool_managerd.gateway.tally import Tally
@@ -31,6 +32,7 @@ class Common:
     holders: str = field(default_factory=lambda: holders(os.getpid()))
     worker: int = 0
     of: int = 1
+    beats: Beats | None = None
 
     token: str = field(default_factory=lambda: secrets.token_hex(3))
 

@@ -97,19 +97,19 @@ class HttpServer:
 
 
 def listen_together(address: str, number: int) -> list[socket.socket]:
-    """So many listening sockets on HOST:PORT, among which the kernel spreads connections. Raises NodeError as ``listen``: what
-    listens there already must have been made here.
+    """So many sockets on HOST:PORT, among which the kernel spreads connections: the first one listens, the others do as soon as
+    somebody serves them. Raises NodeError as ``listen``, and where anybody else listens there.
     """
     first = listen(address)
     if number > 1:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only now: nobody else may have had the port before
     same = f"{address.rpartition(':')[0]}:{first.getsockname()[1]}"
-    return [first, *(listen(same, shared=True) for _ in range(number - 1))]
+    return [first, *(listen(same, beside=True) for _ in range(number - 1))]
 
 
-def listen(address: str, *, shared: bool = False) -> socket.socket:
-    """A listening socket on HOST:PORT, ``shared`` with others that are. Raises NodeError when it cannot be had (the port is
-    taken, no such address).
+def listen(address: str, *, beside: bool = False) -> socket.socket:
+    """A listening socket on HOST:PORT; ``beside`` another one that is there, one that does not listen yet. Raises NodeError when
+    it cannot be had (the port is taken, no such address).
     """
     host, port = split_address(address)
     try:
@@ -119,11 +119,12 @@ def listen(address: str, *, shared: bool = False) -> socket.socket:
         raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint="choose another --bind") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(beside))
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
-        listener.listen(_BACKLOG)
+        if not beside:
+            listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

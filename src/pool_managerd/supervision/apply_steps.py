@@ -8,7 +8,7 @@ from typing import Any
 from pool_managerd.config import Config
 from pool_managerd.config.plan import Action, PoolNow, Step
 from pool_managerd.core.intent import StoredPool
-from pool_managerd.core.lifecycle import Desired, Phase
+from pool_managerd.core.lifecycle import Desired, Phase, sleeps_evicted
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import IDLE, WAITING
 from pool_managerd.core.reload import ReloadRequest
@@ -32,7 +32,8 @@ def pool_now(pool: Pool, pools: Pools, services: Services) -> PoolNow | None:
     if pool.config is None:
         return None
     i, desired = pool.instance, pool.state.desired
-    serves = i.phase not in IDLE and i.phase is not Phase.STOPPING  # a drain may be taken back: its engine goes on then
+    ends = i.phase is Phase.STOPPING or sleeps_evicted(pool.state)  # a drain may be taken back: its engine goes on then
+    serves = i.phase not in IDLE and not ends
     return PoolNow(
         pool.config, serves=serves, wanted=desired is Desired.WANTED and not pool.state.held,
         by_demand=desired in (Desired.ON_DEMAND, Desired.EVICTED) and not pool.state.held,
@@ -86,6 +87,8 @@ class ApplySteps:
         await self._asking.begin(pool, ev.Tick(), "now", definition)
 
     async def _take_over(self, pool: Pool, step: Step) -> None:
+        if sleeps_evicted(pool.state):  # it would be woken as what it was
+            await self._asking.until(pool, ev.Evict(), "down")
         await self.define(pool, self._pools.definitions.of(pool.pool_id, step.config))
         self._pools.overrides.forget(pool.pool_id)
 

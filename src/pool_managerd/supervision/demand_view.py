@@ -9,7 +9,7 @@ from typing import Any
 
 from pool_managerd.core.demand.queue import Ticket
 from pool_managerd.core.demand.turns import Condition, Seen
-from pool_managerd.core.lifecycle import view
+from pool_managerd.core.lifecycle import sleeps_evicted, view
 from pool_managerd.core.lifecycle.phase import RISING
 from pool_managerd.core.narration import count, duration
 from pool_managerd.core.registry import Registry
@@ -88,7 +88,8 @@ def planned(
 ) -> dict[str, Any]:  # fmt: skip
     """``stops`` is what would go or be waited for, ``otherwise`` what a request waits for where it is not down, if anything."""
     refusal, load = seen.refusal or room.in_vain, times.of(pool.pool_id, "load")
-    load_ms = round(median(load)) if load and seen.condition is Condition.DOWN else None
+    loads = seen.condition is Condition.DOWN and not sleeps_evicted(pool.state)
+    load_ms = round(median(load)) if load and loads else None
     return {
         "pool_id": pool.pool_id, "state": view(pool.state).state, "would": _would(pool, seen, room, stops, load_ms, otherwise),
         "stops": list(stops), "load_ms": load_ms, "waiting": waiting,
@@ -108,7 +109,8 @@ def _would(pool: Pool, seen: Seen, room: Room, stops: Sequence[dict[str, Any]], 
         case Condition.LOADING:
             return f"a request for {name} would wait until it is ready: it loads already"
     takes = "" if load_ms is None else f", which takes about {duration(load_ms / 1000)}"
+    begin = f"a request for {name} would {'wake' if sleeps_evicted(pool.state) else 'start'} it{takes}"
     if room.ends:
-        return f"a request for {name} would start it{takes}, once {why_it_waits(room)}"
+        return f"{begin}, once {why_it_waits(room)}"
     first = ", ".join(f"{one['action']} ({one['pool_id']})" for one in stops)
-    return f"a request for {name} would start it{takes}" + (f"; before that: {first}" if first else "")
+    return begin + (f"; before that: {first}" if first else "")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 
-from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.lifecycle import Phase, sleeps_evicted
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision.making_room import MakingRoom
@@ -42,13 +42,16 @@ class DemandWork:
             task.add_done_callback(lambda _: self._over(self._loads, pool_id))
 
     async def _loaded(self, pool_id: str) -> None:
+        slept = False
         try:
             pool, start = self._pools.get(pool_id), ev.Start(origin="demand")
+            slept = sleeps_evicted(pool.state)
             self.begun[pool_id] = operation = await self._pools.change(pool, "ensure_ready", start, "up", desired="auto")
             self._ring()
             await operation.wait()
         except PoolError as problem:
-            if problem.code not in _NO_ROOM:  # else somebody was faster: it is looked again at what could make room
+            # Else somebody was faster, or it did not wake and is started anew: it is looked again.
+            if problem.code not in _NO_ROOM and not slept:
                 self._failed(pool_id, problem)
         finally:
             self.begun.pop(pool_id, None)

@@ -9,7 +9,7 @@ from typing import Any
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.config.changes import differences, merged, with_changes
 from pool_managerd.core.artifacts import PreparedEngine
-from pool_managerd.core.lifecycle import Phase, view
+from pool_managerd.core.lifecycle import Phase, sleeps_evicted, view
 from pool_managerd.core.lifecycle.phase import IDLE
 from pool_managerd.core.lifecycle.replacing import candidate_beside
 from pool_managerd.core.redaction import masked_argv, masked_env, named_secrets
@@ -105,7 +105,7 @@ class Targets:
             why, code = "somebody else runs its engine", "INVALID_PARAMS"
         elif pool.state.held or pool.state.quarantined:
             why, code = "it is held" if pool.state.held else "one of its GPUs is quarantined", "POOL_UNAVAILABLE"
-        elif pool.instance.phase not in _RELOADED:
+        elif pool.instance.phase not in _RELOADED and not sleeps_evicted(pool.state):
             why = f"it is {view(pool.state).state}"
         if why or self._pools.closing:
             raise RequestError(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pool_managerd.core.lifecycle import Phase, Policy, PoolState, step, view
+from pool_managerd.core.lifecycle import Phase, Policy, PoolState, sleeps_evicted, step, view
 from pool_managerd.core.lifecycle.effects import Effect, Refuse
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.core.lifecycle.phase import IDLE, SERVING
-from pool_managerd.errors import EngineError, PoolError, RequestError
+from pool_managerd.errors import EngineError, NodeError, PoolError, RequestError
 from pool_managerd.supervision.failures import operation_error
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pool import Pool
@@ -110,8 +110,9 @@ def _end_of_start(epoch: int, pool: Pool) -> Ended | None:
     2. The launch before it is still on its way out: wait.
     3. It is ready.
     4. It answers, and its GPU is in quarantine.
-    5. It is down: the start was cancelled.
-    6. It failed, or waits for another try: that is the next start, not the one that was asked for.
+    5. It sleeps on, as there is no room for it awake.
+    6. It is down: the start was cancelled.
+    7. It failed, or waits for another try: that is the next start, not the one that was asked for.
     """
     state, i = pool.state, pool.instance
     if i.phase is Phase.DOWN and state.pending_start:  # 1
@@ -125,10 +126,13 @@ def _end_of_start(epoch: int, pool: Pool) -> Ended | None:
     if state.quarantined and i.phase in SERVING:  # 4
         text = state.last_error or f"one of the GPUs of pool '{pool.pool_id}' is quarantined"
         return None, _refused(pool, text, "POOL_UNAVAILABLE", 503)
-    if i.phase is Phase.DOWN:  # 5
+    if sleeps_evicted(state):  # 5
+        text = state.last_error or f"the engine of pool '{pool.pool_id}' sleeps"
+        return None, NodeError(text, code="INSUFFICIENT_VRAM", status=503, pool_id=pool.pool_id, retriable=True)
+    if i.phase is Phase.DOWN:  # 6
         text = state.last_error or f"the start of pool '{pool.pool_id}' was cancelled"
         return None, _refused(pool, text, "OPERATION_CANCELLED")
-    if i.phase in IDLE or (i.phase is Phase.ATTACHED and state.reason is not None):  # 6
+    if i.phase in IDLE or (i.phase is Phase.ATTACHED and state.reason is not None):  # 7
         return None, operation_error(pool.pool_id, state.last_error, pool.launch, pool.tried_as)
     return None
 

@@ -79,18 +79,17 @@ async def _leave_memory(pool: Pool, services: Services, epoch: int) -> None:
 async def _wake(pool: Pool, services: Services) -> None:
     """Not before its memory is free: an engine that wakes into another one's dies of that. Raises EngineError."""
     dialect, limit_s = dialect_of(pool), pool.definition.policy.sleep_timeout_s
-    holder: str | None = None
+    obstacle: str | None = None
     try:
         async with asyncio.timeout(limit_s):
-            while (holder := await services.admission.sleepers.retake(pool)) is not None:
+            while (obstacle := await services.admission.sleepers.retake(pool)) is not None:
                 if services.admission.sleepers.has_left(pool):  # others were promised it
-                    raise NoRoomError(f"its GPU memory is held by {holder}")
+                    raise NoRoomError(obstacle)
                 await a_moment(services)
             await services.prober.ask(url_of(pool), dialect.wake)
             while await is_asleep(pool, services):
                 await a_moment(services)
     except TimeoutError:
-        why = f"its GPU memory is held by {holder}" if holder is not None else f"it did not wake within {duration(limit_s)}"
-        raise EngineError(why) from None
+        raise EngineError(obstacle or f"it did not wake within {duration(limit_s)}") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         raise EngineError(_why(problem)) from problem

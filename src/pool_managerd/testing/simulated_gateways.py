@@ -10,8 +10,8 @@ from functools import partial
 from random import Random
 
 from pool_managerd.errors import PoolError
-from pool_managerd.gateway.sharing import Common, holders
 from pool_managerd.gateway.leasing import Leasing
+from pool_managerd.gateway.sharing import Common, holders
 from pool_managerd.testing.gateway_rules import GatewayRules
 from pool_managerd.testing.scenario import Action
 from pool_managerd.testing.scene import Scene

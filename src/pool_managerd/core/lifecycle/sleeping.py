@@ -14,7 +14,7 @@ from pool_managerd.core.lifecycle.ending import begin_stop
 from pool_managerd.core.lifecycle.instance import After
 from pool_managerd.core.lifecycle.phase import Phase
 from pool_managerd.core.lifecycle.policy import Policy
-from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, then, to
+from pool_managerd.core.lifecycle.pool import Desired, PoolState, Step, on, to
 from pool_managerd.core.lifecycle.starting import become_ready, send_due_probe
 
 
@@ -66,11 +66,11 @@ def stuck_asleep(pool: PoolState, e: ev.HelperDied, now: float, p: Policy) -> St
 
 
 def no_room(pool: PoolState, e: ev.NoRoomToWake, now: float, p: Policy) -> Step:
-    """It is started anew instead, where there is room for it."""
-    say = do.Say(
-        "no_room_to_wake", f"The engine of pool '{pool.pool_id}' cannot wake: {e.what}; it is started anew", level="warn"
-    )
-    return then((say,), begin_stop(pool, now, p, After.NEW_START))
+    """It sleeps on. Whoever asked for it is told, or looks again at what could make room."""
+    error = f"cannot wake the engine of pool '{pool.pool_id}': {e.what}"
+    asleep = to(replace(pool, desired=Desired.EVICTED, last_error=error), Phase.SLEEPING, now, deadline=None)
+    human = f"The engine of pool '{pool.pool_id}' sleeps on, as it cannot wake: {e.what}"
+    return asleep, (do.Say("no_room_to_wake", human, level="warn"),)
 
 
 def sleeping_tick(pool: PoolState, e: ev.Tick, now: float, p: Policy) -> Step:

@@ -160,7 +160,7 @@ class Admission:
             try:
                 if sleeps_evicted(pool.state) and (due := ledger.due(pool.instance_id)) is not None:
                     require_together(pool, self._gpus.pools(), self.together, gone)
-                    return ledger.objection(due, accounts)
+                    return self.sleepers.barred(pool) or ledger.objection(due, accounts)
                 self._decide(pool, pool.instance.epoch + 1, scan, sizing, ledger, accounts, gone)
             except PoolError as problem:
                 return problem

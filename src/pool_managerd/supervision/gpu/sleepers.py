@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pool_managerd.core.gpu.accounts import Reservation
 from pool_managerd.core.launch_record import LaunchRecord
-from pool_managerd.errors import NodeError
+from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
+from pool_managerd.supervision.gpu.watch import objection
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Facts
 
@@ -42,14 +43,22 @@ class Sleepers:
         return True
 
     async def retake(self, pool: Pool) -> str | None:
-        """An engine that is to wake has again what it had reserved; who holds it, where it is not free."""
+        """An engine that is to wake has again what it had reserved; why not, where it has not."""
+        if self.has_left(pool) and (barred := self.barred(pool)) is not None:
+            return barred.message
         if (holder := await self._gpus.in_the_way(pool)) is not None:
-            return holder
+            return f"its GPU memory is held by {holder}"
         if self.has_left(pool):
             self._gpus.memory.ledger.retake(pool.instance_id, self._gpus.memory.accounts())
             self._facts.note_fact(LEFT, pool.pool_id, None)
             self._gpus.refresh()
         return None
+
+    def barred(self, pool: Pool) -> PoolError | None:
+        """Why nothing new may begin on the GPUs that it sleeps on; None where it may."""
+        due = self._gpus.memory.ledger.due(pool.instance_id)
+        known = [self._gpus.watch.effective_health(uuid) for uuid in (() if due is None else due.bytes_by_device)]
+        return next((objection(one, pool.pool_id) for one in known if not one.usable), None)
 
     def has_left(self, pool: Pool) -> bool:
         """It has not yet again what it had reserved before it fell asleep."""
