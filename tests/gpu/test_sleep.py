@@ -5,6 +5,7 @@ A real daemon on a simulated GPU, which shows the memory that processes really h
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -119,6 +120,52 @@ def test_a_sleeper_that_frees_nothing_is_stopped_after_all(node: GpuNode) -> Non
     taking_turns(node.start(), "a", "b", "--sleeps", "holding")
     acquired(node, "a")
     assert node.status("b")["state"] == "offline"
+
+
+def test_pools_that_take_turns_are_applied_as_any_others(node: GpuNode, open_dir: Path) -> None:
+    before = node.config.read_text()
+    binary, model = as_vllm(open_dir), made_model(open_dir)
+
+    def configured(slots: int) -> None:
+        keys = {"engine": "vllm", "slots": slots, "gib": 0.6, "preload": False, "devices": [0], "ctx": 512}
+        pools = [pool(name, model, binary, **keys, provisioning={"flags": ["--enable-sleep-mode"]}) for name in "ab"]
+        node.config.write_text(before.replace("pools: []", f"pools: {json.dumps(pools)}"))
+
+    configured(2)
+    node.start()
+    acquired(node, "a")
+    acquired(node, "b")
+    assert node.status("a")["state"] == "sleeping"
+    configured(3)
+    code, told = node.post("/v1/apply?wait=true", {})
+    assert code == 200, told
+    assert acquired(node, "a")["slots_total"] == acquired(node, "b")["slots_total"] == 3
+    assert node.status("a")["state"] == "sleeping" and node.status("a")["unapplied"] is None
+
+
+def as_vllm(folder: Path) -> Path:
+    """The scripted engine as a binary that takes what vLLM does."""
+    binary = folder / "vllm"
+    script = f'exec "{sys.executable}" -I "{sleepy_engine.__file__}" --weights-mib 450 "$@"'
+    binary.write_text(f'#!/bin/sh\ncase "$1" in --help|--version) exit 1;; esac\n{script}\n')
+    binary.chmod(0o755)
+    return binary
+
+
+def made_model(folder: Path) -> Path:
+    """As much of a model as is read before it is launched."""
+    model = folder / "model"
+    model.mkdir()
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+    }
+    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", **shape}))
+    (model / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    return model
 
 
 def taking_turns(node: GpuNode, first: str, second: str, *script: str) -> None:
