@@ -198,10 +198,8 @@ class Workers:
             silent_s = now - (heard or began)
             hangs = silent_s > (self._times.silent_s if heard else self._times.begins_s)
             if not ended.done() and (hangs or now >= self._killed_at):
-                log.error(
-                    f"Worker {worker} of the gateway has not been heard of for {duration(silent_s)}: it is ended",
-                    action="worker_hangs", worker=worker,
-                )  # fmt: skip
+                why = "does not end" if now >= self._killed_at else f"has not been heard of for {duration(silent_s)}"
+                log.error(f"Worker {worker} of the gateway {why}: it is killed", action="worker_hangs", worker=worker)
                 process.kill()
                 await ended
 
