@@ -37,7 +37,7 @@ async def test_a_file_arrives_complete_under_its_name_and_readable_by_engines(hu
         path = Path(model.local_path)
         assert path.read_bytes() == BODY and path.name == "m.gguf"
         assert (model.verified, model.digest, model.size_bytes) == (True, DIGEST, len(BODY))
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
         assert {stat.S_IMODE(folder.stat().st_mode) for folder in path.parents if f.cache.root in (folder, *folder.parents)} == {
             0o755
         }
@@ -217,6 +217,7 @@ async def test_two_processes_that_share_a_cache_download_once(hub: Hub, tmp_path
 async def test_a_file_that_was_changed_on_the_disk_is_not_used(hub: Hub, tmp_path: Path) -> None:
     async with fetching(tmp_path) as f:
         path = Path((await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)).local_path)
+        path.chmod(0o644)
         path.write_bytes(BODY[:-1] + b"?")
         again = await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)
         assert Path(again.local_path).read_bytes() == BODY
@@ -244,13 +245,23 @@ async def test_a_disk_that_is_full_is_said_and_what_is_there_is_kept(hub: Hub, t
             assert error.status == 507 and "No space left" in error.message
 
 
-async def test_more_than_was_announced_and_less_are_no_file(hub: Hub, tmp_path: Path) -> None:
+async def test_what_is_sent_compressed_is_no_file(hub: Hub, tmp_path: Path) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         return web.Response(body=BODY, headers={"Content-Encoding": "gzip"})
 
     hub.script = [endless]
     async with fetching(tmp_path) as f:
         assert "compressed" in (await f.refusal(f"{hub.url}/m.gguf", DIGEST)).message
+
+
+async def test_a_page_that_is_no_model_does_not_stay(hub: Hub, tmp_path: Path) -> None:
+    async def page(_request: web.Request) -> web.StreamResponse:
+        return web.Response(text="<html>log in first</html>")
+
+    hub.script = [page]
+    async with fetching(tmp_path) as f:
+        assert "an error page saved as a model" in (await f.refusal(f"{hub.url}/m.gguf")).message
+        assert (await f.models.ensure_present(f"{hub.url}/m.gguf")).size_bytes == len(BODY)
 
 
 async def test_the_loop_is_never_held_up(hub: Hub, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ async def test_a_row_tells_what_it_is_and_whether_it_still_is(hub: Hub, tmp_path
         assert (row["path"], row["verified"], row["source"], row["untouched"]) == (model.local_path, True, COMMIT, True)
         assert (await shelf.look("hf:org/repo:Q8_0"))["present"]
         assert (await shelf.rehash("hf:org/repo:Q8_0", lambda *_: None))["ok"]
+        Path(model.local_path).chmod(0o644)
         Path(model.local_path).write_bytes(BODY[::-1])
         assert (await shelf.rehash("hf:org/repo:Q8_0", lambda *_: None))["wrong"] == [f"hf/org/repo/{COMMIT}/a-Q8_0.gguf"]
         assert not (await shelf.cached())[0]["untouched"]
@@ -130,7 +131,7 @@ async def test_the_umask_of_the_daemon_does_not_hide_models_from_engines(hub: Hu
             path = Path((await f.models.ensure_present("hf:org/repo:Q8_0")).local_path)
     finally:
         os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == 0o444
     assert all(folder.stat().st_mode & 0o777 == 0o755 for folder in path.parents if folder.is_relative_to(tmp_path / "cache"))
 
 

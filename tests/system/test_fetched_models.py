@@ -159,6 +159,7 @@ def test_models_are_fetched_listed_verified_and_removed_by_hand(node: Daemon, hu
     assert refused.returncode == 4 and "pools are configured with it: smol" in refused.stderr, refused
     assert cli(node, "models", "verify").returncode == 0
     other = Path(listed[1]["path"])
+    other.chmod(0o644)
     other.write_bytes(b"GGUF\x03\x00\x00\x00wrong")
     found = cli(node, "models", "verify", "hf:org/smol:Q8_0")
     assert found.returncode == 1 and "changed: hf/org/smol" in found.stdout
@@ -187,3 +188,22 @@ def test_a_download_for_nobody_is_broken_off_with_the_daemon_and_can_go_on(node:
     node.start()
     code, ended = node.post("/v1/models/pull?wait=true", {"ref": REF})
     assert code == 200 and ended["outcome"]["verified"] and hub.starts()[-1] > 10_000_000
+
+
+def test_who_asks_for_a_model_that_is_not_here_gets_it_and_a_reload_fetches_before_it_touches_anything(
+    node: Daemon, hub: HubThread
+) -> None:
+    node.config.write_text(node.config.read_text().replace('"preload": true', '"preload": false'))
+    node.start()
+    code, plan = node.post("/v1/acquire?dry_run=true", {"model": "smol"})
+    assert code == 200, plan
+    code, lease = node.post("/v1/acquire", {"model": "smol", "wait_ms": 60_000})
+    assert code == 201 and lease["url"], lease
+    assert node.delete(f"/v1/pools/smol/leases/{lease['lease_id']}")[0] == 200
+    hub.hub.files["other.gguf"] = b"not a model at all, whatever it is called"
+    code, answer = node.post("/v1/pools/smol/reload?wait=true", {"new_model_ref": "hf:org/smol/other.gguf"})
+    assert code >= 400 and "begins with" in str(answer), answer
+    assert node.status("smol")["ready"] and node.status("smol")["model_id"] == REF
+    code, answer = node.post("/v1/pools/smol/reload?wait=true", {"new_model_ref": "hf:org/smol:Q4_1"})
+    assert code == 200 and answer["outcome"]["model_id"] == "hf:org/smol:Q4_1", answer
+    assert len([start for start in hub.starts() if start == 0]) == 2, "two names of one file are one download"

@@ -51,6 +51,7 @@ class Part:
         self._digest = hashlib.sha256()
         self._fd = -1
         self._work: asyncio.Future[Any] | None = None
+        self._flush: asyncio.Future[None] | None = None
         self._stop = threading.Event()
         self._unflushed = 0
 
@@ -68,7 +69,11 @@ class Part:
     async def write(self, chunks: Sequence[bytes]) -> None:
         """Hash and append; returns while that goes on, when what was given before is written. Raises NodeError."""
         await self.settled()
-        self._work = asyncio.get_running_loop().run_in_executor(None, self._write, chunks)
+        loop = asyncio.get_running_loop()
+        if self._unflushed >= FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            self._unflushed = 0
+            self._flush = loop.run_in_executor(None, self._to_disk)  # beside the rest: what comes is not held up by it
+        self._work = loop.run_in_executor(None, self._write, chunks)
 
     async def restart(self, etag: str = "", size: int | None = None) -> None:
         """From the first byte on, of a file that has this ETag and size."""
@@ -77,14 +82,17 @@ class Part:
     async def finish(self, final: Path) -> str:
         """Give it its name, on the disk; its sha256 in hex. The caller has looked at size and digest. Raises NodeError."""
         await self.settled()
+        if self._flush is not None:
+            await _whatever_happens(self._flush)
         return await self._in_thread(lambda: self._finish(final))
 
     async def close(self) -> None:
         """Leave it for whoever goes on. Returns when no thread uses it any more, cancelled or not."""
         self._stop.set()
-        if self._work is not None:
-            with suppress(NodeError):
-                await _whatever_happens(self._work)
+        for work in (self._work, self._flush):
+            if work is not None:
+                with suppress(NodeError):
+                    await _whatever_happens(work)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -143,9 +151,10 @@ class Part:
                 self._append(some)
                 for chunk in some:
                     self._digest.update(chunk)
-            if self._unflushed >= FLUSH_BYTES:
-                self._unflushed = 0
-                os.fdatasync(self._fd)
+
+    def _to_disk(self) -> None:
+        with _told(self._path):
+            os.fdatasync(self._fd)
 
     def _append(self, chunks: Sequence[bytes]) -> None:
         left = [memoryview(chunk) for chunk in chunks]
@@ -160,7 +169,7 @@ class Part:
 
     def _finish(self, final: Path) -> str:
         with _told(final):
-            os.fchmod(self._fd, 0o644)  # engines have users of their own
+            os.fchmod(self._fd, 0o444)  # engines have users of their own, and nobody writes to it any more
             os.fsync(self._fd)
             self._path.rename(final)
             self._note.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
-from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.cache import Entry, ModelCache
 from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
@@ -88,7 +88,18 @@ class ModelProvisioner:
         if entry is not None and (not expected or entry.digest == ",".join(expected)):
             return
         check_network(self.policy, model)
-        await self._fetcher.fetch(model, expected, progress or _nobody)
+        entry = await self._fetcher.fetch(model, expected, progress or _nobody)
+        if not entry.verified:
+            await asyncio.to_thread(self._keep_usable, self._cache, entry)
+
+    def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
+        """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
+        try:
+            for file in entry.files:
+                _check_usable(cache.root / file.path, entry.ref)
+        except SpecError:
+            cache.remove(entry.ref)
+            raise
 
     async def _verify(self, path: Path, expected: str, progress: Progress | None) -> None:
         digest = await self._digest(path, progress)
@@ -146,6 +157,11 @@ class ModelProvisioner:
         entry = None if self._cache is None else self._cache.find(model.id)
         if entry is None or self._cache is None:
             check_network(self.policy, model)
+            if model.scheme == "hf" and not (model.file or model.quantisation):
+                raise SpecError(
+                    f"cannot fetch {model.id}: this version fetches one model, not a whole repository",
+                    hint=f"name a file ({model.id}/FILE.gguf) or a quantisation ({model.id}:Q4_K_M)",
+                )
             raise NodeError(
                 f"cannot use {model.id} yet: it was not fetched", code=NOT_FETCHED,
                 hint=f"a start fetches it, and so does: pool-managerd models pull {model.id}",

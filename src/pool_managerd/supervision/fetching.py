@@ -10,7 +10,7 @@ from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
 STEP = "fetch"
-_TELL_S, _EVENT_S = 0.5, 10.0
+_TELL_S, _EVENT_S = 0.5, 30.0
 _WEIGHT = 0.3
 
 
