@@ -95,6 +95,7 @@ def test_a_model_is_fetched_by_its_name_and_a_daemon_that_is_killed_meanwhile_lo
     assert loading["state"] == "provisioning" and loading["preload"]["human"] == "Fetching the model"
     assert loading["preload"]["bytes_total"] == smol_model.stat().st_size
     assert "its model is fetched first" in str(node.get("/v1/pools/smol/explain")[1])
+    assert " of 93.8 MiB" in cli(node, "status", "smol").stdout
     node.kill()
     hub.gate.set()
     node.start()
