@@ -30,6 +30,7 @@ from pool_managerd.supervision.gpu.view import snapshots_view
 from pool_managerd.supervision.handoffs import HandoffIntake
 from pool_managerd.supervision.leases import Leases
 from pool_managerd.supervision.log_places import LogPlaces
+from pool_managerd.supervision.model_cache import ModelCacheWork
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.purge import Purges
@@ -41,11 +42,12 @@ from pool_managerd.wiring.acquire_calls import AcquireCalls
 from pool_managerd.wiring.adapters import Adapters, default_adapters
 from pool_managerd.wiring.apply_calls import ApplyCalls
 from pool_managerd.wiring.device_calls import DeviceCalls
+from pool_managerd.wiring.model_calls import ModelCalls
 from pool_managerd.wiring.pool_calls import PoolCalls
 from pool_managerd.wiring.tracing import node_spans
 
 
-class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
+class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls, ModelCalls):
     """One GPU node's pools. ``async with PoolManager(config) as node:`` starts what the configuration says.
 
     Raises SpecError for a configuration that this version cannot honour, and on entry NodeError when the state or
@@ -67,6 +69,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
         self.applied = Applied(self._a.services.records, self._a.clock.wall_ms)
         self._benches = Benches(self._pools, self._a.services)
         self._purges = Purges(self._pools, self._a.services, lambda: self.config)
+        self._models = ModelCacheWork(self._pools, self._a.services, self._a.shelf)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._demand = Demand(
             self._pools, self._a.services, self._leases, self._reloads.times, lambda: self.config, self._a.new_id
@@ -131,6 +134,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls):
         await self._applies.close()
         await self._benches.close()
         await self._purges.close()
+        await self._models.close()
         await self._reloads.close()
         if self.config.daemon.on_exit == "leave" and not self._hard:
             await self._pools.close(leave=True)

@@ -213,7 +213,8 @@ def test_what_the_policy_denies_needs_no_tool(tmp_path: Path) -> None:
 
 
 def test_the_directories_are_those_that_the_configuration_writes_to(tmp_path: Path) -> None:
-    text = "pools: [{id: a, engine: llamacpp, model: m, provisioning: {model: {cache_dir: cache}, binary: {install_dir: bin}}}]\n"
+    pool = "{id: a, engine: llamacpp, model: 'hf:o/r:Q4', provisioning: {binary: {install_dir: bin}}}"
+    text = f"models: {{cache_dir: cache}}\npools: [{pool}]\n"
     config = load_config(tmp_path / write(tmp_path, text), env={}, overrides={"daemon.state_dir": "s", "daemon.runtime_dir": "r"})
     places = dict(machine.folders_of(config))
     assert places["model-cache"] == tmp_path / "cache"

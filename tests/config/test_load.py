@@ -263,7 +263,7 @@ def test_a_key_that_another_tool_has_is_told_where_it_stands_here(tmp_path: Path
 
 
 def test_a_port_at_the_top_is_the_daemons(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("port: 8080\nmodels: []\n")
+    (tmp_path / "c.yaml").write_text("port: 8080\nservers: []\n")
     with pytest.raises(SpecError, match=r"daemon\.bind.*\n.*write pools"):
         load_config(tmp_path / "c.yaml", env={})
 

@@ -18,7 +18,7 @@ def test_every_key_that_is_set_and_not_read_is_named_with_its_path() -> None:
     config = Config.model_validate({
         "supervision": {"stop_grace_ms": 1}, "policy": {"allow_domains": ["a.example"]}, "pools": [pool],
     })  # fmt: skip
-    assert list(not_in_force(config)) == ["policy.allow_domains", "pools[0].require_same_engine_version"]
+    assert list(not_in_force(config)) == ["pools[0].require_same_engine_version"]
 
 
 def test_defaults_are_no_promise() -> None:
@@ -27,8 +27,9 @@ def test_defaults_are_no_promise() -> None:
 
 def test_a_check_refuses_what_nothing_reads_and_says_what_to_do() -> None:
     check(Config(), {})
-    with pytest.raises(SpecError, match=r"cannot honour policy\.allow_domains: nothing reads it") as refused:
-        check(Config.model_validate({"policy": {"allow_domains": ["a.example"]}}), {})
+    pool = {"id": "a", "engine": "llamacpp", "model": "file:m", "require_same_engine_version": True}
+    with pytest.raises(SpecError, match=r"cannot honour pools\[0\]\.require_same_engine_version: nothing reads it") as refused:
+        check(Config.model_validate({"pools": [pool]}), {})
     assert refused.value.hint == "leave it out"
 
 

@@ -218,7 +218,7 @@ def test_one_gpu_needs_neither_locked_nor_shared_memory_unless_a_pool_locks_its_
     [
         ({"mode": "source"}, ["cmake", "g++ or clang++", "git", "make or ninja", "nvcc"]),
         ({"mode": "container"}, ["podman or docker"]),
-        ({"mode": "binary", "scheme": "hf"}, ["huggingface-cli or hf"]),
+        ({"mode": "binary", "scheme": "hf"}, []),
         ({"scheme": "s3"}, ["aws"]),
         ({"scheme": "oci"}, ["oras"]),
         ({"mode": "external", "scheme": "s3"}, []),
@@ -240,7 +240,7 @@ def test_missing_tools_are_sorted_and_name_every_pool_that_needs_them() -> None:
 
 
 def test_either_of_two_tools_will_do() -> None:
-    tools = TOOLS | dict.fromkeys(["git", "cmake", "ninja", "clang++", "nvcc", "docker", "hf", "nvidia-ctk"], "/x")
+    tools = TOOLS | dict.fromkeys(["git", "cmake", "ninja", "clang++", "nvcc", "docker", "nvidia-ctk"], "/x")
     assert missing_tools(machine(gpu(), tools=tools), pools({"mode": "source", "scheme": "hf"}, {"mode": "container"})) == ()
 
 

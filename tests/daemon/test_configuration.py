@@ -118,9 +118,10 @@ async def test_a_file_that_is_gone_can_be_told_what_to_be_only_where_it_is(own: 
 
 
 async def test_keys_without_effect_are_named_and_another_plan_than_the_one_shown_is_refused(own: Configuration) -> None:
-    more = "policy: {allow_domains: [models.example]}\n"
+    pool = "{id: a, engine: llamacpp, model: 'file:m.gguf', preload: false, require_same_engine_version: true}"
+    more = f"pools: [{pool}]\n"
     plan = await own.plan(text=other(own, 7, more))
-    assert plan["without_effect"] == ["policy.allow_domains"] and "supervision.stop_grace_ms" in plan["at_once"]
+    assert plan["without_effect"] == ["pools[0].require_same_engine_version"] and "supervision.stop_grace_ms" in plan["at_once"]
     with pytest.raises(RequestError) as refused:
         await own.apply(text=other(own, 8, "health: {interval_ms: 9}\n"), expect=plan["digest"])
     assert refused.value.code == "PLAN_CHANGED"

@@ -123,19 +123,35 @@ async def test_an_unreadable_file_is_refused(folder: Path) -> None:
     assert "not readable" in (await refusal(folder, "file:models/tiny.gguf")).message
 
 
-@pytest.mark.parametrize("ref", ["hf:org/repo", "https://example.org/m", "s3://b/k", "oci://r/x:1"])
-async def test_policy_denies_a_scheme_then_the_network_and_then_this_version_says_what_it_lacks(folder: Path, ref: str) -> None:
+@pytest.mark.parametrize("ref", ["hf:org/repo/m.gguf", "https://example.org/m", "s3://b/k", "oci://r/x:1"])
+async def test_policy_denies_a_scheme_before_anything_else(folder: Path, ref: str) -> None:
     scheme = ref.partition(":")[0]
     denied = await refusal(folder, ref)
     assert (denied.code, denied.status) == ("POLICY_DENIED", 403)
     assert f"{scheme!r} is not allowed (allowed: file)" in denied.message
-    offline = await refusal(folder, ref, allow_schemes=("file", scheme))
-    assert offline.code == "POLICY_DENIED"
-    assert "the network may not be used" in offline.message
-    unsupported = await refusal(folder, ref, allow_schemes=(scheme,), allow_network=True)
-    assert isinstance(unsupported, NodeError)
-    assert unsupported.message == f"cannot fetch {ref} yet: only file: models are supported in this version"
-    assert not unsupported.retriable
+    assert f"add {scheme} to policy.allow_schemes" in (denied.hint or "")
+
+
+@pytest.mark.parametrize("ref", ["hf:org/repo/m.gguf", "https://example.org/m"])
+async def test_policy_denies_the_network_and_without_a_fetcher_nothing_is_fetched(folder: Path, ref: str) -> None:
+    schemes = ("file", ref.partition(":")[0])
+    offline = await refusal(folder, ref, allow_schemes=schemes)
+    assert offline.code == "POLICY_DENIED" and "the network may not be used" in offline.message
+    absent = await refusal(folder, ref, allow_schemes=schemes, allow_network=True)
+    assert isinstance(absent, NodeError) and absent.code == "MODEL_NOT_FETCHED"
+    assert f"models pull {ref}" in (absent.hint or "")
+
+
+async def test_a_whole_repository_is_refused_before_anybody_is_asked(folder: Path) -> None:
+    error = await refusal(folder, "hf:org/repo", allow_schemes=("hf",), allow_network=True)
+    assert isinstance(error, SpecError) and "hf:org/repo:Q4_K_M" in (error.hint or "")
+
+
+@pytest.mark.parametrize("ref", ["s3://b/k", "oci://r/x:1", "sha256:" + "0" * 64])
+async def test_what_this_version_cannot_fetch_is_said(folder: Path, ref: str) -> None:
+    unsupported = await refusal(folder, ref, allow_schemes=("s3", "oci"), allow_network=True)
+    assert isinstance(unsupported, NodeError) and not unsupported.retriable
+    assert unsupported.message == f"cannot fetch {ref}: this version fetches hf, https, http models"
 
 
 async def test_files_can_be_denied_too(folder: Path) -> None:

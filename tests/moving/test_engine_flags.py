@@ -56,7 +56,7 @@ LLAMA: list[tuple[str, dict[str, Any], str, str]] = [
         "-hf org/repo-GGUF:Q4",
         {},
         "-hf",
-        "dropped nothing is downloaded yet: get the file yourself, and name it in `model` of the pool (repo-GGUF-Q4.gguf)",
+        "dropped allow it in `policy` and write `model: hf:ORG/REPO:QUANTISATION`, or name a file of yours (repo-GGUF-Q4.gguf)",
     ),
     ("--api-key abc", {}, "--api-key", "needless the engine is reached through the daemon alone; keys are the gateway's"),
     ("--rpc h:1", {}, "--rpc", "dropped it sends the model's work to other machines"),

@@ -70,7 +70,7 @@ pools:
       mode: binary
       binary: {path: /usr/bin/llama-server}
       flags: [--flash-attn, "on", --spec-draft-model, /models/draft.gguf]
-  # dropped: hf-repo: nothing is downloaded yet: get the file yourself, and name it in `model` of the pool
+  # dropped: hf-repo: allow it in `policy` and write `model: hf:ORG/REPO:QUANTISATION`, or name a file of yours
   #   (gemma-3-4b-it-GGUF-Q4_K_M.gguf)
   - id: ggml-org-gemma-3-4b-it-GGUF-Q4_K_M
     engine: llamacpp

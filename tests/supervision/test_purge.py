@@ -126,7 +126,7 @@ async def test_files_that_somebody_put_there_are_named_and_nothing_is_touched(wo
     assert f"({Path.cwd()}/m.gguf)" in refused.message and "pools run it: q" in refused.message
     assert "no pool runs it any more" in str(refused.hint)
     refused = await world.refusal(purge_models=("hf:org/m",), force=True)
-    assert "the model hf:org/m is a file of yours" in refused.message
+    assert "the model hf:org/m is kept for all pools" in refused.message and "models rm hf:org/m" in str(refused.hint)
     refused = await world.refusal(purge_engine=True)
     assert refused.code == "NOT_OURS" and "its engine is" in refused.message
     assert view(world.p.state).ready

@@ -76,6 +76,12 @@ class PurgeBody(Body):
     force: bool = Field(False, description="An engine that runs is stopped at once.")
 
 
+class ModelBody(Body):
+    ref: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="The model: hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION or https://…"
+    )
+
+
 DeviceNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=64)]
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pool_managerd.api import acquire, bodies, changes, queue_schemas, reads, schemas, streams, yields
+from pool_managerd.api import acquire, bodies, changes, models, queue_schemas, reads, schemas, streams, yields
 from pool_managerd.api.apply_schemas import AppliedConfiguration, ApplyAnswer
 from pool_managerd.api.crash_schemas import Crash
+from pool_managerd.api.model_schemas import CachedModel, ModelRemoved, PullAnswer
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -215,5 +216,23 @@ DEVICE_ROUTES = (
         "/preflight", "Check whether this machine can run the configured pools", changes.preflight, schemas.Preflight, 503
     ),
 )  # fmt: skip
+MODEL_ROUTES = (
+    _read("/models", "The models that were fetched", models.models, CachedModel, 503, many=True, private=True),
+    Route(
+        "POST", "/models/pull", "Fetch a model into the cache", models.pull,
+        {202: schemas.OperationAnswer, 200: PullAnswer}, (400, 403, 408, 409, 413, 415, 422, 500, 503, 507), bodies.ModelBody,
+        (_WAIT, Query("dry_run", "true: what would be fetched (200), and nothing is.", _BOOL)),
+    ),
+    Route(
+        "POST", "/models/verify", "Hash a model in the cache anew", models.verify, _OP,
+        (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.ModelBody, (_WAIT,),
+    ),
+    Route(
+        "POST", "/models/remove", "Delete a model from the cache", models.remove, {200: ModelRemoved},
+        (400, 404, 408, 409, 413, 415, 503, 507), bodies.ModelBody,
+    ),
+)  # fmt: skip
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.
-ROUTES: tuple[Route, ...] = (*LEASE_ROUTES, *QUEUE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES, *DEVICE_ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *LEASE_ROUTES, *QUEUE_ROUTES, *READ_ROUTES, *CHANGE_ROUTES, *DEVICE_ROUTES, *MODEL_ROUTES,
+)  # fmt: skip

@@ -21,6 +21,7 @@ from pool_managerd.cli import (
     explain,
     follow,
     gateway,
+    models,
     moving,
     output,
     preflight,
@@ -113,10 +114,14 @@ for _command in (devices.cordon, devices.uncordon, devices.release, devices.resu
 keys_app = typer.Typer(help="API keys of the gateway.", rich_markup_mode=None, no_args_is_help=True)
 for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm", gateway.keys_rm)):
     keys_app.command(_name)(_command)
+models_app = typer.Typer(help="Models that were fetched.", rich_markup_mode=None, no_args_is_help=True)
+for _command in (models.ls, models.pull, models.verify, models.rm):
+    models_app.command()(_command)
 import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
 import_app.command("llama-swap")(moving.import_llama_swap)
 import_app.command("llama-cpp-presets")(moving.import_presets)
 app.add_typer(import_app, name="import")
+app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(devices_app, name="devices")
 app.add_typer(breaker_app, name="breaker")

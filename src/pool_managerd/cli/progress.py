@@ -68,7 +68,8 @@ def sentence(pool: Json) -> str:
     """What a pool is doing now."""
     step = pool.get("preload") or {}
     done, total = step.get("bytes_done"), step.get("bytes_total")
-    percent = f" ({100 * done // total} %)" if done and total else ""
+    left_ms = step.get("eta_ms") if sys.stderr.isatty() else None  # elsewhere each change would be a line
+    percent = f" ({100 * done // total} %{f', {span(left_ms)} left' if left_ms else ''})" if done and total else ""
     drain = pool.get("drain")
     left = ""
     if drain:  # in steps: elsewhere than on a terminal each new sentence is a line

@@ -13,7 +13,7 @@ from pool_managerd.cli.exits import NO, OK, UNREACHABLE, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, PoolId, PoolIds, Url, chosen, daemon
 from pool_managerd.cli.output import Format, Json, error, moment, show
 from pool_managerd.cli.table import Column, facts, table
-from pool_managerd.core.narration import count, duration
+from pool_managerd.core.narration import count, duration, size
 
 OperationId = Annotated[
     str | None,
@@ -162,6 +162,15 @@ def leases(pool_id: PoolId, url: Url = None, config: ConfigFile = None, output: 
     show(daemon(url, config).get("pools", pool_id, "leases"), output, rows)
 
 
+def _so_far(preload: Json) -> str | None:
+    """How much of the model was fetched or verified, how fast, and how long it takes yet."""
+    done, total, rate, left_ms = (preload.get(key) for key in ("bytes_done", "bytes_total", "bytes_per_s", "eta_ms"))
+    if not done or not total:
+        return None
+    pace = f", {size(rate)} a second" if rate else ""
+    return f"{size(done)} of {size(total)}{pace}{f', {duration(left_ms / 1000)} left' if left_ms else ''}"
+
+
 def _status_facts(pool: Json) -> None:
     preload = pool.get("preload") or {}
     reason = f" ({pool['reason']})" if pool.get("reason") else ""
@@ -171,6 +180,7 @@ def _status_facts(pool: Json) -> None:
             ("state", f"{pool['state']}{reason}"),
             ("ready", pool["ready"]),
             ("doing", preload.get("human") or _activity(pool)),
+            ("so far", _so_far(preload)),
             ("engine", f"{pool.get('engine')} {pool.get('engine_version') or ''}".strip() if pool.get("engine") else None),
             ("model", pool.get("model_id")),
             ("leases", _slots(pool)),

@@ -84,7 +84,9 @@ class ModelProvisioning(Section):
 
     ref: str | None = Field(None, description="Instead of the pool's `model`. Not in force yet.", examples=["file:m.gguf"])
     cache_dir: Path | None = Field(
-        None, description="Where downloads are kept. Not in force yet.", examples=["/var/cache/models"]
+        None,
+        description="Downloads are kept in models.cache_dir. Not in force yet.",
+        examples=["/var/cache/models"],
     )
     checksum: Digest | Digests | None = Field(
         None, description="sha256:… of the file; of a split model a list, one per part.", examples=["sha256:…"]

@@ -49,7 +49,7 @@ _IN_A_POOL = {
 }  # fmt: skip
 """What people who come from other tools write in a pool, and where it stands here."""
 _AT_TOP = {
-    **dict.fromkeys(("models", "engines", "servers"), "pools"), **dict.fromkeys(("token", "api_key"), "auth.token_file"),
+    **dict.fromkeys(("engines", "servers"), "pools"), **dict.fromkeys(("token", "api_key"), "auth.token_file"),
     **dict.fromkeys(("port", "host", "listen", "bind", "address"), "daemon.bind, as `daemon: {bind: \"127.0.0.1:9200\"}`"),
     **dict.fromkeys(("log", "logging", "log_level"), "telemetry"), "gpus": "gpu.devices", "devices": "gpu.devices",
 }  # fmt: skip

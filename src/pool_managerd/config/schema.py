@@ -16,6 +16,7 @@ from pool_managerd.config.sections import (
     GpuConfig,
     HealthConfig,
     LifecycleConfig,
+    ModelsConfig,
     PolicyConfig,
     PreflightConfig,
     QueueConfig,
@@ -45,6 +46,7 @@ class Config(Section):
     reload: ReloadConfig = ReloadConfig()
     slot_cache: SlotCacheConfig = SlotCacheConfig()
     auth: AuthConfig = AuthConfig()
+    models: ModelsConfig = ModelsConfig()
     policy: PolicyConfig = PolicyConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     gpu: GpuConfig = GpuConfig()
@@ -57,6 +59,12 @@ class Config(Section):
     def reload_rules(self, pool: PoolConfig | None) -> ReloadConfig:
         """What a reloaded engine of ``pool`` must show; None: of one that is not configured."""
         return self.reload.with_own(None if pool is None else pool.reload)
+
+    @property
+    def model_cache(self) -> Path:
+        """Where models that were fetched are kept."""
+        state = self.daemon.state_dir
+        return self.models.cache_dir or state.with_name(f"{state.name}-models")
 
     @model_validator(mode="after")
     def _simulate_in_dev_alone(self) -> Config:

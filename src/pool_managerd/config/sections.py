@@ -222,13 +222,21 @@ class AuthConfig(Section):
     )
 
 
+Domain = Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9_.:-]{1,253}$")]
+
+
 class PolicyConfig(Section):
     """What may be fetched and run."""
 
-    allow_network: bool = Field(False, description="Models may come from the network. No fetcher is there yet.")
-    allow_schemes: tuple[str, ...] = Field(("file",), description="Schemes that models may have.")
-    allow_domains: tuple[str, ...] = Field(
-        (), description="Hosts that models may come from; empty means all. Not in force yet.", examples=[["models.example"]]
+    allow_network: bool = Field(False, description="Models may be fetched from the network.")
+    allow_schemes: tuple[str, ...] = Field(
+        ("file",), description="Schemes that models may have: file, hf, https, and http, which nobody should need."
+    )
+    allow_domains: tuple[Domain, ...] = Field(
+        (),
+        description="Hosts that models may come from, redirects included; `*.` stands for all below. Empty: all with a public"
+        " address. A host that is named here may have any address.",
+        examples=[["huggingface.co", "*.hf.co"]],
     )
     engine_allowlist: tuple[str, ...] = Field(
         (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything.",
@@ -238,6 +246,20 @@ class PolicyConfig(Section):
         (), description="More environment variables that a submitted engine may have in cloud, beside the harmless ones.",
         examples=[["HF_HOME"]],
     )  # fmt: skip
+
+
+class ModelsConfig(Section):
+    """Where models that were fetched are kept."""
+
+    cache_dir: Path | None = Field(
+        None,
+        description="Directory for models that are fetched; engines read them there. Absent: beside daemon.state_dir, with"
+        " `-models` behind its name.",
+        examples=["/var/cache/pool-managerd/models"],
+    )
+    keep_free_bytes: Bytes | Literal[0] = Field(
+        4 << 30, description="Of the disk it is on, left free: a number or a size such as 50GiB. Nothing is fetched into it."
+    )
 
 
 class GpuConfig(Section):

@@ -11,6 +11,9 @@ from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.sleep_dialect import SleepDialect
 from pool_managerd.core.slot_cache import SlotSaving
 
+NOT_FETCHED = "MODEL_NOT_FETCHED"
+"""The code of an error that says nothing is wrong but that a model is not on this machine yet: a start fetches it."""
+
 Warmup = Literal["completion", "embedding", "rerank", "none"]
 """What an engine can be asked for its first answer, by the model and the flags that it has."""
 

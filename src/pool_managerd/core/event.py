@@ -52,6 +52,8 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType({
     "asleep": "an engine sleeps", "sleep_failed": "an engine did not fall asleep and is woken",
     "no_room_to_wake": "what a sleeping engine had is another's now: it sleeps on",
     "spawn": "an engine's process runs", "staged": "model and engine are in place", "staging": "how far the model is verified",
+    "fetch": "how far a model is fetched", "fetched": "a model was fetched",
+    "model_removed": "a model was deleted from the cache",
     "start": "a start began", "start_owed": "a start waits: a hold, a quarantine, an open breaker, a failure",
     "state_degraded": "changes cannot be made durable", "state_recovered": "changes are durable again",
     "state_renewed": "harmed state was written anew from memory", "stop": "an engine is being stopped",

@@ -25,6 +25,12 @@ class DigestCache:
 
     _known: OrderedDict[tuple[int, ...], str] = field(default_factory=OrderedDict)
 
+    def know(self, info: os.stat_result, digest: str) -> None:
+        """``digest`` (``sha256:<hex>``) is that of the file which ``info`` is of: it was hashed while it was written."""
+        self._known[identity(info)] = digest
+        while len(self._known) > CACHE_ENTRIES:
+            self._known.popitem(last=False)
+
     async def sha256(self, fd: int, progress: Progress | None = None) -> str:
         """``sha256:<hex>`` of the open file ``fd``, hashed in a worker thread unless known.
 
@@ -39,10 +45,9 @@ class DigestCache:
                 self._known.move_to_end(before)
                 return known
             digest = await _hash_in_thread(fd, info.st_size, progress)
-            if identity(os.fstat(fd)) == before:
-                self._known[before] = digest
-                while len(self._known) > CACHE_ENTRIES:
-                    self._known.popitem(last=False)
+            after = os.fstat(fd)
+            if identity(after) == before:
+                self.know(after, digest)
                 return digest
         raise OSError("the file changes while it is read")
 

@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from pool_managerd.config import PolicyConfig, path_from
-from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.cache import Entry, ModelCache
 from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
+from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
@@ -29,15 +32,20 @@ _MAX_NAMES = 10_000
 
 
 class ModelProvisioner:
-    """Resolves model references. This version knows local files; it never touches the network.
+    """Resolves model references: local files, what ``cache`` has, and with a ``fetcher`` what there is elsewhere. Without one the
+    network is never touched.
 
     ``base_dir`` is what relative ``file:`` paths are relative to: the directory of the configuration file.
     """
 
-    def __init__(self, base_dir: Path, policy: PolicyConfig) -> None:
+    def __init__(
+        self, base_dir: Path, policy: PolicyConfig, cache: ModelCache | None = None, fetcher: Fetcher | None = None,
+        digests: DigestCache | None = None,
+    ) -> None:  # fmt: skip
         self._base_dir = base_dir
         self.policy = policy
-        self._digests = DigestCache()
+        self._cache, self._fetcher = cache, fetcher
+        self._digests = digests or DigestCache()
         self.shapes = Shapes()
 
     async def ensure_present(
@@ -45,12 +53,14 @@ class ModelProvisioner:
     ) -> ResolvedModel:
         """The model of ``ref`` on local disk, hashed against ``expected_digest`` (``sha256:<hex>``) when one is given.
 
-        A split model takes one digest per part, in their order. Without a digest nothing is hashed and ``verified`` is
-        false. ``progress`` is called in the event loop with (bytes hashed, bytes in all). Raises SpecError for a bad
-        reference, a missing or unusable file, a scheme the policy denies (``POLICY_DENIED``) or wrong content
-        (``DIGEST_MISMATCH``); NodeError when this version has no way to fetch it (``POOL_UNREADY``, ORCH-3091) or the
-        disk fails.
+        It is fetched where that is needed, and allowed. A split model takes one digest per part, in their order. Without a digest
+        a local file is not hashed and ``verified`` is false; one that was fetched is what its hub said. ``progress`` is called in
+        the event loop with (bytes fetched, then hashed, bytes in all). Raises SpecError for a bad reference, a missing or
+        unusable file, what the policy denies (``POLICY_DENIED``) or wrong content (``DIGEST_MISMATCH``); NodeError when this
+        version has no way to fetch it (``POOL_UNREADY``, ORCH-3091), when it could not be fetched (``FETCH_FAILED``) or the disk
+        fails.
         """
+        await self.fetch(ref, expected_digest, progress=progress)
         expected = _expected(expected_digest)
         found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
@@ -62,6 +72,34 @@ class ModelProvisioner:
         for part, wanted in zip(parts[:-1], expected[:-1], strict=True):  # known, unless it changed while later ones were read
             await self._verify(Path(part), wanted, None)
         return replace(found, digest=",".join(expected), verified=True)
+
+    async def fetch(
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> None:
+        """Bring the model of ``ref`` into the cache, unless it is a local file or there already. Raises as ``ensure_present``.
+
+        Cancelled, it leaves what is there by then for the next one, unless others wait for the same model.
+        """
+        model = parse_ref(ref)
+        if model.scheme not in FETCHED or self._fetcher is None or self._cache is None:
+            return
+        check_scheme(self.policy, model)
+        expected, entry = _expected(expected_digest), await asyncio.to_thread(self._cache.find, model.id)
+        if entry is not None and (not expected or entry.digest == ",".join(expected)):
+            return
+        check_network(self.policy, model)
+        entry = await self._fetcher.fetch(model, expected, progress or _nobody)
+        if not entry.verified:
+            await asyncio.to_thread(self._keep_usable, self._cache, entry)
+
+    def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
+        """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
+        try:
+            for file in entry.files:
+                _check_usable(cache.root / file.path, entry.ref)
+        except SpecError:
+            cache.remove(entry.ref)
+            raise
 
     async def _verify(self, path: Path, expected: str, progress: Progress | None) -> None:
         digest = await self._digest(path, progress)
@@ -99,14 +137,9 @@ class ModelProvisioner:
         Blocking. Raises as ``ensure_present``.
         """
         model = parse_ref(ref)
-        self._check_policy(model)
+        check_scheme(self.policy, model)
         if model.scheme != "file":
-            raise NodeError(
-                f"cannot fetch {model.id} yet: only file: models are supported in this version",
-                code="POOL_UNREADY",
-                hint=_fetch_it_yourself(model),
-                retriable=False,
-            )
+            return self._in_cache(model)
         path = self.path_of(model)
         size = _check_usable(path, model.id)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
@@ -115,6 +148,30 @@ class ModelProvisioner:
         size += sum(_check_usable(Path(part), model.id) for part in parts[1:])
         return ResolvedModel(model.id, str(path), size, files=parts)
 
+    def _in_cache(self, model: ModelRef) -> ResolvedModel:
+        if model.scheme not in FETCHED:
+            raise NodeError(
+                f"cannot fetch {model.id}: this version fetches {', '.join(FETCHED)} models",
+                code="POOL_UNREADY", hint="download it yourself, and refer to it as file:/path/to/model", retriable=False,
+            )  # fmt: skip
+        entry = None if self._cache is None else self._cache.find(model.id)
+        if entry is None or self._cache is None:
+            check_network(self.policy, model)
+            if model.scheme == "hf" and not (model.file or model.quantisation):
+                raise SpecError(
+                    f"cannot fetch {model.id}: this version fetches one model, not a whole repository",
+                    hint=f"name a file ({model.id}/FILE.gguf) or a quantisation ({model.id}:Q4_K_M)",
+                )
+            raise NodeError(
+                f"cannot use {model.id} yet: it was not fetched", code=NOT_FETCHED,
+                hint=f"a start fetches it, and so does: pool-managerd models pull {model.id}",
+            )  # fmt: skip
+        paths = [self._cache.root / file.path for file in entry.files]
+        for path in paths:
+            _check_usable(path, model.id)
+        files = tuple(map(str, paths)) if len(paths) > 1 else ()
+        return ResolvedModel(model.id, str(paths[0]), entry.size_bytes, entry.digest, entry.verified, files)
+
     async def ensure_present_str(self, ref: str) -> ResolvedModel:
         """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
         return await self.ensure_present(ref)
@@ -122,23 +179,6 @@ class ModelProvisioner:
     def path_of(self, model: ModelRef) -> Path:
         """Where a ``file:`` model lies: relative paths start at the configuration file's directory."""
         return Path(os.path.normpath(path_from(self._base_dir, model.location)))
-
-    def _check_policy(self, model: ModelRef) -> None:
-        if model.scheme == "sha256":
-            return
-        if model.scheme not in self.policy.allow_schemes:
-            allowed = ", ".join(self.policy.allow_schemes) or "none"
-            reason = f"the scheme {model.scheme!r} is not allowed (allowed: {allowed})"
-        elif model.scheme != "file" and not self.policy.allow_network:
-            reason = "the network may not be used"
-        else:
-            return
-        raise SpecError(
-            f"cannot fetch {model.id}: policy: {reason}",
-            code="POLICY_DENIED",
-            status=403,
-            hint=_fetch_it_yourself(model),
-        )
 
     async def _digest(self, path: Path, progress: Progress | None) -> str:
         try:
@@ -157,16 +197,8 @@ class ModelProvisioner:
             ) from error
 
 
-def _fetch_it_yourself(model: ModelRef) -> str:
-    """What helps today: no key of the configuration makes this version download anything."""
-    if model.scheme == "file":
-        return "add 'file' to allow_schemes under `policy`"
-    fetch = "download it yourself"
-    if model.scheme == "hf":
-        fetch += f" (hf download {model.location}{f' {model.file}' if model.file else ''} --local-dir models)"
-    elif model.scheme in ("http", "https"):
-        fetch += f" (curl -fLO {model.location})"
-    return f"{fetch} and refer to it as file:/path/to/model: this version fetches no models, whatever `policy` allows"
+def _nobody(_done: int, _total: int) -> None:
+    """Nobody wants to know how far it is."""
 
 
 def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -13,9 +13,16 @@ MAX_REF_CHARS = 4096
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_HF_REPO = re.compile(
+    r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]{0,95})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]{0,127}))?"
+    r"(?::(?P<quantisation>[A-Za-z0-9][A-Za-z0-9._-]{0,63}))?"
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OCI = re.compile(r"oci://[A-Za-z0-9.-]+(?::\d{1,5})?/[a-z0-9._/-]+(?::[\w.-]{1,128}|@sha256:[0-9a-f]{64})")
-_FORMS = "file:PATH, hf:ORG/REPO[/FILE], https://…, s3://BUCKET/KEY, oci://REGISTRY/REPO:TAG or sha256:HEX"
+_FORMS = (
+    "file:PATH, hf:ORG/REPO[@REVISION]/FILE, hf:ORG/REPO[@REVISION]:QUANTISATION, https://…, s3://BUCKET/KEY,"
+    " oci://REGISTRY/REPO:TAG or sha256:HEX"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +30,16 @@ class ModelRef:
     """A parsed reference. ``id`` is stable: the same model is never known by two ids because of how it was spelt.
 
     ``location`` is the path of ``file``, the hex of ``sha256``, ``org/repo`` of ``hf``, the url of the rest. ``file`` is the
-    one inside an ``hf`` repository; empty: all of it.
+    one inside an ``hf`` repository, of ``revision`` (empty: its main branch); instead of it ``quantisation`` may be what the
+    name of a GGUF file says, in upper case. Neither: all of the repository.
     """
 
     scheme: str
     id: str
     location: str
     file: str = ""
+    revision: str = ""
+    quantisation: str = ""
 
 
 def parse_ref(text: str) -> ModelRef:
@@ -72,12 +82,16 @@ def _digest_ref(text: str, rest: str) -> ModelRef:
 def _hf_ref(text: str, rest: str) -> ModelRef:
     org, _, tail = rest.strip("/").partition("/")
     repo, _, path = tail.partition("/")
-    if not (_HF_NAME.fullmatch(org) and _HF_NAME.fullmatch(repo)):
-        raise _malformed(text, "it must be hf:ORG/REPO or hf:ORG/REPO/FILE")
+    named = _HF_REPO.fullmatch(repo)
+    if named is None or not _HF_NAME.fullmatch(org):
+        raise _malformed(text, "it must be hf:ORG/REPO, hf:ORG/REPO/FILE or hf:ORG/REPO:QUANTISATION")
     if any(part in ("", ".", "..") for part in path.split("/")) and path:
         raise _malformed(text, "the file must be a plain path inside the repository")
-    name = f"{org}/{repo}"
-    return ModelRef("hf", f"hf:{name}/{path}" if path else f"hf:{name}", name, path)
+    revision, quantisation = named["revision"] or "", (named["quantisation"] or "").upper()
+    if quantisation and path:
+        raise _malformed(text, "it names both a quantisation and a file")
+    stable = f"hf:{org}/{named['repo']}{revision and '@'}{revision}{quantisation and ':'}{quantisation}{path and '/'}{path}"
+    return ModelRef("hf", stable, f"{org}/{named['repo']}", path, revision, quantisation)
 
 
 def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:

@@ -129,9 +129,8 @@ class FlagMover:
     def _move_hf(self, use: Written) -> None:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", use.values[0].rpartition("/")[2]).strip("-.")[:100] or "model"
         self.told.fields.setdefault("model", f"file:models/{name}.gguf")
-        self.told.dropped(
-            use, f"nothing is downloaded yet: get the file yourself, and name it in `model` of the pool ({name}.gguf)"
-        )
+        how = f"allow it in `policy` and write `model: hf:ORG/REPO:QUANTISATION`, or name a file of yours ({name}.gguf)"
+        self.told.dropped(use, how)
 
     def _move_ctx(self, use: Written) -> None:
         ctx = _whole(use.values[0])
@@ -201,7 +200,7 @@ class FlagMover:
         else:
             folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rpartition("/")[2]).strip("-.")[:100] or "model"
             self.told.fields.setdefault("model", f"file:models/{folder}")
-            self.told.dropped(use, f"nothing is downloaded yet: get the folder yourself, and name it in `model` ({folder})")
+            self.told.dropped(use, f"no repository is downloaded yet: get the folder yourself, and name it in `model` ({folder})")
 
     # What decides which GPUs the engine sees comes first: other flags mean something else on one than on several.
     def _gpus(self, uses: tuple[Written, ...]) -> None:

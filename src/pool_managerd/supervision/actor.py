@@ -25,12 +25,13 @@ from pool_managerd.supervision.drain_watch import watch_drain
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.kept_drains import keep_drain
 from pool_managerd.supervision.launch import Launch
-from pool_managerd.supervision.launch_work import LaunchWork, Reports
+from pool_managerd.supervision.launch_work import LaunchWork
 from pool_managerd.supervision.log_places import place_of
 from pool_managerd.supervision.made_of import keep_configuration
 from pool_managerd.supervision.pool import Definition, Pool, Role
 from pool_managerd.supervision.protocols import Timer
 from pool_managerd.supervision.publishing import Publishing, log_context
+from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import Waiting, refusal, settle
 from pool_managerd.supervision.sleep_work import sleep_work

@@ -9,6 +9,7 @@ from contextvars import Context
 from pool_managerd.core.lifecycle import Phase, sleeps_evicted
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.errors import PoolError
+from pool_managerd.supervision import fetching
 from pool_managerd.supervision.making_room import MakingRoom
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
@@ -60,7 +61,8 @@ class DemandWork:
         """A start that was begun has not come to its admission yet."""
         for pool_id in self._loads:
             pool = self._pools.find(pool_id)
-            staging = pool is not None and pool.instance.phase is Phase.STAGING and pool.launch.sizing is None
+            launch = None if pool is None or pool.instance.phase is not Phase.STAGING else pool.launch
+            staging = launch is not None and launch.sizing is None and launch.step != fetching.STEP  # that may take hours
             waking = pool is not None and pool.instance.phase is Phase.WAKING and self._s.admission.sleepers.has_left(pool)
             if staging or waking or pool_id not in self.begun:
                 return True

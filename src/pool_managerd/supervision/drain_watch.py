@@ -6,9 +6,9 @@ from pool_managerd.core import narration
 from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.supervision.in_flight import GAP_S, in_hand, requests_of
-from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pause import pause
 from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
 TOLD_S, UNCHANGED_S = 1.0, 5.0

@@ -18,7 +18,8 @@ from pool_managerd.supervision.protocols import Process
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total.
+    """Launch number ``epoch``. ``step`` says in a word how far a start has come, ``progress`` bytes done and in total,
+    ``rate`` how many a second where they are fetched.
 
     ``allocation`` and ``sizing`` are what its GPUs were reserved by. ``cause`` is the error behind the latest failure.
     ``log_mark`` is where its part of the log begins, ``ready_at`` how many bytes of it there were when it was ready, ``log_tail``
@@ -33,6 +34,7 @@ class Launch:
     epoch: int = 0
     step: str = ""
     progress: tuple[int, int] = (0, 0)
+    rate: float = 0.0
     allocation: Allocation | None = None
     sizing: LaunchEstimator | None = None
     prepared: AnyEngine | None = None

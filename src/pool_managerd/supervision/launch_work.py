@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
@@ -30,6 +30,7 @@ from pool_managerd.supervision.activity import ActivityWatch
 from pool_managerd.supervision.asleep import left_asleep
 from pool_managerd.supervision.crash_reports import launch_log, written
 from pool_managerd.supervision.failures import LOG_TAIL_LINES, ending, exit_event, failure
+from pool_managerd.supervision.fetching import fetch_model
 from pool_managerd.supervision.health_probe import HealthProbe
 from pool_managerd.supervision.in_flight import requests_of
 from pool_managerd.supervision.kept_drains import kept_drain
@@ -37,25 +38,11 @@ from pool_managerd.supervision.made_of import changed_configuration, changed_fil
 from pool_managerd.supervision.measured import baseline_key, warmed_up
 from pool_managerd.supervision.policy import learn_secrets_of
 from pool_managerd.supervision.pool import Pool
-from pool_managerd.supervision.protocols import Emit, Process
+from pool_managerd.supervision.protocols import Process
+from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
 LONG_LOG_BYTES = 8192
-
-
-class Learn(Protocol):
-    """Write down what is known of launch ``epoch`` now: fields of Launch. False when it is not the present one any more."""
-
-    def __call__(self, epoch: int, **known: Any) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reports:
-    """How the work reports to the pool's actor."""
-
-    post: Callable[[ev.Event], None]
-    learn: Learn
-    emit: Emit
 
 
 class LaunchWork:
@@ -71,11 +58,12 @@ class LaunchWork:
     # --- staging ---
 
     async def stage(self, epoch: int, *, queue: bool) -> None:
-        """Model to disk, engine prepared; ``queue``: after its turn among the pools that load at boot."""
-        if queue:
-            still_waiting = partial(self._actor.post, ev.StagingProgress(epoch))
-            await self._s.gate.queue(self._pool.pool_id, self._pool.definition.policy.staging_stall_s / 3, still_waiting)
+        """Model to disk, engine prepared; ``queue``: after its turn among the pools that load at boot, but for a download."""
         try:
+            await fetch_model(self._pool, epoch, self._actor, self._s)
+            if queue:
+                still_waiting = partial(self._actor.post, ev.StagingProgress(epoch))
+                await self._s.gate.queue(self._pool.pool_id, self._pool.definition.policy.staging_stall_s / 3, still_waiting)
             await self._s.epochs.reserve(self._pool.pool_id, epoch)
             allocation = await self._admit(epoch)
             prepared = await self._prepare(epoch, allocation)

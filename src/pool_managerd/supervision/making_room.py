@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from pool_managerd.core.artifacts import NOT_FETCHED
 from pool_managerd.core.demand.room import Fits, Resident, RoomPlan, plan_room
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.lifecycle import Phase, sleeps_evicted, view
@@ -67,7 +68,12 @@ class MakingRoom:
     async def _seen(self, pool: Pool, residency_s: float, waited_for: Collection[str]) -> Room:
         if pool.definition.external:  # somebody else has found room for it
             return Room()
-        objection: Objection = await self._s.admission.trial(pool)
+        try:
+            objection: Objection = await self._s.admission.trial(pool)
+        except PoolError as problem:
+            if problem.code == NOT_FETCHED:  # its start fetches it, and then it is known what it needs
+                return Room()
+            raise
         if (why_not := objection(())) is None:
             return Room()
         ending = [one for one in self._others(pool) if self._ends(one)]

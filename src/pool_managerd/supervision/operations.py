@@ -182,6 +182,11 @@ def _unfinished(operation: Operation) -> NodeError:
             "cannot tell how the apply ended: the daemon ended before it was finished; the next one has started by its file",
             code="NODE_RESTARTED", hint="apply the file again: the plan shows what is not as it says",
         )  # fmt: skip
+    if operation.kind in ("model_pull", "model_verify"):
+        return NodeError(
+            "cannot tell how it ended with the model: the daemon ended before; what was fetched by then is kept",
+            code="NODE_RESTARTED", hint="ask again: it goes on where it was",
+        )  # fmt: skip
     what = f"the {operation.kind.replace('_', ' ')} of pool {operation.pool_id}"
     return NodeError(
         f"cannot tell how {what} ended: the daemon ended before it was finished", code="NODE_RESTARTED",

@@ -90,13 +90,16 @@ class Purges:
         return _refusal(pool.pool_id, f"its engine is {what}{where}, not in a cache of this daemon", "NOT_OURS", hint)
 
     def _model_not_ours(self, pool: Pool, ref: str) -> RequestError:
-        """This version has no cache of models: each is a file that somebody put there."""
+        """What was fetched is not one pool's, and everything else is a file that somebody put there."""
         model_id, config = self._s.models.id_of(ref), self._config()
+        if not model_id.startswith("file:"):
+            why = f"the model {model_id} is kept for all pools"
+            return _refusal(pool.pool_id, why, "NOT_OURS", f"pool-managerd models rm {model_id}, when no pool has it any more")
         configured = ((one.pool_id, one.config) for one in self._pools.all())
         users = [pool_id for pool_id, c in configured if c is not None and self._s.models.id_of(c.model) == model_id]
         others = [pool_id for pool_id in users if pool_id != pool.pool_id]
-        path = str(path_from(config.base_dir, model_id.removeprefix("file:"))) if model_id.startswith("file:") else ""
-        where = f" ({path})" if path and path not in model_id else ""
+        path = str(path_from(config.base_dir, model_id.removeprefix("file:")))
+        where = f" ({path})" if path not in model_id else ""
         shared = f", and pools run it: {', '.join(others)}" if others else ""
         hint = f"delete it yourself{', when no pool runs it any more' if users else ''}"
         why = f"the model {model_id}{where} is a file of yours, not in a cache of this daemon{shared}"

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pool_managerd import failpoints
 from pool_managerd.config import Config
+from pool_managerd.core.artifacts import NOT_FETCHED
 from pool_managerd.core.lifecycle import Desired, view
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.lifecycle.phase import SERVING
-from pool_managerd.core.narration import count, duration
+from pool_managerd.core.narration import count, duration, size
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.blue_green import BlueGreen
@@ -68,7 +70,7 @@ class Reloads:
         pool_id, serves = target.pool.pool_id, target.pool.instance.phase in SERVING
         strategy, why = await self._strategies.choose(request, target)
         beside, bake_ms = strategy is Strategy.BLUE_GREEN, self._config().reload_rules(target.new.config).bake_ms
-        where, needs = await self._s.admission.forecast(target.beside() if beside else target.in_its_place())
+        where, needs = await self._forecast(target.beside() if beside else target.in_its_place())
         load = self.times.of(pool_id, "load")
         first = self.times.of(pool_id, "sleep" if strategy is Strategy.SLEEP_OLD else "stop")
         takes = Forecast.of(first, load) if serves and not beside else Forecast.of(load)
@@ -199,6 +201,14 @@ class Reloads:
         since = tried.instance.ready_since or self._s.clock.monotonic()
         return self._succeeded(reload, tried, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
 
+    async def _forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
+        try:
+            return await self._s.admission.forecast(pool)
+        except PoolError as problem:
+            if problem.code != NOT_FETCHED:
+                raise
+            return "its model is fetched first: what it needs is known then", ()
+
     def _runs_it(self, target: Target) -> bool:
         return target.new == target.old and view(target.pool.state).ready and not target.pool.launch.outdated
 
@@ -207,7 +217,9 @@ class Reloads:
         failpoints.reach("reload.staging")
         config, pool = reload.target.new.config, reload.pool
         if config is not None:
-            model = await self._s.models.ensure_present(config.model, config.checksums)
+            telling = partial(_tell_of_model, reload.operation)
+            model = await self._s.models.ensure_present(config.model, config.checksums, progress=telling)
+            reload.operation.progress = None
             found = await self._s.engines.obstacles(config, model.local_path)
             if found:
                 raise SpecError("; ".join(problem.message for problem in found), pool_id=pool.pool_id, hint=found[0].hint)
@@ -305,3 +317,8 @@ class Reloads:
 _TRIED = (Stage.SWITCHING, Stage.GATING, Stage.COMMITTING, Stage.UNDOING)
 _TOUCHED = (Stage.LOADING, Stage.SWITCHING, Stage.GATING, Stage.COMMITTING)
 _REASONS = {"DRAIN_TIMEOUT": "drain_timeout", "OPERATION_CANCELLED": "cancelled", "GATE_FAILED": "gate"}
+
+
+def _tell_of_model(operation: Operation, done: int, total: int) -> None:
+    human = f"Fetching or verifying the model: {size(done)}" + (f" of {size(total)}" if total else "")
+    operation.progress = {"done": done, "total": total, "human": human}

@@ -16,8 +16,8 @@ from pool_managerd.core.narration import duration
 from pool_managerd.errors import EngineError
 from pool_managerd.supervision.asleep import dialect_of, is_asleep, url_of
 from pool_managerd.supervision.in_flight import a_moment
-from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
 _FREES_S = 5.0

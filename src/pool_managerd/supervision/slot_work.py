@@ -7,8 +7,8 @@ from dataclasses import replace
 from pool_managerd.core.lifecycle import effects as do
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.narration import shortened
-from pool_managerd.supervision.launch_work import Reports
 from pool_managerd.supervision.pool import Pool
+from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pool_managerd.config import Config
-from pool_managerd.core.artifacts import AttachedEngine, PreparedEngine
+from pool_managerd.core.artifacts import NOT_FETCHED, AttachedEngine, PreparedEngine
 from pool_managerd.core.baselines import Baseline
 from pool_managerd.core.crash_report import CrashReport
 from pool_managerd.core.engines import ENGINES
@@ -19,6 +19,7 @@ from pool_managerd.core.redaction import Redactor, masked_argv, masked_env, mask
 from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.core.restart_limit import within
 from pool_managerd.errors import PoolError, RequestError
+from pool_managerd.supervision.fetching import eta_s
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
@@ -115,9 +116,10 @@ def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     if i.launched_at is None or not (attaching or i.phase in LOADING):
         return None
     done, total = launch.progress
+    left_s = eta_s(done, total, launch.rate)
     words = {
         "queue": "Waiting for other pools to load first", "memory": "Looking for room on the GPUs",
-        "model": "Verifying the model file", "engine": "Preparing the engine",
+        "fetch": "Fetching the model", "model": "Verifying the model file", "engine": "Preparing the engine",
         "starting": "The engine is loading its model", "warm-up": "The engine answers its first prompt",
         "restore": "The engine is given back what it had read",
         "attach": "Nobody healthy answers at the engine's URL yet; it is asked again and again",
@@ -126,7 +128,8 @@ def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     return {
         "started_at_ms": wall_ms - elapsed_ms, "elapsed_ms": elapsed_ms,
         "step": launch.step, "human": words.get(launch.step, "Starting"),
-        "bytes_done": done, "bytes_total": total, "last_probe": i.probe_reason or None,
+        "bytes_done": done, "bytes_total": total, "bytes_per_s": round(launch.rate) or None,
+        "eta_ms": None if left_s is None else round(left_s * 1000), "last_probe": i.probe_reason or None,
     }  # fmt: skip
 
 
@@ -169,7 +172,7 @@ def capabilities_of(version: str, profile: str, statuses: list[dict[str, Any]]) 
     return {
         "api_version": "2.0.0", "version": version, "profile": profile,
         "compute": "cpu allowed (profile dev)" if profile == "dev" else "gpu only",
-        "model_schemes": ["file"], "engines": {name: list(kind.modes) for name, kind in ENGINES.items()},
+        "model_schemes": ["file", "hf", "https", "http"], "engines": {name: list(kind.modes) for name, kind in ENGINES.items()},
         "pools": [{key: status[key] for key in keys} for status in statuses],
     }  # fmt: skip
 
@@ -199,11 +202,12 @@ async def explanation(pool: Pool, config: Config, steps: list[Any], s: Services)
         )
         for ask in asks:
             try:
-                answer = await ask()
+                steps = [*steps, *_placing(await ask())]
             except PoolError as problem:
-                problems.append(_problem(problem.message, problem.hint, problem.code))
-            else:
-                steps = [*steps, *_placing(answer)]
+                if problem.code == NOT_FETCHED:
+                    steps = [*steps, {"kind": "fetch", "detail": "its model is fetched first; what it needs is known then"}]
+                else:
+                    problems.append(_problem(problem.message, problem.hint, problem.code))
     elif not idle:
         steps = [*steps, *_reserved(pool)]
     told = {problem["message"] for problem in problems}

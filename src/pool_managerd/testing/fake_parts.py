@@ -146,6 +146,11 @@ class FakeModels:
     def id_of(self, ref: str) -> str:
         return ref
 
+    async def fetch(
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Every model is there."""
+
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:

@@ -31,7 +31,13 @@ from pool_managerd.supervision.services import Services
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.simulated_processes import SimulatedAdoption, SimulatedLauncher
 from pool_managerd.testing.simulated_slots import SimulatedSlots
-from pool_managerd.testing.simulated_staging import SimulatedEngines, SimulatedFiles, SimulatedHandoffs, SimulatedModels
+from pool_managerd.testing.simulated_staging import (
+    SimulatedEngines,
+    SimulatedFiles,
+    SimulatedHandoffs,
+    SimulatedModels,
+    SimulatedShelf,
+)
 from pool_managerd.testing.simulated_stores import SimulatedJournal, SimulatedLeases, SimulatedState
 from pool_managerd.testing.simulated_watch import SimulatedListeners, SimulatedMonitor, SimulatedProber, SimulatedUsages
 from pool_managerd.wiring.adapters import Adapters
@@ -84,6 +90,7 @@ class SimulatedAdapters:
         self.on_lease: Callable[[LeaseChange], None] = lambda change: None
         self.registry = Registry(self.clock.wall_ms, salt=f"{seed}:{life.number}", on_lease=self._lease)
         self.files, self.models, self.engines = SimulatedFiles(life), SimulatedModels(life), SimulatedEngines(life)
+        self.shelf = SimulatedShelf()
         self.prober, self.monitor = SimulatedProber(life), SimulatedMonitor(life)
         self._adoption = SimulatedAdoption(life)
         self.notices: list[str] = []

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pool_managerd.config import PoolConfig
 from pool_managerd.core.artifacts import AnyEngine, AttachedEngine, PreparedEngine, ResolvedModel
@@ -27,6 +28,11 @@ class SimulatedModels:
     def id_of(self, ref: str) -> str:
         return ref
 
+    async def fetch(
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Every model is there."""
+
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:
@@ -42,6 +48,25 @@ class SimulatedModels:
                 raise NodeError(f"cannot read {ref}: the disk does not answer", code="NODE_UNAVAILABLE")
             raise SpecError(f"cannot find the model {ref}", hint="check the path")
         return ResolvedModel(ref, "/models/model.gguf", 1, None, verified=True)
+
+
+class SimulatedShelf:
+    """The cache of models of a node that fetches none."""
+
+    def check_ref(self, ref: str) -> None:
+        raise SpecError(f"cannot fetch {ref}: nothing is fetched here")
+
+    async def cached(self) -> list[dict[str, Any]]:
+        return []
+
+    async def look(self, ref: str) -> dict[str, Any]:
+        raise SpecError(f"cannot fetch {ref}: nothing is fetched here")
+
+    async def rehash(self, ref: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        return {"ref": ref, "ok": True, "wrong": []}
+
+    async def remove(self, ref: str) -> int:
+        return 0
 
 
 class SimulatedEngines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import time
@@ -25,7 +26,12 @@ from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json, prepared_to_json
 from pool_managerd.errors import NodeError
+from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.digests import DigestCache
+from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.shelf import Shelf
+from pool_managerd.models.web import HubAccess, Web
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.adoption import Adoption
 from pool_managerd.runtime.confined import ConfinedRun
@@ -59,6 +65,9 @@ OnError = Callable[[str, str], None]
 def ignore_fatal(problem: BaseException) -> None:
     """Embedded, a pool's broken task ends nothing else; the daemon ends itself instead (A11)."""
 
+
+_HUB = "the hub of models"
+"""Whose secret the hub's token is, for the redactor."""
 
 _LOCKS_S = 5.0
 _PLACE = "place"
@@ -97,7 +106,11 @@ class Adapters:
         tell = partial(self.events.emit, "notice", level="warn")
         self._launcher = Launcher(self._spawner, self.files, launch_options(config), tell)
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
-        self.models = ModelProvisioner(config.base_dir, config.policy)
+        hub, cache, digests = HubAccess.of(os.environ), ModelCache(config.model_cache), DigestCache()
+        self.events.redactor.know(_HUB, () if hub.token is None else (hub.token,))
+        self._fetcher = Fetcher(cache, Web(lambda: self.models.policy, hub), config.models.keep_free_bytes, digests)
+        self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
+        self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
         run = ConfinedRun(self._launcher.users)
         self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
         self.prober = HttpProber()
@@ -212,6 +225,7 @@ class Adapters:
 
     async def close(self) -> None:
         await self.prober.close()
+        await self._fetcher.close()
         await self.gpu_parts.monitor.close()
         await self._spawner.close()
         await self._close_stores()

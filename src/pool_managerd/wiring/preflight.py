@@ -25,6 +25,7 @@ from pool_managerd.host.memory import available_ram_bytes, total_ram_bytes
 from pool_managerd.host.monitor import NvmlMonitor
 from pool_managerd.host.simulation import build_simulated_driver, check_topology, simulated_environment
 from pool_managerd.host.worker_process import WorkerOptions, Workers
+from pool_managerd.models.fetch_rules import FETCHED
 from pool_managerd.runtime.engine_users import check_users, shared_user
 from pool_managerd.runtime.isolation import interpreter_needs
 from pool_managerd.runtime.reach import ENTER, READ, UNPRIVILEGED, Need, first_obstacle
@@ -162,10 +163,11 @@ def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
     yield "runtime", config.daemon.runtime_dir
     yield "state", config.daemon.state_dir
     yield "tmp", _temporary()
+    if any(pool.model.partition(":")[0].lower() in FETCHED for pool in config.pools):
+        yield "model-cache", config.model_cache
     places: set[tuple[str, Path | None]] = set()
     for given in (pool.provisioning for pool in config.pools):
         places |= {
-            ("model-cache", given.model.cache_dir if given.model else None),
             ("engine", given.binary.install_dir if given.binary else None),
             ("engine", given.source.build.cache_dir if given.source else None),
         }

@@ -10,13 +10,14 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import NOT_FETCHED, PreparedEngine
 from pool_managerd.engines.modes import mode_of
 from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.programs import Run
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
 from pool_managerd.host.facts import FOLDER_TIMEOUT_S
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules, usual_user
@@ -119,7 +120,8 @@ class Setups:
             model = self._models.check(pool.model, pool.checksums)
             path, self.model_bytes[pool.id] = model.local_path, model.size_bytes
         except PoolError as error:
-            yield pool.id, error.message, error.hint or ""
+            if error.code != NOT_FETCHED:  # a start fetches it
+                yield pool.id, error.message, error.hint or ""
         if self._engines is None:
             return
         self._tell(pool.id, "engine")
@@ -141,7 +143,7 @@ class Setups:
 
 def setups_of(config: Config, run: Run | None = None, *, engines: bool = True, tell: Tell = lambda _: None) -> Setups:
     """The setups of ``config`` where there is no node, whose provisioners would do. ``run`` asks binaries what they are."""
-    models = ModelProvisioner(config.base_dir, config.policy)
+    models = ModelProvisioner(config.base_dir, config.policy, ModelCache(config.model_cache))
     ports = PortAllocator(config.daemon.engine_ports)
     found = EngineProvisioner(config, ports, check_model=models.shapes.of_gguf, run=run) if engines else None
     return Setups(config, models, found, tell)

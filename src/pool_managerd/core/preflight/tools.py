@@ -13,10 +13,9 @@ COMPILERS = ("g++", "clang++")
 CONTAINER_TOOLS = ("podman", "docker")
 NVIDIA_TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli")
 # Any of them will do.
-_BY_SCHEME = {"hf": ("huggingface-cli", "hf"), "s3": ("aws",), "oci": ("oras",)}
+_BY_SCHEME = {"s3": ("aws",), "oci": ("oras",)}
 _BUILD = (("git",), ("cmake",), ("make", "ninja"), COMPILERS)
 _WAYS = {
-    "huggingface-cli": "pipx install 'huggingface_hub[cli]'",
     "aws": "pipx install awscli",
     "oras": "go install oras.land/oras/cmd/oras@latest",
 }

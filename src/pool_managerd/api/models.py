@@ -1,0 +1,42 @@
+"""The cache of models: listed, filled beforehand, verified, emptied."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from pool_managerd.api.bodies import ModelBody
+from pool_managerd.api.context import ApiContext
+from pool_managerd.api.envelope import json_response
+from pool_managerd.api.requests import read_model, switch
+
+
+async def models(context: ApiContext, _request: web.Request) -> web.Response:
+    return json_response(await context.node.models())
+
+
+async def pull(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202, or answered when it has ended with ``?wait=true``; ``?dry_run=true`` says what would be fetched."""
+    wait, dry_run = switch(request, "wait", default=False), switch(request, "dry_run", default=False)
+    body = await read_model(request, ModelBody)
+    if dry_run:
+        return json_response(await context.keep(context.node.plan_pull(body.ref)))
+    operation = await context.keep(context.node.pull_model(body.ref))
+    if not wait:
+        return json_response(operation.to_dict(), 202)
+    await context.keep(operation.wait())
+    return json_response(operation.to_dict())
+
+
+async def verify(context: ApiContext, request: web.Request) -> web.Response:
+    wait = switch(request, "wait", default=False)
+    body = await read_model(request, ModelBody)
+    operation = await context.keep(context.node.verify_model(body.ref))
+    if not wait:
+        return json_response(operation.to_dict(), 202)
+    await context.keep(operation.wait())
+    return json_response(operation.to_dict())
+
+
+async def remove(context: ApiContext, request: web.Request) -> web.Response:
+    body = await read_model(request, ModelBody)
+    return json_response(await context.keep(context.node.remove_model(body.ref)))

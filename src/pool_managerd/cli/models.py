@@ -1,0 +1,121 @@
+"""``models``: what the cache has, fetched beforehand, verified, removed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pool_managerd.cli.client import Daemon
+from pool_managerd.cli.exits import NO, CommandFailed
+from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
+from pool_managerd.cli.output import Format, Json, printable, show
+from pool_managerd.cli.progress import wait_for
+from pool_managerd.cli.table import Column, table
+from pool_managerd.core.narration import size
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION or https://…")]
+OptionalRef = Annotated[str | None, typer.Argument(metavar="[REF]", help="One model; all when absent.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much that is; nothing is.")]
+
+
+def ls(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """List the models that were fetched, and the pools that use them."""
+    show(daemon(url, config).get("models"), output, lambda rows: _listed(rows, wide=output is Format.WIDE))
+
+
+def pull(ref: Ref, dry_run: DryRun = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Fetch a model into the cache, before a pool needs it.
+
+    What the network cuts off goes on where it was, also with the next pull. Ctrl-C leaves the daemon at it.
+    """
+    node = daemon(url, config)
+    plan: Json = node.request("POST", "models", "pull", body={"ref": ref}, query={"dry_run": True})
+    if dry_run:
+        return show(plan, output, _plan)
+    if not plan.get("present"):
+        sys.stderr.write(printable(f"fetching {_amount(plan)}: {', '.join(plan.get('files') or ())}") + "\n")
+    ended = _ended(node, node.request("POST", "models", "pull", body={"ref": ref}))
+    return show(ended["outcome"], output, _fetched)
+
+
+def verify(ref: OptionalRef = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Hash models in the cache anew: whether they still are what was fetched. Exit code 1 where one is not."""
+    node = daemon(url, config)
+    refs = [ref] if ref is not None else [row["ref"] for row in node.get("models")]
+    found = [_ended(node, node.request("POST", "models", "verify", body={"ref": one}))["outcome"] for one in refs]
+    show(found, output, _verified)
+    if not all(one["ok"] for one in found):
+        raise CommandFailed(
+            "some models are not what was fetched", NO, hint="a start of a pool, or `models pull`, fetches them again"
+        )
+
+
+def rm(ref: Ref, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Delete a model from the cache. Refused while a pool is configured with it."""
+    show(daemon(url, config).request("POST", "models", "remove", body={"ref": ref}), output, _removed)
+
+
+def _ended(node: Daemon, operation: Json) -> Json:
+    last = operation
+
+    def pending() -> list[str]:
+        nonlocal last
+        last = node.get("operations", operation["operation_id"])
+        return [_how_far(last.get("progress") or {})] if last.get("status") == "running" else []
+
+    wait_for(pending)
+    if last.get("status") == "failed":
+        failure = last.get("error") or {}
+        raise CommandFailed(str(failure.get("message")), NO, hint=failure.get("hint"), code=failure.get("code"))
+    return last
+
+
+def _how_far(progress: Json) -> str:
+    """Elsewhere than on a terminal each new sentence is a line: one for each tenth."""
+    done, total = progress.get("done") or 0, progress.get("total") or 0
+    if sys.stderr.isatty() or not total:
+        return str(progress.get("human") or "asking where it is") if sys.stderr.isatty() or not done else "fetching"
+    return f"{10 * done // total * 10} % of {size(total)}"
+
+
+def _listed(rows: list[Json], *, wide: bool) -> None:
+    columns = (
+        Column("MODEL", 0, least=24, middle=True), Column("SIZE", 1), Column("VERIFIED", 2), Column("POOLS", 1, least=8),
+        Column("PATH", 3, wide=True),
+    )  # fmt: skip
+    cells = ((row["ref"], size(row["size_bytes"]), _state(row), ", ".join(row["pools"]) or None, row["path"]) for row in rows)
+    table(columns, cells, empty="no models in the cache", wide=wide)
+
+
+def _state(row: Json) -> str:
+    return "changed" if not row["untouched"] else "yes" if row["verified"] else "no"
+
+
+def _amount(plan: Json) -> str:
+    return size(plan["size_bytes"]) if plan.get("size_bytes") is not None else "a model of unknown size"
+
+
+def _plan(plan: Json) -> None:
+    verb = "is there already:" if plan.get("present") else "would be fetched:"
+    sys.stdout.write(printable(f"{plan['ref']} {verb} {_amount(plan)}") + "\n")
+    sys.stdout.writelines(printable(f"  {name}") + "\n" for name in plan.get("files") or ())
+
+
+def _fetched(row: Json) -> None:
+    how = "verified" if row["verified"] else f"not verified: nobody said what it has to be ({row['digest']})"
+    sys.stdout.write(printable(f"{row['ref']} is there ({size(row['size_bytes'])}, {how})") + "\n")
+    sys.stdout.write(printable(row["path"]) + "\n")
+
+
+def _verified(found: list[Json]) -> None:
+    for one in found:
+        said = "ok" if one["ok"] else f"changed: {', '.join(one['wrong'])}"
+        sys.stdout.write(printable(f"{one['ref']}: {said}") + "\n")
+    if not found:
+        sys.stdout.write("no models in the cache\n")
+
+
+def _removed(answer: Json) -> None:
+    sys.stdout.write(printable(f"{answer['ref']} is removed: {size(answer['freed_bytes'])} freed") + "\n")

@@ -1,0 +1,149 @@
+"""What a reference to a model elsewhere stands for: the files to be fetched, before any of them is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from yarl import URL
+
+from pool_managerd.errors import SpecError
+from pool_managerd.models.gguf_parts import MAX_PARTS
+from pool_managerd.models.hub import HubFile, HubListing, list_repository
+from pool_managerd.models.refs import ModelRef
+from pool_managerd.models.web import HubAccess, Web
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file at ``url``. ``name`` is its path below the folder of its model; ``size`` and ``sha256`` (hex) are None where they
+    are not said beforehand. A file whose ``sha256`` is known is checked against it before anybody sees it.
+    """
+
+    url: URL
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """The files of a model, those of a split one in their order. ``folder`` is where they lie in the cache; ``source`` says what
+    they are a version of: the hub's commit.
+    """
+
+    ref: ModelRef
+    folder: str
+    files: tuple[RemoteFile, ...]
+    source: str = ""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """None where it is not known beforehand."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel:
+    """What ``model`` stands for now; ``digests`` (``sha256:<hex>``) are what its files must be. Raises PoolError, AgainError."""
+    if model.scheme == "hf":
+        listing = await list_repository(model, web)
+        found = _in_repository(model, listing, web.hub)
+    else:
+        found = _at_address(model)
+    if not digests:
+        return found
+    if len(digests) != len(found.files):
+        have = f"{len(found.files)} files, and provisioning.model.checksum has {len(digests)} digests"
+        raise SpecError(f"cannot verify {model.id}: it has {have}", hint="list one per file, in their order")
+    return replace(found, files=tuple(_with_digest(file, digest) for file, digest in zip(found.files, digests, strict=True)))
+
+
+def _with_digest(file: RemoteFile, digest: str) -> RemoteFile:
+    wanted = digest.removeprefix("sha256:")
+    if file.sha256 not in (None, wanted):
+        raise SpecError(
+            f"cannot use {file.name}: digest mismatch: expected sha256:{wanted}, and the hub has sha256:{file.sha256}",
+            code="DIGEST_MISMATCH", status=422,
+            hint="name a revision (hf:ORG/REPO@REVISION/FILE), or correct provisioning.model.checksum",
+        )  # fmt: skip
+    return replace(file, sha256=wanted)
+
+
+def _at_address(model: ModelRef) -> RemoteModel:
+    url = URL(model.location)
+    names = _part_names(url.name or "model") or [url.name or "model"]
+    files = tuple(RemoteFile(url if len(names) == 1 else url.with_name(name, keep_query=True), _plain(name)) for name in names)
+    port = "" if url.is_default_port() else f"_{url.port}"
+    address = hashlib.sha256(model.id.encode()).hexdigest()[:16]
+    return RemoteModel(model, f"{model.scheme}/{_plain(url.host or 'host')}{port}/{address}", files)
+
+
+def _plain(name: str) -> str:
+    """A name that is nothing but a name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-120:].lstrip(".") or "model"
+
+
+def _in_repository(model: ModelRef, listing: HubListing, hub: HubAccess) -> RemoteModel:
+    chosen = _by_file(model, listing) if model.file else _by_quantisation(model, listing)
+    base = hub.endpoint / model.location / "resolve" / listing.commit
+    files = tuple(RemoteFile(base.joinpath(*file.path.split("/")), file.path, file.size, file.sha256) for file in chosen)
+    return RemoteModel(model, f"hf/{model.location}/{listing.commit}", files, listing.commit)
+
+
+def _by_file(model: ModelRef, listing: HubListing) -> list[HubFile]:
+    folder, slash, name = model.file.rpartition("/")
+    wanted = [f"{folder}{slash}{part}" for part in _part_names(name) or [name]]
+    known = {file.path: file for file in listing.files}
+    missing = [path for path in wanted if path not in known]
+    if missing:
+        raise _not_there(model, f"there is no {missing[0]} in it", listing)
+    return [known[path] for path in wanted]
+
+
+def _by_quantisation(model: ModelRef, listing: HubListing) -> list[HubFile]:
+    """The one model whose file is named so: all parts of it."""
+    if not model.quantisation:
+        raise _not_there(model, "this version fetches one model, not a whole repository", listing)
+    named = re.compile(rf"(?:^|[-._/]){re.escape(model.quantisation)}(?:[-._/]|$)", re.IGNORECASE)
+    models = _models_in(listing)
+    matches = [stem for stem in models if named.search(stem)]
+    if len(matches) != 1:
+        many = f"{len(matches)} models in it are named so" if matches else "no model in it is named so"
+        raise _not_there(model, many, listing)
+    first = models[matches[0]][0]
+    return _by_file(replace(model, file=first.path), listing)
+
+
+def _models_in(listing: HubListing) -> dict[str, list[HubFile]]:
+    """GGUF models by what their files are called without their numbers; projectors of images are no models."""
+    found: dict[str, list[HubFile]] = {}
+    for file in listing.files:
+        split = _PART.fullmatch(file.path)
+        if file.path.lower().endswith(".gguf") and not file.path.rpartition("/")[2].lower().startswith("mmproj"):
+            found.setdefault(split["stem"] if split else file.path[: -len(".gguf")], []).append(file)
+    return found
+
+
+def _part_names(name: str) -> list[str]:
+    """All parts, where ``name`` is the first of a split model. Raises SpecError for another part."""
+    split = _PART.fullmatch(name)
+    if split is None or not 1 < int(split["count"]) <= MAX_PARTS:
+        return []
+    if int(split["number"]) != 1:
+        first = f"{split['stem']}-00001-of-{split['count']}{split['suffix']}"
+        raise SpecError(f"cannot fetch {name} alone: it is one of {int(split['count'])} parts", hint=f"name {first}")
+    return [f"{split['stem']}-{n:05d}-of-{split['count']}{split['suffix']}" for n in range(1, int(split["count"]) + 1)]
+
+
+def _not_there(model: ModelRef, why: str, listing: HubListing) -> SpecError:
+    names = sorted(files[0].path for files in _models_in(listing).values()) or sorted(file.path for file in listing.files)
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return SpecError(
+        f"cannot fetch {model.id}: {why}", status=422, hint=f"it has: {', '.join(names[:_SHOWN]) or 'no file'}{more}"
+    )

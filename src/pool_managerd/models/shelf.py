@@ -1,0 +1,97 @@
+"""What people ask of the cache of models: what is in it, what would be fetched, whether it is still what was fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from pool_managerd.config import PolicyConfig
+from pool_managerd.errors import SpecError
+from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.fetch_rules import FETCHED, check_network
+from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.refs import ModelRef, parse_ref
+
+
+class Shelf:
+    """``policy`` is the one in force."""
+
+    def __init__(self, cache: ModelCache, fetcher: Fetcher, policy: Callable[[], PolicyConfig]) -> None:
+        self._cache, self._fetcher, self._policy = cache, fetcher, policy
+
+    def check_ref(self, ref: str) -> None:
+        """Raises SpecError for what is never in the cache."""
+        _fetchable(ref)
+
+    async def cached(self) -> list[dict[str, Any]]:
+        """A row for each reference, sorted. Raises NodeError."""
+        return await asyncio.to_thread(lambda: [self._row(entry) for entry in self._cache.all()])
+
+    async def look(self, ref: str) -> dict[str, Any]:
+        """What a pull would fetch, ``size_bytes`` None where that is not said beforehand. Raises PoolError."""
+        model = _fetchable(ref)
+        entry = await asyncio.to_thread(self._cache.find, model.id)
+        if entry is not None:
+            return {
+                "ref": model.id,
+                "present": True,
+                "files": [file.path for file in entry.files],
+                "size_bytes": entry.size_bytes,
+            }
+        check_network(self._policy(), model)
+        found = await self._fetcher.look(model)
+        return _plan(model, found.size_bytes, [file.name for file in found.files], present=False)
+
+    async def rehash(self, ref: str, progress: Progress) -> dict[str, Any]:
+        """Hash all of it anew; ``wrong`` are files that are not what was fetched. Raises SpecError."""
+        model = _fetchable(ref)
+        entry = next((one for one in await asyncio.to_thread(self._cache.all) if one.ref == model.id), None)
+        if entry is None:
+            raise SpecError(f"cannot verify {model.id}: it is not in the cache")
+        done, wrong = 0, list[str]()
+        for file in entry.files:
+            if not await self._is_right(file, _beyond(progress, done, entry.size_bytes)):
+                wrong.append(file.path)
+            done += file.size
+        return {"ref": model.id, "ok": not wrong, "wrong": wrong, "size_bytes": entry.size_bytes}
+
+    async def remove(self, ref: str) -> int:
+        """The bytes that this frees. Raises NodeError."""
+        return await asyncio.to_thread(self._cache.remove, _fetchable(ref).id)
+
+    async def _is_right(self, file: CachedFile, progress: Progress) -> bool:
+        try:
+            fd = await asyncio.to_thread(os.open, self._cache.root / file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return await DigestCache().sha256(fd, progress) == f"sha256:{file.sha256}"  # what is known of it is not asked
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        return {
+            "ref": entry.ref, "path": str(self._cache.root / entry.files[0].path), "size_bytes": entry.size_bytes,
+            "files": len(entry.files), "digest": entry.digest, "verified": entry.verified, "source": entry.source or None,
+            "fetched_at_ms": entry.fetched_at_ms, "untouched": all(map(self._cache.is_untouched, entry.files)),
+        }  # fmt: skip
+
+
+def _fetchable(ref: str) -> ModelRef:
+    model = parse_ref(ref)
+    if model.scheme not in FETCHED:
+        raise SpecError(f"cannot fetch {model.id}: models of {', '.join(FETCHED)} are kept in the cache, no others")
+    return model
+
+
+def _plan(model: ModelRef, size_bytes: int | None, files: list[str], *, present: bool) -> dict[str, Any]:
+    return {"ref": model.id, "present": present, "files": files, "size_bytes": size_bytes}
+
+
+def _beyond(progress: Progress, done: int, total: int) -> Progress:
+    return lambda more, _: progress(done + more, total)

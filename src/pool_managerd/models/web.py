@@ -1,0 +1,160 @@
+"""One GET of a download: each redirect checked anew, the token for the hub alone, nothing waited for without end."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from time import time
+
+import aiohttp
+from yarl import URL
+
+from pool_managerd.config import PolicyConfig
+from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.addresses import AddressRefusedError, PublicResolver
+from pool_managerd.models.fetch_rules import check_url, denied, is_listed, shown
+
+HUB = "https://huggingface.co"
+MAX_REDIRECTS = 8
+READ_BYTES = 1 << 20
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LATER = frozenset({408, 425, 429})
+
+
+class AgainError(Exception):
+    """It did not work this time. ``retry_after_s`` is what the server asked for."""
+
+    def __init__(self, why: str, retry_after_s: float | None = None) -> None:
+        super().__init__(why)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """Where the hub is, and what opens its private and gated repositories."""
+
+    endpoint: URL = field(default_factory=lambda: URL(HUB))
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> HubAccess:
+        """By HF_ENDPOINT and HF_TOKEN, as other programs have them. Raises SpecError."""
+        text = (env.get("HF_ENDPOINT") or HUB).rstrip("/")
+        try:
+            endpoint = URL(text)
+        except ValueError:
+            endpoint = URL()
+        if endpoint.scheme not in ("http", "https") or not endpoint.host or endpoint.user or endpoint.query_string:
+            raise SpecError(f"cannot use HF_ENDPOINT: it is no address such as {HUB}", code="CONFIG_ERROR")
+        return cls(endpoint, env.get("HF_TOKEN", "").strip() or None)
+
+
+class Web:
+    """A session with the servers that models come from; ``policy`` is the one in force. Made in the event loop, when needed."""
+
+    def __init__(
+        self, policy: Callable[[], PolicyConfig], hub: HubAccess, *, stall_s: float = 30.0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.hub = hub
+        self._policy = policy
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=60, sock_connect=20, sock_read=stall_s)
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            resolver = PublicResolver(lambda host: is_listed(self._policy(), host))
+            connector = aiohttp.TCPConnector(
+                resolver=resolver, use_dns_cache=False, limit=32, ssl=True if self._tls is None else self._tls
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
+                read_bufsize=READ_BYTES, trust_env=False, headers={"User-Agent": "pool-managerd", "Accept-Encoding": "identity"},
+            )  # fmt: skip
+        return self._session
+
+    @asynccontextmanager
+    async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer with the content: 200, 206 or 416. Raises AgainError for what may go away, PoolError for what will not."""
+        try:
+            response = await self._follow(url, headers)
+            try:
+                yield response
+            finally:
+                response.close()
+        except TimeoutError:
+            raise AgainError(f"{url.host} sends nothing") from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as problem:
+            raise NodeError(
+                f"cannot fetch {shown(url)}: the certificate of {problem.host} cannot be trusted: {problem}", retriable=False,
+                hint="have SSL_CERT_FILE name the authorities to be trusted, if it is your own server",
+            ) from None  # fmt: skip
+        except aiohttp.ClientConnectorDNSError as problem:
+            if isinstance(problem.os_error, AddressRefusedError):
+                hint = f"add {problem.host} to policy.allow_domains if it is meant"
+                raise denied(shown(url), str(problem.os_error), hint) from None
+            raise AgainError(f"{problem.host} cannot be found") from None
+        except (aiohttp.ClientError, ConnectionError) as problem:
+            raise AgainError(f"the connection was lost ({type(problem).__name__})") from None
+
+    async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        here, before = url, None
+        for _ in range(MAX_REDIRECTS + 1):
+            check_url(self._policy(), here, before)
+            response = await self._opened().get(here, allow_redirects=False, headers={**headers, **self._token_for(here)})
+            if response.status not in _REDIRECTS:
+                if (problem := _problem(response, url, here, self.hub)) is not None:
+                    response.close()
+                    raise problem
+                return response
+            response.release()
+            before, here = here, _target(here, response.headers.get("Location", ""))
+        raise SpecError(f"cannot fetch {shown(url)}: it is redirected more than {MAX_REDIRECTS} times")
+
+    def _token_for(self, url: URL) -> dict[str, str]:
+        """Nobody but the hub itself gets it, wherever the hub redirects to."""
+        is_hub = url.origin() == self.hub.endpoint.origin()
+        return {"Authorization": f"Bearer {self.hub.token}"} if self.hub.token and is_hub else {}
+
+
+def _target(here: URL, location: str) -> URL:
+    try:
+        return here.join(URL(location, encoded=True)).with_fragment(None)
+    except ValueError:
+        raise SpecError(f"cannot fetch {shown(here)}: it redirects to what is no address") from None
+
+
+def _problem(response: aiohttp.ClientResponse, url: URL, here: URL, hub: HubAccess) -> PoolError | AgainError | None:
+    status, what = response.status, shown(url)
+    if status in (200, 206, 416):
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            return SpecError(f"cannot fetch {what}: it is sent compressed, though that was not asked for")
+        return None
+    if status in _LATER or status >= 500:
+        return AgainError(f"{here.host} answers {status}", _retry_after_s(response.headers.get("Retry-After", "")))
+    if status in (401, 403) and here.origin() != url.origin():  # a signed address that is over: the next try gets another
+        return AgainError(f"{here.host} answers {status}")
+    if status in (401, 403):
+        why, hint = f"{here.host} refuses it ({status})", "see whether the address is right, and open to everybody"
+        if url.origin() == hub.endpoint.origin():
+            hint = "set HF_TOKEN for the daemon to a token that may read it, and accept the model's terms on the hub"
+        return SpecError(f"cannot fetch {what}: {why}", status=403, hint=hint)
+    return SpecError(f"cannot fetch {what}: {here.host} answers {status}", status=422, hint="see whether the name is right")
+
+
+def _retry_after_s(text: str) -> float | None:
+    """Seconds, or a date."""
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time())
+    except (ValueError, TypeError, OverflowError):
+        return None

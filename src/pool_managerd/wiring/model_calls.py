@@ -1,0 +1,34 @@
+"""What callers of the node ask of the cache of models: a part of the façade."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pool_managerd.supervision.model_cache import ModelCacheWork
+from pool_managerd.supervision.operations import Operation
+
+
+class ModelCalls:
+    """Mixed into ``PoolManager``, whose parts these are."""
+
+    _models: ModelCacheWork
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models that were fetched, with ``ref``, ``path``, ``size_bytes``, ``digest``, ``verified`` and their ``pools``."""
+        return await self._models.rows()
+
+    async def plan_pull(self, ref: str) -> dict[str, Any]:
+        """What a pull of ``ref`` would fetch, and how much that is; nothing is fetched. Raises PoolError."""
+        return await self._models.plan(ref)
+
+    async def pull_model(self, ref: str) -> Operation:
+        """Fetch a model into the cache, for no pool. Raises SpecError, NodeError, RequestError OPERATION_IN_PROGRESS."""
+        return await self._models.pull(ref)
+
+    async def verify_model(self, ref: str) -> Operation:
+        """Hash a model in the cache anew: its outcome has ``ok`` and ``wrong``. Raises RequestError MODEL_NOT_CACHED."""
+        return await self._models.verify(ref)
+
+    async def remove_model(self, ref: str) -> dict[str, Any]:
+        """Delete a model from the cache. Raises RequestError MODEL_IN_USE or MODEL_NOT_CACHED."""
+        return await self._models.remove(ref)
