@@ -72,7 +72,8 @@ def _body(name: str, body: Json) -> None:
     cut = ", of which this is the beginning" if body["truncated"] else "" if body["text"] is not None else ", which is no text"
     sys.stdout.write("\n")
     write_lines([f"{name}: {body['bytes']:,} bytes, {kind}{cut}"])
-    for line in _readable(body["text"] or "").split("\n"):
+    text = _readable(body["text"] or "").removesuffix("\n")
+    for line in text.split("\n") if text else ():
         sys.stdout.write(f"  {wrapped(printable(line), 2)}".rstrip() + "\n")
 
 
