@@ -161,6 +161,7 @@ def real(model: Path, server: Path, **fields: Any) -> dict[str, Any]:
     return {**pool, "provisioning": provisioning, **fields}
 
 
+@pytest.mark.slow
 async def test_a_real_engine_under_thirty_clients_with_long_prompts_is_never_replaced(
     open_dir: Path, smol_model: Path, llama_server: Path, replacing: None
 ) -> None:

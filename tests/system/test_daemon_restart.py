@@ -106,7 +106,9 @@ def test_after_sigkill_the_next_daemon_takes_its_engines_over(make: Make) -> Non
     assert daemon.terminate() == 0 and mentioning(daemon.folder) == []
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["its content", "the directory itself"])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(False, id="its content", marks=pytest.mark.slow), pytest.param(True, id="the directory itself")]
+)
 def test_an_engine_whose_runtime_files_were_cleared_away_is_taken_over_all_the_same(make: Make, whole: bool) -> None:
     """A cleaner of temporary files removed them: the next daemon would start a second engine beside it."""
     daemon = make().start()

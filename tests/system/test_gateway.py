@@ -264,6 +264,7 @@ def test_a_gateway_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(home
     wait_until(home.follows, "the gateway to follow the daemon", 40)
 
 
+@pytest.mark.slow
 def test_an_engine_keeps_what_it_has_read_of_an_agents_prompt(open_dir: Path, smol_model: Path) -> None:
     home = Home(open_dir / "home", smol_model, slots=1, requests={"agent_friendly": True})
     home.start()
