@@ -39,7 +39,7 @@ async def drain(context: ApiContext, request: web.Request) -> web.Response:
     wanted = pool_id(request)
     wait = switch(request, "wait", default=False)
     body = await read_model(request, DrainBody)
-    return await _finish(context, context.node.drain(wanted, body.deadline_ms), wait)
+    return await finish(context, context.node.drain(wanted, body.deadline_ms), wait)
 
 
 async def reload(context: ApiContext, request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ async def reload(context: ApiContext, request: web.Request) -> web.Response:
     )
     if dry_run:
         return json_response(await context.keep(context.node.plan_reload(asked)))
-    return await _finish(context, context.node.reload(asked), wait)
+    return await finish(context, context.node.reload(asked), wait)
 
 
 async def bench(context: ApiContext, request: web.Request) -> web.Response:
@@ -89,7 +89,7 @@ async def purge(context: ApiContext, request: web.Request) -> web.Response:
     )
     if dry_run:
         return json_response(await context.keep(context.node.plan_purge(asked)))
-    return await _finish(context, context.node.purge(asked), wait)
+    return await finish(context, context.node.purge(asked), wait)
 
 
 def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -> Handler:
@@ -99,7 +99,7 @@ def change(call: Callable[[PoolManager, str], Coroutine[Any, Any, Operation]]) -
         wanted = pool_id(request)
         wait = switch(request, "wait", default=False)
         await read_model(request, NoBody)
-        return await _finish(context, call(context.node, wanted), wait)
+        return await finish(context, call(context.node, wanted), wait)
 
     return handler
 
@@ -130,7 +130,8 @@ async def deregister(context: ApiContext, request: web.Request) -> web.Response:
     return json_response({"pool_id": wanted, "registered": False})
 
 
-async def _finish(context: ApiContext, change: Coroutine[Any, Any, Operation], wait: bool) -> web.Response:
+async def finish(context: ApiContext, change: Coroutine[Any, Any, Operation], wait: bool) -> web.Response:
+    """The operation that ``change`` begins: accepted with 202, or with ``wait`` how it ended."""
     operation = await context.keep(change)
     if not wait:
         return json_response(operation.to_dict(), 202)
@@ -159,7 +160,7 @@ async def apply(context: ApiContext, request: web.Request) -> web.Response:
         return json_response(await context.keep(own.plan(text=body.text, number=body.number, prune=body.prune)))
     origin = "apply" if body.number is None else "rollback"
     asked = own.apply(text=body.text, number=body.number, prune=body.prune, expect=body.expect, origin=origin)
-    return await _finish(context, asked, wait)
+    return await finish(context, asked, wait)
 
 
 # --- leases: the hot path, so nothing here waits or builds more than it must ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from pool_managerd.api.bodies import ModelBody
+from pool_managerd.api.changes import finish
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.requests import read_model, switch
@@ -20,21 +21,13 @@ async def pull(context: ApiContext, request: web.Request) -> web.Response:
     body = await read_model(request, ModelBody)
     if dry_run:
         return json_response(await context.keep(context.node.plan_pull(body.ref)))
-    operation = await context.keep(context.node.pull_model(body.ref))
-    if not wait:
-        return json_response(operation.to_dict(), 202)
-    await context.keep(operation.wait())
-    return json_response(operation.to_dict())
+    return await finish(context, context.node.pull_model(body.ref), wait)
 
 
 async def verify(context: ApiContext, request: web.Request) -> web.Response:
     wait = switch(request, "wait", default=False)
     body = await read_model(request, ModelBody)
-    operation = await context.keep(context.node.verify_model(body.ref))
-    if not wait:
-        return json_response(operation.to_dict(), 202)
-    await context.keep(operation.wait())
-    return json_response(operation.to_dict())
+    return await finish(context, context.node.verify_model(body.ref), wait)
 
 
 async def remove(context: ApiContext, request: web.Request) -> web.Response:

@@ -15,7 +15,9 @@ _NAME, _NAME_BYTES = struct.Struct("<H6x256s"), 256
 _TOKENS = struct.Struct("<q")
 _AT_WORK = struct.Struct(f"<{MAX_WORKERS}i")
 _OF_ONE = struct.Struct("<i")
-_ROW = _NAME.size + _TOKENS.size + _AT_WORK.size
+_TOKENS_AT = _NAME.size
+_AT_WORK_AT = _TOKENS_AT + _TOKENS.size
+_ROW = _AT_WORK_AT + _AT_WORK.size
 _ROWS, _PLACES = 4096, 64
 """Rows in all, and those in which a name may be."""
 SIZE = _HEAD.size + _ROWS * _ROW
@@ -31,18 +33,18 @@ class Tally:
         self._bytes, self._own = self.memory.bytes, worker * _OF_ONE.size
         with self.memory.alone():
             for row in self._taken():
-                _OF_ONE.pack_into(self._bytes, row + _NAME.size + _TOKENS.size + self._own, 0)
+                _OF_ONE.pack_into(self._bytes, row + _AT_WORK_AT + self._own, 0)
 
     def at_work(self, name: str) -> int:
         """How many of that name have begun, and are not over."""
         with self.memory.alone():
             row = self._find(name)
-            return 0 if row is None else sum(_AT_WORK.unpack_from(self._bytes, row + _NAME.size + _TOKENS.size))
+            return 0 if row is None else sum(_AT_WORK.unpack_from(self._bytes, row + _AT_WORK_AT))
 
     def begin(self, name: str, most: float) -> bool:
         """One more of that name; False, and nothing is counted, where ``most`` are at work already."""
         with self.memory.alone():
-            at = self._row(name) + _NAME.size + _TOKENS.size
+            at = self._row(name) + _AT_WORK_AT
             if sum(_AT_WORK.unpack_from(self._bytes, at)) >= most:
                 return False
             self._add(at, 1)
@@ -51,7 +53,7 @@ class Tally:
     def end(self, name: str) -> None:
         """One that has begun is over."""
         with self.memory.alone():
-            self._add(self._row(name) + _NAME.size + _TOKENS.size, -1)
+            self._add(self._row(name) + _AT_WORK_AT, -1)
 
     def _add(self, at: int, more: int) -> None:
         (before,) = _OF_ONE.unpack_from(self._bytes, at + self._own)
@@ -70,8 +72,8 @@ class Tally:
             if self.day == day:
                 return False
             for row in self._taken():
-                _TOKENS.pack_into(self._bytes, row + _NAME.size, 0)
-                if not any(_AT_WORK.unpack_from(self._bytes, row + _NAME.size + _TOKENS.size)):
+                _TOKENS.pack_into(self._bytes, row + _TOKENS_AT, 0)
+                if not any(_AT_WORK.unpack_from(self._bytes, row + _AT_WORK_AT)):
                     _NAME.pack_into(self._bytes, row, 0, b"")
             _HEAD.pack_into(self._bytes, 0, day)
             return True
@@ -79,17 +81,17 @@ class Tally:
     def tokens(self, name: str) -> int:
         with self.memory.alone():
             row = self._find(name)
-            return 0 if row is None else int(_TOKENS.unpack_from(self._bytes, row + _NAME.size)[0])
+            return 0 if row is None else int(_TOKENS.unpack_from(self._bytes, row + _TOKENS_AT)[0])
 
     def spend(self, name: str, tokens: int) -> None:
         with self.memory.alone():
-            at = self._row(name) + _NAME.size
+            at = self._row(name) + _TOKENS_AT
             _TOKENS.pack_into(self._bytes, at, _TOKENS.unpack_from(self._bytes, at)[0] + tokens)
 
     def spent(self) -> dict[str, int]:
         """By every name."""
         with self.memory.alone():
-            found = {row: int(_TOKENS.unpack_from(self._bytes, row + _NAME.size)[0]) for row in self._taken()}
+            found = {row: int(_TOKENS.unpack_from(self._bytes, row + _TOKENS_AT)[0]) for row in self._taken()}
             return {self._name(row).decode("utf-8", "replace"): tokens for row, tokens in found.items() if tokens}
 
     # --- rows ---

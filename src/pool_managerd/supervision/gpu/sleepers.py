@@ -33,12 +33,11 @@ class Sleepers:
         has, holds = memory.ledger.get(pool.instance_id), memory.measured().get(pool.instance_id)
         if has is None or has.epoch != epoch or holds is None or sum(holds.values()) > _MOST * sum(has.bytes_by_device.values()):
             return False
-        kept = {uuid: min(part, holds.get(uuid, 0)) for uuid, part in has.bytes_by_device.items()}
         try:
-            await self._facts.put_fact(LEFT, pool.pool_id, {"epoch": epoch, "holds": kept})
+            await self._facts.put_fact(LEFT, pool.pool_id, {"epoch": epoch, "holds": holds})
         except NodeError:
             return False
-        memory.ledger.leave(pool.instance_id, epoch, kept)
+        memory.ledger.leave(pool.instance_id, epoch, holds)
         self._gpus.refresh()
         return True
 
