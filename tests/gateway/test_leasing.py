@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.gateway.leasing import LeaseTimes, Leasing
+from pool_managerd.gateway.link import UnansweredError
 from pool_managerd.testing.virtual_loop import VirtualLoop
 
 GIVEN = HeldLease("lease-1", "chat", "http://127.0.0.1:1", 1)
@@ -29,6 +31,9 @@ class ScriptedLink:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.waits_ms: list[int | None] = []
+        self.names: list[str] = []
+        self.held: dict[str, HeldLease] = {}
+        self.returned: list[str] = []
 
     async def __aenter__(self) -> ScriptedLink:
         return self
@@ -38,6 +43,7 @@ class ScriptedLink:
 
     async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
         self.waits_ms.append(wait_ms)
+        self.names.append(holder)
         took_s, answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         await asyncio.sleep(took_s)
         if isinstance(answer, PoolError):
@@ -50,13 +56,13 @@ class ScriptedLink:
         await asyncio.Event().wait()
 
     async def give_back(self, lease: HeldLease) -> None:
-        return None
+        self.returned.append(lease.lease_id)
 
     async def renew(self, lease: HeldLease, ttl_ms: int) -> bool:
         return True
 
-    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
-        return []
+    async def held_by(self, holds: Callable[[str], bool]) -> list[HeldLease]:
+        return [lease for name, lease in self.held.items() if holds(name)]
 
     async def evict(self, pool_id: str) -> None:
         return None
@@ -116,3 +122,38 @@ def test_what_the_daemon_refuses_is_told_at_once() -> None:
     with pytest.raises(RequestError):
         taken(link)
     assert len(link.waits_ms) == 1
+
+
+class Forgetful(ScriptedLink):
+    """It gives a lease to the first question, and dies before it says so; ``seen``: the next daemon is asked what there is."""
+
+    async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
+        try:
+            given = await super().acquire(model, holder, ttl_ms, wait_ms)
+        except UnansweredError:
+            self.held[holder] = HeldLease("unheard-of", "chat", "", 1)
+            raise
+        self.held[holder] = given
+        return given
+
+
+def test_a_slot_that_was_given_as_the_daemon_died_goes_back_at_once_and_not_when_its_lease_runs_out() -> None:
+    """It kept an engine with one slot from everybody for as long as that."""
+    link = Forgetful((0.01, UnansweredError("connection reset")), (1.0, GIVEN))
+    lease, _took_s = taken(link)
+    assert lease == GIVEN and link.returned == ["unheard-of"]
+
+
+def test_a_slot_in_use_stays_with_its_request_though_another_of_the_same_id_had_no_answer() -> None:
+    """Whoever calls names requests as it likes."""
+    link = Forgetful((0.0, GIVEN), (0.01, UnansweredError("connection reset")), (1.0, replace(GIVEN, lease_id="lease-2")))
+    now = [1_000.0]
+    loop = VirtualLoop(lambda: now[0], Random(0))  # type: ignore[abstract]
+    leasing = Leasing(link, TIMES, clock=loop.time)
+    loop.create_task(leasing.run())
+    tasks = [loop.create_task(leasing.take("chat", "request-1")) for _ in range(2)]
+    while not all(task.done() for task in tasks):
+        now[0] = max(now[0], loop.next_at() or now[0])
+        loop.turn()
+    loop.end()
+    assert {task.result().lease_id for task in tasks} == {"lease-1", "lease-2"} and link.returned == ["unheard-of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pool_managerd.testing.scenario import Action, Scenario, draw
 from pool_managerd.testing.shrink import shrink
 from pool_managerd.testing.simulate import main
 from pool_managerd.testing.world import run
+from tests.conftest import REPOSITORY
 
 SCAN_S = 18.0
 LIMIT_SEED, LEDGER_SEED, APPLY_SEED = 3, 5, 11
@@ -32,6 +34,7 @@ FOUND: dict[str, tuple[int, ...]] = {
     "a candidate that ended while its commit was written left a handoff file": (336268496,),
     "a sleeper had what it had lent back while the borrower still had it": (888059443,),
     "an evict of a pool that comes up on demand never ended under the next daemon, whose engine went on": (63645953,),
+    "a slot that was given as the daemon died was kept from all until its lease ran out": (3648177586,),
     "a candidate that had to look for another port used the epoch of the pool's next launch": (30166,),
 }
 """What seeds have found; each has a test of its own beside what was wrong, too."""
@@ -49,8 +52,12 @@ def test_no_rule_is_broken_in_runs_that_are_the_same_each_time() -> None:
     assert not broken, f"make simulate SEED={min(broken)} tells what happened"
 
 
-def test_no_rule_is_broken_in_new_runs() -> None:
-    first = int.from_bytes(os.urandom(4))
+def test_no_rule_is_broken_in_runs_that_are_new_with_each_change() -> None:
+    """The code itself draws them: what passes passes again, until something is changed."""
+    sources = hashlib.sha256()
+    for path in sorted((REPOSITORY / "src").rglob("*.py")):
+        sources.update(path.read_bytes())
+    first = int.from_bytes(sources.digest()[:4])
     broken = {seed: outcome.broken for seed in range(first, first + NEW) if (outcome := run(draw(seed))).broken is not None}
     assert not broken, f"make simulate SEED={min(broken)} tells what happened"
 

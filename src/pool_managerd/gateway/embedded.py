@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -48,8 +48,8 @@ class EmbeddedLink:
             return False
         return True
 
-    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
-        return [lease for one in self._node.pool_ids() for lease in held(one, self._node.leases(one), holders, but)]
+    async def held_by(self, holds: Callable[[str], bool]) -> list[HeldLease]:
+        return [lease for one in self._node.pool_ids() for lease in held(one, self._node.leases(one), holds)]
 
     async def evict(self, pool_id: str) -> None:
         await (await self._node.evict(pool_id)).wait()

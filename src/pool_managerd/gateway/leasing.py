@@ -21,6 +21,7 @@ from pool_managerd.gateway.directory import Directory
 from pool_managerd.gateway.gate import Gate
 from pool_managerd.gateway.link import Link
 from pool_managerd.gateway.sharing import Common
+from pool_managerd.gateway.unanswered import Unanswered
 
 _SHUNNED_S = 5.0
 """An engine that just broke: others of the name are asked instead, until the node has found out what is so."""
@@ -62,7 +63,7 @@ class Leasing:
         self._owed: dict[str, tuple[HeldLease, float]] = {}
         """To be given back, until it has ended by itself."""
         self._news, self._back = asyncio.Event(), asyncio.Event()
-        self._gate, self._again = Gate(), Gate()
+        self._gate, self._again, self._unanswered = Gate(), Gate(), Unanswered(link)
         self._concurrency = Concurrency(self.directory, self._common.tally)
         self._before = self._common.holders if self._common.of > 1 else None
         self._broken: dict[str, float] = {}
@@ -198,6 +199,7 @@ class Leasing:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._give_back())
+            tasks.create_task(self._reclaim())
             tasks.create_task(self._renew())
 
     async def close(self) -> None:
@@ -225,6 +227,7 @@ class Leasing:
                     whole, told_away, self.connected = False, False, True
                     self._news.set()
                     self._back.set()
+                    self._unanswered.node_is_back()
                 why = "it closed the connection"
             except PoolError as problem:
                 why = problem.message
@@ -241,7 +244,15 @@ class Leasing:
         before, self._before = self._before, None
         if before is not None:
             with suppress(PoolError):  # they run out
-                self._owe(await self._link.held_by(before, self._common.holder))
+                own = self._common.holder
+                self._owe(await self._link.held_by(lambda name: name.startswith(before) and not name.startswith(own)))
+
+    async def _reclaim(self) -> None:
+        """What the node gave and nobody heard of goes back."""
+        while True:
+            found = await self._unanswered.found()
+            known = {lease.lease_id for lease in self._kept.all()}
+            self._owe([lease for lease in found if lease.lease_id not in known])
 
     async def _give_back(self) -> None:
         while True:
@@ -309,7 +320,8 @@ class Leasing:
             raise NodeError(self._why, hint="pool-managerd serve --config FILE starts a daemon", retry_after_ms=1000) from None
 
     async def _asked(self, wanted: str, request_id: str, wait_ms: int) -> HeldLease:
-        return await self._link.acquire(wanted, self.holder_of(request_id), round(self._times.ttl_s * 1000), wait_ms)
+        with self._unanswered.asking(self.holder_of(request_id)) as name:
+            return await self._link.acquire(wanted, name, round(self._times.ttl_s * 1000), wait_ms)
 
     async def _with_patience(self, wanted: str, request_id: str, until: float) -> HeldLease:
         """Asked again while the node is away, for a while, and with what is left of its time. That a question was not answered

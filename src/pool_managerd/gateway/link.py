@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from pool_managerd.core.demand.kept_leases import HeldLease
+from pool_managerd.errors import NodeError
 
 
-def held(pool_id: str, rows: Iterable[Mapping[str, Any]], holders: str, but: str) -> list[HeldLease]:
+class UnansweredError(NodeError):
+    """The node was asked, and the connection broke before the answer: what it has done is not known."""
+
+
+def held(pool_id: str, rows: Iterable[Mapping[str, Any]], holds: Callable[[str], bool]) -> list[HeldLease]:
     """As ``Link.held_by``, of a pool's leases as the node shows them."""
-    theirs = (row for row in rows if (name := row["holder"] or "").startswith(holders) and not name.startswith(but))
-    return [HeldLease(row["lease_id"], pool_id, "", 0) for row in theirs]
+    return [HeldLease(row["lease_id"], pool_id, "", 0) for row in rows if holds(row["holder"] or "")]
 
 
 class Link(Protocol):
@@ -21,7 +25,9 @@ class Link(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
-        """A slot, waited for. Who goes away while waiting has no lease, and its place in the queue is free."""
+        """A slot, waited for. Who goes away while waiting has no lease, and its place in the queue is free. Raises
+        UnansweredError, too.
+        """
         ...
 
     async def give_back(self, lease: HeldLease) -> None:
@@ -32,8 +38,8 @@ class Link(Protocol):
         """False: it is over."""
         ...
 
-    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
-        """Leases whose holders' names begin so, and not with ``but``."""
+    async def held_by(self, holds: Callable[[str], bool]) -> list[HeldLease]:
+        """Leases of the holders whose names ``holds`` says are theirs."""
         ...
 
     async def evict(self, pool_id: str) -> None:

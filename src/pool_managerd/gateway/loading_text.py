@@ -13,6 +13,7 @@ from pool_managerd.core.narration import duration
 from pool_managerd.errors import PoolError
 from pool_managerd.gateway.exchange import Exchange
 from pool_managerd.gateway.leasing import Leasing
+from pool_managerd.gateway.unanswered import asked_for
 
 _PATH = "/v1/chat/completions"
 """The one API whose streams have a place for it."""
@@ -73,8 +74,8 @@ class LoadingText:
                     rows = await self._leasing.queue()
                 except PoolError:  # the node is away
                     rows = []
-                self._rows, self._asked_at = {row["holder"]: row for row in rows}, time.monotonic()
-        return self._rows.get(self._leasing.holder_of(request_id))
+                self._rows, self._asked_at = {asked_for(row["holder"] or ""): row for row in rows}, time.monotonic()
+        return self._rows.get(asked_for(self._leasing.holder_of(request_id)))
 
 
 def _line(model: str, row: Mapping[str, Any] | None, *, frank: bool) -> str:

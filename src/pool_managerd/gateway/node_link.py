@@ -12,7 +12,7 @@ import aiohttp
 
 from pool_managerd.core.demand.kept_leases import HeldLease
 from pool_managerd.errors import NodeError, PoolError, RequestError
-from pool_managerd.gateway.link import held
+from pool_managerd.gateway.link import UnansweredError, held
 from pool_managerd.telemetry import tracing
 
 _ANSWER_S, _ENDS_S = 10.0, 60.0
@@ -53,7 +53,7 @@ class NodeLink:
     async def acquire(self, model: str, holder: str, ttl_ms: int, wait_ms: int | None = None) -> HeldLease:
         """A slot, waited for. Who goes away while waiting has no lease, and its place in the queue is free.
 
-        Raises what the node refuses with; NodeError NODE_UNAVAILABLE when it cannot be reached.
+        Raises what the node refuses with; NodeError NODE_UNAVAILABLE when it cannot be reached, UnansweredError when it could.
         """
         body = {"model": model, "holder": holder, "ttl_ms": ttl_ms} | ({} if wait_ms is None else {"wait_ms": wait_ms})
         timeout_s = None if wait_ms is None else wait_ms / 1000 + _ANSWER_S
@@ -81,11 +81,11 @@ class NodeLink:
             raise
         return True
 
-    async def held_by(self, holders: str, but: str) -> list[HeldLease]:
+    async def held_by(self, holds: Callable[[str], bool]) -> list[HeldLease]:
         """Raises PoolError."""
         pools = [pool["pool_id"] for pool in await self._call("GET", "pools", None)]
         rows = {one: await self._call("GET", f"pools/{one}/leases", None) for one in pools}
-        return [lease for one in pools for lease in held(one, rows[one], holders, but)]
+        return [lease for one in pools for lease in held(one, rows[one], holds)]
 
     async def evict(self, pool_id: str) -> None:
         """It ends where nothing is in flight on it, and starts again on demand. Raises PoolError."""
@@ -175,7 +175,8 @@ class NodeLink:
         return headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
 
     def _unreachable(self, problem: BaseException) -> NodeError:
-        return NodeError(
+        never_asked = isinstance(problem, aiohttp.ClientConnectorError | ConnectionRefusedError)
+        return (NodeError if never_asked else UnansweredError)(
             f"cannot reach the daemon at {self._url.removesuffix('/v1')}: {str(problem) or type(problem).__name__}",
             hint="it may be restarting: try again", retry_after_ms=1000,
         )  # fmt: skip

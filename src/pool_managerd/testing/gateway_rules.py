@@ -14,6 +14,7 @@ from pool_managerd.core.lifecycle import Phase
 from pool_managerd.core.lifecycle.phase import SERVING
 from pool_managerd.core.registry import Lease
 from pool_managerd.errors import NodeError, PoolError
+from pool_managerd.gateway.unanswered import asked_for
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_machine import SimulatedEngine
 from pool_managerd.testing.simulated_requests import SimulatedRequest
@@ -224,7 +225,7 @@ class GatewayRules:
         node = self._scene.node
         for row in [] if node is None else node.queue():
             if (row["holder"] or "").startswith("gateway/"):
-                name = row["holder"].rpartition("/")[2]
+                name = asked_for(row["holder"]).rpartition("/")[2]
                 waits = self._of(row["holder"]) == self._number and name in self._requests
                 if self._lasts(row["ticket_id"], so=not waits):
                     self._fail("whoever goes away does not wait", str(row))

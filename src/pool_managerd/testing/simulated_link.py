@@ -120,6 +120,10 @@ class SimulatedLink(NodeLink):
                 return await (await node.evict(pool_id)).wait()
             case "GET", "queue":
                 return node.queue()
+            case "GET", "pools":
+                return [{"pool_id": pool_id} for pool_id in node.pool_ids()]
+            case "GET", "pools", pool_id, "leases":
+                return node.leases(pool_id)
             case other:
                 raise LookupError(f"{other}")
 
