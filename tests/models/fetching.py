@@ -43,6 +43,7 @@ class Fetching:
     models: ModelProvisioner
     cache: ModelCache
     fetcher: Fetcher
+    web: Web
     waits: Waits
 
     async def refusal(self, ref: str, digest: str | None = None) -> PoolError:
@@ -59,14 +60,17 @@ class Fetching:
 @asynccontextmanager
 async def fetching(
     folder: Path, hub: str = "https://hub.invalid", *, token: str | None = None, tls: ssl.SSLContext | None = None,
-    stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, **persistence: Any,
+    stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, proxy: str | None = None,
+    bytes_per_s: int | None = None, **persistence: Any,
 ) -> AsyncIterator[Fetching]:  # fmt: skip
     waits = Waits()
     rules = PolicyConfig.model_validate(LOOPBACK | (policy or {}))
     how = Persistence(**{"sleep": waits, **persistence})
     digests, cache = DigestCache(), ModelCache(folder / "cache")
-    fetcher = Fetcher(cache, Web(lambda: rules, HubAccess(URL(hub), token), stall_s=stall_s, tls=tls), keep_free, digests, how)
+    access = HubAccess(URL(hub), token)
+    web = Web(lambda: rules, access, stall_s=stall_s, tls=tls, proxy=proxy, bytes_per_s=bytes_per_s)
+    fetcher = Fetcher(cache, web, keep_free, digests, how)
     try:
-        yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, waits)
+        yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, web, waits)
     finally:
         await fetcher.close()

@@ -260,6 +260,19 @@ class ModelsConfig(Section):
     keep_free_bytes: Bytes | Literal[0] = Field(
         4 << 30, description="Of the disk it is on, left free: a number or a size such as 50GiB. Nothing is fetched into it."
     )
+    bytes_per_s: Annotated[Bytes, Field(ge=65_536)] | None = Field(
+        None, description="For all downloads together, a number or a size such as 20MiB. Absent: as fast as they come.",
+        examples=["20MiB"],
+    )  # fmt: skip
+    ca_file: Path | None = Field(
+        None, description="More authorities that servers of models are trusted for, in PEM, beside those of the system.",
+        examples=["/etc/ssl/site-ca.pem"],
+    )  # fmt: skip
+    proxy: Annotated[str, Field(pattern=r"^http://[A-Za-z0-9.\[\]:-]+/?$")] | None = Field(
+        None, description="HTTP proxy that every download goes through; none but this one is used, whatever the environment says."
+        " Names are looked up there, so that policy goes by names alone.",
+        examples=["http://proxy.internal:3128"],
+    )  # fmt: skip
 
 
 class GpuConfig(Section):

@@ -159,6 +159,7 @@ class Download:
                     await asyncio.to_thread(self._room.require, (total or done) - done, shown(response.url))
                     checked = done
                 pace.keep(len(chunk), now)
+                await self._web.bandwidth.spend(len(chunk))
         finally:
             if chunks:
                 await part.write(chunks)

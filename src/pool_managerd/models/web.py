@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import time
 
 import aiohttp
@@ -15,6 +16,7 @@ from yarl import URL
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.addresses import AddressRefusedError, PublicResolver
+from pool_managerd.models.bandwidth import Bandwidth
 from pool_managerd.models.fetch_rules import check_url, denied, is_listed, shown
 
 HUB = "https://huggingface.co"
@@ -52,13 +54,28 @@ class HubAccess:
         return cls(endpoint, env.get("HF_TOKEN", "").strip() or None)
 
 
+def trusting(ca_file: Path | None) -> ssl.SSLContext | None:
+    """Who is trusted: the system's authorities, and those in ``ca_file``. Blocks. Raises SpecError CONFIG_ERROR."""
+    if ca_file is None:
+        return None
+    trusted = ssl.create_default_context()
+    try:
+        trusted.load_verify_locations(ca_file)
+    except OSError as problem:  # ssl.SSLError is one
+        why = problem.strerror if problem.errno and not isinstance(problem, ssl.SSLError) else "there is no certificate in it"
+        raise SpecError(f"cannot use models.ca_file {ca_file}: {why}", code="CONFIG_ERROR", hint="give a file in PEM") from None
+    return trusted
+
+
 class Web:
     """A session with the servers that models come from; ``policy`` is the one in force. Made in the event loop, when needed."""
 
     def __init__(
-        self, policy: Callable[[], PolicyConfig], hub: HubAccess, *, stall_s: float = 30.0, tls: ssl.SSLContext | None = None
-    ) -> None:
-        self.hub = hub
+        self, policy: Callable[[], PolicyConfig], hub: HubAccess, *, stall_s: float = 30.0, tls: ssl.SSLContext | None = None,
+        proxy: str | None = None, bytes_per_s: int | None = None,
+    ) -> None:  # fmt: skip
+        self.hub, self.bandwidth = hub, Bandwidth(bytes_per_s)
+        self._proxy = None if proxy is None else URL(proxy)
         self._policy = policy
         self._timeout = aiohttp.ClientTimeout(total=None, connect=60, sock_connect=20, sock_read=stall_s)
         self._tls = tls
@@ -71,7 +88,7 @@ class Web:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            resolver = PublicResolver(lambda host: is_listed(self._policy(), host))
+            resolver = PublicResolver(lambda host: self._is_proxy(host) or is_listed(self._policy(), host))
             connector = aiohttp.TCPConnector(
                 resolver=resolver, use_dns_cache=False, limit=32, ssl=True if self._tls is None else self._tls
             )
@@ -90,12 +107,14 @@ class Web:
                 yield response
             finally:
                 response.close()
+        except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as problem:
+            raise self._no_way(problem) from None
         except TimeoutError:
             raise AgainError(f"{url.host} sends nothing") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as problem:
             raise NodeError(
                 f"cannot fetch {shown(url)}: the certificate of {problem.host} cannot be trusted: {problem}", retriable=False,
-                hint="have SSL_CERT_FILE name the authorities to be trusted, if it is your own server",
+                hint="have models.ca_file name the authorities to be trusted, if it is your own server",
             ) from None  # fmt: skip
         except aiohttp.ClientConnectorDNSError as problem:
             if isinstance(problem.os_error, AddressRefusedError):
@@ -109,7 +128,8 @@ class Web:
         here, before = url, None
         for _ in range(MAX_REDIRECTS + 1):
             check_url(self._policy(), here, before)
-            response = await self._opened().get(here, allow_redirects=False, headers={**headers, **self._token_for(here)})
+            told = {**headers, **self._token_for(here)}
+            response = await self._opened().get(here, allow_redirects=False, headers=told, proxy=self._proxy)
             if response.status not in _REDIRECTS:
                 if (problem := _problem(response, url, here, self.hub)) is not None:
                     response.close()
@@ -118,6 +138,20 @@ class Web:
             response.release()
             before, here = here, _target(here, response.headers.get("Location", ""))
         raise SpecError(f"cannot fetch {shown(url)}: it is redirected more than {MAX_REDIRECTS} times")
+
+    def _is_proxy(self, host: str) -> bool:
+        return self._proxy is not None and host == self._proxy.host
+
+    def _no_way(self, problem: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError) -> PoolError | AgainError:
+        """Of a proxy that is not there, or does not want to."""
+        if not isinstance(problem, aiohttp.ClientHttpProxyError):
+            return AgainError(f"models.proxy {self._proxy} cannot be reached")
+        if problem.status in _LATER or problem.status >= 500:
+            return AgainError(f"models.proxy {self._proxy} answers {problem.status}")
+        return SpecError(
+            f"cannot fetch it: models.proxy {self._proxy} answers {problem.status}", status=403,
+            hint="have the proxy let this machine through without credentials, or leave models.proxy out",
+        )  # fmt: skip
 
     def _token_for(self, url: URL) -> dict[str, str]:
         """Nobody but the hub itself gets it, wherever the hub redirects to."""

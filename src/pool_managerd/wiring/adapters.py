@@ -31,7 +31,7 @@ from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.shelf import Shelf
-from pool_managerd.models.web import HubAccess, Web
+from pool_managerd.models.web import HubAccess, Web, trusting
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.adoption import Adoption
 from pool_managerd.runtime.confined import ConfinedRun
@@ -108,7 +108,9 @@ class Adapters:
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
         hub, cache, digests = HubAccess.of(os.environ), ModelCache(config.model_cache), DigestCache()
         self.events.redactor.know(_HUB, () if hub.token is None else (hub.token,))
-        self._fetcher = Fetcher(cache, Web(lambda: self.models.policy, hub), config.models.keep_free_bytes, digests)
+        tls, how = trusting(config.models.ca_file), config.models
+        web = Web(lambda: self.models.policy, hub, tls=tls, proxy=how.proxy, bytes_per_s=how.bytes_per_s)
+        self._fetcher = Fetcher(cache, web, how.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
         self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
         run = ConfinedRun(self._launcher.users)
