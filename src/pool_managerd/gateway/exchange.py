@@ -26,6 +26,12 @@ _numbers = itertools.count(0x1000)
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
+class _Streamed(web.StreamResponse):
+    """Its head goes out with its first part: one packet and one call of the system less."""
+
+    _send_headers_immediately = False
+
+
 class Exchange:
     """``stream``: server-sent events were asked for, so that signs of life can be shown every ``heartbeat_s``; for
     ``patience_s`` at most while nothing else happens.
@@ -54,7 +60,7 @@ class Exchange:
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Send the head of the answer."""
-        self.response = web.StreamResponse(status=status, headers={**headers, REQUEST_ID: self.request_id})
+        self.response = _Streamed(status=status, headers={**headers, REQUEST_ID: self.request_id})
         self.record.status = status
         await self.response.prepare(self.request)
 
