@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,14 +61,14 @@ class Fetching:
 async def fetching(
     folder: Path, hub: str = "https://hub.invalid", *, token: str | None = None, tls: ssl.SSLContext | None = None,
     stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, proxy: str | None = None,
-    bytes_per_s: int | None = None, **persistence: Any,
+    bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None, **persistence: Any,
 ) -> AsyncIterator[Fetching]:  # fmt: skip
     waits = Waits()
     rules = PolicyConfig.model_validate(LOOPBACK | (policy or {}))
     how = Persistence(**{"sleep": waits, **persistence})
     digests, cache = DigestCache(), ModelCache(folder / "cache")
     access = HubAccess(URL(hub), token)
-    web = Web(lambda: rules, access, stall_s=stall_s, tls=tls, proxy=proxy, bytes_per_s=bytes_per_s)
+    web = Web(lambda: rules, access, stall_s=stall_s, tls=tls, proxy=proxy, bytes_per_s=bytes_per_s, logins=logins)
     fetcher = Fetcher(cache, web, keep_free, digests, how)
     try:
         yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, web, waits)

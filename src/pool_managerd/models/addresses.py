@@ -46,6 +46,11 @@ def is_address(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine, by its address or as ``localhost``."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback)
+
+
 def is_public(text: str) -> bool:
     """Whether an address is one of the internet, the IPv4 address within an IPv6 one included."""
     address = ipaddress.ip_address(text.partition("%")[0])

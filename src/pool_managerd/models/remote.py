@@ -13,6 +13,7 @@ from pool_managerd.errors import SpecError
 from pool_managerd.models.gguf_parts import MAX_PARTS
 from pool_managerd.models.hub import HubFile, HubListing, list_repository
 from pool_managerd.models.refs import ModelRef
+from pool_managerd.models.registry import Artifact, find_artifact, gguf_layers
 from pool_managerd.models.web import HubAccess, Web
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
@@ -54,6 +55,8 @@ async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel
     if model.scheme == "hf":
         listing = await list_repository(model, web)
         found = _in_repository(model, listing, web.hub)
+    elif model.scheme == "oci":
+        found = _in_registry(model, await find_artifact(model, web))
     else:
         found = _at_address(model)
     if not digests:
@@ -82,6 +85,23 @@ def _at_address(model: ModelRef) -> RemoteModel:
     port = "" if url.is_default_port() else f"_{url.port}"
     address = hashlib.sha256(model.id.encode()).hexdigest()[:16]
     return RemoteModel(model, f"{model.scheme}/{_plain(url.host or 'host')}{port}/{address}", files)
+
+
+def _in_registry(model: ModelRef, artifact: Artifact) -> RemoteModel:
+    """Its GGUF model, all parts of it: engines find the others by the name of the first."""
+    layers, where = gguf_layers(artifact, model), artifact.repository
+    names = [_plain(layer.name or f"{where.name}.gguf") for layer in layers]
+    if len(layers) > 1 and names != _part_names(names[0]):
+        if any(layer.name for layer in layers):
+            raise SpecError(f"cannot fetch {model.id}: it has {len(names)} models: {', '.join(names[:_SHOWN])}", status=422)
+        names = [f"{_plain(where.name)}-{n:05d}-of-{len(layers):05d}.gguf" for n in range(1, len(layers) + 1)]
+    files = tuple(
+        RemoteFile(where / "blobs" / layer.digest, name, layer.size, layer.digest.removeprefix("sha256:"))
+        for layer, name in zip(layers, names, strict=True)
+    )
+    port = "" if where.is_default_port() else f"_{where.port}"
+    folder = f"oci/{_plain(where.host or 'host')}{port}/{artifact.digest.removeprefix('sha256:')[:40]}"
+    return RemoteModel(model, folder, files, artifact.digest)
 
 
 def _plain(name: str) -> str:

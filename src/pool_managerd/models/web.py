@@ -18,6 +18,7 @@ from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.addresses import AddressRefusedError, PublicResolver
 from pool_managerd.models.bandwidth import Bandwidth
 from pool_managerd.models.fetch_rules import check_url, denied, is_listed, shown
+from pool_managerd.models.registry_access import MAX_TOKEN_BYTES, RegistryAccess
 
 HUB = "https://huggingface.co"
 MAX_REDIRECTS = 8
@@ -72,9 +73,9 @@ class Web:
 
     def __init__(
         self, policy: Callable[[], PolicyConfig], hub: HubAccess, *, stall_s: float = 30.0, tls: ssl.SSLContext | None = None,
-        proxy: str | None = None, bytes_per_s: int | None = None,
+        proxy: str | None = None, bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None,
     ) -> None:  # fmt: skip
-        self.hub, self.bandwidth = hub, Bandwidth(bytes_per_s)
+        self.hub, self.bandwidth, self.registries = hub, Bandwidth(bytes_per_s), RegistryAccess(logins)
         self._proxy = None if proxy is None else URL(proxy)
         self._policy = policy
         self._timeout = aiohttp.ClientTimeout(total=None, connect=60, sock_connect=20, sock_read=stall_s)
@@ -97,6 +98,21 @@ class Web:
                 read_bufsize=READ_BYTES, trust_env=False, headers={"User-Agent": "pool-managerd", "Accept-Encoding": "identity"},
             )  # fmt: skip
         return self._session
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether policy allows what is not encrypted."""
+        return "http" in self._policy().allow_schemes
+
+    async def read(self, url: URL, headers: Mapping[str, str], limit: int) -> bytes:
+        """A small answer as a whole. Raises as ``get``, and NodeError where it is longer than ``limit`` bytes."""
+        body = bytearray()
+        async with self.get(url, headers) as response:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > limit:
+                    raise NodeError(f"cannot use {shown(url)}: it is longer than {limit} bytes", retriable=False)
+        return bytes(body)
 
     @asynccontextmanager
     async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -125,11 +141,16 @@ class Web:
             raise AgainError(f"the connection was lost ({type(problem).__name__})") from None
 
     async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        here, before = url, None
+        here, before, asked = url, None, False
         for _ in range(MAX_REDIRECTS + 1):
             check_url(self._policy(), here, before)
-            told = {**headers, **self._token_for(here)}
+            told = {**headers, **self._token_for(here), **self.registries.headers(here)}
             response = await self._opened().get(here, allow_redirects=False, headers=told, proxy=self._proxy)
+            if response.status == 401 and not asked and (challenge := response.headers.get("WWW-Authenticate")):
+                asked = True
+                if await self.registries.answer(here, challenge, lambda at, shows: self.read(at, shows, MAX_TOKEN_BYTES)):
+                    response.release()
+                    continue
             if response.status not in _REDIRECTS:
                 if (problem := _problem(response, url, here, self.hub)) is not None:
                     response.close()

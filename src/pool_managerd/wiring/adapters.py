@@ -30,6 +30,7 @@ from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.registry_access import logins_of
 from pool_managerd.models.shelf import Shelf
 from pool_managerd.models.web import HubAccess, Web, trusting
 from pool_managerd.runtime import procfs
@@ -109,7 +110,9 @@ class Adapters:
         hub, cache, digests = HubAccess.of(os.environ), ModelCache(config.model_cache), DigestCache()
         self.events.redactor.know(_HUB, () if hub.token is None else (hub.token,))
         tls, how = trusting(config.models.ca_file), config.models
-        web = Web(lambda: self.models.policy, hub, tls=tls, proxy=how.proxy, bytes_per_s=how.bytes_per_s)
+        web = Web(
+            lambda: self.models.policy, hub, tls=tls, proxy=how.proxy, bytes_per_s=how.bytes_per_s, logins=logins_of(os.environ)
+        )
         self._fetcher = Fetcher(cache, web, how.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
         self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
