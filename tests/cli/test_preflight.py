@@ -199,17 +199,11 @@ pools:
     config = load_config(tmp_path / write(tmp_path, text), env={})
     wants = machine.wants_of(config)
     a, b = wants.pools
-    assert (a.scheme, str(a.mask), a.ports, a.mlock, a.mode) == ("hf", "0,1", (9000,), True, "package")
-    assert (b.scheme, b.mask, b.mode, b.mlock) == ("file", None, "container", False)
+    assert (str(a.mask), a.ports, a.mlock, a.mode) == ("0,1", (9000,), True, "package")
+    assert (b.mask, b.mode, b.mlock) == (None, "container", False)
     assert (wants.control_port, wants.engine_ports, wants.simulated) == (None, (9000, 9001), False)
     assert [pool.pool_id for pool in machine.wants_of(config, ["b"]).pools] == ["b"]
     assert machine.wants_of(Config(profile="dev", gpu=GpuConfig(simulate=Path("t")))).simulated
-
-
-def test_what_the_policy_denies_needs_no_tool(tmp_path: Path) -> None:
-    text = 'pools: [{id: a, engine: llamacpp, model: "hf:org/repo"}]\n'
-    config = load_config(tmp_path / write(tmp_path, text), env={})
-    assert machine.wants_of(config).pools[0].scheme == "file"
 
 
 def test_the_directories_are_those_that_the_configuration_writes_to(tmp_path: Path) -> None:

@@ -218,14 +218,12 @@ def test_one_gpu_needs_neither_locked_nor_shared_memory_unless_a_pool_locks_its_
     [
         ({"mode": "source"}, ["cmake", "g++ or clang++", "git", "make or ninja", "nvcc"]),
         ({"mode": "container"}, ["podman or docker"]),
-        ({"mode": "binary", "scheme": "hf"}, []),
-        ({"scheme": "s3"}, ["aws"]),
-        ({"scheme": "oci"}, ["oras"]),
-        ({"mode": "external", "scheme": "s3"}, []),
+        ({"mode": "binary"}, []),
+        ({"mode": "external"}, []),
         ({"mode": "package"}, []),
     ],
 )
-def test_tools_are_asked_for_by_mode_and_scheme(want: dict[str, Any], missing: list[str]) -> None:
+def test_tools_are_asked_for_by_mode(want: dict[str, Any], missing: list[str]) -> None:
     wants = pools(want)
     found = missing_tools(machine(gpu()), wants)
     assert [one.tool for one in found] == missing
@@ -234,14 +232,14 @@ def test_tools_are_asked_for_by_mode_and_scheme(want: dict[str, Any], missing: l
 
 
 def test_missing_tools_are_sorted_and_name_every_pool_that_needs_them() -> None:
-    found = missing_tools(machine(gpu()), pools({"mode": "source"}, {"mode": "source"}, {"scheme": "s3"}))
+    found = missing_tools(machine(gpu()), pools({"mode": "source"}, {"mode": "source"}, {"mode": "container"}))
     assert list(found) == sorted(found)
     assert {one.tool: one.pools for one in found}["git"] == ("p0", "p1")
 
 
 def test_either_of_two_tools_will_do() -> None:
     tools = TOOLS | dict.fromkeys(["git", "cmake", "ninja", "clang++", "nvcc", "docker", "nvidia-ctk"], "/x")
-    assert missing_tools(machine(gpu(), tools=tools), pools({"mode": "source", "scheme": "hf"}, {"mode": "container"})) == ()
+    assert missing_tools(machine(gpu(), tools=tools), pools({"mode": "source"}, {"mode": "container"})) == ()
 
 
 def test_a_cpu_build_in_dev_needs_no_nvcc() -> None:
@@ -455,7 +453,6 @@ WANTS = st.builds(
             PoolWants,
             st.sampled_from(["a", "b", "c"]),
             mode=st.sampled_from(["source", "container", "package", "external"]),
-            scheme=st.sampled_from(["file", "hf", "s3"]),
             mask=st.sampled_from([None, DeviceMask((0,)), DeviceMask((3,))]),
             ports=st.sampled_from([(), (8080,), (8081, 8082), (8082, 8083)]),
         ),

@@ -13,6 +13,7 @@ from yarl import URL
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import PoolError
+from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.download import Persistence
@@ -61,14 +62,17 @@ class Fetching:
 async def fetching(
     folder: Path, hub: str = "https://hub.invalid", *, token: str | None = None, tls: ssl.SSLContext | None = None,
     stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, proxy: str | None = None,
-    bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None, **persistence: Any,
+    bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None,
+    buckets: BucketAccess | None = None, **persistence: Any,
 ) -> AsyncIterator[Fetching]:  # fmt: skip
     waits = Waits()
     rules = PolicyConfig.model_validate(LOOPBACK | (policy or {}))
     how = Persistence(**{"sleep": waits, **persistence})
     digests, cache = DigestCache(), ModelCache(folder / "cache")
     access = HubAccess(URL(hub), token)
-    web = Web(lambda: rules, access, stall_s=stall_s, tls=tls, proxy=proxy, bytes_per_s=bytes_per_s, logins=logins)
+    web = Web(
+        lambda: rules, access, stall_s=stall_s, tls=tls, proxy=proxy, bytes_per_s=bytes_per_s, logins=logins, buckets=buckets
+    )
     fetcher = Fetcher(cache, web, keep_free, digests, how)
     try:
         yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, web, waits)

@@ -129,7 +129,7 @@ async def test_a_login_opens_what_is_private_and_goes_to_the_registry_alone(regi
     ref = f"oci://{registry.host}/ai/tiny:1"
     async with fetching(tmp_path / "a", policy=OCI) as f:
         assert (await f.refusal(ref)).status == 403
-    await fetched(tmp_path / "b", ref, logins=lambda host: LOGIN if host == "127.0.0.1" else None)
+    await fetched(tmp_path / "b", ref, logins=lambda host: LOGIN if host == registry.host else None)
     registry.realm, registry.asked = registry.url.replace("127.0.0.1", "localhost") + "/token", []
     async with fetching(tmp_path / "c", policy=OCI | {"allow_domains": ["127.0.0.1", "localhost"]}, logins=lambda _: LOGIN) as f:
         assert (await f.refusal(ref)).status == 403, "its token service is at another host, which does not see the login"

@@ -56,7 +56,7 @@ MUTANTS: dict[str, tuple[object, str, object, int]] = {
     "a lease lasts as long as it is used": (Leasing, "_renew", never_renew, 0),
     "whoever goes away does not wait": (NodeLink, "_abandon", abandon, 0),
     "a daemon that is soon back costs no request": (leasing, "_HEARD_S", math.inf, 0),
-    "leases of a gateway that is gone are freed": (PoolManager, "gateway_is_gone", gateway_is_gone, 49),
+    "leases of a gateway that is gone are freed": (PoolManager, "gateway_is_gone", gateway_is_gone, 62),
     "nobody waits for what is only kept": (Directory, "learn", learn, 3),
     "a lease is one request at a time": (KeptLeases, "take", take, 7),
     "no drain waits for what is only kept": (KeptLeases, "_usable", lambda self, lease: True, 1415),

@@ -230,7 +230,7 @@ class PolicyConfig(Section):
 
     allow_network: bool = Field(False, description="Models may be fetched from the network.")
     allow_schemes: tuple[str, ...] = Field(
-        ("file",), description="Schemes that models may have: file, hf, https, oci, and http, which nobody should need."
+        ("file",), description="Schemes that models may have: file, hf, https, oci, s3, and http, which nobody should need."
     )
     allow_domains: tuple[Domain, ...] = Field(
         (),

@@ -9,7 +9,7 @@ from pool_managerd.errors import SpecError
 from pool_managerd.models.addresses import is_address, is_public
 from pool_managerd.models.refs import ModelRef
 
-FETCHED = ("hf", "https", "http", "oci")
+FETCHED = ("hf", "https", "http", "oci", "s3")
 """Schemes that this version can fetch."""
 
 

@@ -47,7 +47,7 @@ class RegistryAccess:
         repository = self._repository(url)
         if repository is None:
             return False
-        login = self._logins(repository.host or "")
+        login = self._logins(str(repository.authority).removesuffix(":443"))
         kind, said = challenge.partition(" ")[0].lower(), dict(_PARAMETER.findall(challenge[:8192]))
         if kind == "basic":
             token = login

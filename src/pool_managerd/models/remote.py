@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from yarl import URL
 
 from pool_managerd.errors import SpecError
+from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.gguf_parts import MAX_PARTS
 from pool_managerd.models.hub import HubFile, HubListing, list_repository
 from pool_managerd.models.refs import ModelRef
@@ -57,6 +58,8 @@ async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel
         found = _in_repository(model, listing, web.hub)
     elif model.scheme == "oci":
         found = _in_registry(model, await find_artifact(model, web))
+    elif model.scheme == "s3":
+        found = _in_bucket(model, web.buckets)
     else:
         found = _at_address(model)
     if not digests:
@@ -83,8 +86,7 @@ def _at_address(model: ModelRef) -> RemoteModel:
     names = _part_names(url.name or "model") or [url.name or "model"]
     files = tuple(RemoteFile(url if len(names) == 1 else url.with_name(name, keep_query=True), _plain(name)) for name in names)
     port = "" if url.is_default_port() else f"_{url.port}"
-    address = hashlib.sha256(model.id.encode()).hexdigest()[:16]
-    return RemoteModel(model, f"{model.scheme}/{_plain(url.host or 'host')}{port}/{address}", files)
+    return RemoteModel(model, f"{model.scheme}/{_plain(url.host or 'host')}{port}/{_named(model)}", files)
 
 
 def _in_registry(model: ModelRef, artifact: Artifact) -> RemoteModel:
@@ -102,6 +104,21 @@ def _in_registry(model: ModelRef, artifact: Artifact) -> RemoteModel:
     port = "" if where.is_default_port() else f"_{where.port}"
     folder = f"oci/{_plain(where.host or 'host')}{port}/{artifact.digest.removeprefix('sha256:')[:40]}"
     return RemoteModel(model, folder, files, artifact.digest)
+
+
+def _in_bucket(model: ModelRef, buckets: BucketAccess) -> RemoteModel:
+    """The object of that key; all parts, where it is the first of a split model."""
+    folder, slash, name = model.location.rpartition("/")
+    names = _part_names(name) or [name]
+    parts = [replace(model, location=f"{folder}{slash}{one}") for one in names]
+    files = tuple(RemoteFile(buckets.address(part), _plain(one)) for part, one in zip(parts, names, strict=True))
+    bucket = model.location.removeprefix("s3://").partition("/")[0]
+    return RemoteModel(model, f"s3/{_plain(bucket)}/{_named(model)}", files)
+
+
+def _named(model: ModelRef) -> str:
+    """A name for the folder of what has no version that can be told."""
+    return hashlib.sha256(model.id.encode()).hexdigest()[:16]
 
 
 def _plain(name: str) -> str:

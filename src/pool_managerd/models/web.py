@@ -17,6 +17,7 @@ from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.addresses import AddressRefusedError, PublicResolver
 from pool_managerd.models.bandwidth import Bandwidth
+from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.fetch_rules import check_url, denied, is_listed, shown
 from pool_managerd.models.registry_access import MAX_TOKEN_BYTES, RegistryAccess
 
@@ -74,8 +75,10 @@ class Web:
     def __init__(
         self, policy: Callable[[], PolicyConfig], hub: HubAccess, *, stall_s: float = 30.0, tls: ssl.SSLContext | None = None,
         proxy: str | None = None, bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None,
+        buckets: BucketAccess | None = None,
     ) -> None:  # fmt: skip
         self.hub, self.bandwidth, self.registries = hub, Bandwidth(bytes_per_s), RegistryAccess(logins)
+        self.buckets = buckets or BucketAccess()
         self._proxy = None if proxy is None else URL(proxy)
         self._policy = policy
         self._timeout = aiohttp.ClientTimeout(total=None, connect=60, sock_connect=20, sock_read=stall_s)
@@ -141,7 +144,7 @@ class Web:
             raise AgainError(f"the connection was lost ({type(problem).__name__})") from None
 
     async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        here, before, asked = url, None, False
+        here, before, asked = await self.buckets.opened(url), None, False
         for _ in range(MAX_REDIRECTS + 1):
             check_url(self._policy(), here, before)
             told = {**headers, **self._token_for(here), **self.registries.headers(here)}
@@ -152,13 +155,19 @@ class Web:
                     response.release()
                     continue
             if response.status not in _REDIRECTS:
-                if (problem := _problem(response, url, here, self.hub)) is not None:
+                if (problem := _problem(response, url, here, self._hint(url))) is not None:
                     response.close()
                     raise problem
                 return response
             response.release()
             before, here = here, _target(here, response.headers.get("Location", ""))
         raise SpecError(f"cannot fetch {shown(url)}: it is redirected more than {MAX_REDIRECTS} times")
+
+    def _hint(self, url: URL) -> str:
+        """What to do where it is refused."""
+        if url.origin() == self.hub.endpoint.origin():
+            return "set HF_TOKEN for the daemon to a token that may read it, and accept the model's terms on the hub"
+        return self.buckets.hint(url) or "see whether the address is right, and open to everybody"
 
     def _is_proxy(self, host: str) -> bool:
         return self._proxy is not None and host == self._proxy.host
@@ -187,7 +196,7 @@ def _target(here: URL, location: str) -> URL:
         raise SpecError(f"cannot fetch {shown(here)}: it redirects to what is no address") from None
 
 
-def _problem(response: aiohttp.ClientResponse, url: URL, here: URL, hub: HubAccess) -> PoolError | AgainError | None:
+def _problem(response: aiohttp.ClientResponse, url: URL, here: URL, hint: str) -> PoolError | AgainError | None:
     status, what = response.status, shown(url)
     if status in (200, 206, 416):
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -198,10 +207,7 @@ def _problem(response: aiohttp.ClientResponse, url: URL, here: URL, hub: HubAcce
     if status in (401, 403) and here.origin() != url.origin():  # a signed address that is over: the next try gets another
         return AgainError(f"{here.host} answers {status}")
     if status in (401, 403):
-        why, hint = f"{here.host} refuses it ({status})", "see whether the address is right, and open to everybody"
-        if url.origin() == hub.endpoint.origin():
-            hint = "set HF_TOKEN for the daemon to a token that may read it, and accept the model's terms on the hub"
-        return SpecError(f"cannot fetch {what}: {why}", status=403, hint=hint)
+        return SpecError(f"cannot fetch {what}: {here.host} refuses it ({status})", status=403, hint=hint)
     return SpecError(f"cannot fetch {what}: {here.host} answers {status}", status=422, hint="see whether the name is right")
 
 

@@ -26,6 +26,7 @@ from pool_managerd.engines.ports import PortAllocator
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.engines.submitted import prepared_from_json, prepared_to_json
 from pool_managerd.errors import NodeError
+from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
@@ -109,10 +110,11 @@ class Adapters:
         self._adoption = Adoption(self.files, config.supervision.stop_grace_ms)
         hub, cache, digests = HubAccess.of(os.environ), ModelCache(config.model_cache), DigestCache()
         self.events.redactor.know(_HUB, () if hub.token is None else (hub.token,))
-        tls, how = trusting(config.models.ca_file), config.models
+        how = config.models
         web = Web(
-            lambda: self.models.policy, hub, tls=tls, proxy=how.proxy, bytes_per_s=how.bytes_per_s, logins=logins_of(os.environ)
-        )
+            lambda: self.models.policy, hub, tls=trusting(how.ca_file), proxy=how.proxy, bytes_per_s=how.bytes_per_s,
+            logins=logins_of(os.environ), buckets=BucketAccess.of(os.environ),
+        )  # fmt: skip
         self._fetcher = Fetcher(cache, web, how.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
         self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)

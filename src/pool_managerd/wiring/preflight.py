@@ -176,12 +176,9 @@ def folders_of(config: Config) -> Iterator[tuple[str, Path]]:
 
 def _pool(pool: PoolConfig, config: Config) -> PoolWants:
     given = pool.provisioning
-    scheme = pool.model.partition(":")[0].lower()
-    fetched = scheme in config.policy.allow_schemes  # what the policy denies needs no tool
     cuda, capabilities = _built_for(pool)
     return PoolWants(
-        pool.id, mode_of(pool), scheme if fetched else "file",
-        mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
+        pool.id, mode_of(pool), mask=pool.mask, ports=given.ports, mlock="--mlock" in given.flags,
         engine_cuda=cuda, engine_capabilities=capabilities,
     )  # fmt: skip
 

@@ -69,7 +69,6 @@ class PoolWants:
 
     pool_id: str
     mode: str = "package"
-    scheme: str = "file"
     mask: DeviceMask | None = None
     ports: tuple[int, ...] = ()
     mlock: bool = False

@@ -13,12 +13,7 @@ COMPILERS = ("g++", "clang++")
 CONTAINER_TOOLS = ("podman", "docker")
 NVIDIA_TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli")
 # Any of them will do.
-_BY_SCHEME = {"s3": ("aws",), "oci": ("oras",)}
 _BUILD = (("git",), ("cmake",), ("make", "ninja"), COMPILERS)
-_WAYS = {
-    "aws": "pipx install awscli",
-    "oras": "go install oras.land/oras/cmd/oras@latest",
-}
 _PACKAGES = {
     "apt-get": ("sudo apt-get install -y {}", {"nvcc": "nvidia-cuda-toolkit"}),
     "dnf": ("sudo dnf install -y {}", {"nvcc": "cuda-toolkit", "g++": "gcc-c++", "nvidia-driver": "akmod-nvidia"}),
@@ -27,7 +22,7 @@ _PACKAGES = {
 }
 PACKAGE_TOOLS = tuple(_PACKAGES)
 ALL_TOOLS = (
-    *(tool for choice in (*_BUILD, *_BY_SCHEME.values()) for tool in choice), "nvcc", "nvidia-smi", *CONTAINER_TOOLS,
+    *(tool for choice in _BUILD for tool in choice), "nvcc", "nvidia-smi", *CONTAINER_TOOLS,
     *NVIDIA_TOOLKIT, *PACKAGE_TOOLS, UBUNTU_DRIVERS,
 )  # fmt: skip
 
@@ -68,8 +63,6 @@ def tool_findings(facts: HostFacts, wants: Wants) -> Iterator[Finding]:
 
 def install(tool: str, facts: HostFacts) -> str:
     """The command that gets ``tool`` on a machine with these package managers; Debian's where none is known."""
-    if tool in _WAYS:
-        return _WAYS[tool]
     command, names = _PACKAGES[next((name for name in PACKAGE_TOOLS if name in facts.tools), "apt-get")]
     return command.format(names.get(tool, tool))
 
@@ -86,8 +79,6 @@ def _needs(pool: PoolWants, facts: HostFacts, wants: Wants) -> Iterator[tuple[st
             yield ("nvcc",)
     elif pool.mode == "container":
         yield CONTAINER_TOOLS
-    if pool.scheme in _BY_SCHEME:
-        yield _BY_SCHEME[pool.scheme]
 
 
 def _pools(pool_ids: tuple[str, ...]) -> str:
