@@ -6,10 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pool_managerd.errors import NodeError
+from pool_managerd.models.ahead_notes import Ahead
 from pool_managerd.models.cache import CachedFile, Entry, ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.download import Download, Persistence, Sized, persistently
@@ -17,8 +19,13 @@ from pool_managerd.models.file_lock import locked
 from pool_managerd.models.part import disk_error
 from pool_managerd.models.refs import ModelRef
 from pool_managerd.models.remote import RemoteFile, RemoteModel, find
+from pool_managerd.models.remote_head import read_head
+from pool_managerd.models.remote_shape import ShapeReading, UnusableError
 from pool_managerd.models.room import Room
-from pool_managerd.models.web import Web
+from pool_managerd.models.web import AgainError, Web
+
+HEADER_TRIES = 2
+"""So often headers are asked for: what they tell can be done without."""
 
 
 class Fetcher:
@@ -43,6 +50,27 @@ class Fetcher:
     async def look(self, model: ModelRef, digests: Sequence[str] = ()) -> RemoteModel:
         """What is there to be fetched. Raises PoolError."""
         return await persistently(lambda: find(model, self._web, digests), model.id, self._persistence, lambda: 0)
+
+    async def read_ahead(self, remote: RemoteModel) -> Ahead:
+        """What the headers of its files tell, of which no more than those is read. Raises PoolError."""
+        reading, tries = ShapeReading(remote, self._web), replace(self._persistence, tries=HEADER_TRIES)
+        try:
+            return reading.ahead(await persistently(reading.shape, remote.ref.id, tries, lambda: 0))
+        except NodeError:  # it may be fetched all the same
+            return reading.ahead(None)
+        except UnusableError as problem:
+            return reading.ahead(None, problem.message)
+
+    async def is_still(self, remote: RemoteModel, known: Ahead) -> bool:
+        """Whether its first file is the one that ``known`` was read from, which has to be asked where no digest tells."""
+        file, before = remote.files[0], known.files[0]
+        if file.sha256 is not None:
+            return True
+        try:
+            found = await read_head(file, self._web, lambda head: head, (1,))
+        except AgainError:
+            return False
+        return found is not None and (found[0].size, found[0].etag) == (before.size, before.etag)
 
     async def fetch(self, model: ModelRef, digests: Sequence[str], progress: Sized) -> Entry:
         """The model in the cache, fetched where it is not there; who asks for the same shares one download. Raises PoolError.

@@ -14,11 +14,13 @@ from pathlib import Path
 from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.ahead_notes import Ahead
 from pool_managerd.models.cache import Entry, ModelCache
 from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
+from pool_managerd.models.lookahead import Lookahead
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
 
@@ -47,6 +49,14 @@ class ModelProvisioner:
         self._cache, self._fetcher = cache, fetcher
         self._digests = digests or DigestCache()
         self.shapes = Shapes()
+        self.ahead = None if cache is None else Lookahead(cache, fetcher, self.shapes)
+
+    async def close(self) -> None:
+        """What is being fetched or asked stops where it is."""
+        if self.ahead is not None:
+            await self.ahead.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
 
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
@@ -84,13 +94,36 @@ class ModelProvisioner:
         if model.scheme not in FETCHED or self._fetcher is None or self._cache is None:
             return
         check_scheme(self.policy, model)
-        expected, entry = _expected(expected_digest), await asyncio.to_thread(self._cache.find, model.id)
-        if entry is not None and (not expected or entry.digest == ",".join(expected)):
+        expected = _expected(expected_digest)
+        if await asyncio.to_thread(_has, self._cache, model, expected):
             return
         check_network(self.policy, model)
         entry = await self._fetcher.fetch(model, expected, progress or _nobody)
+        if self.ahead is not None:
+            await asyncio.to_thread(self.ahead.forget, model.id)
         if not entry.verified:
             await asyncio.to_thread(self._keep_usable, self._cache, entry)
+
+    async def foresee(self, ref: str, digests: Sequence[str] = (), *, fresh: bool = False) -> Ahead | None:
+        """What is known of a model that would be fetched, by the headers of its files; no other byte of it is.
+
+        ``fresh``: whether it has changed is asked, else what was read once counts. None of a model that is here, or that is never
+        fetched. Raises PoolError: what it is not, what the policy denies, a hub that does not answer.
+        """
+        model = parse_ref(ref)
+        if model.scheme not in FETCHED or self._fetcher is None or self._cache is None or self.ahead is None:
+            return None
+        check_scheme(self.policy, model)
+        expected = _expected(digests)
+        if await asyncio.to_thread(_has, self._cache, model, expected):
+            return None
+        check_network(self.policy, model)
+        return await self.ahead.look(model, expected, fresh=fresh)
+
+    def expected(self, ref: str) -> ResolvedModel | None:
+        """The model of ``ref`` as it will be when it is fetched, where that is known; its files are not here. Blocks."""
+        model = parse_ref(ref)
+        return None if self.ahead is None or model.scheme not in FETCHED else self.ahead.expected(model)
 
     def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
         """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
@@ -199,6 +232,12 @@ class ModelProvisioner:
 
 def _nobody(_done: int, _total: int) -> None:
     """Nobody wants to know how far it is."""
+
+
+def _has(cache: ModelCache, model: ModelRef, digests: Sequence[str]) -> bool:
+    """Whether it was fetched, and is what it has to be."""
+    entry = cache.find(model.id)
+    return entry is not None and (not digests or entry.digest == ",".join(digests))
 
 
 def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:

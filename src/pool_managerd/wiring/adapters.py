@@ -225,7 +225,7 @@ class Adapters:
 
     async def close(self) -> None:
         await self.prober.close()
-        await self._fetcher.close()
+        await self.models.close()
         await self.gpu_parts.monitor.close()
         await self._spawner.close()
         await self._close_stores()
