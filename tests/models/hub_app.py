@@ -28,7 +28,7 @@ class Asked:
 @dataclass
 class Hub:
     """``files`` are served under ``/ORG/REPO/resolve/COMMIT/PATH`` and ``/PATH``; ``script`` answers the first requests for
-    content instead, one each (None: as usual).
+    content instead, one each (None: as usual). ``in_git`` are small files, of which the hub says no sha256.
 
     Requests for a beginning (``bytes=0-999``) are counted in ``heads``, and answered by ``head_script``. ``served`` counts the
     bytes of their answers, ``connections`` the clients' ports.
@@ -46,6 +46,7 @@ class Hub:
     etag: str = '"1"'
     token: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    in_git: set[str] = field(default_factory=set)
     url: str = ""
     _runner: web.AppRunner | None = None
 
@@ -74,15 +75,14 @@ class Hub:
             return refused
         if f"{request.match_info['org']}/{request.match_info['repo']}" != self.repository:
             return web.Response(status=404)
-        siblings = [
-            {
-                "rfilename": path,
-                "size": len(body),
-                "lfs": {"sha256": self.digests.get(path, hashlib.sha256(body).hexdigest()), "size": len(body)},
-            }
-            for path, body in self.files.items()
-        ]
-        return web.json_response({"sha": COMMIT, "siblings": siblings})
+        return web.json_response({"sha": COMMIT, "siblings": [self._told(*file) for file in self.files.items()]})
+
+    def _told(self, path: str, body: bytes) -> dict[str, object]:
+        if path in self.in_git:
+            blob = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+            return {"rfilename": path, "size": len(body), "blobId": self.digests.get(path, blob)}
+        large = {"sha256": self.digests.get(path, hashlib.sha256(body).hexdigest()), "size": len(body)}
+        return {"rfilename": path, "size": len(body), "blobId": "0" * 40, "lfs": large}
 
     def _note(self, request: web.Request, among: list[Asked] | None = None) -> web.Response | None:
         headers = request.headers

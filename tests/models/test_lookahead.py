@@ -76,7 +76,6 @@ async def test_the_shape_is_that_of_the_file_and_nothing_but_its_beginning_is_re
 
 async def test_what_was_read_is_kept_over_a_restart_and_not_asked_again(hub: Hub, tmp_path: Path) -> None:
     async with fetching(tmp_path, hub.url) as f:
-        f.cache.prepare()
         first = await foreseen(f)
     asked = len(hub.asked), len(hub.heads)
     async with fetching(tmp_path, hub.url) as f:
@@ -257,7 +256,6 @@ async def test_who_asks_at_the_same_time_shares_the_answer(hub: Hub, tmp_path: P
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"ref": "x"}', "[" * 100_000])
 async def test_a_note_that_is_none_is_read_anew(hub: Hub, tmp_path: Path, text: str) -> None:
     async with fetching(tmp_path, hub.url) as f:
-        f.cache.prepare()
         await foreseen(f)
     (note,) = (tmp_path / "cache/headers").iterdir()
     note.write_text(text)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 
 from pydantic import TypeAdapter
 
@@ -41,6 +42,10 @@ class Ahead:
     shape: ModelShape | None = None
     config: str = ""
     problem: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.config)
 
     @property
     def size_bytes(self) -> int | None:
@@ -96,6 +101,18 @@ class AheadNotes:
         self._known.pop(ref, None)
         with suppress(OSError):
             self._path(ref).unlink(missing_ok=True)
+            rmtree(self._path(ref).with_suffix(""), ignore_errors=True)
+
+    def folder_of(self, ahead: Ahead) -> Path | None:
+        """A folder with its config.json alone; None where it cannot be made."""
+        folder = self._path(ahead.ref).with_suffix("")
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text(ahead.config, "utf-8")
+        except OSError:
+            return None
+        return folder
 
     def _remember(self, ahead: Ahead) -> None:
         if len(self._known) >= MAX_NOTES:
@@ -111,9 +128,10 @@ class AheadNotes:
         return found if found.ref == ref and found.files else None
 
     def _drop_oldest(self) -> None:
-        notes = sorted(self._folder.iterdir(), key=lambda note: note.lstat().st_mtime_ns)
-        for note in notes[: len(notes) - MAX_NOTES + 1]:
+        notes = sorted(self._folder.glob("*.json"), key=lambda note: note.lstat().st_mtime_ns)
+        for note in notes[: max(0, len(notes) - MAX_NOTES + 1)]:
             note.unlink(missing_ok=True)
+            rmtree(note.with_suffix(""), ignore_errors=True)
 
     def _path(self, ref: str) -> Path:
         return self._folder / f"{hashlib.sha256(ref.encode()).hexdigest()[:32]}.json"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from pool_managerd.core.artifacts import ResolvedModel
+from pool_managerd.core.memory.model_shape import ModelShape
+from pool_managerd.errors import NodeError
 from pool_managerd.models.ahead_notes import Ahead, AheadNotes
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.fetcher import Fetcher
@@ -49,13 +53,26 @@ class Lookahead:
         known = self._notes.find(model.id)
         if known is None or known.shape is None or known.size_bytes is None:
             return None
+        if known.is_folder:
+            folder = self._notes.folder_of(known)
+            return None if folder is None else self._as_folder(model, known, folder, known.shape)
         paths = [str(self._cache.place(known.folder, file.name)) for file in known.files]
         self._shapes.expect(paths[0], known.shape)
         return ResolvedModel(model.id, paths[0], known.size_bytes, files=tuple(paths) if len(paths) > 1 else ())
 
+    def _as_folder(self, model: ModelRef, known: Ahead, folder: Path, shape: ModelShape) -> ResolvedModel:
+        """A folder that has its config.json, and nothing else of it: engines' adapters go by that."""
+        self._shapes.expect(str(folder), shape)
+        return ResolvedModel(model.id, str(folder), known.size_bytes or 0)
+
     def forget(self, ref: str) -> None:
         """It is here now, or is not what it was. Blocks."""
         self._notes.forget(ref)
+
+    def _keep(self, found: Ahead) -> None:
+        with suppress(NodeError):  # a fetch will say so
+            self._cache.prepare()
+        self._notes.put(found)
 
     def _ended(self, key: tuple[object, ...], task: asyncio.Task[Ahead | None]) -> None:
         del self._running[key]
@@ -73,5 +90,5 @@ class Lookahead:
         if found.shape is None:
             await asyncio.to_thread(self._notes.forget, model.id)  # what is not known is asked again
         else:
-            await asyncio.to_thread(self._notes.put, found)
+            await asyncio.to_thread(self._keep, found)
         return found

@@ -75,7 +75,7 @@ class ModelProvisioner:
         found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
             return found
-        parts, done = found.files or (found.local_path,), 0
+        parts, done = found.parts, 0
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
             done += await asyncio.to_thread(size_of, part)
@@ -129,7 +129,7 @@ class ModelProvisioner:
         """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
         try:
             for file in entry.files:
-                _check_usable(cache.root / file.path, entry.ref)
+                _check_usable(cache.root / file.path, entry.ref, self.policy)
         except SpecError:
             cache.remove(entry.ref)
             raise
@@ -154,8 +154,8 @@ class ModelProvisioner:
     def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
         """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
         found = self.locate(ref)
-        path, parts = Path(found.local_path), max(1, len(found.files))
-        if digests and path.is_dir():
+        path, parts = Path(found.local_path), len(found.parts)
+        if digests and path.is_dir() and not found.weights:
             raise SpecError(
                 f"cannot verify {path}: a digest belongs to a file and this is a directory",
                 hint="name the file inside it in `model`, or remove the checksum",
@@ -174,11 +174,11 @@ class ModelProvisioner:
         if model.scheme != "file":
             return self._in_cache(model)
         path = self.path_of(model)
-        size = _check_usable(path, model.id)
+        size = _check_usable(path, model.id, self.policy)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
         if len(parts) < 2:
             return ResolvedModel(model.id, str(path), size)
-        size += sum(_check_usable(Path(part), model.id) for part in parts[1:])
+        size += sum(_check_usable(Path(part), model.id, self.policy) for part in parts[1:])
         return ResolvedModel(model.id, str(path), size, files=parts)
 
     def _in_cache(self, model: ModelRef) -> ResolvedModel:
@@ -190,20 +190,18 @@ class ModelProvisioner:
         entry = None if self._cache is None else self._cache.find(model.id)
         if entry is None or self._cache is None:
             check_network(self.policy, model)
-            if model.scheme == "hf" and not (model.file or model.quantisation):
-                raise SpecError(
-                    f"cannot fetch {model.id}: this version fetches one model, not a whole repository",
-                    hint=f"name a file ({model.id}/FILE.gguf) or a quantisation ({model.id}:Q4_K_M)",
-                )
             raise NodeError(
                 f"cannot use {model.id} yet: it was not fetched", code=NOT_FETCHED,
                 hint=f"a start fetches it, and so does: pool-managerd models pull {model.id}",
             )  # fmt: skip
         paths = [self._cache.root / file.path for file in entry.files]
         for path in paths:
-            _check_usable(path, model.id)
-        files = tuple(map(str, paths)) if len(paths) > 1 else ()
-        return ResolvedModel(model.id, str(paths[0]), entry.size_bytes, entry.digest, entry.verified, files)
+            _check_usable(path, model.id, self.policy)
+        files = tuple(map(str, paths)) if len(paths) > 1 and not entry.folder else ()
+        weights = tuple(map(str, paths[: entry.weights])) if entry.folder else ()
+        return ResolvedModel(
+            model.id, str(self._cache.root / entry.path), entry.size_bytes, entry.digest, entry.verified, files, weights
+        )
 
     async def ensure_present_str(self, ref: str) -> ResolvedModel:
         """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
@@ -276,7 +274,7 @@ def size_of(path: str) -> int:
         return 0
 
 
-def _check_usable(path: Path, ref: str) -> int:
+def _check_usable(path: Path, ref: str, policy: PolicyConfig) -> int:
     """Size of the model in bytes (0 for a directory). Blocks; run in a thread. Raises SpecError with the reason."""
     try:
         info = path.stat()
@@ -293,9 +291,10 @@ def _check_usable(path: Path, ref: str) -> int:
     if info.st_size == 0:
         raise _unusable(path, "the file is empty", "fetch the model again")
     head = head_of(str(path))
-    if head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS)):
+    pickled = head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS))
+    if pickled and not policy.allow_pickle:
         reason = f"{path.suffix or 'such'} files are pickles, which run code of their author's choice when loaded"
-        raise _unusable(path, reason, "use the GGUF or safetensors form of the model")
+        raise _unusable(path, reason, "use the GGUF or safetensors form of the model, or policy.allow_pickle: true")
     if head[:4] == MAGIC or path.suffix.lower() == ".gguf":
         check_gguf(str(path))
     return info.st_size

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.errors import SpecError
 from pool_managerd.models.ahead_notes import Ahead, AheadFile
+from pool_managerd.models.at_once import all_of
 from pool_managerd.models.fetch_rules import shown
 from pool_managerd.models.gguf import refused
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.remote_head import LARGE_STEPS, SMALL_STEPS, Head, read_head
+from pool_managerd.models.repository import CONFIG, MAX_CONFIG_BYTES, WITH_CODE, check_code
 from pool_managerd.models.web import Web
 
 AT_ONCE = 4
@@ -34,11 +36,14 @@ class ShapeReading:
     def __init__(self, remote: RemoteModel, web: Web) -> None:
         self._remote, self._web = remote, web
         self._seen: dict[str, Head] = {}
+        self._config = b""
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def shape(self) -> ModelShape | None:
         """None of what is no GGUF, and where a header is too long. Raises AgainError, PoolError and UnusableError."""
         files = self._remote.files
+        if self._remote.is_folder:
+            return await self._folder(files[: self._remote.weights], files[self._remote.weights :])
         return await self._gguf(files) if files[0].name.lower().endswith(".gguf") else None
 
     def ahead(self, shape: ModelShape | None, problem: str = "") -> Ahead:
@@ -48,7 +53,7 @@ class ShapeReading:
         files = tuple(
             AheadFile(file.name, file.size if head is unseen else head.size, file.sha256, head.etag) for file, head in seen
         )
-        return Ahead(remote.ref.id, remote.folder, remote.source, files, shape, problem=problem)
+        return Ahead(remote.ref.id, remote.folder, remote.source, files, shape, self._config.decode("utf-8", "replace"), problem)
 
     async def _gguf(self, files: Sequence[RemoteFile]) -> ModelShape | None:
         from pool_managerd.models.gguf_header import GgufHeader, parse_gguf_header
@@ -65,9 +70,32 @@ class ShapeReading:
         if count != len(files):
             why = f"its header says that it has {count} parts, and its name means {len(files)}"
             raise UnusableError(refused(shown(files[0].url), why).message)
-        rest = await _all([self._read(file, parse(file), SMALL_STEPS) for file in files[1:]])
+        rest = await all_of([self._read(file, parse(file), SMALL_STEPS) for file in files[1:]])
         headers = [first, *(header for header in rest if header is not None)]
         return shape_of_headers(headers) if len(headers) == len(files) else None
+
+    async def _folder(self, weights: Sequence[RemoteFile], beside: Sequence[RemoteFile]) -> ModelShape | None:
+        """None of pickles, too: what is in them nobody can tell who does not load them."""
+        from pool_managerd.models.safetensors_header import shape_of_headers, tensors_in
+
+        for file in beside:
+            if file.name in WITH_CODE and (content := await self._read(file, _whole, (MAX_CONFIG_BYTES,))) is not None:
+                check_code(self._remote.ref, file.name, content, self._web.policy)
+                self._config = content if file.name == CONFIG else self._config
+        if not weights[0].name.endswith(".safetensors") or not self._config:
+            return None
+
+        def parse(file: RemoteFile) -> Callable[[Head], Iterable[tuple[str, str, int]]]:
+            return lambda head: tensors_in(shown(file.url), head)
+
+        read = await all_of([self._read(file, parse(file), SMALL_STEPS) for file in weights])
+        headers = [(file.name, tensors) for file, tensors in zip(weights, read, strict=True) if tensors is not None]
+        if len(headers) != len(weights):
+            return None
+        try:
+            return await asyncio.to_thread(shape_of_headers, self._config, headers)
+        except SpecError as problem:
+            raise UnusableError(problem.message) from problem
 
     async def _read(self, file: RemoteFile, parse: Callable[[Head], _T], steps: tuple[int, ...]) -> _T | None:
         async with self._turns:
@@ -79,19 +107,14 @@ class ShapeReading:
         return parsed
 
 
+def _whole(head: Head) -> bytes:
+    """Raises TooShortError."""
+    return head.read(0, head.size, head.size)
+
+
 def _usable(parse: Callable[[Head], _T], head: Head) -> _T:
     """What it parses to. Raises UnusableError."""
     try:
         return parse(head)
     except SpecError as problem:
         raise UnusableError(problem.message) from problem
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Their results; the first that fails ends the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except* Exception as problems:  # noqa: BLE001 - unpacked, not handled
-        raise problems.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -140,7 +140,7 @@ class Adapters:
         self.config = config
         self.gpu_parts.use_config(config)
         self.services.admission.together = config.together.rules
-        self.models.policy = config.policy
+        self.models.policy = self.engines.policy = config.policy
         self._ports.fixed = fixed_ports(config)
 
     def claim(self) -> None:
