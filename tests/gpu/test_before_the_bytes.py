@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,33 +10,13 @@ import pytest
 
 from tests.gpu.conftest import MakeNode
 from tests.gpu.nodes import GIB, cards, scripted
-from tests.models.hub_app import Hub
+from tests.models.hub_beside import HubBeside
 from tests.models.made_models import Maker
-from tests.models.test_lookahead import large_file
 from tests.models.test_repository import BESIDE, WEIGHTS, repository
 
 POLICY = (
     'policy: {allow_network: true, allow_schemes: [file, http], allow_domains: ["127.0.0.1"]}\nmodels: {keep_free_bytes: 0}\n'
 )
-
-
-class HubBeside:
-    """A hub beside the test; with a ``head`` it has one file of 40 GiB, of which it has nothing but that header."""
-
-    def __init__(self, head: bytes | None = None, **hub: Any) -> None:
-        self.hub = Hub(**hub)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.hub.start(), self._loop).result(20)
-        if head is not None:
-            large_file(self.hub, head)
-
-    def end(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.hub.close(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
 
 
 def large_head(path: Path) -> bytes:
@@ -89,6 +67,7 @@ def test_what_fits_on_no_gpu_is_refused_with_the_numbers_and_nothing_is_fetched(
     assert len(read) == 1, "what was read once is not read again; a start asks whether it is still the same"
 
 
+@pytest.mark.slow
 def test_what_is_only_in_the_way_now_is_said_beforehand_and_does_not_keep_it_from_being_fetched(
     make_node: MakeNode, hub: HubBeside
 ) -> None:

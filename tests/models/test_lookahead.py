@@ -16,6 +16,7 @@ from pool_managerd.models.gguf_shape import read_gguf_shape
 from pool_managerd.models.shapes import Shapes
 from tests.models.fetching import Fetching, fetching
 from tests.models.hub_app import Hub, redirect, status
+from tests.models.hub_beside import large_file
 from tests.models.test_gguf_header import write_split
 
 REF = "hf:org/repo/m.gguf"
@@ -44,19 +45,6 @@ def long_header(megabytes: float, total: int = 40 << 30) -> bytes:
     rows = (total - int(megabytes * 1_000_000) - (1 << 20)) // 4096 // 2
     tensor = struct.pack("<Q", len(name)) + name + struct.pack("<IQQIQ", 2, 4096, rows, 1, 0)
     return struct.pack("<4sIQQQ", b"GGUF", 3, 1, 1, len(key)) + key + struct.pack("<IIQ", 9, 8, count) + strings + tensor
-
-
-def large_file(hub: Hub, head: bytes, total: int = 40 << 30) -> None:
-    """``m.gguf`` is ``total`` bytes long; behind ``head`` are zeros that nobody should ask for."""
-    hub.files = {}
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        first, last = (int(text) for text in request.headers["Range"].removeprefix("bytes=").split("-"))
-        part = head[first : last + 1].ljust(last + 1 - first, b"\0")
-        hub.served += len(part)
-        return web.Response(status=206, body=part, headers={"ETag": hub.etag, "Content-Range": f"bytes {first}-{last}/{total}"})
-
-    hub.always_head = answer
 
 
 async def test_the_shape_is_that_of_the_file_and_nothing_but_its_beginning_is_read(

@@ -196,6 +196,10 @@ def test_who_asks_for_a_model_that_is_not_here_gets_it_and_a_reload_fetches_befo
 ) -> None:
     node.config.write_text(node.config.read_text().replace('"preload": true', '"preload": false'))
     node.start()
+    told = node.get("/v1/pools/smol/explain")[1]
+    assert "its model is fetched first: 93.8 MiB; it is llama, Q4_1, trained for 8192 tokens" in str(told["steps"]), told
+    assert "memory" in [step["kind"] for step in told["steps"]] and not told["blockers"]
+    assert hub.starts() == [] and 0 < hub.hub.served <= 2_000_000, "no more than its header"
     code, plan = node.post("/v1/acquire?dry_run=true", {"model": "smol"})
     assert code == 200, plan
     code, lease = node.post("/v1/acquire", {"model": "smol", "wait_ms": 60_000})

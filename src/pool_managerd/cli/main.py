@@ -69,7 +69,17 @@ breaker_app = typer.Typer(help="The circuit breaker of a pool.", rich_markup_mod
 devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, callback=devices.devices)
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.evict, changes.restart),
+    *(
+        serving.serve,
+        serving.demo,
+        serving.run,
+        reads.pools,
+        reads.status,
+        changes.start,
+        changes.stop,
+        changes.evict,
+        changes.restart,
+    ),
     *(
         changes.preload,
         reloading.reload,

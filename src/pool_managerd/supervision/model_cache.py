@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pool_managerd.config import PoolConfig
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.fetching import Pace, told
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
-from pool_managerd.supervision.prospects import Prospects
+from pool_managerd.supervision.prospects import Proposal, Prospects, propose
 from pool_managerd.supervision.protocols import CachedModels
 from pool_managerd.supervision.services import Services
 
@@ -47,6 +48,10 @@ class ModelCacheWork:
         users = [config for config in configured if self._s.models.id_of(config.model) == model_id]
         ahead = await self._s.models.foresee(ref, users[0].checksums if users else (), fresh=True)
         return await self._cached.look(ref) if ahead is None else await self._prospects.plan(ref, ahead, users)
+
+    async def propose(self, wanted: PoolConfig) -> Proposal:
+        """How a pool would run here whose keys are not all given. Raises PoolError."""
+        return await propose(self._pools, self._s, wanted)
 
     # --- changes ---
 

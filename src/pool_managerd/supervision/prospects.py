@@ -10,7 +10,8 @@ from pool_managerd.core.lifecycle import PoolState
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.memory.model_shape import ModelShape
-from pool_managerd.errors import PoolError
+from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.supervision.foresight import amount
 from pool_managerd.supervision.launch import Launch
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -19,6 +20,9 @@ from pool_managerd.supervision.services import Services
 
 USUAL_CTX = 8_192
 """Tokens of context that an estimate is for where no pool says how many."""
+CONTEXTS = (32_768, 16_384, 8_192, 4_096, 2_048)
+"""What is tried where nobody says: more than the first is rarely used, and less than the last is of little use."""
+_ROOM = frozenset({"INSUFFICIENT_VRAM", "INSUFFICIENT_RAM", "GPU_UNAVAILABLE"})
 _FRACTION = 0.9
 """Of a GPU, what vLLM takes where no pool says how much."""
 
@@ -67,9 +71,57 @@ class Prospects:
             "needs": [],
             "problem": None,
         }
-        pool = Pool(config.id, self.pools.definitions.of(config.id, config), PoolState.new(config.id, 0), Launch())
+        pool = _record(self.pools, config)
         try:
             where, needs = await self.services.admission.forecast(pool, inputs)
         except PoolError as problem:
             return found | {"problem": self.services.events.clean_error(problem).message}
         return found | {"where": where, "needs": list(needs)}
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A pool as it would run here: ``where``, and the parts of what it ``needs``. ``fetched`` says what is fetched for it."""
+
+    pool: PoolConfig
+    where: str
+    needs: tuple[str, ...]
+    fetched: str = ""
+
+
+async def propose(pools: Pools, s: Services, wanted: PoolConfig) -> Proposal:
+    """``wanted`` with the longest context that fits, up to what its model was trained for, on one GPU if that does, else on
+    several. A ``ctx`` that it has stays. Raises PoolError for what cannot run here at all.
+    """
+    ahead = await s.models.foresee(wanted.model, wanted.checksums, fresh=True)
+    if ahead is not None and ahead.problem:
+        raise SpecError(ahead.problem, hint="name another file of it")
+    fetched = "" if ahead is None else amount(ahead)
+    shape = (await s.sizer(wanted, None)).shape
+    refused: list[PoolError] = []
+    for ctx in contexts(wanted, shape):
+        for split in (wanted.tensor_split, "auto"):
+            tried = wanted.model_copy(update={"ctx": ctx, "tensor_split": split})
+            try:
+                where, needs = await s.admission.forecast(_record(pools, tried))
+            except NodeError as problem:
+                if problem.code not in _ROOM:
+                    raise
+                refused.append(problem)
+                continue
+            return Proposal(tried, where, needs, fetched)
+    raise refused[0]
+
+
+def contexts(wanted: PoolConfig, shape: ModelShape | None) -> tuple[int, ...]:
+    """Tokens over all slots, the most first; beyond what a model was trained for there is no use in them."""
+    if wanted.ctx is not None:
+        return (wanted.ctx,)
+    trained = (shape.ctx_train if shape is not None else None) or USUAL_CTX
+    each = dict.fromkeys(min(trained, most) for most in CONTEXTS)
+    return tuple(one * wanted.slots for one in each)
+
+
+def _record(pools: Pools, config: PoolConfig) -> Pool:
+    """A pool that nobody knows of."""
+    return Pool(config.id, pools.definitions.of(config.id, config), PoolState.new(config.id), Launch())
