@@ -69,17 +69,7 @@ breaker_app = typer.Typer(help="The circuit breaker of a pool.", rich_markup_mod
 devices_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, callback=devices.devices)
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(
-        serving.serve,
-        serving.demo,
-        serving.run,
-        reads.pools,
-        reads.status,
-        changes.start,
-        changes.stop,
-        changes.evict,
-        changes.restart,
-    ),
+    *(serving.serve, serving.demo, reads.pools, reads.status, changes.start, changes.stop, changes.evict, changes.restart),
     *(
         changes.preload,
         reloading.reload,
@@ -105,7 +95,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         explain.explain,
         preflight.preflight,
     ),
-    *(gateway.gateway, chat.chat, requests.requests, requests.cancel, serving.version),
+    *(serving.run, gateway.gateway, chat.chat, requests.requests, requests.cancel, serving.version),
 )
 for _command in _COMMANDS:
     app.command()(_command)

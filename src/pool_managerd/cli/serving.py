@@ -105,9 +105,10 @@ def run(
     ref: RunRef, message: RunMessage = None, ctx: RunCtx = None, slots: RunSlots = 1, devices: RunDevices = None,
     pool_id: RunId = None, bind: RunBind = None, dry_run: RunDry = False, config: ConfigFile = None,
 ) -> None:  # fmt: skip
-    """Run one model until Ctrl-C: fetched if need be, on the GPUs that it fits, with the context that it fits with.
+    """Run one model until Ctrl-C, with nothing to configure.
 
-    Says first what is fetched, what it needs and what was chosen. It is a node of its own, beside a daemon that may run; of a
+    It is fetched if need be, and runs on the GPUs and with the context that it fits. What is fetched, what it needs and what was
+    chosen is said first. It is a node of its own, beside a daemon that may run; of a
     configuration file it takes all but the pools. What a Ctrl-C has left of a download is gone on with the next time.
     """
     from pool_managerd.cli.running import Wishes, run_model

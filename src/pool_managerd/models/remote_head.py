@@ -17,7 +17,7 @@ from pool_managerd.models.web import AgainError, Web
 _T = TypeVar("_T")
 LARGE_STEPS = (2_000_000, 8_000_000, 16_000_000)
 """So far a header is read, each time that it turns out to be longer: the vocabulary in it takes megabytes."""
-SMALL_STEPS = (64_000, *LARGE_STEPS)
+SMALL_STEPS = (64_000, 256_000, 1_000_000, *LARGE_STEPS)
 """Of files whose headers have nothing but tensors."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _MAX_ETAG_CHARS = 1_024

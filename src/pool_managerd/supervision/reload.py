@@ -23,7 +23,7 @@ from pool_managerd.core.narration import count, duration, size
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.blue_green import BlueGreen
-from pool_managerd.supervision.foresight import foreseen_of
+from pool_managerd.supervision.foresight import foreseen_of, require_possible
 from pool_managerd.supervision.operations import Operation, carried_through
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -223,6 +223,7 @@ class Reloads:
         config, pool = reload.target.new.config, reload.pool
         if config is not None:
             telling = partial(_tell_of_model, reload.operation)
+            await require_possible(reload.target.in_its_place(), self._s)
             model = await self._s.models.ensure_present(config.model, config.checksums, progress=telling)
             reload.operation.progress = None
             found = await self._s.engines.obstacles(config, model.local_path)
