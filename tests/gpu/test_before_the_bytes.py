@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,10 @@ def test_preflight_and_explain_say_what_a_start_would_refuse_before_anything_is_
     why = "says 512 at most"
     assert why in str(node.post("/v1/preflight")[1])
     assert why in str(node.get("/v1/pools/long/explain")[1]["blockers"])
+    more = json.dumps(vllm(open_dir, "more", ctx=8192, preload=False))
+    text = node.config.read_text().replace("pools: [", f"pools: [{more}, ")
+    planned = node.post("/v1/apply?dry_run=true", {"text": text})[1]
+    assert [(row["action"], why in str(row["problem"])) for row in planned["pools"]] == [("add", True)], planned
     node.post("/v1/pools/long/start")
     node.until_refused("long", why)
     assert [one.path for one in repository_hub.hub.asked if "/resolve/" in one.path] == []

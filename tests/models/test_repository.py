@@ -17,7 +17,7 @@ from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.models.hub import HubFile, HubListing
 from pool_managerd.models.refs import parse_ref
-from pool_managerd.models.repository import needed_files
+from pool_managerd.models.repository import check_code, needed_files
 from pool_managerd.models.safetensors_header import read_safetensors_shape
 from pool_managerd.models.shelf import Shelf
 from tests.models.fetching import LOOPBACK, fetching
@@ -152,6 +152,26 @@ async def test_code_and_pickles_come_only_where_the_policy_says_so(hub: Hub, tmp
         assert "policy.allow_pickle: true" in (error.hint or "")
     async with fetching(tmp_path / "d", hub.url, policy={"allow_pickle": True}) as f:
         assert [Path(path).name for path in (await f.models.ensure_present(REF)).weights] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["tok.Slow", null]}}'),
+        ("config.json", b'{"text_config": {"auto_map": "evil"}}'), ("config.json", b'{"auto_map": [1]}'),
+        ("config.json", b'{"auto_map": {"A": "evil.B"}, "auto_map": null}'),
+        ("config.json", b"[" * 100_000), ("config.json", b'{"pad": "' + b" " * (5 << 20) + b'"}'),
+    ],
+)  # fmt: skip
+def test_code_is_found_wherever_it_is_named(name: str, content: bytes) -> None:
+    with pytest.raises(SpecError, match="auto_map"):
+        check_code(parse_ref(REF), name, content, PolicyConfig())
+    check_code(parse_ref(REF), name, content, PolicyConfig(allow_remote_code=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b'{"auto_map": {}}', b'{"a": 1}'])
+def test_settings_that_name_no_code_are_left_to_the_engine(content: bytes) -> None:
+    check_code(parse_ref(REF), "config.json", content, PolicyConfig())
 
 
 async def foreseen_error(f: Any, ref: str) -> PoolError:

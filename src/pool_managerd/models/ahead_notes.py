@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -109,7 +110,9 @@ class AheadNotes:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(exist_ok=True)
-            (folder / "config.json").write_text(ahead.config, "utf-8")
+            draft = folder / f".{os.getpid()}.{threading.get_ident()}.new"
+            draft.write_text(ahead.config, "utf-8")
+            draft.replace(folder / "config.json")
         except OSError:
             return None
         return folder

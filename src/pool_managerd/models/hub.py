@@ -68,8 +68,8 @@ def _file(told: Any) -> HubFile | None:
     parts = path.split("/")
     if (
         len(path) > 1024
-        or len(max(map(str.encode, parts), key=len)) > 255
         or not path.isprintable()
+        or max(len(part.encode()) for part in parts) > 255
         or "\\" in path
         or any(part in ("", ".", "..") for part in parts)
     ):

@@ -15,7 +15,7 @@ from pool_managerd.models.fetch_rules import shown
 from pool_managerd.models.gguf import refused
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.remote_head import LARGE_STEPS, SMALL_STEPS, Head, read_head
-from pool_managerd.models.repository import CONFIG, MAX_CONFIG_BYTES, WITH_CODE, check_code
+from pool_managerd.models.repository import CONFIG, MAX_CONFIG_BYTES, check_code, may_name_code
 from pool_managerd.models.web import Web
 
 AT_ONCE = 4
@@ -79,7 +79,7 @@ class ShapeReading:
         from pool_managerd.models.safetensors_header import shape_of_headers, tensors_in
 
         for file in beside:
-            if file.name in WITH_CODE and (content := await self._read(file, _whole, (MAX_CONFIG_BYTES,))) is not None:
+            if may_name_code(file.name) and (content := await self._read(file, _whole, (MAX_CONFIG_BYTES,))) is not None:
                 check_code(self._remote.ref, file.name, content, self._web.policy)
                 self._config = content if file.name == CONFIG else self._config
         if not weights[0].name.endswith(".safetensors") or not self._config:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pool_managerd.config import PolicyConfig
@@ -19,8 +20,6 @@ MAX_BESIDE_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-WITH_CODE = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
-"""Files that can name code of the repository which is run when the model is loaded."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.(?:safetensors|bin)")
 _BESIDE = re.compile(r".+\.(?:json|jinja|model|tiktoken|txt|vocab|bpe)", re.IGNORECASE)
@@ -60,28 +59,38 @@ def needed_files(model: ModelRef, listing: HubListing, policy: PolicyConfig) -> 
 
 def check_code(model: ModelRef, name: str, content: bytes, policy: PolicyConfig) -> None:
     """Whether a file of settings names code that would be run. Raises SpecError."""
-    if name not in WITH_CODE or policy.allow_remote_code:
+    if not may_name_code(name) or policy.allow_remote_code:
         return
-    try:
-        told = json.loads(content[:MAX_CONFIG_BYTES])
-    except (ValueError, RecursionError):
-        told = None
-    named = told.get("auto_map") if isinstance(told, dict) else None
-    if named:
-        what = ", ".join(_modules(named)) or "code"
+    modules: set[str] = set()
+    if len(content) > MAX_CONFIG_BYTES:
+        modules = {"nobody knows what"}
+    else:
+        try:
+            json.loads(content, object_pairs_hook=partial(_collect, modules))
+        except ValueError:  # what cannot be read names nothing
+            pass
+        except RecursionError:
+            modules.add("nobody knows what")
+    if modules:
         raise denied(
-            model.id, f"its {name} has {what} run when the model is loaded (auto_map)",
+            model.id, f"its {name} has {', '.join(sorted(modules)[:5])} run when the model is loaded (auto_map)",
             "use a repository without code of its own, or read that code and set policy.allow_remote_code: true",
         )  # fmt: skip
 
 
-def _modules(named: Any) -> Iterable[str]:
-    texts = (text for value in (named.values() if isinstance(named, dict) else ()) for text in _texts(value))
-    return sorted({f"{text.rpartition('--')[2].partition('.')[0][:80]}.py" for text in texts})[:5]
+def may_name_code(name: str) -> bool:
+    """Whether a file can name code of the repository which is run when the model is loaded."""
+    return name.endswith("config.json")
 
 
-def _texts(value: Any) -> Iterable[str]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+def _collect(modules: set[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of each object, wherever it is: what its ``auto_map`` names."""
+    for key, value in pairs:
+        if key == "auto_map" and value:
+            classes = value.values() if isinstance(value, dict) else [value]
+            texts = [text for one in classes for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+            modules |= {f"{text.rpartition('--')[2].partition('.')[0][:80]}.py" for text in texts} or {"code"}
+    return dict(pairs)
 
 
 def _is_beside(path: str, policy: PolicyConfig) -> bool:
