@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pool_managerd.config import PolicyConfig
+from pool_managerd.config import PolicyConfig, PoolConfig
 from pool_managerd.errors import PoolError, SpecError
 from pool_managerd.models.hub import HubFile, HubListing
 from pool_managerd.models.refs import parse_ref
@@ -237,3 +237,10 @@ async def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Pat
     async with fetching(tmp_path, hub.url) as f:
         await f.models.ensure_present(REF)
     assert sorted(fetched(hub)) == sorted([*WEIGHTS, *BESIDE])
+
+
+def test_digests_by_the_names_of_files_are_those_in_the_order_of_the_names() -> None:
+    digests = {"b.safetensors": "sha256:" + "b" * 64, "a.safetensors": "sha256:" + "a" * 64}
+    how = {"model": {"checksum": digests}}
+    pool = PoolConfig.model_validate({"id": "a", "engine": "vllm", "model": REF, "provisioning": how})
+    assert pool.checksums == (digests["a.safetensors"], digests["b.safetensors"])

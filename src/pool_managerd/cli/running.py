@@ -35,7 +35,7 @@ from pool_managerd.telemetry.logs import LogOptions, configure_logging
 from pool_managerd.wiring import preflight
 
 if TYPE_CHECKING:
-    from pool_managerd.supervision.prospects import Proposal
+    from pool_managerd.wiring.model_calls import Proposal
 
 _REMOTE = re.compile(r"(hf|https?)(?=:)", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")

@@ -9,6 +9,8 @@ from pool_managerd.supervision.model_cache import ModelCacheWork
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.prospects import Proposal
 
+__all__ = ["ModelCalls", "Proposal"]
+
 
 class ModelCalls:
     """Mixed into ``PoolManager``, whose parts these are."""
