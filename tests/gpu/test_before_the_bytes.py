@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gpu.conftest import MakeNode
-from tests.gpu.nodes import GIB, cards, scripted
+from tests.gpu.nodes import GIB, cards, run_cli, scripted
 from tests.models.hub_beside import HubBeside
 from tests.models.made_models import Maker
 from tests.models.test_repository import BESIDE, WEIGHTS, repository
@@ -129,3 +129,16 @@ def test_a_repository_is_fetched_as_a_folder_for_vllm(make_node: MakeNode, open_
     told = node.command("models", "pull", "hf:org/repo@other", "--dry-run")
     assert told.returncode == 4 and "evil.py" in told.stderr and "policy.allow_remote_code" in told.stderr, told
     assert len(hub.asked) == asked + 1, "the list of files"
+
+
+@pytest.mark.slow
+def test_run_chooses_the_context_and_the_gpus_that_fit(make_node: MakeNode, hub: HubBeside) -> None:
+    node = make_node(cards(24, 24), pools=[], more=POLICY)  # its configuration alone: no daemon is needed
+    told = run_cli("run", f"{hub.hub.url}/m.gguf", "--dry-run", "--config", str(node.config), folder=node.folder)
+    assert told.returncode == 0 and "40 GiB to fetch" in told.stderr, told
+    assert "It fits with 32768 tokens of context for one slot: " in told.stderr and "on GPU 1" in told.stderr
+    assert "divided" in told.stderr and "ctx: 32768, slots: 1, tensor_split: auto}]" in told.stderr
+    node.become(cards(24))
+    told = run_cli("run", f"{hub.hub.url}/m.gguf", "--dry-run", "--config", str(node.config), folder=node.folder)
+    assert told.returncode == 1 and "has 23.6 GiB when it is empty" in told.stderr, told
+    assert hub.hub.asked == []

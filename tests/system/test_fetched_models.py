@@ -211,4 +211,6 @@ def test_who_asks_for_a_model_that_is_not_here_gets_it_and_a_reload_fetches_befo
     assert node.status("smol")["ready"] and node.status("smol")["model_id"] == REF
     code, answer = node.post("/v1/pools/smol/reload?wait=true", {"new_model_ref": "hf:org/smol:Q4_1"})
     assert code == 200 and answer["outcome"]["model_id"] == "hf:org/smol:Q4_1", answer
-    assert len([start for start in hub.starts() if start == 0]) == 1, "two names of one file are one download, and what is no model is none"
+    assert len([start for start in hub.starts() if start == 0]) == 1, (
+        "two names of one file are one download, and what is no model is none"
+    )
