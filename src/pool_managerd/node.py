@@ -69,7 +69,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls, ModelCalls):
         self.applied = Applied(self._a.services.records, self._a.clock.wall_ms)
         self._benches = Benches(self._pools, self._a.services)
         self._purges = Purges(self._pools, self._a.services, lambda: self.config)
-        self._models = ModelCacheWork(self._pools, self._a.services, self._a.shelf)
+        self._models = ModelCacheWork(self._pools, self._a.services, self._a.shelf, config.gpu.overhead_mib << 20)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._demand = Demand(
             self._pools, self._a.services, self._leases, self._reloads.times, lambda: self.config, self._a.new_id

@@ -28,16 +28,25 @@ class Asked:
 @dataclass
 class Hub:
     """``files`` are served under ``/ORG/REPO/resolve/COMMIT/PATH`` and ``/PATH``; ``script`` answers the first requests for
-    content instead, one each (None: as usual).
+    content instead, one each (None: as usual). ``in_git`` are small files, of which the hub says no sha256.
+
+    Requests for a beginning (``bytes=0-999``) are counted in ``heads``, and answered by ``head_script``. ``served`` counts the
+    bytes of their answers, ``connections`` the clients' ports.
     """
 
     repository: str = "org/repo"
     files: dict[str, bytes] = field(default_factory=dict)
     script: list[Answer | None] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    head_script: list[Answer | None] = field(default_factory=list)
+    always_head: Answer | None = None
+    heads: list[Asked] = field(default_factory=list)
+    served: int = 0
+    connections: set[int] = field(default_factory=set)
     etag: str = '"1"'
     token: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    in_git: set[str] = field(default_factory=set)
     url: str = ""
     _runner: web.AppRunner | None = None
 
@@ -66,28 +75,47 @@ class Hub:
             return refused
         if f"{request.match_info['org']}/{request.match_info['repo']}" != self.repository:
             return web.Response(status=404)
-        siblings = [
-            {
-                "rfilename": path,
-                "size": len(body),
-                "lfs": {"sha256": self.digests.get(path, hashlib.sha256(body).hexdigest()), "size": len(body)},
-            }
-            for path, body in self.files.items()
-        ]
-        return web.json_response({"sha": COMMIT, "siblings": siblings})
+        return web.json_response({"sha": COMMIT, "siblings": [self._told(*file) for file in self.files.items()]})
 
-    def _note(self, request: web.Request) -> web.Response | None:
+    def _told(self, path: str, body: bytes) -> dict[str, object]:
+        if path in self.in_git:
+            blob = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+            return {"rfilename": path, "size": len(body), "blobId": self.digests.get(path, blob)}
+        large = {"sha256": self.digests.get(path, hashlib.sha256(body).hexdigest()), "size": len(body)}
+        return {"rfilename": path, "size": len(body), "blobId": "0" * 40, "lfs": large}
+
+    def _note(self, request: web.Request, among: list[Asked] | None = None) -> web.Response | None:
         headers = request.headers
         given = headers.get("Authorization")
-        self.asked.append(Asked(request.path, headers.get("Range"), headers.get("If-Range"), given))
+        if request.transport is not None:
+            self.connections.add(request.transport.get_extra_info("peername")[1])
+        (self.asked if among is None else among).append(Asked(request.path, headers.get("Range"), headers.get("If-Range"), given))
         return web.Response(status=401) if self.token is not None and given != f"Bearer {self.token}" else None
 
     async def _content(self, request: web.Request) -> web.StreamResponse:
+        if first_and_last(request) is not None:
+            return await self._head(request)
         refused = self._note(request)
         if refused is not None:
             return refused
         scripted = self.script.pop(0) if self.script else None
         return await (scripted or self.usual)(request)
+
+    async def _head(self, request: web.Request) -> web.StreamResponse:
+        refused = self._note(request, self.heads)
+        if refused is not None:
+            return refused
+        scripted = self.head_script.pop(0) if self.head_script else None
+        return await (scripted or self.always_head or self.usual_head)(request)
+
+    async def usual_head(self, request: web.Request) -> web.StreamResponse:
+        body, asked = self.content(request.match_info["path"]), first_and_last(request)
+        if body is None or asked is None:
+            return web.Response(status=404)
+        part = body[asked[0] : asked[1] + 1]
+        self.served += len(part)
+        told = f"bytes {asked[0]}-{asked[0] + len(part) - 1}/{len(body)}"
+        return web.Response(status=206, body=part, headers={"ETag": self.etag, "Content-Range": told})
 
     async def usual(self, request: web.Request) -> web.StreamResponse:
         """As a web server does: ranges, and an ETag that makes them void when it has changed."""
@@ -146,6 +174,12 @@ class Hub:
 def first_byte(request: web.Request) -> int:
     found = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
     return int(found[1]) if found else 0
+
+
+def first_and_last(request: web.Request) -> tuple[int, int] | None:
+    """Of a range that has an end."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def status(code: int, **headers: str) -> Answer:

@@ -142,11 +142,6 @@ async def test_policy_denies_the_network_and_without_a_fetcher_nothing_is_fetche
     assert f"models pull {ref}" in (absent.hint or "")
 
 
-async def test_a_whole_repository_is_refused_before_anybody_is_asked(folder: Path) -> None:
-    error = await refusal(folder, "hf:org/repo", allow_schemes=("hf",), allow_network=True)
-    assert isinstance(error, SpecError) and "hf:org/repo:Q4_K_M" in (error.hint or "")
-
-
 async def test_what_this_version_cannot_fetch_is_said(folder: Path) -> None:
     ref = "sha256:" + "0" * 64
     unsupported = await refusal(folder, ref, allow_network=True)

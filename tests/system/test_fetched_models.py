@@ -196,6 +196,10 @@ def test_who_asks_for_a_model_that_is_not_here_gets_it_and_a_reload_fetches_befo
 ) -> None:
     node.config.write_text(node.config.read_text().replace('"preload": true', '"preload": false'))
     node.start()
+    told = node.get("/v1/pools/smol/explain")[1]
+    assert "its model is fetched first: 93.8 MiB; it is llama, Q4_1, trained for 8192 tokens" in str(told["steps"]), told
+    assert "memory" in [step["kind"] for step in told["steps"]] and not told["blockers"]
+    assert hub.starts() == [] and 0 < hub.hub.served <= 2_000_000, "no more than its header"
     code, plan = node.post("/v1/acquire?dry_run=true", {"model": "smol"})
     assert code == 200, plan
     code, lease = node.post("/v1/acquire", {"model": "smol", "wait_ms": 60_000})
@@ -207,4 +211,6 @@ def test_who_asks_for_a_model_that_is_not_here_gets_it_and_a_reload_fetches_befo
     assert node.status("smol")["ready"] and node.status("smol")["model_id"] == REF
     code, answer = node.post("/v1/pools/smol/reload?wait=true", {"new_model_ref": "hf:org/smol:Q4_1"})
     assert code == 200 and answer["outcome"]["model_id"] == "hf:org/smol:Q4_1", answer
-    assert len([start for start in hub.starts() if start == 0]) == 2, "two names of one file are one download"
+    assert len([start for start in hub.starts() if start == 0]) == 1, (
+        "two names of one file are one download, and what is no model is none"
+    )

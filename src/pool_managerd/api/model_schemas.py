@@ -24,6 +24,17 @@ class CachedModel(Answer):
     pools: list[str] = Field(description="Pools that are configured with it, or run it.")
 
 
+class Fit(Answer):
+    """Where a model would run that is not here yet."""
+
+    pool_id: str | None = Field(description="Null: no pool has it, and this is what it would need by itself.")
+    ctx: int | None
+    slots: int
+    where: str | None = Field(description="On which GPUs, and how much of them; null where it would not run.")
+    needs: list[str] = Field(description="The parts of that.")
+    problem: str | None = Field(description="What is in its way now.")
+
+
 class PullAnswer(Answer):
     """With ``dry_run`` what would be fetched, else the operation, whose outcome is the model's row."""
 
@@ -34,6 +45,11 @@ class PullAnswer(Answer):
     present: bool | None = Field(None, description="Whether it is in the cache already.")
     files: list[str] | None = None
     size_bytes: int | None = Field(None, description="Null where nobody says it beforehand.")
+    architecture: str | None = Field(None, description="By the headers of its files, which are read before it is fetched.")
+    quantization: str | None = None
+    ctx_train: int | None = Field(None, description="Tokens of context that it was trained for.")
+    problem: str | None = Field(None, description="Why no engine could use it.")
+    fits: list[Fit] | None = Field(None, description="Where its pools would run; null where its headers do not tell.")
 
 
 class ModelRemoved(Answer):

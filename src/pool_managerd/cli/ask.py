@@ -28,9 +28,10 @@ class Answer:
 
 
 async def ask(
-    session: aiohttp.ClientSession, url: str, question: str, show: Callable[[str], None], model: str | None = None
-) -> Answer:
-    """Stream one answer at temperature 0, of an engine, or of ``model`` at the gateway's URL.
+    session: aiohttp.ClientSession, url: str, question: str, show: Callable[[str], None], model: str | None = None,
+    *, tokens: int = _MAX_TOKENS, indent: str = "  ",
+) -> Answer:  # fmt: skip
+    """Stream one answer at temperature 0, of an engine, or of ``model`` at the gateway's URL, of so many ``tokens`` at most.
 
     Raises EngineError when it refuses or says nothing.
     """
@@ -38,7 +39,7 @@ async def ask(
         **({} if model is None else {"model": model}),
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
         "temperature": 0,
-        "max_tokens": _MAX_TOKENS,
+        "max_tokens": tokens,
         "stream": True,
     }
     began = time.monotonic()
@@ -54,13 +55,13 @@ async def ask(
             if piece := _piece(chunk):
                 last = time.monotonic()
                 first = first or last
-                show(("  " if not pieces else "") + piece)
+                show((indent if not pieces else "") + piece)
                 pieces.append(piece)
     if not pieces:
         raise EngineError("cannot get an answer: the engine said nothing", hint="pool-managerd logs shows why")
-    tokens = int(timings.get("predicted_n") or len(pieces))
+    received = int(timings.get("predicted_n") or len(pieces))
     measured = (len(pieces) - 1) / (last - first) if last > first else 0.0
-    return Answer("".join(pieces), tokens, (first - began) * 1000, float(timings.get("predicted_per_second") or measured))
+    return Answer("".join(pieces), received, (first - began) * 1000, float(timings.get("predicted_per_second") or measured))
 
 
 def _chunk(line: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import aiohttp
 
@@ -135,7 +135,8 @@ def demo_config(model: Path, folder: Path, engine_user: str | None = None) -> Co
 class Screen:
     """What the demo shows: one line a step, with the time since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
         self._began = time.monotonic()
         self._last = ""
         self._gone = False
@@ -156,13 +157,14 @@ class Screen:
         """Whoever reads may go away (``| head``); the demo still runs to its end and cleans up."""
         if self._gone:
             return
+        stream = self._stream or sys.stdout
         try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            stream.write(text)
+            stream.flush()
         except OutputLostError as lost:
             self._gone = True
             self.lost = None if lost.reader_gone else lost
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for the flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # also for the flush at exit
 
     def failed(self, message: str, hint: str | None) -> None:
         self.step(message, mark="✗")

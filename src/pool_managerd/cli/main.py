@@ -95,7 +95,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         explain.explain,
         preflight.preflight,
     ),
-    *(gateway.gateway, chat.chat, requests.requests, requests.cancel, serving.version),
+    *(serving.run, gateway.gateway, chat.chat, requests.requests, requests.cancel, serving.version),
 )
 for _command in _COMMANDS:
     app.command()(_command)

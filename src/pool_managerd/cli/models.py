@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -36,6 +37,7 @@ def pull(ref: Ref, dry_run: DryRun = False, url: Url = None, config: ConfigFile 
         return show(plan, output, _plan)
     if not plan.get("present"):
         sys.stderr.write(printable(f"fetching {_amount(plan)}: {', '.join(plan.get('files') or ())}") + "\n")
+        sys.stderr.writelines(printable(line) + "\n" for line in _foreseen(plan))
     ended = _ended(node, node.request("POST", "models", "pull", body={"ref": ref}))
     return show(ended["outcome"], output, _fetched)
 
@@ -101,6 +103,20 @@ def _plan(plan: Json) -> None:
     verb = "is there already:" if plan.get("present") else "would be fetched:"
     sys.stdout.write(printable(f"{plan['ref']} {verb} {_amount(plan)}") + "\n")
     sys.stdout.writelines(printable(f"  {name}") + "\n" for name in plan.get("files") or ())
+    sys.stdout.writelines(printable(line) + "\n" for line in _foreseen(plan))
+
+
+def _foreseen(plan: Json) -> Iterator[str]:
+    """What its headers tell, which were read before any of it is fetched."""
+    if plan.get("problem"):
+        yield f"no engine could use it: {plan['problem']}"
+    if plan.get("architecture"):
+        trained = f"trained for {plan['ctx_train']} tokens of context" if plan.get("ctx_train") else None
+        yield ", ".join(filter(None, (plan["architecture"], plan.get("quantization"), trained)))
+    for fit in plan.get("fits") or ():
+        whose = f"pool {fit['pool_id']}" if fit.get("pool_id") else f"with {fit['ctx']} tokens of context"
+        yield f"{whose}: {fit['where'] if fit.get('where') else 'would not run now: ' + str(fit.get('problem'))}"
+        yield from (f"  {part}" for part in fit.get("needs") or ())
 
 
 def _fetched(row: Json) -> None:

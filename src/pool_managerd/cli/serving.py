@@ -38,6 +38,26 @@ Deep = Annotated[bool, typer.Option("--deep", help="Look at models, engines and 
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="FILE.gguf", help="This model instead of the bundled one.", show_default=False)
 ]
+RunRef = Annotated[
+    str, typer.Argument(metavar="REF", help="A file, hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION, hf:ORG/REPO or https://…")
+]
+RunMessage = Annotated[str | None, typer.Option("--message", "-m", help="Ask it this, and end.", show_default=False)]
+RunCtx = Annotated[
+    int | None, typer.Option("--ctx", min=1, help="Tokens of context over all slots; absent: what fits.", show_default=False)
+]
+RunSlots = Annotated[int, typer.Option("--slots", min=1, help="Requests that it serves at the same time.")]
+RunDevices = Annotated[str | None, typer.Option("--devices", help="GPUs it may use, such as 0,1.", show_default=False)]
+RunId = Annotated[str | None, typer.Option("--id", help="Its name; absent: made of REF.", show_default=False)]
+RunBind = Annotated[
+    str | None,
+    typer.Option(
+        "--bind",
+        metavar="HOST:PORT",
+        help="Where it is asked; absent: 127.0.0.1:8088, or any port where that is taken.",
+        show_default=False,
+    ),
+]
+RunDry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it needs; nothing is.")]
 CheckedFile = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="Configuration file: YAML or TOML.", show_default=False)
 ]
@@ -79,6 +99,22 @@ def demo(model: Model = None) -> None:
     from pool_managerd.cli.demo import run_demo
 
     raise typer.Exit(run_demo(model))
+
+
+def run(
+    ref: RunRef, message: RunMessage = None, ctx: RunCtx = None, slots: RunSlots = 1, devices: RunDevices = None,
+    pool_id: RunId = None, bind: RunBind = None, dry_run: RunDry = False, config: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Run one model until Ctrl-C, with nothing to configure.
+
+    It is fetched if need be, and runs on the GPUs and with the context that it fits. What is fetched, what it needs and what was
+    chosen is said first. It is a node of its own, beside a daemon that may run; of a
+    configuration file it takes all but the pools. What a Ctrl-C has left of a download is gone on with the next time.
+    """
+    from pool_managerd.cli.running import Wishes, run_model
+
+    wishes = Wishes(ref, pool_id, ctx, slots, devices, message, bind, dry_run)
+    raise typer.Exit(run_model(wishes, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)))
 
 
 def config_check(file: CheckedFile = None, config: ConfigFile = None, deep: Deep = False, output: Output = Format.TABLE) -> None:

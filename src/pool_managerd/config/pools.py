@@ -88,9 +88,10 @@ class ModelProvisioning(Section):
         description="Downloads are kept in models.cache_dir. Not in force yet.",
         examples=["/var/cache/models"],
     )
-    checksum: Digest | Digests | None = Field(
-        None, description="sha256:… of the file; of a split model a list, one per part.", examples=["sha256:…"]
-    )
+    checksum: Digest | Digests | dict[str, Digest] | None = Field(
+        None, description="sha256:… of the file; of several files a list in the order of their names, or one by each name.",
+        examples=["sha256:…"],
+    )  # fmt: skip
 
 
 class ProvisioningConfig(Section):
@@ -258,6 +259,8 @@ class PoolConfig(Section):
     def checksums(self) -> tuple[str, ...]:
         """What the model's files are to be verified against, one digest per file; empty: it is used unverified."""
         given = self.provisioning.model.checksum if self.provisioning.model is not None else None
+        if isinstance(given, dict):
+            return tuple(given[name] for name in sorted(given))
         return (given,) if isinstance(given, str) else given or ()
 
     @property

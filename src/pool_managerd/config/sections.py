@@ -238,6 +238,12 @@ class PolicyConfig(Section):
         " address. A host that is named here may have any address.",
         examples=[["huggingface.co", "*.hf.co"]],
     )
+    allow_pickle: bool = Field(
+        False, description="Repositories may be fetched whose weights are pickles (*.bin, *.pt): loading one runs what is in it."
+    )
+    allow_remote_code: bool = Field(
+        False, description="Repositories may be fetched that bring code of their own, and engines be told to run it."
+    )
     engine_allowlist: tuple[str, ...] = Field(
         (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything.",
         examples=[["/opt/llama/llama-server"]],

@@ -24,7 +24,8 @@ class ResolvedModel:
 
     ``digest`` is ``sha256:<hex>`` when the content was hashed (of a split model, its parts' with commas between them);
     ``verified`` is true only when all of it matched what was expected. ``size_bytes`` counts all ``files``: those of a
-    split model, ``local_path`` the first of them; empty where it is one file, or a folder.
+    split model, ``local_path`` the first of them; empty where it is one file, or a folder. ``weights`` are those files of a
+    folder that was fetched which hold the model.
     """
 
     id: str
@@ -33,6 +34,12 @@ class ResolvedModel:
     digest: str | None = None
     verified: bool = False
     files: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The files that have a digest each."""
+        return self.files or self.weights or (self.local_path,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
-from pool_managerd.config import Config, PoolConfig
+from pool_managerd.config import Config, PolicyConfig, PoolConfig
 from pool_managerd.core.artifacts import ResolvedModel, Warmup
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
@@ -30,13 +30,14 @@ from pool_managerd.errors import PoolError, SpecError
 @dataclass(frozen=True, slots=True)
 class Host:
     """What adapters may use of the node. ``shape_of`` reads a GGUF model's header, or refuses it (a PoolError); ``has_gpu``
-    tells whether this machine shows a GPU at all.
+    tells whether this machine shows a GPU at all; ``policy`` is the one in force.
     """
 
     config: Config
     probe: ProgramProbe
     shape_of: Callable[[str], ModelShape | None]
     has_gpu: Callable[[], bool]
+    policy: Callable[[], PolicyConfig]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ class EngineProvisioner:
     ) -> None:
         self._config = config
         self._ports = ports
-        self._host = Host(config, ProgramProbe(run), check_model or (lambda path: None), has_gpu)
+        self.policy = config.policy
+        self._host = Host(config, ProgramProbe(run), check_model or (lambda path: None), has_gpu, lambda: self.policy)
         self._adapters: dict[str, Adapter] = {}
         self._sized: dict[str, tuple[PoolConfig, str, str, Recipe]] = {}
 

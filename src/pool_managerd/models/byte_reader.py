@@ -7,6 +7,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from pool_managerd.errors import SpecError
 
@@ -42,15 +43,39 @@ def regular_file(path: str, refuse: Refuse) -> Iterator[int]:
         os.close(fd)
 
 
-class ByteReader:
-    """Takes little-endian values from the start of ``fd``. It never reads past ``limit`` bytes, nor keeps more than a block.
+class Source(Protocol):
+    """Bytes by their place: a file, or what is known of one that lies elsewhere."""
 
-    Raises what ``refuse`` makes of the reason, and OSError. The caller closes ``fd``.
+    @property
+    def size(self) -> int:
+        """Of the whole."""
+        ...
+
+    def read(self, at: int, least: int, most: int) -> bytes:
+        """Up to ``most`` bytes from ``at`` on, and not fewer than ``least`` where the whole has as many."""
+        ...
+
+
+class FileSource:
+    """An open regular file. The caller closes ``fd``."""
+
+    def __init__(self, fd: int) -> None:
+        self.size = os.fstat(fd).st_size
+        self._fd = fd
+
+    def read(self, at: int, least: int, most: int) -> bytes:
+        return os.pread(self._fd, most, at)
+
+
+class ByteReader:
+    """Takes little-endian values from the start of ``source``. It never reads past ``limit`` bytes, nor keeps more than a block.
+
+    Raises what ``refuse`` makes of the reason, and what the source raises.
     """
 
-    def __init__(self, fd: int, limit: int, refuse: Refuse) -> None:
-        self.size = os.fstat(fd).st_size
-        self._fd, self._limit, self._refuse = fd, limit, refuse
+    def __init__(self, source: Source, limit: int, refuse: Refuse) -> None:
+        self.size = source.size
+        self._source, self._limit, self._refuse = source, limit, refuse
         self._block, self._block_at, self._next = b"", 0, 0
 
     @property
@@ -105,7 +130,7 @@ class ByteReader:
         if count > BLOCK_BYTES:
             raise self._refuse(f"a part of its header is longer than {BLOCK_BYTES} bytes")
         at = self.position
-        block = os.pread(self._fd, min(BLOCK_BYTES, self._limit - at), at)
+        block = self._source.read(at, count, min(BLOCK_BYTES, self._limit - at))
         if len(block) < count:
             raise self._refuse("it ends within its header: the download is not complete")
         self._block, self._block_at, self._next = block, at, 0

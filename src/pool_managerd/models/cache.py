@@ -37,12 +37,28 @@ class CachedFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that was fetched: ``ref`` is its id, ``files`` all parts of it, the first one first."""
+    """A model that was fetched: ``ref`` is its id, ``files`` all parts of it, the first one first.
+
+    ``folder`` is what an engine is given where the model is one, below the cache's directory; its first ``weights`` files are
+    the weights.
+    """
 
     ref: str
     source: str
     fetched_at_ms: int
     files: tuple[CachedFile, ...]
+    folder: str = ""
+    weights: int = 0
+
+    @property
+    def path(self) -> str:
+        """What an engine is given: the folder, or the first file. Below the cache's directory."""
+        return self.folder or self.files[0].path
+
+    @property
+    def parts(self) -> tuple[CachedFile, ...]:
+        """Those that hold the model: of a folder its weights."""
+        return self.files[: self.weights] if self.folder else self.files
 
     @property
     def size_bytes(self) -> int:
@@ -55,7 +71,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        return ",".join(f"sha256:{file.sha256}" for file in self.files)
+        return ",".join(f"sha256:{file.sha256}" for file in self.parts)
 
 
 class ModelCache:
@@ -173,10 +189,11 @@ class ModelCache:
             entry = Entry(**told, files=files)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return entry if all(map(_is_below, files)) and files else None
+        paths = [file.path for file in files] + ([entry.folder] if entry.folder else [])
+        return entry if all(map(_is_below, paths)) and files else None
 
 
-def _is_below(file: CachedFile) -> bool:
+def _is_below(path: str) -> bool:
     """Nobody but this daemon writes notes; a path that leads out of the cache would have its file deleted."""
-    parts = Path(file.path).parts
-    return bool(parts) and ".." not in parts and not Path(file.path).is_absolute()
+    parts = Path(path).parts
+    return bool(parts) and ".." not in parts and not Path(path).is_absolute()

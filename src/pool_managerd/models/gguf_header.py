@@ -6,14 +6,13 @@ Files come from anywhere, so every count, length, name and offset is checked bef
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 from pool_managerd.core.memory.tensor_types import GGML_TYPES
-from pool_managerd.models.byte_reader import ByteReader, Refuse
+from pool_managerd.models.byte_reader import ByteReader, FileSource, Refuse, Source
 from pool_managerd.models.gguf import gguf_file, refused, version_in
 
 MAX_HEADER_BYTES = 512 << 20
@@ -73,13 +72,18 @@ def read_gguf_header(path: str) -> GgufHeader:
     Raises SpecError for what is no GGUF model, is damaged, or whose tensors go beyond the end of the file: an
     incomplete download.
     """
-    refuse = partial(refused, path)
     with gguf_file(path) as fd:
-        reader = ByteReader(fd, MAX_HEADER_BYTES, refuse)
-        if reader.size < 24:
-            version_in(path, os.pread(fd, 8, 0))
-        version_in(path, reader.take(8))
-        return _Parser(reader, refuse).header()
+        return parse_gguf_header(path, FileSource(fd))
+
+
+def parse_gguf_header(name: str, source: Source) -> GgufHeader:
+    """The same of ``source``, which errors call ``name``."""
+    refuse = partial(refused, name)
+    reader = ByteReader(source, MAX_HEADER_BYTES, refuse)
+    if reader.size < 24:
+        version_in(name, source.read(0, min(8, reader.size), 8))
+    version_in(name, reader.take(8))
+    return _Parser(reader, refuse).header()
 
 
 class _Parser:

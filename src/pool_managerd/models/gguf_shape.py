@@ -37,7 +37,12 @@ def read_gguf_shape(path: str) -> ModelShape:
     """
     first = read_gguf_header(path)
     headers = [first, *(read_gguf_header(part) for part in other_parts(path, first.values))]
-    return _shape(first.values, headers)
+    return shape_of_headers(headers)
+
+
+def shape_of_headers(headers: Sequence[GgufHeader]) -> ModelShape:
+    """The shape that the headers of all parts of one model tell, those of the first part first."""
+    return _shape(headers[0].values, headers)
 
 
 def _shape(values: Mapping[str, Value], headers: Sequence[GgufHeader]) -> ModelShape:

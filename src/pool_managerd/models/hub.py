@@ -17,16 +17,18 @@ from pool_managerd.models.web import Web
 MAX_LISTING_BYTES = 16 << 20
 MAX_FILES = 20_000
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_BLOB = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """``sha256`` (hex) is known of large files alone: the hub keeps small ones in git."""
+    """``sha256`` (hex) is known of large files alone: the hub keeps small ones in git, where ``blob`` (hex) is their name."""
 
     path: str
     size: int | None
     sha256: str | None
+    blob: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,18 @@ def _file(told: Any) -> HubFile | None:
     """None for a name that would lead out of the repository's folder."""
     path, size, large = str(told["rfilename"]), told.get("size"), told.get("lfs")
     parts = path.split("/")
-    if len(path) > 1024 or not path.isprintable() or "\\" in path or any(part in ("", ".", "..") for part in parts):
+    if (
+        len(path) > 1024
+        or not path.isprintable()
+        or max(len(part.encode()) for part in parts) > 255
+        or "\\" in path
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         return None
     digest = str(large.get("sha256") or "").lower() if isinstance(large, dict) else ""
-    return HubFile(path, size if isinstance(size, int) and size >= 0 else None, digest if _SHA256.fullmatch(digest) else None)
+    sha256, blob = digest if _SHA256.fullmatch(digest) else None, str(told.get("blobId") or "").lower()
+    known = isinstance(size, int) and size >= 0
+    return HubFile(path, size if known else None, sha256, blob if sha256 is None and _BLOB.fullmatch(blob) else None)
 
 
 def _odd(where: URL, why: str) -> NodeError:

@@ -173,7 +173,7 @@ class Part:
             os.fsync(self._fd)
             self._path.rename(final)
             self._note.unlink(missing_ok=True)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
         return self.sha256
 
     def _noted(self) -> Validator | None:
@@ -222,7 +222,7 @@ def _goes_on(before: Validator, wanted: Validator) -> bool:
     return wanted.sha256 is not None or (before.url == wanted.url and bool(before.etag) and before.boot == wanted.boot)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -14,11 +14,13 @@ from pathlib import Path
 from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models.ahead_notes import Ahead
 from pool_managerd.models.cache import Entry, ModelCache
 from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
+from pool_managerd.models.lookahead import Lookahead
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
 
@@ -47,6 +49,14 @@ class ModelProvisioner:
         self._cache, self._fetcher = cache, fetcher
         self._digests = digests or DigestCache()
         self.shapes = Shapes()
+        self.ahead = None if cache is None else Lookahead(cache, fetcher, self.shapes)
+
+    async def close(self) -> None:
+        """What is being fetched or asked stops where it is."""
+        if self.ahead is not None:
+            await self.ahead.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
 
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
@@ -65,7 +75,7 @@ class ModelProvisioner:
         found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
             return found
-        parts, done = found.files or (found.local_path,), 0
+        parts, done = found.parts, 0
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
             done += await asyncio.to_thread(size_of, part)
@@ -84,19 +94,42 @@ class ModelProvisioner:
         if model.scheme not in FETCHED or self._fetcher is None or self._cache is None:
             return
         check_scheme(self.policy, model)
-        expected, entry = _expected(expected_digest), await asyncio.to_thread(self._cache.find, model.id)
-        if entry is not None and (not expected or entry.digest == ",".join(expected)):
+        expected = _expected(expected_digest)
+        if await asyncio.to_thread(_has, self._cache, model, expected):
             return
         check_network(self.policy, model)
         entry = await self._fetcher.fetch(model, expected, progress or _nobody)
+        if self.ahead is not None:
+            await asyncio.to_thread(self.ahead.forget, model.id)
         if not entry.verified:
             await asyncio.to_thread(self._keep_usable, self._cache, entry)
+
+    async def foresee(self, ref: str, digests: Sequence[str] = (), *, fresh: bool = False) -> Ahead | None:
+        """What is known of a model that would be fetched, by the headers of its files; no other byte of it is.
+
+        ``fresh``: whether it has changed is asked, else what was read once counts. None of a model that is here, or that is never
+        fetched. Raises PoolError: what it is not, what the policy denies, a hub that does not answer.
+        """
+        model = parse_ref(ref)
+        if model.scheme not in FETCHED or self._fetcher is None or self._cache is None or self.ahead is None:
+            return None
+        check_scheme(self.policy, model)
+        expected = _expected(digests)
+        if await asyncio.to_thread(_has, self._cache, model, expected):
+            return None
+        check_network(self.policy, model)
+        return await self.ahead.look(model, expected, fresh=fresh)
+
+    def expected(self, ref: str) -> ResolvedModel | None:
+        """The model of ``ref`` as it will be when it is fetched, where that is known; its files are not here. Blocks."""
+        model = parse_ref(ref)
+        return None if self.ahead is None or model.scheme not in FETCHED else self.ahead.expected(model)
 
     def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
         """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
         try:
             for file in entry.files:
-                _check_usable(cache.root / file.path, entry.ref)
+                _check_usable(cache.root / file.path, entry.ref, self.policy)
         except SpecError:
             cache.remove(entry.ref)
             raise
@@ -121,8 +154,8 @@ class ModelProvisioner:
     def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
         """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
         found = self.locate(ref)
-        path, parts = Path(found.local_path), max(1, len(found.files))
-        if digests and path.is_dir():
+        path, parts = Path(found.local_path), len(found.parts)
+        if digests and path.is_dir() and not found.weights:
             raise SpecError(
                 f"cannot verify {path}: a digest belongs to a file and this is a directory",
                 hint="name the file inside it in `model`, or remove the checksum",
@@ -141,11 +174,11 @@ class ModelProvisioner:
         if model.scheme != "file":
             return self._in_cache(model)
         path = self.path_of(model)
-        size = _check_usable(path, model.id)
+        size = _check_usable(path, model.id, self.policy)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
         if len(parts) < 2:
             return ResolvedModel(model.id, str(path), size)
-        size += sum(_check_usable(Path(part), model.id) for part in parts[1:])
+        size += sum(_check_usable(Path(part), model.id, self.policy) for part in parts[1:])
         return ResolvedModel(model.id, str(path), size, files=parts)
 
     def _in_cache(self, model: ModelRef) -> ResolvedModel:
@@ -157,20 +190,18 @@ class ModelProvisioner:
         entry = None if self._cache is None else self._cache.find(model.id)
         if entry is None or self._cache is None:
             check_network(self.policy, model)
-            if model.scheme == "hf" and not (model.file or model.quantisation):
-                raise SpecError(
-                    f"cannot fetch {model.id}: this version fetches one model, not a whole repository",
-                    hint=f"name a file ({model.id}/FILE.gguf) or a quantisation ({model.id}:Q4_K_M)",
-                )
             raise NodeError(
                 f"cannot use {model.id} yet: it was not fetched", code=NOT_FETCHED,
                 hint=f"a start fetches it, and so does: pool-managerd models pull {model.id}",
             )  # fmt: skip
         paths = [self._cache.root / file.path for file in entry.files]
         for path in paths:
-            _check_usable(path, model.id)
-        files = tuple(map(str, paths)) if len(paths) > 1 else ()
-        return ResolvedModel(model.id, str(paths[0]), entry.size_bytes, entry.digest, entry.verified, files)
+            _check_usable(path, model.id, self.policy)
+        files = tuple(map(str, paths)) if len(paths) > 1 and not entry.folder else ()
+        weights = tuple(map(str, paths[: entry.weights])) if entry.folder else ()
+        return ResolvedModel(
+            model.id, str(self._cache.root / entry.path), entry.size_bytes, entry.digest, entry.verified, files, weights
+        )
 
     async def ensure_present_str(self, ref: str) -> ResolvedModel:
         """``ensure_present`` without a digest, under the name of the specification (ORCH-3700)."""
@@ -199,6 +230,12 @@ class ModelProvisioner:
 
 def _nobody(_done: int, _total: int) -> None:
     """Nobody wants to know how far it is."""
+
+
+def _has(cache: ModelCache, model: ModelRef, digests: Sequence[str]) -> bool:
+    """Whether it was fetched, and is what it has to be."""
+    entry = cache.find(model.id)
+    return entry is not None and (not digests or entry.digest == ",".join(digests))
 
 
 def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -237,7 +274,7 @@ def size_of(path: str) -> int:
         return 0
 
 
-def _check_usable(path: Path, ref: str) -> int:
+def _check_usable(path: Path, ref: str, policy: PolicyConfig) -> int:
     """Size of the model in bytes (0 for a directory). Blocks; run in a thread. Raises SpecError with the reason."""
     try:
         info = path.stat()
@@ -254,9 +291,10 @@ def _check_usable(path: Path, ref: str) -> int:
     if info.st_size == 0:
         raise _unusable(path, "the file is empty", "fetch the model again")
     head = head_of(str(path))
-    if head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS)):
+    pickled = head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS))
+    if pickled and not policy.allow_pickle:
         reason = f"{path.suffix or 'such'} files are pickles, which run code of their author's choice when loaded"
-        raise _unusable(path, reason, "use the GGUF or safetensors form of the model")
+        raise _unusable(path, reason, "use the GGUF or safetensors form of the model, or policy.allow_pickle: true")
     if head[:4] == MAGIC or path.suffix.lower() == ".gguf":
         check_gguf(str(path))
     return info.st_size

@@ -15,6 +15,7 @@ from pool_managerd.models.gguf_parts import MAX_PARTS
 from pool_managerd.models.hub import HubFile, HubListing, list_repository
 from pool_managerd.models.refs import ModelRef
 from pool_managerd.models.registry import Artifact, find_artifact, gguf_layers
+from pool_managerd.models.repository import needed_files
 from pool_managerd.models.web import HubAccess, Web
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
@@ -24,25 +25,32 @@ _SHOWN = 20
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """One file at ``url``. ``name`` is its path below the folder of its model; ``size`` and ``sha256`` (hex) are None where they
-    are not said beforehand. A file whose ``sha256`` is known is checked against it before anybody sees it.
+    are not said beforehand. A file whose ``sha256`` is known is checked against it before anybody sees it; a small one against
+    ``blob``, its name in git.
     """
 
     url: URL
     name: str
     size: int | None = None
     sha256: str | None = None
+    blob: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
     """The files of a model, those of a split one in their order. ``folder`` is where they lie in the cache; ``source`` says what
-    they are a version of: the hub's commit.
+    they are a version of: the hub's commit. Of one that is a folder the first ``weights`` files are its weights.
     """
 
     ref: ModelRef
     folder: str
     files: tuple[RemoteFile, ...]
     source: str = ""
+    weights: int = 0
+
+    @property
+    def is_folder(self) -> bool:
+        return self.weights > 0
 
     @property
     def size_bytes(self) -> int | None:
@@ -55,7 +63,8 @@ async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel
     """What ``model`` stands for now; ``digests`` (``sha256:<hex>``) are what its files must be. Raises PoolError, AgainError."""
     if model.scheme == "hf":
         listing = await list_repository(model, web)
-        found = _in_repository(model, listing, web.hub)
+        whole = not (model.file or model.quantisation)
+        found = _repository(model, listing, web) if whole else _in_repository(model, listing, web.hub)
     elif model.scheme == "oci":
         found = _in_registry(model, await find_artifact(model, web))
     elif model.scheme == "s3":
@@ -64,10 +73,14 @@ async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel
         found = _at_address(model)
     if not digests:
         return found
-    if len(digests) != len(found.files):
-        have = f"{len(found.files)} files, and provisioning.model.checksum has {len(digests)} digests"
+    count = found.weights or len(found.files)
+    if len(digests) != count:
+        have = (
+            f"{count} files{' of weights' if found.is_folder else ''}, and provisioning.model.checksum has {len(digests)} digests"
+        )
         raise SpecError(f"cannot verify {model.id}: it has {have}", hint="list one per file, in their order")
-    return replace(found, files=tuple(_with_digest(file, digest) for file, digest in zip(found.files, digests, strict=True)))
+    checked = tuple(_with_digest(file, digest) for file, digest in zip(found.files, digests, strict=False))
+    return replace(found, files=(*checked, *found.files[count:]))
 
 
 def _with_digest(file: RemoteFile, digest: str) -> RemoteFile:
@@ -128,9 +141,21 @@ def _plain(name: str) -> str:
 
 def _in_repository(model: ModelRef, listing: HubListing, hub: HubAccess) -> RemoteModel:
     chosen = _by_file(model, listing) if model.file else _by_quantisation(model, listing)
+    return RemoteModel(model, f"hf/{model.location}/{listing.commit}", _on_hub(model, listing, chosen, hub), listing.commit)
+
+
+def _repository(model: ModelRef, listing: HubListing, web: Web) -> RemoteModel:
+    """All that an engine needs of it, as a folder of its own beside files that were fetched alone."""
+    weights, beside = needed_files(model, listing, web.policy)
+    files = _on_hub(model, listing, [*weights, *beside], web.hub)
+    return RemoteModel(model, f"hf/{model.location}/{listing.commit}-all", files, listing.commit, len(weights))
+
+
+def _on_hub(model: ModelRef, listing: HubListing, chosen: Sequence[HubFile], hub: HubAccess) -> tuple[RemoteFile, ...]:
     base = hub.endpoint / model.location / "resolve" / listing.commit
-    files = tuple(RemoteFile(base.joinpath(*file.path.split("/")), file.path, file.size, file.sha256) for file in chosen)
-    return RemoteModel(model, f"hf/{model.location}/{listing.commit}", files, listing.commit)
+    return tuple(
+        RemoteFile(base.joinpath(*file.path.split("/")), file.path, file.size, file.sha256, file.blob) for file in chosen
+    )
 
 
 def _by_file(model: ModelRef, listing: HubListing) -> list[HubFile]:
@@ -145,8 +170,6 @@ def _by_file(model: ModelRef, listing: HubListing) -> list[HubFile]:
 
 def _by_quantisation(model: ModelRef, listing: HubListing) -> list[HubFile]:
     """The one model whose file is named so: all parts of it."""
-    if not model.quantisation:
-        raise _not_there(model, "this version fetches one model, not a whole repository", listing)
     named = re.compile(rf"(?:^|[-._/]){re.escape(model.quantisation)}(?:[-._/]|$)", re.IGNORECASE)
     models = _models_in(listing)
     matches = [stem for stem in models if named.search(stem)]

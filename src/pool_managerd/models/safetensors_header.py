@@ -8,7 +8,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import Any
 
 from pool_managerd.core.memory.model_shape import ModelShape, SlidingWindow
 from pool_managerd.errors import SpecError
-from pool_managerd.models.byte_reader import regular_file
+from pool_managerd.models.byte_reader import FileSource, Source, regular_file
 from pool_managerd.models.gguf import head_of
 
 MAX_HEADER_BYTES = 16 << 20
@@ -63,13 +63,22 @@ def is_safetensors(path: str) -> bool:
 def _read(path: Path) -> ModelShape:
     folder = path if path.is_dir() else path.parent
     files = _files(folder) if path.is_dir() else [path]
+    return _shape(_config(folder), _together((str(file), _header(str(file))) for file in files), len(files))
+
+
+def shape_of_headers(config: bytes, headers: Sequence[tuple[str, Iterable[tuple[str, str, int]]]]) -> ModelShape:
+    """The shape by what config.json holds, and each file's name and tensors. Raises SpecError."""
+    return _shape(_of_text(_parse(CONFIG, config)), _together(headers), len(headers))
+
+
+def _together(headers: Iterable[tuple[str, Iterable[tuple[str, str, int]]]]) -> dict[str, tuple[str, int]]:
     tensors: dict[str, tuple[str, int]] = {}
-    for file in files:
-        for name, dtype, size_bytes in _header(str(file)):
+    for file, found in headers:
+        for name, dtype, size_bytes in found:
             if name in tensors:
-                raise _refused(str(file), f"the tensor {name[:80]!r} is in another file as well")
+                raise _refused(file, f"the tensor {name[:80]!r} is in another file as well")
             tensors[name] = (dtype, size_bytes)
-    return _shape(_config(folder), tensors, len(files))
+    return tensors
 
 
 def _files(folder: Path) -> list[Path]:
@@ -97,14 +106,19 @@ def _files(folder: Path) -> list[Path]:
 def _header(path: str) -> Iterable[tuple[str, str, int]]:
     """Name, type and size in bytes of each tensor of one file, checked against the file's own size."""
     with regular_file(path, partial(_refused, path)) as fd:
-        size = os.fstat(fd).st_size
-        head = os.pread(fd, 8, 0)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            raise _refused(path, f"its header would be {length} bytes long; it is no such file, or not filled yet")
-        if 8 + length > size:
-            raise _refused(path, "it ends within its header: the download is not complete")
-        header = _parse(path, os.pread(fd, length, 8))
+        return tensors_in(path, FileSource(fd))
+
+
+def tensors_in(path: str, source: Source) -> Iterable[tuple[str, str, int]]:
+    """The same of ``source``, which errors call ``path``."""
+    size = source.size
+    head = source.read(0, min(8, size), 8)[:8]
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise _refused(path, f"its header would be {length} bytes long; it is no such file, or not filled yet")
+    if 8 + length > size:
+        raise _refused(path, "it ends within its header: the download is not complete")
+    header = _parse(path, source.read(8, length, length))
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise _refused(path, f"it has {len(header)} tensors, more than {MAX_TENSORS}")
@@ -147,7 +161,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         return {}
-    config = _object(str(path), MAX_CONFIG_BYTES)
+    return _of_text(_object(str(path), MAX_CONFIG_BYTES))
+
+
+def _of_text(config: dict[str, Any]) -> Mapping[str, Any]:
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config
 

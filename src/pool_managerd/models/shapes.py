@@ -17,9 +17,19 @@ class Shapes:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], ModelShape | None] = {}
+        self._expected: dict[str, ModelShape] = {}
+
+    def expect(self, path: str, shape: ModelShape) -> None:
+        """The shape of the model that will be at ``path``: it counts as long as there is none."""
+        if len(self._expected) >= MAX_SHAPES:
+            self._expected = {}
+        self._expected[path] = shape
 
     def of(self, path: Path) -> ModelShape | None:
         """From the headers of a GGUF file, or of safetensors; None for any other model. Raises OSError and SpecError."""
+        ahead = self._ahead(path)
+        if ahead is not None:
+            return ahead
         key = (str(path), *identity(path.stat()))
         if key in self._known and not path.is_dir():  # what is in a folder may change without it
             return self._known[key]
@@ -30,8 +40,13 @@ class Shapes:
 
     def of_gguf(self, path: str) -> ModelShape | None:
         """The same, of what must be a GGUF model. Raises SpecError."""
-        check_gguf(path)
+        if self._ahead(Path(path)) is None:
+            check_gguf(path)
         return self.of(Path(path))
+
+    def _ahead(self, path: Path) -> ModelShape | None:
+        found = self._expected.get(str(path))
+        return None if found is None or path.is_file() else found
 
     def parts_of(self, path: Path) -> tuple[str, ...]:
         """Every file of a GGUF model, the first part first. Raises SpecError for another part, or when some are missing."""

@@ -76,7 +76,7 @@ class Shelf:
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         return {
-            "ref": entry.ref, "path": str(self._cache.root / entry.files[0].path), "size_bytes": entry.size_bytes,
+            "ref": entry.ref, "path": str(self._cache.root / entry.path), "size_bytes": entry.size_bytes,
             "files": len(entry.files), "digest": entry.digest, "verified": entry.verified, "source": entry.source or None,
             "fetched_at_ms": entry.fetched_at_ms, "untouched": all(map(self._cache.is_untouched, entry.files)),
         }  # fmt: skip

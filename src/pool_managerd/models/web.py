@@ -85,6 +85,11 @@ class Web:
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def policy(self) -> PolicyConfig:
+        """The one in force."""
+        return self._policy()
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()

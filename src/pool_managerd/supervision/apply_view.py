@@ -7,13 +7,17 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.config.plan import Action, Plan, Step
-from pool_managerd.core.lifecycle import Phase
+from pool_managerd.core.artifacts import NOT_FETCHED
+from pool_managerd.core.lifecycle import Phase, PoolState
 from pool_managerd.core.redaction import masked_text
 from pool_managerd.core.reload import Forecast
 from pool_managerd.errors import PoolError
 from pool_managerd.supervision import policy
 from pool_managerd.supervision.apply_ports import taken_ports
 from pool_managerd.supervision.apply_steps import DRAINED, reload_of, starts
+from pool_managerd.supervision.foresight import foreseen_of
+from pool_managerd.supervision.launch import Launch
+from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import Target, Targets
@@ -59,6 +63,7 @@ class ApplyView:
                 "engine": step.config.engine, "model": masked_text(step.config.model), "slots": step.config.slots,
                 "ctx": step.config.ctx, "devices": list(step.config.devices), "preload": step.config.preload,
             }  # fmt: skip
+            await self._foresee(step.config, row)
         elif step.changes:
             row["changes"] = self._changes(step.pool_id, step.config)
         if step.action in (Action.RELOAD, Action.START):
@@ -66,6 +71,19 @@ class ApplyView:
         elif step.action is Action.REMOVE:
             row |= self._ending(step.pool_id, drain_deadline_ms)
         return row
+
+    async def _foresee(self, config: PoolConfig, row: dict[str, Any]) -> None:
+        """Where a pool would run that is new and whose model is to be fetched; of a model that is here its start says it."""
+        definition = self._pools.definitions.of(config.id, config)
+        pool = Pool(config.id, definition, PoolState.new(config.id), Launch())
+        fetch, obstacle = (None, None) if definition.external else await foreseen_of(pool, self._s)
+        try:
+            if fetch is not None:
+                row["where"], _ = await self._s.admission.forecast(pool)
+        except PoolError as problem:
+            obstacle = None if problem.code == NOT_FETCHED else problem
+        if obstacle is not None and obstacle.code != "POLICY_DENIED":  # the policy may be changed in the same step
+            row["problem"] = self._s.events.clean_error(obstacle).message
 
     def _ending(self, pool_id: str, drain_deadline_ms: int) -> dict[str, Any]:
         """How its engine ends, and how long the stop takes: an engine that is down takes none."""

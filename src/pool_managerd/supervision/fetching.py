@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pool_managerd.core.lifecycle import events as ev
 from pool_managerd.core.narration import duration, size
+from pool_managerd.supervision.foresight import amount, character, require_possible
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.reports import Reports
@@ -19,6 +20,9 @@ async def fetch_model(pool: Pool, epoch: int, actor: Reports, s: Services) -> No
     config, definition = pool.config, pool.definition
     if config is None or definition.external or definition.barred or pool.submitted is not None:
         return
+    if (ahead := await require_possible(pool, s)) is not None and ahead.shape is not None:
+        human = f"The model of pool '{pool.pool_id}' is fetched: {amount(ahead)}; it is {character(ahead.shape)}"
+        actor.emit("notice", human, bytes_total=ahead.size_bytes)
     telling, step = FetchProgress(pool, epoch, actor, s.clock), pool.launch.step
     await s.models.fetch(config.model, config.checksums, progress=telling)
     if telling.began:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pool_managerd.config import PoolConfig
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.fetching import Pace, told
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.prospects import Proposal, Prospects, propose
 from pool_managerd.supervision.protocols import CachedModels
 from pool_managerd.supervision.services import Services
 
@@ -20,8 +22,9 @@ _Tell = Callable[[int, int], None]
 class ModelCacheWork:
     """Of one node. What is fetched here is not for any pool; a pool that wants the same meanwhile shares the download."""
 
-    def __init__(self, pools: Pools, services: Services, cached: CachedModels) -> None:
+    def __init__(self, pools: Pools, services: Services, cached: CachedModels, overhead_bytes: int) -> None:
         self._pools, self._s, self._cached = pools, services, cached
+        self._prospects = Prospects(pools, services, overhead_bytes)
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -39,8 +42,16 @@ class ModelCacheWork:
         return [row | {"pools": sorted(users.get(row["ref"], ()))} for row in await self._cached.cached()]
 
     async def plan(self, ref: str) -> dict[str, Any]:
-        """What a pull would fetch; nothing is. Raises PoolError."""
-        return await self._cached.look(ref)
+        """What a pull would fetch, and what it would need here; nothing but headers is read. Raises PoolError."""
+        model_id = self._s.models.id_of(ref)
+        configured = (pool.config for pool in self._pools.all() if pool.config is not None)
+        users = [config for config in configured if self._s.models.id_of(config.model) == model_id]
+        ahead = await self._s.models.foresee(ref, users[0].checksums if users else (), fresh=True)
+        return await self._cached.look(ref) if ahead is None else await self._prospects.plan(ref, ahead, users)
+
+    async def propose(self, wanted: PoolConfig) -> Proposal:
+        """How a pool would run here whose keys are not all given. Raises PoolError."""
+        return await propose(self._pools, self._s, wanted)
 
     # --- changes ---
 

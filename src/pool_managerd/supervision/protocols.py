@@ -18,6 +18,7 @@ from pool_managerd.core.health import Counters, ProbeResult
 from pool_managerd.core.instance_id import InstanceId
 from pool_managerd.core.launch_record import LaunchRecord, LeftEngine
 from pool_managerd.core.listeners import Listener
+from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.core.preflight import Report
 from pool_managerd.core.purge import Freed
 from pool_managerd.core.question import Question
@@ -104,10 +105,24 @@ class Ended(Protocol):
     def human(self) -> str: ...
 
 
+class Foreseen(Protocol):
+    """What is known of a model that is not fetched yet."""
+
+    @property
+    def size_bytes(self) -> int | None: ...
+    @property
+    def files(self) -> Sequence[Any]: ...
+    @property
+    def shape(self) -> ModelShape | None: ...
+    @property
+    def problem(self) -> str: ...
+
+
 class Models(Protocol):
     """Brings models onto this machine's disk. What is there already is not fetched: that costs nothing then."""
 
     def id_of(self, ref: str) -> str: ...
+    async def foresee(self, ref: str, digests: Sequence[str] = (), *, fresh: bool = False) -> Foreseen | None: ...
     async def fetch(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> None: ...

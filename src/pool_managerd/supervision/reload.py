@@ -23,6 +23,7 @@ from pool_managerd.core.narration import count, duration, size
 from pool_managerd.core.reload import Forecast, ReloadRequest, Stage, Strategy, steps
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.blue_green import BlueGreen
+from pool_managerd.supervision.foresight import foreseen_of, require_possible
 from pool_managerd.supervision.operations import Operation, carried_through
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
@@ -202,12 +203,16 @@ class Reloads:
         return self._succeeded(reload, tried, 0 if reload.down_at is None else round((since - reload.down_at) * 1000))
 
     async def _forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
+        fetch, obstacle = await foreseen_of(pool, self._s)
+        if obstacle is not None:
+            raise obstacle
         try:
-            return await self._s.admission.forecast(pool)
+            where, needs = await self._s.admission.forecast(pool)
         except PoolError as problem:
             if problem.code != NOT_FETCHED:
                 raise
             return "its model is fetched first: what it needs is known then", ()
+        return where, needs if fetch is None else (fetch["detail"], *needs)
 
     def _runs_it(self, target: Target) -> bool:
         return target.new == target.old and view(target.pool.state).ready and not target.pool.launch.outdated
@@ -218,6 +223,7 @@ class Reloads:
         config, pool = reload.target.new.config, reload.pool
         if config is not None:
             telling = partial(_tell_of_model, reload.operation)
+            await require_possible(reload.target.in_its_place(), self._s)
             model = await self._s.models.ensure_present(config.model, config.checksums, progress=telling)
             reload.operation.progress = None
             found = await self._s.engines.obstacles(config, model.local_path)

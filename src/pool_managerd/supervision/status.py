@@ -20,6 +20,7 @@ from pool_managerd.core.registry import Lease, Registry
 from pool_managerd.core.restart_limit import within
 from pool_managerd.errors import PoolError, RequestError
 from pool_managerd.supervision.fetching import eta_s
+from pool_managerd.supervision.foresight import foreseen_of
 from pool_managerd.supervision.in_flight import in_hand
 from pool_managerd.supervision.policy import check_startable
 from pool_managerd.supervision.pool import Pool
@@ -196,6 +197,9 @@ async def explanation(pool: Pool, config: Config, steps: list[Any], s: Services)
     idle = i.phase in IDLE
     trying = idle or i.phase is Phase.STAGING  # which a start that is refused passes through again and again
     if not pool.definition.external and trying and (pool.config is not None or pool.submitted is not None):
+        fetch, denied = await foreseen_of(pool, s)
+        steps = steps if fetch is None else [*steps, fetch]
+        problems += [] if denied is None else [_problem(denied.message, denied.hint, denied.code)]
         asks: tuple[Callable[[], Awaitable[Any]], ...] = (
             lambda: s.preflight(pool.pool_id),
             lambda: s.admission.forecast(pool),
@@ -204,9 +208,7 @@ async def explanation(pool: Pool, config: Config, steps: list[Any], s: Services)
             try:
                 steps = [*steps, *_placing(await ask())]
             except PoolError as problem:
-                if problem.code == NOT_FETCHED:
-                    steps = [*steps, {"kind": "fetch", "detail": "its model is fetched first; what it needs is known then"}]
-                else:
+                if problem.code != NOT_FETCHED and (denied is None or problem.code != denied.code):  # which is said already
                     problems.append(_problem(problem.message, problem.hint, problem.code))
     elif not idle:
         steps = [*steps, *_reserved(pool)]

@@ -28,6 +28,9 @@ class SimulatedModels:
     def id_of(self, ref: str) -> str:
         return ref
 
+    async def foresee(self, ref: str, digests: Sequence[str] = (), *, fresh: bool = False) -> None:
+        """No model has to be fetched."""
+
     async def fetch(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> None:

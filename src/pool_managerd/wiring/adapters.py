@@ -147,7 +147,7 @@ class Adapters:
         self.config = config
         self.gpu_parts.use_config(config)
         self.services.admission.together = config.together.rules
-        self.models.policy = config.policy
+        self.models.policy = self.engines.policy = config.policy
         self._ports.fixed = fixed_ports(config)
 
     def claim(self) -> None:
@@ -232,7 +232,7 @@ class Adapters:
 
     async def close(self) -> None:
         await self.prober.close()
-        await self._fetcher.close()
+        await self.models.close()
         await self.gpu_parts.monitor.close()
         await self._spawner.close()
         await self._close_stores()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.procfs import boot_id
 from pool_managerd.store.state import StateStore
 from pool_managerd.supervision.event_log import EventLog
+from pool_managerd.supervision.foresight import LOOK_S
 from pool_managerd.supervision.gpu.admission import Admission, AdmissionRules
 from pool_managerd.supervision.gpu.mask_gpus import MaskGpus
 from pool_managerd.supervision.gpu.pool_gpus import Gpus
@@ -111,8 +113,17 @@ class GpuParts:
     async def preflight(self) -> Report:
         """The report over this machine for the whole configuration."""
         facts = await self._gathered()
+        await self._look_ahead()
         # Engines are loaded to see whether they can be: no start waits for that.
         return self._report(replace(facts, setup_problems=await asyncio.to_thread(self._setups.problems)), None)
+
+    async def _look_ahead(self) -> None:
+        """The headers of models that are to be fetched; what cannot be asked for is said where it is fetched."""
+        pools = (pool for pool in self.config.pools if pool.provisioning.mode != "external")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                asked = (self._means.models.foresee(pool.model, pool.checksums) for pool in pools)
+                await asyncio.gather(*asked, return_exceptions=True)
 
     async def _gathered(self) -> HostFacts:
         """Fresh facts; who asks while they are gathered gets the same."""

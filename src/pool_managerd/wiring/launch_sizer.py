@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pool_managerd.config import Config, PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import NOT_FETCHED, PreparedEngine, ResolvedModel
 from pool_managerd.core.memory.estimate import DeviceFraction, EngineSettings
 from pool_managerd.core.memory.estimator import LaunchInputs
 from pool_managerd.core.memory.model_shape import ModelShape
@@ -37,12 +37,22 @@ class StartSizer:
         return await asyncio.to_thread(self._of_configured, pool)
 
     def _of_configured(self, pool: PoolConfig) -> LaunchInputs:
-        model = self._models.locate(pool.model)
+        model, fetched = self._model_of(pool)
         recipe = self._engines.size(pool, model)
         settings, size = self._with_files(recipe.memory), model.size_bytes
         shape = self._models.shapes.of(Path(model.local_path))
         key = ",".join(pool.checksums) or _fingerprint(shape, size)
-        return LaunchInputs(recipe.program.version, key, settings, shape, size, self._overhead, pool.vram_bytes)
+        return LaunchInputs(recipe.program.version, key, settings, shape, size, self._overhead, pool.vram_bytes, fetched)
+
+    def _model_of(self, pool: PoolConfig) -> tuple[ResolvedModel, bool]:
+        """The pool's model, and whether it is here; where it is not, as its headers say that it will be."""
+        try:
+            return self._models.locate(pool.model), True
+        except PoolError as problem:
+            expected = self._models.expected(pool.model) if problem.code == NOT_FETCHED else None
+            if expected is None:
+                raise
+            return expected, False
 
     def _of_submitted(self, engine: PreparedEngine) -> LaunchInputs:
         shape, size = None, 0

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from pool_managerd.config import PoolConfig
 from pool_managerd.supervision.model_cache import ModelCacheWork
 from pool_managerd.supervision.operations import Operation
+from pool_managerd.supervision.prospects import Proposal
+
+__all__ = ["ModelCalls", "Proposal"]
 
 
 class ModelCalls:
@@ -20,6 +24,12 @@ class ModelCalls:
     async def plan_pull(self, ref: str) -> dict[str, Any]:
         """What a pull of ``ref`` would fetch, and how much that is; nothing is fetched. Raises PoolError."""
         return await self._models.plan(ref)
+
+    async def propose(self, wanted: PoolConfig) -> Proposal:
+        """``wanted`` with the context that fits and, where it must be, a division over GPUs, by its model's headers: ``pool``,
+        ``where`` and ``needs``. Nothing else of the model is fetched, and nothing started. Raises PoolError.
+        """
+        return await self._models.propose(wanted)
 
     async def pull_model(self, ref: str) -> Operation:
         """Fetch a model into the cache, for no pool. Raises SpecError, NodeError, RequestError OPERATION_IN_PROGRESS."""

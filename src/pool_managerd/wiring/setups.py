@@ -115,20 +115,22 @@ class Setups:
             self._changed.notify_all()
 
     def _ask(self, pool: PoolConfig) -> Iterator[tuple[str, str, str]]:
-        path = None
+        path, fetched = None, True
         try:
             model = self._models.check(pool.model, pool.checksums)
             path, self.model_bytes[pool.id] = model.local_path, model.size_bytes
         except PoolError as error:
-            if error.code != NOT_FETCHED:  # a start fetches it
+            if error.code != NOT_FETCHED:
                 yield pool.id, error.message, error.hint or ""
+            elif (expected := self._models.expected(pool.model)) is not None:  # a start fetches it
+                path, fetched, self.model_bytes[pool.id] = expected.local_path, False, expected.size_bytes
         if self._engines is None:
             return
         self._tell(pool.id, "engine")
         problems = self._engines.problems(pool, path)
         for problem in problems:
             yield pool.id, problem.message, problem.hint or ""
-        if path is not None and not problems:
+        if path is not None and fetched and not problems:
             try:
                 self._require_reach(pool, path, self._engines.program_path(pool))
             except PoolError as error:

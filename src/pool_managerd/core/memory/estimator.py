@@ -27,7 +27,8 @@ class Gpu(Protocol):
 @dataclass(frozen=True, slots=True)
 class LaunchInputs:
     """What is known of a launch before it begins. ``shape`` is None for a model whose header cannot be read, ``model_key``
-    tells one model's content from another's. ``configured_bytes`` is what the operator says, for all GPUs together.
+    tells one model's content from another's. ``configured_bytes`` is what the operator says, for all GPUs together. ``fetched``
+    is false for a model that is not on this machine yet: all this is known from its headers alone.
     """
 
     engine_version: str
@@ -37,6 +38,7 @@ class LaunchInputs:
     weights_bytes: int = 0
     overhead_bytes: int = 512 << 20
     configured_bytes: int | None = None
+    fetched: bool = True
 
     @property
     def divides_equally(self) -> bool:

@@ -33,7 +33,7 @@ class Vllm:
         program, options = self._program(pool)
         env = command.build_env(pool)
         grace_ms, version = config.supervision.stop_grace_ms, command.numbers_of(program.version)
-        around = command.Around(options, config.base_dir, grace_ms, version)
+        around = command.Around(options, config.base_dir, grace_ms, version, self._host.policy().allow_remote_code)
         own, wrong = command.checked_flags(pool, around)
         raise_all(wrong)
 
@@ -51,7 +51,8 @@ class Vllm:
             found = (error,) if mode == "binary" else ()
         if model_path is not None:
             found += attempt(partial(self._checked_model, pool, model_path))
-        return found + command.checked_flags(pool, command.Around(options))[1] + env_problems(pool, command.build_env)
+        around = command.Around(options, remote_code=self._host.policy().allow_remote_code)
+        return found + command.checked_flags(pool, around)[1] + env_problems(pool, command.build_env)
 
     @property
     def dialect(self) -> None:

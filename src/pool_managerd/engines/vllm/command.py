@@ -23,7 +23,16 @@ from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.memory.estimate import DeviceFraction
 from pool_managerd.engines.environment import pool_env
 from pool_managerd.engines.flags import FlagUse, OptionTable, arrange, attempt, collapse
-from pool_managerd.engines.vllm.flags import KNOWN_SINCE, PATHS, QUIET, REFUSED, SET_BY_DAEMON, SHUTDOWN, recorded_options
+from pool_managerd.engines.vllm.flags import (
+    KNOWN_SINCE,
+    PATHS,
+    QUIET,
+    REFUSED,
+    REMOTE_CODE,
+    SET_BY_DAEMON,
+    SHUTDOWN,
+    recorded_options,
+)
 from pool_managerd.errors import NodeError, PoolError, SpecError
 
 FRACTION = 0.9
@@ -60,13 +69,14 @@ _INFO = re.compile(r"vllm-(\d[\w.+]*)\.dist-info")
 @dataclass(frozen=True, slots=True)
 class Around:
     """What the adapter must know beside the pool. ``base_dir`` is the configuration's directory, ``grace_ms`` what a stop gives
-    the engine, ``version`` its own where it is known.
+    the engine, ``version`` its own where it is known, ``remote_code`` whether the policy lets it run what came with the model.
     """
 
     options: OptionTable = OPTIONS
     base_dir: Path = Path()
     grace_ms: int = 0
     version: tuple[int, ...] = ()
+    remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,9 @@ def checked_flags(pool: PoolConfig, around: Around) -> tuple[dict[str, FlagUse],
     table = around.options
     uses, wrong = table.sift(pool.provisioning.flags)
     chosen, problems = collapse(uses), list[PoolError](wrong)
+    refused = {name: why for name, why in REFUSED.items() if name != REMOTE_CODE or not around.remote_code}
     for use in chosen.values():
-        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, REFUSED))
+        problems += attempt(partial(table.refuse, use, SET_BY_DAEMON, refused))
     for name in PATHS:
         if name in table and (found := chosen.get(table.use(name).option.canonical)):
             values = (_absolute(value, around.base_dir) for value in found.values)

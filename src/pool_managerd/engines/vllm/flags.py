@@ -35,10 +35,11 @@ _ELSEWHERE = "the daemon could not find the engine's health"
 _FILES = "it opens files of this machine to whoever reaches the engine"
 _LOG = "the engine's output belongs in the pool's own, bounded log"
 
+REMOTE_CODE = "--trust-remote-code"
 REFUSED: Mapping[str, str] = MappingProxyType({
     "--api-key": _KEY,
     "--hf-token": _KEY,
-    "--trust-remote-code": "it runs code that came with the model",
+    REMOTE_CODE: "it runs code that came with the model (policy.allow_remote_code)",
     "--download-dir": _DOWNLOAD,
     "--allowed-local-media-path": _FILES,
     "--allowed-media-domains": "it lets requests make the engine fetch from other machines",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pool_managerd.config import PoolConfig
-from pool_managerd.core.artifacts import PreparedEngine
+from pool_managerd.core.artifacts import NOT_FETCHED, PreparedEngine
 from pool_managerd.core.demand.together import NO_RULES, Together
 from pool_managerd.core.gpu.accounts import DeviceAccount, without
 from pool_managerd.core.gpu.allocation import Allocation, AllocationRequest, Split, allocate
@@ -115,9 +115,11 @@ class Admission:
         unlisted = (DeviceSnapshot(-1, uuid, reserved, 0) for uuid, reserved in held.items())
         return Allocation(in_pci_order([scan.device(unseen.uuid) or unseen for unseen in unlisted]), held)
 
-    async def forecast(self, pool: Pool) -> tuple[str, tuple[str, ...]]:
-        """On which GPUs a start would run now, and what it would hold there. Reserves nothing. Raises as ``admit``."""
-        sizing = await self._size(pool)
+    async def forecast(self, pool: Pool, inputs: LaunchInputs | None = None) -> tuple[str, tuple[str, ...]]:
+        """On which GPUs a start would run now, and what it would hold there; also of a model that is not fetched yet, where its
+        headers are known. ``inputs`` are what it will need, if they are known already. Reserves nothing. Raises as ``admit``.
+        """
+        sizing = await self._size(pool, ahead=True) if inputs is None else LaunchEstimator(inputs, self._known)
         scan = await self._scan()
         memory, i = self._gpus.memory, pool.instance
         accounts = memory.accounts_without(pool.instance_id) if i.vram_pending else memory.accounts()
@@ -233,9 +235,11 @@ class Admission:
         """A fresh one. Where the last periodic scan found no GPU at all, that one: none appears while an engine restarts."""
         return self._gpus.watch.scan if self._gpus.watch.scan.no_gpus else await self._gpus.watch.rescan()
 
-    async def _size(self, pool: Pool) -> LaunchEstimator:
+    async def _size(self, pool: Pool, *, ahead: bool = False) -> LaunchEstimator:
         submitted = pool.submitted if isinstance(pool.submitted, PreparedEngine) else None
         inputs = await self._sizer(pool.config, submitted)
+        if not (inputs.fetched or ahead):  # a download takes hours: nothing is reserved for it, and nobody makes room
+            raise NodeError("cannot start it yet: its model was not fetched", code=NOT_FETCHED, pool_id=pool.pool_id)
         if self._rules.fit == "off" and not inputs.divides_equally:  # what such an engine takes is a setting, no estimate
             nothing = LaunchInputs(inputs.engine_version, inputs.model_key, inputs.settings, overhead_bytes=0)
             return LaunchEstimator(nothing, Measurements())
