@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pool_managerd.config.model_gc import ModelGcConfig
 from pool_managerd.config.values import Address, Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 from pool_managerd.core.crash import CrashClass
 
@@ -238,6 +239,9 @@ class PolicyConfig(Section):
         " address. A host that is named here may have any address.",
         examples=[["huggingface.co", "*.hf.co"]],
     )
+    strict_verification: bool = Field(
+        False, description="No model is used without a digest to compare it with: the hub's, or provisioning.model.checksum."
+    )
     engine_allowlist: tuple[str, ...] = Field(
         (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything.",
         examples=[["/opt/llama/llama-server"]],
@@ -260,6 +264,11 @@ class ModelsConfig(Section):
     keep_free_bytes: Bytes | Literal[0] = Field(
         4 << 30, description="Of the disk it is on, left free: a number or a size such as 50GiB. Nothing is fetched into it."
     )
+    max_bytes: Bytes | None = Field(
+        None, description="All that may be in it, a number or a size such as 500GiB; absent: as much as there is room for.",
+        examples=["500GiB"],
+    )  # fmt: skip
+    gc: ModelGcConfig = ModelGcConfig()
 
 
 class GpuConfig(Section):
