@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class Fetcher:
         self._tasks: set[asyncio.Task[Entry]] = set()
         self._persistence = persistence or Persistence()
         self._running: dict[tuple[str, ...], _Shared] = {}
+        self._coming: dict[object, int] = {}
 
     async def close(self) -> None:
         """Downloads stop where they are, and can go on from there."""
@@ -108,11 +110,17 @@ class Fetcher:
     async def _fetch(self, model: ModelRef, digests: Sequence[str], progress: Sized, received: list[Download]) -> Entry:
         await asyncio.to_thread(self.cache.prepare)
         remote = await self.look(model, digests)
-        await self._require_room(remote)
         total, done, files = remote.size_bytes or 0, 0, list[CachedFile]()
-        for file in remote.files:
-            files.append(await self._file(remote, file, _beyond(progress, done, total), received))
-            done += files[-1].size
+        with self._reserved() as reserve:
+
+            def tell(now: int, of: int) -> None:
+                reserve(max(0, of - now))
+                progress(now, of)
+
+            await self._require_room(remote, reserve)
+            for file in remote.files:
+                files.append(await self._file(remote, file, _beyond(tell, done, total), received))
+                done += files[-1].size
         now_ms = time.time_ns() // 1_000_000
         entry = Entry(model.id, remote.source, now_ms, tuple(files))
         entry = replace(entry, last_verified_ms=now_ms if entry.verified else None)
@@ -160,18 +168,31 @@ class Fetcher:
     def _keep_origin(self, remote: RemoteModel, file: RemoteFile, final: Path, digest: str, etag: str) -> None:
         """A model that is here is of use also where that could not be written down."""
         path, size = str(final.relative_to(self.cache.root)), _size_of(final)
-        now_ms, source = time.time_ns() // 1_000_000, shown(file.url)
+        now_ms, ref, source = time.time_ns() // 1_000_000, remote.ref.id.partition("?")[0], shown(file.url)
         try:
-            self._provenance.append(Origin(now_ms, remote.ref.id, path, size, f"sha256:{digest}", source, remote.source, etag))
+            self._provenance.append(Origin(now_ms, ref, path, size, f"sha256:{digest}", source, remote.source, etag))
         except OSError as problem:
             log.warning("cannot write down where a model has come from", model_id=remote.ref.id, reason=problem.strerror)
 
-    async def _require_room(self, remote: RemoteModel) -> None:
+    @contextmanager
+    def _reserved(self) -> Iterator[Callable[[int], int]]:
+        """Call it with how many bytes are still to come: it returns how many are to come for all that are under way."""
+        mine = object()
+
+        def reserve(count: int) -> int:
+            self._coming[mine] = count
+            return sum(self._coming.values())
+
+        try:
+            yield reserve
+        finally:
+            self._coming.pop(mine, None)
+
+    async def _require_room(self, remote: RemoteModel, reserve: Callable[[int], int]) -> None:
         """For all of it, where its size is known, less what is there by now, and for what else is coming: before the first byte.
         Raises NodeError.
         """
-        coming = sum(max(0, total - done) for done, total in (shared.last for shared in self._running.values()))
-        need = coming + await asyncio.to_thread(self._missing_bytes, remote)
+        need = reserve(await asyncio.to_thread(self._missing_bytes, remote))
         limits = await asyncio.to_thread(self.room.limits, need)
         could_go = await self.make_room(limits) if limits.short_bytes else ""
         await asyncio.to_thread(self.room.require, need, remote.ref.id, could_go)
@@ -189,19 +210,19 @@ class _Shared:
 
     def __init__(self, work: Callable[[Sized], Coroutine[Any, Any, Entry]]) -> None:
         self._listeners: list[Sized] = []
-        self.last = (0, 0)
+        self._last = (0, 0)
         self.task = asyncio.create_task(work(self._tell))
         self.is_over = False
 
     def _tell(self, done: int, total: int) -> None:
-        self.last = done, total
+        self._last = done, total
         for listener in tuple(self._listeners):
             listener(done, total)
 
     async def wait(self, progress: Sized) -> Entry:
         """Raises PoolError. The last one that is cancelled ends it: who comes then begins anew."""
         self._listeners.append(progress)
-        progress(*self.last)
+        progress(*self._last)
         try:
             await asyncio.wait([self.task])
         finally:

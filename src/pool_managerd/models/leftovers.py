@@ -63,8 +63,7 @@ class Leftovers:
             return 0
         try:
             freed = self._cache.delete(leftover.path)
-            for suffix in (".json", ".new"):
-                freed += self._cache.delete(str(path.with_suffix(suffix)))
+            self._cache.delete(str(path.with_suffix(".json")))
             return freed
         finally:
             lock.unlink(missing_ok=True)
@@ -137,8 +136,9 @@ class Leftovers:
 
 
 def bytes_on_disk(cache: ModelCache) -> int:
-    """What all of it takes, parts of downloads too. Blocks."""
-    return sum(_size_of(path) for folder in (*FOLDERS, "partial") for path in _walk(cache.root / folder))
+    """What models and parts of downloads take, without the books. Blocks."""
+    models = sum(_size_of(path) for folder in FOLDERS for path in _walk(cache.root / folder))
+    return models + sum(_size_of(path) for path in _walk(cache.root / "partial") if path.suffix == ".part")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

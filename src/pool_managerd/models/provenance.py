@@ -21,8 +21,8 @@ MAX_LINE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One file. ``path`` is below the cache; ``source`` is its address without what gives access; ``revision`` the hub's commit,
-    ``etag`` what the server called this version.
+    """One file. ``path`` is below the cache; ``ref`` and ``source``, its address, are without what gives access; ``revision`` is
+    the hub's commit, ``etag`` what the server called this version.
     """
 
     ts_ms: int
