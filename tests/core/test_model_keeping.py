@@ -34,7 +34,7 @@ def test_each_that_stays_has_its_reason() -> None:
     )  # fmt: skip
     assert gone(found) == ["d"] and why(found, "d") == "nobody has needed it for 9 days"
     assert why(found, "a") == "pool chat is configured with it" and why(found, "b") == "it is pinned"
-    assert why(found, "c") == "it was needed 2 days ago, less than 7 days"
+    assert why(found, "c") == "it was needed 2 days ago; it stays for 7 days"
 
 
 def test_what_was_left_for_longest_goes_first_and_no_more_than_has_to() -> None:
@@ -66,7 +66,7 @@ def test_what_is_left_over_goes_by_its_age_and_counts_before_models() -> None:
     ]  # fmt: skip
     found = plan([model("a", 30)], left, WEEK_S, Limits(used_bytes=160, max_bytes=150, free_bytes=1 << 40))
     assert gone(found) == ["partial/1.part", "refs/x.9.new"], "with these the limit holds: the model stays"
-    assert "less than 7 days" in why(found, "partial/2.part") and why(found, "partial/3.part") == "it is being fetched"
+    assert "stays for 7 days" in why(found, "partial/2.part") and why(found, "partial/3.part") == "it is being fetched"
 
 
 def test_a_download_that_does_not_fit_is_told_which_limit_and_what_could_go() -> None:

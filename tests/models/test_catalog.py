@@ -204,6 +204,21 @@ def test_what_somebody_has_begun_to_need_since_it_was_decided_stays(cache: Model
     assert cache.remove_unneeded(A, seen) == len("a.gguf") and cache.all() == []
 
 
+def test_what_another_daemon_needs_stays_as_long_as_that_one_lives(cache: ModelCache) -> None:
+    cache.register(made(cache, A, "a.gguf"))
+    other = ModelCache(cache.root)
+    assert other.need(A, used=True) and cache.is_needed_elsewhere(A) and not other.is_needed_elsewhere(A)
+    seen = known(cache, A).needed_at
+    assert cache.remove_unneeded(A, seen) is None
+    cache.keep_time([A])
+    assert cache.is_needed_elsewhere(A) and other.is_needed_elsewhere(A), "both need it"
+    other.keep_time([])
+    assert not cache.is_needed_elsewhere(A) and other.is_needed_elsewhere(A)
+    assert other.remove_unneeded(A, seen) is None
+    cache.keep_time([])
+    assert other.remove_unneeded(A, seen) == len("a.gguf") and not list(cache.books.glob("needed-*"))
+
+
 # --- its own time ---
 
 

@@ -121,7 +121,7 @@ def _stays(model: StoredModel, keep_s: float) -> str:
     if model.pinned:
         return "it is pinned"
     if model.idle_s < keep_s:
-        return f"it was needed {ago(model.idle_s)}, less than {span(keep_s)}"
+        return f"it was needed {ago(model.idle_s)}; it stays for {span(keep_s)}"
     return ""
 
 
@@ -168,7 +168,7 @@ def _of_leftover(found: Leftover, keep_s: float) -> Verdict:
     why, go = "; ".join(found.users), False
     keep_s = min(keep_s, TEMPORARY_S) if found.kind == "temporary" else keep_s
     if not why and found.idle_s < keep_s:
-        why = f"it has been so for {span(found.idle_s)}, less than {span(keep_s)}"
+        why = f"it has been so for {span(found.idle_s)}; it stays for {span(keep_s)}"
     if not why:
         why, go = _NOBODYS.get(found.kind, "nobody needs it"), True
     return Verdict(found.path, found.kind, found.size_bytes, go, why, found.size_bytes if go else 0)

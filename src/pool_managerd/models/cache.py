@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from pool_managerd.errors import NodeError
 from pool_managerd.models.cache_time import CacheTime
+from pool_managerd.models.holds import Holds
 from pool_managerd.models.note_file import remove_note, turn, write_note
 from pool_managerd.models.part import disk_error
 
@@ -82,6 +83,7 @@ class ModelCache:
         self._refs = root / "refs"
         self.books = root / "catalog"
         self.time = CacheTime(self.books / "time.json", self._latest)
+        self._holds = Holds(self.books)
 
     def prepare(self) -> None:
         """Make the directory: others may read models, and nobody else may put any there."""
@@ -165,18 +167,32 @@ class ModelCache:
             if entry is None:
                 return False
             used_ms = time.time_ns() // 1_000_000 if used else entry.last_used_ms
+            if used:
+                self._holds.take(ref)
             pinned = entry.pinned if pinned is None else pinned
             now = self.time.keep()
             self._write(replace(entry, lifecycle="active", pinned=pinned, last_used_ms=used_ms, needed_at=now))
             return True
 
-    def keep_time(self) -> None:
-        """Let the next boot go on from here, and notes of an earlier version say that they were needed now. Raises NodeError."""
+    def keep_time(self, wanted: Collection[str] = ()) -> None:
+        """Let the next boot go on from here, and notes of an earlier version say that they were needed now; other daemons leave
+        the ``wanted`` ones alone, and no others that this one has needed before. Raises NodeError.
+        """
         with self._turn():
             now = self.time.keep()
-            for entry in self.all():
+            for entry in (entries := self.all()):
                 if entry.needed_at is None:
                     self._write(replace(entry, needed_at=now))
+            self._holds.keep_only([entry.ref for entry in entries if entry.ref in wanted])
+
+    def close(self) -> None:
+        """This process needs nothing of it any more."""
+        self._holds.close()
+
+    def is_needed_elsewhere(self, ref: str) -> bool:
+        """By another daemon with the same cache. Raises NodeError."""
+        with self._turn():
+            return self._holds.is_others(ref)
 
     def all(self) -> list[Entry]:
         """Sorted by reference; entries whose files have changed or gone, too. Raises NodeError for one of a later version."""
@@ -212,8 +228,8 @@ class ModelCache:
         return self.remove_unneeded(ref, None) or 0
 
     def remove_unneeded(self, ref: str, since: float | None) -> int | None:
-        """As ``remove``; nothing happens, and None is the answer, where somebody has needed or pinned it after ``since`` (None:
-        whoever has), in the cache's own time, or it is not there.
+        """As ``remove``; nothing happens, and None is the answer, where somebody has needed or pinned it after ``since``, in the
+        cache's own time, or another daemon needs it, or it is not there. ``since`` None: whoever needs it.
 
         Its note goes last: what a crash leaves is found, and not believed.
         """
@@ -221,12 +237,16 @@ class ModelCache:
             return None
         with self._turn():
             entry = self._read(self._note(ref))
-            if entry is None or (since is not None and (entry.pinned or (entry.needed_at or 0.0) > since)):
+            if entry is None or (since is not None and self._is_needed(entry, since)):
                 return None
             others = {file.path for other in self.all() if other.ref != entry.ref for file in other.files}
             freed = sum(self.delete(file.path) for file in entry.files if file.path not in others)
             remove_note(self._note(ref))
+            self._holds.forget(ref)
             return freed
+
+    def _is_needed(self, entry: Entry, since: float) -> bool:
+        return entry.pinned or (entry.needed_at or 0.0) > since or self._holds.is_others(entry.ref)
 
     def delete(self, path: str) -> int:
         """Delete a file below the cache, and folders that are empty then; its size in bytes. Raises NodeError."""

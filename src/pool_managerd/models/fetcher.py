@@ -63,6 +63,7 @@ class Fetcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._web.close()
+        self.cache.close()
 
     async def look(self, model: ModelRef, digests: Sequence[str] = ()) -> RemoteModel:
         """What is there to be fetched. Raises PoolError."""

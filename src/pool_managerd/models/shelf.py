@@ -110,18 +110,20 @@ class Shelf:
         if not self._cache.root.is_dir():
             return Stock()
         if keep:
-            self._cache.keep_time()
+            self._cache.keep_time(wanted)
         now = self._cache.time.now()
-        models = tuple(self._stored(entry, now) for entry in self._cache.all())
+        models = tuple(self._stored(entry, now, wanted) for entry in self._cache.all())
         leftovers = Leftovers(self._cache).look(wanted, keep=keep)
         limits = replace(self._fetcher.room.limits(), used_bytes=bytes_on_disk(self._cache))
         return Stock(str(self._cache.root), models, tuple(leftovers), limits)
 
-    def _stored(self, entry: Entry, now: float) -> StoredModel:
+    def _stored(self, entry: Entry, now: float, wanted: Collection[str]) -> StoredModel:
         """One whose note does not say when it was needed counts as needed now."""
         needed_at = now if entry.needed_at is None else entry.needed_at
         files = tuple((str(self._cache.root / file.path), file.size) for file in entry.files)
-        return StoredModel(entry.ref, files, max(0.0, now - needed_at), entry.pinned, needed_at=needed_at)
+        elsewhere = entry.ref not in wanted and self._cache.is_needed_elsewhere(entry.ref)
+        users = ("another daemon needs it",) if elsewhere else ()
+        return StoredModel(entry.ref, files, max(0.0, now - needed_at), entry.pinned, users, needed_at)
 
     async def _is_right(self, file: CachedFile, progress: Progress) -> bool:
         try:

@@ -74,7 +74,9 @@ class ModelCacheWork:
         finally:
             self._removing.discard(model_id)
         if freed is None:
-            raise _in_use(model_id, "somebody has begun to need it", "ask again, if it is still to go")
+            raise _in_use(
+                model_id, "another daemon needs it, or somebody has begun to", "models gc --dry-run shows who needs what"
+            )
         self._s.events.emit(
             "model_removed", f"The model {model_id} is removed: {size(freed)} freed", bytes=freed, model_id=model_id
         )

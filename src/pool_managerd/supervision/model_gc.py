@@ -122,7 +122,7 @@ class ModelGc:
         wanted = {need.ref for need in self._users.all() if need.ref is not None}
         stock = await self._cached.stock(wanted, keep=keep)
         needs, busy = self._users.all(), self._fetched_or_verified()
-        models = tuple(replace(one, users=users_of(one, needs, busy)) for one in stock.models)
+        models = tuple(replace(one, users=(*one.users, *users_of(one, needs, busy))) for one in stock.models)
         places = (_users(needs, "", [f"{stock.root}/{one.path}"]) for one in stock.leftovers)
         left = (replace(one, users=(*one.users, *users)) for one, users in zip(stock.leftovers, places, strict=True))
         return replace(stock, models=models, leftovers=tuple(left))

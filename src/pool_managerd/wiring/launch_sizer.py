@@ -37,7 +37,7 @@ class StartSizer:
         return await asyncio.to_thread(self._of_configured, pool)
 
     def _of_configured(self, pool: PoolConfig) -> LaunchInputs:
-        model = self._models.locate(pool.model)
+        model = self._models.check(pool.model, pool.checksums)
         recipe = self._engines.size(pool, model)
         settings, size = self._with_files(recipe.memory), model.size_bytes
         shape = self._models.shapes.of(Path(model.local_path))
