@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,11 @@ def known(cache: ModelCache, ref: str) -> Entry:
     entry = cache.find(ref)
     assert entry is not None
     return entry
+
+
+def noted(cache: ModelCache, ref: str, **changes: Any) -> None:
+    """Have its note say so."""
+    cache._write(replace(known(cache, ref), **changes))
 
 
 # --- killed at any moment ---
@@ -183,9 +189,9 @@ def test_what_was_deleted_while_it_was_fetched_is_not_registered(cache: ModelCac
 def test_changes_at_once_lose_nothing_of_each_other(cache: ModelCache) -> None:
     cache.register(made(cache, A, "a.gguf"))
     with ThreadPoolExecutor(8) as pool:
-        work = [pool.submit(cache.need, A, pinned=True)]
+        work: list[Future[Any]] = [pool.submit(cache.need, A, pinned=True)]
         work += [pool.submit(cache.need, A, used=True) for _ in range(20)]
-        work += [pool.submit(cache.amend, A, last_verified_ms=7) for _ in range(5)]  # type: ignore[arg-type]
+        work += [pool.submit(cache.verified, A, 7) for _ in range(5)]
         for one in work:
             one.result(20)
     entry = known(cache, A)
@@ -195,12 +201,12 @@ def test_changes_at_once_lose_nothing_of_each_other(cache: ModelCache) -> None:
 def test_what_somebody_has_begun_to_need_since_it_was_decided_stays(cache: ModelCache) -> None:
     cache.register(made(cache, A, "a.gguf"))
     seen = known(cache, A).needed_at
-    cache.amend(A, needed_at=(seen or 0) + 1)
+    noted(cache, A, needed_at=(seen or 0) + 1)
     assert cache.remove_unneeded(A, seen) is None and cache.find(A) is not None
     seen = known(cache, A).needed_at
-    cache.amend(A, pinned=True)
+    noted(cache, A, pinned=True)
     assert cache.remove_unneeded(A, seen) is None and cache.find(A) is not None
-    cache.amend(A, pinned=False)
+    noted(cache, A, pinned=False)
     assert cache.remove_unneeded(A, seen) == len("a.gguf") and cache.all() == []
 
 
@@ -245,7 +251,17 @@ def test_no_clock_that_jumps_makes_anything_old(tmp_path: Path) -> None:
 
 def test_the_time_of_a_cache_goes_on_where_its_latest_note_is(cache: ModelCache) -> None:
     cache.register(made(cache, A, "a.gguf"))
-    cache.amend(A, needed_at=5000.0)
+    noted(cache, A, needed_at=5000.0)
     (cache.books / "time.json").unlink()
     assert cache.time.now() == 5000
-    assert replace(known(cache, A), needed_at=None).lifecycle == "active"
+
+
+def test_a_model_is_retired_unless_somebody_has_begun_to_need_it(cache: ModelCache) -> None:
+    cache.register(made(cache, A, "a.gguf"))
+    at = known(cache, A).needed_at or 0.0
+    cache.retire(A, at - 1)
+    assert known(cache, A).lifecycle == "active"
+    cache.retire(A, at)
+    assert known(cache, A).lifecycle == "retired"
+    cache.need(A, used=True)
+    assert known(cache, A).lifecycle == "active"

@@ -75,6 +75,18 @@ def test_a_part_that_a_pool_may_go_on_with_says_so(cache: ModelCache) -> None:
     assert left.look(["https://host.example/m.gguf"], keep=False)[1].users
 
 
+def test_what_is_left_of_an_earlier_commit_of_a_model_that_is_here_is_wanted_by_nobody(cache: ModelCache) -> None:
+    cache.register(made(cache, A, "a.gguf"))
+    orphan = cache.root / "hf/org/repo/older/a.gguf"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"of an earlier commit")
+    found = Leftovers(cache).look([A, "hf:org/repo:Q2_K"], keep=False)
+    assert {one.path: one.users for one in found}["hf/org/repo/older/a.gguf"] == (
+        "hf:org/repo:Q2_K is wanted, and goes on with it",
+    )
+    assert all(one.users == () for one in Leftovers(cache).look([A], keep=False))
+
+
 def test_files_that_no_note_names_are_found_and_links_are_not_followed(cache: ModelCache, tmp_path: Path) -> None:
     cache.register(made(cache, A, "a.gguf"))
     orphan = cache.root / "hf/org/repo/older/a.gguf"

@@ -142,7 +142,7 @@ async def test_a_start_is_a_use_and_a_pull_is_none(hub: Hub, tmp_path: Path) -> 
     async with fetching(tmp_path, hub.url) as f:
         await f.models.fetch("hf:org/repo:Q8_0")
         assert f.cache.all()[0].last_used_ms is None
-        f.cache.amend("hf:org/repo:Q8_0", lifecycle="retired")
+        f.cache.retire("hf:org/repo:Q8_0", 1e9)
         await f.models.ensure_present("hf:org/repo:Q8_0")
         entry = f.cache.all()[0]
         assert entry.last_used_ms is not None and entry.lifecycle == "active"

@@ -70,8 +70,8 @@ class FakeShelf:
     async def need(self, refs: Collection[str]) -> None:
         self.needed += refs
 
-    async def retire(self, refs: Collection[str]) -> None:
-        self.retired += refs
+    async def retire(self, models: Collection[StoredModel]) -> None:
+        self.retired += [one.ref for one in models]
 
     def fetching(self) -> Collection[str]:
         return self.now_fetching

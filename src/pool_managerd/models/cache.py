@@ -145,16 +145,18 @@ class ModelCache:
             known = replace(known, pinned=before.pinned, last_used_ms=before.last_used_ms)
         self._write(known)
 
-    def amend(self, ref: str, **changes: Any) -> Entry | None:
-        """Its note with ``changes``; None where there is none. Raises NodeError."""
+    def verified(self, ref: str, at_ms: int) -> None:
+        """All of it was hashed, and right. Raises NodeError."""
+        with self._turn():
+            if (entry := self._read(self._note(ref))) is not None:
+                self._write(replace(entry, last_verified_ms=at_ms))
+
+    def retire(self, ref: str, since: float) -> None:
+        """Unless somebody has needed it after ``since``, in the cache's own time. Raises NodeError."""
         with self._turn():
             entry = self._read(self._note(ref))
-            if entry is None or entry.ref != ref:
-                return None
-            changed = replace(entry, **changes)
-            if changed != entry:
-                self._write(changed)
-            return changed
+            if entry is not None and entry.lifecycle == "active" and (entry.needed_at or 0.0) <= since:
+                self._write(replace(entry, lifecycle="retired"))
 
     def need(self, ref: str, *, used: bool = False, pinned: bool | None = None) -> bool:
         """Somebody needs it now: starts with it (``used``), or has said whether it is ``pinned``. False where it is not there, or

@@ -34,7 +34,10 @@ class Leftovers:
         self._seen = cache.books / "leftovers.json"
 
     def look(self, wanted: Collection[str], *, keep: bool) -> list[Leftover]:
-        """What there is; ``wanted`` are references that somebody may go on with. ``keep`` notes what was seen, and since when."""
+        """What there is; ``wanted`` are references that somebody goes on with where they are not here yet. ``keep`` notes what
+        was seen, and since when.
+        """
+        wanted = [ref for ref in wanted if self._cache.find(ref) is None]
         now, before = self._cache.time.now(), self._known()
         found, known = list[Leftover](), dict[str, list[float]]()
         unreadable = self._cache.unreadable()

@@ -65,7 +65,7 @@ class Shelf:
             done += file.size
         self.tell(Verified(model.id, "fail" if wrong else "pass", "verify", time.monotonic() - began))
         if not wrong:
-            await asyncio.to_thread(partial(self._cache.amend, model.id, last_verified_ms=time.time_ns() // 1_000_000))
+            await asyncio.to_thread(self._cache.verified, model.id, time.time_ns() // 1_000_000)
         return {"ref": model.id, "ok": not wrong, "wrong": wrong, "size_bytes": entry.size_bytes}
 
     async def pin(self, ref: str, *, pinned: bool) -> None:
@@ -82,6 +82,7 @@ class Shelf:
 
     async def remove(self, ref: str, since: float | None = None) -> int | None:
         """The bytes that this frees; None where somebody has needed or pinned it after ``since``. Raises NodeError."""
+        await asyncio.to_thread(self._cache.prepare)
         return await asyncio.to_thread(self._cache.remove_unneeded, _fetchable(ref).id, since)
 
     async def sweep(self, leftover: Leftover) -> int:
@@ -93,10 +94,10 @@ class Shelf:
         for ref in refs:
             await asyncio.to_thread(self._cache.need, ref)
 
-    async def retire(self, refs: Collection[str]) -> None:
-        """Nobody has needed them for as long as models are kept. Raises NodeError."""
-        for ref in refs:
-            await asyncio.to_thread(partial(self._cache.amend, ref, lifecycle="retired"))
+    async def retire(self, models: Collection[StoredModel]) -> None:
+        """Nobody has needed them for as long as models are kept, unless somebody does by now. Raises NodeError."""
+        for one in models:
+            await asyncio.to_thread(self._cache.retire, one.ref, one.needed_at)
 
     def fetching(self) -> Collection[str]:
         """The ids of what is being fetched now, for whomever."""
@@ -110,6 +111,7 @@ class Shelf:
         if not self._cache.root.is_dir():
             return Stock()
         if keep:
+            self._cache.prepare()
             self._cache.keep_time(wanted)
         now = self._cache.time.now()
         models = tuple(self._stored(entry, now, wanted) for entry in self._cache.all())

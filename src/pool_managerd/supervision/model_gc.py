@@ -45,7 +45,7 @@ class ModelGc:
     async def plan(self, older_than_s: float | None) -> dict[str, Any]:
         """What a run would delete, and why each of the others stays; nothing is changed. Raises NodeError."""
         stock = await self._stock(keep=False)
-        return self._told(self._decide(stock, *self._asked(stock, older_than_s)), stock.limits)
+        return self._told(plan(stock.models, stock.leftovers, *self._asked(stock, older_than_s)), stock.limits)
 
     async def run(self, older_than_s: float | None) -> dict[str, Any]:
         """Delete what may go. Raises NodeError; what is deleted by then is."""
@@ -74,7 +74,7 @@ class ModelGc:
                 done = await self._carried_out(stock, keep_s, limits)
                 short = may_go(done) < limits.short_bytes
                 return "what is left is needed or pinned: pool-managerd models gc --dry-run says by whom" if short else ""
-        could = [one for one in self._decide(stock, keep_s, limits) if one.go]
+        could = [one for one in plan(stock.models, stock.leftovers, keep_s, limits) if one.go]
         if not could:
             return ""
         names = ", ".join(one.name for one in could[:_NAMED])
@@ -83,13 +83,17 @@ class ModelGc:
 
     async def care(self) -> None:
         """Forever: what is needed is noted to be, limits are kept where that is wanted, and what there is is counted."""
+        trouble = ""
         while True:
             self._changed.clear()
             try:
                 async with self._turn:
                     await self._look_after()
+                trouble = ""
             except PoolError as problem:
-                self._s.events.emit("notice", f"The cache of models cannot be looked after: {problem.message}", level="warn")
+                if problem.message != trouble:  # each is told once
+                    trouble = problem.message
+                    self._s.events.emit("notice", f"The cache of models cannot be looked after: {trouble}", level="warn")
             await pause(self._s.clock, CARE_S, self._changed)
 
     async def _look_after(self) -> None:
@@ -119,7 +123,7 @@ class ModelGc:
 
     async def _stock(self, *, keep: bool) -> Stock:
         """What there is, with who needs it."""
-        wanted = {need.ref for need in self._users.all() if need.ref is not None}
+        wanted = {*(need.ref for need in self._users.all() if need.ref is not None), *self._fetched_or_verified()}
         stock = await self._cached.stock(wanted, keep=keep)
         needs, busy = self._users.all(), self._fetched_or_verified()
         models = tuple(replace(one, users=(*one.users, *users_of(one, needs, busy))) for one in stock.models)
@@ -130,18 +134,15 @@ class ModelGc:
     def _fetched_or_verified(self) -> set[str]:
         return {*self._busy(), *self._cached.fetching()}
 
-    def _decide(self, stock: Stock, keep_s: float, limits: Limits | None) -> tuple[Verdict, ...]:
-        return plan(stock.models, stock.leftovers, keep_s, limits)
-
     async def _carried_out(self, stock: Stock, keep_s: float, limits: Limits | None) -> tuple[Verdict, ...]:
         """What became of each: who has begun to need one in the meantime keeps it."""
         models, leftovers = {one.ref: one for one in stock.models}, {one.path: one for one in stock.leftovers}
-        decided, done = self._decide(stock, keep_s, limits), list[Verdict]()
+        decided, done = plan(stock.models, stock.leftovers, keep_s, limits), list[Verdict]()
         for one in decided:
             freed = await self._go(one, models, leftovers) if one.go else None
             done.append(replace(one, frees_bytes=freed or 0) if freed is not None or not one.go else _needed_now(one))
-        stays = (models[one.name] for one in done if not one.go and one.kind == "model")
-        await self._cached.retire([model.ref for model in stays if _idle(model, keep_s)])
+        stays = (models[one.name] for one in decided if not one.go and one.kind == "model")
+        await self._cached.retire([model for model in stays if _idle(model, keep_s)])
         gone = [one for one in done if one.go]
         if gone:
             human = f"{count(len(gone), 'thing')} that nobody needs {'is' if len(gone) == 1 else 'are'} deleted from the cache of"

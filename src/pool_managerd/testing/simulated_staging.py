@@ -14,7 +14,7 @@ from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
-from pool_managerd.core.model_keeping import Leftover, Limits, Stock
+from pool_managerd.core.model_keeping import Leftover, Limits, Stock, StoredModel
 from pool_managerd.core.slot_cache import SlotSaving
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
@@ -81,7 +81,7 @@ class SimulatedShelf:
     async def need(self, refs: Collection[str]) -> None:
         """Nothing is there to be needed."""
 
-    async def retire(self, refs: Collection[str]) -> None:
+    async def retire(self, models: Collection[StoredModel]) -> None:
         """Nor to be retired."""
 
     def fetching(self) -> Collection[str]:
