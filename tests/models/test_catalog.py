@@ -168,6 +168,19 @@ def test_the_files_of_a_note_that_cannot_be_read_are_neither_lost_nor_deleted(ca
     assert Leftovers(cache).look((), keep=False) == []
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [{"needed_at": "x"}, {"needed_at": float("nan")}, {"pinned": 1}, {"ref": None}, {"fetched_at_ms": "0"}],
+)
+def test_nothing_is_decided_by_a_harmed_note(cache: ModelCache, harm: dict[str, Any]) -> None:
+    cache.register(made(cache, A, "a.gguf"))
+    (note,) = (cache.root / "refs").glob("*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | harm))
+    assert cache.all() == [] and cache.unreadable() == [note]
+    cache.keep_time()
+    assert cache.remove(A) == 0 and bytes_on_disk(cache) == len("a.gguf")
+
+
 def test_what_people_have_said_of_a_model_outlives_its_being_fetched_again(cache: ModelCache) -> None:
     cache.register(made(cache, A, "a.gguf"))
     cache.need(A, used=True)
@@ -245,8 +258,9 @@ def test_no_clock_that_jumps_makes_anything_old(tmp_path: Path) -> None:
     assert time.now() == 3640 + 86_400, "and is believed for a day at most"
     at["wall"] = 0.0
     assert time.now() == 3640, "it never goes back"
-    (tmp_path / "time.json").write_text('{"seconds": "x"}')
-    assert time.now() == 40
+    for harmed in ('{"seconds": "x"}', '{"seconds": NaN, "boot": "two", "since_boot": 1, "wall": 1}', "[]", ""):
+        (tmp_path / "time.json").write_text(harmed)
+        assert time.now() == 40
 
 
 def test_the_time_of_a_cache_goes_on_where_its_latest_note_is(cache: ModelCache) -> None:

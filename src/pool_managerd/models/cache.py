@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -291,18 +292,30 @@ class ModelCache:
             with note.open("rb") as file:
                 told: dict[str, Any] = json.loads(file.read(_MAX_NOTE_BYTES))
             schema = told.pop("schema", SCHEMA)
-            if isinstance(schema, int) and schema > SCHEMA:
+            if schema != SCHEMA:
                 raise _too_new(note, schema)
             files = tuple(CachedFile(**one) for one in told.pop("files"))
             entry = Entry(**told, files=files)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return entry if all(map(_is_below, files)) and files else None
+        return entry if all(map(_is_below, files)) and files and _is_sound(entry) else None
 
 
-def _too_new(note: Path, schema: int) -> NodeError:
+def _is_sound(entry: Any) -> bool:
+    """A harmed note may be JSON all the same; nothing is decided by what is not of its kind."""
+    numbers = (entry.fetched_at_ms, *(number for file in entry.files for number in (file.size, file.mtime_ns)))
+    times = (entry.needed_at, entry.last_used_ms, entry.last_verified_ms)
+    return (
+        all(isinstance(number, int) for number in numbers)
+        and all(at is None or (isinstance(at, int | float) and isfinite(at)) for at in times)
+        and isinstance(entry.pinned, bool)
+        and all(isinstance(text, str) for text in (entry.ref, entry.source, entry.lifecycle))
+    )
+
+
+def _too_new(note: Path, schema: object) -> NodeError:
     return NodeError(
-        f"cannot read {note}: a later version has written it (schema {schema}, this one knows {SCHEMA})", code="CATALOG_TOO_NEW",
+        f"cannot read {note}: a later version has written it (schema {str(schema)[:20]}, this one knows {SCHEMA})", code="CATALOG_TOO_NEW",
         hint="run that version, or have models.cache_dir elsewhere; nothing in it is changed", retriable=False,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class CacheTime:
         try:
             with self._path.open("rb") as file:
                 told: dict[str, Any] = json.loads(file.read(_MAX_BYTES))
-            return float(told["seconds"]), str(told["boot"]), float(told["since_boot"]), float(told["wall"])
+            seconds, since_boot, wall = (float(told[key]) for key in ("seconds", "since_boot", "wall"))
+            return (seconds, str(told["boot"]), since_boot, wall) if isfinite(seconds + since_boot + wall) else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
