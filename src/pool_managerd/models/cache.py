@@ -315,8 +315,9 @@ def _is_sound(entry: Any) -> bool:
 
 def _too_new(note: Path, schema: object) -> NodeError:
     return NodeError(
-        f"cannot read {note}: a later version has written it (schema {str(schema)[:20]}, this one knows {SCHEMA})", code="CATALOG_TOO_NEW",
-        hint="run that version, or have models.cache_dir elsewhere; nothing in it is changed", retriable=False,
+        f"cannot read {note}: a later version has written it (schema {str(schema)[:20]}, this one knows {SCHEMA})",
+        code="CATALOG_TOO_NEW", retriable=False,
+        hint="run that version, or have models.cache_dir elsewhere; nothing in it is changed",
     )  # fmt: skip
 
 
