@@ -69,7 +69,7 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls, ModelCalls):
         self.applied = Applied(self._a.services.records, self._a.clock.wall_ms)
         self._benches = Benches(self._pools, self._a.services)
         self._purges = Purges(self._pools, self._a.services, lambda: self.config)
-        self._models = ModelCacheWork(self._pools, self._a.services, self._a.shelf, config.gpu.overhead_mib << 20)
+        self._models = ModelCacheWork(self._pools, self._a.services, self._a.shelf, lambda: self.config)
         self._leases = Leases(self._pools, self.registry, self._a.clock, self._a.leases)
         self._demand = Demand(
             self._pools, self._a.services, self._leases, self._reloads.times, lambda: self.config, self._a.new_id
@@ -111,7 +111,8 @@ class PoolManager(DeviceCalls, ApplyCalls, PoolCalls, AcquireCalls, ModelCalls):
         await boot(self._pools, s, stored, self._a.kept_leases)
         self._demand.open = True
         intake = HandoffIntake(self._pools, self.events)
-        for what, work in {**self._a.own_tasks(intake.on_handoff, intake.on_error), "the queue": self._demand.run}.items():
+        own = {"the queue": self._demand.run, "the care of the model cache": self._models.gc.care}
+        for what, work in {**self._a.own_tasks(intake.on_handoff, intake.on_error), **own}.items():
             self._watching.append(asyncio.create_task(keep_up(work, what, self._a.clock, self.events, s.on_fatal)))
 
     async def __aexit__(self, *_: object) -> None:

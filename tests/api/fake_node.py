@@ -19,6 +19,7 @@ from pool_managerd.core.purge import PurgeRequest
 from pool_managerd.core.redaction import Redactor
 from pool_managerd.errors import EngineError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.log_places import LogPlaces
+from tests.api.fake_cache import FakeCache
 from tests.api.fake_devices import FakeDevices
 
 Json = dict[str, Any]
@@ -148,7 +149,7 @@ class FakeOperation:
         return await self.result
 
 
-class FakeNode(FakeDevices):
+class FakeNode(FakeCache, FakeDevices):
     """``auto`` ends every operation at once; otherwise a test sets ``operation.result`` itself."""
 
     def __init__(self, config: Config | None = None, *, auto: bool = True) -> None:

@@ -60,8 +60,8 @@ async def test_what_is_removed_is_what_no_other_name_has(hub: Hub, tmp_path: Pat
         await f.models.ensure_present("hf:org/repo/a-Q8_0.gguf")
         assert await shelf.remove("hf:org/repo:Q8_0") == 0 and path.exists()
         assert await shelf.remove("hf:org/repo/a-Q8_0.gguf") == len(BODY) and not path.exists()
-        assert sorted(entry.name for entry in f.cache.root.iterdir()) == ["partial", "refs"]
-        assert await shelf.remove("hf:org/repo/a-Q8_0.gguf") == 0
+        assert sorted(entry.name for entry in f.cache.root.iterdir()) == ["catalog", "partial", "refs"]
+        assert await shelf.remove("hf:org/repo/a-Q8_0.gguf") is None
 
 
 def entry(size: int = 4, mtime_ns: int = 1) -> Entry:

@@ -157,7 +157,7 @@ def test_models_are_fetched_listed_verified_and_removed_by_hand(node: Daemon, hu
     ]  # fmt: skip
     assert "POOLS" in cli(node, "models", "ls").stdout
     refused = cli(node, "models", "rm", REF)
-    assert refused.returncode == 4 and "pools are configured with it: smol" in refused.stderr, refused
+    assert refused.returncode == 4 and "pool smol is configured with it" in refused.stderr, refused
     assert cli(node, "models", "verify").returncode == 0
     other = Path(listed[1]["path"])
     other.chmod(0o644)

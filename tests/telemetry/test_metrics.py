@@ -35,6 +35,9 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("cache_lost", {"reason": "unproven"}),
     ("handoff", {"outcome": "success", "duration_ms": 2}),
     ("xid", {"device": "0", "xid": 79}),
+    ("download", {"outcome": "error", "reason": "fetch_failed", "bytes": 70, "duration_ms": 9}),
+    ("model_verified", {"result": "fail", "reason": "verify", "duration_ms": 9}),
+    ("models_gc", {"bytes": 500, "deleted": ["hf:org/repo:Q8_0"]}),
     ("device_reset", {"device": "0"}),
 ]
 
@@ -76,6 +79,7 @@ def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> Non
     memory = {"vram_total_bytes": 2, "vram_free_bytes": 1}
     metrics.attach(lambda: [status("p", **memory), status("demo", **memory)], devices, lambda: True)
     metrics.watch_loop(lambda: 0.25)
+    metrics.watch_models(lambda: {"bytes": 5, "active": 2, "retired": 1})
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     described = {spec.name.removesuffix("_total") if spec.kind == "counter" else spec.name: spec for spec in series.ALL}
     assert families.keys() == described.keys()
@@ -84,6 +88,24 @@ def test_every_series_has_the_name_the_type_and_the_labels_of_the_table() -> Non
         assert family.type == spec.kind, name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert labels == {*spec.labels, "node_id"}, name
+
+
+def test_downloads_and_the_cache_of_models_are_counted_without_any_models_name() -> None:
+    metrics = Metrics()
+    for code in ("fetch_failed", "digest_mismatch"):
+        metrics.on_event(event("download", None, model_id="hf:org/repo:Q8_0", outcome="error", reason=code, bytes=70))
+    metrics.on_event(event("download", None, model_id="hf:org/repo:Q8_0", outcome="success", reason="none", bytes=30))
+    metrics.on_event(event("model_verified", None, result="pass", reason="start", duration_ms=20))
+    metrics.on_event(event("models_gc", None, bytes=500))
+    assert ("model_cache_bytes", ()) not in samples(metrics), "nobody has looked yet"
+    metrics.watch_models(lambda: {"bytes": 5, "active": 2, "retired": 1})
+    found = samples(metrics)
+    assert found["model_downloads_total", (("outcome", "error"), ("reason", "digest_mismatch"))] == 1
+    assert found["model_download_bytes_total", ()] == 170 and found["model_gc_bytes_total", ()] == 500
+    assert found["catalog_verifications_total", (("reason", "start"), ("result", "pass"))] == 1
+    assert found["model_verify_duration_ms_sum", (("result", "pass"),)] == 20
+    assert found["model_cache_bytes", ()] == 5 and found["catalog_entries_total", (("state", "retired"),)] == 1
+    assert "org/repo" not in metrics.render().decode()
 
 
 def test_a_breaker_is_shown_as_a_number_and_counted_when_it_opens() -> None:

@@ -82,6 +82,14 @@ class ModelBody(Body):
     )
 
 
+class ModelGcBody(Body):
+    older_than_ms: Annotated[int, Field(ge=0, le=3650 * 86_400_000)] | None = Field(
+        None,
+        description="Delete all that nobody has needed for so long; absent: models.gc.keep_days, and no more than"
+        " models.max_bytes makes go, where it is set.",
+    )
+
+
 DeviceNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=64)]
 
 

@@ -21,7 +21,11 @@ class CachedModel(Answer):
     source: str | None = Field(None, description="The hub's commit that it is of.")
     fetched_at_ms: int
     untouched: bool = Field(description="False: a file is gone or was changed; the next start fetches it again.")
-    pools: list[str] = Field(description="Pools that are configured with it, or run it.")
+    pools: list[str] = Field(description="Pools that need it: configured with it, running it, or being changed to it or from it.")
+    lifecycle: str = Field("active", description="active; retired: nobody has needed it for models.gc.keep_days.")
+    pinned: bool = Field(False, description="It is never deleted.")
+    last_used_ms: int | None = Field(None, description="When a pool was started with it last.")
+    last_verified_ms: int | None = Field(None, description="When all of it was hashed last, and right.")
 
 
 class Fit(Answer):
@@ -55,3 +59,25 @@ class PullAnswer(Answer):
 class ModelRemoved(Answer):
     ref: str
     freed_bytes: int
+
+
+class GcRow(Answer):
+    """A model, or something that is left over: what becomes of it, and why."""
+
+    name: str = Field(description="A model's reference, or a path below the cache.")
+    kind: str = Field(description="model, download (a part of one), file (no model has it), temporary, or note (unreadable).")
+    size_bytes: int
+    action: str = Field(description="delete or keep.")
+    why: str
+    frees_bytes: int
+
+
+class GcAnswer(Answer):
+    """What was deleted, or with ``dry_run`` would be, in that order; then what stays."""
+
+    rows: list[GcRow]
+    freed_bytes: int
+    used_bytes: int = Field(description="What all of the cache took before.")
+    max_bytes: int | None = Field(None, description="models.max_bytes.")
+    free_bytes: int = Field(description="What was free on its disk before.")
+    keep_free_bytes: int = Field(description="models.keep_free_bytes.")

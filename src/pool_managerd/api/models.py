@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import ModelBody
+from pool_managerd.api.bodies import ModelBody, ModelGcBody
 from pool_managerd.api.changes import finish
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
@@ -33,3 +33,22 @@ async def verify(context: ApiContext, request: web.Request) -> web.Response:
 async def remove(context: ApiContext, request: web.Request) -> web.Response:
     body = await read_model(request, ModelBody)
     return json_response(await context.keep(context.node.remove_model(body.ref)))
+
+
+async def pin(context: ApiContext, request: web.Request) -> web.Response:
+    body = await read_model(request, ModelBody)
+    return json_response(await context.keep(context.node.pin_model(body.ref)))
+
+
+async def unpin(context: ApiContext, request: web.Request) -> web.Response:
+    body = await read_model(request, ModelBody)
+    return json_response(await context.keep(context.node.pin_model(body.ref, pinned=False)))
+
+
+async def gc(context: ApiContext, request: web.Request) -> web.Response:
+    """``?dry_run=true`` says what would be deleted, and why each of the others stays."""
+    dry_run = switch(request, "dry_run", default=False)
+    body = await read_model(request, ModelGcBody)
+    older_than_s = None if body.older_than_ms is None else body.older_than_ms / 1000
+    node = context.node
+    return json_response(await context.keep((node.plan_model_gc if dry_run else node.collect_models)(older_than_s)))

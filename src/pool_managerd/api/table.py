@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pool_managerd.api import acquire, bodies, changes, models, queue_schemas, reads, schemas, streams, yields
 from pool_managerd.api.apply_schemas import AppliedConfiguration, ApplyAnswer
 from pool_managerd.api.crash_schemas import Crash
-from pool_managerd.api.model_schemas import CachedModel, ModelRemoved, PullAnswer
+from pool_managerd.api.model_schemas import CachedModel, GcAnswer, ModelRemoved, PullAnswer
 from pool_managerd.api.routing import Handler, Query, Route
 
 _POOL = "/pools/{pool_id}"
@@ -230,6 +230,19 @@ MODEL_ROUTES = (
     Route(
         "POST", "/models/remove", "Delete a model from the cache", models.remove, {200: ModelRemoved},
         (400, 404, 408, 409, 413, 415, 503, 507), bodies.ModelBody,
+    ),
+    Route(
+        "POST", "/models/pin", "Never delete a model from the cache", models.pin, {200: CachedModel},
+        (400, 404, 408, 413, 415, 503, 507), bodies.ModelBody,
+    ),
+    Route(
+        "POST", "/models/unpin", "Let a model go again when nobody needs it", models.unpin, {200: CachedModel},
+        (400, 404, 408, 413, 415, 503, 507), bodies.ModelBody,
+    ),
+    Route(
+        "POST", "/models/gc", "Delete from the cache what nobody needs", models.gc, {200: GcAnswer},
+        (400, 408, 413, 415, 503, 507), bodies.ModelGcBody,
+        (Query("dry_run", "true: what would be deleted, and why the rest stays; nothing is.", _BOOL),),
     ),
 )  # fmt: skip
 # Leases first: aiohttp tries the patterns in this order, and they are the hot path.

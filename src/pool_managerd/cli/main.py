@@ -21,6 +21,7 @@ from pool_managerd.cli import (
     explain,
     follow,
     gateway,
+    model_keeping,
     models,
     moving,
     output,
@@ -116,6 +117,8 @@ for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm
     keys_app.command(_name)(_command)
 models_app = typer.Typer(help="Models that were fetched.", rich_markup_mode=None, no_args_is_help=True)
 for _command in (models.ls, models.pull, models.verify, models.rm):
+    models_app.command()(_command)
+for _command in (model_keeping.pin, model_keeping.unpin, model_keeping.gc):
     models_app.command()(_command)
 import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
 import_app.command("llama-swap")(moving.import_llama_swap)

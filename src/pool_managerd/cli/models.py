@@ -11,7 +11,7 @@ import typer
 from pool_managerd.cli.client import Daemon
 from pool_managerd.cli.exits import NO, CommandFailed
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon
-from pool_managerd.cli.output import Format, Json, printable, show
+from pool_managerd.cli.output import Format, Json, moment, printable, show
 from pool_managerd.cli.progress import wait_for
 from pool_managerd.cli.table import Column, table
 from pool_managerd.core.narration import size
@@ -55,7 +55,7 @@ def verify(ref: OptionalRef = None, url: Url = None, config: ConfigFile = None, 
 
 
 def rm(ref: Ref, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
-    """Delete a model from the cache. Refused while a pool is configured with it."""
+    """Delete a model from the cache. Refused while a pool needs it, or it is pinned."""
     show(daemon(url, config).request("POST", "models", "remove", body={"ref": ref}), output, _removed)
 
 
@@ -84,11 +84,26 @@ def _how_far(progress: Json) -> str:
 
 def _listed(rows: list[Json], *, wide: bool) -> None:
     columns = (
-        Column("MODEL", 0, least=24, middle=True), Column("SIZE", 1), Column("VERIFIED", 2), Column("POOLS", 1, least=8),
-        Column("PATH", 3, wide=True),
+        Column("MODEL", 0, least=24, middle=True), Column("SIZE", 1), Column("VERIFIED", 2), Column("USED", 3),
+        Column("POOLS", 1, least=8), Column("PATH", 4, wide=True),
     )  # fmt: skip
-    cells = ((row["ref"], size(row["size_bytes"]), _state(row), ", ".join(row["pools"]) or None, row["path"]) for row in rows)
+    cells = (
+        (
+            row["ref"],
+            size(row["size_bytes"]),
+            _state(row),
+            moment(row.get("last_used_ms"), short=True),
+            _kept_by(row),
+            row["path"],
+        )
+        for row in rows
+    )
     table(columns, cells, empty="no models in the cache", wide=wide)
+
+
+def _kept_by(row: Json) -> str | None:
+    """The pools that need it; a pin keeps it, too."""
+    return ", ".join([*row["pools"], *(["(pinned)"] if row.get("pinned") else [])]) or None
 
 
 def _state(row: Json) -> str:

@@ -20,7 +20,10 @@ from pool_managerd.config.pools import DECIDED, PoolConfig
 from pool_managerd.config.schema import Config
 
 _WHOLE = ("auth", "health", "lifecycle", "policy", "preflight", "queue", "reload", "supervision", "together")
-_SINGLE = (("gpu", "vram_wait_ms"), ("gpu", "keep_free_mib"), ("gpu", "yield_to"), ("telemetry", "log_level"))
+_SINGLE = (
+    ("gpu", "vram_wait_ms"), ("gpu", "keep_free_mib"), ("gpu", "yield_to"), ("telemetry", "log_level"), ("models", "gc"),
+    ("models", "keep_free_bytes"), ("models", "max_bytes"),
+)  # fmt: skip
 AT_ONCE = (*_WHOLE, *(".".join(path) for path in _SINGLE))
 """Sections and keys that a running daemon takes over. All others, but for ``pools``, wait for its restart."""
 POLICY = ("health", "supervision", "lifecycle", "gpu.vram_wait_ms")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pool_managerd.config.model_gc import ModelGcConfig
 from pool_managerd.config.values import Address, Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 from pool_managerd.core.crash import CrashClass
 
@@ -244,6 +245,9 @@ class PolicyConfig(Section):
     allow_remote_code: bool = Field(
         False, description="Repositories may be fetched that bring code of their own, and engines be told to run it."
     )
+    strict_verification: bool = Field(
+        False, description="No model is used without a digest to compare it with: the hub's, or provisioning.model.checksum."
+    )
     engine_allowlist: tuple[str, ...] = Field(
         (), description="Binaries that may be submitted in cloud. An interpreter (python3, bash) on it allows everything.",
         examples=[["/opt/llama/llama-server"]],
@@ -279,6 +283,11 @@ class ModelsConfig(Section):
         " Names are looked up there, so that policy goes by names alone.",
         examples=["http://proxy.internal:3128"],
     )  # fmt: skip
+    max_bytes: Bytes | None = Field(
+        None, description="All that may be in it, a number or a size such as 500GiB; absent: as much as there is room for.",
+        examples=["500GiB"],
+    )  # fmt: skip
+    gc: ModelGcConfig = ModelGcConfig()
 
 
 class GpuConfig(Section):

@@ -82,6 +82,7 @@ async def serving(
         access = with_local_token(access, config.daemon.state_dir)
         with _sockets(config) as (listener, metrics_listener):
             metrics.attach(node.statuses, node.devices, lambda: node.events.state_trouble is not None)
+            metrics.watch_models(node.model_figures)
             for listen_to in (metrics.on_event, *listeners):
                 node.events.listen(listen_to)
             async with node:

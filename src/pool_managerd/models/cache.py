@@ -1,7 +1,8 @@
 """The models that were fetched: what lies where, under one directory, and what of it may be believed.
 
-``refs/`` has a note for each reference, ``partial/`` what is being fetched, and the files lie below ``hf/ORG/REPO/COMMIT`` and
-``https/HOST/…``. A file has its name there when it is complete, and not before.
+``refs/`` has a note for each reference, ``partial/`` what is being fetched, ``catalog/`` the books of it all, and the files lie
+below ``hf/ORG/REPO/COMMIT`` and ``https/HOST/…``. A file has its name there when it is complete, and not before. The notes are
+the catalog (SPEC §6.4): each is whole or not there, and changes come one after the other, those of other processes too.
 """
 
 from __future__ import annotations
@@ -10,15 +11,22 @@ import hashlib
 import json
 import os
 import stat
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from pool_managerd.errors import NodeError
+from pool_managerd.models.cache_time import CacheTime
+from pool_managerd.models.holds import Holds
+from pool_managerd.models.note_file import remove_note, turn, write_note
 from pool_managerd.models.part import disk_error
 
 MAX_ENTRIES = 10_000
+SCHEMA = 1
 _MAX_NOTE_BYTES = 1 << 20
 
 
@@ -41,6 +49,10 @@ class Entry:
 
     ``folder`` is what an engine is given where the model is one, below the cache's directory; its first ``weights`` files are
     the weights.
+
+    ``lifecycle`` is active, or retired: nobody has needed it for as long as models are kept. ``last_used_ms`` is when a start
+    had it last, ``last_verified_ms`` when all of it was hashed and right: unix times, to be shown. ``needed_at`` is when somebody
+    needed it last, in seconds of the cache's own time; None where an earlier version has written the note.
     """
 
     ref: str
@@ -49,6 +61,11 @@ class Entry:
     files: tuple[CachedFile, ...]
     folder: str = ""
     weights: int = 0
+    lifecycle: str = "active"
+    pinned: bool = False
+    last_used_ms: int | None = None
+    last_verified_ms: int | None = None
+    needed_at: float | None = None
 
     @property
     def path(self) -> str:
@@ -80,6 +97,9 @@ class ModelCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._refs = root / "refs"
+        self.books = root / "catalog"
+        self.time = CacheTime(self.books / "time.json", self._latest)
+        self._holds = Holds(self.books)
 
     def prepare(self) -> None:
         """Make the directory: others may read models, and nobody else may put any there."""
@@ -91,7 +111,7 @@ class ModelCache:
                     f"cannot use {self.root} for models: other users could change what is in it", code="DIRECTORY_NOT_OURS",
                     retriable=False, hint=f"chown {os.geteuid()} {self.root} && chmod go-w {self.root}",
                 )  # fmt: skip
-            for name in ("refs", "partial"):
+            for name in ("refs", "partial", "catalog"):
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as problem:
             raise disk_error(self.root, problem) from problem
@@ -123,27 +143,96 @@ class ModelCache:
         return entry if entry is not None and entry.ref == ref and all(map(self.is_untouched, entry.files)) else None
 
     def put(self, entry: Entry) -> None:
-        note = self._note(entry.ref)
-        draft = note.with_suffix(f".{os.getpid()}.new")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                json.dump(asdict(entry), file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(note)
-        except OSError as problem:
-            raise disk_error(note, problem) from problem
+        """As fetched now; what people have said of it stays. Raises NodeError, also for a note of a later version."""
+        with self._turn():
+            self._put(entry)
+
+    def register(self, entry: Entry) -> None:
+        """As ``put``, of files that are still there: nobody has deleted them meanwhile, and nobody does from now on."""
+        with self._turn():
+            if gone := next((file.path for file in entry.files if not self.is_untouched(file)), None):
+                raise NodeError(f"cannot keep {entry.ref}: {gone} was changed or deleted meanwhile", hint="fetch it again")
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        before = self._read(self._note(entry.ref))
+        known = replace(entry, needed_at=self.time.keep())
+        if before is not None and before.ref == entry.ref:
+            known = replace(known, pinned=before.pinned, last_used_ms=before.last_used_ms)
+        self._write(known)
+
+    def verified(self, ref: str, at_ms: int) -> None:
+        """All of it was hashed, and right. Raises NodeError."""
+        with self._turn():
+            if (entry := self._read(self._note(ref))) is not None:
+                self._write(replace(entry, last_verified_ms=at_ms))
+
+    def retire(self, ref: str, since: float) -> None:
+        """Unless somebody has needed it after ``since``, in the cache's own time. Raises NodeError."""
+        with self._turn():
+            entry = self._read(self._note(ref))
+            if entry is not None and entry.lifecycle == "active" and (entry.needed_at or 0.0) <= since:
+                self._write(replace(entry, lifecycle="retired"))
+
+    def need(self, ref: str, *, used: bool = False, pinned: bool | None = None) -> bool:
+        """Somebody needs it now: starts with it (``used``), or has said whether it is ``pinned``. False where it is not there, or
+        not what was fetched; that can be pinned all the same. Raises NodeError.
+        """
+        if not self._note(ref).exists():
+            return False
+        with self._turn():
+            entry = self.find(ref) if pinned is None else self._read(self._note(ref))
+            if entry is None:
+                return False
+            used_ms = time.time_ns() // 1_000_000 if used else entry.last_used_ms
+            if used:
+                self._holds.take(ref)
+            pinned = entry.pinned if pinned is None else pinned
+            now = self.time.keep()
+            self._write(replace(entry, lifecycle="active", pinned=pinned, last_used_ms=used_ms, needed_at=now))
+            return True
+
+    def keep_time(self, wanted: Collection[str] = ()) -> None:
+        """Let the next boot go on from here, and notes of an earlier version say that they were needed now; other daemons leave
+        the ``wanted`` ones alone, and no others that this one has needed before. Raises NodeError.
+        """
+        with self._turn():
+            now = self.time.keep()
+            for entry in (entries := self.all()):
+                if entry.needed_at is None:
+                    self._write(replace(entry, needed_at=now))
+            self._holds.keep_only([entry.ref for entry in entries if entry.ref in wanted])
+
+    def close(self) -> None:
+        """This process needs nothing of it any more."""
+        self._holds.close()
+
+    def is_needed_elsewhere(self, ref: str) -> bool:
+        """By another daemon with the same cache. Raises NodeError."""
+        with self._turn():
+            return self._holds.is_others(ref)
 
     def all(self) -> list[Entry]:
-        """Sorted by reference; entries whose files have changed or gone, too."""
+        """Sorted by reference; entries whose files have changed or gone, too. Raises NodeError for one of a later version."""
+        found = (self._read(note) for note in self._notes())
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.ref)
+
+    def unreadable(self) -> list[Path]:
+        """Notes that say nothing any more: what files they had is not known."""
+        return [note for note in self._notes() if self._read(note) is None]
+
+    def _notes(self) -> list[Path]:
         try:
             notes = [entry.path for entry, _ in zip(os.scandir(self._refs), range(MAX_ENTRIES), strict=False)]
         except FileNotFoundError:
             return []
         except OSError as problem:
             raise disk_error(self._refs, problem) from problem
-        found = (self._read(Path(note)) for note in notes if note.endswith(".json"))
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.ref)
+        return sorted(Path(note) for note in notes if note.endswith(".json"))
+
+    def _latest(self) -> float:
+        """The time of the cache where what it was is lost: nothing is older than when it was needed last."""
+        return max((entry.needed_at or 0.0 for entry in self.all()), default=0.0)
 
     def is_untouched(self, file: CachedFile) -> bool:
         try:
@@ -154,21 +243,40 @@ class ModelCache:
 
     def remove(self, ref: str) -> int:
         """Forget a reference, and delete those of its files that no other one has; the bytes that this frees."""
-        entry = self._read(self._note(ref))
-        if entry is None:
-            return 0
-        others = {file.path for other in self.all() if other.ref != entry.ref for file in other.files}
-        freed = 0
+        return self.remove_unneeded(ref, None) or 0
+
+    def remove_unneeded(self, ref: str, since: float | None) -> int | None:
+        """As ``remove``; nothing happens, and None is the answer, where somebody has needed or pinned it after ``since``, in the
+        cache's own time, or another daemon needs it, or it is not there. ``since`` None: whoever needs it.
+
+        Its note goes last: what a crash leaves is found, and not believed.
+        """
+        if not self._note(ref).exists():
+            return None
+        with self._turn():
+            entry = self._read(self._note(ref))
+            if entry is None or (since is not None and self._is_needed(entry, since)):
+                return None
+            others = {file.path for other in self.all() if other.ref != entry.ref for file in other.files}
+            freed = sum(self.delete(file.path) for file in entry.files if file.path not in others)
+            remove_note(self._note(ref))
+            self._holds.forget(ref)
+            return freed
+
+    def _is_needed(self, entry: Entry, since: float) -> bool:
+        return entry.pinned or (entry.needed_at or 0.0) > since or self._holds.is_others(entry.ref)
+
+    def delete(self, path: str) -> int:
+        """Delete a file below the cache, and folders that are empty then; its size in bytes. Raises NodeError."""
+        found = self.root / path
         try:
-            self._note(ref).unlink(missing_ok=True)
-            for file in entry.files:
-                path = self.root / file.path
-                if file.path not in others:
-                    freed += path.lstat().st_size if os.path.lexists(path) else 0
-                    path.unlink(missing_ok=True)
-                    self._prune(path.parent)
+            freed = found.lstat().st_size
+            found.unlink()
+        except FileNotFoundError:
+            freed = 0
         except OSError as problem:
-            raise disk_error(self.root, problem) from problem
+            raise disk_error(found, problem) from problem
+        self._prune(found.parent)
         return freed
 
     def _prune(self, folder: Path) -> None:
@@ -181,16 +289,53 @@ class ModelCache:
     def _note(self, ref: str) -> Path:
         return self._refs / f"{hashlib.sha256(ref.encode()).hexdigest()[:32]}.json"
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """To read the catalog and change it by what was read."""
+        try:
+            self.books.mkdir(mode=0o700, exist_ok=True)  # an earlier version has made the cache
+            with turn(self.books / "lock"):
+                yield
+        except OSError as problem:
+            raise disk_error(self.books, problem) from problem
+
+    def _write(self, entry: Entry) -> None:
+        write_note(self._note(entry.ref), json.dumps({"schema": SCHEMA, **asdict(entry)}))
+
     def _read(self, note: Path) -> Entry | None:
         try:
             with note.open("rb") as file:
                 told: dict[str, Any] = json.loads(file.read(_MAX_NOTE_BYTES))
+            schema = told.pop("schema", SCHEMA)
+            if schema != SCHEMA:
+                raise _too_new(note, schema)
             files = tuple(CachedFile(**one) for one in told.pop("files"))
             entry = Entry(**told, files=files)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         paths = [file.path for file in files] + ([entry.folder] if entry.folder else [])
-        return entry if all(map(_is_below, paths)) and files else None
+        return entry if files and _is_sound(entry) and all(map(_is_below, paths)) else None
+
+
+def _is_sound(entry: Any) -> bool:
+    """A harmed note may be JSON all the same; nothing is decided by what is not of its kind."""
+    numbers = (entry.fetched_at_ms, *(number for file in entry.files for number in (file.size, file.mtime_ns)))
+    times = (entry.needed_at, entry.last_used_ms, entry.last_verified_ms)
+    return (
+        all(isinstance(number, int) for number in numbers)
+        and all(at is None or (isinstance(at, int | float) and isfinite(at)) for at in times)
+        and isinstance(entry.pinned, bool)
+        and isinstance(entry.weights, int)
+        and all(isinstance(text, str) for text in (entry.ref, entry.source, entry.lifecycle, entry.folder))
+    )
+
+
+def _too_new(note: Path, schema: object) -> NodeError:
+    return NodeError(
+        f"cannot read {note}: a later version has written it (schema {str(schema)[:20]}, this one knows {SCHEMA})",
+        code="CATALOG_TOO_NEW", retriable=False,
+        hint="run that version, or have models.cache_dir elsewhere; nothing in it is changed",
+    )  # fmt: skip
 
 
 def _is_below(path: str) -> bool:

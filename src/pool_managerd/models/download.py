@@ -72,10 +72,13 @@ async def persistently(work: Callable[[], Awaitable[_T]], what: str, p: Persiste
 
 
 class Download:
-    """Brings ``file`` to ``final``, by way of ``part_path``; the caller has the lock of both."""
+    """Brings ``file`` to ``final``, by way of ``part_path``; the caller has the lock of both. ``received`` bytes came for it, and
+    ``etag`` is what the server calls this version of it.
+    """
 
     def __init__(self, web: Web, room: Room, persistence: Persistence) -> None:
         self._web, self._room, self._persistence = web, room, persistence
+        self.received, self.etag = 0, ""
 
     async def run(self, file: RemoteFile, part_path: Path, final: Path, progress: Sized) -> str:
         """The sha256 in hex of the complete file. Raises PoolError; what is there by then is kept, unless it is wrong."""
@@ -88,6 +91,7 @@ class Download:
                     found = part.sha256
                     await part.restart()
                     raise _mismatch(file, found)
+            self.etag = part.validator.etag
             return await part.finish(final)
         finally:
             await part.close()
@@ -147,6 +151,7 @@ class Download:
         try:
             async for chunk in response.content.iter_any():
                 done += len(chunk)
+                self.received += len(chunk)
                 if total is not None and done > total:
                     raise AgainError(f"{host} sends more than the {size(total)} that it said")
                 chunks.append(chunk)

@@ -21,7 +21,7 @@ async def locked(path: Path, waiting: Callable[[], None]) -> AsyncIterator[bool]
     Raises NodeError.
     """
     waited = False
-    while (fd := await asyncio.to_thread(_try, path)) is None:
+    while (fd := await asyncio.to_thread(try_lock, path)) is None:
         waited = True
         waiting()
         await asyncio.sleep(POLL_S)
@@ -36,8 +36,8 @@ def _release(path: Path, fd: int) -> None:
     os.close(fd)
 
 
-def _try(path: Path) -> int | None:
-    """The descriptor that holds it; None while somebody else does."""
+def try_lock(path: Path) -> int | None:
+    """The descriptor that holds the lock of ``path``; None while somebody else does. Blocks. Raises NodeError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as problem:
@@ -53,3 +53,18 @@ def _try(path: Path) -> int | None:
         raise disk_error(path, problem) from problem
     os.close(fd)
     return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has the lock of ``path``; nothing is made to find out. Blocks."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -18,7 +18,6 @@ from pool_managerd.models.file_lock import locked
 from pool_managerd.models.part import disk_error, sync_directory
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.repository import check_code
-from pool_managerd.models.room import Room
 
 AT_ONCE = 4
 """Files that are fetched at the same time: a hub gives a single connection less than the line has."""
@@ -27,10 +26,14 @@ FetchFile = Callable[[Path, RemoteFile, Sized], Awaitable[CachedFile]]
 
 
 class FolderFetch:
-    """``fetch`` brings one file to its place; ``policy`` says whether code that comes with a model may."""
+    """``fetch`` brings one file to its place, ``require_room`` sees that there is room for all of them at one; ``policy`` says
+    whether code that comes with a model may.
+    """
 
-    def __init__(self, cache: ModelCache, fetch: FetchFile, room: Room, policy: PolicyConfig) -> None:
-        self._cache, self._fetch, self._room, self._policy = cache, fetch, room, policy
+    def __init__(
+        self, cache: ModelCache, fetch: FetchFile, require_room: Callable[[Path], Awaitable[None]], policy: PolicyConfig
+    ) -> None:
+        self._cache, self._fetch, self._require_room, self._policy = cache, fetch, require_room, policy
 
     async def run(self, remote: RemoteModel, progress: Sized) -> tuple[CachedFile, ...]:
         """Its files in their order. What is there by the time that one fails is kept for the next try. Raises PoolError."""
@@ -40,7 +43,8 @@ class FolderFetch:
         async with locked(staging.with_suffix(".lock"), waiting.tell):
             there = await asyncio.to_thread(final.is_dir)  # of another reference, or an earlier one
             place = final if there else staging
-            await asyncio.to_thread(self._require_room, remote, place)
+            await asyncio.to_thread(self._cache.make_folder, place)
+            await self._require_room(place)
             files = await self._all(remote, place, waiting)
             if not there:
                 await asyncio.to_thread(self._give_name, staging, final)
@@ -92,15 +96,6 @@ class FolderFetch:
         below = (self._cache.root / file.path).relative_to(place)
         return replace(file, path=str((final / below).relative_to(self._cache.root)))
 
-    def _require_room(self, remote: RemoteModel, place: Path) -> None:
-        """For all of it, less what is there by now. Blocks. Raises NodeError."""
-        self._cache.make_folder(place)
-        if remote.size_bytes is None:
-            return
-        paths = [(place / file.name, self._cache.partial(place / file.name, file.sha256)) for file in remote.files]
-        there = sum(max(_size_of(final), _size_of(part)) for final, part in paths)
-        self._room.require(remote.size_bytes - there, remote.ref.id)
-
 
 class _Sum:
     """How far all files are together."""
@@ -123,10 +118,3 @@ class _Sum:
 def blob_name(content: bytes) -> str:
     """What git calls a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -7,9 +7,13 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import structlog
 
 from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
@@ -23,12 +27,14 @@ from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
 from pool_managerd.models.lookahead import Lookahead
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
+from pool_managerd.models.told import Verified, nobody
 
 PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """Formats that run code of their author's choice when they are loaded; what a file begins with says more than its name."""
 
 PICKLE_HEADS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 
+log = structlog.get_logger("pool_managerd.models")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_NAMES = 10_000
 
@@ -48,6 +54,7 @@ class ModelProvisioner:
         self.policy = policy
         self._cache, self._fetcher = cache, fetcher
         self._digests = digests or DigestCache()
+        self.tell: Callable[[Verified], None] = nobody
         self.shapes = Shapes()
         self.ahead = None if cache is None else Lookahead(cache, fetcher, self.shapes)
 
@@ -71,10 +78,39 @@ class ModelProvisioner:
         fails.
         """
         await self.fetch(ref, expected_digest, progress=progress)
+        if not await self._take(ref):  # it was deleted in this very moment
+            await self.fetch(ref, expected_digest, progress=progress)
+            await self._take(ref)
         expected = _expected(expected_digest)
         found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
             return found
+        return await self._verified(found, expected, progress)
+
+    async def _take(self, ref: str) -> bool:
+        """From here on whoever has decided that it may be deleted does not; false where it is not in the cache, and should be."""
+        model = parse_ref(ref)
+        if model.scheme not in FETCHED or self._cache is None:
+            return True
+        try:
+            return await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
+        except NodeError as problem:
+            if not problem.retriable:
+                raise
+            log.warning("cannot write down that a model is used", model_id=model.id, reason=problem.message)
+            return True
+
+    async def _verified(self, found: ResolvedModel, expected: tuple[str, ...], progress: Progress | None) -> ResolvedModel:
+        began = time.monotonic()
+        try:
+            verified = await self._all_parts(found, expected, progress)
+        except PoolError:
+            self.tell(Verified(found.id, "fail", "start", time.monotonic() - began))
+            raise
+        self.tell(Verified(found.id, "pass", "start", time.monotonic() - began))
+        return verified
+
+    async def _all_parts(self, found: ResolvedModel, expected: tuple[str, ...], progress: Progress | None) -> ResolvedModel:
         parts, done = found.parts, 0
         for part, wanted in zip(parts, expected, strict=True):
             await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
@@ -98,6 +134,8 @@ class ModelProvisioner:
         if await asyncio.to_thread(_has, self._cache, model, expected):
             return
         check_network(self.policy, model)
+        if model.scheme != "hf" and not expected:  # the hub says itself what its files are
+            self._require_digest(model.id, verified=False)
         entry = await self._fetcher.fetch(model, expected, progress or _nobody)
         if self.ahead is not None:
             await asyncio.to_thread(self.ahead.forget, model.id)
@@ -162,7 +200,16 @@ class ModelProvisioner:
             )
         if digests and len(digests) != parts:
             raise _not_for_each_part(path, parts, len(digests))
+        self._require_digest(found.id, verified=bool(digests) or found.verified)
         return found
+
+    def _require_digest(self, model_id: str, *, verified: bool) -> None:
+        """Raises SpecError DIGEST_MISSING where nobody has said what the model has to be, and the policy wants that said."""
+        if self.policy.strict_verification and not verified:
+            raise SpecError(
+                f"cannot use {model_id}: nobody has said what it has to be (policy.strict_verification)", code="DIGEST_MISSING",
+                status=422, hint="give its checksum: provisioning.model.checksum; for a folder there is none",
+            )  # fmt: skip
 
     def locate(self, ref: str) -> ResolvedModel:
         """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read.

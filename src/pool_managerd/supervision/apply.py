@@ -23,6 +23,7 @@ from pool_managerd.supervision.apply_steps import ApplySteps, pool_now
 from pool_managerd.supervision.apply_view import ApplyView
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.precedence import Wanted
 from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.services import Services
 
@@ -76,6 +77,8 @@ class Applies:
         self._running = False
         self._task: asyncio.Task[None] | None = None
         self._unapplied: dict[str, str] = {}
+        self._steps_now: tuple[Step, ...] = ()
+        pools.other_needs.append(self._needs)
 
     @property
     def busy(self) -> bool:
@@ -110,6 +113,7 @@ class Applies:
         try:
             plan = await in_order(self._plan(new, options.prune), self._pools, self._s)
             self._check(plan)
+            self._steps_now = plan.steps
             if options.expect not in (None, plan.digest + options.mark):
                 raise RequestError(
                     "cannot apply it: what it would do is not what was shown, something has changed since", code="PLAN_CHANGED",
@@ -123,9 +127,13 @@ class Applies:
                 "summary": summary(plan), "waiting": list(plan.waiting),
             }  # fmt: skip
         except BaseException:
-            self._running = False
+            self._running, self._steps_now = False, ()
             raise
         return apply
+
+    def _needs(self) -> list[Wanted]:
+        """What it brings that is not in force yet."""
+        return [Wanted(step.pool_id, "is being changed to it", step.config) for step in self._steps_now]
 
     async def close(self) -> None:
         """The daemon ends: what is not done is left to the next one, which goes by its file."""
@@ -186,7 +194,7 @@ class Applies:
                 apply.operation, error=self._s.events.fault("while a configuration was applied", problem)
             )
         finally:
-            self._running = False
+            self._running, self._steps_now = False, ()
 
     async def _carry_out(self, apply: _Apply, new: Config) -> None:
         todo = [step for step in apply.plan.steps if step.action is not Action.KEEP]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from pool_managerd.config import PoolConfig
+from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.narration import size
 from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.fetching import Pace, told
+from pool_managerd.supervision.model_gc import ModelGc
+from pool_managerd.supervision.model_users import ModelUsers
 from pool_managerd.supervision.operations import Operation
 from pool_managerd.supervision.pools import Pools
 from pool_managerd.supervision.prospects import Proposal, Prospects, propose
@@ -22,10 +25,13 @@ _Tell = Callable[[int, int], None]
 class ModelCacheWork:
     """Of one node. What is fetched here is not for any pool; a pool that wants the same meanwhile shares the download."""
 
-    def __init__(self, pools: Pools, services: Services, cached: CachedModels, overhead_bytes: int) -> None:
+    def __init__(self, pools: Pools, services: Services, cached: CachedModels, config: Callable[[], Config]) -> None:
         self._pools, self._s, self._cached = pools, services, cached
-        self._prospects = Prospects(pools, services, overhead_bytes)
+        self._prospects = Prospects(pools, services, config().gpu.overhead_mib << 20)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._removing: set[str] = set()
+        self._users = ModelUsers(pools, services, config)
+        self.gc = ModelGc(self._users, services, cached, config, lambda: self._running)
 
     async def close(self) -> None:
         """The daemon ends: what was fetched by now is kept."""
@@ -38,8 +44,9 @@ class ModelCacheWork:
 
     async def rows(self) -> list[dict[str, Any]]:
         """What the cache has, by reference. Raises NodeError."""
-        users = self._users()
-        return [row | {"pools": sorted(users.get(row["ref"], ()))} for row in await self._cached.cached()]
+        rows = await self._cached.cached()
+        needs, paths = self._users.all(), _own_paths(rows)
+        return [_shown(row, [need.pool_id for need in needs if need.covers(row["ref"], paths[row["ref"]])]) for row in rows]
 
     async def plan(self, ref: str) -> dict[str, Any]:
         """What a pull would fetch, and what it would need here; nothing but headers is read. Raises PoolError."""
@@ -65,32 +72,57 @@ class ModelCacheWork:
         return await self._begin("verify", await self._known(ref), lambda tell: self._cached.rehash(ref, tell))
 
     async def remove(self, ref: str) -> dict[str, Any]:
-        """Delete it from the cache. Raises RequestError MODEL_IN_USE while a pool is configured with it."""
+        """Delete it from the cache. Raises RequestError MODEL_IN_USE while anything needs it, or it is pinned."""
         model_id = await self._known(ref)
-        users = sorted(self._users().get(model_id, ()))
-        if users or model_id in self._running:
-            why = f"pools are configured with it: {', '.join(users)}" if users else "it is being fetched or verified"
-            raise RequestError(
-                f"cannot remove {model_id}: {why}", code="MODEL_IN_USE", status=409,
-                hint="take it out of the configuration first" if users else "wait for that, and ask again",
-            )  # fmt: skip
-        freed = await self._cached.remove(ref)
+        if model_id in self._removing:
+            raise _in_use(model_id, "it is just being deleted", "")
+        self._removing.add(model_id)
+        try:
+            rows = await self._cached.cached()
+            paths, pinned = _own_paths(rows).get(model_id, []), _is_pinned(rows, model_id)
+            freed = await self.gc.remove(ref, lambda: self._check_unneeded(model_id, paths, pinned=pinned))
+        finally:
+            self._removing.discard(model_id)
+        if freed is None:
+            raise _in_use(
+                model_id, "another daemon needs it, or somebody has begun to", "models gc --dry-run shows who needs what"
+            )
         self._s.events.emit(
             "model_removed", f"The model {model_id} is removed: {size(freed)} freed", bytes=freed, model_id=model_id
         )
         return {"ref": model_id, "freed_bytes": freed}
 
+    async def pin(self, ref: str, *, pinned: bool) -> dict[str, Any]:
+        """Never delete it until this is taken back; its row. Raises RequestError MODEL_NOT_CACHED."""
+        model_id = await self._known(ref)
+        before = _is_pinned(await self._cached.cached(), model_id)
+        await self._cached.pin(ref, pinned=pinned)
+        if before != pinned:
+            human = f"The model {model_id} is pinned: it stays" if pinned else f"The model {model_id} is not pinned any more"
+            self._s.events.emit("model_pinned", human, model_id=model_id, pinned=pinned)
+        return await self._row(model_id)
+
     # --- inside ---
 
-    def _users(self) -> dict[str, set[str]]:
-        """Pools by the reference that they are configured with, or run by a reload."""
-        found: dict[str, set[str]] = {}
-        for pool in self._pools.all():
-            running = pool.launch.prepared.model_id if pool.launch.prepared is not None else None
-            for ref in (None if pool.config is None else self._s.models.id_of(pool.config.model), running):
-                if ref is not None:
-                    found.setdefault(ref, set()).add(pool.pool_id)
-        return found
+    def _check_unneeded(self, model_id: str, paths: list[str], *, pinned: bool) -> None:
+        """Raises RequestError MODEL_IN_USE with who needs it."""
+        if model_id in self._running or model_id in self._cached.fetching():
+            raise _in_use(model_id, "it is being fetched or verified", "wait for that, and ask again")
+        found = {need.pool_id: need.why for need in reversed(self._users.all()) if need.covers(model_id, paths)}
+        if found:
+            raise _in_use(
+                model_id,
+                "; ".join(found[pool_id] for pool_id in sorted(found)),
+                "take it out of the configuration first, or wait for what is under way",
+            )
+        if pinned:
+            raise _in_use(model_id, "it is pinned", f"pool-managerd models unpin {model_id}")
+
+    async def _row(self, model_id: str) -> dict[str, Any]:
+        row = next((row for row in await self.rows() if row["ref"] == model_id), None)
+        if row is None:
+            raise NodeError(f"cannot find {model_id} in the cache: it was changed there meanwhile")
+        return row
 
     async def _known(self, ref: str) -> str:
         self._cached.check_ref(ref)
@@ -106,9 +138,11 @@ class ModelCacheWork:
         model_id = self._s.models.id_of(ref)
         if self._pools.closing:
             raise NodeError(f"cannot {kind} {model_id}: the daemon is shutting down")
-        if model_id in self._running:
+        if model_id in self._running or model_id in self._removing:
             raise RequestError(
-                f"cannot {kind} {model_id}: it is being fetched or verified already", code="OPERATION_IN_PROGRESS", status=409
+                f"cannot {kind} {model_id}: it is being fetched, verified or deleted already",
+                code="OPERATION_IN_PROGRESS",
+                status=409,
             )
         operation = self._pools.operations.begin(f"model_{kind}", "")
         self._running[model_id] = asyncio.create_task(self._run(operation, model_id, work), name=f"{kind}:{model_id}")
@@ -143,8 +177,25 @@ class ModelCacheWork:
         configured = (pool.config for pool in self._pools.all() if pool.config is not None)
         same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
         await self._s.models.fetch(ref, next(same, ()), progress=tell)
-        row = next((row for row in await self.rows() if row["ref"] == model_id), None)
-        if row is None:
-            raise NodeError(f"cannot find {model_id} in the cache: it was changed there meanwhile")
+        row = await self._row(model_id)
         self._s.events.emit("fetched", f"The model {model_id} is in the cache", model_id=model_id, bytes=row["size_bytes"])
         return row
+
+
+def _shown(row: dict[str, Any], pools: Sequence[str]) -> dict[str, Any]:
+    """With the pools that need it."""
+    return {key: value for key, value in row.items() if key != "paths"} | {"pools": sorted(set(pools))}
+
+
+def _own_paths(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """By reference, the files that would go with it: no other one has them."""
+    having = Counter(path for row in rows for path in row["paths"])
+    return {row["ref"]: [path for path in row["paths"] if having[path] == 1] for row in rows}
+
+
+def _is_pinned(rows: Sequence[dict[str, Any]], model_id: str) -> bool:
+    return any(row["pinned"] for row in rows if row["ref"] == model_id)
+
+
+def _in_use(model_id: str, why: str, hint: str) -> RequestError:
+    return RequestError(f"cannot remove {model_id}: {why}", code="MODEL_IN_USE", status=409, hint=hint or None)

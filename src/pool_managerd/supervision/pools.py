@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from pool_managerd.supervision.intents import Intents, IntentStore, SubmissionCo
 from pool_managerd.supervision.operations import Operation, Operations, carried_through
 from pool_managerd.supervision.overrides import Overrides
 from pool_managerd.supervision.pool import Definition, Pool
-from pool_managerd.supervision.precedence import Nobody, Precedence
+from pool_managerd.supervision.precedence import Nobody, Precedence, Wanted
 from pool_managerd.supervision.replacements import Replacements
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.settling import OnEnd, Waiting
@@ -53,6 +53,8 @@ class Pools:
         self.closing = False
         self.on_leases: Callable[[str], None] = lambda pool_id: None
         """Called with the pool at every change of a lease."""
+        self.other_needs: list[Callable[[], Iterable[Wanted]]] = []
+        """What is needed beside what pools are configured with and run: asked of whoever changes them in several steps."""
         self._changes = Changes(self, services, lambda: self._config)
         self.overrides = Overrides(services.records, services.events)
         self.precedence: Precedence = Nobody()
@@ -86,6 +88,10 @@ class Pools:
         if actor is None:
             raise _not_found(pool_id)
         return actor.pool
+
+    def needs(self) -> list[Wanted]:
+        """What is needed for what is under way."""
+        return [wanted for tell in self.other_needs for wanted in tell()]
 
     # --- to one pool ---
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+from pool_managerd.config import PoolConfig
+from pool_managerd.core.artifacts import AnyEngine
 from pool_managerd.core.lifecycle.events import Event
 from pool_managerd.supervision.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something under way needs ``config`` or ``engine``, for the pool to run or to go back to; ``why`` is what the pool does."""
+
+    pool_id: str
+    why: str
+    config: PoolConfig | None
+    engine: AnyEngine | None = None
 
 
 class Precedence(Protocol):

@@ -8,7 +8,7 @@ is committed, in one write, the next daemon undoes it: what ran before is starte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from pool_managerd.supervision.foresight import foreseen_of, require_possible
 from pool_managerd.supervision.operations import Operation, carried_through
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.supervision.pools import Pools
+from pool_managerd.supervision.precedence import Wanted
 from pool_managerd.supervision.proving import Proving
 from pool_managerd.supervision.reload_run import Reload, broken_off
 from pool_managerd.supervision.reload_strategy import Strategies
@@ -52,6 +53,7 @@ class Reloads:
             Strategy.BLUE_GREEN: BlueGreen(pools, services),
         }  # fmt: skip
         pools.precedence = self
+        pools.other_needs.append(self._needs)
 
     # --- for the node ---
 
@@ -166,6 +168,12 @@ class Reloads:
             )  # fmt: skip
         if stops and (other := self._pools.replacements.find(pool.pool_id)) is not None:
             self._pools.replacements.see_off(other, event)
+
+    def _needs(self) -> Iterator[Wanted]:
+        """What is tried, and what is gone back to."""
+        for pool_id, target in ((pool_id, reload.target) for pool_id, reload in self._running.items()):
+            yield Wanted(pool_id, "is being reloaded to it", target.new.config, target.new.submitted)
+            yield Wanted(pool_id, "goes back to it where its reload fails", target.old.config, target.old.submitted)
 
     # --- carrying it out ---
 

@@ -41,7 +41,8 @@ class Family:
         values = tuple(self._bounded(label, labels.get(label)) for label in self.spec.labels)
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = self._metric.labels(*values, *self._constant)
+            filled = (*values, *self._constant)
+            child = self._children[values] = self._metric.labels(*filled) if filled else self._metric
         return child
 
     def _bounded(self, label: str, value: Any) -> str:

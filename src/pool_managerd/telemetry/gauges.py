@@ -43,6 +43,11 @@ class Gauges:
         if lag_seconds is not None:
             yield self._family(series.LOOP_LAG, [([], lag_seconds)])
 
+    def of_models(self, figures: Mapping[str, int]) -> Iterator[GaugeMetricFamily]:
+        """Of the cache of models."""
+        yield self._family(series.CACHE_BYTES, [([], figures["bytes"])])
+        yield self._family(series.CATALOG_ENTRIES, (([state], figures[state]) for state in ("active", "retired")))
+
     def of_devices(self, devices: Row, statuses: Sequence[Row]) -> Iterator[GaugeMetricFamily]:
         """Of the devices and of what the pools hold of them.
 

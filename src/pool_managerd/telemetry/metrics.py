@@ -18,12 +18,15 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 _COUNTED: Mapping[str, Series] = MappingProxyType({
     "probe": series.HEALTH_CHECKS, "crash": series.CRASHES, "restart": series.RESTARTS, "storm": series.STORMS,
     "xid": series.XIDS, "device_reset": series.DRIVER_RESETS, "config_reread": series.CONFIG_READ,
-    "cache_lost": series.CACHE_LOST, "apply": series.CONFIG_APPLIED,
+    "cache_lost": series.CACHE_LOST, "apply": series.CONFIG_APPLIED, "download": series.DOWNLOADS,
+    "model_verified": series.VERIFICATIONS,
 })  # fmt: skip
 """What one event of a type adds one to; its labels are fields of the event."""
 _ADDED: Mapping[str, tuple[tuple[Series, str], ...]] = MappingProxyType({
     "cache_saved": ((series.SLOTS_SAVED, "slots"), (series.SLOTS_SAVED_BYTES, "bytes")),
     "cache_restored": ((series.SLOTS_RESTORED, "slots"),), "drain_finished": ((series.DRAIN_DURATION, "duration_ms"),),
+    "download": ((series.DOWNLOADED_BYTES, "bytes"),), "model_verified": ((series.VERIFY_DURATION, "duration_ms"),),
+    "models_gc": ((series.GC_BYTES, "bytes"),),
 })  # fmt: skip
 """What the fields of an event add, or are observed as."""
 
@@ -43,6 +46,7 @@ class Metrics:
         self._gauges = Gauges(self._constant)
         self._http: dict[tuple[str, str, int], Counter] = {}
         self._lag: Callable[[], float] | None = None
+        self._models: Callable[[], Mapping[str, int] | None] = lambda: None
         self.attach(list)
 
     def attach(
@@ -56,12 +60,18 @@ class Metrics:
         """Show how late the daemon's event loop was."""
         self._lag = lag_seconds
 
+    def watch_models(self, figures: Callable[[], Mapping[str, int] | None]) -> None:
+        """Show how much is in the cache of models: ``bytes``, and how many are ``active`` and ``retired``."""
+        self._models = figures
+
     def render(self) -> bytes:
         """The exposition text. Pools and devices are read once, so that a series never outlives what it shows."""
         statuses, devices = self._statuses(), self._devices()
         lag = None if self._lag is None else self._lag()
         gauges = [*self._gauges.of_node(statuses, self._degraded(), lag)]
         self._keep("pool_id", {str(status["pool_id"]) for status in statuses})
+        if (models := self._models()) is not None:
+            gauges += self._gauges.of_models(models)
         if devices is not None:
             gauges += self._gauges.of_devices(devices, statuses)
             self._keep("device", {str(row["device"]) for row in devices["devices"]})
@@ -82,10 +92,9 @@ class Metrics:
         """Count what one event of the node says. Unknown types are ignored."""
         pool, fields = event.pool_id or UNKNOWN, event.fields
         if (spec := _COUNTED.get(event.type)) is not None:
-            self._count(spec, **{**{label: fields.get(label) for label in spec.labels}, "pool_id": pool})
-            return
+            self._count(spec, **_labels(spec, fields, pool))
         for spec, name in _ADDED.get(event.type, ()):
-            (self._count if spec.kind == "counter" else self._observe)(spec, fields.get(name), pool_id=pool)
+            (self._count if spec.kind == "counter" else self._observe)(spec, fields.get(name), **_labels(spec, fields, pool))
         match event.type:
             case "preload_succeeded":
                 self._count(series.PRELOAD_SUCCESS, pool_id=pool, engine=fields.get("engine"))
@@ -129,3 +138,8 @@ class Metrics:
     def _observe(self, spec: Series, value: Any, **labels: Any) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             self._families[spec.name].child(**labels).observe(value)
+
+
+def _labels(spec: Series, fields: Mapping[str, Any], pool: str) -> dict[str, Any]:
+    """By the fields of an event; ``pool`` is whose it is."""
+    return {**{label: fields.get(label) for label in spec.labels}, "pool_id": pool}

@@ -150,6 +150,24 @@ BUILD_INFO = Series(
 NODE_GAUGES = (DEVICES_STALE, DEVICE_SCAN_AGE, RAM_AVAILABLE)
 STATE_DEGRADED = Series("state_degraded", "gauge", (), "1 while the state cannot be written: changes are refused until it can.")
 
+DOWNLOADS = Series(
+    "model_downloads_total", "counter", ("outcome", "reason"),
+    "Downloads of models that ended: success, cancelled or error, by the error's code in lower case.",
+)  # fmt: skip
+DOWNLOADED_BYTES = Series("model_download_bytes_total", "counter", (), "Bytes of models that came over the network.")
+VERIFICATIONS = Series(
+    "catalog_verifications_total", "counter", ("result", "reason"),
+    "Models that were hashed and compared: pass or fail, in a start or by verify.",
+)  # fmt: skip
+VERIFY_DURATION = Series("model_verify_duration_ms", "histogram", ("result",), "Time to hash a model and compare it, in ms.")
+GC_BYTES = Series(
+    "model_gc_bytes_total", "counter", (), "Bytes that were deleted from the cache of models as nobody needed them."
+)
+CACHE_BYTES = Series("model_cache_bytes", "gauge", (), "What the cache of models takes, parts of downloads included.")
+CATALOG_ENTRIES = Series(
+    "catalog_entries_total", "gauge", ("state",), "Models in the cache: active, or retired as nobody has needed them for long."
+)
+
 LOOP_LAG = Series("loop_lag_seconds", "gauge", (), "By how much the daemon's event loop was late at most, in the last minute.")
 CONFIG_READ = Series("config_reread_total", "counter", ("outcome",), "Times that SIGHUP or --watch had the file read again.")
 CONFIG_APPLIED = Series(
@@ -209,6 +227,11 @@ COUNTED = (
     XIDS,
     CONFIG_READ,
     CONFIG_APPLIED,
+    DOWNLOADS,
+    DOWNLOADED_BYTES,
+    VERIFICATIONS,
+    VERIFY_DURATION,
+    GC_BYTES,
 )
 ALL = (
     *GAUGES,
@@ -220,6 +243,8 @@ ALL = (
     *NODE_GAUGES,
     STATE_DEGRADED,
     LOOP_LAG,
+    CACHE_BYTES,
+    CATALOG_ENTRIES,
     BUILD_INFO,
     *COUNTED,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pool_managerd.core.crash_diagnosis import LaunchLog
 from pool_managerd.core.engines import DEFAULT_ENGINE
 from pool_managerd.core.gpu.allocation import Allocation
 from pool_managerd.core.instance_id import InstanceId
+from pool_managerd.core.model_keeping import Leftover, Limits, Stock, StoredModel
 from pool_managerd.core.slot_cache import SlotSaving
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
@@ -68,8 +69,29 @@ class SimulatedShelf:
     async def rehash(self, ref: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
         return {"ref": ref, "ok": True, "wrong": []}
 
-    async def remove(self, ref: str) -> int:
+    async def pin(self, ref: str, *, pinned: bool) -> None:
+        """Nothing is there to be pinned."""
+
+    async def stock(self, wanted: Collection[str], *, keep: bool) -> Stock:
+        return Stock()
+
+    async def remove(self, ref: str, since: float | None = None) -> int | None:
+        return None
+
+    async def sweep(self, leftover: Leftover) -> int:
         return 0
+
+    async def need(self, refs: Collection[str]) -> None:
+        """Nothing is there to be needed."""
+
+    async def retire(self, models: Collection[StoredModel]) -> None:
+        """Nor to be retired."""
+
+    def fetching(self) -> Collection[str]:
+        return ()
+
+    def on_shortage(self, make_room: Callable[[Limits], Awaitable[str]]) -> None:
+        """There is room enough."""
 
 
 class SimulatedEngines:

@@ -58,6 +58,7 @@ from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.slot_cache import SlotCaches
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
+from pool_managerd.wiring.model_events import telling
 from pool_managerd.wiring.setups import user_rules
 
 OnHandoff = Callable[[Handoff, float], None]
@@ -118,6 +119,8 @@ class Adapters:
         self._fetcher = Fetcher(cache, web, how.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
         self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
+        self._fetcher.room.max_bytes = config.models.max_bytes
+        self._fetcher.tell = self.models.tell = self.shelf.tell = telling(self.events)
         run = ConfinedRun(self._launcher.users)
         self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
         self.prober = HttpProber()
@@ -148,6 +151,7 @@ class Adapters:
         self.gpu_parts.use_config(config)
         self.services.admission.together = config.together.rules
         self.models.policy = self.engines.policy = config.policy
+        self._fetcher.room.keep_free, self._fetcher.room.max_bytes = config.models.keep_free_bytes, config.models.max_bytes
         self._ports.fixed = fixed_ports(config)
 
     def claim(self) -> None:

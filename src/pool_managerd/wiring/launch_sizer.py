@@ -47,7 +47,7 @@ class StartSizer:
     def _model_of(self, pool: PoolConfig) -> tuple[ResolvedModel, bool]:
         """The pool's model, and whether it is here; where it is not, as its headers say that it will be."""
         try:
-            return self._models.locate(pool.model), True
+            return self._models.check(pool.model, pool.checksums), True
         except PoolError as problem:
             expected = self._models.expected(pool.model) if problem.code == NOT_FETCHED else None
             if expected is None:

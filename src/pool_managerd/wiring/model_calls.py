@@ -42,3 +42,21 @@ class ModelCalls:
     async def remove_model(self, ref: str) -> dict[str, Any]:
         """Delete a model from the cache. Raises RequestError MODEL_IN_USE or MODEL_NOT_CACHED."""
         return await self._models.remove(ref)
+
+    async def pin_model(self, ref: str, *, pinned: bool = True) -> dict[str, Any]:
+        """Never have a model deleted, or have that be over; its row. Raises RequestError MODEL_NOT_CACHED."""
+        return await self._models.pin(ref, pinned=pinned)
+
+    async def plan_model_gc(self, older_than_s: float | None = None) -> dict[str, Any]:
+        """What ``collect_models`` would delete of the cache, and why each of the others stays. Raises NodeError."""
+        return await self._models.gc.plan(older_than_s)
+
+    async def collect_models(self, older_than_s: float | None = None) -> dict[str, Any]:
+        """Delete models that nobody has needed for ``older_than_s`` (absent: models.gc.keep_days, and no more than
+        models.max_bytes makes go), and what is left of downloads. Raises NodeError.
+        """
+        return await self._models.gc.run(older_than_s)
+
+    def model_figures(self) -> dict[str, int] | None:
+        """How many bytes and models the cache had when it was last looked at; None before that."""
+        return self._models.gc.figures
