@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,13 @@ from pool_managerd.errors import PoolError
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.download import Persistence
+from pool_managerd.models.elsewhere import Elsewhere, Obstacle
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.importing import Importer
+from pool_managerd.models.places import Place
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.shelf import Shelf
+from pool_managerd.models.used_notes import UsedNotes
 from pool_managerd.models.web import HubAccess, Web
 
 LOOPBACK: dict[str, Any] = {
@@ -44,6 +49,8 @@ class Fetching:
     cache: ModelCache
     fetcher: Fetcher
     waits: Waits
+    shelf: Shelf
+    told: list[str]
 
     async def refusal(self, ref: str, digest: str | None = None) -> PoolError:
         try:
@@ -59,14 +66,18 @@ class Fetching:
 @asynccontextmanager
 async def fetching(
     folder: Path, hub: str = "https://hub.invalid", *, token: str | None = None, tls: ssl.SSLContext | None = None,
-    stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, **persistence: Any,
+    stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, places: Sequence[Place] = (),
+    obstacle: Obstacle = lambda _: None, **persistence: Any,
 ) -> AsyncIterator[Fetching]:  # fmt: skip
-    waits = Waits()
+    waits, told = Waits(), list[str]()
     rules = PolicyConfig.model_validate(LOOPBACK | (policy or {}))
     how = Persistence(**{"sleep": waits, **persistence})
     digests, cache = DigestCache(), ModelCache(folder / "cache")
     fetcher = Fetcher(cache, Web(lambda: rules, HubAccess(URL(hub), token), stall_s=stall_s, tls=tls), keep_free, digests, how)
     try:
-        yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, waits)
+        models = ModelProvisioner(folder, rules, cache, fetcher, digests)
+        models.elsewhere = Elsewhere(places, UsedNotes(cache), digests, obstacle, told.append)
+        shelf = Shelf(cache, fetcher, lambda: rules, models.elsewhere, Importer(cache, keep_free, digests))
+        yield Fetching(folder, models, cache, fetcher, waits, shelf, told)
     finally:
         await fetcher.close()

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pool_managerd.config.model_places import ModelPlaces
 from pool_managerd.config.values import Address, Bytes, Devices, NonNegative, Positive, RestartPolicy, Section, split_address
 from pool_managerd.core.crash import CrashClass
 
@@ -259,6 +260,12 @@ class ModelsConfig(Section):
     )
     keep_free_bytes: Bytes | Literal[0] = Field(
         4 << 30, description="Of the disk it is on, left free: a number or a size such as 50GiB. Nothing is fetched into it."
+    )
+    elsewhere: ModelPlaces | None = Field(
+        None,
+        description="Whose models on this machine are used where they lie, read-only: huggingface, lm-studio, llama.cpp, ollama,"
+        " or directories laid out as theirs. Absent: all four of the daemon's user, in cloud none. Empty: none.",
+        examples=[["huggingface", "/srv/models"]],
     )
 
 

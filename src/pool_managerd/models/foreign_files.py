@@ -90,13 +90,12 @@ def doubt(file: ForeignFile) -> str:
     owner of the tool's directory, whom the configuration has named with it.
     """
     try:
-        root = file.root.resolve(strict=True)
-        real = file.place.resolve(strict=True)
-        if not real.is_relative_to(root):
+        root, real = file.root.resolve(strict=True), file.place.resolve(strict=True)
+        link = file.place.parent.resolve(strict=True) / file.place.name
+        if not (real.is_relative_to(root) and link.is_relative_to(root)):
             return f"{file.place} is a link that leads out of {file.root}, to {real}"
         keepers = {0, os.geteuid(), root.stat().st_uid}
-        ways = {one for end in (real, file.place) for one in (end, *end.parents) if one.is_relative_to(root)}
-        for one in sorted({root, *ways}):
+        for one in sorted({one for end in (real, link) for one in (end, *end.parents) if one.is_relative_to(root)}):
             if reason := _changeable(one, keepers):
                 return reason
     except OSError as problem:

@@ -40,13 +40,10 @@ def repository_in(root: Path, layout: Layout, repository: str, revision: str) ->
     return found if found.files else None
 
 
-def blob_in(root: Path, layout: Layout, repository: str, sha256: str) -> Path | None:
-    """A file with this content, of any revision of ``repository``."""
-    names = {
-        Layout.HUB: f"models--{repository.replace('/', '--')}/blobs/{sha256}", Layout.OLLAMA: f"blobs/sha256-{sha256}",
-    }  # fmt: skip
-    name = names.get(layout)
-    return root / name if name is not None and (root / name).is_file() else None
+def blobs_in(root: Path, layout: Layout, repository: str) -> Path | None:
+    """The folder of files that are called by what they contain, where something of ``repository`` may be."""
+    names = {Layout.HUB: f"models--{repository.replace('/', '--')}/blobs", Layout.OLLAMA: "blobs"}
+    return root / names[layout] if layout in names and (root / names[layout]).is_dir() else None
 
 
 def repositories_in(root: Path, layout: Layout) -> Iterator[tuple[str, str, ForeignRepository]]:

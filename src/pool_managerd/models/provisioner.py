@@ -16,11 +16,14 @@ from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.cache import Entry, ModelCache
 from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
+from pool_managerd.models.not_here import ollama_has_not, require_fetchable
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
+from pool_managerd.models.used_notes import UsedNotes
 
 PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """Formats that run code of their author's choice when they are loaded; what a file begins with says more than its name."""
@@ -32,8 +35,8 @@ _MAX_NAMES = 10_000
 
 
 class ModelProvisioner:
-    """Resolves model references: local files, what ``cache`` has, and with a ``fetcher`` what there is elsewhere. Without one the
-    network is never touched.
+    """Resolves model references: local files, what ``cache`` has, what other tools have on this machine (``elsewhere``, nothing
+    until it is set), and with a ``fetcher`` what there is in the network. Without one that is never touched.
 
     ``base_dir`` is what relative ``file:`` paths are relative to: the directory of the configuration file.
     """
@@ -47,6 +50,7 @@ class ModelProvisioner:
         self._cache, self._fetcher = cache, fetcher
         self._digests = digests or DigestCache()
         self.shapes = Shapes()
+        self.elsewhere = Elsewhere((), UsedNotes(cache or ModelCache(base_dir)), self._digests)
 
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
@@ -74,23 +78,50 @@ class ModelProvisioner:
         return replace(found, digest=",".join(expected), verified=True)
 
     async def fetch(
-        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
-    ) -> None:
-        """Bring the model of ``ref`` into the cache, unless it is a local file or there already. Raises as ``ensure_present``.
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None,
+        checking: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """Bring the model of ``ref`` into the cache, unless it is a local file or there already, or another tool on this machine
+        has it: then that is verified, which ``checking`` hears of. Raises as ``ensure_present``.
 
         Cancelled, it leaves what is there by then for the next one, unless others wait for the same model.
         """
-        model = parse_ref(ref)
+        model, expected, checking = parse_ref(ref), _expected(expected_digest), checking or progress or _nobody
+        if model.scheme == "ollama":
+            found = await self.elsewhere.use(model, expected, checking)
+            if found.used is None:
+                raise found.told_with(await asyncio.to_thread(ollama_has_not, model, self.elsewhere))
+        if model.scheme == "local":
+            await asyncio.to_thread(self.locate, ref)
         if model.scheme not in FETCHED or self._fetcher is None or self._cache is None:
             return
         check_scheme(self.policy, model)
-        expected, entry = _expected(expected_digest), await asyncio.to_thread(self._cache.find, model.id)
+        entry = await asyncio.to_thread(self._cache.find, model.id)
         if entry is not None and (not expected or entry.digest == ",".join(expected)):
             return
-        check_network(self.policy, model)
+        if await self._is_elsewhere(model, expected, checking, self._fetcher):
+            return
         entry = await self._fetcher.fetch(model, expected, progress or _nobody)
         if not entry.verified:
             await asyncio.to_thread(self._keep_usable, self._cache, entry)
+
+    async def _is_elsewhere(self, model: ModelRef, expected: tuple[str, ...], checking: Progress, fetcher: Fetcher) -> bool:
+        """Whether another tool has it and it is verified; else it may be fetched. Raises PoolError where it may not.
+
+        The hub is asked what it has to be where nobody here says so.
+        """
+        found = await self.elsewhere.use(model, expected, checking)
+        if found.used is not None:
+            return True
+        try:
+            check_network(self.policy, model)
+            if model.scheme == "hf" and await asyncio.to_thread(self.elsewhere.may_have, model, found):
+                found = await self.elsewhere.use_as(await fetcher.look(model, expected), found, checking)
+        except PoolError as problem:
+            raise found.told_with(problem) from None
+        if found.used is None:
+            self.elsewhere.tell_of(found, model)
+        return found.used is not None
 
     def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
         """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
@@ -120,7 +151,7 @@ class ModelProvisioner:
 
     def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
         """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
-        found = self.locate(ref)
+        found = self.locate(ref, digests)
         path, parts = Path(found.local_path), max(1, len(found.files))
         if digests and path.is_dir():
             raise SpecError(
@@ -131,15 +162,16 @@ class ModelProvisioner:
             raise _not_for_each_part(path, parts, len(digests))
         return found
 
-    def locate(self, ref: str) -> ResolvedModel:
-        """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read.
+    def locate(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
+        """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read. ``digests``
+        are those that it will be verified against.
 
         Blocking. Raises as ``ensure_present``.
         """
         model = parse_ref(ref)
         check_scheme(self.policy, model)
         if model.scheme != "file":
-            return self._in_cache(model)
+            return self._in_cache(model, with_checksum=bool(digests))
         path = self.path_of(model)
         size = _check_usable(path, model.id)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
@@ -148,15 +180,20 @@ class ModelProvisioner:
         size += sum(_check_usable(Path(part), model.id) for part in parts[1:])
         return ResolvedModel(model.id, str(path), size, files=parts)
 
-    def _in_cache(self, model: ModelRef) -> ResolvedModel:
-        if model.scheme not in FETCHED:
+    def _in_cache(self, model: ModelRef, *, with_checksum: bool) -> ResolvedModel:
+        if model.scheme not in (*FETCHED, "ollama", "local"):
             raise NodeError(
                 f"cannot fetch {model.id}: this version fetches {', '.join(FETCHED)} models",
                 code="POOL_UNREADY", hint="download it yourself, and refer to it as file:/path/to/model", retriable=False,
             )  # fmt: skip
         entry = None if self._cache is None else self._cache.find(model.id)
         if entry is None or self._cache is None:
-            check_network(self.policy, model)
+            found = self.elsewhere.located(model, with_checksum=with_checksum)
+            if found is not None:
+                for one in found.files or (found.local_path,):
+                    _check_usable(Path(one), model.id)
+                return found
+            require_fetchable(model, self.elsewhere, self.policy)
             if model.scheme == "hf" and not (model.file or model.quantisation):
                 raise SpecError(
                     f"cannot fetch {model.id}: this version fetches one model, not a whole repository",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pool_managerd.core.narration import size
@@ -33,10 +33,14 @@ class ModelCacheWork:
 
     # --- reads ---
 
-    async def rows(self) -> list[dict[str, Any]]:
-        """What the cache has, by reference. Raises NodeError."""
-        users = self._users()
-        return [row | {"pools": sorted(users.get(row["ref"], ()))} for row in await self._cached.cached()]
+    async def rows(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
+        """What the cache has, by reference; ``everywhere``: then what other tools have on this machine. Raises NodeError."""
+        rows = [self._with_pools(row) for row in await self._cached.cached()]
+        if not everywhere:
+            return rows
+        here = {row["ref"] for row in rows}
+        others = (self._with_pools(row) for row in await self._cached.elsewhere())
+        return [*rows, *(row | {"pools": [] if row["ref"] in here else row["pools"]} for row in others)]
 
     async def plan(self, ref: str) -> dict[str, Any]:
         """What a pull would fetch; nothing is. Raises PoolError."""
@@ -69,7 +73,21 @@ class ModelCacheWork:
         )
         return {"ref": model_id, "freed_bytes": freed}
 
+    async def bring(self, path: str, name: str | None, digests: Sequence[str]) -> Operation:
+        """Bring a file of this machine into the cache. The outcome is its row. Raises PoolError for what is refused at once."""
+        ref = self._cached.check_import(path, name, digests)
+
+        async def work(tell: _Tell) -> dict[str, Any]:
+            row = await self._cached.bring(path, name, digests, tell)
+            self._s.events.emit("fetched", f"The model {ref} is in the cache", model_id=ref, bytes=row["size_bytes"])
+            return self._with_pools(row)
+
+        return await self._begin("import", ref, work)
+
     # --- inside ---
+
+    def _with_pools(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"pools": sorted(self._users().get(row["ref"], ()))}
 
     def _users(self) -> dict[str, set[str]]:
         """Pools by the reference that they are configured with, or run by a reload."""
@@ -116,7 +134,8 @@ class ModelCacheWork:
         try:
             outcome = await work(tell)
         except asyncio.CancelledError:
-            error = NodeError(f"cannot finish with {model_id}: the daemon is shutting down; what is there by now is kept")
+            kept = "nothing of it is" if operation.kind == "model_import" else "what is there by now is"
+            error = NodeError(f"cannot finish with {model_id}: the daemon is shutting down; {kept} kept")
         except PoolError as problem:
             error = problem
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
@@ -133,6 +152,8 @@ class ModelCacheWork:
         same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
         await self._s.models.fetch(ref, next(same, ()), progress=tell)
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
+        if row is None and (used := await self._cached.used(ref)) is not None:
+            return self._with_pools(used)
         if row is None:
             raise NodeError(f"cannot find {model_id} in the cache: it was changed there meanwhile")
         self._s.events.emit("fetched", f"The model {model_id} is in the cache", model_id=model_id, bytes=row["size_bytes"])

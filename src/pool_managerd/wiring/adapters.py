@@ -29,6 +29,7 @@ from pool_managerd.errors import NodeError
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.importing import Importer
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.shelf import Shelf
 from pool_managerd.models.web import HubAccess, Web
@@ -55,6 +56,7 @@ from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.slot_cache import SlotCaches
+from pool_managerd.wiring.elsewhere import elsewhere_of
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.wiring.setups import user_rules
 
@@ -110,7 +112,10 @@ class Adapters:
         self.events.redactor.know(_HUB, () if hub.token is None else (hub.token,))
         self._fetcher = Fetcher(cache, Web(lambda: self.models.policy, hub), config.models.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
-        self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
+        told = partial(self.events.emit, "notice")
+        self.models.elsewhere = elsewhere_of(config, cache, digests, user_rules(config), told)
+        importer = Importer(cache, config.models.keep_free_bytes, digests)
+        self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy, self.models.elsewhere, importer)
         run = ConfinedRun(self._launcher.users)
         self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)
         self.prober = HttpProber()
