@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -141,6 +142,24 @@ async def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
     assert "leads out of" in str(caught.value.hint)
 
 
+async def test_a_cache_that_is_made_to_do_harm_is_only_not_used(tmp_path: Path) -> None:
+    place = hub_cache(tmp_path / "hub", {NAME: BODY})
+    folder = place.root / "models--org--repo"
+    link = folder / f"snapshots/{COMMIT}/{NAME}"
+    async with offline(tmp_path, place, Place("none", folder / "refs/main", tuple(Layout))) as f:
+        for harm in (link.symlink_to, lambda _: os.mkfifo(link), lambda _: link.mkdir(), lambda _: link.symlink_to("/dev/zero")):
+            link.rmdir() if link.is_dir() else link.unlink()
+            harm(link)
+            assert (await f.refusal(REF)).code == "POLICY_DENIED" and await f.shelf.elsewhere() == []
+        main = folder / "refs/main"
+        for text in ("../../../etc", "", "g" * 40, "f" * 40):
+            main.write_text(text)
+            assert (await f.refusal(REF)).code == "POLICY_DENIED"
+        main.unlink()
+        os.mkfifo(main)
+        assert (await f.refusal(REF)).code == "POLICY_DENIED"
+
+
 async def test_a_file_of_the_cache_without_a_digest_needs_one_from_somebody(tmp_path: Path) -> None:
     place = hub_cache(tmp_path / "hub", {NAME: BODY})
     link = place.root / f"models--org--repo/snapshots/{COMMIT}/{NAME}"
@@ -265,9 +284,8 @@ async def test_what_engines_cannot_read_is_not_used_and_the_remedy_is_said(tmp_p
         with pytest.raises(SpecError):
             f.models.locate(REF)
         (row,) = await f.shelf.elsewhere()
-    assert f"cannot be read by engines: {closed}; open it to them, or have a copy: pool-managerd models import" in str(
-        problem.hint
-    )
+    remedy = f"open it to them, or have a copy: pool-managerd models import {row['path']} --as {REF}"
+    assert f"cannot be read by engines: {closed}; {remedy}" in str(problem.hint)
     assert closed in row["problem"]
     async with fetching(tmp_path / "b", served.url, places=[place], obstacle=lambda _: closed) as f:
         assert Path((await f.models.ensure_present(REF)).local_path).is_relative_to(f.cache.root)
@@ -347,13 +365,21 @@ async def test_a_damaged_blob_of_ollama_is_refused_by_name(tmp_path: Path) -> No
         assert f"{blob} has another digest" in str((await f.refusal("ollama:tiny")).hint)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-async def test_another_users_home_is_said_to_be_closed(tmp_path: Path) -> None:
-    place = ollama(tmp_path / "ollama", BODY)
-    place.root.chmod(0)
-    async with fetching(tmp_path, places=[place]) as f:
-        assert f"Permission denied for uid {os.geteuid()}" in str((await f.refusal("ollama:tiny")).hint)
-    place.root.chmod(0o755)
+async def test_another_users_home_is_said_to_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [ollama(tmp_path / "ollama", BODY), hub_cache(tmp_path / "hub", {NAME: BODY})]
+    scandir = os.scandir
+
+    def closed(path: Any = ".") -> Any:
+        """As it is for anybody but root."""
+        if Path(path) in [place.root for place in places]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    async with offline(tmp_path, *places) as f:
+        for ref, place in (("ollama:other", places[0]), ("hf:org/other:Q4_0", places[1])):
+            told = str((await f.refusal(ref)).hint)
+            assert f"{place.root} cannot be read: Permission denied for uid {os.geteuid()}, which the daemon runs as" in told
 
 
 # --- told to people ---

@@ -57,6 +57,15 @@ def test_a_group_may_write_only_where_nobody_else_is_in_it(tmp_path: Path, monke
     assert "could be changed by its group" in doubt(file)
 
 
+def test_what_is_above_the_place_must_not_be_replaceable_either(tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    file = made(above / "root")
+    above.chmod(0o777)
+    assert doubt(file) == f"what is in {above} could be replaced by every user: chmod o-w {above}"
+    above.chmod(0o1777)  # as /tmp is
+    assert doubt(file) == ""
+
+
 def test_a_link_is_followed_within_the_place_alone(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside.gguf"
     inside = made(root)
@@ -68,6 +77,8 @@ def test_a_link_is_followed_within_the_place_alone(tmp_path: Path) -> None:
     assert "leads out of" in doubt(ForeignFile("out.gguf", root / "out.gguf", root, 4))
     assert "cannot be read: No such file" in doubt(ForeignFile("gone.gguf", root / "gone.gguf", root, 4))
     assert foreign_file("gone.gguf", root / "gone.gguf", root) is None
+    (root / "circle.gguf").symlink_to(root / "circle.gguf")
+    assert "cannot be read" in doubt(ForeignFile("circle.gguf", root / "circle.gguf", root, 4))
     linked = tmp_path / "linked"
     linked.symlink_to(root)  # the place itself may be one
     assert doubt(ForeignFile("in.gguf", linked / "in.gguf", linked, 4)) == ""

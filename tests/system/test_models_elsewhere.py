@@ -55,6 +55,7 @@ def test_a_real_engine_runs_what_the_hubs_cache_has_and_what_ollama_has_and_what
     found = node.status("smol")
     assert (found["model_id"], found["model_path"]) == (REF, str(path))
     assert any(f"{REF} is used where huggingface has it: {hub_cache}" in line["human"] for line in node.lines("notice"))
+    assert all("Verifying the model of pool" in line["human"] for line in node.lines("fetch")), "nothing was fetched"
     assert not any("unverified" in line["human"] for line in node.lines("notice"))
 
     pulled = cli(node, "models", "pull", REF)

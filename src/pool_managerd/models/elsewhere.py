@@ -117,7 +117,10 @@ class Elsewhere:
         """What there is for it, by its name. Blocks."""
         found, reasons = list[Candidate](), list[str]()
         for place in self.places:
-            for layout in place.layouts:
+            layouts = [layout for layout in place.layouts if (layout is Layout.OLLAMA) == (model.scheme == "ollama")]
+            if layouts and (closed := _closed(place.root)):
+                reasons.append(closed)
+            for layout in layouts:
                 try:
                     one = self._candidate(model, place, layout)
                 except SpecError as problem:
@@ -129,11 +132,11 @@ class Elsewhere:
     def _candidate(self, model: ModelRef, place: Place, layout: Layout) -> Candidate | None:
         """Raises SpecError for what is there and cannot be used."""
         if model.scheme == "ollama":
-            found = ollama_model(place.root, model) if layout is Layout.OLLAMA else None
+            found = ollama_model(place.root, model)
             if found is not None and not is_gguf(str(found.file.place)):
                 raise SpecError(f"{found.file.place} is no GGUF model, or cannot be read")
             return Candidate(model.id, place.tool, (found.file,), notices=found.notices) if found is not None else None
-        if model.scheme != "hf" or layout is Layout.OLLAMA or not (model.file or model.quantisation):
+        if model.scheme != "hf" or not (model.file or model.quantisation):
             return None
         there = repository_in(place.root, layout, model.location, model.revision)
         if there is None:
@@ -155,7 +158,8 @@ class Elsewhere:
             if reason := doubt(file):
                 return reason
             if obstacle := self.obstacle(str(file.place)):
-                remedy = "open it to them, or have a copy: pool-managerd models import"
+                name = "" if found.ref.startswith("ollama:") else f" --as {found.ref}"
+                remedy = f"open it to them, or have a copy: pool-managerd models import {file.place}{name}"
                 return f"{file.place} cannot be read by engines: {obstacle}; {remedy}"
         return ""
 
@@ -266,6 +270,17 @@ class Elsewhere:
 
 class _NotRightError(Exception):
     """Why a file is not used."""
+
+
+def _closed(root: Path) -> str:
+    """Why the daemon cannot look into it: other users' homes are closed to it. Empty where it can, or where nothing is."""
+    try:
+        os.scandir(root).close()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as problem:
+        return f"{root} cannot be read: {problem.strerror or problem} for uid {os.geteuid()}, which the daemon runs as"
+    return ""
 
 
 def _flattened(model: ModelRef) -> ModelRef:

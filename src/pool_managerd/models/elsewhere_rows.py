@@ -24,14 +24,14 @@ MAX_ROWS = 10_000
 
 
 def rows_of(elsewhere: Elsewhere, policy: PolicyConfig) -> list[dict[str, Any]]:
-    """Sorted by reference, each file once. Blocks."""
-    found: dict[str, dict[str, Any]] = {}
+    """Sorted by reference. Blocks."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for place in elsewhere.places:
         for layout in place.layouts:
             for one in _models(place, layout):
-                path = str(one.files[0].place)
-                if path not in found and len(found) < MAX_ROWS:
-                    found[path] = row_of(elsewhere, policy, one)
+                key = (one.ref, str(one.files[0].place))
+                if key not in found and len(found) < MAX_ROWS:
+                    found[key] = row_of(elsewhere, policy, one)
     return sorted(found.values(), key=lambda row: (row["ref"], row["tool"]))
 
 

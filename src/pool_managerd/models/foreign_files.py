@@ -72,6 +72,19 @@ def foreign_file(path: str, place: Path, root: Path, sha256: str | None = None) 
     return ForeignFile(path, place, root, found.st_size, sha256) if stat.S_ISREG(found.st_mode) and found.st_size else None
 
 
+def real_path(path: Path) -> Path:
+    """Without links. Raises OSError for what is not there, and for links in a circle."""
+    return Path(os.path.realpath(path, strict=True))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one, and can be told to be."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """The first ``limit`` bytes of a file. Never waits for a pipe. Raises OSError, also for what is no file."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -90,13 +103,13 @@ def doubt(file: ForeignFile) -> str:
     owner of the tool's directory, whom the configuration has named with it.
     """
     try:
-        root, real = file.root.resolve(strict=True), file.place.resolve(strict=True)
-        link = file.place.parent.resolve(strict=True) / file.place.name
+        root, real = real_path(file.root), real_path(file.place)
+        link = real_path(file.place.parent) / file.place.name
         if not (real.is_relative_to(root) and link.is_relative_to(root)):
             return f"{file.place} is a link that leads out of {file.root}, to {real}"
         keepers = {0, os.geteuid(), root.stat().st_uid}
-        for one in sorted({one for end in (real, link) for one in (end, *end.parents) if one.is_relative_to(root)}):
-            if reason := _changeable(one, keepers):
+        for one in sorted({one for end in (real, link) for one in (end, *end.parents)}):
+            if reason := _changeable(one, keepers) if one.is_relative_to(root) else _replaceable(one, keepers):
                 return reason
     except OSError as problem:
         return f"{file.place} cannot be read: {problem.strerror or problem}"
@@ -114,6 +127,15 @@ def _changeable(path: Path, keepers: set[int]) -> str:
     if found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid, found.st_uid):
         return f"{path} could be changed by its group: chmod g-w {path}"
     return ""
+
+
+def _replaceable(folder: Path, keepers: set[int]) -> str:
+    """The same, of a folder above the tool's own: who may rename what is in it could put another in its place."""
+    found = folder.lstat()
+    if found.st_uid not in keepers:
+        return f"{folder} belongs to {_user(found.st_uid)}, who could replace what is in it"
+    free = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+    return f"what is in {folder} could be replaced by every user: chmod o-w {folder}" if free else ""
 
 
 def _is_own_group(gid: int, uid: int) -> bool:

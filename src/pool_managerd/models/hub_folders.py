@@ -12,6 +12,7 @@ from pool_managerd.models.foreign_files import (
     ForeignFile,
     ForeignRepository,
     foreign_file,
+    is_folder,
     is_unfinished,
     names_below,
     read_small,
@@ -43,7 +44,7 @@ def repository_in(root: Path, layout: Layout, repository: str, revision: str) ->
 def blobs_in(root: Path, layout: Layout, repository: str) -> Path | None:
     """The folder of files that are called by what they contain, where something of ``repository`` may be."""
     names = {Layout.HUB: f"models--{repository.replace('/', '--')}/blobs", Layout.OLLAMA: "blobs"}
-    return root / names[layout] if layout in names and (root / names[layout]).is_dir() else None
+    return root / names[layout] if layout in names and is_folder(root / names[layout]) else None
 
 
 def repositories_in(root: Path, layout: Layout) -> Iterator[tuple[str, str, ForeignRepository]]:
@@ -70,22 +71,22 @@ def repositories_in(root: Path, layout: Layout) -> Iterator[tuple[str, str, Fore
 def _commit(folder: Path, revision: str) -> str | None:
     """The commit that a revision was when it was fetched."""
     if _COMMIT.fullmatch(revision):
-        return revision if (folder / "snapshots" / revision).is_dir() else None
+        return revision if is_folder(folder / "snapshots" / revision) else None
     try:
         commit = read_small(folder / "refs" / revision, 128).decode("ascii", "replace").strip()
     except OSError:
         return None
-    return commit if _COMMIT.fullmatch(commit) and (folder / "snapshots" / commit).is_dir() else None
+    return commit if _COMMIT.fullmatch(commit) and is_folder(folder / "snapshots" / commit) else None
 
 
 def _snapshot(root: Path, folder: Path, commit: str) -> ForeignRepository:
     """Large files are links to blobs that are called by their sha256."""
-    base, blobs = folder / "snapshots" / commit, (folder / "blobs").resolve()
+    base, blobs = folder / "snapshots" / commit, os.path.realpath(folder / "blobs")
     files = list[ForeignFile | None]()
     for path in names_below(base):
-        target = (base / path).resolve()
-        sha256 = target.name if target.parent == blobs and _SHA256.fullmatch(target.name) else None
-        if not is_unfinished(target.name):
+        target, name = os.path.split(os.path.realpath(base / path))
+        sha256 = name if target == blobs and _SHA256.fullmatch(name) else None
+        if not is_unfinished(name):
             files.append(foreign_file(path, base / path, root, sha256))
     return ForeignRepository(tuple(filter(None, files)), commit)
 

@@ -52,10 +52,4 @@ def _what_ollama_has(elsewhere: Elsewhere) -> str:
 
 
 def _why_nothing(root: Path) -> str:
-    try:
-        os.scandir(root).close()
-    except FileNotFoundError:
-        return "there is no such directory"
-    except OSError as problem:  # another user's home
-        return f"{problem.strerror or problem} for uid {os.geteuid()}, which the daemon runs as"
-    return "nothing in it"
+    return "nothing that the daemon could see" if os.path.lexists(root) else "there is no such directory"
