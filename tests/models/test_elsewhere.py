@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from pool_managerd.errors import NodeError, PoolError, SpecError
+from pool_managerd.models import digests
 from pool_managerd.models.places import Layout, Place
 from pool_managerd.models.refs import parse_ref
 from tests.models.fetching import Fetching, fetching
@@ -86,6 +89,7 @@ async def test_what_was_hashed_is_not_hashed_again_not_even_by_the_next_daemon(t
             heard = list[tuple[int, int]]()
             for _ in range(2):
                 await f.models.fetch(REF, checking=Heard(heard))
+            await f.models.ensure_present(REF, f"sha256:{sha256(BODY)}", progress=Heard(heard))
             assert len(heard) == hashed and f.models.locate(REF).verified
     blob = place.root / f"models--org--repo/blobs/{sha256(BODY)}"
     blob.write_bytes(BODY[::-1])
@@ -93,6 +97,24 @@ async def test_what_was_hashed_is_not_hashed_again_not_even_by_the_next_daemon(t
         problem = await f.refusal(REF)
     assert problem.code == "POLICY_DENIED" and f"another digest: expected sha256:{sha256(BODY)}" in str(problem.hint)
     assert str(place.root) in str(problem.hint)
+
+
+async def test_pools_that_start_at_the_same_time_with_the_same_model_read_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, reads, read = hub_cache(tmp_path / "hub", {NAME: BODY}), list[int](), digests._hash
+
+    def counted(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
+        reads.append(fd)
+        return read(fd, stop, report)
+
+    monkeypatch.setattr(digests, "_hash", counted)
+    async with offline(tmp_path, place) as f:
+        heard = list[tuple[int, int]]()
+        first = asyncio.create_task(f.models.fetch(REF))
+        await asyncio.gather(*(f.models.fetch(REF, checking=Heard(heard)) for _ in range(3)), first)
+        assert len(reads) == 1 and heard, "those who wait hear how far it is"
+        assert f.models.locate(REF).verified
 
 
 async def test_a_note_of_a_digest_that_others_could_have_written_is_not_believed(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from pool_managerd.core.artifacts import ResolvedModel
-from pool_managerd.errors import PoolError, SpecError
+from pool_managerd.errors import SpecError
 from pool_managerd.models.byte_reader import identity
+from pool_managerd.models.candidates import Candidate, Search
 from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.file_lock import POLL_S
 from pool_managerd.models.foreign_files import ForeignFile, doubt, foreign_file
 from pool_managerd.models.gguf import is_gguf
 from pool_managerd.models.hub_folders import blobs_in, repository_in
@@ -28,49 +30,6 @@ Obstacle = Callable[[str], str | None]
 """What keeps the engines' user from reading a file, in words; None where nothing does. Blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What ``tool`` has for a reference: all its files, unverified. ``notices`` say what of it engines do not get."""
-
-    ref: str
-    tool: str
-    files: tuple[ForeignFile, ...]
-    source: str = ""
-    notices: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, used: Used) -> Candidate:
-        """What is used, as what it was found as."""
-        files = (ForeignFile(Path(one.place).name, Path(one.place), Path(one.root), one.size, one.sha256) for one in used.files)
-        return cls(used.ref, used.tool, tuple(files), used.source)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """What the tool itself says that its files are; empty where it does not of all."""
-        told = tuple(f"sha256:{file.sha256}" for file in self.files if file.sha256)
-        return told if len(told) == len(self.files) else ()
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What was found for a reference; ``reasons`` say why of what is there something is not used."""
-
-    candidates: tuple[Candidate, ...] = ()
-    reasons: tuple[str, ...] = ()
-    used: Used | None = None
-
-    def told_with(self, problem: PoolError) -> PoolError:
-        """``problem`` with the reasons, too: there is something here that looks like what could not be had."""
-        if self.reasons:
-            here = f"on this machine, and not used: {'; '.join(self.reasons)}"
-            problem.hint = f"{problem.hint}; {here}" if problem.hint else here
-        return problem
-
-
 class Elsewhere:
     """``places`` are looked at in their order. ``tell`` gets a sentence for each model that is used, or is not and why."""
 
@@ -80,6 +39,7 @@ class Elsewhere:
     ) -> None:  # fmt: skip
         self.places, self.notes, self.obstacle = tuple(places), notes, obstacle
         self._digests, self._tell = digests, tell
+        self._hashing: dict[Path, int] = {}
 
     # --- looked for, in threads ---
 
@@ -171,9 +131,18 @@ class Elsewhere:
         """
         used = await asyncio.to_thread(self.remembered, model)
         if used is not None and (not expected or used.digest == ",".join(expected)):
+            await asyncio.to_thread(self._know, used)
             return Search(used=used)
         found = await asyncio.to_thread(self.search, model)
         return await self._first_right(found, lambda one: tuple(expected) or one.digests, progress)
+
+    def _know(self, used: Used) -> None:
+        """What an earlier daemon has hashed is not hashed again for a checksum. Blocks."""
+        for file in used.files:
+            with suppress(OSError):
+                info = Path(file.place).stat()
+                if identity(info) == file.identity:
+                    self._digests.know(info, f"sha256:{file.sha256}")
 
     async def use_as(self, remote: RemoteModel, before: Search, progress: Progress) -> Search:
         """The same, of what the hub has for a reference now: also by content, and of files that no tool has a digest of."""
@@ -255,7 +224,7 @@ class Elsewhere:
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise OSError("it is no file any more")
-                digest, info = await self._digests.sha256(fd, progress), os.fstat(fd)
+                digest, info = await self._hash(file, fd, progress), os.fstat(fd)
             finally:
                 os.close(fd)
             there = await asyncio.to_thread(file.place.stat)
@@ -266,6 +235,22 @@ class Elsewhere:
         if digest != wanted:
             raise _NotRightError(f"{file.place} has another digest: expected {wanted}, found {digest}")
         return UsedFile(str(file.place), str(file.root), info.st_size, digest.removeprefix("sha256:"), identity(info))
+
+    async def _hash(self, file: ForeignFile, fd: int, progress: Progress) -> str:
+        """Pools that start at the same time with the same model read it once."""
+        while file.place in self._hashing:
+            progress(self._hashing[file.place], file.size)
+            await asyncio.sleep(POLL_S)
+
+        def tell(done: int, total: int) -> None:
+            self._hashing[file.place] = done
+            progress(done, total)
+
+        self._hashing[file.place] = 0
+        try:
+            return await self._digests.sha256(fd, tell)
+        finally:
+            del self._hashing[file.place]
 
 
 class _NotRightError(Exception):

@@ -9,7 +9,8 @@ from typing import Any
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import SpecError
-from pool_managerd.models.elsewhere import Candidate, Elsewhere
+from pool_managerd.models.candidates import Candidate
+from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.fetch_rules import check_network, check_scheme
 from pool_managerd.models.foreign_files import ForeignFile
 from pool_managerd.models.gguf import is_gguf

@@ -10,8 +10,9 @@ from typing import Any
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import SpecError
 from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.candidates import Candidate
 from pool_managerd.models.digests import DigestCache, Progress
-from pool_managerd.models.elsewhere import Candidate, Elsewhere
+from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.elsewhere_rows import row_of, rows_of
 from pool_managerd.models.fetch_rules import FETCHED
 from pool_managerd.models.fetcher import Fetcher
