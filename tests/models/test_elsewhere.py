@@ -164,6 +164,16 @@ async def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
     assert "leads out of" in str(caught.value.hint)
 
 
+async def test_what_is_not_downloaded_to_its_end_is_not_used_whatever_leads_to_it(tmp_path: Path) -> None:
+    place = hub_cache(tmp_path / "hub", {NAME: BODY})
+    blob, link = place.root / f"models--org--repo/blobs/{sha256(BODY)}", f"snapshots/{COMMIT}/{NAME}"
+    blob.rename(blob.with_suffix(".incomplete"))
+    (place.root / "models--org--repo" / link).unlink()
+    (place.root / "models--org--repo" / link).symlink_to(blob.with_suffix(".incomplete"))
+    async with offline(tmp_path, place) as f:
+        assert (await f.refusal(REF, f"sha256:{sha256(BODY)}")).code == "POLICY_DENIED"
+
+
 async def test_a_cache_that_is_made_to_do_harm_is_only_not_used(tmp_path: Path) -> None:
     place = hub_cache(tmp_path / "hub", {NAME: BODY})
     folder = place.root / "models--org--repo"

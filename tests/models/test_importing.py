@@ -102,6 +102,23 @@ async def test_the_same_again_is_no_error_and_another_by_that_name_is(f: Fetchin
     assert (await f.models.ensure_present("local:mine")).digest == first["digest"]
 
 
+async def test_a_name_that_another_model_has_is_refused_before_anything_is_copied(
+    f: Fetching, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await f.shelf.bring(str(file), "mine", (), nobody)
+    monkeypatch.setattr(importing, "_clone", None)
+    with file.open("ab") as more:
+        more.write(bytes(32))
+    assert (await refusal(f, file, "mine")).status == 409
+
+
+async def test_a_name_that_nothing_was_imported_by_is_refused_when_it_is_pulled_and_when_it_is_run(f: Fetching) -> None:
+    for ask in (f.models.fetch, f.models.ensure_present):
+        with pytest.raises(SpecError, match="nothing was imported by that name") as caught:
+            await ask("local:none")
+        assert "models import FILE --as local:none" in str(caught.value.hint)
+
+
 async def test_what_is_not_what_it_has_to_be_does_not_stay(f: Fetching, file: Path) -> None:
     problem = await refusal(f, file, None, "sha256:" + "0" * 64)
     assert problem.code == "DIGEST_MISMATCH" and sha256(file.read_bytes()) in problem.message
@@ -137,10 +154,13 @@ def test_a_name_that_no_pool_could_use_is_refused(name: str) -> None:
         import_of("/x.gguf", name)
 
 
-async def test_a_file_that_grows_meanwhile_is_refused(f: Fetching, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["ab", "r+b"])
+async def test_a_file_that_grows_or_changes_meanwhile_is_refused(
+    f: Fetching, file: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
     def grow(_source: int, _target: int) -> bool:
-        with file.open("ab") as more:
-            more.write(b"more")
+        with file.open(mode) as more:
+            more.write(b"GGUF")
         return False
 
     monkeypatch.setattr(importing, "_clone", grow)
