@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pool_managerd.errors import NodeError, PoolError, SpecError
-from pool_managerd.models import digests
+from pool_managerd.models import digests, elsewhere
 from pool_managerd.models.places import Layout, Place
 from pool_managerd.models.refs import parse_ref
 from tests.models.fetching import Fetching, fetching
@@ -115,6 +115,21 @@ async def test_pools_that_start_at_the_same_time_with_the_same_model_read_it_onc
         await asyncio.gather(*(f.models.fetch(REF, checking=Heard(heard)) for _ in range(3)), first)
         assert len(reads) == 1 and heard, "those who wait hear how far it is"
         assert f.models.locate(REF).verified
+
+
+async def test_no_more_than_a_few_models_are_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = {f"m{number}.gguf": BODY + bytes([number]) for number in range(6)}
+    place, seen, read = hub_cache(tmp_path / "hub", bodies), list[int](), digests._hash
+    async with offline(tmp_path, place) as f:
+
+        def counted(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
+            seen.append(len(f.models.elsewhere._hashing))
+            return read(fd, stop, report)
+
+        monkeypatch.setattr(digests, "_hash", counted)
+        monkeypatch.setattr(elsewhere, "POLL_S", 0)
+        await asyncio.gather(*(f.models.fetch(f"hf:org/repo/{name}") for name in bodies))
+    assert len(seen) == 6 and max(seen) <= elsewhere.HASHED_AT_ONCE
 
 
 async def test_a_note_of_a_digest_that_others_could_have_written_is_not_believed(tmp_path: Path) -> None:
@@ -360,6 +375,10 @@ async def test_what_the_policy_denies_is_not_had_from_elsewhere_either(tmp_path:
     place = hub_cache(tmp_path / "hub", {NAME: BODY})
     async with offline(tmp_path, place, policy=OFF | {"allow_schemes": ["file"]}) as f:
         assert "scheme 'hf' is not allowed" in (await f.refusal(REF)).message
+        with pytest.raises(SpecError, match="scheme 'hf' is not allowed"):
+            await f.shelf.look(REF)
+        (row,) = await f.shelf.elsewhere()
+    assert (row["ref"], "scheme 'hf' is not allowed" in row["problem"]) == (REF, True)
 
 
 # --- Ollama ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import stat
@@ -68,6 +69,7 @@ async def test_a_file_is_in_the_cache_under_its_own_name_and_stays_what_it_was(f
 
 async def test_it_can_be_what_a_pool_calls_it_on_the_hub(f: Fetching, file: Path) -> None:
     digest = f"sha256:{sha256(file.read_bytes())}"
+    assert import_of(str(file), None, (digest.upper(),)).digests == (digest,)
     row = await f.shelf.bring(str(file), "hf:org/repo:Q8_0", (digest,), nobody)
     assert row["verified"]
     model = await f.models.ensure_present("hf:org/repo:q8_0")
@@ -193,6 +195,14 @@ async def test_a_disk_that_can_clone_is_asked_to(f: Fetching, file: Path, monkey
     monkeypatch.setattr(importing, "_write", None)  # nothing is written then
     row = await f.shelf.bring(str(file), None, (), nobody)
     assert row["digest"] == f"sha256:{sha256(file.read_bytes())}"
+
+
+async def test_a_disk_that_cannot_give_all_of_it_is_named(f: Fetching, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    assert (await refusal(f, file)).message == f"cannot import {file}: it cannot be read: Input/output error"
 
 
 async def test_what_does_not_fit_is_not_begun(tmp_path: Path, file: Path) -> None:

@@ -26,6 +26,9 @@ from pool_managerd.models.remote import RemoteModel, chosen_in
 from pool_managerd.models.used_notes import Used, UsedFile, UsedNotes
 
 _NO_DIGEST = "keeps no digests"
+HASHED_AT_ONCE = 2
+"""Files: at a first boot all pools ask for theirs, and a disk gives no more when many are read beside each other."""
+
 Obstacle = Callable[[str], str | None]
 """What keeps the engines' user from reading a file, in words; None where nothing does. Blocks."""
 
@@ -237,9 +240,9 @@ class Elsewhere:
         return UsedFile(str(file.place), str(file.root), info.st_size, digest.removeprefix("sha256:"), identity(info))
 
     async def _hash(self, file: ForeignFile, fd: int, progress: Progress) -> str:
-        """Pools that start at the same time with the same model read it once."""
-        while file.place in self._hashing:
-            progress(self._hashing[file.place], file.size)
+        """Pools that start at the same time with the same model read it once, and no more than a few are read at a time."""
+        while file.place in self._hashing or len(self._hashing) >= HASHED_AT_ONCE:
+            progress(self._hashing.get(file.place, 0), file.size)
             await asyncio.sleep(POLL_S)
 
         def tell(done: int, total: int) -> None:

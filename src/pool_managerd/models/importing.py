@@ -47,16 +47,16 @@ def import_of(path: str, name: str | None, digests: Sequence[str] = ()) -> Impor
     """``name``: a reference (local:NAME, hf:ORG/REPO/FILE) or a plain name; absent, what the file is called. Raises SpecError."""
     if not path.startswith("/") or len(path) > MAX_PATH_CHARS or not path.isprintable():
         raise SpecError("cannot import it: its path must be absolute, and printable")
-    where = Path(path)
+    where, wanted = Path(path), tuple(digest.lower() for digest in digests)
     if name is None:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", _PART.sub("", where.name.removesuffix(".gguf"))).lstrip("._-")[:128]
-        return Import(where, parse_ref(f"local:{stem or 'model'}"), tuple(digests))
+        return Import(where, parse_ref(f"local:{stem or 'model'}"), wanted)
     ref = parse_ref(name if ":" in name else f"local:{name}")
     if ref.scheme not in ("local", *FETCHED) or (ref.scheme == "hf" and not (ref.file or ref.quantisation)):
         raise SpecError(
             f"cannot import a model as {ref.id}", hint="name it local:NAME, or as pools have it: hf:ORG/REPO/FILE.gguf, https://…"
         )
-    return Import(where, ref, tuple(digests))
+    return Import(where, ref, wanted)
 
 
 class Importer:
@@ -135,7 +135,7 @@ class Importer:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)  # as long as it is held nobody sweeps it away
-                sha256 = copying.copy(source, fd, self._room)
+                sha256 = copying.copy(source, imported, fd, self._room)
                 _header(path, imported)  # of what was copied: the path may lead to another file by now
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
@@ -175,16 +175,16 @@ class _Copying:
         self.total = 0
         self._stop, self._report, self._done = stop, report, 0
 
-    def copy(self, source: int, target: int, room: Room) -> str:
+    def copy(self, source: int, imported: Path, target: int, room: Room) -> str:
         """All of ``source``; its sha256 in hex. A clone shares its blocks on the disk until one of them is written to: who
         changes the original changes nothing here. Raises OSError, PoolError.
         """
         before = os.fstat(source)
         cloned = _clone(source, target)
         if not cloned:
-            room.require(before.st_size, "it")
+            room.require(before.st_size, str(imported))
         digest, block, offset = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES)), 0
-        while count := os.preadv(target if cloned else source, [block], offset):
+        while count := _read(target if cloned else source, block, offset, imported):
             if self._stop.is_set():
                 raise NodeError("cannot finish the import: it was cancelled")
             digest.update(block[:count])
@@ -209,6 +209,15 @@ def _clone(source: int, target: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _read(fd: int, block: memoryview, offset: int, imported: Path) -> int:
+    try:
+        return os.preadv(fd, [block], offset)
+    except OSError as problem:
+        raise _refused(
+            imported, f"it cannot be read: {problem.strerror}", hint="check its disk and the kernel's log"
+        ) from problem
 
 
 def _write(fd: int, block: memoryview, offset: int) -> None:

@@ -14,7 +14,7 @@ from pool_managerd.models.candidates import Candidate
 from pool_managerd.models.digests import DigestCache, Progress
 from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.elsewhere_rows import row_of, rows_of
-from pool_managerd.models.fetch_rules import FETCHED
+from pool_managerd.models.fetch_rules import FETCHED, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.importing import Importer, import_of
 from pool_managerd.models.not_here import require_fetchable
@@ -50,6 +50,7 @@ class Shelf:
                 "files": [file.path for file in entry.files],
                 "size_bytes": entry.size_bytes,
             }
+        check_scheme(self._policy(), model)
         here = await asyncio.to_thread(self._elsewhere.likely, model)
         if here is not None:
             return _here(here)
@@ -117,6 +118,7 @@ class Shelf:
             "ref": entry.ref, "path": str(self._cache.root / entry.files[0].path), "size_bytes": entry.size_bytes,
             "files": len(entry.files), "digest": entry.digest, "verified": entry.verified, "source": entry.source or None,
             "fetched_at_ms": entry.fetched_at_ms, "untouched": all(map(self._cache.is_untouched, entry.files)),
+            "tool": None, "problem": None,
         }  # fmt: skip
 
 

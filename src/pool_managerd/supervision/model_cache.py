@@ -35,12 +35,10 @@ class ModelCacheWork:
 
     async def rows(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
         """What the cache has, by reference; ``everywhere``: then what other tools have on this machine. Raises NodeError."""
-        rows = [self._with_pools(row) for row in await self._cached.cached()]
-        if not everywhere:
-            return rows
-        here = {row["ref"] for row in rows}
-        others = (self._with_pools(row) for row in await self._cached.elsewhere())
-        return [*rows, *(row | {"pools": [] if row["ref"] in here else row["pools"]} for row in others)]
+        rows, others = await self._cached.cached(), await self._cached.elsewhere() if everywhere else []
+        users, here = self._users(), {row["ref"] for row in rows}
+        others = [row | {"pools": [] if row["ref"] in here else sorted(users.get(row["ref"], ()))} for row in others]
+        return [*(row | {"pools": sorted(users.get(row["ref"], ()))} for row in rows), *others]
 
     async def plan(self, ref: str) -> dict[str, Any]:
         """What a pull would fetch; nothing is. Raises PoolError."""
