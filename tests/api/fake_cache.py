@@ -17,7 +17,7 @@ class FakeCache:
         self.asked: list[tuple[str, Any]] = []
         self.pinned: set[str] = set()
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
         return [self._row(NEEDED, ["demo"]), self._row(UNNEEDED, [])]
 
     async def pin_model(self, ref: str, *, pinned: bool = True) -> dict[str, Any]:

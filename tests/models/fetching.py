@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,13 @@ from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.download import Persistence
+from pool_managerd.models.elsewhere import Elsewhere, Obstacle
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.importing import Importer
+from pool_managerd.models.places import Place
 from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.shelf import Shelf
+from pool_managerd.models.used_notes import UsedNotes
 from pool_managerd.models.web import HubAccess, Web
 
 LOOPBACK: dict[str, Any] = {
@@ -46,6 +51,8 @@ class Fetching:
     fetcher: Fetcher
     web: Web
     waits: Waits
+    shelf: Shelf
+    told: list[str]
 
     async def refusal(self, ref: str, digest: str | None = None) -> PoolError:
         try:
@@ -63,9 +70,9 @@ async def fetching(
     folder: Path, hub: str = "https://hub.invalid", *, token: str | None = None, tls: ssl.SSLContext | None = None,
     stall_s: float = 30, keep_free: int = 0, policy: dict[str, Any] | None = None, proxy: str | None = None,
     bytes_per_s: int | None = None, logins: Callable[[str], str | None] = lambda _host: None,
-    buckets: BucketAccess | None = None, **persistence: Any,
+    buckets: BucketAccess | None = None, places: Sequence[Place] = (), obstacle: Obstacle = lambda _: None, **persistence: Any,
 ) -> AsyncIterator[Fetching]:  # fmt: skip
-    waits = Waits()
+    waits, told = Waits(), list[str]()
     rules = PolicyConfig.model_validate(LOOPBACK | (policy or {}))
     how = Persistence(**{"sleep": waits, **persistence})
     digests, cache = DigestCache(), ModelCache(folder / "cache")
@@ -75,6 +82,9 @@ async def fetching(
     )
     fetcher = Fetcher(cache, web, keep_free, digests, how)
     try:
-        yield Fetching(folder, ModelProvisioner(folder, rules, cache, fetcher, digests), cache, fetcher, web, waits)
+        models = ModelProvisioner(folder, rules, cache, fetcher, digests)
+        models.elsewhere = Elsewhere(places, UsedNotes(cache), digests, obstacle, told.append)
+        shelf = Shelf(cache, fetcher, lambda: rules, models.elsewhere, Importer(cache, fetcher.room, digests))
+        yield Fetching(folder, models, cache, fetcher, web, waits, shelf, told)
     finally:
         await fetcher.close()

@@ -12,7 +12,6 @@ import pytest
 
 from pool_managerd.core.model_keeping import Limits
 from pool_managerd.errors import NodeError, PoolError
-from pool_managerd.models.shelf import Shelf
 from pool_managerd.models.told import Downloaded, Verified
 from tests.models.fetching import Fetching, fetching
 from tests.models.hub_app import Hub, status
@@ -123,7 +122,7 @@ async def test_every_comparison_is_told_with_its_result(hub: Hub, tmp_path: Path
         model.write_bytes(b"GGML" + BODY)
         model.rename(tmp_path / "own.safetensors")
         await f.refusal(f"file:{tmp_path}/own.safetensors", f"sha256:{'0' * 64}")
-        shelf = Shelf(f.cache, f.fetcher, lambda: f.models.policy)
+        shelf = f.shelf
         shelf.tell = told
         path = Path((await f.models.ensure_present("hf:org/repo:Q8_0")).local_path)
         before = f.cache.all()[0].last_verified_ms

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.models.cache import CachedFile, Entry, ModelCache
-from pool_managerd.models.shelf import Shelf
-from tests.models.fetching import LOOPBACK, Fetching, fetching
+from tests.models.fetching import fetching
 from tests.models.hub_app import COMMIT, Hub
 
 BODY = b"GGUF\x03\x00\x00\x00 of a model"
@@ -26,14 +24,9 @@ async def hub() -> AsyncIterator[Hub]:
     await made.close()
 
 
-def shelf_of(f: Fetching) -> Shelf:
-    rules = PolicyConfig.model_validate(LOOPBACK)
-    return Shelf(f.cache, f.fetcher, lambda: rules)
-
-
 async def test_a_row_tells_what_it_is_and_whether_it_still_is(hub: Hub, tmp_path: Path) -> None:
     async with fetching(tmp_path, hub.url) as f:
-        shelf = shelf_of(f)
+        shelf = f.shelf
         assert await shelf.cached() == []
         assert await shelf.look("hf:org/repo:Q8_0") == {
             "ref": "hf:org/repo:Q8_0", "present": False, "files": ["a-Q8_0.gguf"], "size_bytes": len(BODY),
@@ -55,7 +48,7 @@ async def test_a_row_tells_what_it_is_and_whether_it_still_is(hub: Hub, tmp_path
 
 async def test_what_is_removed_is_what_no_other_name_has(hub: Hub, tmp_path: Path) -> None:
     async with fetching(tmp_path, hub.url) as f:
-        shelf = shelf_of(f)
+        shelf = f.shelf
         path = Path((await f.models.ensure_present("hf:org/repo:Q8_0")).local_path)
         await f.models.ensure_present("hf:org/repo/a-Q8_0.gguf")
         assert await shelf.remove("hf:org/repo:Q8_0") == 0 and path.exists()

@@ -19,8 +19,7 @@ from pool_managerd.models.hub import HubFile, HubListing
 from pool_managerd.models.refs import parse_ref
 from pool_managerd.models.repository import check_code, needed_files
 from pool_managerd.models.safetensors_header import read_safetensors_shape
-from pool_managerd.models.shelf import Shelf
-from tests.models.fetching import LOOPBACK, fetching
+from tests.models.fetching import fetching
 from tests.models.hub_app import COMMIT, Hub
 from tests.models.test_safetensors_header import entry
 
@@ -87,7 +86,7 @@ async def test_another_name_of_the_same_commit_is_the_same_folder(hub: Hub, tmp_
         before = len(fetched(hub))
         second = await f.models.ensure_present("hf:org/repo@main")
         assert second.local_path == first.local_path and len(fetched(hub)) == before
-        shelf = Shelf(f.cache, f.fetcher, lambda: PolicyConfig.model_validate(LOOPBACK))
+        shelf = f.shelf
         rows = await shelf.cached()
         assert [(row["path"], row["files"], row["untouched"]) for row in rows] == [(first.local_path, 7, True)] * 2
         assert await shelf.remove(REF) == 0 and await shelf.remove("hf:org/repo@main") == first.size_bytes

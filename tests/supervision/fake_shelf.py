@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pool_managerd.core.model_keeping import DAY_S, Leftover, Limits, Stock, StoredModel
+from pool_managerd.errors import SpecError
 
 
 class FakeShelf:
@@ -38,8 +39,22 @@ class FakeShelf:
             for ref, one in sorted(self.models.items())
         ]
 
+    async def elsewhere(self) -> list[dict[str, Any]]:
+        return []
+
+    async def used(self, ref: str) -> dict[str, Any] | None:
+        return None
+
+    def check_import(self, path: str, name: str | None, digests: Sequence[str]) -> str:
+        raise SpecError(f"cannot import {path}: nothing is imported here")
+
+    async def bring(
+        self, path: str, name: str | None, digests: Sequence[str], progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        raise SpecError(f"cannot import {path}: nothing is imported here")
+
     async def look(self, ref: str) -> dict[str, Any]:
-        return {"ref": ref}
+        return {"ref": ref, "present": ref in self.models}
 
     async def rehash(self, ref: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
         return {"ref": ref, "ok": True, "wrong": []}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pool_managerd.config import POOL_ID_PATTERN, Engine, Mode
+from pool_managerd.config.values import Digest
 from pool_managerd.core.bench import MAX_PROMPT_TOKENS, MAX_RUNS, MAX_TOKENS, PROMPT_TOKENS, RUNS, TOKENS
 from pool_managerd.core.demand.queue import MAX_PRIORITY
 from pool_managerd.core.engines import DEFAULT_ENGINE
@@ -87,6 +88,19 @@ class ModelGcBody(Body):
         None,
         description="Delete all that nobody has needed for so long; absent: models.gc.keep_days, and no more than"
         " models.max_bytes makes go, where it is set.",
+    )
+
+
+class ImportBody(Body):
+    path: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="A GGUF file on the daemon's machine, absolute; of a split model the first part. The daemon's user reads it."
+    )
+    name: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="What pools will call it: local:NAME, hf:ORG/REPO/FILE or https://…; absent, local: and the file's name.",
+    )
+    digests: Annotated[list[Digest], Field(max_length=999)] = Field(
+        [], description="sha256:… that it must have, of a split model one for each part."
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from pool_managerd.api.bodies import ModelBody, ModelGcBody
+from pool_managerd.api.bodies import ImportBody, ModelBody, ModelGcBody
 from pool_managerd.api.changes import finish
 from pool_managerd.api.context import ApiContext
 from pool_managerd.api.envelope import json_response
 from pool_managerd.api.requests import read_model, switch
 
 
-async def models(context: ApiContext, _request: web.Request) -> web.Response:
-    return json_response(await context.node.models())
+async def models(context: ApiContext, request: web.Request) -> web.Response:
+    return json_response(await context.node.models(everywhere=switch(request, "all", default=False)))
 
 
 async def pull(context: ApiContext, request: web.Request) -> web.Response:
@@ -22,6 +22,13 @@ async def pull(context: ApiContext, request: web.Request) -> web.Response:
     if dry_run:
         return json_response(await context.keep(context.node.plan_pull(body.ref)))
     return await finish(context, context.node.pull_model(body.ref), wait)
+
+
+async def bring(context: ApiContext, request: web.Request) -> web.Response:
+    """Accepted with 202, or answered when it has ended with ``?wait=true``."""
+    wait = switch(request, "wait", default=False)
+    body = await read_model(request, ImportBody)
+    return await finish(context, context.node.import_model(body.path, body.name, body.digests), wait)
 
 
 async def verify(context: ApiContext, request: web.Request) -> web.Response:

@@ -217,7 +217,14 @@ DEVICE_ROUTES = (
     ),
 )  # fmt: skip
 MODEL_ROUTES = (
-    _read("/models", "The models that were fetched", models.models, CachedModel, 503, many=True, private=True),
+    _read(
+        "/models", "The models that were fetched", models.models, CachedModel, 400, 503, many=True, private=True,
+        query=(Query("all", "true: also those that other tools have on this machine.", _BOOL),),
+    ),
+    Route(
+        "POST", "/models/import", "Bring a file of the daemon's machine into the cache of models", models.bring, _OP,
+        (400, 408, 409, 413, 415, 422, 500, 503, 507), bodies.ImportBody, (_WAIT,),
+    ),
     Route(
         "POST", "/models/pull", "Fetch a model into the cache", models.pull,
         {202: schemas.OperationAnswer, 200: PullAnswer}, (400, 403, 408, 409, 413, 415, 422, 500, 503, 507), bodies.ModelBody,

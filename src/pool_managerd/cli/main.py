@@ -120,6 +120,7 @@ for _command in (models.ls, models.pull, models.verify, models.rm):
     models_app.command()(_command)
 for _command in (model_keeping.pin, model_keeping.unpin, model_keeping.gc):
     models_app.command()(_command)
+models_app.command("import")(models.import_)
 import_app = typer.Typer(help="Move over from another tool.", rich_markup_mode=None, no_args_is_help=True)
 import_app.command("llama-swap")(moving.import_llama_swap)
 import_app.command("llama-cpp-presets")(moving.import_presets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,14 +17,27 @@ from pool_managerd.cli.progress import wait_for
 from pool_managerd.cli.table import Column, table
 from pool_managerd.core.narration import size
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION or https://…")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION, https://… or ollama:NAME")]
 OptionalRef = Annotated[str | None, typer.Argument(metavar="[REF]", help="One model; all when absent.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much that is; nothing is.")]
 
 
-def ls(url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+Everywhere = Annotated[bool, typer.Option("--all", help="Also those that other tools have on the daemon's machine.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file; of a split model its first part.", show_default=False)]
+Name = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="What pools will call it: a NAME, or hf:ORG/REPO/FILE.", show_default=False),
+]
+Sha256 = Annotated[
+    list[str] | None, typer.Option("--sha256", metavar="HEX", help="What it must be; once for each part.", show_default=False)
+]
+
+
+def ls(everywhere: Everywhere = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """List the models that were fetched, and the pools that use them."""
-    show(daemon(url, config).get("models"), output, lambda rows: _listed(rows, wide=output is Format.WIDE))
+    wide = output is Format.WIDE
+    rows = daemon(url, config).request("GET", "models", query={"all": True} if everywhere else None)
+    show(rows, output, lambda rows: _everywhere(rows, wide=wide) if everywhere else _listed(rows, wide=wide))
 
 
 def pull(ref: Ref, dry_run: DryRun = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
@@ -35,11 +49,29 @@ def pull(ref: Ref, dry_run: DryRun = False, url: Url = None, config: ConfigFile 
     plan: Json = node.request("POST", "models", "pull", body={"ref": ref}, query={"dry_run": True})
     if dry_run:
         return show(plan, output, _plan)
-    if not plan.get("present"):
+    if plan.get("tool"):
+        sys.stderr.write(
+            printable(f"verifying {_amount(plan)} that {plan['tool']} has: {', '.join(plan.get('files') or ())}") + "\n"
+        )
+    elif not plan.get("present"):
         sys.stderr.write(printable(f"fetching {_amount(plan)}: {', '.join(plan.get('files') or ())}") + "\n")
         sys.stderr.writelines(printable(line) + "\n" for line in _foreseen(plan))
     ended = _ended(node, node.request("POST", "models", "pull", body={"ref": ref}))
     return show(ended["outcome"], output, _fetched)
+
+
+def import_(
+    file: File, name: Name = None, sha256: Sha256 = None, url: Url = None, config: ConfigFile = None,
+    output: Output = Format.TABLE,
+) -> None:  # fmt: skip
+    """Bring a model file of the daemon's machine into the cache. The file itself stays as it is.
+
+    Pools then use it as local:NAME, or as the reference that --as says.
+    """
+    digests = [one if one.startswith("sha256:") else f"sha256:{one}" for one in sha256 or ()]
+    node, body = daemon(url, config), {"path": str(file.absolute()), "name": name, "digests": digests}
+    ended = _ended(node, node.request("POST", "models", "import", body=body), "copying")
+    return show(ended["outcome"], output, _imported)
 
 
 def verify(ref: OptionalRef = None, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
@@ -59,13 +91,13 @@ def rm(ref: Ref, url: Url = None, config: ConfigFile = None, output: Output = Fo
     show(daemon(url, config).request("POST", "models", "remove", body={"ref": ref}), output, _removed)
 
 
-def _ended(node: Daemon, operation: Json) -> Json:
+def _ended(node: Daemon, operation: Json, doing: str = "fetching") -> Json:
     last = operation
 
     def pending() -> list[str]:
         nonlocal last
         last = node.get("operations", operation["operation_id"])
-        return [_how_far(last.get("progress") or {})] if last.get("status") == "running" else []
+        return [_how_far(last.get("progress") or {}, doing)] if last.get("status") == "running" else []
 
     wait_for(pending)
     if last.get("status") == "failed":
@@ -74,11 +106,11 @@ def _ended(node: Daemon, operation: Json) -> Json:
     return last
 
 
-def _how_far(progress: Json) -> str:
+def _how_far(progress: Json, doing: str) -> str:
     """Elsewhere than on a terminal each new sentence is a line: one for each tenth."""
     done, total = progress.get("done") or 0, progress.get("total") or 0
     if sys.stderr.isatty() or not total:
-        return str(progress.get("human") or "asking where it is") if sys.stderr.isatty() or not done else "fetching"
+        return str(progress.get("human") or "asking where it is") if sys.stderr.isatty() or not done else doing
     return f"{10 * done // total * 10} % of {size(total)}"
 
 
@@ -106,6 +138,21 @@ def _kept_by(row: Json) -> str | None:
     return ", ".join([*row["pools"], *(["(pinned)"] if row.get("pinned") else [])]) or None
 
 
+def _everywhere(rows: list[Json], *, wide: bool) -> None:
+    columns = (
+        Column("MODEL", 0, least=24, middle=True), Column("IN", 1), Column("SIZE", 1), Column("VERIFIED", 2),
+        Column("POOLS", 1, least=8), Column("PROBLEM", 2, least=16), Column("PATH", 3, wide=True),
+    )  # fmt: skip
+    cells = (
+        (
+            row["ref"], row["tool"] or "cache", size(row["size_bytes"]), _state(row), ", ".join(row["pools"]) or None,
+            row["problem"], row["path"],
+        )
+        for row in rows
+    )  # fmt: skip
+    table(columns, cells, empty="no models in the cache, and none of other tools", wide=wide)
+
+
 def _state(row: Json) -> str:
     return "changed" if not row["untouched"] else "yes" if row["verified"] else "no"
 
@@ -116,7 +163,8 @@ def _amount(plan: Json) -> str:
 
 def _plan(plan: Json) -> None:
     verb = "is there already:" if plan.get("present") else "would be fetched:"
-    sys.stdout.write(printable(f"{plan['ref']} {verb} {_amount(plan)}") + "\n")
+    whose = f" that {plan['tool']} has: nothing is fetched if it is right" if plan.get("tool") else ""
+    sys.stdout.write(printable(f"{plan['ref']} {verb} {_amount(plan)}{whose}") + "\n")
     sys.stdout.writelines(printable(f"  {name}") + "\n" for name in plan.get("files") or ())
     sys.stdout.writelines(printable(line) + "\n" for line in _foreseen(plan))
 
@@ -136,8 +184,14 @@ def _foreseen(plan: Json) -> Iterator[str]:
 
 def _fetched(row: Json) -> None:
     how = "verified" if row["verified"] else f"not verified: nobody said what it has to be ({row['digest']})"
-    sys.stdout.write(printable(f"{row['ref']} is there ({size(row['size_bytes'])}, {how})") + "\n")
+    whose = f", as {row['tool']} has it" if row.get("tool") else ""
+    sys.stdout.write(printable(f"{row['ref']} is there ({size(row['size_bytes'])}, {how}{whose})") + "\n")
     sys.stdout.write(printable(row["path"]) + "\n")
+
+
+def _imported(row: Json) -> None:
+    sys.stdout.write(printable(f"{row['ref']} is in the cache ({size(row['size_bytes'])}, {row['digest']})") + "\n")
+    sys.stdout.write(printable(f"pools use it with `model: {row['ref']}`") + "\n")
 
 
 def _verified(found: list[Json]) -> None:

@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pool_managerd.config.model_sections import PolicyConfig
     from pool_managerd.config.pools import PoolConfig, ProvisioningConfig
     from pool_managerd.config.schema import Config, json_schema
-    from pool_managerd.config.sections import AuthConfig, DaemonConfig, GpuConfig, HealthConfig, PolicyConfig
+    from pool_managerd.config.sections import AuthConfig, DaemonConfig, GpuConfig, HealthConfig
     from pool_managerd.config.values import POOL_ID_PATTERN, Engine, Mode, Profile, Section, is_pool_id, path_from, split_address
 
 __all__ = [
@@ -14,7 +15,7 @@ __all__ = [
     "PoolConfig", "Profile", "ProvisioningConfig", "Section", "is_pool_id", "json_schema", "path_from",
     "split_address",
 ]  # fmt: skip
-_HOMES = ("values", "sections", "pools", "schema")
+_HOMES = ("values", "sections", "model_sections", "pools", "schema")
 
 
 def __getattr__(name: str) -> Any:

@@ -182,7 +182,8 @@ class PoolConfig(Section):
     id: str = Field(description="Its name: 1 to 63 letters, digits, `.`, `_` or `-`.", examples=["chat"])
     engine: Engine = Field(description="What serves the model. tgi and triton are attached to only.", examples=["llamacpp"])
     model: str = Field(
-        description="`file:` and a path, relative to the configuration file; of an external engine any name.",
+        description="`file:` and a path, relative to the configuration file; hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION, https://…,"
+        " ollama:NAME, or local:NAME of what was imported; of an external engine any name.",
         examples=["file:models/chat.gguf"],
     )
     quant: str | None = Field(

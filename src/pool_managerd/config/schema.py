@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pool_managerd.config.gateway import GatewayConfig
+from pool_managerd.config.model_places import TOOLS
+from pool_managerd.config.model_sections import ModelsConfig, PolicyConfig
 from pool_managerd.config.pools import PoolConfig
 from pool_managerd.config.sections import (
     AuthConfig,
@@ -16,8 +18,6 @@ from pool_managerd.config.sections import (
     GpuConfig,
     HealthConfig,
     LifecycleConfig,
-    ModelsConfig,
-    PolicyConfig,
     PreflightConfig,
     QueueConfig,
     ReloadConfig,
@@ -65,6 +65,12 @@ class Config(Section):
         """Where models that were fetched are kept."""
         state = self.daemon.state_dir
         return self.models.cache_dir or state.with_name(f"{state.name}-models")
+
+    @property
+    def models_elsewhere(self) -> tuple[str, ...]:
+        """Whose models on this machine are used."""
+        given = self.models.elsewhere
+        return given if given is not None else () if self.profile == "cloud" else TOOLS
 
     @model_validator(mode="after")
     def _simulate_in_dev_alone(self) -> Config:

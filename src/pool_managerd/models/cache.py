@@ -27,6 +27,8 @@ from pool_managerd.models.part import disk_error
 
 MAX_ENTRIES = 10_000
 SCHEMA = 1
+IMPORTED = "imported"
+"""The folder of files that people have brought."""
 _MAX_NOTE_BYTES = 1 << 20
 
 

@@ -13,9 +13,13 @@ FETCHED = ("hf", "https", "http", "oci", "s3")
 """Schemes that this version can fetch."""
 
 
+NEVER_FETCHED = ("ollama", "local", "sha256")
+"""Schemes of what is on this machine or is an error: `models.elsewhere`, and what was imported, decide."""
+
+
 def check_scheme(policy: PolicyConfig, model: ModelRef) -> None:
     """Whether models may have that scheme at all. Raises SpecError POLICY_DENIED."""
-    if model.scheme not in policy.allow_schemes and model.scheme != "sha256":
+    if model.scheme not in policy.allow_schemes and model.scheme not in NEVER_FETCHED:
         allowed = ", ".join(policy.allow_schemes) or "none"
         hint = f"add {model.scheme} to policy.allow_schemes"
         if model.scheme in FETCHED and not policy.allow_network:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pool_managerd.core.model_keeping import Leftover
-from pool_managerd.models.cache import MAX_ENTRIES, ModelCache
+from pool_managerd.models.cache import IMPORTED, MAX_ENTRIES, ModelCache
 from pool_managerd.models.fetch_rules import FETCHED
 from pool_managerd.models.file_lock import is_locked, try_lock
 from pool_managerd.models.note_file import write_note
 from pool_managerd.models.part import disk_error
 from pool_managerd.models.refs import parse_ref
 
-FOLDERS = FETCHED
-"""Where files of models lie that were fetched."""
+FOLDERS = (*FETCHED, IMPORTED)
+"""Where files of models lie."""
 _STAGED = ".folder"
 """What is called so in ``partial/`` is to be a model that is a folder."""
 _MAX_BYTES = 4 << 20

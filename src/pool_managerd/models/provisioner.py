@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
-import re
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,28 +17,28 @@ from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.ahead_notes import Ahead
 from pool_managerd.models.cache import Entry, ModelCache
+from pool_managerd.models.checksums import given_digests, not_for_each_part
 from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
-from pool_managerd.models.gguf import MAGIC, check_gguf, head_of, is_gguf
+from pool_managerd.models.gguf import is_gguf
 from pool_managerd.models.lookahead import Lookahead
+from pool_managerd.models.not_here import ollama_has_not, require_fetchable
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
 from pool_managerd.models.told import Verified, nobody
+from pool_managerd.models.usable import check_usable
+from pool_managerd.models.used_notes import UsedNotes
 
-PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Formats that run code of their author's choice when they are loaded; what a file begins with says more than its name."""
-
-PICKLE_HEADS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
-
+_VOUCHED_FOR = frozenset({"hf", "oci"})
+"""Schemes whose servers say themselves what their files are."""
 log = structlog.get_logger("pool_managerd.models")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MAX_NAMES = 10_000
 
 
 class ModelProvisioner:
-    """Resolves model references: local files, what ``cache`` has, and with a ``fetcher`` what there is elsewhere. Without one the
-    network is never touched.
+    """Resolves model references: local files, what ``cache`` has, what other tools have on this machine (``elsewhere``, nothing
+    until it is set), and with a ``fetcher`` what there is in the network. Without one that is never touched.
 
     ``base_dir`` is what relative ``file:`` paths are relative to: the directory of the configuration file.
     """
@@ -56,6 +53,7 @@ class ModelProvisioner:
         self._digests = digests or DigestCache()
         self.tell: Callable[[Verified], None] = nobody
         self.shapes = Shapes()
+        self.elsewhere = Elsewhere((), UsedNotes(cache or ModelCache(base_dir)), self._digests)
         self.ahead = None if cache is None else Lookahead(cache, fetcher, self.shapes)
 
     async def close(self) -> None:
@@ -81,7 +79,7 @@ class ModelProvisioner:
         if not await self._take(ref):  # it was deleted in this very moment
             await self.fetch(ref, expected_digest, progress=progress)
             await self._take(ref)
-        expected = _expected(expected_digest)
+        expected = given_digests(expected_digest)
         found = await asyncio.to_thread(self.check, ref, expected)
         if not expected:
             return found
@@ -90,7 +88,7 @@ class ModelProvisioner:
     async def _take(self, ref: str) -> bool:
         """From here on whoever has decided that it may be deleted does not; false where it is not in the cache, and should be."""
         model = parse_ref(ref)
-        if model.scheme not in FETCHED or self._cache is None:
+        if model.scheme not in (*FETCHED, "local") or self._cache is None:
             return True
         try:
             return await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
@@ -120,21 +118,29 @@ class ModelProvisioner:
         return replace(found, digest=",".join(expected), verified=True)
 
     async def fetch(
-        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None
-    ) -> None:
-        """Bring the model of ``ref`` into the cache, unless it is a local file or there already. Raises as ``ensure_present``.
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None,
+        checking: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """Bring the model of ``ref`` into the cache, unless it is a local file or there already, or another tool on this machine
+        has it: then that is verified, which ``checking`` hears of. Raises as ``ensure_present``.
 
         Cancelled, it leaves what is there by then for the next one, unless others wait for the same model.
         """
-        model = parse_ref(ref)
+        model, expected, checking = parse_ref(ref), given_digests(expected_digest), checking or progress or _nobody
+        if model.scheme == "ollama":
+            found = await self.elsewhere.use(model, expected, checking)
+            if found.used is None:
+                raise found.told_with(await asyncio.to_thread(ollama_has_not, model, self.elsewhere))
+        if model.scheme == "local":
+            await asyncio.to_thread(self.locate, ref)
         if model.scheme not in FETCHED or self._fetcher is None or self._cache is None:
             return
         check_scheme(self.policy, model)
-        expected = _expected(expected_digest)
         if await asyncio.to_thread(_has, self._cache, model, expected):
             return
-        check_network(self.policy, model)
-        if model.scheme != "hf" and not expected:  # the hub says itself what its files are
+        if await self._is_elsewhere(model, expected, checking, self._fetcher):
+            return
+        if model.scheme not in _VOUCHED_FOR and not expected:
             self._require_digest(model.id, verified=False)
         entry = await self._fetcher.fetch(model, expected, progress or _nobody)
         if self.ahead is not None:
@@ -152,8 +158,10 @@ class ModelProvisioner:
         if model.scheme not in FETCHED or self._fetcher is None or self._cache is None or self.ahead is None:
             return None
         check_scheme(self.policy, model)
-        expected = _expected(digests)
+        expected = given_digests(digests)
         if await asyncio.to_thread(_has, self._cache, model, expected):
+            return None
+        if await asyncio.to_thread(self.elsewhere.likely, model) is not None:
             return None
         check_network(self.policy, model)
         return await self.ahead.look(model, expected, fresh=fresh)
@@ -163,11 +171,29 @@ class ModelProvisioner:
         model = parse_ref(ref)
         return None if self.ahead is None or model.scheme not in FETCHED else self.ahead.expected(model)
 
+    async def _is_elsewhere(self, model: ModelRef, expected: tuple[str, ...], checking: Progress, fetcher: Fetcher) -> bool:
+        """Whether another tool has it and it is verified; else it may be fetched. Raises PoolError where it may not.
+
+        The hub is asked what it has to be where nobody here says so.
+        """
+        found = await self.elsewhere.use(model, expected, checking)
+        if found.used is not None:
+            return True
+        try:
+            check_network(self.policy, model)
+            if model.scheme == "hf" and await asyncio.to_thread(self.elsewhere.may_have, model, found):
+                found = await self.elsewhere.use_as(await fetcher.look(model, expected), found, checking)
+        except PoolError as problem:
+            raise found.told_with(problem) from None
+        if found.used is None:
+            self.elsewhere.tell_of(found, model)
+        return found.used is not None
+
     def _keep_usable(self, cache: ModelCache, entry: Entry) -> None:
         """What nobody has vouched for may be an error page: that does not stay. Raises SpecError."""
         try:
             for file in entry.files:
-                _check_usable(cache.root / file.path, entry.ref, self.policy)
+                check_usable(cache.root / file.path, entry.ref, self.policy)
         except SpecError:
             cache.remove(entry.ref)
             raise
@@ -191,7 +217,7 @@ class ModelProvisioner:
 
     def check(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
         """``locate``, and whether there is a digest for each file where there are any; hashes nothing. Raises SpecError."""
-        found = self.locate(ref)
+        found = self.locate(ref, digests)
         path, parts = Path(found.local_path), len(found.parts)
         if digests and path.is_dir() and not found.weights:
             raise SpecError(
@@ -199,7 +225,7 @@ class ModelProvisioner:
                 hint="name the file inside it in `model`, or remove the checksum",
             )
         if digests and len(digests) != parts:
-            raise _not_for_each_part(path, parts, len(digests))
+            raise not_for_each_part(path, parts, len(digests))
         self._require_digest(found.id, verified=bool(digests) or found.verified)
         return found
 
@@ -211,39 +237,45 @@ class ModelProvisioner:
                 status=422, hint="give its checksum: provisioning.model.checksum; for a folder there is none",
             )  # fmt: skip
 
-    def locate(self, ref: str) -> ResolvedModel:
-        """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read.
+    def locate(self, ref: str, digests: Sequence[str] = ()) -> ResolvedModel:
+        """Where the model of ``ref`` lies, all its parts, unverified; of the content no more than headers is read. ``digests``
+        are those that it will be verified against.
 
         Blocking. Raises as ``ensure_present``.
         """
         model = parse_ref(ref)
         check_scheme(self.policy, model)
         if model.scheme != "file":
-            return self._in_cache(model)
+            return self._in_cache(model, with_checksum=bool(digests))
         path = self.path_of(model)
-        size = _check_usable(path, model.id, self.policy)
+        size = check_usable(path, model.id, self.policy)
         parts = self.shapes.parts_of(path) if is_gguf(str(path)) else ()
         if len(parts) < 2:
             return ResolvedModel(model.id, str(path), size)
-        size += sum(_check_usable(Path(part), model.id, self.policy) for part in parts[1:])
+        size += sum(check_usable(Path(part), model.id, self.policy) for part in parts[1:])
         return ResolvedModel(model.id, str(path), size, files=parts)
 
-    def _in_cache(self, model: ModelRef) -> ResolvedModel:
-        if model.scheme not in FETCHED:
+    def _in_cache(self, model: ModelRef, *, with_checksum: bool) -> ResolvedModel:
+        if model.scheme not in (*FETCHED, "ollama", "local"):
             raise NodeError(
                 f"cannot fetch {model.id}: this version fetches {', '.join(FETCHED)} models",
                 code="POOL_UNREADY", hint="download it yourself, and refer to it as file:/path/to/model", retriable=False,
             )  # fmt: skip
         entry = None if self._cache is None else self._cache.find(model.id)
         if entry is None or self._cache is None:
-            check_network(self.policy, model)
+            found = self.elsewhere.located(model, with_checksum=with_checksum)
+            if found is not None:
+                for one in found.parts:
+                    check_usable(Path(one), model.id, self.policy)
+                return found
+            require_fetchable(model, self.elsewhere, self.policy)
             raise NodeError(
                 f"cannot use {model.id} yet: it was not fetched", code=NOT_FETCHED,
                 hint=f"a start fetches it, and so does: pool-managerd models pull {model.id}",
             )  # fmt: skip
         paths = [self._cache.root / file.path for file in entry.files]
         for path in paths:
-            _check_usable(path, model.id, self.policy)
+            check_usable(path, model.id, self.policy)
         files = tuple(map(str, paths)) if len(paths) > 1 and not entry.folder else ()
         weights = tuple(map(str, paths[: entry.weights])) if entry.folder else ()
         return ResolvedModel(
@@ -285,24 +317,6 @@ def _has(cache: ModelCache, model: ModelRef, digests: Sequence[str]) -> bool:
     return entry is not None and (not digests or entry.digest == ",".join(digests))
 
 
-def _expected(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    digests = () if given is None else (given,) if isinstance(given, str) else tuple(given)
-    normal = tuple(digest.strip().lower() for digest in digests)
-    for digest in normal:
-        if not _DIGEST.fullmatch(digest):
-            raise SpecError(f"cannot use {digest[:80]!r} as a digest: it must be sha256: and 64 hexadecimal digits")
-    return normal
-
-
-def _not_for_each_part(path: Path, parts: int, given: int) -> SpecError:
-    pattern = path.name.replace("-00001-of-", "-*-of-")
-    what = f"the model is split into {parts} parts" if parts > 1 else "the model is one file"
-    hint = f"list one per part, in their order: sha256sum {pattern}" if parts > 1 else "give one checksum"
-    return SpecError(
-        f"cannot verify {path}: {what}, and provisioning.model.checksum has {given} digest{'s' if given > 1 else ''}", hint=hint
-    )
-
-
 def _beyond(progress: Progress | None, done: int, total: int) -> Progress | None:
     """Progress of one part among all."""
     return None if progress is None else lambda more, _: progress(done + more, total)
@@ -319,44 +333,3 @@ def size_of(path: str) -> int:
         return Path(path).stat().st_size
     except OSError:
         return 0
-
-
-def _check_usable(path: Path, ref: str, policy: PolicyConfig) -> int:
-    """Size of the model in bytes (0 for a directory). Blocks; run in a thread. Raises SpecError with the reason."""
-    try:
-        info = path.stat()
-    except FileNotFoundError:
-        raise _missing(path, ref) from None
-    except OSError as error:
-        raise _unusable(path, f"{error.strerror}", "check the path and its permissions") from error
-    if stat.S_ISDIR(info.st_mode):
-        return 0
-    if not stat.S_ISREG(info.st_mode):
-        raise _unusable(path, "it is neither a file nor a directory", "name the model file itself")
-    if not os.access(path, os.R_OK):
-        raise _unusable(path, "it is not readable for this user", "check its permissions and those of its directories")
-    if info.st_size == 0:
-        raise _unusable(path, "the file is empty", "fetch the model again")
-    head = head_of(str(path))
-    pickled = head[:4] != MAGIC and (path.suffix.lower() in PICKLED or head.startswith(PICKLE_HEADS))
-    if pickled and not policy.allow_pickle:
-        reason = f"{path.suffix or 'such'} files are pickles, which run code of their author's choice when loaded"
-        raise _unusable(path, reason, "use the GGUF or safetensors form of the model, or policy.allow_pickle: true")
-    if head[:4] == MAGIC or path.suffix.lower() == ".gguf":
-        check_gguf(str(path))
-    return info.st_size
-
-
-def _missing(path: Path, ref: str) -> PoolError:
-    try:
-        names = [entry.name for entry, _ in zip(os.scandir(path.parent), range(_MAX_NAMES), strict=False)]
-    except OSError:
-        nearest = next((parent for parent in path.parents if parent.is_dir()), path.parent)
-        return _unusable(path, "there is no such file", f"{ref} means {path}; of that path only {nearest} exists")
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or sorted(n for n in names if n.endswith(".gguf"))[:3]
-    beside = f"; beside it: {', '.join(near)}" if near else f"; {path.parent} holds no similar name"
-    return _unusable(path, "there is no such file", f"{ref} means {path}{beside}")
-
-
-def _unusable(path: Path, reason: str, hint: str) -> SpecError:
-    return SpecError(f"cannot use the model {path}: {reason}", hint=hint)

@@ -19,9 +19,15 @@ _HF_REPO = re.compile(
 )
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OCI = re.compile(r"oci://[A-Za-z0-9.-]+(?::\d{1,5})?/[a-z0-9._/-]+(?::[\w.-]{1,128}|@sha256:[0-9a-f]{64})")
+OLLAMA_REGISTRY = "registry.ollama.ai"
+_OLLAMA = re.compile(
+    r"(?:(?:(?P<host>[A-Za-z0-9][A-Za-z0-9._-]{0,252}(?::\d{1,5})?)/)?(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]{0,79})/)?"
+    r"(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]{0,79})(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+)
+_LOCAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FORMS = (
-    "file:PATH, hf:ORG/REPO[@REVISION]/FILE, hf:ORG/REPO[@REVISION]:QUANTISATION, https://…, s3://BUCKET/KEY,"
-    " oci://REGISTRY/REPO:TAG or sha256:HEX"
+    "file:PATH, hf:ORG/REPO[@REVISION]/FILE, hf:ORG/REPO[@REVISION]:QUANTISATION, https://…, ollama:NAME[:TAG],"
+    " local:NAME, s3://BUCKET/KEY, oci://REGISTRY/REPO:TAG or sha256:HEX"
 )
 
 
@@ -29,9 +35,10 @@ _FORMS = (
 class ModelRef:
     """A parsed reference. ``id`` is stable: the same model is never known by two ids because of how it was spelt.
 
-    ``location`` is the path of ``file``, the hex of ``sha256``, ``org/repo`` of ``hf``, the url of the rest. ``file`` is the
-    one inside an ``hf`` repository, of ``revision`` (empty: its main branch); instead of it ``quantisation`` may be what the
-    name of a GGUF file says, in upper case. Neither: all of the repository.
+    ``location`` is the path of ``file``, the hex of ``sha256``, ``org/repo`` of ``hf``, ``host/user/name`` of ``ollama``, the
+    name of ``local``, the url of the rest. ``file`` is the one inside an ``hf`` repository, of ``revision`` (empty: its main
+    branch); instead of it ``quantisation`` may be what the name of a GGUF file says, in upper case. Neither: all of the
+    repository. Of ``ollama`` the ``revision`` is the tag.
     """
 
     scheme: str
@@ -55,6 +62,10 @@ def parse_ref(text: str) -> ModelRef:
         return _digest_ref(text, rest)
     if scheme == "hf" and not rest.startswith("//"):
         return _hf_ref(text, rest)
+    if scheme == "ollama" and not rest.startswith("//"):
+        return _ollama_ref(text, rest)
+    if scheme == "local" and not rest.startswith("//"):
+        return _local_ref(text, rest)
     if scheme == "file":
         return _file_ref(text, rest.removeprefix("//") if rest.startswith("///") else rest)
     found = _SCHEME.match(ref)
@@ -92,6 +103,22 @@ def _hf_ref(text: str, rest: str) -> ModelRef:
         raise _malformed(text, "it names both a quantisation and a file")
     stable = f"hf:{org}/{named['repo']}{revision and '@'}{revision}{quantisation and ':'}{quantisation}{path and '/'}{path}"
     return ModelRef("hf", stable, f"{org}/{named['repo']}", path, revision, quantisation)
+
+
+def _ollama_ref(text: str, rest: str) -> ModelRef:
+    named = _OLLAMA.fullmatch(rest)
+    if named is None:
+        raise _malformed(text, "it must be ollama:NAME, ollama:NAME:TAG, ollama:USER/NAME:TAG or ollama:HOST/USER/NAME:TAG")
+    host, user, tag = named["host"] or OLLAMA_REGISTRY, named["user"] or "library", named["tag"] or "latest"
+    location = f"{host}/{user}/{named['name']}"
+    short = location.removeprefix(f"{OLLAMA_REGISTRY}/").removeprefix("library/")
+    return ModelRef("ollama", f"ollama:{short}:{tag}", location, revision=tag)
+
+
+def _local_ref(text: str, rest: str) -> ModelRef:
+    if not _LOCAL.fullmatch(rest):
+        raise _malformed(text, "it must be local:NAME, of letters, digits, '.', '_' and '-'")
+    return ModelRef("local", f"local:{rest}", rest)
 
 
 def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:

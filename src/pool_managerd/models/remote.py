@@ -139,8 +139,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-120:].lstrip(".") or "model"
 
 
+def chosen_in(listing: HubListing, model: ModelRef) -> list[HubFile]:
+    """The files that ``model`` stands for in a repository, those of a split model in their order.
+
+    Raises SpecError, with ``missing`` in its details where some parts of a model are there and others are not.
+    """
+    return _by_file(model, listing) if model.file else _by_quantisation(model, listing)
+
+
 def _in_repository(model: ModelRef, listing: HubListing, hub: HubAccess) -> RemoteModel:
-    chosen = _by_file(model, listing) if model.file else _by_quantisation(model, listing)
+    chosen = chosen_in(listing, model)
     return RemoteModel(model, f"hf/{model.location}/{listing.commit}", _on_hub(model, listing, chosen, hub), listing.commit)
 
 
@@ -164,14 +172,16 @@ def _by_file(model: ModelRef, listing: HubListing) -> list[HubFile]:
     known = {file.path: file for file in listing.files}
     missing = [path for path in wanted if path not in known]
     if missing:
-        raise _not_there(model, f"there is no {missing[0]} in it", listing)
+        problem = _not_there(model, f"there is no {missing[0]} in it", listing)
+        problem.details = {"missing": missing} if len(missing) < len(wanted) else {}
+        raise problem
     return [known[path] for path in wanted]
 
 
 def _by_quantisation(model: ModelRef, listing: HubListing) -> list[HubFile]:
     """The one model whose file is named so: all parts of it."""
     named = re.compile(rf"(?:^|[-._/]){re.escape(model.quantisation)}(?:[-._/]|$)", re.IGNORECASE)
-    models = _models_in(listing)
+    models = models_in(listing)
     matches = [stem for stem in models if named.search(stem)]
     if len(matches) != 1:
         many = f"{len(matches)} models in it are named so" if matches else "no model in it is named so"
@@ -180,7 +190,7 @@ def _by_quantisation(model: ModelRef, listing: HubListing) -> list[HubFile]:
     return _by_file(replace(model, file=first.path), listing)
 
 
-def _models_in(listing: HubListing) -> dict[str, list[HubFile]]:
+def models_in(listing: HubListing) -> dict[str, list[HubFile]]:
     """GGUF models by what their files are called without their numbers; projectors of images are no models."""
     found: dict[str, list[HubFile]] = {}
     for file in listing.files:
@@ -202,7 +212,7 @@ def _part_names(name: str) -> list[str]:
 
 
 def _not_there(model: ModelRef, why: str, listing: HubListing) -> SpecError:
-    names = sorted(files[0].path for files in _models_in(listing).values()) or sorted(file.path for file in listing.files)
+    names = sorted(files[0].path for files in models_in(listing).values()) or sorted(file.path for file in listing.files)
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return SpecError(
         f"cannot fetch {model.id}: {why}", status=422, hint=f"it has: {', '.join(names[:_SHOWN]) or 'no file'}{more}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,20 +14,29 @@ from pool_managerd.config import PolicyConfig
 from pool_managerd.core.model_keeping import Leftover, Limits, Stock, StoredModel
 from pool_managerd.errors import SpecError
 from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.candidates import Candidate
 from pool_managerd.models.digests import DigestCache, Progress
-from pool_managerd.models.fetch_rules import FETCHED, check_network
+from pool_managerd.models.elsewhere import Elsewhere
+from pool_managerd.models.elsewhere_rows import row_of, rows_of
+from pool_managerd.models.fetch_rules import FETCHED, check_scheme
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.importing import Importer, import_of
 from pool_managerd.models.leftovers import Leftovers, bytes_on_disk
+from pool_managerd.models.not_here import require_fetchable
 from pool_managerd.models.refs import ModelRef, parse_ref
+from pool_managerd.models.remote import RemoteModel
 from pool_managerd.models.told import Verified, nobody
 
 
 class Shelf:
-    """``policy`` is the one in force."""
+    """``policy`` is the one in force; ``elsewhere`` what other tools have on this machine."""
 
-    def __init__(self, cache: ModelCache, fetcher: Fetcher, policy: Callable[[], PolicyConfig]) -> None:
+    def __init__(
+        self, cache: ModelCache, fetcher: Fetcher, policy: Callable[[], PolicyConfig], elsewhere: Elsewhere, importer: Importer
+    ) -> None:
         self._cache, self._fetcher, self._policy = cache, fetcher, policy
         self.tell: Callable[[Verified], None] = nobody
+        self._elsewhere, self._importer = elsewhere, importer
 
     def check_ref(self, ref: str) -> None:
         """Raises SpecError for what is never in the cache."""
@@ -48,9 +57,39 @@ class Shelf:
                 "files": [file.path for file in entry.files],
                 "size_bytes": entry.size_bytes,
             }
-        check_network(self._policy(), model)
+        check_scheme(self._policy(), model)
+        here = await asyncio.to_thread(self._elsewhere.likely, model)
+        if here is not None:
+            return _here(here)
+        await asyncio.to_thread(require_fetchable, model, self._elsewhere, self._policy())
         found = await self._fetcher.look(model)
-        return _plan(model, found.size_bytes, [file.name for file in found.files], present=False)
+        here = await asyncio.to_thread(self._like, found)
+        return _here(here) if here else _plan(model, found.size_bytes, [file.name for file in found.files], present=False)
+
+    def _like(self, remote: RemoteModel) -> Candidate | None:
+        """What another tool has that may be what the hub has. Blocks."""
+        found = self._elsewhere.matching(remote, self._elsewhere.search(remote.ref))
+        return next((one for one in found if not self._elsewhere.objection(one)), None)
+
+    async def elsewhere(self) -> list[dict[str, Any]]:
+        """A row for each model that another tool has on this machine. The network is not asked."""
+        return await asyncio.to_thread(rows_of, self._elsewhere, self._policy())
+
+    async def used(self, ref: str) -> dict[str, Any] | None:
+        """The row of a model that is used where another tool has it."""
+        used = await asyncio.to_thread(self._elsewhere.remembered, parse_ref(ref))
+        if used is None:
+            return None
+        return await asyncio.to_thread(row_of, self._elsewhere, self._policy(), Candidate.of(used))
+
+    def check_import(self, path: str, name: str | None, digests: Sequence[str]) -> str:
+        """The id of what the file would be. Raises SpecError."""
+        return import_of(path, name, digests).ref.id
+
+    async def bring(self, path: str, name: str | None, digests: Sequence[str], progress: Progress) -> dict[str, Any]:
+        """Its row, once it is in the cache. Raises PoolError."""
+        entry = await self._importer.run(import_of(path, name, digests), progress)
+        return await asyncio.to_thread(self._row, entry)
 
     async def rehash(self, ref: str, progress: Progress) -> dict[str, Any]:
         """Hash all of it anew; ``wrong`` are files that are not what was fetched. Raises SpecError."""
@@ -146,14 +185,22 @@ class Shelf:
             "fetched_at_ms": entry.fetched_at_ms, "untouched": all(map(self._cache.is_untouched, entry.files)),
             "lifecycle": entry.lifecycle, "pinned": entry.pinned, "last_used_ms": entry.last_used_ms,
             "last_verified_ms": entry.last_verified_ms, "paths": [str(self._cache.root / file.path) for file in entry.files],
+            "tool": None, "problem": None,
         }  # fmt: skip
 
 
 def _fetchable(ref: str) -> ModelRef:
     model = parse_ref(ref)
-    if model.scheme not in FETCHED:
+    if model.scheme not in (*FETCHED, "local", "ollama"):
         raise SpecError(f"cannot fetch {model.id}: models of {', '.join(FETCHED)} are kept in the cache, no others")
     return model
+
+
+def _here(found: Candidate) -> dict[str, Any]:
+    return {
+        "ref": found.ref, "present": True, "files": [str(file.place) for file in found.files], "size_bytes": found.size_bytes,
+        "tool": found.tool,
+    }  # fmt: skip
 
 
 def _plan(model: ModelRef, size_bytes: int | None, files: list[str], *, present: bool) -> dict[str, Any]:

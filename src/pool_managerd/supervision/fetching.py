@@ -10,7 +10,7 @@ from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
-STEP = "fetch"
+STEP, CHECK_STEP = "fetch", "model"
 _TELL_S, _EVENT_S = 0.5, 30.0
 _WEIGHT = 0.3
 
@@ -24,8 +24,9 @@ async def fetch_model(pool: Pool, epoch: int, actor: Reports, s: Services) -> No
         human = f"The model of pool '{pool.pool_id}' is fetched: {amount(ahead)}; it is {character(ahead.shape)}"
         actor.emit("notice", human, bytes_total=ahead.size_bytes)
     telling, step = FetchProgress(pool, epoch, actor, s.clock), pool.launch.step
-    await s.models.fetch(config.model, config.checksums, progress=telling)
-    if telling.began:
+    checking = FetchProgress(pool, epoch, actor, s.clock, CHECK_STEP)
+    await s.models.fetch(config.model, config.checksums, progress=telling, checking=checking)
+    if telling.began or checking.began:
         actor.learn(epoch, step=step, progress=(0, 0), rate=0.0)
 
 
@@ -53,17 +54,17 @@ class Pace:
 
 
 class FetchProgress:
-    """Called with (bytes done, bytes in all; 0 where nobody knows)."""
+    """Called with (bytes done, bytes in all; 0 where nobody knows). ``CHECK_STEP``: of a model that is here, and is hashed."""
 
-    def __init__(self, pool: Pool, epoch: int, actor: Reports, clock: Clock) -> None:
-        self._pool, self._epoch, self._actor, self._clock = pool, epoch, actor, clock
+    def __init__(self, pool: Pool, epoch: int, actor: Reports, clock: Clock, step: str = STEP) -> None:
+        self._pool, self._epoch, self._actor, self._clock, self._step = pool, epoch, actor, clock, step
         self._pace = Pace(clock)
         self._event_at = 0.0
         self.began = False
 
     def __call__(self, done: int, total: int) -> None:
         due, rate = self._pace.seen(done), self._pace.bytes_per_s
-        self._actor.learn(self._epoch, step=STEP, progress=(done, total), rate=rate)
+        self._actor.learn(self._epoch, step=self._step, progress=(done, total), rate=rate)
         if not due:
             return
         self._actor.post(ev.StagingProgress(self._epoch))
@@ -71,8 +72,9 @@ class FetchProgress:
         if not self.began or now - self._event_at >= _EVENT_S:
             self._event_at = now
             left_s = eta_s(done, total, rate)
+            verb = "Fetching" if self._step == STEP else "Verifying"
             self._actor.emit(
-                "fetch", f"Fetching the model of pool '{self._pool.pool_id}': {told(done, total, rate)}", bytes_done=done,
+                "fetch", f"{verb} the model of pool '{self._pool.pool_id}': {told(done, total, rate)}", bytes_done=done,
                 bytes_total=total, bytes_per_s=round(rate), eta_ms=None if left_s is None else round(left_s * 1000),
             )  # fmt: skip
         self.began = True

@@ -42,19 +42,24 @@ class ModelCacheWork:
 
     # --- reads ---
 
-    async def rows(self) -> list[dict[str, Any]]:
-        """What the cache has, by reference. Raises NodeError."""
-        rows = await self._cached.cached()
-        needs, paths = self._users.all(), _own_paths(rows)
-        return [_shown(row, [need.pool_id for need in needs if need.covers(row["ref"], paths[row["ref"]])]) for row in rows]
+    async def rows(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
+        """What the cache has, by reference; ``everywhere``: then what other tools have on this machine. Raises NodeError."""
+        rows, others = await self._cached.cached(), await self._cached.elsewhere() if everywhere else []
+        here, paths = {row["ref"] for row in rows}, _own_paths(rows)
+        return [
+            *(self._with_pools(row, paths[row["ref"]]) for row in rows),
+            *(self._with_pools(row, [row["path"]]) if row["ref"] not in here else row | {"pools": []} for row in others),
+        ]
 
     async def plan(self, ref: str) -> dict[str, Any]:
         """What a pull would fetch, and what it would need here; nothing but headers is read. Raises PoolError."""
-        model_id = self._s.models.id_of(ref)
+        row, model_id = await self._cached.look(ref), self._s.models.id_of(ref)
+        if row["present"]:
+            return row
         configured = (pool.config for pool in self._pools.all() if pool.config is not None)
         users = [config for config in configured if self._s.models.id_of(config.model) == model_id]
         ahead = await self._s.models.foresee(ref, users[0].checksums if users else (), fresh=True)
-        return await self._cached.look(ref) if ahead is None else await self._prospects.plan(ref, ahead, users)
+        return row if ahead is None else await self._prospects.plan(ref, ahead, users)
 
     async def propose(self, wanted: PoolConfig) -> Proposal:
         """How a pool would run here whose keys are not all given. Raises PoolError."""
@@ -92,6 +97,17 @@ class ModelCacheWork:
         )
         return {"ref": model_id, "freed_bytes": freed}
 
+    async def bring(self, path: str, name: str | None, digests: Sequence[str]) -> Operation:
+        """Bring a file of this machine into the cache. The outcome is its row. Raises PoolError for what is refused at once."""
+        ref = self._cached.check_import(path, name, digests)
+
+        async def work(tell: _Tell) -> dict[str, Any]:
+            row = await self._cached.bring(path, name, digests, tell)
+            self._s.events.emit("fetched", f"The model {ref} is in the cache", model_id=ref, bytes=row["size_bytes"])
+            return self._with_pools(row, row["paths"])
+
+        return await self._begin("import", ref, work)
+
     async def pin(self, ref: str, *, pinned: bool) -> dict[str, Any]:
         """Never delete it until this is taken back; its row. Raises RequestError MODEL_NOT_CACHED."""
         model_id = await self._known(ref)
@@ -117,6 +133,9 @@ class ModelCacheWork:
             )
         if pinned:
             raise _in_use(model_id, "it is pinned", f"pool-managerd models unpin {model_id}")
+
+    def _with_pools(self, row: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+        return _shown(row, [need.pool_id for need in self._users.all() if need.covers(row["ref"], paths)])
 
     async def _row(self, model_id: str) -> dict[str, Any]:
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
@@ -161,7 +180,8 @@ class ModelCacheWork:
         try:
             outcome = await work(tell)
         except asyncio.CancelledError:
-            error = NodeError(f"cannot finish with {model_id}: the daemon is shutting down; what is there by now is kept")
+            kept = "nothing of it is" if operation.kind == "model_import" else "what is there by now is"
+            error = NodeError(f"cannot finish with {model_id}: the daemon is shutting down; {kept} kept")
         except PoolError as problem:
             error = problem
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
@@ -177,7 +197,10 @@ class ModelCacheWork:
         configured = (pool.config for pool in self._pools.all() if pool.config is not None)
         same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
         await self._s.models.fetch(ref, next(same, ()), progress=tell)
-        row = await self._row(model_id)
+        row = next((row for row in await self.rows() if row["ref"] == model_id), None)
+        if row is None and (used := await self._cached.used(ref)) is not None:
+            return self._with_pools(used, [used["path"]])
+        row = row or await self._row(model_id)
         self._s.events.emit("fetched", f"The model {model_id} is in the cache", model_id=model_id, bytes=row["size_bytes"])
         return row
 

@@ -150,8 +150,9 @@ class FakeModels:
         """No model has to be fetched."""
 
     async def fetch(
-        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *,
+        progress: Callable[[int, int], None] | None = None, checking: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
         """Every model is there."""
 
     async def ensure_present(

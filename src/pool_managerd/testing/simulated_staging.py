@@ -33,8 +33,9 @@ class SimulatedModels:
         """No model has to be fetched."""
 
     async def fetch(
-        self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+        self, ref: str, expected_digest: str | Sequence[str] | None = None, *,
+        progress: Callable[[int, int], None] | None = None, checking: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
         """Every model is there."""
 
     async def ensure_present(
@@ -92,6 +93,20 @@ class SimulatedShelf:
 
     def on_shortage(self, make_room: Callable[[Limits], Awaitable[str]]) -> None:
         """There is room enough."""
+
+    async def elsewhere(self) -> list[dict[str, Any]]:
+        return []
+
+    async def used(self, ref: str) -> dict[str, Any] | None:
+        return None
+
+    def check_import(self, path: str, name: str | None, digests: Sequence[str]) -> str:
+        raise SpecError(f"cannot import {path}: nothing is kept here")
+
+    async def bring(
+        self, path: str, name: str | None, digests: Sequence[str], progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        raise SpecError(f"cannot import {path}: nothing is kept here")
 
 
 class SimulatedEngines:

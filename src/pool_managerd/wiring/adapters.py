@@ -30,6 +30,7 @@ from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.importing import Importer
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.registry_access import logins_of
 from pool_managerd.models.shelf import Shelf
@@ -57,6 +58,7 @@ from pool_managerd.supervision.histories import Histories
 from pool_managerd.supervision.prober import HttpProber
 from pool_managerd.supervision.services import Services
 from pool_managerd.supervision.slot_cache import SlotCaches
+from pool_managerd.wiring.elsewhere import elsewhere_of
 from pool_managerd.wiring.gpu_parts import GpuParts, PreflightMeans
 from pool_managerd.wiring.model_events import telling
 from pool_managerd.wiring.setups import user_rules
@@ -118,8 +120,11 @@ class Adapters:
         )  # fmt: skip
         self._fetcher = Fetcher(cache, web, how.keep_free_bytes, digests)
         self.models = ModelProvisioner(config.base_dir, config.policy, cache, self._fetcher, digests)
-        self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy)
+        told = partial(self.events.emit, "notice")
+        self.models.elsewhere = elsewhere_of(config, cache, digests, user_rules(config), told)
         self._fetcher.room.max_bytes = config.models.max_bytes
+        importer = Importer(cache, self._fetcher.room, digests)
+        self.shelf = Shelf(cache, self._fetcher, lambda: self.models.policy, self.models.elsewhere, importer)
         self._fetcher.tell = self.models.tell = self.shelf.tell = telling(self.events)
         run = ConfinedRun(self._launcher.users)
         self.engines = EngineProvisioner(config, self._ports, check_model=self.models.shapes.of_gguf, run=run)

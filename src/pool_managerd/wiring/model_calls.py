@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pool_managerd.config import PoolConfig
@@ -17,9 +18,11 @@ class ModelCalls:
 
     _models: ModelCacheWork
 
-    async def models(self) -> list[dict[str, Any]]:
-        """The models that were fetched, with ``ref``, ``path``, ``size_bytes``, ``digest``, ``verified`` and their ``pools``."""
-        return await self._models.rows()
+    async def models(self, *, everywhere: bool = False) -> list[dict[str, Any]]:
+        """The models that were fetched, with ``ref``, ``path``, ``size_bytes``, ``digest``, ``verified`` and their ``pools``;
+        ``everywhere``: and those that other tools have on this machine, with ``tool``.
+        """
+        return await self._models.rows(everywhere=everywhere)
 
     async def plan_pull(self, ref: str) -> dict[str, Any]:
         """What a pull of ``ref`` would fetch, and how much that is; nothing is fetched. Raises PoolError."""
@@ -34,6 +37,12 @@ class ModelCalls:
     async def pull_model(self, ref: str) -> Operation:
         """Fetch a model into the cache, for no pool. Raises SpecError, NodeError, RequestError OPERATION_IN_PROGRESS."""
         return await self._models.pull(ref)
+
+    async def import_model(self, path: str, name: str | None = None, digests: Sequence[str] = ()) -> Operation:
+        """Bring a GGUF file of this machine into the cache, as ``local:NAME`` or another reference; ``path`` is absolute, and
+        read by the daemon's user. ``digests`` (``sha256:<hex>`` for each file) are checked. Raises PoolError.
+        """
+        return await self._models.bring(path, name, digests)
 
     async def verify_model(self, ref: str) -> Operation:
         """Hash a model in the cache anew: its outcome has ``ok`` and ``wrong``. Raises RequestError MODEL_NOT_CACHED."""

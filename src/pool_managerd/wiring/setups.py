@@ -18,11 +18,13 @@ from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
 from pool_managerd.host.facts import FOLDER_TIMEOUT_S
 from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.runtime.confined import ConfinedRun
 from pool_managerd.runtime.engine_users import EngineUsers, UserRules, usual_user
 from pool_managerd.runtime.files import RuntimeFiles
 from pool_managerd.runtime.isolation import require_reach
+from pool_managerd.wiring.elsewhere import elsewhere_of
 
 ASK_AT_ONCE = 8
 ENGINE_TIMEOUT_S = 120.0
@@ -145,7 +147,9 @@ class Setups:
 
 def setups_of(config: Config, run: Run | None = None, *, engines: bool = True, tell: Tell = lambda _: None) -> Setups:
     """The setups of ``config`` where there is no node, whose provisioners would do. ``run`` asks binaries what they are."""
-    models = ModelProvisioner(config.base_dir, config.policy, ModelCache(config.model_cache))
+    cache, digests = ModelCache(config.model_cache), DigestCache()
+    models = ModelProvisioner(config.base_dir, config.policy, cache, digests=digests)
+    models.elsewhere = elsewhere_of(config, cache, digests, user_rules(config))
     ports = PortAllocator(config.daemon.engine_ports)
     found = EngineProvisioner(config, ports, check_model=models.shapes.of_gguf, run=run) if engines else None
     return Setups(config, models, found, tell)
