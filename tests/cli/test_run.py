@@ -79,6 +79,17 @@ def test_what_cannot_be_run_is_said_before_anything_begins(
     assert caught.value.hint or why.startswith("cannot use")
 
 
+def test_that_an_engine_runs_as_root_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pool_managerd.wiring.preflight.needs_root", lambda *_: "it may not be entered")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert run_model(Wishes("m.gguf", dry_run=True), None) == 1
+    told = capfd.readouterr().err
+    assert "The engine runs as root" in told and "cannot use" in told
+
+
 def test_the_usual_port_is_left_to_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

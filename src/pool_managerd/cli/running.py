@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _REMOTE = re.compile(r"(hf|https?)(?=:)", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
-_FOR_VLLM = re.compile(r"hf:[^/]+/[^/:]+")
+_FOR_VLLM = re.compile(r"hf:[^/]+/[^/:]+", re.IGNORECASE)
 _LOOK_S = 0.5
 USUAL_PORT, USUAL_TOKENS = 8088, 2_048
 
@@ -66,6 +66,9 @@ def run_model(wishes: Wishes, file: Path | None) -> int:
     screen = Screen(sys.stderr)  # what is answered stands alone on stdout
     try:
         config = run_config(wishes, file, folder)
+        if config.daemon.engine_user == "root":
+            why = "no other user may go where its model, or this program, lies"
+            screen.step(f"The engine runs as root (daemon.engine_user: root), without isolation: {why}", mark="!")
         code = asyncio.run(_run(config, _wanted(wishes), wishes, screen))
         if screen.lost is not None:
             raise screen.lost
