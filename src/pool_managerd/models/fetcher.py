@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,11 @@ class Fetcher:
     def fetching(self) -> set[str]:
         """The ids of what is being fetched now."""
         return {model_id for model_id, *_ in self._running}
+
+    def distrust(self, path: Path) -> None:
+        """What was hashed of this file before is not what it is: a disk may have lost a bit of it."""
+        with suppress(OSError):
+            self._digests.forget(path.stat())
 
     async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Sized) -> Entry:
         received, began = list[Download](), time.monotonic()
