@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,22 @@ async def test_every_comparison_is_told_with_its_result(hub: Hub, tmp_path: Path
         assert f.cache.all()[0].last_verified_ms == after, "it was not right then"
         found = [(one.result, one.reason) for one in told.all if isinstance(one, Verified)]
         assert found == [("fail", "start"), ("pass", "verify"), ("fail", "verify")]
+
+
+async def test_a_file_that_was_found_wrong_is_not_used_again_whatever_it_looks_like(hub: Hub, tmp_path: Path) -> None:
+    async with fetching(tmp_path, hub.url) as f:
+        path = Path((await f.models.ensure_present("hf:org/repo:Q8_0")).local_path)
+        before = path.stat()
+        path.chmod(0o644)
+        path.write_bytes(BODY[:-1] + b"\x01")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        f.models._digests.know(path.stat(), f.cache.all()[0].digest)  # as where the disk has lost a bit: nothing tells of it
+        assert f.cache.find("hf:org/repo:Q8_0") is not None, "nobody could know"
+        shelf = Shelf(f.cache, f.fetcher, lambda: f.models.policy)
+        assert not (await shelf.rehash("hf:org/repo:Q8_0", lambda *_: None))["ok"]
+        assert f.cache.find("hf:org/repo:Q8_0") is None
+        await f.models.ensure_present("hf:org/repo:Q8_0")
+        assert path.read_bytes() == BODY
 
 
 async def test_a_start_is_a_use_and_a_pull_is_none(hub: Hub, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ SCHEMA = 1
 IMPORTED = "imported"
 """The folder of files that people have brought."""
 _MAX_NOTE_BYTES = 1 << 20
+_NEVER = -1
+"""No file was changed then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +165,15 @@ class ModelCache:
             known = replace(known, pinned=before.pinned, last_used_ms=before.last_used_ms)
         self._write(known)
 
-    def verified(self, ref: str, at_ms: int) -> None:
-        """All of it was hashed, and right. Raises NodeError."""
+    def verified(self, ref: str, at_ms: int, wrong: Collection[str] = ()) -> None:
+        """All of it was hashed; files that were ``wrong`` are not believed any more, however they look. Raises NodeError."""
         with self._turn():
-            if (entry := self._read(self._note(ref))) is not None:
+            if (entry := self._read(self._note(ref))) is None:
+                return
+            if wrong:
+                files = tuple(replace(one, mtime_ns=_NEVER) if one.path in wrong else one for one in entry.files)
+                self._write(replace(entry, files=files))
+            else:
                 self._write(replace(entry, last_verified_ms=at_ms))
 
     def retire(self, ref: str, since: float) -> None:

@@ -31,6 +31,10 @@ class DigestCache:
         while len(self._known) > CACHE_ENTRIES:
             self._known.popitem(last=False)
 
+    def forget(self, info: os.stat_result) -> None:
+        """What was hashed of the file that ``info`` is of says nothing any more."""
+        self._known.pop(identity(info), None)
+
     async def sha256(self, fd: int, progress: Progress | None = None) -> str:
         """``sha256:<hex>`` of the open file ``fd``, hashed in a worker thread unless known.
 

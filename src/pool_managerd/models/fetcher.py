@@ -118,6 +118,11 @@ class Fetcher:
         """The ids of what is being fetched now."""
         return {model_id for model_id, *_ in self._running}
 
+    def distrust(self, path: Path) -> None:
+        """What was hashed of this file before is not what it is: a disk may have lost a bit of it."""
+        with suppress(OSError):
+            self._digests.forget(path.stat())
+
     async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Sized) -> Entry:
         received, began = list[Download](), time.monotonic()
 

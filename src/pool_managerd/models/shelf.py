@@ -103,8 +103,9 @@ class Shelf:
                 wrong.append(file.path)
             done += file.size
         self.tell(Verified(model.id, "fail" if wrong else "pass", "verify", time.monotonic() - began))
-        if not wrong:
-            await asyncio.to_thread(self._cache.verified, model.id, time.time_ns() // 1_000_000)
+        for path in wrong:
+            self._fetcher.distrust(self._cache.root / path)
+        await asyncio.to_thread(self._cache.verified, model.id, time.time_ns() // 1_000_000, wrong)
         return {"ref": model.id, "ok": not wrong, "wrong": wrong, "size_bytes": entry.size_bytes}
 
     async def pin(self, ref: str, *, pinned: bool) -> None:
