@@ -91,7 +91,8 @@ class ModelProvisioner:
         if model.scheme not in (*FETCHED, "local") or self._cache is None:
             return True
         try:
-            return await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
+            cached = await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
+            return cached or await asyncio.to_thread(self.elsewhere.remembered, model) is not None
         except NodeError as problem:
             if not problem.retriable:
                 raise
