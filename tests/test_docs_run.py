@@ -155,6 +155,7 @@ def test_every_unit_has_the_sections_of_a_service(text: str) -> None:
         ),
     ],
 )
+@pytest.mark.timeout(240)
 def test_a_tutorial_runs_as_printed(open_dir: Path, smol_model: Path, page: str, said: list[str]) -> None:
     if shutil.which("curl") is None:
         pytest.skip("the tutorial talks to the engine with curl, which is not there")

@@ -125,6 +125,7 @@ CODES: Mapping[str, str] = MappingProxyType({
     "NOT_FOUND": "There is nothing at that path.",
     "NOT_TOGETHER": "A pool that is loaded and this one are kept apart by `together` in the configuration.",
     "NO_CONFIGURATION": "The daemon was started without a configuration file.",
+    "MODEL_NOT_BUSY": "Nothing is under way with the model that could be broken off.",
     "NO_FREE_SLOTS": "Every slot of the pool is leased.",
     "OPERATION_CANCELLED": "Another request ended what was waited for.",
     "OPERATION_IN_PROGRESS": "Something else is under way that cannot be joined.",

@@ -56,7 +56,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(server: Server, comman
 
 @pytest.mark.parametrize("output", ["", "-o json"])
 def test_following_ends_quietly_when_the_reader_has_seen_enough(server: Server, output: str) -> None:
-    server.soon(lambda: [server.node.events.publish("crash", "demo") for _ in range(900)])
+    server.soon(lambda: [server.node.events.publish("crash", "demo") for _ in range(2_500)])
     code, err = shell(server, f"{{ {COMMAND} events --since 9999d {output}; echo $? >&2; }} | head -1 >/dev/null")
     assert (code, err.split()) == (0, ["141"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from pool_managerd.cli import running
 from pool_managerd.cli.exits import CommandFailed
@@ -24,6 +26,17 @@ POLICY = (
     'policy: {allow_network: true, allow_schemes: [file, hf, http], allow_domains: ["127.0.0.1"]}\nmodels: {keep_free_bytes: 0}\n'
 )
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """The command has a process to itself; these tests have not."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.mark.parametrize(

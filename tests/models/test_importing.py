@@ -239,3 +239,22 @@ async def test_what_a_killed_import_has_left_goes_with_the_next_one(f: Fetching,
         fcntl.flock(other, fcntl.LOCK_EX)
         await f.shelf.bring(str(file), None, (), nobody)
         assert held.exists() and download.exists() and not left.exists(), "others still work on those"
+
+
+async def test_the_same_bytes_under_two_names_are_both_there(f: Fetching, file: Path) -> None:
+    """The second import took the file from under the first one's note."""
+    for name in ("a", "b"):
+        await f.shelf.bring(str(file), name, (), nobody)
+    assert [(row["ref"], row["untouched"]) for row in await f.shelf.cached()] == [("local:a", True), ("local:b", True)]
+    assert (await f.models.ensure_present("local:a")).local_path == (await f.models.ensure_present("local:b")).local_path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only a daemon that is root may read what is closed to others")
+async def test_root_does_not_open_to_all_what_its_owner_keeps_to_himself(f: Fetching, file: Path, tmp_path: Path) -> None:
+    file.chmod(0o600)
+    assert "closed to other users" in (await refusal(f, file)).message
+    file.chmod(0o644)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, 65534, 65534)
+    assert "closed to other users" in (await refusal(f, file.rename(home / "a.gguf"))).message

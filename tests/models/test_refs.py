@@ -57,7 +57,7 @@ def test_a_reference_has_a_scheme_a_stable_id_and_a_place(text: str, scheme: str
         ("hf:org/repo/../../etc/passwd", "a plain path inside the repository"),
         ("sha256:12", "64 hexadecimal digits"),
         ("s3://bucket", "s3://BUCKET/KEY"),
-        ("oci://registry/repo", "oci://REGISTRY/REPO:TAG"),
+        ("oci://registry/Repo:x", "oci://REGISTRY/REPO:TAG"),
         ("https://", "the host is missing"),
         ("https://example.org:99999/x", "[Pp]ort"),
         ("ftp://example.org/x", "the scheme 'ftp' is unknown"),
@@ -97,3 +97,21 @@ def test_any_text_is_a_reference_or_a_spec_error(text: str) -> None:
         assert parse_ref(text).id
     except SpecError as error:
         assert error.message.startswith("cannot use")
+
+
+def test_what_is_behind_the_path_of_an_address_is_told_to_nobody() -> None:
+    """It may be a signature that gives access; two of them are two models all the same."""
+    one, other = parse_ref("https://h/m.gguf?X-Amz-Signature=SECRET&token=t"), parse_ref("https://h/m.gguf?id=2")
+    assert "SECRET" not in one.id and "SECRET" in one.location and one.id != other.id
+    assert parse_ref(one.id).id == one.id and one.id.startswith("https://h/m.gguf?sha256-")
+
+
+@pytest.mark.parametrize(
+    ("typed", "model_id"),
+    [
+        ("hf://org/repo/m.gguf", "hf:org/repo/m.gguf"), ("ollama://llama3", "ollama:llama3:latest"),
+        ("oci://ghcr.io/org/m", "oci://ghcr.io/org/m:latest"),
+    ],
+)  # fmt: skip
+def test_spellings_that_people_type_mean_what_they_mean(typed: str, model_id: str) -> None:
+    assert parse_ref(typed).id == model_id

@@ -120,7 +120,12 @@ VLLM: list[tuple[str, dict[str, Any], str, str]] = [
         "--gpu-memory-utilization",
         "dropped set `vram_bytes` of the pool to 0.5 of the GPU's memory; without, it is 0.9",
     ),
-    ("--trust-remote-code", {"slots": 10}, "--trust-remote-code", "dropped it runs code that came with the model"),
+    (
+        "--trust-remote-code",
+        {"slots": 10},
+        "--trust-remote-code",
+        "dropped it runs code that came with the model (policy.allow_remote_code)",
+    ),
     (
         "--enforce-eager",
         {"slots": 10, "provisioning": {"flags": ["--enforce-eager"]}},

@@ -256,9 +256,9 @@ async def test_a_download_that_does_not_fit_makes_room_only_where_that_is_allowe
     world.set(gc={"enabled": True})
     assert await world.shelf.made_room(short) == "" and sorted(world.shelf.models) == [OWN, THIRD]
     told = await world.shelf.made_room(Limits(used_bytes=200, free_bytes=1 << 40, max_bytes=200, need_bytes=150))
-    assert "needed or pinned" in told and sorted(world.shelf.models) == [OWN]
-    world.set(gc={"enabled": False})
-    assert await world.shelf.made_room(short) == ""
+    assert "would free 100 B" in told and sorted(world.shelf.models) == [OWN, THIRD], "nothing goes where it does not suffice"
+    del world.shelf.models[THIRD]
+    assert await world.shelf.made_room(short) == "", "there is nothing to be said of it"
 
 
 async def test_the_node_keeps_the_limits_by_itself_where_that_is_allowed_and_notes_what_is_needed(world: CacheWorld) -> None:
@@ -287,3 +287,32 @@ async def test_a_cache_that_cannot_be_read_is_told_and_the_care_goes_on(
     monkeypatch.setattr(world.shelf, "stock", real)
     await world.fakes.clock.advance(901)
     assert world.cache.gc.figures is not None
+
+
+async def test_nothing_is_deleted_for_a_download_that_would_not_fit_all_the_same(world: CacheWorld) -> None:
+    """All that nobody needed was, and the download refused after that."""
+    world.set(gc={"enabled": True, "keep_days": 0})
+    assert world.shelf.made_room is not None
+    said = await world.shelf.made_room(Limits(free_bytes=0, need_bytes=10**6))
+    assert "all that may go would free" in said and set(world.shelf.models) == {OWN, OTHER, THIRD}
+
+
+async def test_who_pulls_what_is_being_pulled_joins_and_anybody_may_break_it_off(
+    world: CacheWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def fetch(*_: Any, **__: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.services.models, "fetch", fetch)
+    first = await world.cache.pull("hf:org/new:Q8_0")
+    await begun.wait()
+    assert await world.cache.pull("hf:org/new:Q8_0") is first
+    ended = await world.cache.cancel("hf:org/new:Q8_0")
+    assert ended is first and ended.status == "failed" and ended.error is not None
+    assert "it was cancelled" in ended.error.message
+    with pytest.raises(RequestError) as caught:
+        await world.cache.cancel("hf:org/new:Q8_0")
+    assert caught.value.code == "MODEL_NOT_BUSY"

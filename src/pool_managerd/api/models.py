@@ -37,6 +37,11 @@ async def verify(context: ApiContext, request: web.Request) -> web.Response:
     return await finish(context, context.node.verify_model(body.ref), wait)
 
 
+async def cancel(context: ApiContext, request: web.Request) -> web.Response:
+    body = await read_model(request, ModelBody)
+    return json_response((await context.keep(context.node.cancel_model(body.ref))).to_dict())
+
+
 async def remove(context: ApiContext, request: web.Request) -> web.Response:
     body = await read_model(request, ModelBody)
     return json_response(await context.keep(context.node.remove_model(body.ref)))

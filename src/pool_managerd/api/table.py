@@ -235,6 +235,10 @@ MODEL_ROUTES = (
         (400, 404, 408, 409, 413, 415, 500, 503, 507), bodies.ModelBody, (_WAIT,),
     ),
     Route(
+        "POST", "/models/cancel", "Break off what is under way with a model", models.cancel, {200: schemas.OperationAnswer},
+        (400, 408, 409, 413, 415, 503), bodies.ModelBody,
+    ),
+    Route(
         "POST", "/models/remove", "Delete a model from the cache", models.remove, {200: ModelRemoved},
         (400, 404, 408, 409, 413, 415, 503, 507), bodies.ModelBody,
     ),

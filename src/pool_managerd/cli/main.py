@@ -116,7 +116,7 @@ keys_app = typer.Typer(help="API keys of the gateway.", rich_markup_mode=None, n
 for _name, _command in (("add", gateway.keys_add), ("ls", gateway.keys_ls), ("rm", gateway.keys_rm)):
     keys_app.command(_name)(_command)
 models_app = typer.Typer(help="Models that were fetched.", rich_markup_mode=None, no_args_is_help=True)
-for _command in (models.ls, models.pull, models.verify, models.rm):
+for _command in (models.ls, models.pull, models.cancel, models.verify, models.rm):
     models_app.command()(_command)
 for _command in (model_keeping.pin, model_keeping.unpin, model_keeping.gc):
     models_app.command()(_command)

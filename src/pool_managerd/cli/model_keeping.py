@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pool_managerd.cli.exits import USAGE, CommandFailed
 from pool_managerd.cli.models import Ref
 from pool_managerd.cli.options import ConfigFile, Output, Url, daemon, seconds
 from pool_managerd.cli.output import Format, Json, printable, show
@@ -43,6 +44,9 @@ def gc(
     What a pool needs, a pin keeps or is being fetched stays, and so does what was needed a short while ago. What goes first is
     what was left unneeded for longest.
     """
+    if older_than is not None and older_than[-1:].isdecimal():
+        hint = f"write {older_than[:12]}d for days"
+        raise CommandFailed(f"cannot use --older-than {older_than[:40]!r}: it says no unit", USAGE, hint=hint)
     age_s = seconds(older_than, "--older-than")
     body = {} if age_s is None else {"older_than_ms": round(age_s * 1000)}
     answer: Json = daemon(url, config).request("POST", "models", "gc", body=body, query={"dry_run": dry_run})

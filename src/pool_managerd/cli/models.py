@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from pool_managerd.core.narration import size
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="hf:ORG/REPO/FILE, hf:ORG/REPO:QUANTISATION, https://… or ollama:NAME")]
 OptionalRef = Annotated[str | None, typer.Argument(metavar="[REF]", help="One model; all when absent.", show_default=False)]
+ASKING_S = 600.0
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much that is; nothing is.")]
 
 
@@ -43,10 +45,12 @@ def ls(everywhere: Everywhere = False, url: Url = None, config: ConfigFile = Non
 def pull(ref: Ref, dry_run: DryRun = False, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
     """Fetch a model into the cache, before a pool needs it.
 
-    What the network cuts off goes on where it was, also with the next pull. Ctrl-C leaves the daemon at it.
+    What the network cuts off goes on where it was, also with the next pull. Ctrl-C leaves the daemon at it: `models cancel`.
     """
     node = daemon(url, config)
-    plan: Json = node.request("POST", "models", "pull", body={"ref": ref}, query={"dry_run": True})
+    asking = replace(node, timeout_s=ASKING_S)  # a hub that does not answer is asked again and again
+    sys.stderr.write(printable(f"looking for {ref}") + "\n")
+    plan: Json = asking.request("POST", "models", "pull", body={"ref": ref}, query={"dry_run": True})
     if dry_run:
         return show(plan, output, _plan)
     if plan.get("tool"):
@@ -84,6 +88,11 @@ def verify(ref: OptionalRef = None, url: Url = None, config: ConfigFile = None, 
         raise CommandFailed(
             "some models are not what was fetched", NO, hint="a start of a pool, or `models pull`, fetches them again"
         )
+
+
+def cancel(ref: Ref, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
+    """Break off the pull, import or verification of a model. What was fetched by then is kept for the next pull."""
+    show(daemon(url, config).request("POST", "models", "cancel", body={"ref": ref}), output, _cancelled)
 
 
 def rm(ref: Ref, url: Url = None, config: ConfigFile = None, output: Output = Format.TABLE) -> None:
@@ -200,6 +209,10 @@ def _verified(found: list[Json]) -> None:
         sys.stdout.write(printable(f"{one['ref']}: {said}") + "\n")
     if not found:
         sys.stdout.write("no models in the cache\n")
+
+
+def _cancelled(operation: Json) -> None:
+    sys.stdout.write(f"{operation['kind'].replace('_', ' ')} {operation['operation_id']}: {operation['status']}\n")
 
 
 def _removed(answer: Json) -> None:

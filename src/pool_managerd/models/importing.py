@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pool_managerd.errors import NodeError, PoolError, SpecError
@@ -107,9 +107,13 @@ class Importer:
     def _keep(self, wanted: Import, drafts: Sequence[_Draft]) -> Entry:
         together = hashlib.sha256(",".join(draft.sha256 for draft in drafts).encode()).hexdigest()[:32]
         names = _names(wanted.path.name, len(drafts))
-        files = list[CachedFile]()
+        files, known = list[CachedFile](), {file.path: file for entry in self._cache.all() for file in entry.files}
         for draft, name in zip(drafts, names, strict=True):
             final = self._cache.place(f"{IMPORTED}/{together}", name)
+            there = known.get(str(final.relative_to(self._cache.root)))
+            if there is not None and there.sha256 == draft.sha256 and self._cache.is_untouched(there):
+                files.append(replace(there, expected=bool(wanted.digests)))  # another name has it, and goes on having it
+                continue
             self._cache.make_folder(final.parent)
             try:
                 draft.path.replace(final)
@@ -256,9 +260,20 @@ def _source(path: Path) -> Iterator[int]:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise _refused(path, "it is a directory, and a model is a file" if stat.S_ISDIR(info.st_mode) else "it is no file")
+        if os.geteuid() == 0 and _is_private(path, info):
+            raise _refused(
+                path, "it is closed to other users, and a copy in the cache would be open to all of them",
+                hint=f"open it first, if that is meant: chmod o+r {path}, and o+x for the directories on the way",
+            )  # fmt: skip
         yield fd
     finally:
         os.close(fd)
+
+
+def _is_private(path: Path, info: os.stat_result) -> bool:
+    """Whether its owner keeps it from others: a daemon that is root reads it for whoever asks."""
+    homes = (folder.stat() for folder in path.parents)
+    return not info.st_mode & stat.S_IROTH or any(home.st_uid and not home.st_mode & stat.S_IXOTH for home in homes)
 
 
 def _names(name: str, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _OLLAMA = re.compile(
     r"(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]{0,79})(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
 )
 _LOCAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_OCI_REPO = re.compile(r"oci://[A-Za-z0-9.-]+(?::\d{1,5})?/[a-z0-9._/-]+")
+_QUERY = re.compile(r"sha256-[0-9a-f]{16}")
 _FORMS = (
     "file:PATH, hf:ORG/REPO[@REVISION]/FILE, hf:ORG/REPO[@REVISION]:QUANTISATION, https://…, ollama:NAME[:TAG],"
     " local:NAME, s3://BUCKET/KEY, oci://REGISTRY/REPO:TAG or sha256:HEX"
@@ -60,10 +63,10 @@ def parse_ref(text: str) -> ModelRef:
     scheme = prefix.lower() if colon else ""
     if scheme == "sha256":
         return _digest_ref(text, rest)
-    if scheme == "hf" and not rest.startswith("//"):
+    if scheme == "hf":
         return _hf_ref(text, rest)
-    if scheme == "ollama" and not rest.startswith("//"):
-        return _ollama_ref(text, rest)
+    if scheme == "ollama":
+        return _ollama_ref(text, rest.removeprefix("//"))
     if scheme == "local" and not rest.startswith("//"):
         return _local_ref(text, rest)
     if scheme == "file":
@@ -134,11 +137,21 @@ def _url_ref(text: str, ref: str, scheme: str) -> ModelRef:
         raise _malformed(text, "the host is missing")
     if scheme == "s3" and not parts.path.lstrip("/"):
         raise _malformed(text, "it must be s3://BUCKET/KEY")
+    if scheme == "oci" and _OCI_REPO.fullmatch(url):
+        url = f"{url}:latest"
     if scheme == "oci" and not _OCI.fullmatch(url):
         raise _malformed(text, "it must be oci://REGISTRY/REPO:TAG or oci://REGISTRY/REPO@sha256:HEX")
     if scheme not in ("http", "https", "s3", "oci"):
         raise _malformed(text, f"the scheme {scheme!r} is unknown")
-    return ModelRef(scheme, url, url)
+    return ModelRef(scheme, _told(url), url)
+
+
+def _told(url: str) -> str:
+    """The URL as an id, which is told to everybody: what is behind its path may be a signature, or a key."""
+    path, _, secret = url.partition("?")
+    if not secret or _QUERY.fullmatch(secret):
+        return url
+    return f"{path}?sha256-{hashlib.sha256(secret.encode()).hexdigest()[:16]}"
 
 
 def _malformed(text: str, reason: str) -> SpecError:

@@ -36,6 +36,10 @@ class RegistryAccess:
         """Its address, as ``https://HOST/v2/NAME``: what it asks for is answered from now on."""
         self._opened.setdefault(repository, None)
 
+    def knows(self, url: URL) -> bool:
+        """Whether it is of a repository that was entered."""
+        return self._repository(url) is not None
+
     def headers(self, url: URL) -> dict[str, str]:
         """For a request to ``url``."""
         repository = self._repository(url)

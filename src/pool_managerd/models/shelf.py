@@ -12,7 +12,7 @@ from typing import Any
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.core.model_keeping import Leftover, Limits, Stock, StoredModel
-from pool_managerd.errors import SpecError
+from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.candidates import Candidate
 from pool_managerd.models.digests import DigestCache
@@ -153,13 +153,23 @@ class Shelf:
         if not self._cache.root.is_dir():
             return Stock()
         if keep:
-            self._cache.prepare()
-            self._cache.keep_time(wanted)
+            keep = self._noted(wanted)
         now = self._cache.time.now()
         models = tuple(self._stored(entry, now, wanted) for entry in self._cache.all())
         leftovers = Leftovers(self._cache).look(wanted, keep=keep)
         limits = replace(self._fetcher.room.limits(), used_bytes=bytes_on_disk(self._cache))
         return Stock(str(self._cache.root), models, tuple(leftovers), limits)
+
+    def _noted(self, wanted: Collection[str]) -> bool:
+        """Whether the books could be kept: on a disk that is full nothing could be deleted, if that had to be."""
+        self._cache.prepare()
+        try:
+            self._cache.keep_time(wanted)
+        except NodeError as problem:
+            if problem.status != 507:
+                raise
+            return False
+        return True
 
     def _stored(self, entry: Entry, now: float, wanted: Collection[str]) -> StoredModel:
         """One whose note does not say when it was needed counts as needed now."""

@@ -152,7 +152,9 @@ class Web:
     def _hint(self, url: URL) -> str:
         """What to do where it is refused."""
         if self._is_hub(url):
-            return "set HF_TOKEN for the daemon to a token that may read it, and accept the model's terms on the hub"
+            return "see whether the name is right; a private or gated one needs a HF_TOKEN that may read it"
+        if self.registries.knows(url):
+            return "see whether the name is right; a private one needs a login of the daemon's user: podman login, docker login"
         return self.buckets.hint(url) or "see whether the address is right, and open to everybody"
 
     def _is_proxy(self, host: str) -> bool:

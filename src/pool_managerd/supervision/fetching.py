@@ -10,7 +10,7 @@ from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
-STEP, CHECK_STEP = "fetch", "model"
+STEP, CHECK_STEP, LOOK_STEP = "fetch", "model", "look"
 _TELL_S, _EVENT_S = 0.5, 30.0
 _WEIGHT = 0.3
 
@@ -20,10 +20,16 @@ async def fetch_model(pool: Pool, epoch: int, actor: Reports, s: Services) -> No
     config, definition = pool.config, pool.definition
     if config is None or definition.external or definition.barred or pool.submitted is not None:
         return
-    if (ahead := await require_possible(pool, s)) is not None and ahead.shape is not None:
+    step = pool.launch.step
+    actor.learn(epoch, step=LOOK_STEP)
+    try:
+        ahead = await require_possible(pool, s)
+    finally:
+        actor.learn(epoch, step=step)
+    if ahead is not None and ahead.shape is not None:
         human = f"The model of pool '{pool.pool_id}' is fetched: {amount(ahead)}; it is {character(ahead.shape)}"
         actor.emit("notice", human, bytes_total=ahead.size_bytes)
-    telling, step = FetchProgress(pool, epoch, actor, s.clock), pool.launch.step
+    telling = FetchProgress(pool, epoch, actor, s.clock)
     checking = FetchProgress(pool, epoch, actor, s.clock, CHECK_STEP)
     await s.models.fetch(config.model, config.checksums, progress=telling, checking=checking)
     if telling.began or checking.began:

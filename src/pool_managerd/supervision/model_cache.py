@@ -9,7 +9,7 @@ from typing import Any
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.narration import size
-from pool_managerd.errors import NodeError, PoolError, RequestError
+from pool_managerd.errors import NodeError, PoolError, RequestError, SpecError
 from pool_managerd.supervision.fetching import Pace, told
 from pool_managerd.supervision.model_gc import ModelGc
 from pool_managerd.supervision.model_users import ModelUsers
@@ -29,6 +29,7 @@ class ModelCacheWork:
         self._pools, self._s, self._cached = pools, services, cached
         self._prospects = Prospects(pools, services, config().gpu.overhead_mib << 20)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._operations: dict[str, Operation] = {}
         self._removing: set[str] = set()
         self._users = ModelUsers(pools, services, config)
         self.gc = ModelGc(self._users, services, cached, config, lambda: self._running)
@@ -108,6 +109,19 @@ class ModelCacheWork:
 
         return await self._begin("import", ref, work)
 
+    async def cancel(self, ref: str) -> Operation:
+        """Break off what is under way with it for people; pools that fetch the same go on. Raises RequestError MODEL_NOT_BUSY."""
+        model_id = self._s.models.id_of(ref)
+        operation, task = self._operations.get(model_id), self._running.get(model_id)
+        if operation is None or task is None:
+            raise RequestError(
+                f"cannot cancel {model_id}: nothing is under way with it", code="MODEL_NOT_BUSY", status=409,
+                hint="pool-managerd operations shows what is; a pool's own download ends with: pool-managerd stop POOL",
+            )  # fmt: skip
+        task.cancel()
+        await asyncio.wait([task])
+        return operation
+
     async def pin(self, ref: str, *, pinned: bool) -> dict[str, Any]:
         """Never delete it until this is taken back; its row. Raises RequestError MODEL_NOT_CACHED."""
         model_id = await self._known(ref)
@@ -157,6 +171,9 @@ class ModelCacheWork:
         model_id = self._s.models.id_of(ref)
         if self._pools.closing:
             raise NodeError(f"cannot {kind} {model_id}: the daemon is shutting down")
+        joined = self._operations.get(model_id)
+        if joined is not None and joined.kind == f"model_{kind}" and kind != "import":
+            return joined
         if model_id in self._running or model_id in self._removing:
             raise RequestError(
                 f"cannot {kind} {model_id}: it is being fetched, verified or deleted already",
@@ -164,6 +181,7 @@ class ModelCacheWork:
                 status=409,
             )
         operation = self._pools.operations.begin(f"model_{kind}", "")
+        self._operations[model_id] = operation
         self._running[model_id] = asyncio.create_task(self._run(operation, model_id, work), name=f"{kind}:{model_id}")
         await self._pools.operations.kept()
         return operation
@@ -181,13 +199,15 @@ class ModelCacheWork:
             outcome = await work(tell)
         except asyncio.CancelledError:
             kept = "nothing of it is" if operation.kind == "model_import" else "what is there by now is"
-            error = NodeError(f"cannot finish with {model_id}: the daemon is shutting down; {kept} kept")
+            why = "the daemon is shutting down" if self._pools.closing else "it was cancelled"
+            error = NodeError(f"cannot finish with {model_id}: {why}; {kept} kept", retriable=self._pools.closing)
         except PoolError as problem:
             error = problem
         except Exception as problem:  # noqa: BLE001 - the task's boundary: whoever waits must be told
             error = self._s.events.fault(f"while the model {model_id} was fetched or verified", problem, None)
         finally:
             self._running.pop(model_id, None)
+            self._operations.pop(model_id, None)
         if error is not None:
             self._s.events.clean_error(error)
         self._pools.operations.finish(operation, outcome, error)
@@ -196,7 +216,11 @@ class ModelCacheWork:
         model_id = self._s.models.id_of(ref)
         configured = (pool.config for pool in self._pools.all() if pool.config is not None)
         same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
-        await self._s.models.fetch(ref, next(same, ()), progress=tell)
+        digests = next(same, ())
+        ahead = await self._s.models.foresee(ref, digests)
+        if ahead is not None and ahead.problem:
+            raise SpecError(f"cannot use {model_id}: {ahead.problem}", status=422, hint="nothing of it was fetched")
+        await self._s.models.fetch(ref, digests, progress=tell)
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
         if row is None and (used := await self._cached.used(ref)) is not None:
             return self._with_pools(used, [used["path"]])

@@ -70,13 +70,17 @@ class ModelGc:
         keep_s = self._keep_s
         async with self._turn:
             stock = await self._stock(keep=True)
-            if self._config().models.gc.enabled:
-                done = await self._carried_out(stock, keep_s, limits)
-                short = may_go(done) < limits.short_bytes
-                return "what is left is needed or pinned: pool-managerd models gc --dry-run says by whom" if short else ""
-        could = [one for one in plan(stock.models, stock.leftovers, keep_s, limits) if one.go]
+            could = [one for one in plan(stock.models, stock.leftovers, keep_s, limits) if one.go]
+            enough = may_go(could) >= limits.short_bytes
+            if self._config().models.gc.enabled and enough:
+                await self._carried_out(stock, keep_s, limits)
+                return ""
         if not could:
             return ""
+        if not enough:
+            return (
+                f"all that may go would free {size(may_go(could))}: pool-managerd models gc --dry-run says what, and why not more"
+            )
         names = ", ".join(one.name for one in could[:_NAMED])
         more = f" and {len(could) - _NAMED} more" if len(could) > _NAMED else ""
         return f"pool-managerd models gc --older-than {keep_s / DAY_S:.0f}d would free {size(may_go(could))}: {names}{more}"

@@ -35,7 +35,7 @@ class ModelCalls:
         return await self._models.propose(wanted)
 
     async def pull_model(self, ref: str) -> Operation:
-        """Fetch a model into the cache, for no pool. Raises SpecError, NodeError, RequestError OPERATION_IN_PROGRESS."""
+        """Fetch a model into the cache, for no pool; who asks meanwhile joins. Raises SpecError, NodeError, RequestError."""
         return await self._models.pull(ref)
 
     async def import_model(self, path: str, name: str | None = None, digests: Sequence[str] = ()) -> Operation:
@@ -47,6 +47,12 @@ class ModelCalls:
     async def verify_model(self, ref: str) -> Operation:
         """Hash a model in the cache anew: its outcome has ``ok`` and ``wrong``. Raises RequestError MODEL_NOT_CACHED."""
         return await self._models.verify(ref)
+
+    async def cancel_model(self, ref: str) -> Operation:
+        """Break off the pull, import or verification of a model; the operation that has ended so. Raises RequestError
+        MODEL_NOT_BUSY.
+        """
+        return await self._models.cancel(ref)
 
     async def remove_model(self, ref: str) -> dict[str, Any]:
         """Delete a model from the cache. Raises RequestError MODEL_IN_USE or MODEL_NOT_CACHED."""
