@@ -118,8 +118,12 @@ def _ended(node: Daemon, operation: Json, doing: str = "fetching") -> Json:
 def _how_far(progress: Json, doing: str) -> str:
     """Elsewhere than on a terminal each new sentence is a line: one for each tenth."""
     done, total = progress.get("done") or 0, progress.get("total") or 0
-    if sys.stderr.isatty() or not total:
-        return str(progress.get("human") or "asking where it is") if sys.stderr.isatty() or not done else doing
+    terminal = sys.stderr.isatty()
+    if not done or not (total or terminal):
+        return doing
+    if terminal:  # the figures first: a long name is cut
+        name, _, figures = str(progress.get("human") or "").rpartition(": ")
+        return f"{figures}: {name}"
     return f"{10 * done // total * 10} % of {size(total)}"
 
 
@@ -150,7 +154,7 @@ def _kept_by(row: Json) -> str | None:
 def _everywhere(rows: list[Json], *, wide: bool) -> None:
     columns = (
         Column("MODEL", 0, least=24, middle=True), Column("IN", 1), Column("SIZE", 1), Column("VERIFIED", 2),
-        Column("POOLS", 1, least=8), Column("PROBLEM", 2, least=16), Column("PATH", 3, wide=True),
+        Column("POOLS", 1, least=8), Column("PROBLEM", 0, least=16, lines=2), Column("PATH", 3, wide=True),
     )  # fmt: skip
     cells = (
         (
