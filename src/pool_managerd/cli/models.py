@@ -111,7 +111,8 @@ def _how_far(progress: Json, doing: str) -> str:
     done, total = progress.get("done") or 0, progress.get("total") or 0
     if sys.stderr.isatty() or not total:
         return str(progress.get("human") or "asking where it is") if sys.stderr.isatty() or not done else doing
-    return f"{10 * done // total * 10} % of {size(total)}"
+    share = f"{10 * done // total * 10} % of {size(total)}"
+    return f"{progress['doing']} {share}" if progress.get("doing") else share
 
 
 def _listed(rows: list[Json], *, wide: bool) -> None:
