@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import shutil
+import threading
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
+from pool_managerd.config import PolicyConfig
+from pool_managerd.models import folder_fetch, unpacked_fetch
+from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.download import Sized
 from pool_managerd.models.leftovers import bytes_on_disk
 from pool_managerd.models.refs import parse_ref
+from pool_managerd.models.remote import RemoteFile, RemoteModel
+from pool_managerd.models.unpacked_fetch import Unpacked, UnpackedFetch
+from pool_managerd.models.unpacking import Unpacking
 from tests.models.archives import Contents, device, folder, link, tar_of
 from tests.models.fetching import Fetching, fetching
+from tests.models.kills import killed_at_each
 from tests.models.registry_app import Registry
 from tests.models.test_repository import CONFIG, shard
+from tests.system.nodes import until
 
 OCI = {"allow_schemes": ["oci", "http"]}
 GGUF = b"GGUF\x03\x00\x00\x00 and more"
@@ -178,3 +192,135 @@ async def test_its_checksums_are_those_of_the_files_in_it(registry: Registry, tm
         asked = len(registry.asked)
         assert (await f.models.ensure_present(ref(registry), right)).digest == right
         assert not any("/blobs/" in path for path, _ in registry.asked[asked:]), "what was fetched is used"
+
+
+# --- what happens on the way ---
+
+
+async def test_who_waits_hears_what_is_done_and_the_loop_goes_on(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_image("1", tar_of(below("models", MODEL), packed=True))
+    writing, told = _Held(monkeypatch), list[tuple[str, int, int]]()
+    async with fetching(tmp_path, policy=OCI) as f:
+        work = asyncio.create_task(
+            f.models.fetch(ref(registry), progress=_telling(told, "fetch"), unpacking=_telling(told, "unpack"))
+        )
+        await writing.reached()
+        late = asyncio.create_task(f.models.fetch(ref(registry), unpacking=_telling(told, "late")))
+        await until(lambda: any(said == "late" for said, *_ in told), "the second to hear")
+        writing.gate.set()
+        await asyncio.gather(work, late)
+    total = sum(map(len, MODEL.values()))
+    assert told[0][0] == "fetch" and ("unpack", total, total) in told and ("late", total, total) in told
+
+
+async def test_what_is_cancelled_ends_and_goes_on_with_the_layers_that_are_here(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_image("1", tar_of(below("models", MODEL), packed=True))
+    with monkeypatch.context() as patch:
+        writing = _Held(patch)
+        async with fetching(tmp_path, policy=OCI) as f:
+            work = asyncio.create_task(f.models.fetch(ref(registry)))
+            await writing.reached()
+            work.cancel()
+            writing.gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            await until(lambda: not f.fetcher._tasks, "the download to end")
+            assert f.cache.all() == [] and [Path(path).parent.name for path in all_files(f.cache.root / "partial")] == ["layers"]
+    registry.blobs = {}
+    async with fetching(tmp_path, policy=OCI) as f:
+        assert await pulled(f, registry) == MODEL
+
+
+async def test_of_two_names_at_the_same_time_one_unpacks(registry: Registry, tmp_path: Path) -> None:
+    registry.put_image("1", tar_of(below("models", MODEL), packed=True))
+    registry.manifests["2"] = registry.manifests["1"]
+    async with fetching(tmp_path, policy=OCI) as f:
+        one, two = await asyncio.gather(pulled(f, registry), pulled(f, registry, "2"))
+        assert one == two == MODEL and len(f.cache.all()) == 2
+        assert sum("/blobs/" in path for path, _ in registry.asked) == 1
+
+
+async def test_room_is_for_the_archive_and_for_what_it_unpacks_to(registry: Registry, tmp_path: Path) -> None:
+    image = tar_of(below("models", MODEL | {"model.safetensors": bytes(8 << 20)}), packed=True)
+    registry.put_image("image", image)
+    registry.put("pack", (tar_of(MODEL), f"{PACK}weight.v1.tar", None))
+    async with fetching(tmp_path, policy=OCI) as f:
+        f.fetcher.room.max_bytes = 4 << 20
+        assert (await f.refusal(ref(registry, "image"))).status == 507
+        assert [path.stat().st_size for path in f.cache.root.rglob("*.tar")] == [len(image)], (
+            "its archive is kept for the next try"
+        )
+        f.fetcher.room.max_bytes = bytes_on_disk(f.cache) + 2 * len(tar_of(MODEL)) - 1
+        asked = len(registry.asked)
+        assert (await f.refusal(ref(registry, "pack"))).status == 507
+        assert not any("/blobs/" in path for path, _ in registry.asked[asked:]), "it is known before"
+        f.fetcher.room.max_bytes = None
+        assert len(await pulled(f, registry, "image")) == 3
+
+
+def test_who_is_killed_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tar_of({"models/m.gguf": GGUF})
+    for module in (unpacked_fetch, folder_fetch):  # a process that is killed leaves no lock
+        monkeypatch.setattr(module, "locked", lambda *_: nullcontext())
+    number = 0
+    for number in killed_at_each(monkeypatch, lambda n: lambda: _unpacked(tmp_path / str(n), archive)):
+        cache = ModelCache(tmp_path / str(number) / "cache")
+        entry = cache.find("oci://r/m:1")
+        if entry is not None:
+            assert [(cache.root / one.path).read_bytes() for one in entry.files] == [GGUF]
+        _unpacked(tmp_path / str(number), archive)
+        assert cache.find("oci://r/m:1") is not None and not list(cache.root.rglob("*.tar"))
+        shutil.rmtree(tmp_path / str(number))
+    assert number > 30
+
+
+def _unpacked(folder: Path, archive: bytes) -> None:
+    """In a cache of its own, without a network."""
+    cache = ModelCache(folder / "cache")
+    cache.prepare()
+    sha256 = hashlib.sha256(archive).hexdigest()
+    layer = RemoteFile(URL("http://r/v2/m/blobs/x"), f"{sha256}.tar", len(archive), sha256, is_packed=True)
+    remote = RemoteModel(parse_ref("oci://r/m:1"), "oci/r/x-all", (layer,), "x", inside="models")
+
+    async def fetch(place: Path, file: RemoteFile, _told: Sized) -> CachedFile:
+        if not place.exists():
+            place.with_suffix(".new").write_bytes(archive)
+            place.with_suffix(".new").rename(place)
+        info = place.stat()
+        return CachedFile(str(place.relative_to(cache.root)), info.st_size, sha256, expected=True, mtime_ns=info.st_mtime_ns)
+
+    async def keep(found: Unpacked) -> Entry:
+        entry = Entry(remote.ref.id, remote.source, 1, found.files, found.folder, found.weights)
+        cache.register(entry)
+        return entry
+
+    async def room(_place: Path, _more: int) -> None:
+        """There is."""
+
+    work = UnpackedFetch(cache, fetch, room, PolicyConfig(), lambda _: None)
+    asyncio.run(work.run(remote, (), lambda *_: None, lambda *_: None, keep=keep))
+
+
+class _Held:
+    """What is unpacked stands still in its thread, until ``gate`` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate, self._reached, write = threading.Event(), threading.Event(), Unpacking.write
+
+        def held(work: Unpacking, *args: Any) -> Any:
+            self._reached.set()
+            assert self.gate.wait(20)
+            return write(work, *args)
+
+        monkeypatch.setattr(Unpacking, "write", held)
+
+    async def reached(self) -> None:
+        await until(self._reached.is_set, "it to be unpacked")
+
+
+def _telling(told: list[tuple[str, int, int]], what: str) -> Sized:
+    return lambda done, total: told.append((what, done, total))

@@ -82,6 +82,7 @@ EVIL: dict[str, tuple[bytes, str]] = {
     "damaged compression": (gzip.compress(tar_of(below("models", MODEL)))[:-60], "compressed bytes are wrong"),
     "a name without end": (header("././@LongLink", 1 << 40, tarfile.GNUTYPE_LONGNAME) + NUL, "longer than a header"),
     "headers within headers": (header("x", 512, tarfile.XHDTYPE) * 5_000 + NUL, "cannot be unpacked"),
+    "more bytes than there are": (header("models/config.json", 1 << 62) + NUL, "cannot be unpacked"),
     "no archive": (b"<html>not found</html>" * 100, "it is no tar archive"),
     "nothing": (b"", "it is no tar archive"),
     "an image of something else": (tar_of({"bin/sh": b"#", "app/model.gguf": b"GGUF"}), "it has: /app, /bin"),

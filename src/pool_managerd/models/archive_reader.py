@@ -104,6 +104,8 @@ class _Source:
     def seek(self, position: int) -> None:
         if position < self._at:
             raise ArchiveError("one of its headers leads back")
+        if position > self._most:
+            raise ArchiveError("it ends in the middle of a file")
         if self._at < position and isinstance(self._file, gzip.GzipFile):
             for _ in self.blocks(position - self._at):
                 pass

@@ -57,22 +57,28 @@ class UnpackedFetch:
         final = self._cache.root / remote.folder
         staging = self._cache.partial(final, None).with_suffix(".folder")
         async with locked(staging.with_suffix(".lock"), lambda: progress(0, remote.size_bytes or 0)):
-            there = await asyncio.to_thread(self._known, remote)
-            if there is not None:  # by another reference
-                _check_digests(remote, there, digests)
-                return await keep(there)
-            await self._fetch_layers(remote, staging / "layers", progress)
-            try:
-                found = await self._unpack(remote, staging, unpacking)
+            found = await asyncio.to_thread(self._known, remote)
+            if found is not None:  # by another reference
                 _check_digests(remote, found, digests)
-            except (PoolError, asyncio.CancelledError) as problem:
-                never = isinstance(problem, SpecError) and problem.code == SpecError.code  # else its layers are of use once more
-                await asyncio.to_thread(shutil.rmtree, staging if never else staging / "files", ignore_errors=True)
-                raise
-            await asyncio.to_thread(self._give_name, staging / "files", final)
+            else:
+                found = await self._bring(remote, digests, staging, progress, unpacking)
+                await asyncio.to_thread(self._give_name, staging / "files", final)
             entry = await keep(found)
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
             return entry
+
+    async def _bring(
+        self, remote: RemoteModel, digests: Sequence[str], staging: Path, progress: Sized, unpacking: Sized
+    ) -> Unpacked:
+        await self._fetch_layers(remote, staging / "layers", progress)
+        try:
+            found = await self._unpack(remote, staging, unpacking)
+            _check_digests(remote, found, digests)
+        except (PoolError, asyncio.CancelledError) as problem:
+            never = isinstance(problem, SpecError) and problem.code == SpecError.code  # else its layers are of use once more
+            await asyncio.to_thread(shutil.rmtree, staging if never else staging / "files", ignore_errors=True)
+            raise
+        return found
 
     async def _fetch_layers(self, remote: RemoteModel, place: Path, progress: Sized) -> None:
         async def require_room(at: Path) -> None:

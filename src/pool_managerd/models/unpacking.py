@@ -185,6 +185,7 @@ class _Writing:
                 for path in others:
                     os.link(self._folder / first, self._place(path))
                 self._made(others, sha256, layer)
+                self._done += member.size * len(others)
                 left.discard(member.number)
             if not left:
                 return
