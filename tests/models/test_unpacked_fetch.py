@@ -17,9 +17,10 @@ from yarl import URL
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.models import folder_fetch, unpacked_fetch
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
-from pool_managerd.models.download import Sized
+from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.leftovers import bytes_on_disk
+from pool_managerd.models.progress import Progress
 from pool_managerd.models.refs import parse_ref
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.unpacked_fetch import Unpacked, UnpackedFetch
@@ -286,7 +287,7 @@ def _unpacked(folder: Path, archive: bytes) -> None:
     layer = RemoteFile(URL("http://r/v2/m/blobs/x"), f"{sha256}.tar", len(archive), sha256, is_packed=True)
     remote = RemoteModel(parse_ref("oci://r/m:1"), "oci/r/x-all", (layer,), "x", inside="models")
 
-    async def fetch(place: Path, file: RemoteFile, _told: Sized) -> CachedFile:
+    async def fetch(place: Path, file: RemoteFile, _told: Progress) -> CachedFile:
         if not place.exists():
             place.with_suffix(".new").write_bytes(archive)
             place.with_suffix(".new").rename(place)
@@ -322,5 +323,5 @@ class _Held:
         await until(self._reached.is_set, "it to be unpacked")
 
 
-def _telling(told: list[tuple[str, int, int]], what: str) -> Sized:
+def _telling(told: list[tuple[str, int, int]], what: str) -> Progress:
     return lambda done, total: told.append((what, done, total))

@@ -16,12 +16,13 @@ from typing import TypeVar
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import PoolError, SpecError
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.checksums import not_for_each_part
-from pool_managerd.models.download import Sized
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.file_lock import locked
 from pool_managerd.models.folder_fetch import FetchFile, FolderFetch
 from pool_managerd.models.part import disk_error, sync_directory
+from pool_managerd.models.progress import Progress
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.unpacking import Unpacking, Written
 
@@ -52,7 +53,9 @@ class UnpackedFetch:
     ) -> None:
         self._cache, self._fetch, self._require_room, self._policy, self._fits = cache, fetch, require_room, policy, fits
 
-    async def run(self, remote: RemoteModel, digests: Sequence[str], progress: Sized, unpacking: Sized, *, keep: Keep) -> Entry:
+    async def run(
+        self, remote: RemoteModel, digests: Sequence[str], progress: Progress, unpacking: Progress, *, keep: Keep
+    ) -> Entry:
         """``digests`` (``sha256:<hex>``) are what its weights must be. Raises PoolError."""
         final = self._cache.root / remote.folder
         staging = self._cache.partial(final, None).with_suffix(".folder")
@@ -68,7 +71,7 @@ class UnpackedFetch:
             return entry
 
     async def _bring(
-        self, remote: RemoteModel, digests: Sequence[str], staging: Path, progress: Sized, unpacking: Sized
+        self, remote: RemoteModel, digests: Sequence[str], staging: Path, progress: Progress, unpacking: Progress
     ) -> Unpacked:
         await self._fetch_layers(remote, staging / "layers", progress)
         try:
@@ -80,14 +83,14 @@ class UnpackedFetch:
             raise
         return found
 
-    async def _fetch_layers(self, remote: RemoteModel, place: Path, progress: Sized) -> None:
+    async def _fetch_layers(self, remote: RemoteModel, place: Path, progress: Progress) -> None:
         async def require_room(at: Path) -> None:
             await self._require_room(at, _least_bytes(remote))
 
         layers = replace(remote, folder=str(place.relative_to(self._cache.root)))
         await FolderFetch(self._cache, self._fetch, require_room, self._policy).run(layers, progress)
 
-    async def _unpack(self, remote: RemoteModel, staging: Path, progress: Sized) -> Unpacked:
+    async def _unpack(self, remote: RemoteModel, staging: Path, progress: Progress) -> Unpacked:
         loop, stop, place = asyncio.get_running_loop(), threading.Event(), staging / "files"
 
         def tell(done: int, total: int) -> None:
