@@ -13,13 +13,14 @@ import pytest
 
 from pool_managerd.errors import PoolError
 from pool_managerd.models.refs import parse_ref
-from pool_managerd.models.registry import _MACHINES, confined, repository_of
+from pool_managerd.models.registry import _MACHINES, _layer, confined, repository_of
 from pool_managerd.models.registry_access import _is_of, logins_of
 from tests.models.fetching import fetching
 from tests.models.registry_app import DOCKER_GGUF, Registry, digest_of
 
 BODY = b"GGUF\x03\x00\x00\x00 and more"
 RAW = "application/vnd.cncf.model.weight.v1.raw"
+MODEL = parse_ref("oci://r/m:1")
 OCI = {"allow_schemes": ["oci", "http"]}
 LOGIN = "Basic " + base64.b64encode(b"me:secret").decode()
 
@@ -238,3 +239,25 @@ async def test_oci_is_for_policy_to_allow(registry: Registry, tmp_path: Path) ->
 )  # fmt: skip
 def test_no_path_of_a_layer_leads_out(path: str, kept: str) -> None:
     assert confined(path) == kept
+
+
+def test_of_what_oras_pushes_a_folder_is_an_archive_and_a_file_is_none() -> None:
+    kind, named = "application/vnd.oci.image.layer.v1.tar", {"org.opencontainers.image.title": "tiny"}
+    told = {"digest": digest_of(b""), "size": 0}
+    file = _layer({**told, "mediaType": kind, "annotations": named}, MODEL)
+    folder = _layer({**told, "mediaType": f"{kind}+gzip", "annotations": named | {"io.deis.oras.content.unpack": "true"}}, MODEL)
+    layer = _layer({**told, "mediaType": kind}, MODEL)
+    assert [(one.is_packed, one.is_of_image) for one in (file, folder, layer)] == [(False, False), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [
+        ("application/vnd.docker.ai.vllm.config.tar", True), ("application/vnd.docker.ai.dir.tar", True),
+        ("application/vnd.cncf.model.weight.v1.tar+gzip", True), ("application/vnd.docker.image.rootfs.diff.tar.gzip", True),
+        ("application/vnd.cncf.model.weight.v1.tar; charset=utf-8", True), ("application/vnd.cncf.model.weight.v1.raw", False),
+        ("application/vnd.docker.ai.safetensors", False), ("", False), (None, False), (7, False),
+    ],
+)  # fmt: skip
+def test_what_is_an_archive_says_its_media_type(kind: Any, *, packed: bool) -> None:
+    assert _layer({"digest": digest_of(b""), "size": 0, "mediaType": kind}, MODEL).is_packed is packed

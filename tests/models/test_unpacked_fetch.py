@@ -38,6 +38,7 @@ PACK = "application/vnd.cncf.model."
 DOCKER = "application/vnd.docker.ai."
 MODEL = {"config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}", "model.safetensors": shard("a1")}
 """What an engine needs; README.md and the like it does not."""
+BESIDE = {name: MODEL[name] for name in ("config.json", "tokenizer.json")}
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ async def test_a_gguf_model_in_an_image_is_the_file(registry: Registry, tmp_path
 
 
 async def test_docker_packages_of_weights_and_an_archive_of_what_is_beside_them(registry: Registry, tmp_path: Path) -> None:
-    beside = tar_of({name: MODEL[name] for name in ("config.json", "tokenizer.json")})
+    beside = tar_of(BESIDE)
     pooling = tar_of({"1_Pooling": folder, "1_Pooling/config.json": b"{}"})
     registry.put(
         "1", (MODEL["model.safetensors"], f"{DOCKER}safetensors", None), (beside, f"{DOCKER}vllm.config.tar", None),
@@ -112,6 +113,17 @@ async def test_docker_packages_of_weights_and_an_archive_of_what_is_beside_them(
     async with fetching(tmp_path, policy=OCI) as f:
         assert await pulled(f, registry) == MODEL | {"1_Pooling/config.json": b"{}", "chat_template.jinja": b"{{ x }}"}
         assert not any(path.endswith(hashlib.sha256(b"MIT").hexdigest()) for path, _ in registry.asked)
+        origins = [json.loads(line) for line in (f.cache.books / "provenance.jsonl").read_text().splitlines()]
+        assert sorted(one["path"].partition("-all/")[2] for one in origins) == all_files(f.cache.root / f.cache.all()[0].folder)
+
+
+async def test_two_layers_of_weights_without_names_are_two_parts(registry: Registry, tmp_path: Path) -> None:
+    beside = (tar_of(BESIDE, packed=True), f"{DOCKER}vllm.config.tar", None)  # whatever its kind says, it is what it begins with
+    registry.put("1", *((shard(name), f"{DOCKER}safetensors", None) for name in ("a1", "b2")), beside)
+    async with fetching(tmp_path, policy=OCI) as f:
+        found = await f.models.ensure_present(ref(registry))
+        assert [Path(path).read_bytes() for path in found.weights] == [shard("a1"), shard("b2")]
+        assert [Path(path).name for path in found.weights] == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 
 
 @pytest.mark.parametrize("way", ["", "/home/me/tiny/", "../../tiny/"])

@@ -17,9 +17,7 @@ from pool_managerd.models.archive_reader import ArchiveError, Member, StoppedErr
 from pool_managerd.models.layered import Layered
 from tests.models.archives import device, folder, link, tar_of
 from tests.models.registry_app import Registry
-from tests.models.test_unpacked_fetch import MODEL, below, refusal
-
-BESIDE = {name: MODEL[name] for name in ("config.json", "tokenizer.json")}
+from tests.models.test_unpacked_fetch import BESIDE, MODEL, below, refusal
 
 
 @pytest.fixture

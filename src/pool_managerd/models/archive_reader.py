@@ -19,9 +19,9 @@ BLOCK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
 """Of one member; long names and the like are part of it."""
 MAX_MEMBERS = 1_000_000
-_TELL_BYTES = 8 << 20
 MAX_RATIO, FREE_BYTES = 200, 1 << 30
 """An archive that becomes more than so many times as large is not read to its end, unless it is small all the same."""
+_TELL_BYTES = 8 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 Kind = Literal["file", "folder", "symlink", "hardlink", "other"]
 _KINDS: dict[bytes, Kind] = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "symlink", tarfile.LNKTYPE: "hardlink"}
@@ -50,12 +50,12 @@ class Member:
     target: str = ""
 
 
-Copy = Callable[[], Iterator[bytes]]
-"""The content of a member, in blocks; to be read before the next member is."""
+Content = Callable[[], Iterator[bytes]]
+"""That of a member, in blocks; to be read before the next member is."""
 
 
 @contextmanager
-def opened(path: Path, stop: threading.Event, tell: Callable[[int], None]) -> Iterator[Iterator[tuple[Member, Copy]]]:
+def opened(path: Path, stop: threading.Event, tell: Callable[[int], None]) -> Iterator[Iterator[tuple[Member, Content]]]:
     """The members of the archive at ``path`` in their order, with their content. ``tell`` hears how many of its own bytes were
     read. Blocks. Raises ArchiveError, StoppedError and OSError.
     """
@@ -73,19 +73,18 @@ def opened(path: Path, stop: threading.Event, tell: Callable[[int], None]) -> It
 
 
 class _Source:
-    """What ``tarfile`` reads headers from, and goes forward in."""
+    """What ``tarfile`` reads headers from, and goes forward in: ``file`` of no more than ``most`` bytes. ``read`` says how far
+    the archive itself was read.
+    """
 
     def __init__(
-        self,
-        file: IO[bytes] | gzip.GzipFile,
-        read: Callable[[], int],
-        most: int,
-        stop: threading.Event,
+        self, file: IO[bytes] | gzip.GzipFile, read: Callable[[], int], most: int, stop: threading.Event,
         tell: Callable[[int], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._file, self._read, self._most, self._stop, self._tell = file, read, most, stop, tell
         self._at, self._told, self._budget = 0, 0, MAX_HEADER_BYTES
         self.last = b""
+        """What was read last of a header: zeros where the archive ends, if anything."""
 
     def next_header(self) -> None:
         self._budget = MAX_HEADER_BYTES
@@ -134,7 +133,7 @@ class _Source:
             yield block
 
 
-def _members(source: _Source) -> Iterator[tuple[Member, Copy]]:
+def _members(source: _Source) -> Iterator[tuple[Member, Content]]:
     number = 0
     try:
         with tarfile.TarFile(fileobj=source, mode="r", errors="surrogateescape") as tar:  # type: ignore[arg-type]
@@ -151,8 +150,8 @@ def _members(source: _Source) -> Iterator[tuple[Member, Copy]]:
         raise ArchiveError(f"it is no tar archive, or is damaged ({problem})") from problem
 
 
-def _content(source: _Source, header: tarfile.TarInfo) -> Copy:
-    def copy() -> Iterator[bytes]:
+def _content(source: _Source, header: tarfile.TarInfo) -> Content:
+    def content() -> Iterator[bytes]:
         source.seek(header.offset_data)
         left = header.size
         for block in source.blocks(left):
@@ -161,7 +160,7 @@ def _content(source: _Source, header: tarfile.TarInfo) -> Copy:
         if left:
             raise ArchiveError("it ends in the middle of a file")
 
-    return copy
+    return content
 
 
 def _member(header: tarfile.TarInfo, number: int) -> Member:

@@ -79,18 +79,17 @@ def _is_needed(layer: Layer, policy: PolicyConfig) -> bool:
 
 def _with_names(layers: Sequence[Layer]) -> list[Layer]:
     """Docker's first artifacts have no names in them: they are what everybody calls such files."""
-    bare = [layer for layer in layers if layer.kind in _SAFETENSORS and not layer.path]
-    numbers = {id(layer): number for number, layer in enumerate(bare, 1)}
-
-    def named(layer: Layer) -> Layer:
-        if layer.path or (id(layer) not in numbers and layer.kind != _TEMPLATE):
-            return layer
-        if layer.kind == _TEMPLATE:
-            return replace(layer, path="chat_template.jinja")
-        of = f"-{numbers[id(layer)]:05d}-of-{len(bare):05d}" if len(bare) > 1 else ""
-        return replace(layer, path=f"model{of}.safetensors")
-
-    return [named(layer) for layer in layers]
+    count, named = sum(layer.kind in _SAFETENSORS and not layer.path for layer in layers), list[Layer]()
+    number = 0
+    for layer in layers:
+        path = layer.path
+        if not path and layer.kind == _TEMPLATE:
+            path = "chat_template.jinja"
+        elif not path and layer.kind in _SAFETENSORS:
+            number += 1
+            path = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+        named.append(replace(layer, path=path))
+    return named
 
 
 def _folder(model: ModelRef, listing: HubListing) -> str:

@@ -190,6 +190,7 @@ class Fetcher:
             for file, layer in zip(found.files, found.layers, strict=False):
                 origin = replace(layer, name=str(Path(file.path).relative_to(remote.folder)))
                 await asyncio.to_thread(self._keep_origin, remote, origin, file.size, file.sha256, "")
+                self._digests.know(await asyncio.to_thread((self.cache.root / file.path).stat), f"sha256:{file.sha256}")
             return await self._register(remote, found.files, found.folder, found.weights)
 
         def fits(more: int) -> None:
@@ -217,7 +218,7 @@ class Fetcher:
                     await asyncio.to_thread(self.cache.make_folder, final.parent)
                     received.append(download := Download(self._web, self.room, self._persistence))
                     digest = await download.run(file, part, final, progress)
-                    if not file.is_packed:
+                    if not remote.is_packed:  # what comes of it is told when it is there
                         await asyncio.to_thread(self._keep_origin, remote, file, size_of(final), digest, download.etag)
                 found = await asyncio.to_thread(final.stat)
         except OSError as problem:

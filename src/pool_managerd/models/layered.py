@@ -14,6 +14,7 @@ from pool_managerd.models.registry import confined
 
 MAX_FILES = 20_000
 MAX_LINKS = 8
+_SHOWN = 8
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
@@ -62,7 +63,7 @@ class Layered:
             path = confined(member.path)
             top = path.partition("/")[0]
             if self._inside and top != self._inside:
-                if len(self.tops) < MAX_LINKS and top.isprintable() and not top.startswith(_WHITEOUT):
+                if len(self.tops) < _SHOWN and top.isprintable() and not top.startswith(_WHITEOUT):
                     self.tops.add(top[:40])
                 if not (top == _OPAQUE or (path == top and top == f"{_WHITEOUT}{self._inside}")):
                     continue

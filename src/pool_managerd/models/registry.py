@@ -49,8 +49,8 @@ _HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.do
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """``path`` is where it lies among the files of its artifact, below no other folder than theirs; empty where nobody has said
-    so. ``kind`` is its media type. ``is_packed``: it is no file, but an archive of files.
+    """``path`` is where it lies among the files of its artifact, and never leads out of them; empty where nobody says it.
+    ``kind`` is its media type. ``is_packed``: it is an archive of files.
     """
 
     digest: str

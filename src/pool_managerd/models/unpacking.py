@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import NodeError, SpecError
-from pool_managerd.models.archive_reader import ArchiveError, Copy, Member, StoppedError, ZstdError, opened
+from pool_managerd.models.archive_reader import ArchiveError, Content, Member, StoppedError, ZstdError, opened
 from pool_managerd.models.artifact_files import needed_below, zstd_refused
 from pool_managerd.models.hub import HubFile, HubListing
 from pool_managerd.models.layered import Found, Layered
@@ -129,7 +129,7 @@ class Unpacking:
     @contextmanager
     def _reading(
         self, layer: RemoteFile, before: int, total: int, *, quiet: bool = False
-    ) -> Iterator[Iterator[tuple[Member, Copy]]]:
+    ) -> Iterator[Iterator[tuple[Member, Content]]]:
         path = self._layers / layer.name
 
         def tell(done: int) -> None:
@@ -175,7 +175,7 @@ class _Writing:
         self._done, self._checked = 0, 0
         self.written: list[Written] = []
 
-    def copy(self, members: Iterable[tuple[Member, Copy]], wanted: Mapping[int, Sequence[str]], layer: RemoteFile) -> None:
+    def copy(self, members: Iterable[tuple[Member, Content]], wanted: Mapping[int, Sequence[str]], layer: RemoteFile) -> None:
         left = set(wanted)
         for member, content in members:
             if member.number in left:
