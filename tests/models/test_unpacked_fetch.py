@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from yarl import URL
 
 from pool_managerd.config import PolicyConfig
+from pool_managerd.core.model_keeping import Limits
 from pool_managerd.models import folder_fetch, unpacked_fetch
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.entries import CachedFile, Entry
@@ -143,7 +144,7 @@ async def test_archives_for_each_kind_of_file_and_one_in_a_folder(registry: Regi
     beside = tar_of({"./tiny/config.json": MODEL["config.json"], "/tiny/tokenizer.json": b"{}"})
     registry.put(
         "1", (weights, f"{PACK}weight.v1.tar+gzip", "model.safetensors"), (beside, f"{PACK}weight.config.v1.tar", None),
-        (b"no archive at all", f"{PACK}dataset.v1.tar", None),
+        (b"no archive at all", f"{PACK}dataset.v1.tar", None), (b"nor is this", f"{PACK}code.v1.tar", None),
     )  # fmt: skip
     async with fetching(tmp_path, policy=OCI) as f:
         assert await pulled(f, registry) == MODEL
@@ -233,15 +234,15 @@ async def test_what_is_cancelled_ends_and_goes_on_with_the_layers_that_are_here(
 ) -> None:
     registry.put_image("1", tar_of(below("models", MODEL), packed=True))
     with monkeypatch.context() as patch:
-        writing = _Held(patch)
+        writing = _Held(patch, until=lambda work: work._stop)
         async with fetching(tmp_path, policy=OCI) as f:
             work = asyncio.create_task(f.models.fetch(ref(registry)))
             await writing.reached()
             work.cancel()
-            writing.gate.set()
             with pytest.raises(asyncio.CancelledError):
                 await work
             await until(lambda: not f.fetcher._tasks, "the download to end")
+            assert writing.went_on, "it was told to stop"
             assert f.cache.all() == [] and [Path(path).parent.name for path in all_files(f.cache.root / "partial")] == ["layers"]
     registry.blobs = {}
     async with fetching(tmp_path, policy=OCI) as f:
@@ -261,9 +262,16 @@ async def test_room_is_for_the_archive_and_for_what_it_unpacks_to(registry: Regi
     image = tar_of(below("models", MODEL | {"model.safetensors": bytes(8 << 20)}), packed=True)
     registry.put_image("image", image)
     registry.put("pack", (tar_of(MODEL), f"{PACK}weight.v1.tar", None))
+    asked_for = list[int]()
+
+    async def make_room(limits: Limits) -> str:
+        asked_for.append(limits.need_bytes)
+        return "nothing"
+
     async with fetching(tmp_path, policy=OCI) as f:
-        f.fetcher.room.max_bytes = 4 << 20
+        f.fetcher.room.max_bytes, f.fetcher.make_room = 4 << 20, make_room
         assert (await f.refusal(ref(registry, "image"))).status == 507
+        assert asked_for == [(8 << 20) + sum(map(len, BESIDE.values()))], "it is known by then, and asked for"
         assert [path.stat().st_size for path in f.cache.root.rglob("*.tar")] == [len(image)], (
             "its archive is kept for the next try"
         )
@@ -319,14 +327,15 @@ def _unpacked(folder: Path, archive: bytes) -> None:
 
 
 class _Held:
-    """What is unpacked stands still in its thread, until ``gate`` is set."""
+    """What is unpacked stands still in its thread, until ``gate`` is set, or another event of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, until: Callable[[Unpacking], threading.Event] | None = None) -> None:
         self.gate, self._reached, write = threading.Event(), threading.Event(), Unpacking.write
+        self.went_on = False
 
         def held(work: Unpacking, *args: Any) -> Any:
             self._reached.set()
-            assert self.gate.wait(20)
+            self.went_on = (self.gate if until is None else until(work)).wait(5)
             return write(work, *args)
 
         monkeypatch.setattr(Unpacking, "write", held)

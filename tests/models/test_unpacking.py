@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import tarfile
@@ -25,6 +26,10 @@ async def registry() -> AsyncIterator[Registry]:
     made = await Registry().start()
     yield made
     await made.close()
+
+
+def _headers_in_memory() -> int:
+    return sum(isinstance(one, tarfile.TarInfo) for one in gc.get_objects())
 
 
 def read(tmp_path: Path, archive: bytes) -> list[tuple[Member, bytes]]:
@@ -79,7 +84,9 @@ EVIL: dict[str, tuple[bytes, str]] = {
     "a damaged header": (tar_of(below("models", MODEL)).replace(b"models/model.saf", b"models/MODEL.saf"), "is damaged"),
     "damaged compression": (gzip.compress(tar_of(below("models", MODEL)))[:-60], "compressed bytes are wrong"),
     "a name without end": (header("././@LongLink", 1 << 40, tarfile.GNUTYPE_LONGNAME) + NUL, "longer than a header"),
-    "headers within headers": (header("x", 512, tarfile.XHDTYPE) * 5_000 + NUL, "cannot be unpacked"),
+    "headers within headers": (
+        (header("x", 12, tarfile.XHDTYPE) + b"12 a=bbbbbb\n".ljust(512, b"\0")) * 5_000 + NUL, "recursion depth"
+    ),
     "more bytes than there are": (header("models/config.json", 1 << 62) + NUL, "cannot be unpacked"),
     "no archive": (b"<html>not found</html>" * 100, "it is no tar archive"),
     "nothing": (b"", "it is no tar archive"),
@@ -109,10 +116,21 @@ def test_archives_of_very_many_files_are_not_kept_in_memory(tmp_path: Path, monk
     monkeypatch.setattr(archive_reader, "MAX_MEMBERS", 1_000)
     with pytest.raises(ArchiveError, match="more than 1000 files"):
         read(tmp_path, header("models/x", 0) * 1_001 + NUL)
+    path = tmp_path / "b.tar"
+    path.write_bytes(header("models/x", 0) * 900 + NUL)
+    with opened(path, threading.Event(), lambda _: None) as members:
+        before = _headers_in_memory()
+        kept = [_headers_in_memory() - before for member, _ in members if member.number == 899]
+    assert len(kept) == 1 and kept[0] < 100
     monkeypatch.setattr(layered, "MAX_FILES", 10)
     with pytest.raises(ArchiveError, match="more than 10 files"):
         Layered("models").add(0, [Member(n, f"models/{n}", "file") for n in range(11)])
     Layered("models").add(0, [Member(n, f"usr/{n}", "file") for n in range(11)])
+
+
+def test_of_a_file_that_ends_in_the_middle_nothing_is_taken_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="ends in the middle"):
+        read(tmp_path, tar_of({"a": bytes(3_000)})[:1_500])
 
 
 def test_a_header_cannot_lead_back(tmp_path: Path) -> None:
@@ -175,6 +193,10 @@ def test_layers_lie_over_each_other(layers: list[dict[str, Any]], there: dict[st
 
 def test_of_what_is_no_image_nothing_is_removed() -> None:
     assert files("", {"a": 1}, {".wh.a": 1, "b/c": 1}) == {"a": 0, ".wh.a": 1, "b/c": 1}
+
+
+def test_a_link_that_leads_out_does_not_come_back_in() -> None:
+    assert files("", {"a": 1, "b/out": "../../a", "b/in": "../a", "b/top": "/a"}) == {"a": 0, "b/in": 0, "b/top": 0}
 
 
 def test_what_no_engine_asks_for_is_passed_over() -> None:
