@@ -41,7 +41,7 @@ def _counting(real: Callable[..., object], name: str, left: list[int]) -> Callab
         if left[0] == 0:
             if name in ("write", "pwrite"):
                 data = args[1]
-                assert isinstance(data, bytes)
+                assert isinstance(data, bytes | memoryview)
                 real(args[0], data[: len(data) // 2], *args[2:], **more)
             raise KilledError(name)
         left[0] -= 1

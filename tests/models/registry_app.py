@@ -69,6 +69,15 @@ class Registry:
             self.manifests[tag] = manifest
         return digest_of(manifest)
 
+    def put_image(self, tag: str, *layers: bytes, kind: str = "application/vnd.oci.image.layer.v1.tar+gzip") -> str:
+        """An image of these layers, as build tools push it: in an index, with what they attest beside it; its digest."""
+        self.put("image", *((layer, kind, None) for layer in layers))
+        image = self.manifests.pop("image")
+        attested = {"digest": digest_of(b"attested"), "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}
+        listed = [{"digest": digest_of(image), "platform": {"os": "linux", "architecture": "amd64"}}, attested]
+        self.manifests[tag] = json.dumps({"schemaVersion": 2, "manifests": listed}).encode()
+        return digest_of(image)
+
     def _refused(self, request: web.Request) -> web.Response | None:
         shown = request.headers.get("Authorization")
         self.asked.append((request.path, shown))

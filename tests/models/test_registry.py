@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import platform
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 
 from pool_managerd.errors import PoolError
 from pool_managerd.models.refs import parse_ref
-from pool_managerd.models.registry import repository_of
+from pool_managerd.models.registry import _MACHINES, _layer, confined, repository_of
 from pool_managerd.models.registry_access import _is_of, logins_of
 from tests.models.fetching import fetching
 from tests.models.registry_app import DOCKER_GGUF, Registry, digest_of
 
 BODY = b"GGUF\x03\x00\x00\x00 and more"
 RAW = "application/vnd.cncf.model.weight.v1.raw"
+MODEL = parse_ref("oci://r/m:1")
 OCI = {"allow_schemes": ["oci", "http"]}
 LOGIN = "Basic " + base64.b64encode(b"me:secret").decode()
 
@@ -69,7 +71,12 @@ async def test_all_parts_of_a_split_model_are_there_under_names_that_engines_fin
 @pytest.mark.parametrize(
     ("layers", "why"),
     [
-        ([(b"tar", "application/vnd.oci.image.layer.v1.tar+gzip", None)], "no layer of it is a GGUF model"),
+        ([(b"MIT", "application/vnd.docker.ai.license", None), (b"x", RAW, "model.onnx")], "no layer of it is a model"),
+        ([(b"{}", RAW, "config.json"), (b"PK", RAW, "pytorch_model.bin")], "its weights are pickles"),
+        ([(b"1", RAW, "a/model.safetensors"), (b"2", RAW, "/a/model.safetensors")], "several files called a/model.safetensors"),
+        ([(b"1", RAW, f"{way}/{name}") for way in "ab" for name in ("config.json", "m.safetensors")], "it has 2 models: a, b"),
+        ([(b"1", RAW, "model.safetensors")], "there is no config.json in it"),
+        ([(b"tar", "application/vnd.cncf.model.weight.v1.tar+zstd", None)], "is compressed with zstd"),
         ([(BODY, RAW, "a.gguf"), (BODY + b"2", RAW, "b.gguf")], "it has 2 models: a.gguf, b.gguf"),
     ],
 )
@@ -97,6 +104,33 @@ async def test_a_manifest_that_is_not_the_one_of_its_digest_is_refused(registry:
     registry.manifests[digest] = registry.manifests["1"] + b" "
     async with fetching(tmp_path, policy=OCI) as f:
         assert (await f.refusal(f"oci://{registry.host}/ai/tiny@{digest}")).code == "DIGEST_MISMATCH"
+
+
+async def test_code_that_a_layer_names_is_for_policy_to_allow(registry: Registry, tmp_path: Path) -> None:
+    config = b'{"auto_map": {"AutoModel": "evil.Model"}}'
+    registry.put("1", (config, RAW, "config.json"), (b"{}", RAW, "model.safetensors"), (b"import os", RAW, "evil.py"))
+    async with fetching(tmp_path / "a", policy=OCI) as f:
+        problem = await f.refusal(f"oci://{registry.host}/ai/tiny:1")
+        assert problem.code == "POLICY_DENIED" and "evil.py" in problem.message
+        assert not any(digest_of(b"{}") in path for path, _ in registry.asked), "its weights are not fetched"
+    async with fetching(tmp_path / "b", policy=OCI | {"allow_remote_code": True}) as f:
+        found = Path((await f.models.ensure_present(f"oci://{registry.host}/ai/tiny:1")).local_path)
+        assert (found / "evil.py").read_bytes() == b"import os"
+
+
+async def test_of_an_index_the_one_for_this_kind_of_machine_is_taken(registry: Registry, tmp_path: Path) -> None:
+    mine = _MACHINES.get(platform.machine(), platform.machine())
+    digests = {name: registry.put("x", (BODY + name.encode(), DOCKER_GGUF, None)) for name in ("s390x", mine)}
+    for tags, theirs in (("both", ("s390x", mine)), ("other", ("s390x", "riscv64"))):
+        listed = [
+            {"digest": digests.get(one, digests["s390x"]), "platform": {"os": "linux", "architecture": one}} for one in theirs
+        ]
+        registry.manifests[tags] = json.dumps({"manifests": listed}).encode()
+    path = await fetched(tmp_path, f"oci://{registry.host}/ai/tiny:both")
+    assert path.read_bytes() == BODY + mine.encode()
+    async with fetching(tmp_path / "b", policy=OCI) as f:
+        problem = await f.refusal(f"oci://{registry.host}/ai/tiny:other")
+        assert "it stands for 2 artifacts, for linux/riscv64, linux/s390x" in problem.message
 
 
 async def test_a_token_is_asked_for_read_only_and_shown_to_its_repository_alone(registry: Registry, tmp_path: Path) -> None:
@@ -196,3 +230,34 @@ async def test_oci_is_for_policy_to_allow(registry: Registry, tmp_path: Path) ->
     async with fetching(tmp_path, policy={"allow_schemes": ["https"]}) as f:
         error: PoolError = await f.refusal(f"oci://{registry.host}/ai/tiny:1")
         assert error.code == "POLICY_DENIED" and registry.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [("m.gguf", "m.gguf"), ("/etc/passwd", "etc/passwd"), ("../../a/b", "a/b"), ("a/../../b", "b"), ("./a//b/", "a/b"),
+     ("..", ""), ("/", ""), ("", ""), ("/../a", "a")],
+)  # fmt: skip
+def test_no_path_of_a_layer_leads_out(path: str, kept: str) -> None:
+    assert confined(path) == kept
+
+
+def test_of_what_oras_pushes_a_folder_is_an_archive_and_a_file_is_none() -> None:
+    kind, named = "application/vnd.oci.image.layer.v1.tar", {"org.opencontainers.image.title": "tiny"}
+    told = {"digest": digest_of(b""), "size": 0}
+    file = _layer({**told, "mediaType": kind, "annotations": named}, MODEL)
+    folder = _layer({**told, "mediaType": f"{kind}+gzip", "annotations": named | {"io.deis.oras.content.unpack": "true"}}, MODEL)
+    layer = _layer({**told, "mediaType": kind}, MODEL)
+    assert [(one.is_packed, one.is_of_image) for one in (file, folder, layer)] == [(False, False), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [
+        ("application/vnd.docker.ai.vllm.config.tar", True), ("application/vnd.docker.ai.dir.tar", True),
+        ("application/vnd.cncf.model.weight.v1.tar+gzip", True), ("application/vnd.docker.image.rootfs.diff.tar.gzip", True),
+        ("application/vnd.cncf.model.weight.v1.tar; charset=utf-8", True), ("application/vnd.cncf.model.weight.v1.raw", False),
+        ("application/vnd.docker.ai.safetensors", False), ("", False), (None, False), (7, False),
+    ],
+)  # fmt: skip
+def test_what_is_an_archive_says_its_media_type(kind: Any, *, packed: bool) -> None:
+    assert _layer({"digest": digest_of(b""), "size": 0, "mediaType": kind}, MODEL).is_packed is packed

@@ -134,7 +134,9 @@ async def test_a_small_file_that_is_not_what_git_has_is_refused(hub: Hub, tmp_pa
         assert not set(WEIGHTS) & set(fetched(hub)), "what is small comes first"
 
 
-async def test_code_and_pickles_come_only_where_the_policy_says_so(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [True, False])
+async def test_code_and_pickles_come_only_where_the_policy_says_so(hub: Hub, tmp_path: Path, *, small: bool) -> None:
+    hub.in_git -= set() if small else {"config.json"}  # else the hub knows its sha256
     hub.files["config.json"] = json.dumps(CONFIG | {"auto_map": {"AutoModel": "org/other--modeling_evil.Model"}}).encode()
     async with fetching(tmp_path / "a", hub.url) as f:
         for error in (await f.refusal(REF), await foreseen_error(f, REF)):

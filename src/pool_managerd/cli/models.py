@@ -124,7 +124,8 @@ def _how_far(progress: Json, doing: str) -> str:
     if terminal:  # the figures first: a long name is cut
         name, _, figures = str(progress.get("human") or "").rpartition(": ")
         return f"{figures}: {name}"
-    return f"{10 * done // total * 10} % of {size(total)}"
+    share = f"{10 * done // total * 10} % of {size(total)}"
+    return f"{progress['doing']} {share}" if progress.get("doing") else share
 
 
 def _listed(rows: list[Json], *, wide: bool) -> None:

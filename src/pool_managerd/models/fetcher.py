@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from pool_managerd.models.remote_head import read_head
 from pool_managerd.models.remote_shape import ShapeReading, UnusableError
 from pool_managerd.models.room import Room
 from pool_managerd.models.told import Downloaded, nobody
+from pool_managerd.models.unpacked_fetch import Unpacked, UnpackedFetch
 from pool_managerd.models.usable import size_of
 from pool_managerd.models.web import AgainError, Web
 
@@ -100,19 +102,22 @@ class Fetcher:
             return False
         return found is not None and (found[0].size, found[0].etag) == (before.size, before.etag)
 
-    async def fetch(self, model: ModelRef, digests: Sequence[str], progress: Progress) -> Entry:
+    async def fetch(
+        self, model: ModelRef, digests: Sequence[str], progress: Progress, unpacking: Progress | None = None
+    ) -> Entry:
         """The model in the cache, fetched where it is not there; who asks for the same shares one download. Raises PoolError.
 
+        ``unpacking`` hears of archives that are unpacked; absent, ``progress`` does.
         It is cancelled when nobody waits for it any more: what is there by then is kept.
         """
         key = (model.id, *digests)
         shared = self._running.get(key)
         if shared is None:
-            shared = self._running[key] = _Shared(lambda tell: self._counted(model, digests, tell))
+            shared = self._running[key] = _Shared(lambda *tell: self._counted(model, digests, *tell))
             self._tasks.add(shared.task)
             shared.task.add_done_callback(self._tasks.discard)
         try:
-            return await shared.wait(progress)
+            return await shared.wait(progress, unpacking or progress)
         finally:
             if shared.is_over and self._running.get(key) is shared:
                 del self._running[key]
@@ -126,7 +131,7 @@ class Fetcher:
         with suppress(OSError):
             self._digests.forget(path.stat())
 
-    async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Progress) -> Entry:
+    async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Progress, unpacking: Progress) -> Entry:
         received, began = list[Download](), time.monotonic()
 
         def tell(outcome: Literal["success", "cancelled", "error"], reason: str = "none") -> None:
@@ -134,7 +139,7 @@ class Fetcher:
             self.tell(Downloaded(model.id, outcome, reason, count, took_s))
 
         try:
-            entry = await self._fetch(model, digests, progress, received)
+            entry = await self._fetch(model, digests, progress, unpacking, received)
         except asyncio.CancelledError:
             tell("cancelled")
             raise
@@ -144,14 +149,21 @@ class Fetcher:
         tell("success")
         return entry
 
-    async def _fetch(self, model: ModelRef, digests: Sequence[str], progress: Progress, received: list[Download]) -> Entry:
+    async def _fetch(
+        self, model: ModelRef, digests: Sequence[str], progress: Progress, unpacking: Progress, received: list[Download]
+    ) -> Entry:
         await asyncio.to_thread(self.cache.prepare)
         remote = await self.look(model, digests)
         with self._reserved() as reserve:
 
-            def tell(now: int, of: int) -> None:
-                reserve(max(0, of - now))
-                progress(now, of)
+            def reserving(told: Progress) -> Progress:
+                def tell(now: int, of: int) -> None:
+                    reserve(max(0, of - now))
+                    told(now, of)
+
+                return tell
+
+            tell = reserving(progress)
 
             async def require_room(place: Path) -> None:
                 await self._require_room(remote, place, reserve)
@@ -159,13 +171,37 @@ class Fetcher:
             async def fetch(final: Path, file: RemoteFile, told: Progress) -> CachedFile:
                 return await self._file(remote, final, file, told, received)
 
+            if remote.is_packed:
+                return await self._unpacked(remote, digests, fetch, reserve, tell, reserving(unpacking))
             if remote.is_folder:
                 files = await FolderFetch(self.cache, fetch, require_room, self._web.policy).run(remote, tell)
             else:
                 await require_room(self.cache.root / remote.folder)
                 files = await _one_by_one(self.cache, remote, fetch, tell)
+        return await self._register(remote, files, remote.folder if remote.is_folder else "", remote.weights)
+
+    async def _unpacked(
+        self, remote: RemoteModel, digests: Sequence[str], fetch: FetchFile, reserve: Callable[[int], int], *tell: Progress
+    ) -> Entry:
+        async def require_room(place: Path, more: int) -> None:
+            await self._require_room(remote, place, reserve, more)
+
+        async def keep(found: Unpacked) -> Entry:
+            for file, layer in zip(found.files, found.layers, strict=False):
+                origin = replace(layer, name=str(Path(file.path).relative_to(remote.folder)))
+                await asyncio.to_thread(self._keep_origin, remote, origin, file.size, file.sha256, "")
+                self._digests.know(await asyncio.to_thread((self.cache.root / file.path).stat), f"sha256:{file.sha256}")
+            return await self._register(remote, found.files, found.folder, found.weights)
+
+        def fits(more: int) -> None:
+            self.room.require(more, remote.ref.id)
+
+        work = UnpackedFetch(self.cache, fetch, require_room, self._web.policy, fits)
+        return await work.run(remote, digests, *tell, keep=keep)
+
+    async def _register(self, remote: RemoteModel, files: tuple[CachedFile, ...], folder: str, weights: int) -> Entry:
         now_ms = time.time_ns() // 1_000_000
-        entry = Entry(model.id, remote.source, now_ms, files, remote.folder if remote.is_folder else "", remote.weights)
+        entry = Entry(remote.ref.id, remote.source, now_ms, files, folder, weights)
         entry = replace(entry, last_verified_ms=now_ms if entry.verified else None)
         await asyncio.to_thread(self.cache.register, entry)
         return entry
@@ -182,7 +218,8 @@ class Fetcher:
                     await asyncio.to_thread(self.cache.make_folder, final.parent)
                     received.append(download := Download(self._web, self.room, self._persistence))
                     digest = await download.run(file, part, final, progress)
-                    await asyncio.to_thread(self._keep_origin, remote, file, size_of(final), digest, download.etag)
+                    if not remote.is_packed:  # what comes of it is told when it is there
+                        await asyncio.to_thread(self._keep_origin, remote, file, size_of(final), digest, download.etag)
                 found = await asyncio.to_thread(final.stat)
         except OSError as problem:
             raise disk_error(final, problem) from problem
@@ -233,11 +270,11 @@ class Fetcher:
         finally:
             self._coming.pop(mine, None)
 
-    async def _require_room(self, remote: RemoteModel, place: Path, reserve: Callable[[int], int]) -> None:
-        """For all of it, where its size is known, less what is at ``place`` by now, and for what else is coming: before the first
-        byte. Raises NodeError.
+    async def _require_room(self, remote: RemoteModel, place: Path, reserve: Callable[[int], int], more: int = 0) -> None:
+        """For all of it, where its size is known, less what is at ``place`` by now, for ``more`` bytes, and for what else is
+        coming: before the first byte. Raises NodeError.
         """
-        need = reserve(await asyncio.to_thread(self._missing_bytes, remote, place))
+        need = reserve(await asyncio.to_thread(self._missing_bytes, remote, place) + more)
         limits = await asyncio.to_thread(self.room.limits, need)
         could_go = await self.make_room(limits) if limits.short_bytes else ""
         await asyncio.to_thread(self.room.require, need, remote.ref.id, could_go)
@@ -259,27 +296,29 @@ async def _one_by_one(cache: ModelCache, remote: RemoteModel, fetch: FetchFile, 
 
 
 class _Shared:
-    """One piece of work with several who wait for it; each hears how far it is."""
+    """One piece of work with several who wait for it; each hears how far it is with what it does: it fetches, then unpacks."""
 
-    def __init__(self, work: Callable[[Progress], Coroutine[Any, Any, Entry]]) -> None:
-        self._listeners: list[Progress] = []
-        self._last = (0, 0)
-        self.task = asyncio.create_task(work(self._tell))
+    def __init__(self, work: Callable[[Progress, Progress], Coroutine[Any, Any, Entry]]) -> None:
+        self._listeners: list[tuple[Progress, Progress]] = []
+        self._last = (0, 0, 0)
+        self.task = asyncio.create_task(work(partial(self._tell, 0), partial(self._tell, 1)))
         self.is_over = False
 
-    def _tell(self, done: int, total: int) -> None:
-        self._last = done, total
+    def _tell(self, doing: int, done: int, total: int) -> None:
+        self._last = doing, done, total
         for listener in tuple(self._listeners):
-            listener(done, total)
+            listener[doing](done, total)
 
-    async def wait(self, progress: Progress) -> Entry:
+    async def wait(self, progress: Progress, unpacking: Progress) -> Entry:
         """Raises PoolError. The last one that is cancelled ends it: who comes then begins anew."""
-        self._listeners.append(progress)
-        progress(*self._last)
+        mine = progress, unpacking
+        self._listeners.append(mine)
+        doing, done, total = self._last
+        mine[doing](done, total)
         try:
             await asyncio.wait([self.task])
         finally:
-            self._listeners.remove(progress)
+            self._listeners.remove(mine)
             if not self._listeners:
                 self.is_over = True
                 self.task.cancel()

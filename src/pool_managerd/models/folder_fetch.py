@@ -18,7 +18,7 @@ from pool_managerd.models.file_lock import locked
 from pool_managerd.models.part import disk_error, sync_directory
 from pool_managerd.models.progress import Progress
 from pool_managerd.models.remote import RemoteFile, RemoteModel
-from pool_managerd.models.repository import check_code
+from pool_managerd.models.repository import check_code, may_name_code
 
 AT_ONCE = 4
 """Files that are fetched at the same time: a hub gives a single connection less than the line has."""
@@ -66,12 +66,12 @@ class FolderFetch:
     def _checked(self, remote: RemoteModel, file: RemoteFile, place: Path, found: CachedFile) -> CachedFile:
         """Raises SpecError for a small file that is not what the hub has, and for one that names code."""
         path = place / file.name
-        if file.sha256 is not None:
+        if file.sha256 is not None and (remote.is_packed or not may_name_code(file.name)):
             return found
         try:
             content = path.read_bytes()
             check_code(remote.ref, file.name, content, self._policy)
-            if file.blob is None:
+            if file.blob is None or file.sha256 is not None:
                 return found
             if blob_name(content) != file.blob:
                 path.unlink()

@@ -122,10 +122,11 @@ class ModelProvisioner:
 
     async def fetch(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Progress | None = None,
-        checking: Progress | None = None,
+        checking: Progress | None = None, unpacking: Progress | None = None,
     ) -> None:  # fmt: skip
         """Bring the model of ``ref`` into the cache, unless it is a local file or there already, or another tool on this machine
-        has it: then that is verified, which ``checking`` hears of. Raises as ``ensure_present``.
+        has it: then that is verified, which ``checking`` hears of; ``unpacking`` does of an archive that is unpacked. Raises as
+        ``ensure_present``.
 
         Cancelled, it leaves what is there by then for the next one, unless others wait for the same model.
         """
@@ -145,7 +146,7 @@ class ModelProvisioner:
             return
         if model.scheme not in _VOUCHED_FOR and not expected:
             self._require_digest(model.id, verified=False)
-        entry = await self._fetcher.fetch(model, expected, progress or untold)
+        entry = await self._fetcher.fetch(model, expected, progress or untold, unpacking)
         if self.ahead is not None:
             await asyncio.to_thread(self.ahead.forget, model.id)
         if not entry.verified:

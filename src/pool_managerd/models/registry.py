@@ -1,6 +1,6 @@
-"""Models that are kept as artifacts in a container registry: the files of one, by its manifest (OCI distribution specification).
+"""Models that are kept as artifacts in a container registry: the layers of one, by its manifest (OCI distribution specification).
 
-GGUF models are taken, each file a layer of its own: as Docker packages them, as CNCF ModelPack does, or under their names.
+A layer is a file, or an archive of files: as Docker packages models, as CNCF ModelPack does, as `oras push` does, or an image.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import platform
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,13 @@ _GGUF = frozenset({
     "application/vnd.cncf.model.weight.v1.gguf",
 })  # fmt: skip
 _PROJECTOR = "application/vnd.docker.ai.mmproj"
+_IMAGE = re.compile(
+    r"application/vnd\.(?:oci\.image\.layer(?:\.nondistributable)?\.v1|docker\.image\.rootfs(?:\.foreign)?\.diff)\.tar\b.*"
+)
+_ARCHIVE = re.compile(r".*\.(?:tar|tgz)(?:[.+](?:gzip|zstd|archive))?")
+_ORAS_UNPACK = "io.deis.oras.content.unpack"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""What registries call kinds of machines that the kernel calls otherwise."""
 _NAMES = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
 _HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 """Where a registry is that is called otherwise."""
@@ -40,16 +49,31 @@ _HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.do
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One file of an artifact; ``name`` is empty where nobody has given it one."""
+    """``path`` is where it lies among the files of its artifact, and never leads out of them; empty where nobody says it.
+    ``kind`` is its media type. ``is_packed``: it is an archive of files.
+    """
 
     digest: str
     size: int
     kind: str
-    name: str
+    path: str
+    is_packed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's own, whatever directories it was packaged from."""
+        return self.path.rpartition("/")[2][:255]
+
+    @property
+    def is_of_image(self) -> bool:
+        """A layer of a root file system."""
+        return self.is_packed and not self.path and _IMAGE.fullmatch(self.kind) is not None
 
     @property
     def is_gguf(self) -> bool:
         """A model, and not what projects images into one."""
+        if self.is_packed:
+            return False
         named = self.name.lower().endswith(".gguf")
         return (self.kind in _GGUF or named) and self.kind != _PROJECTOR and not self.name.lower().startswith("mmproj")
 
@@ -114,18 +138,34 @@ def _read(body: bytes, model: ModelRef) -> Mapping[str, Any]:
 
 
 def _of_index(manifest: Mapping[str, Any], model: ModelRef) -> str | None:
-    """The digest of the one manifest that an index leads to; None: it is no index. Variants for machines are not for models."""
+    """The digest of the one manifest that an index leads to, for machines such as this one; None: it is no index."""
     listed = manifest.get("manifests")
     if not isinstance(listed, list):
         return None
-    digests = [one.get("digest") for one in listed[:MAX_LAYERS] if isinstance(one, dict)]
-    if len(digests) != 1 or not isinstance(digests[0], str) or not _DIGEST.fullmatch(digests[0]):
+    known = [one for one in listed[:MAX_LAYERS] if isinstance(one, dict)]
+    models = [one for one in known if not _is_attestation(one)]
+    fitting = [one for one in models if _platform(one) == ("linux", _MACHINES.get(platform.machine(), platform.machine()))]
+    digest = (models if len(models) == 1 else fitting[:1] or [{}])[0].get("digest")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        have = ", ".join(sorted({"/".join(_platform(one)) for one in models if all(_platform(one))})[:20])
         raise SpecError(
-            f"cannot fetch {model.id}: it stands for {len(digests)} artifacts",
+            f"cannot fetch {model.id}: it stands for {len(models)} artifacts{have and f', for {have}'}",
             status=422,
             hint="name one by its digest: …@sha256:HEX",
         )
-    return digests[0]
+    return digest
+
+
+def _is_attestation(told: Mapping[str, Any]) -> bool:
+    """What build tools put beside an image to say how it was made."""
+    annotations = told.get("annotations")
+    return isinstance(annotations, dict) and annotations.get("vnd.docker.reference.type") == "attestation-manifest"
+
+
+def _platform(told: Mapping[str, Any]) -> tuple[str, str]:
+    said = told.get("platform")
+    said = said if isinstance(said, dict) else {}
+    return str(said.get("os", "")), str(said.get("architecture", ""))
 
 
 def _layers(manifest: Mapping[str, Any], model: ModelRef) -> tuple[Layer, ...]:
@@ -140,26 +180,27 @@ def _layer(told: Any, model: ModelRef) -> Layer:
     digest, size, kind = told.get("digest"), told.get("size"), told.get("mediaType")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or not isinstance(size, int) or not 0 <= size < 1 << 50:
         raise _odd(model, "a layer of its manifest has no sha256, or no size")
-    return Layer(digest, size, kind if isinstance(kind, str) else "", _name(told.get("annotations")))
-
-
-def _name(annotations: Any) -> str:
-    """The file's own, whatever directories it was packaged from."""
+    kind = kind.partition(";")[0].strip().lower() if isinstance(kind, str) else ""
+    annotations = told.get("annotations")
     said = annotations if isinstance(annotations, dict) else {}
-    found = next((said[key] for key in _NAMES if isinstance(said.get(key), str)), "")
-    return str(found).rpartition("/")[2][:255]
+    path = confined(next((said[key] for key in _NAMES if isinstance(said.get(key), str)), ""))
+    # oras gives plain files the media type of an image's layer, and their names; it says where one is a folder
+    is_file = bool(path) and _IMAGE.fullmatch(kind) is not None and said.get(_ORAS_UNPACK) != "true"
+    return Layer(digest, size, kind, path, _ARCHIVE.fullmatch(kind) is not None and not is_file)
 
 
-def gguf_layers(artifact: Artifact, model: ModelRef) -> Sequence[Layer]:
-    """Those that are the model, in their order. Raises SpecError where there is none."""
-    found = [layer for layer in artifact.layers if layer.is_gguf]
-    if not found:
-        kinds = sorted({layer.kind or "of no kind" for layer in artifact.layers})
-        raise SpecError(
-            f"cannot fetch {model.id}: no layer of it is a GGUF model", status=422,
-            hint=f"this version takes no archives and no safetensors from registries; it has: {', '.join(kinds)[:400]}",
-        )  # fmt: skip
-    return sorted(found, key=lambda layer: layer.name)  # without names they stay as they are
+def confined(path: str) -> str:
+    """``path`` as one that leads out of nowhere: packagers write where they found a file, be that /home/me or ../../."""
+    parts = posixpath.normpath(path).split("/") if path else []
+    kept = [part for part in parts if part not in ("", ".")]
+    while kept and kept[0] == "..":
+        del kept[0]
+    return "/".join(kept)
+
+
+def gguf_layers(artifact: Artifact) -> Sequence[Layer]:
+    """Those that are a GGUF model by themselves, in their order."""
+    return sorted((layer for layer in artifact.layers if layer.is_gguf), key=lambda layer: layer.name)  # else as they are
 
 
 def _odd(model: ModelRef, why: str) -> NodeError:

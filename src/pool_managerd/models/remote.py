@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 
 from yarl import URL
 
+from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import SpecError
+from pool_managerd.models.artifact_files import needed_below, needed_layers
 from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.gguf_parts import MAX_PARTS
 from pool_managerd.models.hub import HubFile, HubListing, list_repository
 from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.refs import ModelRef
-from pool_managerd.models.registry import Artifact, find_artifact, gguf_layers
+from pool_managerd.models.registry import Artifact, Layer, find_artifact, gguf_layers
 from pool_managerd.models.repository import needed_files
 from pool_managerd.models.web import Web
 
@@ -27,7 +29,7 @@ _SHOWN = 20
 class RemoteFile:
     """One file at ``url``. ``name`` is its path below the folder of its model; ``size`` and ``sha256`` (hex) are None where they
     are not said beforehand. A file whose ``sha256`` is known is checked against it before anybody sees it; a small one against
-    ``blob``, its name in git.
+    ``blob``, its name in git. ``is_packed``: it is an archive of files, which are what the model has in the end.
     """
 
     url: URL
@@ -35,12 +37,16 @@ class RemoteFile:
     size: int | None = None
     sha256: str | None = None
     blob: str | None = None
+    is_packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
     """The files of a model, those of a split one in their order. ``folder`` is where they lie in the cache; ``source`` says what
     they are a version of: the hub's commit. Of one that is a folder the first ``weights`` files are its weights.
+
+    Of one that ``is_packed`` the files are layers, each over those before it, and what is in them is known when they are here;
+    ``inside`` is the folder in them that the model is below, empty where it is anywhere.
     """
 
     ref: ModelRef
@@ -48,6 +54,11 @@ class RemoteModel:
     files: tuple[RemoteFile, ...]
     source: str = ""
     weights: int = 0
+    inside: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        return any(file.is_packed for file in self.files)
 
     @property
     def is_folder(self) -> bool:
@@ -67,12 +78,12 @@ async def find(model: ModelRef, web: Web, digests: Sequence[str]) -> RemoteModel
         whole = not (model.file or model.quantisation)
         found = _repository(model, listing, web) if whole else _in_repository(model, listing, web.hub)
     elif model.scheme == "oci":
-        found = _in_registry(model, await find_artifact(model, web))
+        found = _in_registry(model, await find_artifact(model, web), web.policy)
     elif model.scheme == "s3":
         found = _in_bucket(model, web.buckets)
     else:
         found = _at_address(model)
-    if not digests:
+    if not digests or found.is_packed:  # what is in an archive is checked when it is here
         return found
     count = found.weights or len(found.files)
     if len(digests) != count:
@@ -97,33 +108,55 @@ def _with_digest(file: RemoteFile, digest: str) -> RemoteFile:
 
 def _at_address(model: ModelRef) -> RemoteModel:
     url = URL(model.location)
-    names = _part_names(url.name or "model") or [url.name or "model"]
+    names = part_names(url.name or "model") or [url.name or "model"]
     files = tuple(RemoteFile(url if len(names) == 1 else url.with_name(name, keep_query=True), _plain(name)) for name in names)
     port = "" if url.is_default_port() else f"_{url.port}"
     return RemoteModel(model, f"{model.scheme}/{_plain(url.host or 'host')}{port}/{_named(model)}", files)
 
 
-def _in_registry(model: ModelRef, artifact: Artifact) -> RemoteModel:
-    """Its GGUF model, all parts of it: engines find the others by the name of the first."""
-    layers, where = gguf_layers(artifact, model), artifact.repository
+def _in_registry(model: ModelRef, artifact: Artifact, policy: PolicyConfig) -> RemoteModel:
+    """Its GGUF model, else what an engine needs that serves a folder, else archives that one of both is in."""
+    where = artifact.repository
+    port = "" if where.is_default_port() else f"_{where.port}"
+    folder = f"oci/{_plain(where.host or 'host')}{port}/{artifact.digest.removeprefix('sha256:')[:40]}"
+    if ggufs := gguf_layers(artifact):
+        return RemoteModel(model, folder, _ggufs(model, where, ggufs), artifact.digest)
+    layers = needed_layers(artifact, model, policy)
+    if any(layer.is_packed for layer in layers):
+        inside = "models" if any(layer.is_of_image for layer in layers) else ""
+        files = tuple(_blob(where, layer, _shown_as(layer)) for layer in layers)
+        return RemoteModel(model, f"{folder}-all", files, artifact.digest, inside=inside)
+    listed = tuple(HubFile(layer.path, layer.size, layer.digest.removeprefix("sha256:")) for layer in layers)
+    top, weights, beside = needed_below(model, HubListing(artifact.digest, listed), policy)
+    by_path = {layer.path: layer for layer in layers}
+    files = tuple(_blob(where, by_path[top + file.path], file.path) for file in (*weights, *beside))
+    return RemoteModel(model, f"{folder}-all", files, artifact.digest, len(weights))
+
+
+def _ggufs(model: ModelRef, where: URL, layers: Sequence[Layer]) -> tuple[RemoteFile, ...]:
+    """All parts of a GGUF model: engines find the others by the name of the first."""
     names = [_plain(layer.name or f"{where.name}.gguf") for layer in layers]
-    if len(layers) > 1 and names != _part_names(names[0]):
+    if len(layers) > 1 and names != part_names(names[0]):
         if any(layer.name for layer in layers):
             raise SpecError(f"cannot fetch {model.id}: it has {len(names)} models: {', '.join(names[:_SHOWN])}", status=422)
         names = [f"{_plain(where.name)}-{n:05d}-of-{len(layers):05d}.gguf" for n in range(1, len(layers) + 1)]
-    files = tuple(
-        RemoteFile(where / "blobs" / layer.digest, name, layer.size, layer.digest.removeprefix("sha256:"))
-        for layer, name in zip(layers, names, strict=True)
-    )
-    port = "" if where.is_default_port() else f"_{where.port}"
-    folder = f"oci/{_plain(where.host or 'host')}{port}/{artifact.digest.removeprefix('sha256:')[:40]}"
-    return RemoteModel(model, folder, files, artifact.digest)
+    return tuple(_blob(where, layer, name) for layer, name in zip(layers, names, strict=True))
+
+
+def _blob(repository: URL, layer: Layer, name: str) -> RemoteFile:
+    sha256 = layer.digest.removeprefix("sha256:")
+    return RemoteFile(repository / "blobs" / layer.digest, name, layer.size, sha256, is_packed=layer.is_packed)
+
+
+def _shown_as(layer: Layer) -> str:
+    """A name of its own for each archive; whatever is in it is told nowhere."""
+    return f"{layer.digest.removeprefix('sha256:')[:32]}.tar" if layer.is_packed else layer.path
 
 
 def _in_bucket(model: ModelRef, buckets: BucketAccess) -> RemoteModel:
     """The object of that key; all parts, where it is the first of a split model."""
     folder, slash, name = model.location.rpartition("/")
-    names = _part_names(name) or [name]
+    names = part_names(name) or [name]
     parts = [replace(model, location=f"{folder}{slash}{one}") for one in names]
     files = tuple(RemoteFile(buckets.address(part), _plain(one)) for part, one in zip(parts, names, strict=True))
     bucket = model.location.removeprefix("s3://").partition("/")[0]
@@ -169,7 +202,7 @@ def _on_hub(model: ModelRef, listing: HubListing, chosen: Sequence[HubFile], hub
 
 def _by_file(model: ModelRef, listing: HubListing) -> list[HubFile]:
     folder, slash, name = model.file.rpartition("/")
-    wanted = [f"{folder}{slash}{part}" for part in _part_names(name) or [name]]
+    wanted = [f"{folder}{slash}{part}" for part in part_names(name) or [name]]
     known = {file.path: file for file in listing.files}
     missing = [path for path in wanted if path not in known]
     if missing:
@@ -201,7 +234,7 @@ def models_in(listing: HubListing) -> dict[str, list[HubFile]]:
     return found
 
 
-def _part_names(name: str) -> list[str]:
+def part_names(name: str) -> list[str]:
     """All parts, where ``name`` is the first of a split model. Raises SpecError for another part."""
     split = _PART.fullmatch(name)
     if split is None or not 1 < int(split["count"]) <= MAX_PARTS:

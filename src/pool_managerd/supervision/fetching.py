@@ -10,7 +10,8 @@ from pool_managerd.supervision.protocols import Clock
 from pool_managerd.supervision.reports import Reports
 from pool_managerd.supervision.services import Services
 
-STEP, CHECK_STEP, LOOK_STEP = "fetch", "model", "look"
+STEP, CHECK_STEP, LOOK_STEP, UNPACK_STEP = "fetch", "model", "look", "unpack"
+_VERBS = {STEP: "Fetching", CHECK_STEP: "Verifying", UNPACK_STEP: "Unpacking"}
 _TELL_S, _EVENT_S = 0.5, 30.0
 _WEIGHT = 0.3
 
@@ -31,7 +32,8 @@ async def fetch_model(pool: Pool, epoch: int, actor: Reports, s: Services) -> No
         actor.emit("notice", human, bytes_total=ahead.size_bytes)
     telling = FetchProgress(pool, epoch, actor, s.clock)
     checking = FetchProgress(pool, epoch, actor, s.clock, CHECK_STEP)
-    await s.models.fetch(config.model, config.checksums, progress=telling, checking=checking)
+    unpacking = FetchProgress(pool, epoch, actor, s.clock, UNPACK_STEP)
+    await s.models.fetch(config.model, config.checksums, progress=telling, checking=checking, unpacking=unpacking)
     if telling.began or checking.began:
         actor.learn(epoch, step=step, progress=(0, 0), rate=0.0)
 
@@ -60,7 +62,9 @@ class Pace:
 
 
 class FetchProgress:
-    """Called with (bytes done, bytes in all; 0 where nobody knows). ``CHECK_STEP``: of a model that is here, and is hashed."""
+    """Called with (bytes done, bytes in all; 0 where nobody knows). ``CHECK_STEP``: of a model that is here, and is hashed;
+    ``UNPACK_STEP``: of one that was fetched as an archive.
+    """
 
     def __init__(self, pool: Pool, epoch: int, actor: Reports, clock: Clock, step: str = STEP) -> None:
         self._pool, self._epoch, self._actor, self._clock, self._step = pool, epoch, actor, clock, step
@@ -78,10 +82,10 @@ class FetchProgress:
         if not self.began or now - self._event_at >= _EVENT_S:
             self._event_at = now
             left_s = eta_s(done, total, rate)
-            verb = "Fetching" if self._step == STEP else "Verifying"
+            human = f"{_VERBS[self._step]} the model of pool '{self._pool.pool_id}': {told(done, total, rate)}"
             self._actor.emit(
-                "fetch", f"{verb} the model of pool '{self._pool.pool_id}': {told(done, total, rate)}", bytes_done=done,
-                bytes_total=total, bytes_per_s=round(rate), eta_ms=None if left_s is None else round(left_s * 1000),
+                "fetch", human, bytes_done=done, bytes_total=total, bytes_per_s=round(rate),
+                eta_ms=None if left_s is None else round(left_s * 1000),
             )  # fmt: skip
         self.began = True
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.narration import size
@@ -19,7 +20,11 @@ from pool_managerd.supervision.prospects import Proposal, Prospects, propose
 from pool_managerd.supervision.protocols import CachedModels
 from pool_managerd.supervision.services import Services
 
-_Tell = Callable[[int, int], None]
+
+class _Tell(Protocol):
+    """``done`` of ``total`` bytes; of what is fetched or hashed, unless ``doing`` says otherwise."""
+
+    def __call__(self, done: int, total: int, doing: str = "") -> None: ...
 
 
 class ModelCacheWork:
@@ -191,9 +196,10 @@ class ModelCacheWork:
         error: PoolError | None = None
         pace = Pace(self._s.clock)
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int, doing: str = "") -> None:
             pace.seen(done)
-            operation.progress = {"done": done, "total": total, "human": f"{model_id}: {told(done, total, pace.bytes_per_s)}"}
+            human = f"{model_id}: {doing}{doing and ' '}{told(done, total, pace.bytes_per_s)}"
+            operation.progress = {"done": done, "total": total, "human": human, **({"doing": doing} if doing else {})}
 
         try:
             outcome = await work(tell)
@@ -220,7 +226,7 @@ class ModelCacheWork:
         ahead = await self._s.models.foresee(ref, digests)
         if ahead is not None and ahead.problem:
             raise SpecError(f"cannot use {model_id}: {ahead.problem}", status=422, hint="nothing of it was fetched")
-        await self._s.models.fetch(ref, digests, progress=tell)
+        await self._s.models.fetch(ref, digests, progress=tell, unpacking=partial(tell, doing="unpacking"))
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
         if row is None and (used := await self._cached.used(ref)) is not None:
             return self._with_pools(used, [used["path"]])

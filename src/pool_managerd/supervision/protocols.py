@@ -131,6 +131,7 @@ class Models(Protocol):
         *,
         progress: Callable[[int, int], None] | None = None,
         checking: Callable[[int, int], None] | None = None,
+        unpacking: Callable[[int, int], None] | None = None,
     ) -> None: ...
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None

@@ -120,8 +120,8 @@ def _preload(pool: Pool, now: float, wall_ms: int) -> dict[str, Any] | None:
     left_s = eta_s(done, total, launch.rate)
     words = {
         "queue": "Waiting for other pools to load first", "memory": "Looking for room on the GPUs",
-        "look": "Asking where its model is",
-        "fetch": "Fetching the model", "model": "Verifying the model file", "engine": "Preparing the engine",
+        "look": "Asking where its model is", "fetch": "Fetching the model", "unpack": "Unpacking the model",
+        "model": "Verifying the model file", "engine": "Preparing the engine",
         "starting": "The engine is loading its model", "warm-up": "The engine answers its first prompt",
         "restore": "The engine is given back what it had read",
         "attach": "Nobody healthy answers at the engine's URL yet; it is asked again and again",

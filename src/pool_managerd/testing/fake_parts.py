@@ -152,6 +152,7 @@ class FakeModels:
     async def fetch(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *,
         progress: Callable[[int, int], None] | None = None, checking: Callable[[int, int], None] | None = None,
+        unpacking: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
         """Every model is there."""
 

@@ -40,6 +40,7 @@ class SimulatedModels:
     async def fetch(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *,
         progress: Callable[[int, int], None] | None = None, checking: Callable[[int, int], None] | None = None,
+        unpacking: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
         """What of it is there stays, however this ends."""
         pool_id, downloads = _pool_of(ref), self._life.machine.downloads
