@@ -147,8 +147,7 @@ async def test_a_file_that_was_found_wrong_is_not_used_again_whatever_it_looks_l
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         f.models._digests.know(path.stat(), f.cache.all()[0].digest)  # as where the disk has lost a bit: nothing tells of it
         assert f.cache.find("hf:org/repo:Q8_0") is not None, "nobody could know"
-        shelf = Shelf(f.cache, f.fetcher, lambda: f.models.policy)
-        assert not (await shelf.rehash("hf:org/repo:Q8_0", lambda *_: None))["ok"]
+        assert not (await f.shelf.rehash("hf:org/repo:Q8_0", lambda *_: None))["ok"]
         assert f.cache.find("hf:org/repo:Q8_0") is None
         await f.models.ensure_present("hf:org/repo:Q8_0")
         assert path.read_bytes() == BODY
