@@ -13,11 +13,12 @@ import pytest
 
 from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import NodeError, PoolError
-from pool_managerd.models import part
+from pool_managerd.models import importing, part
 from pool_managerd.models.part import Part, Validator
 from tests.faults.download_checks import each_kind, holding_nothing_more, nothing_but_right, part_bytes, watch, whole
 from tests.faults.download_proxy import Fault, another_version, flipped_at, reset_after, waiting_at
 from tests.faults.download_sources import Tls, source
+from tests.models.fetching import fetching
 
 AT, ALWAYS = 150_000, 99
 
@@ -124,3 +125,30 @@ async def test_a_part_is_left_where_there_is_something_in_it_however_early_its_r
     opening.cancel()
     await reading.close()
     assert path.read_bytes() == bytes(50)
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "status"),
+    [
+        ("pwrite", errno.ENOSPC, 507),
+        ("pwrite", errno.EIO, 503),
+        ("fdatasync", errno.EIO, 503),
+        ("fsync", errno.EIO, 503),
+        ("replace", errno.EIO, 503),
+    ],
+)
+async def test_an_import_to_a_disk_that_fails_is_an_error_and_leaves_nothing(
+    call: str, code: int, status: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_clone", lambda *_: False)
+    monkeypatch.setattr(importing, "BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(importing, "FLUSH_BYTES", 100_000)
+    async with holding_nothing_more(), fetching(tmp_path, policy={"allow_network": False}) as f:
+        with monkeypatch.context() as patch:
+            failing(patch, call, code, times=1)
+            with pytest.raises(NodeError) as caught:
+                await f.shelf.bring(str(tiny_model), "mine", (), lambda *_: None)
+        assert caught.value.status == status and os.strerror(code) in caught.value.message
+        assert await f.shelf.cached() == [] and list((f.cache.root / "partial").iterdir()) == []
+        await f.shelf.bring(str(tiny_model), "mine", (), lambda *_: None)
+        assert Path((await f.models.ensure_present("local:mine")).local_path).read_bytes() == tiny_model.read_bytes()
