@@ -29,6 +29,9 @@ NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 @pytest.mark.parametrize(
     ("ref", "name"),
     [
+        ("oci://docker.io/ai/smollm2:135M-Q4_K_M", "smollm2-135m-q4_k_m"),
+        ("s3://models/a/Tiny.Q8_0.gguf", "tiny.q8_0"),
+        ("ollama:llama3.2:1b", "llama3.2-1b"),
         ("hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q4_K_M", "smollm2-135m-instruct"), ("hf:org/Repo@v1", "repo"),
         ("hf:org/repo/sub/Big-Model-00001-of-00003.gguf", "big-model"), ("file:/models/My model (1).gguf", "my-model-1"),
         ("https://host/a/b.gguf?x=1", "b"), ("file:/models/llama-8b", "llama-8b"), ("file:/", "model"),

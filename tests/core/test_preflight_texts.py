@@ -24,7 +24,7 @@ NEGLECTED = machine(
 )  # fmt: skip
 WANTED = pools(
     {"ports": (1,), "engine_cuda": "13.0", "engine_capabilities": ("9.0", "9.0a")},
-    {"mode": "source", "scheme": "hf", "mlock": True}, {"mode": "container"},
+    {"mode": "source", "mlock": True}, {"mode": "container"},
     profile="cloud", control_port=9200, engine_ports=(20001, 20002),
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ STEPS = (
     "reload.taken_over",
     "reload.undoing",
 )
-TELLING = ("reload.asleep", "reload.loaded", "reload.taken_over", "reload.undoing")
+TELLING = ("reload.loaded", "reload.undoing")
 
 
 def sleepy(*script: str, model: str = "old") -> Json:

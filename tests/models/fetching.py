@@ -19,12 +19,13 @@ from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.download import Persistence
 from pool_managerd.models.elsewhere import Elsewhere, Obstacle
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.importing import Importer
 from pool_managerd.models.places import Place
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.shelf import Shelf
 from pool_managerd.models.used_notes import UsedNotes
-from pool_managerd.models.web import HubAccess, Web
+from pool_managerd.models.web import Web
 
 LOOPBACK: dict[str, Any] = {
     "allow_network": True, "allow_schemes": ["file", "hf", "http", "https"], "allow_domains": ["127.0.0.1"],

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pool_managerd.errors import NodeError
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.cache_time import CacheTime, Clocks
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.leftovers import Leftovers, bytes_on_disk
 from pool_managerd.models.note_file import write_note
 from tests.models.kills import killed_at_each

@@ -103,17 +103,18 @@ async def test_pools_that_start_at_the_same_time_with_the_same_model_read_it_onc
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, reads, read = hub_cache(tmp_path / "hub", {NAME: BODY}), list[int](), digests._hash
+    heard = threading.Event()
 
     def counted(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:
         reads.append(fd)
+        assert heard.wait(20), "those who wait hear how far it is"
         return read(fd, stop, report)
 
     monkeypatch.setattr(digests, "_hash", counted)
     async with offline(tmp_path, place) as f:
-        heard = list[tuple[int, int]]()
         first = asyncio.create_task(f.models.fetch(REF))
-        await asyncio.gather(*(f.models.fetch(REF, checking=Heard(heard)) for _ in range(3)), first)
-        assert len(reads) == 1 and heard, "those who wait hear how far it is"
+        await asyncio.gather(*(f.models.fetch(REF, checking=lambda *_: heard.set()) for _ in range(3)), first)
+        assert len(reads) == 1
         assert f.models.locate(REF).verified
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from pool_managerd.errors import SpecError
-from pool_managerd.models.web import HubAccess
+from pool_managerd.models.hub_access import HubAccess
 from tests.models.fetching import fetching
 from tests.models.hub_app import COMMIT, Hub, redirect
 from tests.models.test_gguf_header import write_split
@@ -146,3 +147,20 @@ def test_the_hub_is_the_usual_one_unless_the_environment_says_otherwise() -> Non
     assert str(HubAccess.of({}).endpoint).rstrip("/") == "https://huggingface.co"
     found = HubAccess.of({"HF_ENDPOINT": "https://mirror.example/hub/", "HF_TOKEN": " hf_x "})
     assert (str(found.endpoint), found.token) == ("https://mirror.example/hub", "hf_x")
+
+
+def test_the_login_of_the_hubs_own_programs_is_used_where_the_environment_has_no_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_login\n")
+    home = {"HF_HOME": str(tmp_path)}
+    assert HubAccess.of(home).token == HubAccess.of({"HF_TOKEN_PATH": str(tmp_path / "token")}).token == "hf_login"
+    assert HubAccess.of(home | {"HF_TOKEN": "hf_own"}).token == "hf_own"
+    assert HubAccess.of(home | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}).token is None
+    (tmp_path / "token").write_bytes(b"\xff\n")
+    assert HubAccess.of(home).token is None and HubAccess.of({}).token is None
+
+
+async def test_a_hub_that_is_not_to_be_asked_is_not_asked(hub: Hub, tmp_path: Path) -> None:
+    async with fetching(tmp_path, hub.url) as f:
+        f.web.hub = HubAccess(URL(hub.url), offline=HubAccess.of({"HF_HUB_OFFLINE": "1"}).offline)
+        error = await f.refusal("hf:org/repo/m.gguf")
+        assert error.code == "POLICY_DENIED" and "HF_HUB_OFFLINE" in error.message and hub.asked == []

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pool_managerd.errors import NodeError, SpecError
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.entries import CachedFile, Entry
 from tests.models.fetching import fetching
 from tests.models.hub_app import COMMIT, Hub
 

@@ -482,11 +482,11 @@ def test_what_cannot_be_moved_is_named_with_its_line(text: str, said: str) -> No
     assert said in caught.value.message and caught.value.code == "CONFIG_ERROR"
 
 
-def test_a_thousand_models_of_nothing_but_unknown_flags_end_soon() -> None:
-    text = json.dumps({"models": {f"m{i}": {"cmd": "llama-server " + f"-zz{i} " * 30} for i in range(900)}})
+def test_hundreds_of_models_of_nothing_but_unknown_flags_end_soon() -> None:
+    text = json.dumps({"models": {f"m{i}": {"cmd": "llama-server " + f"-zz{i} " * 30} for i in range(200)}})
     began = time.monotonic()
     move(text)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 10
 
 
 words = st.text(max_size=8) | st.sampled_from(

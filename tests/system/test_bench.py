@@ -27,7 +27,7 @@ def daemon(open_dir: Path) -> Iterator[Daemon]:
     made.end()
 
 
-@pytest.mark.parametrize("mode", ["package", "binary"])
+@pytest.mark.parametrize("mode", ["package", pytest.param("binary", marks=pytest.mark.slow)])
 async def test_a_real_engine_is_measured_and_the_next_daemon_knows(
     mode: str, open_dir: Path, smol_model: Path, llama_server: Path
 ) -> None:

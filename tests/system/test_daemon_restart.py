@@ -323,7 +323,7 @@ def test_changes_at_the_same_moment_are_all_remembered(make: Make) -> None:
         assert status["held"] and status["drained"] and not status["live"], status["pool_id"]
 
 
-@pytest.mark.parametrize("round_", range(5))
+@pytest.mark.parametrize("round_", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))])
 def test_every_acknowledged_change_is_there_after_sigkill_at_any_moment(make: Make, round_: int) -> None:
     daemon = make().start()
     chance = random.Random(round_)

@@ -44,7 +44,7 @@ LONG = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(2_000, marks=LONG)])
-@pytest.mark.parametrize("mode", ["package", "binary"])
+@pytest.mark.parametrize("mode", ["package", pytest.param("binary", marks=LONG)])
 async def test_a_real_engine_reads_a_long_prompt_once_over_restarts_evictions_and_the_daemons_end(
     mode: str, count: int, open_dir: Path, smol_model: Path, llama_server: Path
 ) -> None:

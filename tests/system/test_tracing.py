@@ -91,7 +91,7 @@ def collector() -> Iterator[Collector]:
     made.close()
 
 
-@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+@pytest.fixture(params=[pytest.param(1, id="one process"), pytest.param(2, id="two workers", marks=pytest.mark.slow)])
 def home(open_dir: Path, collector: Collector, request: pytest.FixtureRequest) -> Iterator[Traced]:
     """With a gateway of one process, and of two."""
     made = Traced(open_dir / "home", request.param, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)

@@ -37,7 +37,7 @@ from pool_managerd.wiring import preflight
 if TYPE_CHECKING:
     from pool_managerd.wiring.model_calls import Proposal
 
-_REMOTE = re.compile(r"(hf|https?)(?=:)", re.IGNORECASE)
+_NAMED = re.compile(r"(hf|https?|oci|s3|ollama|local)(?=:)", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _FOR_VLLM = re.compile(r"hf:[^/]+/[^/:]+", re.IGNORECASE)
 _LOOK_S = 0.5
@@ -91,7 +91,7 @@ def run_config(wishes: Wishes, file: Path | None, folder: Path) -> Config:
     given = load_config(file, env=os.environ) if file is not None else None
     base = given or Config.model_validate({"base_dir": Path.cwd()})
     cache = base.model_cache if given is not None else default_cache()
-    remote = _REMOTE.match(wishes.ref)
+    remote = _NAMED.match(wishes.ref)
     policy = base.policy
     if given is None and remote is not None:
         policy = policy.model_copy(update={"allow_network": True, "allow_schemes": ("file", remote[1].lower())})
@@ -123,7 +123,7 @@ def _wanted(wishes: Wishes) -> PoolConfig:
     """The pool, but for what only its model's header tells. Raises CommandFailed for a file that is not there."""
     if not wishes.ref.strip():
         raise CommandFailed("cannot run it: REF is empty", USAGE, hint="name a file, or hf:ORG/REPO:QUANTISATION")
-    ref = wishes.ref if _REMOTE.match(wishes.ref) else f"file:{Path(wishes.ref.removeprefix('file:')).absolute()}"
+    ref = wishes.ref if _NAMED.match(wishes.ref) else f"file:{Path(wishes.ref.removeprefix('file:')).absolute()}"
     engine = "vllm" if _is_folder(ref) else "llamacpp"
     try:
         return PoolConfig.model_validate({

@@ -8,92 +8,27 @@ the catalog (SPEC §6.4): each is whole or not there, and changes come one after
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pool_managerd.errors import NodeError
 from pool_managerd.models.cache_time import CacheTime
+from pool_managerd.models.entries import CachedFile, Entry, read_entry, write_entry
 from pool_managerd.models.holds import Holds
-from pool_managerd.models.note_file import remove_note, turn, write_note
+from pool_managerd.models.note_file import remove_note, turn
 from pool_managerd.models.part import disk_error
 
 MAX_ENTRIES = 10_000
-SCHEMA = 1
 IMPORTED = "imported"
 """The folder of files that people have brought."""
-_MAX_NOTE_BYTES = 1 << 20
 _OWN = ("refs", "partial", "catalog")
 _NEVER = -1
 """No file was changed then."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedFile:
-    """``path`` is below the cache's directory; ``sha256`` (hex) is what was received, and what it had to be where ``expected``.
-    A file with another size or mtime is not what was fetched any more.
-    """
-
-    path: str
-    size: int
-    sha256: str
-    expected: bool
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A model that was fetched: ``ref`` is its id, ``files`` all parts of it, the first one first.
-
-    ``folder`` is what an engine is given where the model is one, below the cache's directory; its first ``weights`` files are
-    the weights.
-
-    ``lifecycle`` is active, or retired: nobody has needed it for as long as models are kept. ``last_used_ms`` is when a start
-    had it last, ``last_verified_ms`` when all of it was hashed and right: unix times, to be shown. ``needed_at`` is when somebody
-    needed it last, in seconds of the cache's own time; None where an earlier version has written the note.
-    """
-
-    ref: str
-    source: str
-    fetched_at_ms: int
-    files: tuple[CachedFile, ...]
-    folder: str = ""
-    weights: int = 0
-    lifecycle: str = "active"
-    pinned: bool = False
-    last_used_ms: int | None = None
-    last_verified_ms: int | None = None
-    needed_at: float | None = None
-
-    @property
-    def path(self) -> str:
-        """What an engine is given: the folder, or the first file. Below the cache's directory."""
-        return self.folder or self.files[0].path
-
-    @property
-    def parts(self) -> tuple[CachedFile, ...]:
-        """Those that hold the model: of a folder its weights."""
-        return self.files[: self.weights] if self.folder else self.files
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
-    def verified(self) -> bool:
-        """Whether all of it is what somebody said beforehand."""
-        return all(file.expected for file in self.files)
-
-    @property
-    def digest(self) -> str:
-        return ",".join(f"sha256:{file.sha256}" for file in self.parts)
 
 
 class ModelCache:
@@ -144,7 +79,7 @@ class ModelCache:
 
     def find(self, ref: str) -> Entry | None:
         """What was fetched for a reference's id, as long as its files are those that were."""
-        entry = self._read(self._note(ref))
+        entry = read_entry(self._note(ref))
         return entry if entry is not None and entry.ref == ref and all(map(self.is_untouched, entry.files)) else None
 
     def put(self, entry: Entry) -> None:
@@ -160,7 +95,7 @@ class ModelCache:
             self._put(entry)
 
     def _put(self, entry: Entry) -> None:
-        before = self._read(self._note(entry.ref))
+        before = read_entry(self._note(entry.ref))
         known = replace(entry, needed_at=self.time.keep())
         if before is not None and before.ref == entry.ref:
             known = replace(known, pinned=before.pinned, last_used_ms=before.last_used_ms)
@@ -169,7 +104,7 @@ class ModelCache:
     def verified(self, ref: str, at_ms: int, wrong: Collection[str] = ()) -> None:
         """All of it was hashed; files that were ``wrong`` are not believed any more, however they look. Raises NodeError."""
         with self._turn():
-            if (entry := self._read(self._note(ref))) is None:
+            if (entry := read_entry(self._note(ref))) is None:
                 return
             if wrong:
                 files = tuple(replace(one, mtime_ns=_NEVER) if one.path in wrong else one for one in entry.files)
@@ -180,7 +115,7 @@ class ModelCache:
     def retire(self, ref: str, since: float) -> None:
         """Unless somebody has needed it after ``since``, in the cache's own time. Raises NodeError."""
         with self._turn():
-            entry = self._read(self._note(ref))
+            entry = read_entry(self._note(ref))
             if entry is not None and entry.lifecycle == "active" and (entry.needed_at or 0.0) <= since:
                 self._write(replace(entry, lifecycle="retired"))
 
@@ -191,7 +126,7 @@ class ModelCache:
         if not self._note(ref).exists():
             return False
         with self._turn():
-            entry = self.find(ref) if pinned is None else self._read(self._note(ref))
+            entry = self.find(ref) if pinned is None else read_entry(self._note(ref))
             if entry is None:
                 return False
             used_ms = time.time_ns() // 1_000_000 if used else entry.last_used_ms
@@ -224,12 +159,12 @@ class ModelCache:
 
     def all(self) -> list[Entry]:
         """Sorted by reference; entries whose files have changed or gone, too. Raises NodeError for one of a later version."""
-        found = (self._read(note) for note in self._notes())
+        found = (read_entry(note) for note in self._notes())
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.ref)
 
     def unreadable(self) -> list[Path]:
         """Notes that say nothing any more: what files they had is not known."""
-        return [note for note in self._notes() if self._read(note) is None]
+        return [note for note in self._notes() if read_entry(note) is None]
 
     def _notes(self) -> list[Path]:
         try:
@@ -264,7 +199,7 @@ class ModelCache:
         if not self._note(ref).exists():
             return None
         with self._turn():
-            entry = self._read(self._note(ref))
+            entry = read_entry(self._note(ref))
             if entry is None or (since is not None and self._is_needed(entry, since)):
                 return None
             others = {file.path for other in self.all() if other.ref != entry.ref for file in other.files}
@@ -310,45 +245,4 @@ class ModelCache:
             raise disk_error(self.books, problem) from problem
 
     def _write(self, entry: Entry) -> None:
-        write_note(self._note(entry.ref), json.dumps({"schema": SCHEMA, **asdict(entry)}))
-
-    def _read(self, note: Path) -> Entry | None:
-        try:
-            with note.open("rb") as file:
-                told: dict[str, Any] = json.loads(file.read(_MAX_NOTE_BYTES))
-            schema = told.pop("schema", SCHEMA)
-            if schema != SCHEMA:
-                raise _too_new(note, schema)
-            files = tuple(CachedFile(**one) for one in told.pop("files"))
-            entry = Entry(**told, files=files)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-        paths = [file.path for file in files] + ([entry.folder] if entry.folder else [])
-        return entry if files and _is_sound(entry) and all(map(_is_below, paths)) else None
-
-
-def _is_sound(entry: Any) -> bool:
-    """A harmed note may be JSON all the same; nothing is decided by what is not of its kind."""
-    numbers = (entry.fetched_at_ms, *(number for file in entry.files for number in (file.size, file.mtime_ns)))
-    times = (entry.needed_at, entry.last_used_ms, entry.last_verified_ms)
-    return (
-        all(isinstance(number, int) for number in numbers)
-        and all(at is None or (isinstance(at, int | float) and isfinite(at)) for at in times)
-        and isinstance(entry.pinned, bool)
-        and isinstance(entry.weights, int)
-        and all(isinstance(text, str) for text in (entry.ref, entry.source, entry.lifecycle, entry.folder))
-    )
-
-
-def _too_new(note: Path, schema: object) -> NodeError:
-    return NodeError(
-        f"cannot read {note}: a later version has written it (schema {str(schema)[:20]}, this one knows {SCHEMA})",
-        code="CATALOG_TOO_NEW", retriable=False,
-        hint="run that version, or have models.cache_dir elsewhere; nothing in it is changed",
-    )  # fmt: skip
-
-
-def _is_below(path: str) -> bool:
-    """Nobody but this daemon writes notes; a path that leads out of the cache would have its file deleted."""
-    parts = Path(path).parts
-    return bool(parts) and ".." not in parts and not Path(path).is_absolute()
+        write_entry(self._note(entry.ref), entry)

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pool_managerd.models.byte_reader import identity
+from pool_managerd.models.progress import Progress
 
 BLOCK_BYTES = 4 * 1024 * 1024
 CACHE_ENTRIES = 1024
-
-Progress = Callable[[int, int], None]
-"""Called in the event loop with (bytes hashed so far, bytes in all)."""
 
 
 @dataclass(slots=True)

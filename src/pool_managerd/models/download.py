@@ -17,6 +17,7 @@ from pool_managerd.core.narration import duration, size
 from pool_managerd.errors import NodeError, SpecError
 from pool_managerd.models.fetch_rules import shown
 from pool_managerd.models.part import Part, Validator, boot_id
+from pool_managerd.models.progress import Progress
 from pool_managerd.models.remote import RemoteFile
 from pool_managerd.models.room import Room
 from pool_managerd.models.web import AgainError, Web
@@ -27,8 +28,6 @@ WRITE_BYTES = 4 << 20
 TELL_S = 0.5
 """So often is said how far it is, and what there is written, however little came."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
-Sized = Callable[[int, int], None]
-"""Called in the event loop with (bytes that are there, bytes in all; 0 where that is not known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Download:
         self._web, self._room, self._persistence = web, room, persistence
         self.received, self.etag = 0, ""
 
-    async def run(self, file: RemoteFile, part_path: Path, final: Path, progress: Sized) -> str:
+    async def run(self, file: RemoteFile, part_path: Path, final: Path, progress: Progress) -> str:
         """The sha256 in hex of the complete file. Raises PoolError; what is there by then is kept, unless it is wrong."""
         part = Part(part_path, Validator(str(file.url.with_query(None)), "", file.size, file.sha256, boot_id()))
         try:
@@ -96,12 +95,12 @@ class Download:
         finally:
             await part.close()
 
-    async def _all_of(self, file: RemoteFile, part: Part, progress: Sized) -> bool:
+    async def _all_of(self, file: RemoteFile, part: Part, progress: Progress) -> bool:
         """Whether it is the right file, once it is complete. Raises PoolError."""
         await persistently(lambda: self._attempt(file, part, progress), shown(file.url), self._persistence, lambda: part.size)
         return file.sha256 in (None, part.sha256)
 
-    async def _attempt(self, file: RemoteFile, part: Part, progress: Sized) -> None:
+    async def _attempt(self, file: RemoteFile, part: Part, progress: Progress) -> None:
         """From where the part ends to the end of the file. Raises AgainError and PoolError."""
         known = part.validator
         if part.size and part.size == known.size:
@@ -145,7 +144,7 @@ class Download:
         await part.restart(etag, total)
         return total
 
-    async def _receive(self, response: aiohttp.ClientResponse, part: Part, total: int | None, progress: Sized) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, part: Part, total: int | None, progress: Progress) -> None:
         pace, host = _Pace(self._persistence, str(response.url.host)), response.url.host
         chunks, gathered, done, checked, told_at = list[bytes](), 0, part.size, part.size, time.monotonic()
         try:

@@ -14,13 +14,14 @@ from pool_managerd.core.artifacts import ResolvedModel
 from pool_managerd.errors import SpecError
 from pool_managerd.models.byte_reader import identity
 from pool_managerd.models.candidates import Candidate, Search
-from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.file_lock import POLL_S
 from pool_managerd.models.foreign_files import ForeignFile, doubt, foreign_file
 from pool_managerd.models.gguf import is_gguf
 from pool_managerd.models.hub_folders import blobs_in, repository_in
 from pool_managerd.models.ollama import ollama_model
 from pool_managerd.models.places import Layout, Place
+from pool_managerd.models.progress import Progress, beyond
 from pool_managerd.models.refs import ModelRef
 from pool_managerd.models.remote import RemoteModel, chosen_in
 from pool_managerd.models.used_notes import Used, UsedFile, UsedNotes
@@ -217,7 +218,7 @@ class Elsewhere:
             raise _NotRightError(reason)
         done, files = 0, list[UsedFile]()
         for file, digest in zip(found.files, wanted, strict=True):
-            files.append(await self._hashed(file, digest, _beyond(progress, done, found.size_bytes)))
+            files.append(await self._hashed(file, digest, beyond(progress, done, found.size_bytes)))
             done += file.size
         return Used(found.ref, found.tool, found.source, time.time_ns() // 1_000_000, tuple(files))
 
@@ -275,8 +276,3 @@ def _flattened(model: ModelRef) -> ModelRef:
     return ModelRef(
         model.scheme, model.id, model.location, model.file.replace("/", "_"), model.revision, model.quantisation
     )  # fmt: skip
-
-
-def _beyond(progress: Progress, done: int, total: int) -> Progress:
-    """Progress of one file among all."""
-    return lambda more, _: progress(done + more, total)

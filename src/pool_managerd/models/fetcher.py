@@ -16,14 +16,16 @@ import structlog
 from pool_managerd.core.model_keeping import Limits
 from pool_managerd.errors import NodeError, PoolError
 from pool_managerd.models.ahead_notes import Ahead
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
-from pool_managerd.models.download import Download, Persistence, Sized, persistently
+from pool_managerd.models.download import Download, Persistence, persistently
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.fetch_rules import shown
 from pool_managerd.models.file_lock import locked
 from pool_managerd.models.folder_fetch import FetchFile, FolderFetch, blob_name
 from pool_managerd.models.leftovers import bytes_on_disk
 from pool_managerd.models.part import disk_error
+from pool_managerd.models.progress import Progress, beyond
 from pool_managerd.models.provenance import Origin, Provenance
 from pool_managerd.models.refs import ModelRef
 from pool_managerd.models.remote import RemoteFile, RemoteModel, find
@@ -31,6 +33,7 @@ from pool_managerd.models.remote_head import read_head
 from pool_managerd.models.remote_shape import ShapeReading, UnusableError
 from pool_managerd.models.room import Room
 from pool_managerd.models.told import Downloaded, nobody
+from pool_managerd.models.usable import size_of
 from pool_managerd.models.web import AgainError, Web
 
 HEADER_TRIES = 2
@@ -97,7 +100,7 @@ class Fetcher:
             return False
         return found is not None and (found[0].size, found[0].etag) == (before.size, before.etag)
 
-    async def fetch(self, model: ModelRef, digests: Sequence[str], progress: Sized) -> Entry:
+    async def fetch(self, model: ModelRef, digests: Sequence[str], progress: Progress) -> Entry:
         """The model in the cache, fetched where it is not there; who asks for the same shares one download. Raises PoolError.
 
         It is cancelled when nobody waits for it any more: what is there by then is kept.
@@ -123,7 +126,7 @@ class Fetcher:
         with suppress(OSError):
             self._digests.forget(path.stat())
 
-    async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Sized) -> Entry:
+    async def _counted(self, model: ModelRef, digests: Sequence[str], progress: Progress) -> Entry:
         received, began = list[Download](), time.monotonic()
 
         def tell(outcome: Literal["success", "cancelled", "error"], reason: str = "none") -> None:
@@ -141,7 +144,7 @@ class Fetcher:
         tell("success")
         return entry
 
-    async def _fetch(self, model: ModelRef, digests: Sequence[str], progress: Sized, received: list[Download]) -> Entry:
+    async def _fetch(self, model: ModelRef, digests: Sequence[str], progress: Progress, received: list[Download]) -> Entry:
         await asyncio.to_thread(self.cache.prepare)
         remote = await self.look(model, digests)
         with self._reserved() as reserve:
@@ -153,7 +156,7 @@ class Fetcher:
             async def require_room(place: Path) -> None:
                 await self._require_room(remote, place, reserve)
 
-            async def fetch(final: Path, file: RemoteFile, told: Sized) -> CachedFile:
+            async def fetch(final: Path, file: RemoteFile, told: Progress) -> CachedFile:
                 return await self._file(remote, final, file, told, received)
 
             if remote.is_folder:
@@ -168,18 +171,18 @@ class Fetcher:
         return entry
 
     async def _file(
-        self, remote: RemoteModel, final: Path, file: RemoteFile, progress: Sized, received: list[Download]
+        self, remote: RemoteModel, final: Path, file: RemoteFile, progress: Progress, received: list[Download]
     ) -> CachedFile:
         """One file at its place, fetched where it is not there. Raises PoolError."""
         part = self.cache.partial(final, file.sha256)
         try:
-            async with locked(part.with_suffix(".lock"), lambda: progress(_size_of(part), file.size or 0)) as waited:
+            async with locked(part.with_suffix(".lock"), lambda: progress(size_of(part), file.size or 0)) as waited:
                 digest = await self._present(final, file, progress, fetched_just_now=waited)
                 if digest is None:
                     await asyncio.to_thread(self.cache.make_folder, final.parent)
                     received.append(download := Download(self._web, self.room, self._persistence))
                     digest = await download.run(file, part, final, progress)
-                    await asyncio.to_thread(self._keep_origin, remote, file, _size_of(final), digest, download.etag)
+                    await asyncio.to_thread(self._keep_origin, remote, file, size_of(final), digest, download.etag)
                 found = await asyncio.to_thread(final.stat)
         except OSError as problem:
             raise disk_error(final, problem) from problem
@@ -187,7 +190,7 @@ class Fetcher:
         relative = str(final.relative_to(self.cache.root))
         return CachedFile(relative, found.st_size, digest, file.sha256 is not None, found.st_mtime_ns)
 
-    async def _present(self, final: Path, file: RemoteFile, progress: Sized, *, fetched_just_now: bool) -> str | None:
+    async def _present(self, final: Path, file: RemoteFile, progress: Progress, *, fetched_just_now: bool) -> str | None:
         """The sha256 of a file that is there already, for another reference or from before; one that is another is deleted.
 
         Without a digest nobody could tell whether it is what would be fetched, unless that was done meanwhile.
@@ -243,14 +246,14 @@ class Fetcher:
         if remote.size_bytes is None:
             return 0
         finals = [(place / file.name, file.sha256) for file in remote.files]
-        there = sum(max(_size_of(final), _size_of(self.cache.partial(final, sha256))) for final, sha256 in finals)
+        there = sum(max(size_of(final), size_of(self.cache.partial(final, sha256))) for final, sha256 in finals)
         return max(0, remote.size_bytes - there)
 
 
-async def _one_by_one(cache: ModelCache, remote: RemoteModel, fetch: FetchFile, progress: Sized) -> tuple[CachedFile, ...]:
+async def _one_by_one(cache: ModelCache, remote: RemoteModel, fetch: FetchFile, progress: Progress) -> tuple[CachedFile, ...]:
     total, done, files = remote.size_bytes or 0, 0, list[CachedFile]()
     for file in remote.files:
-        files.append(await fetch(cache.place(remote.folder, file.name), file, _beyond(progress, done, total)))
+        files.append(await fetch(cache.place(remote.folder, file.name), file, beyond(progress, done, total)))
         done += files[-1].size
     return tuple(files)
 
@@ -258,8 +261,8 @@ async def _one_by_one(cache: ModelCache, remote: RemoteModel, fetch: FetchFile, 
 class _Shared:
     """One piece of work with several who wait for it; each hears how far it is."""
 
-    def __init__(self, work: Callable[[Sized], Coroutine[Any, Any, Entry]]) -> None:
-        self._listeners: list[Sized] = []
+    def __init__(self, work: Callable[[Progress], Coroutine[Any, Any, Entry]]) -> None:
+        self._listeners: list[Progress] = []
         self._last = (0, 0)
         self.task = asyncio.create_task(work(self._tell))
         self.is_over = False
@@ -269,7 +272,7 @@ class _Shared:
         for listener in tuple(self._listeners):
             listener(done, total)
 
-    async def wait(self, progress: Sized) -> Entry:
+    async def wait(self, progress: Progress) -> Entry:
         """Raises PoolError. The last one that is cancelled ends it: who comes then begins anew."""
         self._listeners.append(progress)
         progress(*self._last)
@@ -290,15 +293,3 @@ def _is_blob(path: Path, file: RemoteFile) -> bool:
     with suppress(OSError):
         return file.blob is not None and path.stat().st_size == file.size and blob_name(path.read_bytes()) == file.blob
     return False
-
-
-def _beyond(progress: Sized, done: int, total: int) -> Sized:
-    """Progress of one file among all."""
-    return lambda more, of: progress(done + more, total or of)
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

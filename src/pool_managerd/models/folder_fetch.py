@@ -11,18 +11,19 @@ from pathlib import Path
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import SpecError
 from pool_managerd.models.at_once import all_of
-from pool_managerd.models.cache import CachedFile, ModelCache
-from pool_managerd.models.download import Sized
+from pool_managerd.models.cache import ModelCache
+from pool_managerd.models.entries import CachedFile
 from pool_managerd.models.fetch_rules import shown
 from pool_managerd.models.file_lock import locked
 from pool_managerd.models.part import disk_error, sync_directory
+from pool_managerd.models.progress import Progress
 from pool_managerd.models.remote import RemoteFile, RemoteModel
 from pool_managerd.models.repository import check_code
 
 AT_ONCE = 4
 """Files that are fetched at the same time: a hub gives a single connection less than the line has."""
 
-FetchFile = Callable[[Path, RemoteFile, Sized], Awaitable[CachedFile]]
+FetchFile = Callable[[Path, RemoteFile, Progress], Awaitable[CachedFile]]
 
 
 class FolderFetch:
@@ -35,7 +36,7 @@ class FolderFetch:
     ) -> None:
         self._cache, self._fetch, self._require_room, self._policy = cache, fetch, require_room, policy
 
-    async def run(self, remote: RemoteModel, progress: Sized) -> tuple[CachedFile, ...]:
+    async def run(self, remote: RemoteModel, progress: Progress) -> tuple[CachedFile, ...]:
         """Its files in their order. What is there by the time that one fails is kept for the next try. Raises PoolError."""
         final = self._cache.root / remote.folder
         staging = self._cache.partial(final, None).with_suffix(".folder")
@@ -100,11 +101,11 @@ class FolderFetch:
 class _Sum:
     """How far all files are together."""
 
-    def __init__(self, progress: Sized, total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total = progress, total
         self._done: dict[str, int] = {}
 
-    def of(self, name: str) -> Sized:
+    def of(self, name: str) -> Progress:
         def tell(done: int, _of: int) -> None:
             self._done[name] = done
             self.tell()

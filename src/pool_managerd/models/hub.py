@@ -42,13 +42,8 @@ class HubListing:
 async def list_repository(model: ModelRef, web: Web) -> HubListing:
     """Raises AgainError and PoolError."""
     where = web.hub.endpoint / "api/models" / model.location / "revision" / (model.revision or "main")
-    body = bytearray()
-    async with web.get(where.with_query(blobs="true"), {"Accept": "application/json"}) as response:
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > MAX_LISTING_BYTES:
-                raise _odd(where, f"its list of files is longer than {MAX_LISTING_BYTES} bytes")
-    return await asyncio.to_thread(_read, bytes(body), where)
+    body = await web.read(where.with_query(blobs="true"), {"Accept": "application/json"}, MAX_LISTING_BYTES)
+    return await asyncio.to_thread(_read, body, where)
 
 
 def _read(body: bytes, where: URL) -> HubListing:

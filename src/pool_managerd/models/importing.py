@@ -20,13 +20,15 @@ from pathlib import Path
 
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.byte_reader import identity
-from pool_managerd.models.cache import IMPORTED, CachedFile, Entry, ModelCache
-from pool_managerd.models.digests import BLOCK_BYTES, DigestCache, Progress
+from pool_managerd.models.cache import IMPORTED, ModelCache
+from pool_managerd.models.digests import BLOCK_BYTES, DigestCache
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.fetch_rules import FETCHED
 from pool_managerd.models.gguf import is_gguf
 from pool_managerd.models.gguf_header import GgufHeader, read_gguf_header
 from pool_managerd.models.gguf_parts import other_parts
 from pool_managerd.models.part import disk_error
+from pool_managerd.models.progress import Progress
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.room import Room
 

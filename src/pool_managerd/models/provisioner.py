@@ -16,19 +16,21 @@ from pool_managerd.config import PolicyConfig, path_from
 from pool_managerd.core.artifacts import NOT_FETCHED, ResolvedModel
 from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.models.ahead_notes import Ahead
-from pool_managerd.models.cache import Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.checksums import given_digests, not_for_each_part
-from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.elsewhere import Elsewhere
+from pool_managerd.models.entries import Entry
 from pool_managerd.models.fetch_rules import FETCHED, check_network, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.gguf import is_gguf
 from pool_managerd.models.lookahead import Lookahead
 from pool_managerd.models.not_here import ollama_has_not, require_fetchable
+from pool_managerd.models.progress import Progress, beyond, untold
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.shapes import Shapes
 from pool_managerd.models.told import Verified, nobody
-from pool_managerd.models.usable import check_usable
+from pool_managerd.models.usable import check_usable, size_of
 from pool_managerd.models.used_notes import UsedNotes
 
 _VOUCHED_FOR = frozenset({"hf", "oci"})
@@ -91,7 +93,8 @@ class ModelProvisioner:
         if model.scheme not in (*FETCHED, "local") or self._cache is None:
             return True
         try:
-            return await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
+            cached = await asyncio.to_thread(partial(self._cache.need, model.id, used=True))
+            return cached or await asyncio.to_thread(self.elsewhere.remembered, model) is not None
         except NodeError as problem:
             if not problem.retriable:
                 raise
@@ -111,7 +114,7 @@ class ModelProvisioner:
     async def _all_parts(self, found: ResolvedModel, expected: tuple[str, ...], progress: Progress | None) -> ResolvedModel:
         parts, done = found.parts, 0
         for part, wanted in zip(parts, expected, strict=True):
-            await self._verify(Path(part), wanted, _beyond(progress, done, found.size_bytes))
+            await self._verify(Path(part), wanted, beyond(progress, done, found.size_bytes) if progress else None)
             done += await asyncio.to_thread(size_of, part)
         for part, wanted in zip(parts[:-1], expected[:-1], strict=True):  # known, unless it changed while later ones were read
             await self._verify(Path(part), wanted, None)
@@ -126,7 +129,7 @@ class ModelProvisioner:
 
         Cancelled, it leaves what is there by then for the next one, unless others wait for the same model.
         """
-        model, expected, checking = parse_ref(ref), given_digests(expected_digest), checking or progress or _nobody
+        model, expected, checking = parse_ref(ref), given_digests(expected_digest), checking or progress or untold
         if model.scheme == "ollama":
             found = await self.elsewhere.use(model, expected, checking)
             if found.used is None:
@@ -142,7 +145,7 @@ class ModelProvisioner:
             return
         if model.scheme not in _VOUCHED_FOR and not expected:
             self._require_digest(model.id, verified=False)
-        entry = await self._fetcher.fetch(model, expected, progress or _nobody)
+        entry = await self._fetcher.fetch(model, expected, progress or untold)
         if self.ahead is not None:
             await asyncio.to_thread(self.ahead.forget, model.id)
         if not entry.verified:
@@ -307,29 +310,12 @@ class ModelProvisioner:
             ) from error
 
 
-def _nobody(_done: int, _total: int) -> None:
-    """Nobody wants to know how far it is."""
-
-
 def _has(cache: ModelCache, model: ModelRef, digests: Sequence[str]) -> bool:
     """Whether it was fetched, and is what it has to be."""
     entry = cache.find(model.id)
     return entry is not None and (not digests or entry.digest == ",".join(digests))
 
 
-def _beyond(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """Progress of one part among all."""
-    return None if progress is None else lambda more, _: progress(done + more, total)
-
-
 def _is_at(path: Path, fd: int) -> bool:
     """Whether ``path`` still leads to the open file ``fd``: the engine opens what is there now."""
     return os.path.samestat(path.stat(), os.fstat(fd))
-
-
-def size_of(path: str) -> int:
-    """In bytes; 0 of what cannot be read, where nothing hangs on it."""
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0

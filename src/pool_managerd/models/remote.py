@@ -13,10 +13,11 @@ from pool_managerd.errors import SpecError
 from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.gguf_parts import MAX_PARTS
 from pool_managerd.models.hub import HubFile, HubListing, list_repository
+from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.refs import ModelRef
 from pool_managerd.models.registry import Artifact, find_artifact, gguf_layers
 from pool_managerd.models.repository import needed_files
-from pool_managerd.models.web import HubAccess, Web
+from pool_managerd.models.web import Web
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _SHOWN = 20

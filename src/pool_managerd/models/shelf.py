@@ -13,16 +13,18 @@ from typing import Any
 from pool_managerd.config import PolicyConfig
 from pool_managerd.core.model_keeping import Leftover, Limits, Stock, StoredModel
 from pool_managerd.errors import SpecError
-from pool_managerd.models.cache import CachedFile, Entry, ModelCache
+from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.candidates import Candidate
-from pool_managerd.models.digests import DigestCache, Progress
+from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.elsewhere import Elsewhere
 from pool_managerd.models.elsewhere_rows import row_of, rows_of
+from pool_managerd.models.entries import CachedFile, Entry
 from pool_managerd.models.fetch_rules import FETCHED, check_scheme
 from pool_managerd.models.fetcher import Fetcher
 from pool_managerd.models.importing import Importer, import_of
 from pool_managerd.models.leftovers import Leftovers, bytes_on_disk
 from pool_managerd.models.not_here import require_fetchable
+from pool_managerd.models.progress import Progress, beyond
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.remote import RemoteModel
 from pool_managerd.models.told import Verified, nobody
@@ -99,7 +101,7 @@ class Shelf:
             raise SpecError(f"cannot verify {model.id}: it is not in the cache")
         done, wrong, began = 0, list[str](), time.monotonic()
         for file in entry.files:
-            if not await self._is_right(file, _beyond(progress, done, entry.size_bytes)):
+            if not await self._is_right(file, beyond(progress, done, entry.size_bytes)):
                 wrong.append(file.path)
             done += file.size
         self.tell(Verified(model.id, "fail" if wrong else "pass", "verify", time.monotonic() - began))
@@ -206,7 +208,3 @@ def _here(found: Candidate) -> dict[str, Any]:
 
 def _plan(model: ModelRef, size_bytes: int | None, files: list[str], *, present: bool) -> dict[str, Any]:
     return {"ref": model.id, "present": present, "files": files, "size_bytes": size_bytes}
-
-
-def _beyond(progress: Progress, done: int, total: int) -> Progress:
-    return lambda more, _: progress(done + more, total)

@@ -18,6 +18,14 @@ PICKLE_HEADS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in ran
 _MAX_NAMES = 10_000
 
 
+def size_of(path: str | Path) -> int:
+    """In bytes; 0 of what cannot be read, where nothing hangs on it. Blocks."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
 def check_usable(path: Path, ref: str, policy: PolicyConfig) -> int:
     """Size of the model in bytes (0 for a directory). Blocks; run in a thread. Raises SpecError with the reason."""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import time
@@ -19,9 +18,9 @@ from pool_managerd.models.addresses import AddressRefusedError, PublicResolver
 from pool_managerd.models.bandwidth import Bandwidth
 from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.fetch_rules import check_url, denied, is_listed, shown
+from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.registry_access import MAX_TOKEN_BYTES, RegistryAccess
 
-HUB = "https://huggingface.co"
 MAX_REDIRECTS = 8
 READ_BYTES = 1 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,26 +33,6 @@ class AgainError(Exception):
     def __init__(self, why: str, retry_after_s: float | None = None) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class HubAccess:
-    """Where the hub is, and what opens its private and gated repositories."""
-
-    endpoint: URL = field(default_factory=lambda: URL(HUB))
-    token: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, env: Mapping[str, str]) -> HubAccess:
-        """By HF_ENDPOINT and HF_TOKEN, as other programs have them. Raises SpecError."""
-        text = (env.get("HF_ENDPOINT") or HUB).rstrip("/")
-        try:
-            endpoint = URL(text)
-        except ValueError:
-            endpoint = URL()
-        if endpoint.scheme not in ("http", "https") or not endpoint.host or endpoint.user or endpoint.query_string:
-            raise SpecError(f"cannot use HF_ENDPOINT: it is no address such as {HUB}", code="CONFIG_ERROR")
-        return cls(endpoint, env.get("HF_TOKEN", "").strip() or None)
 
 
 def trusting(ca_file: Path | None) -> ssl.SSLContext | None:
@@ -152,6 +131,8 @@ class Web:
         here, before, asked = await self.buckets.opened(url), None, False
         for _ in range(MAX_REDIRECTS + 1):
             check_url(self._policy(), here, before)
+            if self.hub.offline and self._is_hub(here):
+                raise denied(shown(url), "HF_HUB_OFFLINE is set", "unset it for the daemon, or have the model here before")
             told = {**headers, **self._token_for(here), **self.registries.headers(here)}
             response = await self._opened().get(here, allow_redirects=False, headers=told, proxy=self._proxy)
             if response.status == 401 and not asked and (challenge := response.headers.get("WWW-Authenticate")):
@@ -170,7 +151,7 @@ class Web:
 
     def _hint(self, url: URL) -> str:
         """What to do where it is refused."""
-        if url.origin() == self.hub.endpoint.origin():
+        if self._is_hub(url):
             return "set HF_TOKEN for the daemon to a token that may read it, and accept the model's terms on the hub"
         return self.buckets.hint(url) or "see whether the address is right, and open to everybody"
 
@@ -190,8 +171,10 @@ class Web:
 
     def _token_for(self, url: URL) -> dict[str, str]:
         """Nobody but the hub itself gets it, wherever the hub redirects to."""
-        is_hub = url.origin() == self.hub.endpoint.origin()
-        return {"Authorization": f"Bearer {self.hub.token}"} if self.hub.token and is_hub else {}
+        return {"Authorization": f"Bearer {self.hub.token}"} if self.hub.token and self._is_hub(url) else {}
+
+    def _is_hub(self, url: URL) -> bool:
+        return url.origin() == self.hub.endpoint.origin()
 
 
 def _target(here: URL, location: str) -> URL:

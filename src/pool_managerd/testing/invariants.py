@@ -13,6 +13,7 @@ from pool_managerd.core.lifecycle import Phase, Policy, PoolState, validate, vie
 from pool_managerd.core.lifecycle.phase import SERVING, TRANSITIONAL
 from pool_managerd.core.registry import LeaseChange
 from pool_managerd.core.restart_limit import RestartRules
+from pool_managerd.supervision.fetching import STEP as FETCH
 from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.scenario import ACQUIRE, SUBMITTED
 from pool_managerd.testing.scene import Scene
@@ -143,12 +144,19 @@ class Oracle:
         elif event.type == "evicted" and event.pool_id is not None:
             if left := self._leases_on_present(event.pool_id):
                 self._scene.fail("nobody's request is cut off to make room", f"{event.human}: {left} leases")
+        elif event.type == "preload_failed" and event.pool_id is not None:
+            self._look_at_download(event.pool_id, event.human)
         elif event.type == "restart" and event.pool_id is not None:
             self._restarted(event.pool_id)
         elif event.type in ("reload_failed", "reload_undone") and event.pool_id is not None:
             self._asked_at[event.pool_id] = self._scene.timeline.now  # what ran before is started as by a person
         elif event.type in ("port_conflict", "quarantine", "hold") and event.pool_id is not None:
             self._trials.pop(event.pool_id, None)
+
+    def _look_at_download(self, pool_id: str, reason: str) -> None:
+        moved_at = self._scene.machine.downloads.moved_at.get(pool_id, float("-inf"))
+        if "no progress" in reason and self._scene.timeline.now - moved_at < LATE_S:
+            self._scene.fail("a start that fetches is not late as long as bytes come", f"{pool_id}: {reason}")
 
     def _restarted(self, pool_id: str) -> None:
         rules, now = self._rules, self._scene.timeline.now
@@ -221,6 +229,8 @@ class Oracle:
             return
         ledger = self._scene.adapters.gpus.memory.ledger
         for pool in pools:
+            if pool.instance.phase is Phase.STAGING and pool.launch.step == FETCH and ledger.get(pool.instance_id) is not None:
+                self._scene.fail("a download keeps no memory from others", str(pool.instance))
             if pool.instance.has_process and ledger.get(pool.instance_id) is None:
                 running = self._scene.machine.running(pool.pool_id)
                 if any(e.launch.epoch == pool.instance.epoch and e.launch.reserved_bytes for e in running):

@@ -6,7 +6,8 @@ them. A run may leave actions out (shrink.py does); the others stay what they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -62,7 +63,8 @@ class Scenario:
 
     ``attributable``: the driver tells whose processes hold memory. ``tight``: not all engines have room at the same time.
     ``sleepers`` are the pools whose engines can sleep. ``crowded``: pools take turns on one GPU, which has room for one of them.
-    ``traffic`` comes to a gateway, where there is one.
+    ``traffic`` comes to a gateway, where there is one. ``downloads``: how many seconds it takes to fetch the models that are not
+    there at first, by pool.
     """
 
     seed: int
@@ -76,6 +78,7 @@ class Scenario:
     sleepers: frozenset[str] = frozenset()
     crowded: bool = False
     traffic: Traffic | None = None
+    downloads: Mapping[str, float] = field(default_factory=dict)
 
     def node_config(self) -> Config:
         return Config.model_validate(self.config)
@@ -103,6 +106,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(
         seed, hours, config if asked is None else named(seed, config), gpus, shown, tight and gpus > 0, needs,
         actions if asked is None else _with_traffic(seed, asked, actions), _sleepers(seed, ids), crowded, asked,
+        _downloads(seed, ids),
     )  # fmt: skip
 
 
@@ -202,6 +206,16 @@ def _sleepers(seed: int, ids: list[str]) -> frozenset[str]:
     """Drawn apart, as reloads are."""
     chance = Random(f"sleepers {seed}")
     return frozenset(pool_id for pool_id in ids if chance.random() < 0.6)
+
+
+def _downloads(seed: int, ids: list[str]) -> dict[str, float]:
+    """In some runs. Drawn apart, as reloads are."""
+    chance = Random(f"downloads {seed}")
+    if chance.random() < 0.7:
+        return {}
+    return {
+        pool_id: chance.expovariate(1 / chance.choice((1.0, 20.0, 200.0, 1_000.0))) for pool_id in ids if chance.random() < 0.8
+    }
 
 
 def _mixed(chance: Random) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pool_managerd.supervision.pool import Pool
 from pool_managerd.testing.life import Life
 from pool_managerd.testing.scenario import GPU_BYTES, Scenario
 from pool_managerd.testing.simulated_disk import SimulatedDisk
-from pool_managerd.testing.simulated_machine import SimulatedMachine
+from pool_managerd.testing.simulated_machine import Downloads, SimulatedMachine
 from pool_managerd.testing.simulated_node import SimulatedAdapters
 from pool_managerd.testing.timeline import Timeline
 
@@ -42,6 +42,7 @@ class Scene:
         self.timeline, self.disk = Timeline(), SimulatedDisk()
         self.machine = SimulatedMachine(self.timeline, Random(f"machine {scenario.seed}"), scenario.gpus, GPU_BYTES)
         self.machine.attributable, self.machine.sleepers = scenario.attributable, scenario.sleepers
+        self.machine.downloads = Downloads(scenario.downloads, scenario.seed)
         self.trace: list[tuple[float, str, Event | str]] = []
         self.broken: Violation | None = None
         self.life: Life | None = None

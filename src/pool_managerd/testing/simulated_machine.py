@@ -98,6 +98,38 @@ class SimulatedGpu:
         return self.foreign_bytes + sum(self.held.values())
 
 
+_LINE_BREAKS = 0.002
+
+
+@dataclass
+class Downloads:
+    """How long it takes to fetch what was not there, in seconds by pool, and what is there by now: that outlives a daemon, and is
+    not fetched again. ``moved_at`` is when something came last.
+    """
+
+    total_s: Mapping[str, float]
+    seed: int
+    done_s: dict[str, float] = field(default_factory=dict)
+    moved_at: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._chance, self._breaks = Random(f"fetch {self.seed}"), _LINE_BREAKS
+
+    def hurry(self) -> None:
+        """What is left comes soon, and the line holds."""
+        self._breaks = 0.0
+        self.done_s = {pool_id: max(self.done_s.get(pool_id, 0.0), total_s - 3.0) for pool_id, total_s in self.total_s.items()}
+
+    def left_s(self, pool_id: str) -> float:
+        return self.total_s.get(pool_id, 0.0) - self.done_s.get(pool_id, 0.0)
+
+    def brought(self, pool_id: str, seconds: float, now: float) -> bool:
+        """So much more is there; False: the line breaks."""
+        self.moved_at[pool_id] = now
+        self.done_s[pool_id] = min(self.total_s[pool_id], self.done_s.get(pool_id, 0.0) + seconds)
+        return self._chance.random() >= self._breaks
+
+
 class SimulatedMachine:
     """``engines`` are those that run, and ended ones whose record is still there, by pid."""
 
@@ -109,6 +141,7 @@ class SimulatedMachine:
         self.slow_scan_s = 0.0
         self.attributable = True
         self.sleepers: frozenset[str] = frozenset()
+        self.downloads = Downloads({}, 0)
         self._last_scan = DeviceScan()
         self.on_launch: Callable[[SimulatedEngine], None] = lambda engine: None
         self.daemon = 0
@@ -131,6 +164,7 @@ class SimulatedMachine:
         """No fault is left to strike."""
         self._troubles.clear()
         self.strangers.clear()
+        self.downloads.hurry()
         self.scan_problem, self.slow_scan_s = None, 0.0
         for gpu in self.gpus:
             gpu.error, gpu.missing, gpu.foreign_bytes = None, False, 0

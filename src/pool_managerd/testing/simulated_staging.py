@@ -20,6 +20,11 @@ from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
 
 FIRST_PORT = 8_080
+FETCH_PIECE_S = 1.0
+
+
+def _pool_of(ref: str) -> str:
+    return ref.removeprefix("file:").removesuffix(".gguf")
 
 
 class SimulatedModels:
@@ -36,13 +41,23 @@ class SimulatedModels:
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *,
         progress: Callable[[int, int], None] | None = None, checking: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
-        """Every model is there."""
+        """What of it is there stays, however this ends."""
+        pool_id, downloads = _pool_of(ref), self._life.machine.downloads
+        total_s = downloads.total_s.get(pool_id, 0.0)
+        while (left_s := downloads.left_s(pool_id)) > 0:
+            piece_s = min(FETCH_PIECE_S, left_s)
+            await asyncio.sleep(piece_s)
+            whole = downloads.brought(pool_id, piece_s, self._life.machine.timeline.now)
+            if progress is not None:
+                progress(round(1000 * downloads.done_s[pool_id]), round(1000 * total_s))
+            if not whole:
+                raise NodeError(f"cannot fetch {ref}: the connection was lost", code="FETCH_FAILED", retriable=True)
 
     async def ensure_present(
         self, ref: str, expected_digest: str | Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> ResolvedModel:
         machine = self._life.machine
-        trouble = machine.troubles(ref.removeprefix("file:").removesuffix(".gguf"))
+        trouble = machine.troubles(_pool_of(ref))
         if trouble.staging_s:
             await asyncio.sleep(trouble.staging_s)
         else:

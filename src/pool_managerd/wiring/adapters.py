@@ -30,11 +30,12 @@ from pool_managerd.models.buckets import BucketAccess
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.importing import Importer
 from pool_managerd.models.provisioner import ModelProvisioner
 from pool_managerd.models.registry_access import logins_of
 from pool_managerd.models.shelf import Shelf
-from pool_managerd.models.web import HubAccess, Web, trusting
+from pool_managerd.models.web import Web, trusting
 from pool_managerd.runtime import procfs
 from pool_managerd.runtime.adoption import Adoption
 from pool_managerd.runtime.confined import ConfinedRun

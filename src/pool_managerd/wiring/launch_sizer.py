@@ -16,7 +16,8 @@ from pool_managerd.core.memory.model_shape import ModelShape
 from pool_managerd.engines.adapter import LaunchMemory
 from pool_managerd.engines.provisioner import EngineProvisioner
 from pool_managerd.errors import PoolError
-from pool_managerd.models.provisioner import ModelProvisioner, size_of
+from pool_managerd.models.provisioner import ModelProvisioner
+from pool_managerd.models.usable import size_of
 
 
 class StartSizer:
