@@ -26,10 +26,11 @@ from pool_managerd.models import importing
 from pool_managerd.models.cache import ModelCache
 from pool_managerd.models.digests import DigestCache
 from pool_managerd.models.fetcher import Fetcher
+from pool_managerd.models.hub_access import HubAccess
 from pool_managerd.models.importing import Importer, import_of
 from pool_managerd.models.refs import parse_ref
 from pool_managerd.models.room import Room
-from pool_managerd.models.web import HubAccess, Web, trusting
+from pool_managerd.models.web import Web, trusting
 
 GOAL_SHARE, GOAL_BLOCKED_MS, GOAL_GROWN_MB = 0.9, 20.0, 64.0
 GOAL_HEADER_REQUESTS, GOAL_HEADER_MB = 4, 16.0
