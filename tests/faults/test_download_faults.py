@@ -18,6 +18,7 @@ from tests.faults.download_checks import (
     holding_nothing_more,
     nothing_but_right,
     nothing_is_told,
+    part_bytes,
     watch,
     whole,
 )
@@ -121,8 +122,9 @@ async def test_it_comes_whole_or_not_at_all(kind: str, row: Row, tls: Tls, tmp_p
             else:
                 await f.models.fetch(s.ref, s.digest)
             assert row.asks in (0, len(s.proxy.asked))
-            s.proxy.faults = []
+            s.proxy.faults, s.proxy.asked, there = [], [], part_bytes(f.cache.root, s.proxy.hit)
             await whole(s, f)
+            assert s.proxy.asked == ([there] if row.says else [])
 
 
 # --- addresses that are over ---
