@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.download_sources import Tls
 from tests.faults.watched import Watched, WatchedGpuNode
+from tests.gateway.certificates import certify
 from tests.gpu.conftest import MakePool, driver_library, fake
 
 __all__ = ["MakePool", "driver_library", "fake"]
@@ -52,9 +55,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         and {"make", "daemon", "make_node"} & set(getattr(item, "fixturenames", ()))
         and (item.get_closest_marker("slow") or not item.name.startswith(IN_EVERY_RUN))
     ]
+    late += [item for item in items if item.path.name.startswith("test_download_") and item.get_closest_marker("slow")]
     if late:
         config.hook.pytest_deselected(items=late)
         items[:] = [item for item in items if item not in set(late)]
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """What servers of models show, and what downloads trust."""
+    files = certify(tmp_path_factory.mktemp("tls"))
+    shown = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    shown.load_cert_chain(files.cert, files.key)
+    return Tls(shown, ssl.create_default_context(cafile=str(files.cert)), files.cert)
 
 
 @pytest.hookimpl(hookwrapper=True)

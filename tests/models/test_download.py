@@ -1,4 +1,4 @@
-"""Downloads over a network that fails in every way: what arrives is what was sent, or nothing is said to have arrived."""
+"""Downloads of one file: what arrives is what was sent, or nothing is said to have arrived; tests/faults has every fault."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pool_managerd.errors import NodeError, SpecError
+from pool_managerd.errors import NodeError
 from tests.models.fetching import fetching
-from tests.models.hub_app import Hub, first_byte, redirect, status
+from tests.models.hub_app import Hub, first_byte, status
 from tests.small_disk import mounted_small
 
 BODY = b"GGUF\x03\x00\x00\x00" + random.Random(1).randbytes(3_000_000)
@@ -108,67 +108,6 @@ async def test_a_range_of_another_file_is_not_appended(hub: Hub, tmp_path: Path)
         model = await f.models.ensure_present(f"{hub.url}/m.gguf")
         assert Path(model.local_path).read_bytes() == BODY
     assert hub.asked[-1].range is None
-
-
-async def test_ranges_that_are_ignored_begin_anew(hub: Hub, tmp_path: Path) -> None:
-    async def whole(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=BODY, headers={"ETag": '"1"'})
-
-    hub.script = [hub.cut_after(1_500_000), whole]
-    async with fetching(tmp_path) as f:
-        assert Path((await f.models.ensure_present(f"{hub.url}/m.gguf")).local_path).read_bytes() == BODY
-
-
-async def test_a_flipped_bit_is_fetched_again_once_and_then_refused(hub: Hub, tmp_path: Path) -> None:
-    wrong = bytearray(BODY)
-    wrong[2_000_000] ^= 1
-
-    async def flipped(_request: web.Request) -> web.StreamResponse:
-        return web.Response(body=bytes(wrong), headers={"ETag": '"1"'})
-
-    hub.script = [flipped]
-    async with fetching(tmp_path) as f:
-        assert Path((await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)).local_path).read_bytes() == BODY
-    hub.script, hub.asked = [flipped] * 9, []
-    async with fetching(tmp_path / "other") as f:
-        error = await f.refusal(f"{hub.url}/m.gguf", DIGEST)
-        assert (error.code, error.status) == ("DIGEST_MISMATCH", 422) and isinstance(error, SpecError)
-        assert len(hub.asked) == 2 and list(f.cache.root.rglob("*.gguf")) == []
-
-
-async def test_a_connection_that_stalls_is_given_up_and_another_one_made(hub: Hub, tmp_path: Path) -> None:
-    gate = asyncio.Event()
-    hub.script = [hub.held_after(1_500_000, gate)]
-    async with fetching(tmp_path, stall_s=0.2) as f:
-        assert (await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)).verified
-    gate.set()
-    assert len(hub.asked) == 2
-
-
-async def test_a_trickle_is_given_up_and_another_connection_made(hub: Hub, tmp_path: Path) -> None:
-    async def trickle(request: web.Request) -> web.StreamResponse:
-        response = await hub.begun(request, len(BODY))
-        for number in range(len(BODY)):
-            await response.write(BODY[number : number + 1])
-            await asyncio.sleep(0.01)
-        return response
-
-    hub.script = [trickle]
-    async with fetching(tmp_path, window_s=0.1, slowest=1000) as f:
-        assert (await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)).verified
-    assert len(hub.asked) == 2 and hub.asked[1].range is not None
-
-
-async def test_an_address_that_is_over_is_asked_for_anew(hub: Hub, tmp_path: Path) -> None:
-    away = await Hub(files=hub.files).start()
-    hub.script = [redirect(f"{away.url}/m.gguf?signature=old"), redirect(f"{away.url}/m.gguf?signature=new")]
-    away.script = [status(403)]
-    try:
-        async with fetching(tmp_path) as f:
-            assert (await f.models.ensure_present(f"{hub.url}/m.gguf", DIGEST)).verified
-    finally:
-        await away.close()
-    assert len(hub.asked) == 2
 
 
 async def test_a_cancelled_download_leaves_what_it_has_and_the_next_one_goes_on(hub: Hub, tmp_path: Path) -> None:

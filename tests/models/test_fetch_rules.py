@@ -82,6 +82,11 @@ async def test_a_name_that_leads_into_this_machine_is_not_connected_to(hub: Hub,
     assert hub.asked == []
 
 
+async def test_a_name_that_can_be_none_is_an_error_and_not_a_crash() -> None:
+    with pytest.raises(OSError, match="no name of a host"):
+        await PublicResolver(lambda _: False).resolve("a" * 70, 1)
+
+
 async def test_a_host_that_is_listed_may_have_any_address(hub: Hub, tmp_path: Path) -> None:
     async with fetching(tmp_path, policy={"allow_domains": ["localhost"]}) as f:
         assert (await f.models.ensure_present(f"http://localhost:{URL(hub.url).port}/m.gguf")).size_bytes == len(BODY)
@@ -92,6 +97,7 @@ async def test_a_host_that_is_listed_may_have_any_address(hub: Hub, tmp_path: Pa
     [
         ("http://10.0.0.1/m", "10.0.0.1 is not in policy.allow_domains"), ("ftp://127.0.0.1/", "not http or https"),
         ("http://u:secret@127.0.0.1/m", "credentials"), ("/again", "redirected more than 8 times"),
+        ("http://127.0.0.1:99999999/m", "redirects to what is no address"),
     ],
 )  # fmt: skip
 async def test_each_redirect_is_checked(hub: Hub, tmp_path: Path, target: str, why: str) -> None:

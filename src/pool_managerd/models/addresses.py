@@ -27,7 +27,10 @@ class PublicResolver(AbstractResolver):
         self._system = ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        found = await self._system.resolve(host, port, family)
+        try:
+            found = await self._system.resolve(host, port, family)
+        except UnicodeError as problem:  # it has a part that is empty or too long
+            raise socket.gaierror(socket.EAI_NONAME, "it is no name of a host") from problem
         public = [one for one in found if self._is_listed(host) or is_public(one["host"])]
         if not public:
             raise AddressRefusedError(f"{host} is at {found[0]['host']}, which is not a public address")

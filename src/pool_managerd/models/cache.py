@@ -26,6 +26,7 @@ from pool_managerd.models.part import disk_error
 MAX_ENTRIES = 10_000
 IMPORTED = "imported"
 """The folder of files that people have brought."""
+_OWN = ("refs", "partial", "catalog")
 _NEVER = -1
 """No file was changed then."""
 
@@ -50,7 +51,7 @@ class ModelCache:
                     f"cannot use {self.root} for models: other users could change what is in it", code="DIRECTORY_NOT_OURS",
                     retriable=False, hint=f"chown {os.geteuid()} {self.root} && chmod go-w {self.root}",
                 )  # fmt: skip
-            for name in ("refs", "partial", "catalog"):
+            for name in _OWN:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as problem:
             raise disk_error(self.root, problem) from problem
@@ -224,9 +225,9 @@ class ModelCache:
         return freed
 
     def _prune(self, folder: Path) -> None:
-        """Folders that are empty now."""
+        """Folders that are empty now, but for those that a download of this moment counts on."""
         with suppress(OSError):
-            while folder != self.root and self.root in folder.parents:
+            while self.root in folder.parents and folder.name not in _OWN:
                 folder.rmdir()
                 folder = folder.parent
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.room import Room
 
 MAX_PATH_CHARS = 4096
+FLUSH_BYTES = 64 << 20
 _FICLONE = 0x40049409
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _DRAFT = re.compile(r"import-[0-9a-f]{16}\.part")
@@ -188,23 +191,57 @@ class _Copying:
         cloned = _clone(source, target)
         if not cloned:
             room.require(before.st_size, str(imported))
-        digest, block, offset = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES)), 0
-        while count := _read(target if cloned else source, block, offset, imported):
-            if self._stop.is_set():
-                raise NodeError("cannot finish the import: it was cancelled")
-            digest.update(block[:count])
-            if not cloned:
-                _write(target, block[:count], offset)
-            offset += count
-            self._done += count
-            self._report(self._done, max(self.total, self._done))
-            if offset > before.st_size:
-                break
+        digest, offset = hashlib.sha256(), 0
+        with _Writing(target) as writing:
+            for block in itertools.cycle([memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))]):
+                count = _read(target if cloned else source, block, offset, imported)
+                writing.settle()
+                if not count or offset > before.st_size:
+                    break
+                if self._stop.is_set():
+                    raise NodeError("cannot finish the import: it was cancelled")
+                if not cloned:
+                    writing.write(block[:count], offset)
+                digest.update(block[:count])
+                offset += count
+                self._done += count
+                self._report(self._done, max(self.total, self._done))
         if offset != before.st_size or identity(os.fstat(source)) != identity(before):
             raise SpecError(
                 "cannot import it: the file is changed while it is read", hint="wait until it is complete", status=409
             )
         return digest.hexdigest()
+
+
+class _Writing:
+    """A block is written while the caller hashes it and reads the next one, and sent to the disk on the way. Raises OSError."""
+
+    def __init__(self, target: int) -> None:
+        self._target, self._pool = target, ThreadPoolExecutor(2)
+        self._written: Future[None] | None = None
+        self._flushed: Future[None] | None = None
+        self._unflushed = 0
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        if self._flushed is not None:
+            self._flushed.result()  # the kernel tells once that it could not
+
+    def write(self, block: memoryview, offset: int) -> None:
+        if self._unflushed >= FLUSH_BYTES and (self._flushed is None or self._flushed.done()):
+            if self._flushed is not None:
+                self._flushed.result()
+            self._unflushed, self._flushed = 0, self._pool.submit(os.fdatasync, self._target)
+        self._unflushed += len(block)
+        self._written = self._pool.submit(_write, self._target, block, offset)
+
+    def settle(self) -> None:
+        """Return when what was given is written."""
+        if self._written is not None:
+            self._written.result()
 
 
 def _clone(source: int, target: int) -> bool:

@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ FLUSH_BYTES = 256 << 20
 class Validator:
     """What must still hold where a download goes on: the server's ETag, the size of the whole, its digest if one is known.
 
-    Without a digest to check at the end, what an earlier boot has written is not believed.
+    Without a digest to check at the end, what an earlier boot has written is not believed. ``owner`` writes it: whoever went on
+    with it last.
     """
 
     url: str
@@ -39,13 +41,17 @@ class Validator:
     size: int | None = None
     sha256: str | None = None
     boot: str = ""
+    owner: str = ""
 
 
 class Part:
-    """Belongs to one download at a time: the caller has its lock. Only threads touch the disk."""
+    """Belongs to one download at a time: the caller has its lock, and where that does not hold, as on some network file systems,
+    whoever opened it last. Only threads touch the disk.
+    """
 
     def __init__(self, path: Path, wanted: Validator) -> None:
-        self.validator = wanted
+        self._me = secrets.token_hex(8)
+        self.validator = replace(wanted, owner=self._me)
         self.size = 0
         self._path, self._note = path, path.with_suffix(".json")
         self._digest = hashlib.sha256()
@@ -54,6 +60,7 @@ class Part:
         self._flush: asyncio.Future[None] | None = None
         self._stop = threading.Event()
         self._unflushed = 0
+        self._unsynced: OSError | None = None
 
     # --- for the event loop ---
 
@@ -87,15 +94,14 @@ class Part:
         return await self._in_thread(lambda: self._finish(final))
 
     async def close(self) -> None:
-        """Leave it for whoever goes on. Returns when no thread uses it any more, cancelled or not."""
+        """Leave it for whoever goes on, if there is anything in it. Returns when no thread uses it any more, cancelled or not."""
         self._stop.set()
         for work in (self._work, self._flush):
             if work is not None:
                 with suppress(NodeError):
                     await _whatever_happens(work)
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            await _whatever_happens(asyncio.get_running_loop().run_in_executor(None, self._leave))
 
     @property
     def sha256(self) -> str:
@@ -127,7 +133,7 @@ class Part:
             if before is None or not _goes_on(before, wanted) or there > (before.size or there):
                 self._restart("", wanted.size)
                 return
-            self.validator = before
+            self._note_down(replace(before, owner=self._me))
             block = memoryview(bytearray(BLOCK_BYTES))
             while not self._stop.is_set() and (count := os.preadv(self._fd, [block], self.size)):
                 self._digest.update(block[:count])
@@ -138,13 +144,27 @@ class Part:
         with _told(self._path):
             os.ftruncate(self._fd, 0)
             self._digest, self.size, self._unflushed = hashlib.sha256(), 0, 0
-            wanted = self.validator
-            self.validator = Validator(wanted.url, etag, size, wanted.sha256, boot_id())
-            draft = self._note.with_suffix(".new")
-            draft.write_text(json.dumps(asdict(self.validator)), "utf-8")
-            draft.replace(self._note)
+            self._note_down(replace(self.validator, etag=etag, size=size, boot=boot_id()))
+
+    def _note_down(self, validator: Validator) -> None:
+        self.validator = validator
+        draft = self._note.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(validator)), "utf-8")
+        draft.replace(self._note)
+
+    def _require_mine(self) -> None:
+        """Raises NodeError where another process has gone on with it meanwhile, and where the disk has lost some of it."""
+        if self._unsynced is not None:
+            raise disk_error(self._path, self._unsynced)
+        noted = self._noted()
+        if noted is None or noted.owner != self._me or os.fstat(self._fd).st_size != self.size:
+            raise NodeError(
+                f"cannot go on with {self._path}: another process writes it, which the locks of its file system do not keep out",
+                retriable=True, hint="have models.cache_dir on a local disk, or another one for each machine",
+            )  # fmt: skip
 
     def _write(self, chunks: Sequence[bytes]) -> None:
+        self._require_mine()
         with _told(self._path):
             for first in range(0, len(chunks), _MAX_BUFFERS):
                 some = chunks[first : first + _MAX_BUFFERS]
@@ -154,7 +174,19 @@ class Part:
 
     def _to_disk(self) -> None:
         with _told(self._path):
-            os.fdatasync(self._fd)
+            self._sync(os.fdatasync)
+
+    def _sync(self, call: Callable[[int], None]) -> None:
+        """What the disk has failed to take may be lost, though it can still be read: nobody goes on with that. The kernel tells
+        it once.
+        """
+        try:
+            call(self._fd)
+        except OSError as problem:
+            self._unsynced = problem
+            with suppress(OSError):
+                self._note.unlink()
+            raise
 
     def _append(self, chunks: Sequence[bytes]) -> None:
         left = [memoryview(chunk) for chunk in chunks]
@@ -168,13 +200,25 @@ class Part:
                 left[0] = left[0][count:]
 
     def _finish(self, final: Path) -> str:
+        self._require_mine()
         with _told(final):
             os.fchmod(self._fd, 0o444)  # engines have users of their own, and nobody writes to it any more
-            os.fsync(self._fd)
+            self._sync(os.fsync)
             self._path.rename(final)
             self._note.unlink(missing_ok=True)
             sync_directory(final.parent)
         return self.sha256
+
+    def _leave(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            noted = self._noted()
+            if noted is not None and noted.owner == self._me and not os.fstat(fd).st_size:
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
+                    self._note.unlink()
+        finally:
+            os.close(fd)
 
     def _noted(self) -> Validator | None:
         try:

@@ -181,7 +181,9 @@ class Web:
 
 def _target(here: URL, location: str) -> URL:
     try:
-        return here.join(URL(location, encoded=True)).with_fragment(None)
+        target = here.join(URL(location, encoded=True)).with_fragment(None)
+        _ = target.host, target.port  # an encoded one is not looked at before
+        return target
     except ValueError:
         raise SpecError(f"cannot fetch {shown(here)}: it redirects to what is no address") from None
 
