@@ -15,16 +15,16 @@ from typing import IO
 
 from tests.conftest import REPOSITORY
 
-WAITING = ("tests/system", "tests/gpu")
-"""Each takes half as long as all the rest, most of it in waiting for daemons."""
+APART = (("tests/system",), ("tests/gpu", "tests/cli", "tests/faults"))
+"""Each of these groups takes about as long as all the rest, much of it in waiting for daemons."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code of the first that failed, if one has."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    rest = [f"--ignore={folder}" for folder in WAITING]
+    rest = [f"--ignore={folder}" for folders in APART for folder in folders]
     with contextlib.ExitStack() as stack:
-        others = [_begin(stack, command, folder) for folder in WAITING]
+        others = [_begin(stack, command, folders) for folders in APART]
         codes = [subprocess.run([*command, *rest, "tests"], cwd=REPOSITORY, check=False).returncode]
         for process, said in others:
             codes.append(process.wait())
@@ -34,11 +34,13 @@ def main(arguments: Sequence[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _begin(stack: contextlib.ExitStack, command: Sequence[str], folder: str) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+def _begin(
+    stack: contextlib.ExitStack, command: Sequence[str], folders: Sequence[str]
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     """One process, which ends with ``stack``, and what it prints."""
     said = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-    cache = f"cache_dir=.pytest_cache/{Path(folder).name}"
-    process = subprocess.Popen([*command, "-o", cache, folder], cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT)
+    cache = f"cache_dir=.pytest_cache/{Path(folders[0]).name}"
+    process = subprocess.Popen([*command, "-o", cache, *folders], cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT)
     stack.callback(_end, process)
     return process, said
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +150,7 @@ async def test_one_that_cannot_be_used_leaves_that_before_in_force(tmp_path: Pat
 
 async def test_a_slow_reader_is_served_and_one_that_takes_next_to_nothing_is_cut_off(tmp_path: Path) -> None:
     files = certify(tmp_path)
-    async with secured(files, write_timeout_s=0.5, head_timeout_s=1.0) as (one, _):
+    async with secured(files, write_timeout_s=1.5, head_timeout_s=3.0) as (one, _):
         one.engine.words = 200_000
         body, at = json.dumps(STREAM).encode(), urlsplit(one.url)
         readers = []
@@ -168,13 +168,15 @@ async def test_a_slow_reader_is_served_and_one_that_takes_next_to_nothing_is_cut
         (slow, slows), (_, silents) = readers
         await one.until(lambda: one.gateway.leasing.used() == 2, "both to run")
         began = time.monotonic()
-        while one.gateway.leasing.used() == 2 or time.monotonic() - began < 2:  # the silent one goes, the slow one reads on
+        while one.gateway.leasing.used() == 2 or time.monotonic() - began < 3:  # the silent one goes, the slow one reads on
             assert await slow.read(4096)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.01)
             assert time.monotonic() - began < 20
         assert one.gateway.leasing.used() == 1
         for writer in (slows, silents):
             writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 class Buffered(asyncio.Transport):

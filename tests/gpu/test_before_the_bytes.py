@@ -128,7 +128,7 @@ def test_a_repository_is_fetched_as_a_folder_for_vllm(make_node: MakeNode, open_
     hub.files["config.json"] = b'{"auto_map": {"AutoModel": "evil.Model"}}'
     told = node.command("models", "pull", "hf:org/repo@other", "--dry-run")
     assert told.returncode == 4 and "evil.py" in told.stderr and "policy.allow_remote_code" in told.stderr, told
-    assert len(hub.asked) == asked + 1, "the list of files"
+    assert all("/api/models/" in one.path for one in hub.asked[asked:]), "the list of files alone"
 
 
 @pytest.mark.slow

@@ -43,9 +43,11 @@ def _login(env: Mapping[str, str]) -> str | None:
     home = env.get("HF_HOME") or (f"{env['XDG_CACHE_HOME']}/huggingface" if env.get("XDG_CACHE_HOME") else None)
     home = home or (f"{env['HOME']}/.cache/huggingface" if env.get("HOME") else None)
     path = env.get("HF_TOKEN_PATH") or (f"{home}/token" if home else None)
-    if path is None or not Path(path).is_file():
+    if path is None:
         return None
     try:
+        if not Path(path).is_file():  # of another user's home, where that is HOME, nobody may even ask
+            return None
         with Path(path).open("rb") as file:
             token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pool_managerd.config import Config, PoolConfig
 from pool_managerd.core.narration import size
-from pool_managerd.errors import NodeError, PoolError, RequestError, SpecError
+from pool_managerd.errors import NodeError, PoolError, RequestError
 from pool_managerd.supervision.fetching import Pace, told
 from pool_managerd.supervision.model_gc import ModelGc
 from pool_managerd.supervision.model_users import ModelUsers
@@ -222,11 +222,7 @@ class ModelCacheWork:
         model_id = self._s.models.id_of(ref)
         configured = (pool.config for pool in self._pools.all() if pool.config is not None)
         same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
-        digests = next(same, ())
-        ahead = await self._s.models.foresee(ref, digests)
-        if ahead is not None and ahead.problem:
-            raise SpecError(f"cannot use {model_id}: {ahead.problem}", status=422, hint="nothing of it was fetched")
-        await self._s.models.fetch(ref, digests, progress=tell, unpacking=partial(tell, doing="unpacking"))
+        await self._s.models.fetch(ref, next(same, ()), progress=tell, unpacking=partial(tell, doing="unpacking"))
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
         if row is None and (used := await self._cached.used(ref)) is not None:
             return self._with_pools(used, [used["path"]])

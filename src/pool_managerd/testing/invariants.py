@@ -19,6 +19,7 @@ from pool_managerd.testing.scenario import ACQUIRE, SUBMITTED
 from pool_managerd.testing.scene import Scene
 from pool_managerd.testing.simulated_clients import SimulatedClients
 from pool_managerd.testing.simulated_machine import SimulatedEngine
+from pool_managerd.testing.simulated_staging import FETCH_PIECE_S
 
 CANDIDATE_LAUNCHES = 1 + Policy().port_retries
 LATE_S = 2.0
@@ -155,7 +156,7 @@ class Oracle:
 
     def _look_at_download(self, pool_id: str, reason: str) -> None:
         moved_at = self._scene.machine.downloads.moved_at.get(pool_id, float("-inf"))
-        if "no progress" in reason and self._scene.timeline.now - moved_at < LATE_S:
+        if "no progress" in reason and self._scene.timeline.now - moved_at < FETCH_PIECE_S + LATE_S:
             self._scene.fail("a start that fetches is not late as long as bytes come", f"{pool_id}: {reason}")
 
     def _restarted(self, pool_id: str) -> None:

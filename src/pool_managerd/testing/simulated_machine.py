@@ -98,7 +98,7 @@ class SimulatedGpu:
         return self.foreign_bytes + sum(self.held.values())
 
 
-_LINE_BREAKS = 0.002
+_LINE_BREAKS = 0.02
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Downloads:
     def hurry(self) -> None:
         """What is left comes soon, and the line holds."""
         self._breaks = 0.0
-        self.done_s = {pool_id: max(self.done_s.get(pool_id, 0.0), total_s - 3.0) for pool_id, total_s in self.total_s.items()}
+        self.done_s = {pool_id: max(self.done_s.get(pool_id, 0.0), total_s - 15.0) for pool_id, total_s in self.total_s.items()}
 
     def left_s(self, pool_id: str) -> float:
         return self.total_s.get(pool_id, 0.0) - self.done_s.get(pool_id, 0.0)

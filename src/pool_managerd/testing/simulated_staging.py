@@ -20,7 +20,7 @@ from pool_managerd.errors import NodeError, PoolError, SpecError
 from pool_managerd.testing.life import Life
 
 FIRST_PORT = 8_080
-FETCH_PIECE_S = 1.0
+FETCH_PIECE_S = 10.0
 
 
 def _pool_of(ref: str) -> str:
