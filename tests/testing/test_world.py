@@ -35,6 +35,7 @@ FOUND: dict[str, tuple[int, ...]] = {
     "a sleeper had what it had lent back while the borrower still had it": (888059443,),
     "an evict of a pool that comes up on demand never ended under the next daemon, whose engine went on": (63645953,),
     "a slot that was given as the daemon died was kept from all until its lease ran out": (3648177586,),
+    "a pool that was stopped while an apply was at another one was reloaded, and so started": (525955043,),
     "a candidate that had to look for another port used the epoch of the pool's next launch": (30166,),
 }
 """What seeds have found; each has a test of its own beside what was wrong, too."""

@@ -23,6 +23,7 @@ from pool_managerd.supervision.reload import Reloads
 from pool_managerd.supervision.reload_target import FileReload
 from pool_managerd.supervision.services import Services
 
+_STARTING = (Action.RELOAD, Action.RESTART, Action.START)
 DRAINED = (Phase.READY, Phase.SLEEPING, Phase.DRAINING)
 """Where a pool that is let go may have leases, which are waited for."""
 
@@ -61,6 +62,9 @@ class ApplySteps:
         self._asking = Asking(pools, services.clock)
 
     async def do(self, step: Step) -> Mapping[str, Any]:
+        if step.action in _STARTING and step.config is not None and self._was_stopped(step.pool_id):
+            await self._take_over(self._pools.get(step.pool_id), step)
+            return {}
         match step.action:
             case Action.REMOVE:
                 return await self._remove(self._pools.get(step.pool_id))
@@ -80,6 +84,11 @@ class ApplySteps:
             case _:
                 await self._take_over(self._pools.get(step.pool_id), step)
                 return {}
+
+    def _was_stopped(self, pool_id: str) -> bool:
+        """Whether a person has, since the plan was made, and it is down: it goes by the file when it is started again."""
+        pool = self._pools.find(pool_id)
+        return pool is not None and pool.instance.phase in IDLE and (pool.state.desired.stays_down or pool.state.held)
 
     async def define(self, pool: Pool, definition: Definition) -> None:
         """The pool is to run that from its next launch on, and goes by its rules from now on."""
