@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pool_managerd.models.byte_reader import identity
 from pool_managerd.models.progress import Progress
+from pool_managerd.models.thread_work import in_thread
 
 BLOCK_BYTES = 4 * 1024 * 1024
 CACHE_ENTRIES = 1024
@@ -62,15 +63,7 @@ async def _hash_in_thread(fd: int, total: int, progress: Progress | None) -> str
         if progress is not None:
             loop.call_soon_threadsafe(progress, done, total)
 
-    work = loop.run_in_executor(None, _hash, fd, stop, report)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        # The thread reads from the caller's descriptor: it must be gone before the caller may close it.
-        await asyncio.wait([work])
-        work.exception()
-        raise
+    return await in_thread(lambda: _hash(fd, stop, report), stop)
 
 
 def _hash(fd: int, stop: threading.Event, report: Callable[[int], None]) -> str:

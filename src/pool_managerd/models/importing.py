@@ -31,6 +31,7 @@ from pool_managerd.models.part import disk_error
 from pool_managerd.models.progress import Progress
 from pool_managerd.models.refs import ModelRef, parse_ref
 from pool_managerd.models.room import Room
+from pool_managerd.models.thread_work import in_thread
 
 MAX_PATH_CHARS = 4096
 FLUSH_BYTES = 64 << 20
@@ -77,14 +78,7 @@ class Importer:
         def report(done: int, total: int) -> None:
             loop.call_soon_threadsafe(progress, done, total)
 
-        work = loop.run_in_executor(None, self._run, wanted, _Copying(stop, report))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait([work])
-            work.exception()
-            raise
+        return await in_thread(lambda: self._run(wanted, _Copying(stop, report)), stop)
 
     def _run(self, wanted: Import, copying: _Copying) -> Entry:
         self._cache.prepare()

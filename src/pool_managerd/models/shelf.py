@@ -53,12 +53,7 @@ class Shelf:
         model = _fetchable(ref)
         entry = await asyncio.to_thread(self._cache.find, model.id)
         if entry is not None:
-            return {
-                "ref": model.id,
-                "present": True,
-                "files": [file.path for file in entry.files],
-                "size_bytes": entry.size_bytes,
-            }
+            return _plan(model, entry.size_bytes, [file.path for file in entry.files], present=True)
         check_scheme(self._policy(), model)
         here = await asyncio.to_thread(self._elsewhere.likely, model)
         if here is not None:

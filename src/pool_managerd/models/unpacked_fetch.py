@@ -9,10 +9,8 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from pool_managerd.config import PolicyConfig
 from pool_managerd.errors import PoolError, SpecError
@@ -24,9 +22,8 @@ from pool_managerd.models.folder_fetch import FetchFile, FolderFetch
 from pool_managerd.models.part import disk_error, sync_directory
 from pool_managerd.models.progress import Progress
 from pool_managerd.models.remote import RemoteFile, RemoteModel
+from pool_managerd.models.thread_work import in_thread
 from pool_managerd.models.unpacking import Unpacking, Written
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +94,10 @@ class UnpackedFetch:
             loop.call_soon_threadsafe(progress, done, total)
 
         work = Unpacking(remote, staging / "layers", self._policy, stop, tell)
-        chosen = await _in_thread(work.choose, stop)
+        chosen = await in_thread(work.choose, stop)
         await self._require_room(staging / "layers", chosen.size_bytes)
         await asyncio.to_thread(_empty, place)
-        written = await _in_thread(lambda: work.write(chosen, place, self._fits), stop)
+        written = await in_thread(lambda: work.write(chosen, place, self._fits), stop)
         files = tuple(_cached(f"{remote.folder}/{one.path}", one) for one in written)
         folder, weights = (remote.folder, chosen.weights) if chosen.is_folder else ("", 0)
         return Unpacked(files, folder, weights, tuple(one.layer for one in written))
@@ -157,17 +154,3 @@ def _check_digests(remote: RemoteModel, found: Unpacked, digests: Sequence[str])
                 f"cannot use {remote.ref.id}: digest mismatch: {Path(file.path).name} should be {wanted}, and is"
                 f" sha256:{file.sha256}", code="DIGEST_MISMATCH", status=422, hint="correct provisioning.model.checksum",
             )  # fmt: skip
-
-
-async def _in_thread(work: Callable[[], _T], stop: threading.Event) -> _T:
-    """Its result. Who is cancelled waits until it has stopped: it writes where the next one would."""
-    running = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.set()
-        while not running.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        running.exception()
-        raise

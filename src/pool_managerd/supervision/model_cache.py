@@ -33,15 +33,14 @@ class ModelCacheWork:
     def __init__(self, pools: Pools, services: Services, cached: CachedModels, config: Callable[[], Config]) -> None:
         self._pools, self._s, self._cached = pools, services, cached
         self._prospects = Prospects(pools, services, config().gpu.overhead_mib << 20)
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._operations: dict[str, Operation] = {}
+        self._running: dict[str, tuple[Operation, asyncio.Task[None]]] = {}
         self._removing: set[str] = set()
         self._users = ModelUsers(pools, services, config)
         self.gc = ModelGc(self._users, services, cached, config, lambda: self._running)
 
     async def close(self) -> None:
         """The daemon ends: what was fetched by now is kept."""
-        running = tuple(self._running.values())
+        running = tuple(task for _, task in self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -62,8 +61,7 @@ class ModelCacheWork:
         row, model_id = await self._cached.look(ref), self._s.models.id_of(ref)
         if row["present"]:
             return row
-        configured = (pool.config for pool in self._pools.all() if pool.config is not None)
-        users = [config for config in configured if self._s.models.id_of(config.model) == model_id]
+        users = self._configured_with(model_id)
         ahead = await self._s.models.foresee(ref, users[0].checksums if users else (), fresh=True)
         return row if ahead is None else await self._prospects.plan(ref, ahead, users)
 
@@ -117,12 +115,13 @@ class ModelCacheWork:
     async def cancel(self, ref: str) -> Operation:
         """Break off what is under way with it for people; pools that fetch the same go on. Raises RequestError MODEL_NOT_BUSY."""
         model_id = self._s.models.id_of(ref)
-        operation, task = self._operations.get(model_id), self._running.get(model_id)
-        if operation is None or task is None:
+        running = self._running.get(model_id)
+        if running is None:
             raise RequestError(
                 f"cannot cancel {model_id}: nothing is under way with it", code="MODEL_NOT_BUSY", status=409,
                 hint="pool-managerd operations shows what is; a pool's own download ends with: pool-managerd stop POOL",
             )  # fmt: skip
+        operation, task = running
         task.cancel()
         await asyncio.wait([task])
         return operation
@@ -156,6 +155,10 @@ class ModelCacheWork:
     def _with_pools(self, row: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
         return _shown(row, [need.pool_id for need in self._users.all() if need.covers(row["ref"], paths)])
 
+    def _configured_with(self, model_id: str) -> list[PoolConfig]:
+        configured = (pool.config for pool in self._pools.all() if pool.config is not None)
+        return [config for config in configured if self._s.models.id_of(config.model) == model_id]
+
     async def _row(self, model_id: str) -> dict[str, Any]:
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
         if row is None:
@@ -176,9 +179,9 @@ class ModelCacheWork:
         model_id = self._s.models.id_of(ref)
         if self._pools.closing:
             raise NodeError(f"cannot {kind} {model_id}: the daemon is shutting down")
-        joined = self._operations.get(model_id)
-        if joined is not None and joined.kind == f"model_{kind}" and kind != "import":
-            return joined
+        running = self._running.get(model_id)
+        if running is not None and running[0].kind == f"model_{kind}" and kind != "import":
+            return running[0]
         if model_id in self._running or model_id in self._removing:
             raise RequestError(
                 f"cannot {kind} {model_id}: it is being fetched, verified or deleted already",
@@ -186,8 +189,8 @@ class ModelCacheWork:
                 status=409,
             )
         operation = self._pools.operations.begin(f"model_{kind}", "")
-        self._operations[model_id] = operation
-        self._running[model_id] = asyncio.create_task(self._run(operation, model_id, work), name=f"{kind}:{model_id}")
+        task = asyncio.create_task(self._run(operation, model_id, work), name=f"{kind}:{model_id}")
+        self._running[model_id] = operation, task
         await self._pools.operations.kept()
         return operation
 
@@ -213,16 +216,14 @@ class ModelCacheWork:
             error = self._s.events.fault(f"while the model {model_id} was fetched or verified", problem, None)
         finally:
             self._running.pop(model_id, None)
-            self._operations.pop(model_id, None)
         if error is not None:
             self._s.events.clean_error(error)
         self._pools.operations.finish(operation, outcome, error)
 
     async def _pull(self, ref: str, tell: _Tell) -> dict[str, Any]:
         model_id = self._s.models.id_of(ref)
-        configured = (pool.config for pool in self._pools.all() if pool.config is not None)
-        same = (config.checksums for config in configured if self._s.models.id_of(config.model) == model_id)
-        await self._s.models.fetch(ref, next(same, ()), progress=tell, unpacking=partial(tell, doing="unpacking"))
+        digests = next((config.checksums for config in self._configured_with(model_id)), ())
+        await self._s.models.fetch(ref, digests, progress=tell, unpacking=partial(tell, doing="unpacking"))
         row = next((row for row in await self.rows() if row["ref"] == model_id), None)
         if row is None and (used := await self._cached.used(ref)) is not None:
             return self._with_pools(used, [used["path"]])
